@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Errors that a person will read. A function that can fail for a reason worth
+ * a sentence takes a struct vp_err and returns -errno; the message names the
+ * thing and the way out. Functions that take no vp_err return a bare -errno.
+ */
+#ifndef VP_BASE_ERR_H
+#define VP_BASE_ERR_H
+
+struct vp_err {
+	int  code;      /* negative errno, 0 = none */
+	char msg[256];  /* one sentence, no newline, always terminated */
+};
+
+/* Fill e (which may be NULL) and return code; code is a negative errno. */
+int vp_err_set(struct vp_err *e, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif

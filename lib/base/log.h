@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Where the library's few messages go is the program's business: it installs
+ * one sink at start-up. Without a sink, messages are discarded.
+ */
+#ifndef VP_BASE_LOG_H
+#define VP_BASE_LOG_H
+
+/* Levels are syslog's, so that sd-daemon prefixes come for free. */
+enum vp_log_level { VP_LOG_ERR = 3, VP_LOG_WARNING = 4, VP_LOG_NOTICE = 5, VP_LOG_INFO = 6, VP_LOG_DEBUG = 7 };
+
+typedef void (*vp_log_sink)(int level, const char *msg);
+
+/* Not thread-safe: call before other threads start. The sink may be called from any thread. */
+void vp_log_set(vp_log_sink sink, int max_level);
+
+/* msg carries no trailing newline. Never called per packet. */
+void vp_log(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif
