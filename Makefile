@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# A thin layer over Meson and Ninja. `make help` lists what there is.
+
+BUILDDIR ?= build
+NINJA    ?= ninja
+DESTDIR  ?=
+
+.DEFAULT_GOAL := all
+.PHONY: all setup demo check bench fuzz install clean help
+
+all: $(BUILDDIR)/build.ninja ## build everything that runs on the host and in the guests' user space
+	@$(NINJA) -C $(BUILDDIR)
+
+# The packages come first: Meson itself is one of them.
+$(BUILDDIR)/build.ninja:
+	@scripts/setup
+	@meson setup $(BUILDDIR) .
+
+setup: ## install the Debian packages that building and testing need (root or sudo)
+	@scripts/setup
+
+demo: ## boot two VMs joined by vhost-pcid, measure, print a table, write build/demo.json
+	@scripts/setup
+	@$(MAKE) --no-print-directory all
+	@scripts/demo --builddir $(BUILDDIR)
+
+check: ## build and run every test; the last line is "N passed, N failed, N skipped"
+	@scripts/setup
+	@scripts/check --builddir $(BUILDDIR)
+
+bench: ## run the benchmarks, write JSON and plots under build/bench
+	@scripts/setup
+	@$(MAKE) --no-print-directory all
+	@bench/run --builddir $(BUILDDIR)
+
+FUZZ_SECONDS ?= 60
+fuzz: ## run every libFuzzer target for FUZZ_SECONDS each (default 60; needs clang)
+	@scripts/setup
+	@scripts/check --builddir $(BUILDDIR) --only fuzz --fuzz-seconds $(FUZZ_SECONDS)
+
+install: all ## install into DESTDIR and the configured prefix
+	@DESTDIR="$(DESTDIR)" meson install -C $(BUILDDIR) --no-rebuild
+
+clean: ## remove the build directories (the caches of kernels and trees stay)
+	@rm -rf $(BUILDDIR)
+
+help: ## show this list
+	@sed -n 's/^\([a-z][a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
