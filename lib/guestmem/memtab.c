@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "guestmem/memtab.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+static int region_cmp(const void *a, const void *b)
+{
+	const struct vp_region *x = a, *y = b;
+
+	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
+}
+
+int vp_memtab_build(struct vp_memtab **out, const struct vp_region_desc *d, unsigned n,
+		    struct vp_err *e)
+{
+	struct vp_memtab *t;
+	uint64_t end;
+	unsigned i;
+
+	*out = NULL;
+	if (n > VP_MEMTAB_MAX)
+		return vp_err_set(e, -E2BIG, "memory table: %u regions, at most %d are supported", n,
+				  VP_MEMTAB_MAX);
+	t = calloc(1, sizeof(*t) + n * sizeof(t->r[0]));
+	if (!t)
+		return vp_err_set(e, -ENOMEM, "memory table: out of memory");
+	for (i = 0; i < n; i++) {
+		/* The last byte may be the last of the address space, the end may not wrap past it. */
+		if (!d[i].size || vp_add_overflow(d[i].gpa, d[i].size - 1, &end) ||
+		    vp_add_overflow(d[i].uva, d[i].size - 1, &end)) {
+			vp_err_set(e, -EINVAL, "memory table: region %u (address 0x%llx, size 0x%llx) is empty or wraps around",
+				   i, (unsigned long long)d[i].gpa, (unsigned long long)d[i].size);
+			goto inval;
+		}
+		if (d[i].map && d[i].map->size < d[i].size) {
+			vp_err_set(e, -EINVAL, "memory table: region %u has 0x%llx bytes but its mapping only 0x%llx",
+				   i, (unsigned long long)d[i].size, (unsigned long long)d[i].map->size);
+			goto inval;
+		}
+		t->r[i] = (struct vp_region){
+			.gpa = d[i].gpa, .size = d[i].size, .uva = d[i].uva, .offset = d[i].offset,
+			.map = d[i].map, .host = d[i].map ? d[i].map->host : VP_GPTR_NULL,
+		};
+	}
+	qsort(t->r, n, sizeof(t->r[0]), region_cmp);
+	for (i = 1; i < n; i++) {
+		if (t->r[i].gpa - t->r[i - 1].gpa < t->r[i - 1].size) {
+			vp_err_set(e, -EINVAL, "memory table: regions at 0x%llx and 0x%llx overlap",
+				   (unsigned long long)t->r[i - 1].gpa, (unsigned long long)t->r[i].gpa);
+			goto inval;
+		}
+	}
+	for (i = 0; i < n; i++)
+		vp_map_ref(t->r[i].map);
+	t->n = n;
+	*out = t;
+	return 0;
+inval:
+	free(t);
+	return -EINVAL;
+}
+
+void vp_memtab_free(struct vp_memtab *t)
+{
+	unsigned i;
+
+	if (!t)
+		return;
+	for (i = 0; i < t->n; i++)
+		vp_map_unref(t->r[i].map);
+	free(t);
+}
+
+int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa)
+{
+	unsigned lo = 0, hi = t->n;
+
+	while (lo < hi) {
+		unsigned mid = lo + (hi - lo) / 2;
+
+		if (t->r[mid].gpa <= gpa)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (!lo || gpa - t->r[lo - 1].gpa >= t->r[lo - 1].size)
+		return -1;
+	return (int)lo - 1;
+}
+
+int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, uint64_t *gpa)
+{
+	unsigned i;
+
+	for (i = 0; i < t->n; i++) {
+		if (!vp_range_inside(uva, len, t->r[i].uva, t->r[i].size))
+			continue;
+		*gpa = t->r[i].gpa + (uva - t->r[i].uva);
+		return 0;
+	}
+	return -EFAULT;
+}
+
+bool vp_memtab_lost(const struct vp_memtab *t)
+{
+	unsigned i;
+
+	for (i = 0; t && i < t->n; i++)
+		if (t->r[i].map && vp_map_lost(t->r[i].map))
+			return true;
+	return false;
+}
+
+void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_iommu *iommu)
+{
+	x->tab = tab;
+	x->iommu = iommu;
+	vp_xlate_flush(x);
+}
+
+int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
+		   vp_gptr *host, uint64_t *span)
+{
+	const struct vp_region *r;
+	uint64_t off;
+	int i;
+
+	if (x->iommu)
+		return x->iommu->translate(x->iommu, addr, len, acc, host, span);
+	i = x->tab ? vp_memtab_find(x->tab, addr) : -1;
+	if (i < 0)
+		return -EFAULT;
+	r = &x->tab->r[i];
+	if (!r->map || (acc == VP_WRITE && !r->map->writable))
+		return -EFAULT;
+	off = addr - r->gpa;
+	*host = vp_gptr_add(r->host, off);
+	*span = VP_MIN(len, r->size - off);
+	x->hot[acc] = (struct vp_window){ .start = r->gpa, .size = r->size, .host = r->host };
+	return 0;
+}
+
+int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
+		    vp_gptr *host)
+{
+	uint64_t done, span;
+	vp_gptr next;
+	int ret;
+
+	ret = vp_xlate_piece(x, addr, len, acc, host, &span);
+	if (ret)
+		return ret;
+	/* Two regions may be neighbours in guest and in host addresses alike. */
+	for (done = span; done < len; done += span) {
+		ret = vp_xlate_piece(x, addr + done, len - done, acc, &next, &span);
+		if (ret)
+			return ret;
+		if (next.p != vp_gptr_add(*host, done).p)
+			return -EFAULT;
+	}
+	return 0;
+}
+
+int vp_xlate_copy_in(struct vp_xlate *x, void *dst, uint64_t addr, uint64_t len)
+{
+	uint64_t span, done;
+	vp_gptr g;
+	int ret;
+
+	for (done = 0; done < len; done += span) {
+		ret = vp_xlate_piece(x, addr + done, len - done, VP_READ, &g, &span);
+		if (ret)
+			return ret;
+		vp_copy_in((char *)dst + done, g, span);
+	}
+	return 0;
+}
+
+int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64_t len)
+{
+	uint64_t span, done;
+	vp_gptr g;
+	int ret;
+
+	for (done = 0; done < len; done += span) {
+		ret = vp_xlate_piece(x, addr + done, len - done, VP_WRITE, &g, &span);
+		if (ret)
+			return ret;
+		vp_copy_out(g, (const char *)src + done, span);
+	}
+	return 0;
+}
+
+void vp_dirty_log_mark(const struct vp_dirty_log *log, uint64_t gpa, uint64_t len)
+{
+	uint64_t page, last;
+
+	if (!len)
+		return;
+	last = (gpa + len - 1) >> 12;
+	for (page = gpa >> 12; page <= last && page < log->pages; page++)
+		vp_or8(log->map->host, page >> 3, (uint8_t)(1u << (page & 7)));
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Region tables: which addresses of a driver VM are reachable, and where.
+ *
+ * A table is immutable once built. The owner builds a new one from scratch,
+ * validates all of it, publishes it, waits for a grace period and drops the
+ * old (as Linux's vhost_set_memory() does). Mappings are shared by reference
+ * between tables, so adding one region to a table of 500 maps once.
+ *
+ * vhost-user, "Memory regions description": a region has a guest physical
+ * address (what descriptors hold), a front-end user address (what ring
+ * addresses hold), a size and an offset into its file.
+ */
+#ifndef VP_GUESTMEM_MEMTAB_H
+#define VP_GUESTMEM_MEMTAB_H
+
+#include "guestmem/map.h"
+
+#define VP_MEMTAB_MAX 509 /* what vhost-user front-ends announce at most */
+
+struct vp_region {
+	uint64_t       gpa;
+	uint64_t       size;
+	uint64_t       uva;    /* front-end user address; never shown to another VM */
+	uint64_t       offset; /* of gpa in the file */
+	vp_gptr        host;
+	struct vp_map *map;
+};
+
+struct vp_memtab {
+	unsigned         n;
+	struct vp_region r[]; /* sorted by gpa, disjoint */
+};
+
+/* One region to add; map may be NULL for a region that is translated but not mapped here. */
+struct vp_region_desc {
+	uint64_t       gpa, size, uva, offset;
+	struct vp_map *map;
+};
+
+/*
+ * Build a table of n regions (copied; each map gets a reference of its own).
+ * -EINVAL: zero size, wrapping or overlapping addresses, a map smaller than its
+ * region; -E2BIG: more than VP_MEMTAB_MAX; -ENOMEM.
+ */
+int vp_memtab_build(struct vp_memtab **out, const struct vp_region_desc *d, unsigned n,
+		    struct vp_err *e);
+void vp_memtab_free(struct vp_memtab *t);
+
+/* Index of the region that holds gpa, or -1. */
+int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa);
+
+/* Front-end user address to guest physical address; -EFAULT when [uva, uva+len) is not inside one region. */
+int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, uint64_t *gpa);
+
+/* True when a mapping that this table uses was truncated under us. */
+bool vp_memtab_lost(const struct vp_memtab *t);
+
+/* What a translation is for. A device-readable buffer is only ever read. */
+enum vp_access { VP_READ = 0, VP_WRITE = 1 };
+
+/*
+ * A second translation stage in front of the table: a vIOMMU's IOTLB. Maps iova to a
+ * contiguous piece in peer memory: on success *host is the location and *span (<= len,
+ * > 0) the bytes usable from there. -EAGAIN: a miss was sent, come back later;
+ * -EFAULT: not allowed.
+ */
+struct vp_iommu {
+	int (*translate)(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc,
+			 vp_gptr *host, uint64_t *span);
+};
+
+/*
+ * The per-virtqueue translator. It remembers the last window hit in each
+ * direction, so that the usual case is one subtraction and two compares.
+ * One thread at a time.
+ */
+struct vp_window {
+	uint64_t start, size;
+	vp_gptr  host;
+};
+struct vp_xlate {
+	struct vp_window        hot[2]; /* by enum vp_access */
+	const struct vp_memtab *tab;
+	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
+};
+
+/* Use tab (and iommu, or NULL) from now on; forgets cached windows. Not owned. */
+void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_iommu *iommu);
+
+/* Forget cached windows (after an IOTLB invalidation). */
+VP_INLINE void vp_xlate_flush(struct vp_xlate *x)
+{
+	x->hot[0].size = 0;
+	x->hot[1].size = 0;
+}
+
+/* The slow half: one contiguous piece at addr; *span <= len. -EFAULT, -EAGAIN. */
+int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
+		   vp_gptr *host, uint64_t *span);
+
+/* Whole range in the window used last? Then *host and true. len > 0. */
+VP_INLINE bool vp_xlate_hot(const struct vp_xlate *x, uint64_t addr, uint64_t len,
+			    enum vp_access acc, vp_gptr *host)
+{
+	const struct vp_window *w = &x->hot[acc];
+	uint64_t off = addr - w->start;
+
+	if (vp_unlikely(off >= w->size || len > w->size - off))
+		return false;
+	*host = vp_gptr_add(w->host, off);
+	return true;
+}
+
+/* A range that must be contiguous (ring areas). 0, -EFAULT or -EAGAIN. len > 0. */
+int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
+		    vp_gptr *host);
+
+/*
+ * Copy from/to guest addresses across region borders (slow path: state that is
+ * read rarely). 0, -EFAULT or -EAGAIN; on failure an unknown prefix was copied.
+ */
+int vp_xlate_copy_in(struct vp_xlate *x, void *dst, uint64_t addr, uint64_t len);
+int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64_t len);
+
+/*
+ * The dirty log of live migration (vhost-user, "Migration"): a bitmap, one bit
+ * for each 4 KiB page of guest physical memory.
+ */
+struct vp_dirty_log {
+	struct vp_map *map;
+	uint64_t       pages; /* bits in the bitmap */
+};
+
+/* Mark [gpa, gpa + len) dirty; pages beyond the bitmap are ignored. After the write itself. */
+void vp_dirty_log_mark(const struct vp_dirty_log *log, uint64_t gpa, uint64_t len);
+
+#endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Split rings off the fast path: chains of several descriptors, dirty logging. */
+#include "virtq/virtq.h"
+
+static int split_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint16_t head)
+{
+	unsigned seen, i = head;
+	int ret;
+
+	/* A chain visits each descriptor at most once, so a loop shows as too many steps. */
+	for (seen = 0; seen < vq->size; seen++) {
+		uint64_t w = vp_ld64(vq->desc, 16 * (size_t)i + 8);
+		uint64_t addr = vp_ld64(vq->desc, 16 * (size_t)i);
+		uint16_t flags = VP_SPLIT_FLAGS(w);
+
+		if (flags & VRING_DESC_F_INDIRECT) {
+			if (flags & VRING_DESC_F_NEXT)
+				return VP_VQ_BAD_INDIRECT;
+			return vp_chain_indirect(vq, b, c, addr, VP_SPLIT_LEN(w));
+		}
+		ret = vp_chain_add(vq, b, c, addr, VP_SPLIT_LEN(w), flags & VRING_DESC_F_WRITE);
+		if (ret || !(flags & VRING_DESC_F_NEXT))
+			return ret;
+		i = VP_SPLIT_NEXT(w);
+		if (i >= vq->size)
+			return VP_VQ_BAD_DESC;
+	}
+	return VP_VQ_BAD_CHAIN;
+}
+
+bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head)
+{
+	struct vp_chain *c = vp_chain_begin(b);
+
+	c->id = head;
+	return vp_chain_end(vq, b, c, split_walk(vq, b, c, head));
+}
+
+void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n)
+{
+	unsigned i;
+
+	if (!vq->log_ring)
+		return;
+	for (i = 0; i < n; i++)
+		vp_dirty_log_mark(vq->log, vq->log_addr + 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
+	vp_dirty_log_mark(vq->log, vq->log_addr, 4);
+}

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The device side of a virtqueue, split or packed (virtio 1.3, sections 2.7
+ * and 2.8), in bursts.
+ *
+ * Security model: the rings lie in the memory of a driver that may be hostile.
+ * Each ring field is loaded once; what we need to remember (our indices, the
+ * ids that we return) is kept here and never read back. Chains are bounded by
+ * the queue size, indirect tables by their length, and every (address, length)
+ * is translated before a pointer is formed. A ring that breaks the rules is
+ * *broken*: it stays so until it is set up again, and harms nobody else.
+ *
+ * A virtqueue belongs to one thread at a time. Nothing here allocates, takes a
+ * lock or makes a system call.
+ */
+#ifndef VP_VIRTQ_VIRTQ_H
+#define VP_VIRTQ_VIRTQ_H
+
+#include "guestmem/memtab.h"
+
+#define VP_VQ_MAX_SIZE   32768 /* virtio 1.3, 2.7: the largest queue size */
+#define VP_BURST         64    /* chains per burst at most */
+#define VP_BURST_SEGS    4096  /* segments per burst at most; a longer chain breaks its queue */
+
+/* One contiguous piece of a descriptor chain. */
+struct vp_seg {
+	vp_gptr  p;
+	uint64_t addr; /* as the driver named it: for the dirty log */
+	uint32_t len;  /* bytes, > 0 */
+};
+
+/* One descriptor chain: device-readable segments, then device-writable ones. */
+struct vp_chain {
+	uint32_t seg;     /* index of its first segment in the burst */
+	uint16_t nout;    /* device-readable segments */
+	uint16_t nin;     /* device-writable segments, behind them */
+	uint32_t out_len; /* bytes, sum over the readable segments */
+	uint32_t in_len;  /* bytes, sum over the writable ones */
+	uint16_t id;      /* to return in vp_used */
+	uint16_t slots;   /* ring slots that it takes (packed), 1 (split) */
+};
+
+struct vp_burst {
+	unsigned        n, nseg;
+	struct vp_chain chain[VP_BURST];
+	struct vp_seg   seg[VP_BURST_SEGS];
+};
+
+/* What goes back to the driver for a chain. */
+struct vp_used {
+	uint32_t len;   /* bytes written into the writable segments */
+	uint16_t id;
+	uint16_t slots;
+};
+
+/* Why a queue broke; vp_vq_broken_str() says it in words. */
+enum vp_vq_broken {
+	VP_VQ_OK = 0,
+	VP_VQ_BAD_INDEX,       /* available index ahead by more than the queue size */
+	VP_VQ_BAD_DESC,        /* descriptor index or id outside the table */
+	VP_VQ_BAD_CHAIN,       /* chain loops, or is longer than the queue or table */
+	VP_VQ_BAD_INDIRECT,    /* indirect table empty, odd-sized, too long, nested or chained */
+	VP_VQ_BAD_ORDER,       /* device-readable descriptor behind a device-writable one */
+	VP_VQ_BAD_ADDR,        /* buffer outside the driver VM's memory */
+	VP_VQ_TOO_LONG,        /* chain of 4 GiB or more, or of too many pieces */
+	VP_VQ_BAD_RING,        /* ring areas unmapped, misaligned or straddling regions */
+	VP_VQ_LOST_MEMORY,     /* the memory's file was truncated */
+	VP_VQ_BAD_CALL,        /* its call notifier does not take notifications */
+	VP_VQ_BAD_BUFFER,      /* a buffer of the wrong direction for this queue */
+	VP_VQ_BROKEN_MAX
+};
+
+struct vp_virtq {
+	/* set at start, read in the data path */
+	vp_gptr  desc;          /* descriptor table / descriptor ring */
+	vp_gptr  driver;        /* available ring / driver event suppression */
+	vp_gptr  device;        /* used ring / device event suppression */
+	uint16_t size;
+	bool     packed;
+	bool     event_idx;
+	bool     in_order;
+	bool     indirect;
+	uint8_t  broken;        /* enum vp_vq_broken */
+	/* our place in the ring */
+	uint16_t last_avail;    /* split: free running; packed: slot */
+	uint16_t avail_seen;    /* split: the driver's index when last loaded */
+	uint16_t used_idx;      /* split: free running; packed: slot */
+	uint16_t signalled;     /* used_idx when the driver was last notified */
+	bool     avail_wrap;    /* packed wrap counters */
+	bool     used_wrap;
+	bool     signalled_wrap;
+	bool     signalled_valid;
+	bool     kicks_on;      /* we asked for notifications */
+	struct vp_xlate xl;
+	/* rarely used */
+	const struct vp_dirty_log *log;  /* NULL = not logging */
+	uint64_t log_addr;               /* guest physical address of the device area */
+	bool     log_ring;
+	uint64_t desc_addr, driver_addr, device_addr; /* guest physical or IOVA */
+};
+
+/* How to start a queue. Addresses are what the translator takes (GPA, or IOVA with a vIOMMU). */
+struct vp_vq_conf {
+	uint16_t size;      /* split: a power of two; packed: 1 to 32768 */
+	uint32_t base;      /* as VHOST_USER_SET_VRING_BASE: split 16 bit; packed 2 x (15 bit + wrap) */
+	uint64_t features;  /* negotiated virtio feature bits */
+	uint64_t desc, driver, device;
+	const struct vp_memtab *tab;   /* not owned; outlives the queue or is replaced by vp_vq_rebind() */
+	struct vp_iommu *iommu;        /* or NULL */
+};
+
+/* Sizes in bytes of the three areas, by format. */
+uint64_t vp_vq_desc_bytes(uint16_t size);
+uint64_t vp_vq_driver_bytes(uint16_t size, bool packed);
+uint64_t vp_vq_device_bytes(uint16_t size, bool packed);
+
+/*
+ * Start a queue: validates, translates, reads where the used index stands.
+ * 0; -EINVAL (size, alignment), -EFAULT (area not mapped), -EAGAIN (IOTLB miss sent).
+ */
+int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *e);
+
+/* The same ring after its memory moved: translate the areas again. As vp_vq_start(). */
+int vp_vq_rebind(struct vp_virtq *vq, const struct vp_memtab *tab, struct vp_iommu *iommu,
+		 struct vp_err *e);
+
+/* Where we are, encoded as VHOST_USER_GET_VRING_BASE answers it. */
+uint32_t vp_vq_base(const struct vp_virtq *vq);
+
+void vp_vq_break(struct vp_virtq *vq, enum vp_vq_broken why);
+const char *vp_vq_broken_str(enum vp_vq_broken why);
+
+/*
+ * Dirty logging on (log, and for a logged used ring its guest physical address)
+ * or off (NULL).
+ */
+void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool ring, uint64_t ring_addr);
+
+/*
+ * Load up to max (<= VP_BURST) available chains into b without consuming them:
+ * the next call returns the same ones unless vp_vq_advance() came between.
+ * Number of chains (0 = none available); a queue that turns out broken returns
+ * the chains before the offence first and 0 from then on (see vq->broken). A vIOMMU
+ * miss ends the burst in the same way, without breaking it.
+ */
+static inline unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max);
+
+/* Consume the first n chains of the last fetch; they must be completed later, in any order. */
+static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n);
+
+/* Give n chains back; they become visible to the driver together. */
+static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+
+/* Does the driver want to be notified of what was completed since the last time this said yes? */
+bool vp_vq_need_call(struct vp_virtq *vq);
+
+/* Ask the driver for kicks; true when chains are available already (look again, do not sleep). */
+bool vp_vq_enable_kicks(struct vp_virtq *vq);
+void vp_vq_disable_kicks(struct vp_virtq *vq);
+
+/* Cheap look: something to fetch? */
+static inline bool vp_vq_has_avail(struct vp_virtq *vq);
+
+#include "virtq/split.h"
+#include "virtq/packed.h"
+
+static inline unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max)
+{
+	b->n = 0;
+	b->nseg = 0;
+	if (vp_unlikely(vq->broken))
+		return 0;
+	return vq->packed ? vp_packed_fetch(vq, b, max) : vp_split_fetch(vq, b, max);
+}
+
+static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n)
+{
+	if (vq->packed)
+		vp_packed_advance(vq, b, n);
+	else
+		vq->last_avail = (uint16_t)(vq->last_avail + n);
+}
+
+static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	if (!n)
+		return;
+	if (vq->packed)
+		vp_packed_complete(vq, u, n);
+	else
+		vp_split_complete(vq, u, n);
+}
+
+static inline bool vp_vq_has_avail(struct vp_virtq *vq)
+{
+	if (vp_unlikely(vq->broken))
+		return false;
+	return vq->packed ? vp_packed_has_avail(vq) : vp_split_has_avail(vq);
+}
+
+#endif
