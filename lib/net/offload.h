@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The virtio-net offload header (virtio 1.3, 5.1.6): checking it against the
+ * packet that it came with, and doing in software what the receiver did not
+ * negotiate: completing a partial checksum, cutting a large segment.
+ *
+ * Security model: the header and the packet come from a hostile sender. The
+ * caller has copied both into private memory, once; nothing here reads peer
+ * memory. Every offset is checked against the packet's length before use.
+ */
+#ifndef VP_NET_OFFLOAD_H
+#define VP_NET_OFFLOAD_H
+
+#include <linux/virtio_net.h>
+
+#include "base/err.h"
+#include "base/util.h"
+
+/* Bytes of the header on the wire: 12 with VIRTIO_F_VERSION_1 or MRG_RXBUF, else 10 (legacy). */
+VP_INLINE unsigned vp_net_hdr_len(uint64_t features)
+{
+	return features & (VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_NET_F_MRG_RXBUF)) ? 12 : 10;
+}
+
+/*
+ * Is this a header that a driver with these negotiated (driver to device) features may send with
+ * a packet of len bytes (header not counted)? Clears flags that only the device may set
+ * (DATA_VALID, RSC_INFO). 0, or -EINVAL: csum_start + csum_offset + 2 beyond the packet, unknown or
+ * not negotiated GSO type, GSO without NEEDS_CSUM, gso_size zero, hdr_len larger than the packet.
+ */
+int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_features);
+
+/* May the packet be handed to a driver with these negotiated (GUEST_*) features as it is? */
+bool vp_net_hdr_accepted(const struct virtio_net_hdr *h, uint64_t dst_features);
+
+/* Write the checksum over [csum_start, len) to csum_start + csum_offset. 0 or -EINVAL. */
+int vp_net_csum_complete(uint8_t *pkt, uint32_t len, uint16_t csum_start, uint16_t csum_offset);
+
+/* A large segment being cut into packets of at most headers + gso_size bytes. */
+struct vp_gso {
+	const uint8_t *pkt;
+	uint32_t len, hdr_len, mss, done;
+	uint16_t l3_off, l4_off;
+	uint16_t index;
+	uint8_t  gso_type; /* without the ECN bit */
+	bool     ecn, ipv6;
+	/* the rest is private to offload.c */
+	uint32_t seq;
+	uint16_t ip_id;
+};
+
+#define VP_GSO_HDR_MAX 256 /* Ethernet + VLAN tags + IP with options/extensions + TCP with options */
+
+/*
+ * Prepare to cut pkt (which stays the caller's until the last segment) as h says: TCPv4, TCPv6 (with
+ * or without ECN), UDP_L4. The headers are found by parsing the packet, never by trusting
+ * hdr_len. 0; -EINVAL: the packet is not what h says; -EOPNOTSUPP: a type that is not cut (UFO).
+ */
+int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct virtio_net_hdr *h);
+
+/*
+ * The next segment, complete with lengths, IP id, sequence number, flags and
+ * checksums, into out (at least g->hdr_len + g->mss bytes). Its length, or 0 when none is left.
+ */
+uint32_t vp_gso_next(struct vp_gso *g, uint8_t *out);
+
+#endif
