@@ -184,21 +184,21 @@ struct vhp_abi_state {
 	__le32	nwindows;		/* 0x0030 entries of windows[] to look at (highest + 1) */
 	__le32	config_size;		/* 0x0034 bytes of config[] that are valid */
 	__le32	config_generation;	/* 0x0038 changes whenever config[] does */
-	__le32	reserved0;		/* 0x003c */
+	__le32	regions_generation;	/* 0x003c changes whenever windows[] or regions[] do */
 	__le64	features[2];		/* 0x0040 negotiated with the driver VM, 128 bits */
 	__le64	required_features[2];	/* 0x0050 what ATTACH must support */
 	__le64	offered_features[2];	/* 0x0060 what the driver VM is offered */
-	__u8	reserved1[0x90];	/* 0x0070 */
+	__u8	reserved0[0x90];	/* 0x0070 */
 	struct vhp_abi_answer answer;	/* 0x0100 */
-	__u8	reserved2[0xc0];	/* 0x0140 */
+	__u8	reserved1[0xc0];	/* 0x0140 */
 	__u8	config[VHP_CONFIG_MAX];	/* 0x0200 */
-	__u8	reserved3[0xd00];	/* 0x0300 */
+	__u8	reserved2[0xd00];	/* 0x0300 */
 	struct vhp_abi_queue queues[VHP_MAX_QUEUES];	/* 0x1000 */
-	__u8	reserved4[0x5000];	/* 0x3000 */
+	__u8	reserved3[0x5000];	/* 0x3000 */
 	struct vhp_abi_window windows[VHP_MAX_WINDOWS];	/* 0x8000 */
-	__u8	reserved5[0x60];	/* 0xbfa0 */
+	__u8	reserved4[0x60];	/* 0xbfa0 */
 	struct vhp_abi_region regions[VHP_MAX_REGIONS];	/* 0xc000 */
-	__u8	reserved6[0x60];	/* 0xffa0 */
+	__u8	reserved5[0x60];	/* 0xffa0 */
 };
 
 /* ---- the command page (guest to daemon) ------------------------------------------------------ */
@@ -207,8 +207,9 @@ struct vhp_abi_state {
 #define VHP_CMD_ATTACH		1u
 #define VHP_CMD_DETACH		2u
 #define VHP_CMD_QUEUE_STOPPED	3u
-#define VHP_CMD_MAP		4u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
-#define VHP_CMD_UNMAP		5u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
+#define VHP_CMD_SYNC		4u
+#define VHP_CMD_MAP		5u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
+#define VHP_CMD_UNMAP		6u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
 
 /* VHP_CMD_ATTACH: args[] */
 #define VHP_ATTACH_ABI		0u	/* the guest's VHP_ABI_VERSION */
@@ -224,6 +225,9 @@ struct vhp_abi_state {
 
 #define VHP_STOPPED_F_BROKEN	(1ull << 0)	/* the ring is malformed; base is not meaningful */
 #define VHP_STOPPED_F_NO_BASE	(1ull << 1)	/* base is unknown: the daemon uses the used index */
+
+/* VHP_CMD_SYNC: args[]. Nothing older than this regions_generation is in use any more. */
+#define VHP_SYNC_REGIONS	0u
 
 #define VHP_CMD_NARGS		15u
 
@@ -340,6 +344,7 @@ VHP_AT(vhp_abi_state, nregions, 0x002c);
 VHP_AT(vhp_abi_state, nwindows, 0x0030);
 VHP_AT(vhp_abi_state, config_size, 0x0034);
 VHP_AT(vhp_abi_state, config_generation, 0x0038);
+VHP_AT(vhp_abi_state, regions_generation, 0x003c);
 VHP_AT(vhp_abi_state, features, 0x0040);
 VHP_AT(vhp_abi_state, required_features, 0x0050);
 VHP_AT(vhp_abi_state, offered_features, 0x0060);
