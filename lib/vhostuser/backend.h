@@ -50,7 +50,6 @@ enum vu_ring_change {
 	VU_RING_CALL     = 0x08, /* call fd replaced, started or not */
 	VU_RING_ERR      = 0x10, /* error fd replaced */
 	VU_RING_LOG      = 0x20, /* only logging (VHOST_VRING_F_LOG, log address) changed while started */
-	VU_RING_INBAND_KICK = 0x40, /* VRING_KICK message: work may be there */
 };
 
 struct vu_ring {
@@ -80,12 +79,12 @@ struct vu_ring {
 
 /*
  * All may be NULL unless said otherwise. They return 0 or -errno, those marked LATER also VU_LATER; e is never NULL, a
- * sentence there is used for the error, else one is made. An error is answered
- * if the front-end asked for an answer; if it did not, messages without which the session makes no sense
- * (all but MTU, RARP, SET_CONFIG, SET_STATUS, RESET_OWNER and LOG_FD) end it.
+ * sentence there is used for the error, else one is made. An error is answered if the front-end asked for an
+ * answer. If it did not, the session goes on after MTU, RARP, SET_CONFIG, SET_STATUS, LOG_FD and after an error of ring_changed
+ * (a bad ring harms only itself); after the rest it ends, because front-end and back-end would disagree from then on.
  */
 struct vu_backend_ops {
-	/* The acknowledged bits, already checked to be a subset of the offered; only called when they changed. */
+	/* The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered; only called when they changed. */
 	int (*set_features)(void *ctx, uint64_t features, struct vp_err *e);
 	int (*set_protocol_features)(void *ctx, uint64_t pf, struct vp_err *e);
 
@@ -211,6 +210,8 @@ struct vu_backend_info {
 	unsigned int out_waiting;        /* messages the front-end has not read */
 	bool req_channel;
 	uint32_t owed;                   /* message whose answer is deferred, 0 = none */
+	char refusal[256];               /* why the last refused message was refused, "" = never */
+	char req_error[256];             /* why the request channel was closed, "" = it was not */
 	uint32_t count[VU_FE_MSG_END];   /* by message id */
 };
 void vu_backend_get_info(const struct vu_backend *b, struct vu_backend_info *info);
@@ -247,6 +248,5 @@ int vu_backend_shmem_unmap(struct vu_backend *b, uint8_t shmid, uint64_t shm_off
 int vu_backend_iotlb_miss(struct vu_backend *b, uint64_t iova, uint8_t perm, vu_req_done done, void *arg);
 int vu_backend_iotlb_access_fail(struct vu_backend *b, uint64_t iova, uint8_t perm, vu_req_done done, void *arg);
 int vu_backend_config_change(struct vu_backend *b, vu_req_done done, void *arg);
-/* In-band call and error, for INBAND_NOTIFICATIONS (not offered by this implementation). */
 
 #endif
