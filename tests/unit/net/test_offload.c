@@ -491,6 +491,12 @@ static void test_gso_rejects(void **state)
 		assert_int_equal(init_with(n, &h), -EINVAL);
 	assert_int_equal(init_with(n, &h), 0);
 
+	s = (struct shape){ .tcp = true, .tags = 1, .l3_extra = 40, .l4_extra = 40, .payload = 9 };
+	len = build(&s, &h, 4);
+	for (n = 0; n <= h.hdr_len; n++)
+		assert_int_equal(init_with(n, &h), -EINVAL);
+	assert_int_equal(init_with(n, &h), 0);
+
 	/* Headers that go on and on: rejected beyond VP_GSO_HDR_MAX. */
 	s = (struct shape){ .tcp = true, .tags = 54, .payload = 99 };
 	len = build(&s, &h, 10);
