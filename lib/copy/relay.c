@@ -93,6 +93,7 @@ static void gather(struct cursor *cur, uint8_t *dst, uint32_t n)
 VP_INLINE void copy_payload(vp_gptr dst, vp_gptr src, uint32_t n)
 {
 	if (n >= 64 && n <= 128) {
+		/* Two pieces that overlap: no loop, no call. */
 		vp_copy_peer(dst, src, 64);
 		vp_copy_peer(vp_gptr_add(dst, n - 64), vp_gptr_add(src, n - 64), 64);
 	} else {
@@ -296,37 +297,44 @@ static enum verdict forward_slow(struct run *r, const struct vp_chain *c, uint32
 static const uint8_t plain_hdr[12] = { [10] = 1 };
 
 /*
- * The usual packet: no offloads asked for, in one piece, into one buffer in one
- * piece. False when it is something else (nothing was done).
+ * The usual packets, from chain i on: no offloads asked for, in one piece, into one
+ * buffer in one piece. Returns how many were of this kind; the first that is
+ * not stays for forward_slow().
  */
-VP_INLINE bool forward_plain(struct run *r, const struct vp_chain *c, uint32_t *bytes)
+VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned src_hlen,
+				 unsigned dst_hlen, uint64_t *bytes)
 {
-	const struct vp_chain *d = &r->s->dst.chain[r->idst];
-	const struct vp_seg *ss = &r->s->src.seg[c->seg], *ds;
-	uint16_t asks;
-	uint32_t plen;
+	struct vp_relay_scratch *s = r->s;
+	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->idst];
+	struct vp_used *us = &s->used_src[i], *ud = &s->used_dst[r->idst];
+	unsigned k, count = VP_MIN(n - i, r->ndst - r->idst);
+	uint64_t sum = 0;
 
-	if (vp_unlikely(r->idst >= r->ndst))
-		return false;
-	ds = &r->s->dst.seg[d->seg];
-	if (vp_unlikely(c->nout != 1 || c->nin || d->nin != 1 || d->nout ||
-			c->out_len < r->src_hlen + ETH_HLEN_))
-		return false;
-	plen = c->out_len - r->src_hlen;
-	/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
-	vp_copy_in(&asks, ss->p, sizeof(asks));
-	if (vp_unlikely(asks || plen > PKT_MAX || plen + r->dst_hlen > ds->len))
-		return false;
-	if (vp_likely(r->dst_hlen == 12))
-		vp_copy_out(ds->p, plain_hdr, 12);
-	else
-		vp_copy_out(ds->p, plain_hdr, 10);
-	copy_payload(vp_gptr_add(ds->p, r->dst_hlen), vp_gptr_add(ss->p, r->src_hlen), plen);
+	for (k = 0; k < count; k++, c++, d++, us++, ud++) {
+		const struct vp_seg *ss = &s->src.seg[c->seg], *ds = &s->dst.seg[d->seg];
+		uint32_t plen = c->out_len - src_hlen;
+		uint16_t asks;
+
+		if (vp_unlikely(c->nout != 1 || c->nin || d->nin != 1 || d->nout ||
+				c->out_len < src_hlen + ETH_HLEN_ || plen > PKT_MAX ||
+				plen + dst_hlen > ds->len))
+			break;
+		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
+		vp_copy_in(&asks, ss->p, sizeof(asks));
+		if (vp_unlikely(asks))
+			break;
+		vp_copy_out(ds->p, plain_hdr, dst_hlen);
+		copy_payload(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
+		*us = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+		*ud = (struct vp_used){ .len = dst_hlen + plen, .id = d->id, .slots = d->slots };
+		sum += plen;
+	}
 	if (vp_unlikely(r->dst->vq.log))
-		log_written(&r->dst->vq, &r->s->dst, d, r->dst_hlen + plen);
-	r->s->used_dst[r->idst++] = (struct vp_used){ .len = r->dst_hlen + plen, .id = d->id, .slots = d->slots };
-	*bytes = plen;
-	return true;
+		for (unsigned j = r->idst; j < r->idst + k; j++)
+			log_written(&r->dst->vq, &s->dst, &s->dst.chain[j], s->used_dst[j].len);
+	r->idst += k;
+	*bytes += sum;
+	return k;
 }
 
 int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s)
@@ -396,7 +404,7 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	struct run r = { .src = src, .dst = dst, .s = s };
 	unsigned i, n, want, before, calls = 0;
 
-	n = vp_vq_fetch(&src->vq, &s->src, VP_RELAY_BURST);
+	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
 	if (!n)
 		return 0;
 	if (src->rate) {
@@ -416,24 +424,33 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	r.dst_hlen = vp_net_hdr_len(dst->features);
 	r.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF);
 	want = n;
-	r.ndst = vp_vq_fetch(&dst->vq, &s->dst, want);
+	r.ndst = vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 
 	for (i = 0; i < n; i++) {
-		const struct vp_chain *c = &s->src.chain[i];
 		enum vp_drop why = VP_DROP_NO_BUFFER;
-		enum verdict verdict = SENT;
+		const struct vp_chain *c;
+		enum verdict verdict;
 		uint32_t plen = 0;
+		unsigned k;
 
+		if (vp_likely(r.src_hlen == 12 && r.dst_hlen == 12))
+			k = forward_plain(&r, i, n, 12, 12, &bytes);
+		else
+			k = forward_plain(&r, i, n, r.src_hlen, r.dst_hlen, &bytes);
+		sent += k;
+		i += k;
+		if (i == n)
+			break;
+		c = &s->src.chain[i];
 		before = r.idst;
-		if (!forward_plain(&r, c, &plen))
-			verdict = forward_slow(&r, c, &plen, &why);
+		verdict = forward_slow(&r, c, &plen, &why);
 		if (verdict == WAIT) {
 			/* Packets that take several buffers each: look once whether there are more. */
 			if (r.ndst < want || want == VP_BURST || dst->vq.broken)
 				break;
 			take_dst(&r);
 			want = VP_BURST;
-			r.ndst = vp_vq_fetch(&dst->vq, &s->dst, want);
+			r.ndst = vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 			i--;
 			continue;
 		}

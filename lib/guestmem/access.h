@@ -85,6 +85,11 @@ VP_INLINE uint32_t vp_ld32_acquire(vp_gptr g, size_t off)
 	return le32toh(__atomic_load_n(VP_GPTR_AT(uint32_t, g, off), __ATOMIC_ACQUIRE));
 }
 
+VP_INLINE uint64_t vp_ld64_acquire(vp_gptr g, size_t off)
+{
+	return le64toh(__atomic_load_n(VP_GPTR_AT(uint64_t, g, off), __ATOMIC_ACQUIRE));
+}
+
 VP_INLINE void vp_st8(vp_gptr g, size_t off, uint8_t v)
 {
 	__atomic_store_n(VP_GPTR_AT(uint8_t, g, off), v, __ATOMIC_RELAXED);
@@ -111,6 +116,11 @@ VP_INLINE void vp_st16_release(vp_gptr g, size_t off, uint16_t v)
 VP_INLINE void vp_st32_release(vp_gptr g, size_t off, uint32_t v)
 {
 	__atomic_store_n(VP_GPTR_AT(uint32_t, g, off), htole32(v), __ATOMIC_RELEASE);
+}
+
+VP_INLINE void vp_st64_release(vp_gptr g, size_t off, uint64_t v)
+{
+	__atomic_store_n(VP_GPTR_AT(uint64_t, g, off), htole64(v), __ATOMIC_RELEASE);
 }
 
 /* Set bits in a byte of a bitmap that others update too (the dirty log). */

@@ -99,19 +99,6 @@ VP_INLINE void vp_xlate_flush(struct vp_xlate *x)
 int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		   vp_gptr *host, uint64_t *span);
 
-/* Whole range in the window used last? Then *host and true. len > 0. */
-VP_INLINE bool vp_xlate_hot(const struct vp_xlate *x, uint64_t addr, uint64_t len,
-			    enum vp_access acc, vp_gptr *host)
-{
-	const struct vp_window *w = &x->hot[acc];
-	uint64_t off = addr - w->start;
-
-	if (vp_unlikely(off >= w->size || len > w->size - off))
-		return false;
-	*host = vp_gptr_add(w->host, off);
-	return true;
-}
-
 /* A range that must be contiguous (ring areas). 0, -EFAULT or -EAGAIN. len > 0. */
 int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		    vp_gptr *host);

@@ -34,30 +34,38 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 	}
 }
 
-/* The usual chain: one descriptor, one window. */
-VP_INLINE bool vp_chain_single(struct vp_virtq *vq, struct vp_burst *b, uint64_t addr, uint32_t len,
-			       bool write, uint16_t id)
+/*
+ * The usual chain: one descriptor in the usual direction, inside window w. Everything that
+ * the fetch loops keep in registers is passed in; false leaves all to the slow path.
+ * desc_flags are the descriptor's NEXT, WRITE and INDIRECT bits.
+ */
+VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_window *w,
+			       uint64_t addr, uint32_t len, unsigned desc_flags, enum vp_access hint,
+			       uint16_t id)
 {
-	struct vp_chain *c = &b->chain[b->n];
-	struct vp_seg *s = &b->seg[b->nseg];
-	vp_gptr p;
+	struct vp_chain *c = &b->chain[n];
+	struct vp_seg *s = &b->seg[nseg];
+	uint64_t off = addr - w->start;
 
-	if (vp_unlikely(!len || b->nseg >= VP_BURST_SEGS || !vp_xlate_hot(&vq->xl, addr, len, write, &p)))
+	/* A length of zero becomes the largest there is, and fails like any other that is too large. */
+	if (vp_unlikely(desc_flags != (hint == VP_WRITE ? VRING_DESC_F_WRITE : 0) || off >= w->size ||
+			(uint64_t)len - 1 >= w->size - off))
 		return false;
-	vp_seg_prefetch(p, len, write);
-	s->p = p;
+	s->p = vp_gptr_add(w->host, off);
 	s->addr = addr;
 	s->len = len;
-	c->seg = b->nseg++;
-	c->nout = !write;
-	c->nin = write;
-	c->out_len = write ? 0 : len;
-	c->in_len = write ? len : 0;
-	c->id = id;
+	vp_seg_prefetch(s->p, len, hint == VP_WRITE);
+	c->out_len = hint == VP_WRITE ? 0 : len;
+	c->in_len = hint == VP_WRITE ? len : 0;
+	c->nout = hint != VP_WRITE;
+	c->nin = hint == VP_WRITE;
 	c->slots = 1;
-	b->n++;
+	c->id = id;
+	c->seg = nseg;
 	return true;
 }
+
+#define VP_DESC_FLAGS (VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT)
 
 /* 0, or how the chain ended: > 0 an enum vp_vq_broken, -EAGAIN a vIOMMU miss, -ENOSPC no room in this burst. */
 int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,

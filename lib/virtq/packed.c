@@ -28,7 +28,7 @@ static int packed_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain 
 		if (ret || !(flags & VRING_DESC_F_NEXT))
 			return ret;
 		slot = slot + 1 == vq->size ? 0 : (uint16_t)(slot + 1);
-		w = vp_packed_load(vq, slot);
+		w = vp_packed_load(vq->desc, slot);
 	}
 	return VP_VQ_BAD_CHAIN;
 }

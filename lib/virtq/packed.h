@@ -26,63 +26,77 @@ VP_INLINE bool vp_packed_is_avail(uint64_t w, bool wrap)
 	return f == (wrap ? VP_PACKED_AVAIL : VP_PACKED_USED);
 }
 
-VP_INLINE uint64_t vp_packed_load(struct vp_virtq *vq, uint16_t slot)
+VP_INLINE uint64_t vp_packed_load(vp_gptr desc, uint16_t slot)
 {
 	/* Acquire: addr is read after the flags. Pairs with the driver's release of the flags. */
-	return le64toh(__atomic_load_n(VP_GPTR_AT(uint64_t, vq->desc, 16 * (size_t)slot + 8),
-				       __ATOMIC_ACQUIRE));
+	return vp_ld64_acquire(desc, 16 * (size_t)slot + 8);
 }
 
 static inline bool vp_packed_has_avail(struct vp_virtq *vq)
 {
-	return vp_packed_is_avail(vp_packed_load(vq, vq->last_avail), vq->avail_wrap);
+	return vp_packed_is_avail(vp_packed_load(vq->desc, vq->last_avail), vq->avail_wrap);
 }
 
 /* slot += n with the wrap counter; n <= size. */
-VP_INLINE void vp_packed_step(const struct vp_virtq *vq, uint16_t *slot, bool *wrap, unsigned n)
+VP_INLINE void vp_packed_step(unsigned size, uint16_t *slot, bool *wrap, unsigned n)
 {
 	unsigned s = *slot + n;
 
-	if (s >= vq->size) {
-		s -= vq->size;
+	if (s >= size) {
+		s -= size;
 		*wrap = !*wrap;
 	}
 	*slot = (uint16_t)s;
 }
 
-static inline unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max)
+VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				   enum vp_access hint)
 {
-	unsigned i, taken = 0;
+	struct vp_window w = vq->xl.hot[hint];
+	const unsigned size = vq->size;
+	const vp_gptr desc = vq->desc;
+	unsigned taken = 0, n = 0, nseg = 0;
 	uint16_t slot = vq->last_avail;
 	bool wrap = vq->avail_wrap;
 
 	max = VP_MIN(max, VP_BURST);
-	for (i = 0; i < max; i++) {
-		uint64_t w = vp_packed_load(vq, slot), addr;
+	while (n < max) {
+		uint64_t word = vp_packed_load(desc, slot), addr;
+		unsigned slots = 1;
 
-		if (!vp_packed_is_avail(w, wrap))
+		if (!vp_packed_is_avail(word, wrap))
 			break;
 		if (!(slot & 3))
-			vp_prefetch(vq->desc, 16 * (size_t)slot + 256);
-		addr = vp_ld64(vq->desc, 16 * (size_t)slot);
-		if (vp_unlikely((VP_PACKED_FLAGS(w) & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)) ||
-				!vp_chain_single(vq, b, addr, VP_PACKED_LEN(w),
-						 VP_PACKED_FLAGS(w) & VRING_DESC_F_WRITE, VP_PACKED_ID(w)))) {
-			if (!vp_packed_chain(vq, b, slot, w))
+			vp_prefetch(desc, 16 * (size_t)slot + 256);
+		addr = vp_ld64(desc, 16 * (size_t)slot);
+		if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word),
+					      VP_PACKED_FLAGS(word) & VP_DESC_FLAGS, hint,
+					      VP_PACKED_ID(word)))) {
+			nseg++;
+		} else {
+			b->n = n;
+			b->nseg = nseg;
+			if (!vp_packed_chain(vq, b, slot, word))
 				break;
+			nseg = b->nseg;
+			slots = b->chain[n].slots;
+			w = vq->xl.hot[hint];
 		}
-		taken += b->chain[b->n - 1].slots;
-		if (vp_unlikely(taken >= vq->size)) {
+		taken += slots;
+		if (vp_unlikely(taken >= size)) {
 			/* A ring holds size descriptors; a driver that offers more laps itself. */
-			if (taken > vq->size) {
-				b->n--;
+			if (taken > size)
 				vp_vq_break(vq, VP_VQ_BAD_CHAIN);
-			}
+			else
+				n++;
 			break;
 		}
-		vp_packed_step(vq, &slot, &wrap, b->chain[b->n - 1].slots);
+		n++;
+		vp_packed_step(size, &slot, &wrap, slots);
 	}
-	return b->n;
+	b->n = n;
+	b->nseg = nseg;
+	return n;
 }
 
 static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n)
@@ -91,7 +105,7 @@ static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst 
 
 	for (i = 0; i < n; i++)
 		slots += b->chain[i].slots;
-	vp_packed_step(vq, &vq->last_avail, &vq->avail_wrap, slots);
+	vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, slots);
 }
 
 VP_INLINE uint64_t vp_packed_used_word(const struct vp_used *u, bool wrap)
@@ -109,19 +123,18 @@ static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used 
 	uint64_t word = vp_packed_used_word(&u[0], vq->used_wrap);
 	unsigned i;
 
-	vp_packed_step(vq, &slot, &vq->used_wrap, u[0].slots);
+	vp_packed_step(vq->size, &slot, &vq->used_wrap, u[0].slots);
 	for (i = 1; i < n; i++) {
 		vp_st64(vq->desc, 16 * (size_t)slot + 8, vp_packed_used_word(&u[i], vq->used_wrap));
 		if (vp_unlikely(vq->log))
 			vp_packed_log_used(vq, slot);
-		vp_packed_step(vq, &slot, &vq->used_wrap, u[i].slots);
+		vp_packed_step(vq->size, &slot, &vq->used_wrap, u[i].slots);
 	}
 	/*
 	 * The first one last: the driver, which looks at this slot next, sees all or
 	 * none. Pairs with the driver's read barrier behind its test of the flags.
 	 */
-	__atomic_store_n(VP_GPTR_AT(uint64_t, vq->desc, 16 * (size_t)first + 8), htole64(word),
-			 __ATOMIC_RELEASE);
+	vp_st64_release(vq->desc, 16 * (size_t)first + 8, word);
 	if (vp_unlikely(vq->log))
 		vp_packed_log_used(vq, first);
 	vq->used_idx = slot;

@@ -36,34 +36,48 @@ static inline bool vp_split_has_avail(struct vp_virtq *vq)
 	return vp_split_avail(vq, 1) > 0;
 }
 
-static inline unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max)
+VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				  enum vp_access hint)
 {
-	unsigned i, n, mask = vq->size - 1;
+	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
+	const vp_gptr desc = vq->desc, driver = vq->driver;
+	struct vp_window w = vq->xl.hot[hint];
+	unsigned i, avail, n = 0, nseg = 0;
 	uint16_t head[VP_BURST];
 
 	max = VP_MIN(max, VP_BURST);
-	n = VP_MIN(vp_split_avail(vq, max), max);
-	for (i = 0; i < n; i++) {
-		head[i] = vp_ld16(vq->driver, 4 + 2 * ((vq->last_avail + i) & mask));
-		vp_prefetch(vq->desc, 16 * (size_t)(head[i] & mask));
-	}
-	for (i = 0; i < n; i++) {
-		uint64_t addr, w;
-
-		if (vp_unlikely(head[i] >= vq->size)) {
+	avail = vp_split_avail(vq, max);
+	avail = VP_MIN(avail, max);
+	for (i = 0; i < avail; i++) {
+		head[i] = vp_ld16(driver, 4 + 2 * ((last + i) & mask));
+		if (vp_unlikely(head[i] >= size)) {
 			vp_vq_break(vq, VP_VQ_BAD_DESC);
 			break;
 		}
-		w = vp_ld64(vq->desc, 16 * (size_t)head[i] + 8);
-		addr = vp_ld64(vq->desc, 16 * (size_t)head[i]);
-		if (vp_likely(!(VP_SPLIT_FLAGS(w) & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)) &&
-			      vp_chain_single(vq, b, addr, VP_SPLIT_LEN(w),
-					      VP_SPLIT_FLAGS(w) & VRING_DESC_F_WRITE, head[i])))
+		vp_prefetch(desc, 16 * (size_t)head[i]);
+	}
+	avail = i;
+	for (i = 0; i < avail; i++) {
+		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
+
+		if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_SPLIT_LEN(word),
+					      VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS, hint, head[i]))) {
+			n++;
+			nseg++;
 			continue;
+		}
+		b->n = n;
+		b->nseg = nseg;
 		if (!vp_split_chain(vq, b, head[i]))
 			break;
+		n = b->n;
+		nseg = b->nseg;
+		w = vq->xl.hot[hint];
 	}
-	return b->n;
+	b->n = n;
+	b->nseg = nseg;
+	return n;
 }
 
 static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)

@@ -161,7 +161,7 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	while (len) {
 		struct vp_seg *s = &b->seg[b->nseg];
 
-		if (b->nseg == VP_BURST_SEGS)
+		if (b->nseg >= VP_BURST_SEGS)
 			return c->seg ? -ENOSPC : VP_VQ_TOO_LONG;
 		ret = vp_xlate_piece(&vq->xl, addr, len, write, &s->p, &span);
 		if (ret)

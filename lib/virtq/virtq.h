@@ -31,19 +31,20 @@ struct vp_seg {
 
 /* One descriptor chain: device-readable segments, then device-writable ones. */
 struct vp_chain {
-	uint32_t seg;     /* index of its first segment in the burst */
-	uint16_t nout;    /* device-readable segments */
-	uint16_t nin;     /* device-writable segments, behind them */
 	uint32_t out_len; /* bytes, sum over the readable segments */
 	uint32_t in_len;  /* bytes, sum over the writable ones */
-	uint16_t id;      /* to return in vp_used */
+	uint16_t nout;    /* device-readable segments */
+	uint16_t nin;     /* device-writable segments, behind them */
 	uint16_t slots;   /* ring slots that it takes (packed), 1 (split) */
+	uint16_t id;      /* to return in vp_used */
+	uint32_t seg;     /* index of its first segment in the burst */
 };
 
 struct vp_burst {
 	unsigned        n, nseg;
 	struct vp_chain chain[VP_BURST];
-	struct vp_seg   seg[VP_BURST_SEGS];
+	/* Chains of one descriptor are not counted against VP_BURST_SEGS: they always find room. */
+	struct vp_seg   seg[VP_BURST_SEGS + VP_BURST];
 };
 
 /* What goes back to the driver for a chain. */
@@ -143,7 +144,14 @@ void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool rin
  * the chains before the offence first and 0 from then on (see vq->broken). A vIOMMU
  * miss ends the burst in the same way, without breaking it.
  */
-static inline unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max);
+VP_INLINE unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max);
+
+/*
+ * The same with a hint (a constant) at the direction that this queue's buffers usually have: faster for
+ * those, right for all.
+ */
+VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				   enum vp_access hint);
 
 /* Consume the first n chains of the last fetch; they must be completed later, in any order. */
 static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n);
@@ -164,13 +172,19 @@ static inline bool vp_vq_has_avail(struct vp_virtq *vq);
 #include "virtq/split.h"
 #include "virtq/packed.h"
 
-static inline unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max)
+VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				   enum vp_access hint)
 {
 	b->n = 0;
 	b->nseg = 0;
 	if (vp_unlikely(vq->broken))
 		return 0;
-	return vq->packed ? vp_packed_fetch(vq, b, max) : vp_split_fetch(vq, b, max);
+	return vq->packed ? vp_packed_fetch(vq, b, max, hint) : vp_split_fetch(vq, b, max, hint);
+}
+
+VP_INLINE unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max)
+{
+	return vp_vq_fetch_dir(vq, b, max, VP_READ);
 }
 
 static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n)
