@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the administrator asked for: VMs, links and the daemon's own settings,
+ * read from drop-in files or, for links added at run time, from the control
+ * socket. The structures are plain values: two links are configured alike
+ * exactly when their vp_conf_link compare equal byte by byte (they are
+ * zeroed before they are filled).
+ *
+ * Everything here is called from the main thread only.
+ */
+#ifndef VP_DAEMON_CONF_H
+#define VP_DAEMON_CONF_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+
+#define VP_CONF_NAME_MAX   64   /* with the terminating zero */
+#define VP_CONF_SOCKET_MAX 108  /* sizeof(sun_path) */
+#define VP_CONF_MAX_USERS  8
+#define VP_CONF_MAX_CPUS   64
+#define VP_CONF_MAX_DIRS   4
+#define VP_CONF_MAX_PAIRS  64   /* queue pairs of one link */
+
+enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
+enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT };
+enum vp_socket_mode { VP_SOCKET_SERVER, VP_SOCKET_CLIENT };
+enum vp_side_id { VP_SIDE_DRIVER, VP_SIDE_DEVICE, VP_SIDES };
+
+/* Offloads that a link may offer; the bits are ours, the link translates them to virtio features. */
+enum {
+	VP_OFFLOAD_CSUM   = 1 << 0,
+	VP_OFFLOAD_TSO4   = 1 << 1,
+	VP_OFFLOAD_TSO6   = 1 << 2,
+	VP_OFFLOAD_ECN    = 1 << 3,
+	VP_OFFLOAD_UFO    = 1 << 4,
+	VP_OFFLOAD_MRGBUF = 1 << 5,
+	VP_OFFLOAD_ALL    = (1 << 6) - 1,
+};
+
+struct vp_conf_vm {
+	char     name[VP_CONF_NAME_MAX];
+	char     trust_group[VP_CONF_NAME_MAX];  /* "" = trusts nobody */
+	uid_t    users[VP_CONF_MAX_USERS];       /* besides root and the daemon's own user */
+	uint32_t n_users;
+	uint32_t max_links;   /* 0 = no limit */
+	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
+};
+
+struct vp_conf_side {
+	char     vm[VP_CONF_NAME_MAX];
+	char     socket[VP_CONF_SOCKET_MAX];  /* absolute after vp_conf_finish_link() */
+	uint32_t socket_mode;                 /* enum vp_socket_mode */
+	bool     has_mac;
+	uint8_t  mac[6];
+};
+
+struct vp_conf_link {
+	char     name[VP_CONF_NAME_MAX];
+	uint32_t mode;         /* enum vp_mode as asked for; policy decides */
+	uint32_t device_type;  /* virtio ID */
+	uint32_t pairs;        /* queue pairs, >= 1 */
+	uint32_t endpoint;     /* enum vp_endpoint */
+	uint32_t offloads;     /* VP_OFFLOAD_* */
+	uint32_t mtu;          /* 0 = not announced */
+	uint32_t pps;          /* packets per second in each direction, 0 = no limit */
+	bool     start_down;   /* administrative state at creation */
+	struct vp_conf_side side[VP_SIDES];
+};
+
+struct vp_conf_daemon {
+	uint32_t threads;       /* data threads, >= 1 */
+	uint32_t busy_poll_us;  /* how long a data thread polls before it sleeps */
+	uint32_t cpus[VP_CONF_MAX_CPUS];
+	uint32_t n_cpus;
+	uint32_t max_links;
+	char     control_group[VP_CONF_NAME_MAX];  /* "" = root and the daemon's user only */
+	char     control_socket[VP_CONF_SOCKET_MAX];
+	char     runtime_dir[VP_CONF_SOCKET_MAX];
+};
+
+struct vp_conf {
+	struct vp_conf_daemon daemon;
+	struct vp_conf_vm   *vms;    /* sorted by name */
+	struct vp_conf_link *links;  /* sorted by name */
+	unsigned             n_vms, n_links;
+};
+
+struct vp_conf_paths {
+	const char *dir[VP_CONF_MAX_DIRS];  /* highest precedence first */
+	unsigned    n;
+	const char *runtime_dir;    /* NULL: from the file, or the default */
+	const char *control_socket; /* likewise */
+};
+
+/* Where problems go, one call for each; load counts them and goes on, so that one run shows all. */
+struct vp_conf_report {
+	void   (*fn)(void *arg, const char *msg);
+	void    *arg;
+	unsigned errors;
+};
+
+/*
+ * Read and check everything. 0 and *out (free with vp_conf_free()), or
+ * -EINVAL with every problem reported, -ENOMEM, or the error of a directory
+ * that cannot be read. A directory that does not exist is empty.
+ */
+int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct vp_conf_report *rep);
+void vp_conf_free(struct vp_conf *c);
+
+const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *name);
+const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name);
+
+/* Defaults for a link called name. -EINVAL when it cannot be a name. */
+int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e);
+
+/*
+ * One setting, as if it stood in a .link file. -ENOENT: no such section or
+ * key; -EINVAL: bad value. The message names the way out, not the place.
+ */
+int vp_conf_link_set(struct vp_conf_link *l, const char *section, const char *key, const char *value,
+		     struct vp_err *e);
+
+/*
+ * Resolve default and relative socket paths against d->runtime_dir, then check what one link can be
+ * checked for by itself and that its VMs exist in c. -EINVAL with a message.
+ */
+int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e);
+
+/* Two links that cannot both exist (same name, same socket). -EEXIST with a message, else 0. */
+int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e);
+
+/*
+ * Parse one file's text into the object that its kind says (the fuzz target's entry too).
+ * path is only used in messages.
+ */
+enum vp_conf_kind { VP_CONF_DAEMON, VP_CONF_VM, VP_CONF_LINK };
+void vp_conf_parse_text(enum vp_conf_kind kind, void *object, const char *path, const char *text, size_t len,
+			struct vp_conf_report *rep);
+
+/* [A-Za-z0-9_][A-Za-z0-9_.-]*, at most 63 characters. */
+bool vp_conf_name_ok(const char *name);
+
+const char *vp_mode_name(unsigned mode);
+const char *vp_endpoint_name(unsigned endpoint);
+const char *vp_side_name(unsigned side);
+/* "csum,tso4,..." or "none"; buf of at least 64 bytes. */
+const char *vp_offloads_str(unsigned offloads, char *buf, size_t size);
+void vp_mac_str(const uint8_t mac[6], char out[18]);
+
+void vp_conf_error(struct vp_conf_report *rep, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Where the daemon's log goes: stderr, with sd-daemon's priority prefixes when a service manager reads it. */
+#ifndef VP_DAEMON_LOG_SINK_H
+#define VP_DAEMON_LOG_SINK_H
+
+/* Before other threads start. */
+void vp_log_sink_start(int max_level);
+
+#endif

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vhost-pcid: the start and the end of it. The only file that may decide to exit. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-event.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "control.h"
+#include "daemon.h"
+#include "guestmem/map.h"
+#include "isolate.h"
+#include "link.h"
+#include "log_sink.h"
+#include "worker.h"
+
+static void print_problem(void *arg, const char *msg)
+{
+	fprintf(stderr, "%s\n", msg);
+}
+
+static void log_problem(void *arg, const char *msg)
+{
+	vp_log(VP_LOG_ERR, "%s", msg);
+}
+
+static int check_config(struct vp_daemon *d)
+{
+	struct vp_conf_report rep = { .fn = print_problem };
+	struct vp_conf *c = NULL;
+
+	if (vp_daemon_load_conf(d, &c, &rep)) {
+		fprintf(stderr, "%u problem%s found\n", rep.errors, rep.errors == 1 ? "" : "s");
+		return EXIT_FAILURE;
+	}
+	printf("configuration is valid: %u VMs, %u links\n", c->n_vms, c->n_links);
+	vp_conf_free(c);
+	return EXIT_SUCCESS;
+}
+
+static int load_config(struct vp_daemon *d, struct vp_err *e)
+{
+	struct vp_conf_report rep = { .fn = log_problem };
+
+	return vp_daemon_load_conf(d, &d->conf, &rep) ?
+	       vp_err_set(e, -EINVAL, "the configuration is not valid; vhost-pcid --check-config lists what is wrong") : 0;
+}
+
+static int on_reload(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
+{
+	struct vp_err e;
+
+	vp_daemon_reload(arg, NULL, &e);
+	return 0;
+}
+
+static int on_stop(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
+{
+	vp_log(VP_LOG_INFO, "stopping on signal %u", si->ssi_signo);
+	vp_daemon_stop(arg);
+	return 0;
+}
+
+static int open_loop(struct vp_daemon *d, struct vp_err *e)
+{
+	sigset_t set;
+	int r;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	r = sd_event_default(&d->event);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGHUP, on_reload, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGINT, on_stop, d);
+	if (r >= 0)
+		r = sd_event_add_signal(d->event, NULL, SIGTERM, on_stop, d);
+	if (r >= 0)
+		r = sd_event_set_watchdog(d->event, true);
+	if (r < 0)
+		return vp_err_set(e, r, "cannot set up the event loop: %s", strerror(-r));
+	sd_event_now(d->event, CLOCK_MONOTONIC, &d->started_us);
+	d->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	return 0;
+}
+
+static int take_activation(struct vp_daemon *d, struct vp_err *e)
+{
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(1, &names);
+
+	if (n < 0)
+		return vp_err_set(e, n, "cannot take the sockets of the service manager: %s", strerror(-n));
+	d->activation.s = calloc(n + 1, sizeof(*d->activation.s));
+	if (!d->activation.s)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	for (int i = 0; i < n; i++) {
+		int fd = SD_LISTEN_FDS_START + i;
+
+		if (sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager is not a listening UNIX stream socket; ignored", names[i]);
+		else {
+			d->activation.s[d->activation.n].fd = fd;
+			snprintf(d->activation.s[d->activation.n++].name, sizeof(d->activation.s[0].name), "%s", names[i]);
+		}
+		free(names[i]);
+	}
+	free(names);
+	return 0;
+}
+
+static int on_attention(sd_event_source *s, int fd, uint32_t revents, void *arg)
+{
+	struct vp_daemon *d = arg;
+	eventfd_t n;
+
+	eventfd_read(fd, &n);
+	vp_links_reap(d->links);
+	return 0;
+}
+
+static int start_workers(struct vp_daemon *d, struct vp_err *e)
+{
+	const struct vp_conf_daemon *c = &d->conf->daemon;
+	int cpus[VP_CONF_MAX_CPUS];
+	struct worker_pool_conf wc = {
+		.threads = c->threads, .busy_poll_us = c->busy_poll_us, .cpus = c->n_cpus ? cpus : NULL, .ncpus = c->n_cpus,
+	};
+	int r;
+
+	for (unsigned i = 0; i < c->n_cpus; i++)
+		cpus[i] = (int)c->cpus[i];
+	vp_map_guard_faults();
+	r = worker_pool_new(&d->workers, &wc, e);
+	if (r)
+		return r;
+	r = sd_event_add_io(d->event, NULL, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
+	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
+}
+
+static int open_links(struct vp_daemon *d, struct vp_err *e)
+{
+	struct vp_conf_report rep = { .fn = log_problem };
+	int r = vp_links_new(&d->links, d);
+
+	if (r)
+		return vp_err_set(e, r, "out of memory");
+	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
+	return 0;
+}
+
+static int open_control(struct vp_daemon *d, struct vp_err *e)
+{
+	return vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), d->conf->daemon.control_socket,
+			      d->conf->daemon.control_group, e);
+}
+
+static void announce(struct vp_daemon *d)
+{
+	for (unsigned i = 0; i < d->activation.n; i++)
+		if (d->activation.s[i].fd >= 0)
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, LINK.driver or LINK.device",
+			       d->activation.s[i].name);
+	vp_log(VP_LOG_INFO, "ready: %u links, %u data threads, control socket %s", vp_links_count(d->links),
+	       worker_pool_size(d->workers), d->conf->daemon.control_socket);
+	sd_notifyf(0, "READY=1\nSTATUS=%u links", vp_links_count(d->links));
+}
+
+static void close_all(struct vp_daemon *d)
+{
+	vp_control_free(d->control);
+	d->control = NULL;
+	vp_links_free(d->links);
+	worker_pool_free(d->workers);
+	for (unsigned i = 0; i < d->activation.n; i++)
+		vp_close(&d->activation.s[i].fd);
+	free(d->activation.s);
+	vp_close(&d->spare_fd);
+	vp_conf_free(d->conf);
+	sd_event_unref(d->event);
+}
+
+int main(int argc, char **argv)
+{
+	struct vp_daemon d = { .spare_fd = -1 };
+	struct vp_err e = { 0 };
+	bool done;
+	int r = vp_options_parse(&d.opt, argc, argv, &done);
+
+	if (r || done)
+		return r;
+	if (d.opt.check_config)
+		return check_config(&d);
+	vp_log_sink_start(d.opt.log_level);
+
+	r = vp_isolate_stage1(&e);
+	if (!r)
+		r = load_config(&d, &e);
+	if (!r)
+		r = open_loop(&d, &e);
+	if (!r)
+		r = take_activation(&d, &e);
+	if (!r)
+		r = vp_isolate_stage2(&e);
+	if (!r)
+		r = start_workers(&d, &e);
+	if (!r)
+		r = open_links(&d, &e);
+	if (!r)
+		r = open_control(&d, &e);
+	if (!r) {
+		announce(&d);
+		r = sd_event_loop(d.event);
+		if (r < 0)
+			vp_err_set(&e, r, "the event loop failed: %s", strerror(-r));
+	}
+	close_all(&d);
+	if (r < 0) {
+		vp_log(VP_LOG_ERR, "%s", e.code ? e.msg : strerror(-r));
+		return EXIT_FAILURE;
+	}
+	return EXIT_SUCCESS;
+}

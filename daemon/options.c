@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "conf_keys.h"
+#include "daemon.h"
+
+static const char usage[] =
+	"Usage: vhost-pcid [OPTION]...\n"
+	"Join virtual machines by vhost-user devices; see vhost-pcid(8).\n"
+	"\n"
+	"  --config DIR       read vhost-pci.conf, *.vm and *.link from DIR; may be repeated,\n"
+	"                     first one wins (default: /etc/vhost-pci, /run/vhost-pci,\n"
+	"                     /usr/lib/vhost-pci)\n"
+	"  --check-config     check the configuration, say what is wrong, and exit\n"
+	"  --control PATH     the control socket (default: control.sock in the runtime directory)\n"
+	"  --runtime-dir DIR  where sockets with relative or default paths are made\n"
+	"                     (default: /run/vhost-pci)\n"
+	"  --threads N        data threads (default: Threads= of vhost-pci.conf, or 1)\n"
+	"  --cpus LIST        CPUs for the data threads, such as 2-5,8\n"
+	"  --log-level LEVEL  error, warning, notice, info (default) or debug\n"
+	"  --help, --version\n";
+
+enum { OPT_CONFIG = 256, OPT_CHECK, OPT_CONTROL, OPT_RUNTIME, OPT_THREADS, OPT_CPUS, OPT_LOG, OPT_HELP, OPT_VERSION };
+
+static const struct option options[] = {
+	{ "config", required_argument, NULL, OPT_CONFIG },
+	{ "check-config", no_argument, NULL, OPT_CHECK },
+	{ "control", required_argument, NULL, OPT_CONTROL },
+	{ "runtime-dir", required_argument, NULL, OPT_RUNTIME },
+	{ "threads", required_argument, NULL, OPT_THREADS },
+	{ "cpus", required_argument, NULL, OPT_CPUS },
+	{ "log-level", required_argument, NULL, OPT_LOG },
+	{ "help", no_argument, NULL, OPT_HELP },
+	{ "version", no_argument, NULL, OPT_VERSION },
+	{ NULL }
+};
+
+static int bad(const char *what, const char *value, const char *hint)
+{
+	fprintf(stderr, "vhost-pcid: %s %s: %s\n", what, value, hint);
+	return 2;
+}
+
+static int log_level(struct vp_options *o, const char *word)
+{
+	static const struct {
+		const char *word;
+		int level;
+	} levels[] = {
+		{ "error", VP_LOG_ERR }, { "warning", VP_LOG_WARNING }, { "notice", VP_LOG_NOTICE },
+		{ "info", VP_LOG_INFO }, { "debug", VP_LOG_DEBUG },
+	};
+
+	for (size_t i = 0; i < VP_ARRAY_SIZE(levels); i++)
+		if (!strcmp(levels[i].word, word)) {
+			o->log_level = levels[i].level;
+			return 0;
+		}
+	return bad("--log-level", word, "use error, warning, notice, info or debug");
+}
+
+/* The socket and directory paths must fit sun_path; absolute, since the daemon's directory is nobody's business. */
+static int path_option(const char **slot, const char *name, const char *value)
+{
+	if (*value != '/')
+		return bad(name, value, "give an absolute path");
+	if (strlen(value) >= VP_CONF_SOCKET_MAX)
+		return bad(name, value, "longer than a UNIX socket's path may be; use a shorter one");
+	*slot = value;
+	return 0;
+}
+
+int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
+{
+	struct vp_conf_daemon scratch;
+	struct vp_err e;
+	int opt, r = 0;
+
+	*o = (struct vp_options){ .log_level = VP_LOG_INFO };
+	*done = false;
+	while (!r && (opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (opt) {
+		case OPT_CONFIG:
+			if (o->paths.n == VP_CONF_MAX_DIRS)
+				return bad("--config", optarg, "too many directories");
+			o->paths.dir[o->paths.n++] = optarg;
+			break;
+		case OPT_CHECK:
+			o->check_config = true;
+			break;
+		case OPT_CONTROL:
+			r = path_option(&o->paths.control_socket, "--control", optarg);
+			break;
+		case OPT_RUNTIME:
+			r = path_option(&o->paths.runtime_dir, "--runtime-dir", optarg);
+			break;
+		case OPT_THREADS:
+			o->threads = optarg;
+			if (vp_conf_key_set(VP_CONF_DAEMON, &scratch, "Daemon", "Threads", optarg, &e) < 0)
+				return bad("--threads", optarg, e.msg);
+			break;
+		case OPT_CPUS:
+			o->cpus = optarg;
+			if (vp_conf_parse_cpus(&scratch, optarg, &e))
+				return bad("--cpus", optarg, e.msg);
+			break;
+		case OPT_LOG:
+			r = log_level(o, optarg);
+			break;
+		case OPT_HELP:
+			fputs(usage, stdout);
+			*done = true;
+			return 0;
+		case OPT_VERSION:
+			printf("vhost-pcid %s\n", VP_VERSION);
+			*done = true;
+			return 0;
+		default:
+			fputs("Try vhost-pcid --help.\n", stderr);
+			return 2;
+		}
+	}
+	if (!r && optind < argc)
+		return bad("unexpected argument", argv[optind], "try vhost-pcid --help");
+	if (!o->paths.n) {
+		static const char *const dirs[] = { "/etc/vhost-pci", "/run/vhost-pci", "/usr/lib/vhost-pci" };
+
+		for (; o->paths.n < VP_ARRAY_SIZE(dirs); o->paths.n++)
+			o->paths.dir[o->paths.n] = dirs[o->paths.n];
+	}
+	return r;
+}
