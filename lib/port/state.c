@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "port/state.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <string.h>
 #include <time.h>

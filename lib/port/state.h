@@ -10,6 +10,8 @@
 #ifndef VP_PORT_STATE_H
 #define VP_PORT_STATE_H
 
+#include <endian.h>
+
 #include <vhost-pci/abi.h>
 
 #include "base/err.h"
