@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the VM tests share: the VM library, work directories, logs of what failed."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+
+import pytest
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(TOP, 'scripts/vm'))
+
+import vhostpci_vm as v      # noqa: E402
+
+BUILD = os.environ.get('VHOST_PCI_BUILD') or os.path.join(TOP, 'build')
+
+_dirs = []
+
+
+def new_dir():
+    """A work directory with a short name: the paths of sockets end at 107 bytes."""
+    d = tempfile.mkdtemp(prefix='vp', dir='/tmp')
+    _dirs.append(d)
+    return d
+
+
+@pytest.fixture(scope='class')
+def workdir():
+    return new_dir()
+
+
+@pytest.fixture(autouse=True)
+def _progress(request, capsys):
+    """What a test did and how long it took, visible while it runs and without -s."""
+    t0 = time.time()
+    steps = []
+
+    def say(msg):
+        steps.append(msg)
+        with capsys.disabled():
+            print('\n      %5.1f s  %s' % (time.time() - t0, msg), end='', flush=True)
+    v.note = say
+    yield say
+    with capsys.disabled():
+        print('\n      %5.1f s  %s ' % (time.time() - t0, request.node.name), end='', flush=True)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    out = yield
+    r = out.get_result()
+    if not r.failed:
+        return
+    # Consoles, QEMU's messages and the daemon's log stay where CI can collect them.
+    keep = os.path.join(BUILD, 'vm-logs', item.name.replace('/', '_'))
+    os.makedirs(keep, exist_ok=True)
+    for d in _dirs:
+        if not os.path.isdir(d):
+            continue
+        for f in os.listdir(d):
+            p = os.path.join(d, f)
+            if f.endswith(('.console', '.qemu', '.log')) and os.path.getsize(p):
+                shutil.copy(p, keep)
+                if f.endswith(('.console', '.qemu', 'vhost-pcid.log')):
+                    with open(p, errors='replace') as fh:
+                        text = '\n'.join(x[:300] for x in fh.read().splitlines()[-30:])
+                    r.sections.append(('end of ' + f, text))
+    r.sections.append(('logs', 'kept in ' + keep))
+
+
+def pytest_sessionfinish(session):
+    for d in _dirs:
+        shutil.rmtree(d, ignore_errors=True)
+
+
+class Lab:
+    """A daemon and VMs that belong together; ended together."""
+
+    def __init__(self):
+        self.dir = new_dir()
+        self.vms = []
+        self._daemon = None
+
+    @property
+    def daemon(self):
+        if self._daemon is None:
+            try:
+                self._daemon = v.Daemon(self.dir, BUILD)
+            except v.Unavailable as e:
+                pytest.fail(str(e))
+        return self._daemon
+
+    def vm(self, name, **kw):
+        try:
+            m = v.VM(name, self.dir, **kw)
+        except v.Unavailable as e:
+            pytest.skip(str(e))
+        self.vms.append(m)
+        return m
+
+    def boot(self, *vms):
+        """Start all that are down, together, and wait for them."""
+        t0 = time.time()
+        down = [m for m in vms if not m.alive()]
+        for m in down:
+            if m.proc is not None:
+                m.kill()
+            m.start(wait=False)
+        for m in down:
+            m.wait_ready()
+        return time.time() - t0
+
+    def close(self):
+        for m in self.vms:
+            m.kill()
+        if self._daemon:
+            self._daemon.kill()
+
+
+@pytest.fixture
+def lab():
+    one = Lab()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope='class')
+def class_lab():
+    one = Lab()
+    yield one
+    one.close()
