@@ -26,7 +26,7 @@ struct vu_frontend {
 	unsigned int nregions, max_slots;
 };
 
-#define PF_CAN (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_RARP) | VP_BIT(VU_PF_REPLY_ACK) | \
+#define PF_SPOKEN (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_RARP) | VP_BIT(VU_PF_REPLY_ACK) | \
 		VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG) | \
 		VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_INFLIGHT_SHMFD) | VP_BIT(VU_PF_RESET_DEVICE) | \
 		VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_SHMEM))
@@ -315,7 +315,7 @@ int vu_frontend_negotiate(struct vu_frontend *f, uint64_t pf, uint64_t *offered,
 	rc = get_u64(f, VU_GET_PROTOCOL_FEATURES, &have, e);
 	if (rc)
 		return rc;
-	have &= pf & PF_CAN;
+	have &= pf & PF_SPOKEN;
 	rc = call_u64(f, VU_SET_PROTOCOL_FEATURES, have, NULL, e);
 	if (rc)
 		return rc;
