@@ -12,10 +12,8 @@
 #include <unistd.h>
 
 #include "base/cycles.h"
+#include "copy/packet.h"
 #include "net/offload.h"
-
-#define PKT_MAX   65535u /* bytes behind the virtio-net header */
-#define ETH_HLEN_ 14u
 
 static const char *const drop_str[VP_DROP_MAX] = {
 	[VP_DROP_NO_PEER]    = "no-peer",
@@ -48,253 +46,87 @@ VP_INLINE void stat_add(uint64_t *c, uint64_t n)
 	__atomic_store_n(c, *c + n, __ATOMIC_RELAXED);
 }
 
-/* A position in the segments of a chain. */
-struct cursor {
-	const struct vp_seg *s;
-	uint32_t off;
-};
-
-/* The header of a packet: 10 or 12 bytes as one value. */
-struct hdr {
-	uint64_t lo;  /* flags, gso_type, hdr_len, gso_size, csum_start */
-	uint16_t hi;  /* csum_offset */
-};
-
-VP_INLINE void hdr_unpack(const struct hdr *h, struct virtio_net_hdr *v)
-{
-	memcpy(v, &h->lo, 8);
-	memcpy((char *)v + 8, &h->hi, 2);
-}
-
-VP_INLINE void hdr_pack(struct hdr *h, const struct virtio_net_hdr *v)
-{
-	memcpy(&h->lo, v, 8);
-	memcpy(&h->hi, (const char *)v + 8, 2);
-}
-
-/* Copy n bytes at cur into private memory; the chain holds at least n more. */
-static void gather(struct cursor *cur, uint8_t *dst, uint32_t n)
-{
-	while (n) {
-		uint32_t k = VP_MIN(n, cur->s->len - cur->off);
-
-		vp_copy_in(dst, vp_gptr_add(cur->s->p, cur->off), k);
-		dst += k;
-		n -= k;
-		cur->off += k;
-		if (cur->off == cur->s->len) {
-			cur->s++;
-			cur->off = 0;
-		}
-	}
-}
-
-/* Small copies inline, larger ones by the C library, which knows the machine. */
-VP_INLINE void copy_payload(vp_gptr dst, vp_gptr src, uint32_t n)
-{
-	if (n >= 64 && n <= 128) {
-		/* Two pieces that overlap: no loop, no call. */
-		vp_copy_peer(dst, src, 64);
-		vp_copy_peer(vp_gptr_add(dst, n - 64), vp_gptr_add(src, n - 64), 64);
-	} else {
-		vp_copy_peer(dst, src, n);
-	}
-}
-
-/* n bytes from cur (peer memory, or private memory when cur is NULL) to the cursor d. */
-static void scatter(struct cursor *d, struct cursor *cur, const uint8_t *priv, uint32_t n)
-{
-	while (n) {
-		uint32_t k = VP_MIN(n, d->s->len - d->off);
-
-		if (cur) {
-			k = VP_MIN(k, cur->s->len - cur->off);
-			vp_copy_peer(vp_gptr_add(d->s->p, d->off), vp_gptr_add(cur->s->p, cur->off), k);
-			cur->off += k;
-			if (cur->off == cur->s->len) {
-				cur->s++;
-				cur->off = 0;
-			}
-		} else {
-			vp_copy_out(vp_gptr_add(d->s->p, d->off), priv, k);
-			priv += k;
-		}
-		n -= k;
-		d->off += k;
-		if (d->off == d->s->len) {
-			d->s++;
-			d->off = 0;
-		}
-	}
-}
-
 /* State of one vp_relay_run(). */
 struct run {
 	struct vp_relay_queue *src, *dst;
 	struct vp_relay_scratch *s;
-	unsigned ndst;       /* receive chains fetched */
-	unsigned idst;       /* of these, taken */
-	unsigned src_hlen, dst_hlen;
-	bool     mergeable;
-	bool     filled;     /* some were given back */
+	struct vp_rxfill rx;
+	unsigned src_hlen;
+	bool     filled;     /* receive chains were given back */
 };
 
-static void log_written(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_chain *c,
-			uint32_t len)
-{
-	const struct vp_seg *s = &b->seg[c->seg + c->nout];
-
-	while (len) {
-		uint32_t k = VP_MIN(len, s->len);
-
-		vp_dirty_log_mark(vq->log, s->addr, k);
-		len -= k;
-		s++;
-	}
-}
-
-enum verdict { SENT, DROPPED, WAIT };
-
-/*
- * Deliver one packet (header h, plen bytes from cur or priv) into as many
- * receive chains as it takes. WAIT: not enough chains; nothing was consumed.
- */
-static enum verdict deliver(struct run *r, struct hdr h, struct cursor *cur, const uint8_t *priv,
-			    uint32_t plen, enum vp_drop *why)
-{
-	struct vp_burst *db = &r->s->dst;
-	uint32_t need = r->dst_hlen + plen, have = 0;
-	unsigned first = r->idst, last, i;
-	uint8_t hdr[12];
-
-	for (last = first; have < need; last++) {
-		const struct vp_chain *c;
-
-		if (last == r->ndst) {
-			/* A full burst of tiny buffers, none taken yet: it will never fit. */
-			if (first == 0 && r->ndst == VP_BURST)
-				goto too_big;
-			return WAIT;
-		}
-		c = &db->chain[last];
-		if (vp_unlikely(c->nout || c->in_len < r->dst_hlen)) {
-			vp_vq_break(&r->dst->vq, VP_VQ_BAD_BUFFER);
-			return WAIT;
-		}
-		if (last > first && !r->mergeable)
-			goto too_big;
-		have += c->in_len;
-	}
-	memcpy(hdr, &h.lo, 8);
-	memcpy(hdr + 8, &h.hi, 2);
-	hdr[10] = (uint8_t)(last - first); /* num_buffers, little-endian */
-	hdr[11] = 0;
-	for (i = first; i < last; i++) {
-		const struct vp_chain *c = &db->chain[i];
-		struct cursor d = { &db->seg[c->seg], 0 };
-		uint32_t room = c->in_len, n;
-
-		n = i == first ? r->dst_hlen : 0;
-		if (n)
-			scatter(&d, NULL, hdr, n);
-		room = VP_MIN(room - n, plen);
-		scatter(&d, cur, priv, room);
-		if (!cur)
-			priv += room;
-		plen -= room;
-		r->s->used_dst[i] = (struct vp_used){ .len = n + room, .id = c->id, .slots = c->slots };
-		if (vp_unlikely(r->dst->vq.log))
-			log_written(&r->dst->vq, db, c, n + room);
-	}
-	r->idst = last;
-	return SENT;
-too_big:
-	*why = VP_DROP_TOO_BIG;
-	return DROPPED;
-}
+static const struct virtio_net_hdr no_offload;
 
 /*
  * A packet that the receiver cannot take as it is: complete its checksum or cut it
  * into segments, in private memory. All segments go out together or none does.
+ * As vp_pkt_put(), and -EINVAL: the packet is not what its header says.
  */
-static enum verdict rework(struct run *r, struct virtio_net_hdr *v, struct cursor cur, uint32_t plen,
-			   enum vp_drop *why)
+static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur, uint32_t plen)
 {
 	struct vp_relay_stats *st = &r->src->stats;
-	struct hdr none = { 0, 0 };
-	enum verdict ret = SENT;
-	unsigned first = r->idst;
+	unsigned first = r->rx.taken;
 	struct vp_gso g;
 	uint32_t n;
+	int ret;
 
-	gather(&cur, r->s->pkt, plen);
+	vp_pkt_gather(&cur, r->s->pkt, plen);
 	if (v->gso_type == VIRTIO_NET_HDR_GSO_NONE) {
-		if (vp_net_csum_complete(r->s->pkt, plen, v->csum_start, v->csum_offset)) {
-			*why = VP_DROP_BAD_HEADER;
-			return DROPPED;
-		}
-		ret = deliver(r, none, NULL, r->s->pkt, plen, why);
-		if (ret == SENT)
+		if (vp_net_csum_complete(r->s->pkt, plen, v->csum_start, v->csum_offset))
+			return -EINVAL;
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->pkt, plen);
+		if (!ret)
 			stat_add(&st->summed, 1);
 		return ret;
 	}
-	if (vp_gso_init(&g, r->s->pkt, plen, v)) {
-		*why = VP_DROP_BAD_PACKET;
-		return DROPPED;
-	}
-	while (ret == SENT && (n = vp_gso_next(&g, r->s->seg)))
-		ret = deliver(r, none, NULL, r->s->seg, n, why);
-	if (ret == WAIT && first == 0 && r->ndst == VP_BURST) {
+	if (vp_gso_init(&g, r->s->pkt, plen, v))
+		return -EINVAL;
+	ret = 0;
+	while (!ret && (n = vp_gso_next(&g, r->s->seg)))
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+	if (ret) {
+		r->rx.taken = first;
 		/* More segments than a burst of buffers: this will never fit. */
-		*why = VP_DROP_TOO_BIG;
-		ret = DROPPED;
-	} else if (ret == WAIT) {
-		r->idst = first;
+		return ret == -EAGAIN && !first && r->rx.b->n == VP_BURST ? -EMSGSIZE : ret;
 	}
-	if (ret == SENT)
-		stat_add(&st->cut, 1);
-	return ret;
+	stat_add(&st->cut, 1);
+	return 0;
 }
 
-/* Everything but the plain packet in one piece into one buffer. */
-static enum verdict forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes,
-				 enum vp_drop *why)
+/* Everything but the plain packet in one piece into one buffer. As rework(); why is set on other errors than -EAGAIN. */
+static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes, enum vp_drop *why)
 {
-	const struct vp_burst *sb = &r->s->src;
-	struct cursor cur = { &sb->seg[c->seg], 0 };
+	struct vp_cursor cur = { &r->s->src.seg[c->seg], 0 };
 	struct virtio_net_hdr v;
 	uint8_t raw[12] = { 0 };
-	enum verdict ret;
 	uint32_t plen;
-	struct hdr h;
+	int ret;
 
-	if (c->nin || c->out_len < r->src_hlen + ETH_HLEN_) {
-		*why = VP_DROP_BAD_PACKET;
-		return DROPPED;
-	}
+	*why = VP_DROP_BAD_PACKET;
+	if (c->nin || c->out_len < r->src_hlen + VP_PKT_MIN)
+		return -EINVAL;
 	plen = c->out_len - r->src_hlen;
-	if (plen > PKT_MAX) {
-		*why = VP_DROP_TOO_BIG;
-		return DROPPED;
-	}
-	gather(&cur, raw, r->src_hlen);
+	*why = VP_DROP_TOO_BIG;
+	if (plen > VP_PKT_MAX)
+		return -EMSGSIZE;
+	vp_pkt_gather(&cur, raw, r->src_hlen);
 	memcpy(&v, raw, sizeof(v));
-	if (vp_net_hdr_check(&v, plen, r->src->features)) {
-		*why = VP_DROP_BAD_HEADER;
-		return DROPPED;
-	}
+	*why = VP_DROP_BAD_HEADER;
+	if (vp_net_hdr_check(&v, plen, r->src->features))
+		return -EINVAL;
 	*bytes = plen;
-	if (!vp_net_hdr_accepted(&v, r->dst->features))
-		return rework(r, &v, cur, plen, why);
-	hdr_pack(&h, &v);
-	ret = deliver(r, h, &cur, NULL, plen, why);
-	if (ret == SENT && v.gso_type != VIRTIO_NET_HDR_GSO_NONE)
-		stat_add(&r->src->stats.gso, 1);
-	return ret;
+	if (!vp_net_hdr_accepted(&v, r->dst->features)) {
+		*why = v.gso_type == VIRTIO_NET_HDR_GSO_NONE ? VP_DROP_BAD_HEADER : VP_DROP_BAD_PACKET;
+		ret = rework(r, &v, cur, plen);
+	} else {
+		ret = vp_pkt_put(&r->rx, &v, &cur, NULL, plen);
+		if (!ret && v.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+			stat_add(&r->src->stats.gso, 1);
+	}
+	if (ret == -EMSGSIZE)
+		*why = VP_DROP_TOO_BIG;
+	return ret == -EIO ? -EAGAIN : ret; /* the receiver broke: the packet waits for its end */
 }
-
-/* No offloads, num_buffers 1 (little-endian). */
-static const uint8_t plain_hdr[12] = { [10] = 1 };
 
 /*
  * The usual packets, from chain i on: no offloads asked for, in one piece, into one
@@ -305,9 +137,9 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 				 unsigned dst_hlen, uint64_t *bytes)
 {
 	struct vp_relay_scratch *s = r->s;
-	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->idst];
-	struct vp_used *us = &s->used_src[i], *ud = &s->used_dst[r->idst];
-	unsigned k, count = VP_MIN(n - i, r->ndst - r->idst);
+	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->rx.taken];
+	struct vp_used *us = &s->used_src[i], *ud = &s->used_dst[r->rx.taken];
+	unsigned k, count = VP_MIN(n - i, s->dst.n - r->rx.taken);
 	uint64_t sum = 0;
 
 	for (k = 0; k < count; k++, c++, d++, us++, ud++) {
@@ -316,23 +148,23 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 		uint16_t asks;
 
 		if (vp_unlikely(c->nout != 1 || c->nin || d->nin != 1 || d->nout ||
-				c->out_len < src_hlen + ETH_HLEN_ || plen > PKT_MAX ||
+				c->out_len < src_hlen + VP_PKT_MIN || plen > VP_PKT_MAX ||
 				plen + dst_hlen > ds->len))
 			break;
 		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
 		vp_copy_in(&asks, ss->p, sizeof(asks));
 		if (vp_unlikely(asks))
 			break;
-		vp_copy_out(ds->p, plain_hdr, dst_hlen);
-		copy_payload(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
+		vp_copy_out(ds->p, vp_pkt_plain_hdr, dst_hlen);
+		vp_pkt_copy_peer(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
 		*us = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 		*ud = (struct vp_used){ .len = dst_hlen + plen, .id = d->id, .slots = d->slots };
 		sum += plen;
 	}
 	if (vp_unlikely(r->dst->vq.log))
-		for (unsigned j = r->idst; j < r->idst + k; j++)
-			log_written(&r->dst->vq, &s->dst, &s->dst.chain[j], s->used_dst[j].len);
-	r->idst += k;
+		for (unsigned j = r->rx.taken; j < r->rx.taken + k; j++)
+			vp_pkt_log(&r->dst->vq, &s->dst, &s->dst.chain[j], s->used_dst[j].len);
+	r->rx.taken += k;
 	*bytes += sum;
 	return k;
 }
@@ -367,19 +199,6 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	stat_add(&r->src->stats.drops[why], n);
 }
 
-/* Give the filled receive chains back. */
-static void take_dst(struct run *r)
-{
-	struct vp_virtq *vq = &r->dst->vq;
-
-	if (!r->idst)
-		return;
-	vp_vq_advance(vq, &r->s->dst, r->idst);
-	vp_vq_complete(vq, r->s->used_dst, r->idst);
-	r->idst = 0;
-	r->filled = true;
-}
-
 /* How many of n packets the rate limit lets pass now. */
 static unsigned rate_limit(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
 {
@@ -397,12 +216,68 @@ static unsigned rate_limit(struct vp_relay_queue *src, uint64_t now, uint64_t hz
 	return n;
 }
 
+/* Move n fetched packets; how many were dealt with. */
+static unsigned forward(struct run *r, unsigned n)
+{
+	struct vp_relay_queue *src = r->src, *dst = r->dst;
+	struct vp_relay_scratch *s = r->s;
+	uint64_t bytes = 0, sent = 0;
+	unsigned i, want = n;
+
+	vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c;
+		enum vp_drop why;
+		uint32_t plen = 0;
+		unsigned k;
+		int ret;
+
+		if (vp_likely(r->src_hlen == 12 && r->rx.hdr_len == 12))
+			k = forward_plain(r, i, n, 12, 12, &bytes);
+		else
+			k = forward_plain(r, i, n, r->src_hlen, r->rx.hdr_len, &bytes);
+		sent += k;
+		i += k;
+		if (i == n)
+			break;
+		c = &s->src.chain[i];
+		ret = forward_slow(r, c, &plen, &why);
+		if (ret == -EAGAIN) {
+			/* Packets that take several buffers each: look once whether there are more. */
+			if (s->dst.n < want || want == VP_BURST || dst->vq.broken)
+				break;
+			r->filled |= vp_rxfill_flush(&r->rx);
+			want = VP_BURST;
+			vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
+			i--;
+			continue;
+		}
+		if (!ret) {
+			bytes += plen;
+			sent++;
+		} else {
+			stat_add(&src->stats.drops[why], 1);
+			if (c->nin)
+				vp_vq_break(&src->vq, VP_VQ_BAD_BUFFER);
+		}
+		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+	}
+	r->filled |= vp_rxfill_flush(&r->rx);
+	if (i) {
+		vp_vq_advance(&src->vq, &s->src, i);
+		vp_vq_complete(&src->vq, s->used_src, i);
+		stat_add(&src->stats.packets, sent);
+		stat_add(&src->stats.bytes, bytes);
+	}
+	return i;
+}
+
 unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		      struct vp_relay_scratch *s)
 {
-	uint64_t start = vp_cycles(), bytes = 0, sent = 0;
 	struct run r = { .src = src, .dst = dst, .s = s };
-	unsigned i, n, want, before, calls = 0;
+	uint64_t start = vp_cycles();
+	unsigned n, done, calls = 0;
 
 	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
 	if (!n)
@@ -421,60 +296,17 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		goto out;
 	}
 	r.src_hlen = vp_net_hdr_len(src->features);
-	r.dst_hlen = vp_net_hdr_len(dst->features);
-	r.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF);
-	want = n;
-	r.ndst = vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
-
-	for (i = 0; i < n; i++) {
-		enum vp_drop why = VP_DROP_NO_BUFFER;
-		const struct vp_chain *c;
-		enum verdict verdict;
-		uint32_t plen = 0;
-		unsigned k;
-
-		if (vp_likely(r.src_hlen == 12 && r.dst_hlen == 12))
-			k = forward_plain(&r, i, n, 12, 12, &bytes);
-		else
-			k = forward_plain(&r, i, n, r.src_hlen, r.dst_hlen, &bytes);
-		sent += k;
-		i += k;
-		if (i == n)
-			break;
-		c = &s->src.chain[i];
-		before = r.idst;
-		verdict = forward_slow(&r, c, &plen, &why);
-		if (verdict == WAIT) {
-			/* Packets that take several buffers each: look once whether there are more. */
-			if (r.ndst < want || want == VP_BURST || dst->vq.broken)
-				break;
-			take_dst(&r);
-			want = VP_BURST;
-			r.ndst = vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
-			i--;
-			continue;
-		}
-		if (verdict == SENT) {
-			bytes += plen;
-			sent++;
-		} else {
-			r.idst = before;
-			stat_add(&src->stats.drops[why], 1);
-			if (c->nin)
-				vp_vq_break(&src->vq, VP_VQ_BAD_BUFFER);
-		}
-		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
-	}
-	take_dst(&r);
+	r.rx = (struct vp_rxfill){
+		.vq = &dst->vq, .b = &s->dst, .used = s->used_dst,
+		.hdr_len = vp_net_hdr_len(dst->features),
+		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+	};
+	done = forward(&r, n);
 	if (src->rate)
-		src->tokens += n - i;
-	if (i) {
+		src->tokens += n - done;
+	if (done) {
 		src->blocked_since = 0;
-		vp_vq_advance(&src->vq, &s->src, i);
-		vp_vq_complete(&src->vq, s->used_src, i);
-		stat_add(&src->stats.packets, sent);
-		stat_add(&src->stats.bytes, bytes);
-		n = i;
+		n = done;
 	} else if (!src->blocked_since) {
 		src->blocked_since = start;
 		return 0;

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Packets in descriptor chains: gathering one out of a chain, spreading one over receive
+ * buffers. What the relay and libvhostpci share. Lengths have been validated by virtq.h: a
+ * chain holds out_len readable and in_len writable bytes.
+ */
+#ifndef VP_COPY_PACKET_H
+#define VP_COPY_PACKET_H
+
+#include <linux/virtio_net.h>
+
+#include "virtq/virtq.h"
+
+#define VP_PKT_MAX  65557u /* the largest IP packet behind an Ethernet header with two VLAN tags */
+#define VP_PKT_MIN  14u    /* an Ethernet header */
+
+/* A position in the segments of a chain. */
+struct vp_cursor {
+	const struct vp_seg *s;
+	uint32_t off;
+};
+
+/* Copies of a packet's size: common small ones inline, the rest by the C library, which knows the machine. */
+VP_INLINE void vp_pkt_copy_peer(vp_gptr dst, vp_gptr src, uint32_t n)
+{
+	if (n >= 64 && n <= 128) {
+		/* Two pieces that overlap: no loop, no call. */
+		vp_copy_peer(dst, src, 64);
+		vp_copy_peer(vp_gptr_add(dst, n - 64), vp_gptr_add(src, n - 64), 64);
+	} else {
+		vp_copy_peer(dst, src, n);
+	}
+}
+
+VP_INLINE void vp_pkt_copy_in(void *dst, vp_gptr src, uint32_t n)
+{
+	if (n >= 64 && n <= 128) {
+		vp_copy_in(dst, src, 64);
+		vp_copy_in((char *)dst + n - 64, vp_gptr_add(src, n - 64), 64);
+	} else {
+		vp_copy_in(dst, src, n);
+	}
+}
+
+VP_INLINE void vp_pkt_copy_out(vp_gptr dst, const void *src, uint32_t n)
+{
+	if (n >= 64 && n <= 128) {
+		vp_copy_out(dst, src, 64);
+		vp_copy_out(vp_gptr_add(dst, n - 64), (const char *)src + n - 64, 64);
+	} else {
+		vp_copy_out(dst, src, n);
+	}
+}
+
+/* Copy n bytes at cur into private memory and move on; the chain holds at least n more. */
+void vp_pkt_gather(struct vp_cursor *cur, void *dst, uint32_t n);
+
+/* Copy n bytes from cur (peer memory) or, when cur is NULL, from priv to the cursor d; both move on. */
+void vp_pkt_scatter(struct vp_cursor *d, struct vp_cursor *cur, const void *priv, uint32_t n);
+
+/* Mark the first len writable bytes of a chain in the dirty log. */
+void vp_pkt_log(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_chain *c, uint32_t len);
+
+/* No offloads, num_buffers 1 (little-endian): the header of a plain packet, 10 or 12 bytes of it. */
+extern const uint8_t vp_pkt_plain_hdr[12];
+
+/* The receive buffers of a burst, being filled from chain `taken` on. */
+struct vp_rxfill {
+	struct vp_virtq *vq;
+	struct vp_burst *b;
+	struct vp_used  *used;   /* VP_BURST entries; used[i] belongs to chain i */
+	unsigned         taken;
+	unsigned         hdr_len;   /* 10 or 12 */
+	bool             mergeable; /* a packet may take several chains */
+};
+
+/*
+ * Put one packet (header h, plen bytes from cur or, when NULL, from priv) into as many chains as it
+ * takes. 0; -EAGAIN: too few chains in this burst; -EMSGSIZE: it fits no buffer, ever;
+ * -EIO: the queue turned out broken. On failure nothing was taken.
+ */
+int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cursor *cur,
+	       const void *priv, uint32_t plen);
+
+/* Give the taken chains back to the driver. True when there were any. */
+bool vp_rxfill_flush(struct vp_rxfill *f);
+
+#endif
