@@ -35,9 +35,8 @@ enum {
 	VP_OFFLOAD_TSO4   = 1 << 1,
 	VP_OFFLOAD_TSO6   = 1 << 2,
 	VP_OFFLOAD_ECN    = 1 << 3,
-	VP_OFFLOAD_UFO    = 1 << 4,
-	VP_OFFLOAD_MRGBUF = 1 << 5,
-	VP_OFFLOAD_ALL    = (1 << 6) - 1,
+	VP_OFFLOAD_MRGBUF = 1 << 4,
+	VP_OFFLOAD_ALL    = (1 << 5) - 1,
 };
 
 struct vp_conf_vm {

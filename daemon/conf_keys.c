@@ -26,7 +26,7 @@ static const char *const mode_names[] = { "auto", "relay", "fast", "copy", NULL 
 static const char *const endpoint_names[] = { "virtio-net", "port", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
-static const char *const offload_names[] = { "csum", "tso4", "tso6", "ecn", "ufo", "mrgbuf", NULL };
+static const char *const offload_names[] = { "csum", "tso4", "tso6", "ecn", "mrgbuf", NULL };
 static const char *const state_names[] = { "up", "down", NULL };
 
 const char *vp_mode_name(unsigned mode)
@@ -221,7 +221,7 @@ static int parse_offloads(void *field, const struct key *k, const char *v, struc
 		}
 		set |= 1u << i;
 	}
-	if (set & (VP_OFFLOAD_TSO4 | VP_OFFLOAD_TSO6 | VP_OFFLOAD_UFO) && !(set & VP_OFFLOAD_CSUM))
+	if (set & (VP_OFFLOAD_TSO4 | VP_OFFLOAD_TSO6) && !(set & VP_OFFLOAD_CSUM))
 		return vp_err_set(e, -EINVAL, "%s=: segmentation offloads need csum; add it", k->name);
 	if (set & VP_OFFLOAD_ECN && !(set & (VP_OFFLOAD_TSO4 | VP_OFFLOAD_TSO6)))
 		return vp_err_set(e, -EINVAL, "%s=: ecn needs tso4 or tso6; add one", k->name);

@@ -1,0 +1,587 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model: the device VM's guest may write any command at any time, in floods, and may never
+ * answer. A command is copied once and the copy is checked; what the guest leaves undone ends at a
+ * deadline. In fast mode the guest is trusted with the driver VM's memory (policy.c has seen
+ * to that), but never with the daemon's: nothing it says becomes an index or an address before a check.
+ */
+#include "port.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "port_priv.h"
+
+uint64_t port_now(struct vp_port *p)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+/* ---- runs ------------------------------------------------------------------ */
+
+static struct vhp_abi_queue *entry(struct vp_port *p, unsigned q)
+{
+	return &p->st.queues[q];
+}
+
+static void flags_change(struct vp_port *p, unsigned q, uint32_t set, uint32_t clear)
+{
+	entry(p, q)->flags = htole32((le32toh(entry(p, q)->flags) & ~clear) | set);
+}
+
+static void end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
+{
+	p->q[q].running = false;
+	p->q[q].stopping = false;
+	p->q[q].deadline = 0;
+	flags_change(p, q, s->broken ? VHP_QUEUE_BROKEN : 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
+	if (s->base_known)
+		entry(p, q)->base = htole32(s->base);
+	p->ops->queue_stopped(p->ctx, q, s);
+}
+
+static void end_all_runs(struct vp_port *p)
+{
+	const struct vp_port_stop lost = { .lost = true };
+
+	for (unsigned q = 0; q < p->nqueues; q++)
+		if (p->q[q].running)
+			end_run(p, q, &lost);
+}
+
+int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r)
+{
+	struct vhp_abi_queue *e;
+
+	if (q >= p->nqueues)
+		return -ERANGE;
+	if (!p->up)
+		return -ENOTCONN;
+	if (p->q[q].running)
+		return -EBUSY;
+	vp_port_begin(p);
+	e = entry(p, q);
+	e->desc_addr = htole64(r->desc);
+	e->avail_addr = htole64(r->avail);
+	e->used_addr = htole64(r->used);
+	e->size = htole32(r->size);
+	e->base = htole32(r->base);
+	if (!++p->q[q].run)
+		p->q[q].run = 1;
+	e->run = htole32(p->q[q].run);
+	e->flags = htole32(VHP_QUEUE_STARTED | (r->enabled ? VHP_QUEUE_ENABLED : 0));
+	p->q[q].running = true;
+	vp_port_commit(p);
+	return 0;
+}
+
+void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled)
+{
+	if (q >= p->nqueues || !p->q[q].running)
+		return;
+	vp_port_begin(p);
+	flags_change(p, q, enabled ? VHP_QUEUE_ENABLED : 0, VHP_QUEUE_ENABLED);
+	vp_port_commit(p);
+}
+
+int vp_port_queue_stop(struct vp_port *p, unsigned q)
+{
+	if (q >= p->nqueues || !p->q[q].running)
+		return 0;
+	if (!p->q[q].stopping) {
+		vp_port_begin(p);
+		p->q[q].stopping = true;
+		p->q[q].deadline = port_now(p) + p->conf.answer_timeout_us;
+		flags_change(p, q, VHP_QUEUE_STOP, 0);
+		vp_port_commit(p);
+		port_arm(p);
+	}
+	return VP_PORT_LATER;
+}
+
+bool vp_port_queue_running(const struct vp_port *p, unsigned q)
+{
+	return q < p->nqueues && p->q[q].running;
+}
+
+void vp_port_queue_end(struct vp_port *p, unsigned q)
+{
+	const struct vp_port_stop lost = { .lost = true };
+
+	if (q >= p->nqueues || !p->q[q].running)
+		return;
+	vp_port_begin(p);
+	end_run(p, q, &lost);
+	vp_port_commit(p);
+}
+
+void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint32_t doorbell)
+{
+	if (q >= VHP_MAX_QUEUES)
+		return;
+	vp_port_begin(p);
+	entry(p, q)->kick_signal = htole32(kick_signal);
+	entry(p, q)->doorbell = htole32(doorbell);
+	vp_port_commit(p);
+}
+
+/* ---- up and down ----------------------------------------------------------- */
+
+/* Nearest to the guest first (spec, "link_reason"). A guest that was cut, or refused for its features, is told why it is not attached. */
+static uint32_t reason_now(const struct vp_port *p)
+{
+	if (!p->nqueues)
+		return VHP_REASON_NO_LINK;
+	if (p->hold & VP_PORT_HOLD_POLICY)
+		return VHP_REASON_POLICY;
+	if (p->hold & VP_PORT_HOLD_ADMIN)
+		return VHP_REASON_ADMIN;
+	if (!p->attached)
+		return p->cut ? VHP_REASON_TIMEOUT : p->bad_features ? VHP_REASON_FEATURES : VHP_REASON_NOT_ATTACHED;
+	if (p->driver == VP_PORT_NO_DRIVER)
+		return VHP_REASON_NO_DRIVER;
+	if (p->hold & VP_PORT_HOLD_PROTOCOL)
+		return VHP_REASON_PROTOCOL;
+	if (p->driver != VP_PORT_DRIVER_RUNS)
+		return VHP_REASON_NOT_READY;
+	if (p->features & p->required & ~p->path[0])
+		return VHP_REASON_FEATURES;
+	if (p->limit)
+		return VHP_REASON_LIMIT;
+	if (p->n_unready || !p->st.nregions)
+		return VHP_REASON_WINDOW;
+	return VHP_REASON_NONE;
+}
+
+static void show_status(struct vp_port *p)
+{
+	uint32_t reason = reason_now(p);
+
+	p->st.flags = htole32(p->attached ? VHP_STATE_ATTACHED : 0);
+	p->st.link_status = htole32(p->up ? VHP_LINK_UP : VHP_LINK_DOWN);
+	p->st.link_reason = htole32(p->up ? VHP_REASON_NONE : reason);
+	p->st.features[0] = htole64(p->driver == VP_PORT_NO_DRIVER ? 0 : p->features);
+}
+
+void port_evaluate(struct vp_port *p)
+{
+	p->again = true;
+	if (p->updating)
+		return;
+	vp_port_begin(p);
+	p->updating = true;
+	while (p->again) {
+		bool up;
+
+		p->again = false;
+		port_windows_update(p);
+		up = reason_now(p) == VHP_REASON_NONE;
+		if (up == p->up)
+			continue;
+		p->up = up;
+		if (up) {
+			p->ops->up(p->ctx);
+		} else {
+			end_all_runs(p);
+			p->ops->down(p->ctx);
+		}
+	}
+	p->updating = false;
+	show_status(p);
+	if (p->busy && !port_windows_going(p))
+		port_command_done(p);
+	vp_port_commit(p);
+	port_arm(p);
+}
+
+/* Afterwards the owner has all its queues back and windows are on their way out. */
+static void detach(struct vp_port *p)
+{
+	p->attached = false;
+	if (p->up) {
+		p->up = false;
+		end_all_runs(p);
+		p->ops->down(p->ctx);
+	}
+	port_windows_withdraw(p);
+}
+
+static void cut(struct vp_port *p, const char *why)
+{
+	vp_log(VP_LOG_WARNING, "port %.32s: the guest is cut off: %s", p->conf.name, why);
+	p->n_cuts++;
+	p->cut = true;
+	vp_port_begin(p);
+	detach(p);
+	port_evaluate(p);
+	vp_port_commit(p);
+}
+
+/* ---- time ------------------------------------------------------------------ */
+
+static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct vp_port *p = arg;
+	uint64_t now = port_now(p);
+	char why[80];
+
+	vp_port_begin(p);
+	for (unsigned q = 0; q < p->nqueues; q++)
+		if (p->q[q].stopping && p->q[q].deadline <= now) {
+			snprintf(why, sizeof(why), "it did not stop queue %u within %llu ms", q,
+				 (unsigned long long)p->conf.answer_timeout_us / 1000);
+			cut(p, why);
+			break;
+		}
+	if (p->busy && p->busy_deadline && p->busy_deadline <= now)
+		port_command_done(p);
+	port_windows_timer(p, now);
+	port_evaluate(p);
+	vp_port_commit(p);
+	return 0;
+}
+
+static uint64_t sooner(uint64_t a, uint64_t b)
+{
+	return !a ? b : !b ? a : VP_MIN(a, b);
+}
+
+void port_arm(struct vp_port *p)
+{
+	uint64_t t = port_windows_deadline(p);
+
+	for (unsigned q = 0; q < p->nqueues; q++)
+		t = sooner(t, p->q[q].deadline);
+	if (p->busy)
+		t = sooner(t, p->busy_deadline);
+	if (!t) {
+		if (p->timer)
+			sd_event_source_set_enabled(p->timer, SD_EVENT_OFF);
+		return;
+	}
+	if (!p->timer) {
+		if (sd_event_add_time(p->event, &p->timer, CLOCK_MONOTONIC, t, 10000, on_timer, p) < 0)
+			vp_log(VP_LOG_ERR, "port %.32s: out of memory: no timer", p->conf.name);
+		return;
+	}
+	sd_event_source_set_time(p->timer, t);
+	sd_event_source_set_enabled(p->timer, SD_EVENT_ONESHOT);
+}
+
+/* ---- commands -------------------------------------------------------------- */
+
+static uint64_t arg(const struct vp_port *p, unsigned i)
+{
+	return le64toh(p->cmd.args[i]);
+}
+
+static void answer(struct vp_port *p, uint32_t status, uint64_t v0, uint64_t v1)
+{
+	struct vhp_abi_answer *a = &p->st.answer;
+
+	memset(a, 0, sizeof(*a));
+	a->seq = p->cmd.seq;
+	a->opcode = p->cmd.opcode;
+	a->status = htole32(status);
+	a->value[0] = htole64(v0);
+	a->value[1] = htole64(v1);
+	p->answered = le32toh(p->cmd.seq);
+	p->busy = false;
+	p->n_refused += status != VHP_ST_OK;
+}
+
+static void attach(struct vp_port *p)
+{
+	uint32_t abi = (uint32_t)arg(p, VHP_ATTACH_ABI);
+	uint64_t f0 = arg(p, VHP_ATTACH_FEATURES0), f1 = arg(p, VHP_ATTACH_FEATURES1);
+	uint64_t type = arg(p, VHP_ATTACH_TYPE);
+
+	/* Major 0: the minor has to be the same as well. */
+	if (abi != VHP_ABI_VERSION) {
+		answer(p, VHP_ST_VERSION, VHP_ABI_VERSION, 0);
+		return;
+	}
+	if (type && type != p->device_type) {
+		answer(p, VHP_ST_DEVICE_TYPE, p->device_type, 0);
+		return;
+	}
+	if (p->hold & VP_PORT_HOLD_POLICY) {
+		answer(p, VHP_ST_POLICY, 0, 0);
+		return;
+	}
+	p->cut = false;
+	p->bad_features = p->required & ~f0;
+	if (p->bad_features) {
+		vp_log(VP_LOG_NOTICE, "port %.32s: the data path lacks required features 0x%llx; narrow the link's profile",
+		       p->conf.name, (unsigned long long)(p->required & ~f0));
+		answer(p, VHP_ST_FEATURES, p->required & ~f0, 0);
+		return;
+	}
+	p->path[0] = f0;
+	p->path[1] = f1;
+	p->attached = true;
+	p->n_attaches++;
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
+void port_command_done(struct vp_port *p)
+{
+	if (le32toh(p->cmd.opcode) == VHP_CMD_ATTACH) {
+		attach(p);
+		p->again = true;
+		if (!p->updating)
+			port_evaluate(p);
+	} else {
+		answer(p, VHP_ST_OK, 0, 0);
+	}
+	show_status(p);
+}
+
+/* DETACH, or an ATTACH that replaces the data path: all has to be withdrawn before the rest. */
+static void detach_then(struct vp_port *p)
+{
+	p->busy = true;
+	p->busy_deadline = p->conf.slow_take ? port_now(p) + PORT_TAKE_MAX_US : 0;
+	detach(p);
+	port_evaluate(p);  /* finishes the command when nothing has to be waited for */
+}
+
+static void queue_stopped(struct vp_port *p)
+{
+	uint64_t q = arg(p, VHP_STOPPED_QUEUE), run = arg(p, VHP_STOPPED_RUN), base = arg(p, VHP_STOPPED_BASE);
+	uint64_t flags = arg(p, VHP_STOPPED_FLAGS);
+	struct vp_port_stop s = { .base = (uint32_t)base, .broken = flags & VHP_STOPPED_F_BROKEN };
+	uint32_t size;
+
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+		return;
+	}
+	if (q >= p->nqueues || flags & ~(VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE)) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+		return;
+	}
+	if (!p->q[q].running || run != p->q[q].run) {
+		answer(p, VHP_ST_STALE, 0, 0);
+		return;
+	}
+	s.base_known = !(flags & (VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE));
+	size = le32toh(entry(p, (unsigned)q)->size);
+	if (s.base_known &&
+	    (p->features & VP_BIT(VIRTIO_F_RING_PACKED) ?
+		     base >> 32 || (base & 0x7fff) >= size || (base >> 16 & 0x7fff) >= size : base >> 16)) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+		return;
+	}
+	end_run(p, (unsigned)q, &s);
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
+static void sync_regions(struct vp_port *p)
+{
+	uint32_t gen = (uint32_t)arg(p, VHP_SYNC_REGIONS);
+
+	/* Of the future: a guest that made it up. */
+	if ((int32_t)(le32toh(p->st.regions_generation) - gen) < 0) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+		return;
+	}
+	port_windows_sync(p, gen);
+	answer(p, VHP_ST_OK, 0, 0);
+	port_evaluate(p);
+}
+
+static void execute(struct vp_port *p)
+{
+	p->n_commands++;
+	switch (le32toh(p->cmd.opcode)) {
+	case VHP_CMD_ATTACH:
+		if (p->attached) {
+			detach_then(p);
+		} else {
+			attach(p);
+			port_evaluate(p);
+		}
+		break;
+	case VHP_CMD_DETACH:
+		p->cut = p->bad_features = false;
+		detach_then(p);
+		break;
+	case VHP_CMD_QUEUE_STOPPED:
+		queue_stopped(p);
+		break;
+	case VHP_CMD_SYNC:
+		sync_regions(p);
+		break;
+	default:
+		answer(p, VHP_ST_UNKNOWN, 0, 0);
+	}
+}
+
+void vp_port_command(struct vp_port *p)
+{
+	uint32_t seq;
+
+	if (!p->online || p->busy)
+		return;
+	/* Acquire pairs with the guest's release of seq: opcode and args are there. */
+	seq = vp_ld32_acquire(p->page, VHP_CTRL_COMMAND_OFF);
+	if (!seq || seq == p->answered)
+		return;
+	vp_copy_in(&p->cmd, vp_gptr_add(p->page, VHP_CTRL_COMMAND_OFF), sizeof(p->cmd));
+	/* What was copied counts: the guest may have written on. */
+	if (!p->cmd.seq)
+		return;
+	vp_port_begin(p);
+	execute(p);
+	show_status(p);
+	vp_port_commit(p);
+}
+
+/* ---- the attachment --------------------------------------------------------- */
+
+void vp_port_set_attachment(struct vp_port *p, const struct vp_port_att_ops *ops, void *att)
+{
+	p->aops = ops;
+	p->att = att;
+}
+
+void vp_port_online(struct vp_port *p, bool online)
+{
+	if (p->online == online)
+		return;
+	vp_port_begin(p);
+	p->online = online;
+	if (!online) {
+		p->cut = p->bad_features = false;
+		p->busy = false;
+		port_windows_lost(p);
+		detach(p);
+	}
+	port_evaluate(p);
+	vp_port_commit(p);
+	if (online)
+		vp_port_command(p);
+}
+
+/* ---- the owner ---------------------------------------------------------------- */
+
+void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues, uint64_t offered,
+		      uint64_t required)
+{
+	vp_port_begin(p);
+	p->device_type = device_type;
+	p->nqueues = VP_MIN(nqueues, p->conf.max_queues);
+	p->offered = offered;
+	p->required = required;
+	p->st.device_type = htole32(device_type);
+	p->st.mode = htole32(mode);
+	p->st.max_queues = htole32(p->nqueues);
+	p->st.nqueues = htole32(p->nqueues);
+	p->st.offered_features[0] = htole64(offered);
+	p->st.required_features[0] = htole64(required);
+	for (unsigned q = 0; q < p->nqueues; q++) {
+		entry(p, q)->kick_signal = htole32(1 + q);
+		entry(p, q)->doorbell = htole32(p->conf.queue_doorbell + q);
+	}
+	port_evaluate(p);
+	vp_port_commit(p);
+}
+
+void vp_port_set_hold(struct vp_port *p, unsigned hold)
+{
+	p->hold = hold;
+	port_evaluate(p);
+}
+
+void vp_port_set_driver(struct vp_port *p, enum vp_port_driver d, uint64_t features)
+{
+	vp_port_begin(p);
+	if (p->driver == VP_PORT_NO_DRIVER && d != VP_PORT_NO_DRIVER)
+		p->st.link_epoch = htole64(le64toh(p->st.link_epoch) + 1);
+	p->driver = d;
+	p->features = features;
+	/* A driver that starts anew mends its rings. */
+	for (unsigned q = 0; d != VP_PORT_DRIVER_RUNS && q < p->nqueues; q++)
+		flags_change(p, q, 0, VHP_QUEUE_BROKEN);
+	port_evaluate(p);
+	vp_port_commit(p);
+}
+
+void vp_port_set_config(struct vp_port *p, const void *config, unsigned size)
+{
+	size = VP_MIN(size, VHP_CONFIG_MAX);
+	if (le32toh(p->st.config_size) == size && !memcmp(p->st.config, config, size))
+		return;
+	vp_port_begin(p);
+	memset(p->st.config, 0, sizeof(p->st.config));
+	memcpy(p->st.config, config, size);
+	p->st.config_size = htole32(size);
+	p->st.config_generation = htole32(le32toh(p->st.config_generation) + 1);
+	vp_port_commit(p);
+}
+
+int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
+		void *ctx, struct vp_err *e)
+{
+	struct vp_port *p;
+	int r;
+
+	if (!conf->max_queues || conf->max_queues > VHP_MAX_QUEUES)
+		return vp_err_set(e, -EINVAL, "a port has 1 to %u queues, not %u", VHP_MAX_QUEUES, conf->max_queues);
+	p = calloc(1, sizeof(*p));
+	if (!p)
+		return vp_err_set(e, -ENOMEM, "port %.32s: out of memory", conf->name);
+	p->event = event;
+	p->conf = *conf;
+	if (!p->conf.nsignals)
+		p->conf.nsignals = 1 + conf->max_queues;
+	if (!p->conf.answer_timeout_us)
+		p->conf.answer_timeout_us = 1000000;
+	p->ops = ops;
+	p->ctx = ctx;
+	p->memfd = -1;
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		p->win[i].fd = -1;
+	r = port_page_make(p, e);
+	if (r) {
+		vp_port_free(p);
+		return r;
+	}
+	port_evaluate(p);
+	*out = p;
+	return 0;
+}
+
+void vp_port_free(struct vp_port *p)
+{
+	if (!p)
+		return;
+	if (p->map) {
+		vp_port_begin(p);
+		p->st.flags = 0;
+		p->st.link_status = htole32(VHP_LINK_DOWN);
+		p->st.link_reason = htole32(VHP_REASON_DAEMON);
+		for (unsigned q = 0; q < p->nqueues; q++)
+			flags_change(p, q, 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
+		if (p->st.nregions)
+			port_touch_regions(p);
+		p->st.nregions = 0;
+		vp_port_commit(p);
+	}
+	sd_event_source_disable_unref(p->timer);
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		vp_close(&p->win[i].fd);
+	port_mem_free(p);
+	port_page_free(p);
+	free(p);
+}

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A vhost-pci port as the device VM sees it (docs/spec.md): control block,
+ * state, commands, queue runs, windows and regions. It knows neither how it reaches the
+ * device VM (that is the attachment's business, shmem.c, ivshmem.c, local.c) nor
+ * where rings and memory come from (that is its owner's, the link).
+ *
+ *      owner (link)  --- vp_port_set_*, vp_port_queue_* -->  port  --- vp_port_att_ops -->  attachment
+ *                    <------------ vp_port_ops -----------         <--- vp_port_online, _given, ...
+ *
+ * Main thread only. Nothing blocks: what takes time is answered with VP_PORT_LATER and completed
+ * by a callback. Every wait for a guest is bounded by answer_timeout_us, then the
+ * guest is cut (spec, "Life cycle", 7).
+ *
+ * Callbacks to the owner come from inside the attachment's calls, timers and the owner's own calls
+ * where said; an owner may call any vp_port_ function from them except vp_port_free().
+ */
+#ifndef VP_DAEMON_PORT_H
+#define VP_DAEMON_PORT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <jansson.h>
+#include <systemd/sd-event.h>
+
+#include "base/err.h"
+#include "vhost-pci/abi.h"
+
+struct vp_port;
+
+#define VP_PORT_LATER 1
+
+struct vp_port_conf {
+	char     name[32];            /* for people; may lack the terminating zero */
+	uint32_t attachment;          /* VHP_ATTACHMENT_* */
+	uint32_t max_queues;          /* 1 .. VHP_MAX_QUEUES */
+	uint32_t nsignals;            /* to the guest; 0 = 1 + max_queues */
+	uint32_t doorbell;            /* header.doorbell */
+	uint32_t queue_doorbell;      /* queues[q].doorbell = this + q */
+	uint64_t pool_size;           /* bytes behind the control block in the same memfd, 0 = none */
+	bool     pow2;                /* the memfd's size must be a power of two (ivshmem) */
+	bool     whole_files;         /* a window is a whole file (ivshmem), else the part that is needed */
+	bool     unsealed_ok;         /* memory that its owner can truncate may be passed on (local) */
+	bool     slow_take;           /* DETACH is answered after TAKE_MAX even if windows are still going (ivshmem) */
+	uint64_t answer_timeout_us;   /* 0 = 1 s */
+};
+
+/* ---- towards the attachment ------------------------------------------------------------------ */
+
+struct vp_port_window {
+	unsigned slot;
+	uint32_t serial;
+	int      fd;                  /* the port's, valid until the window was taken */
+	uint64_t offset, size;        /* in the fd; multiples of 4 KiB */
+	const char *what;             /* for messages: "window 0 of port x" */
+};
+
+struct vp_port_att_ops {
+	/*
+	 * Bring a window to the device VM. *locator is filled before it returns. 0: it is there; VP_PORT_LATER:
+	 * vp_port_window_given() follows; -errno with a sentence.
+	 */
+	int  (*give)(void *att, const struct vp_port_window *w, uint32_t *kind, uint64_t *locator, struct vp_err *e);
+	/* Take it away again; only after it was given. 0: gone; VP_PORT_LATER: vp_port_window_taken() follows. */
+	int  (*take)(void *att, unsigned slot);
+	/* Raise signal i to the guest. */
+	void (*signal)(void *att, unsigned i);
+};
+
+void vp_port_set_attachment(struct vp_port *p, const struct vp_port_att_ops *ops, void *att);
+/*
+ * The device VM is there (its guest may talk to the port), or it is gone: then all windows are gone with it and
+ * nothing is taken, runs end, and the port is not attached. Reads the command page when it comes online.
+ */
+void vp_port_online(struct vp_port *p, bool online);
+/* Signal 0 from the guest: look at the command page. */
+void vp_port_command(struct vp_port *p);
+/* result 0 or -errno; why (may be NULL) is shown to the administrator. */
+void vp_port_window_given(struct vp_port *p, unsigned slot, int result, const char *why);
+void vp_port_window_taken(struct vp_port *p, unsigned slot);
+/* A window that was given does not work after all (its BAR got no address): takes READY back. */
+void vp_port_window_failed(struct vp_port *p, unsigned slot, const char *why);
+/* From now on queue q's kicks come as this signal, its calls leave by this doorbell. */
+void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint32_t doorbell);
+
+/* The control memfd and its size; both the port's. */
+int vp_port_memfd(const struct vp_port *p, uint64_t *size);
+/* Where the pool lies in it; 0 bytes when there is none. */
+uint64_t vp_port_pool(const struct vp_port *p, uint64_t *size);
+
+/* ---- towards the owner ----------------------------------------------------------------------- */
+
+struct vp_port_stop {
+	bool     base_known;
+	uint32_t base;                /* as VHOST_SET_VRING_BASE encodes it */
+	bool     broken;              /* the guest found the ring malformed */
+	bool     lost;                /* the run ended without the guest's word (cut, reset, link down) */
+};
+
+struct vp_port_ops {
+	/* The link came up: hand over queues with vp_port_queue_run(), before it returns. */
+	void (*up)(void *ctx);
+	/* The link went down; each run has been reported by queue_stopped before. */
+	void (*down)(void *ctx);
+	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
+	void (*queue_stopped)(void *ctx, unsigned q, const struct vp_port_stop *s);
+};
+
+/* name for messages. The memfd exists and its header is complete when this returns. */
+int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
+		void *ctx, struct vp_err *e);
+/* Publishes link down, reason "daemon"; takes nothing, calls nobody. The attachment goes first or right after. */
+void vp_port_free(struct vp_port *p);
+
+/* The link's constants. required is what ATTACH must support. Before anything else. */
+void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
+		      uint64_t offered, uint64_t required);
+
+enum vp_port_hold { VP_PORT_HOLD_POLICY = 1, VP_PORT_HOLD_ADMIN = 2, VP_PORT_HOLD_PROTOCOL = 4 };
+/* Reasons of the owner's why the link must be down; a mask. */
+void vp_port_set_hold(struct vp_port *p, unsigned hold);
+
+enum vp_port_driver { VP_PORT_NO_DRIVER, VP_PORT_DRIVER_IDLE, VP_PORT_DRIVER_RUNS };
+/* From NO_DRIVER to another state counts an epoch. features: negotiated, 0 while unknown. */
+void vp_port_set_driver(struct vp_port *p, enum vp_port_driver d, uint64_t features);
+
+/* Config space of the served device, at most VHP_CONFIG_MAX bytes. */
+void vp_port_set_config(struct vp_port *p, const void *config, unsigned size);
+
+struct vp_port_region {
+	uint64_t addr, size;          /* link addresses; size > 0 */
+	uint64_t offset;              /* of addr in fd */
+	int      fd;                  /* stays the caller's, -1 = in the pool */
+	uint32_t flags;               /* VHP_REGION_* */
+};
+/*
+ * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
+ * sorted or not in pages; -E2BIG: more than VHP_MAX_REGIONS (also published as reason "limit"); -ENOMEM. After an error the port has no memory.
+ */
+int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
+
+struct vp_port_ring {
+	uint64_t desc, avail, used;   /* link addresses */
+	uint32_t size, base;
+	bool     enabled;
+};
+/* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on, -ERANGE. */
+int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
+void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
+/* 0: q does not run; VP_PORT_LATER: queue_stopped follows within the time bound, never from inside this call. */
+int vp_port_queue_stop(struct vp_port *p, unsigned q);
+bool vp_port_queue_running(const struct vp_port *p, unsigned q);
+/* End a run at once, without asking (the driver VM is gone). Calls queue_stopped. */
+void vp_port_queue_end(struct vp_port *p, unsigned q);
+
+/* Several changes as one update of the page. Nests. */
+void vp_port_begin(struct vp_port *p);
+void vp_port_commit(struct vp_port *p);
+
+/* ---- to look at ------------------------------------------------------------------------------ */
+
+bool vp_port_attached(const struct vp_port *p);
+bool vp_port_is_up(const struct vp_port *p);
+bool vp_port_is_online(const struct vp_port *p);
+uint32_t vp_port_reason(const struct vp_port *p);
+const char *vp_port_reason_str(uint32_t reason);
+uint32_t vp_port_queue_runs(const struct vp_port *p, unsigned q);
+/* New reference. */
+json_t *vp_port_json(const struct vp_port *p);
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Inside of a port; for port*.c only. */
+#ifndef VP_DAEMON_PORT_PRIV_H
+#define VP_DAEMON_PORT_PRIV_H
+
+#include <sys/types.h>
+
+#include "base/util.h"
+#include "guestmem/access.h"
+#include "port.h"
+
+#define PORT_SYNC_US     1000000u   /* how long a removed window waits for SYNC */
+#define PORT_TAKE_MAX_US 3000000u   /* how long DETACH waits for windows where that is harmless */
+#define PORT_RETRY_US    3000000u   /* a window that could not be given is tried again */
+
+enum win_state {
+	WIN_FREE,
+	WIN_GIVING,     /* entry published, the attachment is at work */
+	WIN_READY,
+	WIN_REVOKING,   /* no region names it any more, waits for SYNC or its deadline */
+	WIN_TAKING,     /* entry gone, the attachment is at work */
+	WIN_FAILED,     /* cannot be given, see error; tried again at its deadline */
+};
+
+struct port_win {
+	enum win_state state;
+	bool     cancel;        /* GIVING: to be taken as soon as it was given */
+	bool     dead;          /* READY once, failed later: taken before it is tried again */
+	int      fd;
+	dev_t    dev;
+	ino_t    ino;
+	uint64_t offset, size;  /* in the file */
+	uint64_t locator;
+	uint32_t serial, kind;
+	uint32_t gen;           /* REVOKING: SYNC of this generation releases it */
+	uint64_t deadline;      /* 0 = none */
+	bool     used;          /* scratch of port_windows_update() */
+	char     error[200];
+};
+
+struct port_region {
+	struct vp_port_region r; /* fd is ours */
+	dev_t    dev;
+	ino_t    ino;
+	uint64_t file_size;
+	bool     truncatable;
+};
+
+struct port_queue {
+	bool     running, stopping;
+	uint64_t deadline;
+	uint32_t run;
+};
+
+struct vp_port {
+	sd_event                     *event;
+	struct vp_port_conf           conf;
+	const struct vp_port_ops     *ops;
+	void                         *ctx;
+	const struct vp_port_att_ops *aops;
+	void                         *att;
+	/* the page: truth is st; pub is what the page was given */
+	int                           memfd;
+	uint64_t                      mem_size;
+	void                         *map;
+	vp_gptr                       page;
+	uint32_t                      generation;
+	unsigned                      depth;
+	bool                          regions_dirty;
+	struct vhp_abi_state           st, pub;
+	/* life */
+	bool                          online, attached, up, updating, again;
+	bool                          cut, bad_features, limit;
+	unsigned                      hold;
+	enum vp_port_driver           driver;
+	uint64_t                      offered, required, features;
+	uint64_t                      path[2];      /* what the data path supports */
+	uint32_t                      device_type, nqueues;
+	struct port_queue             q[VHP_MAX_QUEUES];
+	/* windows */
+	struct port_win               win[VHP_MAX_WINDOWS];
+	uint32_t                      serial;
+	struct port_region           *mem;
+	unsigned                      n_mem;
+	unsigned                      n_unready;    /* windows that regions need and that are not there */
+	/* commands */
+	uint32_t                      answered;
+	bool                          busy;         /* a command waits for windows to be taken */
+	struct vhp_abi_command         cmd;          /* it, private copy */
+	uint64_t                      busy_deadline;
+	sd_event_source              *timer;
+	/* statistics */
+	uint64_t                      n_commands, n_refused, n_cuts, n_attaches, n_updates;
+};
+
+/* port_page.c */
+int  port_page_make(struct vp_port *p, struct vp_err *e);
+void port_page_free(struct vp_port *p);
+void port_touch_regions(struct vp_port *p);
+
+/* port_window.c */
+/* Bring windows and regions in line with memory, attachment and driver. Within begin/commit. */
+void port_windows_update(struct vp_port *p);
+/* All windows away at once (detach, cut); they may need the attachment's time. */
+void port_windows_withdraw(struct vp_port *p);
+/* All windows went with the device VM. */
+void port_windows_lost(struct vp_port *p);
+bool port_windows_going(const struct vp_port *p);
+void port_windows_sync(struct vp_port *p, uint32_t gen);
+void port_windows_timer(struct vp_port *p, uint64_t now);
+uint64_t port_windows_deadline(const struct vp_port *p);
+void port_mem_free(struct vp_port *p);
+
+/* port.c */
+uint64_t port_now(struct vp_port *p);
+void port_arm(struct vp_port *p);
+void port_evaluate(struct vp_port *p);
+void port_command_done(struct vp_port *p);
+
+#endif

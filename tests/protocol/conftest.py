@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""vhost-pcid as a test sees it: a process, a directory of files and a control socket."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+BUILD = pathlib.Path(os.environ.get("VHOST_PCI_BUILD", pathlib.Path(__file__).parents[2] / "build"))
+
+
+class ControlError(Exception):
+    def __init__(self, error):
+        super().__init__(error["message"])
+        self.code, self.message = error["code"], error["message"]
+
+
+class Control:
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(str(path))
+        self.file = self.sock.makefile("r")
+        self.n = 0
+
+    def line(self):
+        return json.loads(self.file.readline())
+
+    def call(self, method, **params):
+        self.n += 1
+        self.sock.sendall(json.dumps({"version": 1, "id": self.n, "method": method, "params": params}).encode() + b"\n")
+        answer = self.line()
+        assert answer["version"] == 1 and answer["id"] == self.n
+        if "error" in answer:
+            raise ControlError(answer["error"])
+        return answer["result"]
+
+    def close(self):
+        self.file.close()
+        self.sock.close()
+
+
+class Daemon:
+    def __init__(self, tmp, args=()):
+        self.tmp = pathlib.Path(tmp)
+        self.conf = self.tmp / "conf"
+        self.run = self.tmp / "run"
+        self.conf.mkdir()
+        self.args = list(args)
+        self.proc = None
+        self.control = None
+        for vm in ("a", "b", "c", "d"):
+            self.write(f"{vm}.vm", "[VM]\nTrustGroup=test\n")
+
+    def write(self, name, text):
+        path = self.conf / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def link(self, name, driver="a", device="b", **keys):
+        """keys as Section_Key=value."""
+        sections = {"Link": {}, "Driver": {"VM": driver}, "Device": {"VM": device}, "Net": {}}
+        for k, v in keys.items():
+            section, key = k.split("_", 1)
+            sections[section][key] = v
+        self.write(f"{name}.link", "".join(f"[{s}]\n" + "".join(f"{k}={v}\n" for k, v in kv.items())
+                                           for s, kv in sections.items() if kv))
+
+    def command(self, *more):
+        return [str(BUILD / "daemon/vhost-pcid"), "--config", str(self.conf), "--runtime-dir", str(self.run),
+                "--log-level", "debug", *self.args, *more]
+
+    def start(self):
+        self.log_path = self.tmp / "log"
+        with open(self.log_path, "ab") as log:
+            self.proc = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while "ready:" not in self.log():
+            assert self.proc.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
+        self.control = Control(self.run / "control.sock")
+        return self
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def wait_log(self, text, timeout=5):
+        deadline = time.monotonic() + timeout
+        while text not in self.log():
+            assert time.monotonic() < deadline, f"not in the log: {text}\n{self.log()}"
+            time.sleep(0.01)
+
+    def sock(self, link, side):
+        return str(self.run / f"{link}.{side}.sock")
+
+    def call(self, method, **params):
+        return self.control.call(method, **params)
+
+    def show(self, link):
+        return self.call("link.show", name=link)
+
+    def stats(self, link):
+        return self.call("link.stats", name=link)["links"][0]["sides"]
+
+    def fds(self):
+        return self.call("daemon.show")["open_fds"]
+
+    def wait(self, what, timeout=5):
+        """Until what() is true; returns its value."""
+        deadline = time.monotonic() + timeout
+        while True:
+            v = what()
+            if v:
+                return v
+            assert time.monotonic() < deadline, "did not happen in time\n" + self.log()
+            time.sleep(0.01)
+
+    def wait_fds(self, n):
+        self.wait(lambda: self.fds() <= n)
+        assert self.fds() == n
+
+    def alive(self):
+        return self.proc.poll() is None
+
+    def stop(self):
+        if self.control:
+            self.control.close()
+            self.control = None
+        if self.proc and self.alive():
+            self.proc.send_signal(signal.SIGTERM)
+            self.proc.wait(10)
+        return self.proc.returncode if self.proc else 0
+
+
+@pytest.fixture
+def make_daemon():
+    made = []
+
+    def make(*args):
+        tmp = tempfile.mkdtemp(prefix="vp")  # short: socket paths have a limit
+        made.append(Daemon(tmp, args))
+        return made[-1]
+
+    yield make
+    failures = []
+    for d in made:
+        if d.proc:
+            code = d.stop()
+            if code or "ERROR: AddressSanitizer" in d.log() or "runtime error:" in d.log():
+                failures.append(f"exit status {code}\n{d.log()}")
+        shutil.rmtree(d.tmp, ignore_errors=True)
+    assert not failures, failures
+
+
+@pytest.fixture
+def daemon(make_daemon):
+    """A running daemon with the links ab and cd."""
+    d = make_daemon()
+    d.link("ab")
+    d.link("cd", driver="c", device="d")
+    return d.start()
