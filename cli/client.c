@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The conversation with the daemon: one JSON object a line each way (docs/control-api.md). */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+static int no_daemon(struct cli *c)
+{
+	const char *hint = "";
+
+	if (errno == ENOENT || errno == ECONNREFUSED)
+		hint = "; is vhost-pcid running? Try systemctl status vhost-pcid, or --control PATH";
+	else if (errno == EACCES)
+		hint = "; run as root or as a member of the group of [Control] Group=";
+	fprintf(stderr, "vhost-pcictl: %s: %s%s\n", c->socket, strerror(errno), hint);
+	return EXIT_NO_DAEMON;
+}
+
+static int open_socket(struct cli *c)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	struct timeval tv = { .tv_sec = 10 };
+
+	if (c->fd >= 0)
+		return 0;
+	if (strlen(c->socket) >= sizeof(a.sun_path)) {
+		errno = ENAMETOOLONG;
+		return no_daemon(c);
+	}
+	memcpy(a.sun_path, c->socket, strlen(c->socket));
+	c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (c->fd < 0 || connect(c->fd, (struct sockaddr *)&a, sizeof(a)))
+		return no_daemon(c);
+	setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
+	return 0;
+}
+
+static int send_all(struct cli *c, const char *s, size_t n)
+{
+	while (n) {
+		ssize_t w = send(c->fd, s, n, MSG_NOSIGNAL);
+
+		if (w < 0 && errno == EINTR)
+			continue;
+		if (w < 0)
+			return no_daemon(c);
+		s += w;
+		n -= w;
+	}
+	return 0;
+}
+
+json_t *cli_next(struct cli *c)
+{
+	json_error_t je;
+	json_t *o;
+
+	for (;;) {
+		char *nl = c->in_len ? memchr(c->in, '\n', c->in_len) : NULL;
+		char *p;
+		ssize_t n;
+
+		if (nl) {
+			size_t len = nl - c->in;
+
+			o = json_loadb(c->in, len, 0, &je);
+			c->in_len -= len + 1;
+			memmove(c->in, nl + 1, c->in_len);
+			if (!o)
+				fprintf(stderr, "vhost-pcictl: %s: the answer is not JSON: %s\n", c->socket, je.text);
+			return o;
+		}
+		p = realloc(c->in, c->in_len + 65536);
+		if (!p) {
+			fputs("vhost-pcictl: out of memory\n", stderr);
+			return NULL;
+		}
+		c->in = p;
+		n = recv(c->fd, c->in + c->in_len, 65536, 0);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) {
+			fprintf(stderr, "vhost-pcictl: %s: %s\n", c->socket, n ? strerror(errno) : "the daemon closed the connection");
+			return NULL;
+		}
+		c->in_len += n;
+	}
+}
+
+static int is_answer(const json_t *o, int id)
+{
+	return json_integer_value(json_object_get(o, "id")) == id || json_is_null(json_object_get(o, "id"));
+}
+
+int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
+{
+	int id = ++c->next_id, r = open_socket(c);
+	json_t *req, *answer = NULL, *error;
+	char *line;
+
+	if (r) {
+		json_decref(params);
+		return r;
+	}
+	req = json_pack("{s:i,s:i,s:s,s:o*}", "version", 1, "id", id, "method", method, "params", params);
+	line = json_dumps(req, JSON_COMPACT);
+	json_decref(req);
+	if (!line) {
+		fputs("vhost-pcictl: out of memory\n", stderr);
+		return EXIT_REFUSED;
+	}
+	r = send_all(c, line, strlen(line));
+	if (!r)
+		r = send_all(c, "\n", 1);
+	free(line);
+	while (!r) {
+		json_decref(answer);
+		answer = cli_next(c);
+		if (!answer)
+			return EXIT_NO_DAEMON;
+		if (is_answer(answer, id))
+			break;
+	}
+	if (r)
+		return r;
+	error = json_object_get(answer, "error");
+	if (error) {
+		fprintf(stderr, "vhost-pcictl: %s\n", cli_str(error, "message"));
+		json_decref(answer);
+		return EXIT_REFUSED;
+	}
+	*result = json_incref(json_object_get(answer, "result"));
+	json_decref(answer);
+	return 0;
+}
