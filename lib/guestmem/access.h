@@ -123,10 +123,13 @@ VP_INLINE void vp_st64_release(vp_gptr g, size_t off, uint64_t v)
 	__atomic_store_n(VP_GPTR_AT(uint64_t, g, off), htole64(v), __ATOMIC_RELEASE);
 }
 
-/* Set bits in a byte of a bitmap that others update too (the dirty log). */
+/*
+ * Set bits in a byte of a bitmap that others update too (the dirty log). Release: whoever takes
+ * the bit sees the page as written.
+ */
 VP_INLINE void vp_or8(vp_gptr g, size_t off, uint8_t bits)
 {
-	__atomic_fetch_or(VP_GPTR_AT(uint8_t, g, off), bits, __ATOMIC_RELAXED);
+	__atomic_fetch_or(VP_GPTR_AT(uint8_t, g, off), bits, __ATOMIC_RELEASE);
 }
 
 /* Bulk copies: into private memory, out to a peer, from one peer to another. Ranges do not overlap. */

@@ -134,7 +134,8 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsi
 				  (unsigned long long)offset, (unsigned long long)size);
 	if (fstat(fd, &st) < 0)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
-	if (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode))
+	/* Anonymous inodes (a port's windows) have no type at all. */
+	if (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode) && (st.st_mode & S_IFMT))
 		return vp_err_set(e, -EINVAL, "memory region: the file descriptor is neither a file nor a memory device");
 	if (S_ISREG(st.st_mode) && end > (uint64_t)st.st_size)
 		return vp_err_set(e, -EINVAL,

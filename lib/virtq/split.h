@@ -90,11 +90,12 @@ static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *
 		vp_st32(vq->device, at, u[i].id);
 		vp_st32(vq->device, at + 4, u[i].len);
 	}
-	if (vp_unlikely(vq->log))
-		vp_split_log_used(vq, vq->used_idx, n);
 	vq->used_idx = (uint16_t)(vq->used_idx + n);
 	/* Pairs with the driver's read barrier after it loads the index. */
 	vp_st16_release(vq->device, 2, vq->used_idx);
+	/* After the index: a page that is marked first may be copied, and cleared, before it changes. */
+	if (vp_unlikely(vq->log))
+		vp_split_log_used(vq, (uint16_t)(vq->used_idx - n), n);
 }
 
 #endif

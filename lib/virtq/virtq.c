@@ -63,6 +63,10 @@ static int bind_area(struct vp_virtq *vq, const char *name, uint64_t addr, uint6
 	else if (ret)
 		vp_err_set(e, ret, "%s at 0x%llx is not mapped by the vIOMMU yet", name,
 			   (unsigned long long)addr);
+	/* A region may lie crooked in its file, and the accesses are atomic. */
+	else if (vp_gptr_addr(*g) & (align - 1))
+		ret = vp_err_set(e, -EINVAL, "%s at 0x%llx lies in a memory region whose offset in its file is not aligned to %u bytes",
+				 name, (unsigned long long)addr, align);
 	return ret;
 }
 
@@ -95,6 +99,7 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 		.event_idx = c->features & VP_BIT(VIRTIO_RING_F_EVENT_IDX),
 		.in_order = c->features & VP_BIT(VIRTIO_F_IN_ORDER),
 		.indirect = c->features & VP_BIT(VIRTIO_RING_F_INDIRECT_DESC),
+		.kicks_on = true, /* a ring's memory starts as zeroes: the driver kicks */
 		.desc_addr = c->desc, .driver_addr = c->driver, .device_addr = c->device,
 	};
 	if (!c->size || c->size > VP_VQ_MAX_SIZE || (!vq->packed && !vp_is_pow2(c->size)))
@@ -104,7 +109,11 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 	if (ret)
 		return ret;
 	if (vq->packed) {
-		uint16_t used = (uint16_t)(c->base >> 16);
+		/*
+		 * Some front-ends (DPDK's virtio-user) send 16 bits, for both places. From those that
+		 * send 32, an upper half of zero means the same: nothing was in flight.
+		 */
+		uint16_t used = (uint16_t)(c->base >> 16 ? c->base >> 16 : c->base);
 
 		vq->last_avail = c->base & 0x7fff;
 		vq->avail_wrap = c->base & 0x8000;
@@ -280,8 +289,10 @@ bool vp_vq_enable_kicks(struct vp_virtq *vq)
 	if (vq->packed && vq->event_idx) {
 		vp_st16(vq->device, 0, (uint16_t)(vq->last_avail | (vq->avail_wrap ? 0x8000 : 0)));
 		vp_st16_release(vq->device, 2, VRING_PACKED_EVENT_FLAG_DESC);
+		log_device_area(vq, 0, 4);
 	} else if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_ENABLE);
+		log_device_area(vq, 0, 4);
 	} else if (vq->event_idx) {
 		vp_st16(vq->device, 4 + 8 * (size_t)vq->size, vq->last_avail);
 		log_device_area(vq, 4 + 8 * (uint64_t)vq->size, 2);
@@ -302,6 +313,7 @@ void vp_vq_disable_kicks(struct vp_virtq *vq)
 	vq->kicks_on = false;
 	if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_DISABLE);
+		log_device_area(vq, 0, 4);
 	} else if (!vq->event_idx) {
 		vp_st16(vq->device, 0, VRING_USED_F_NO_NOTIFY);
 		log_device_area(vq, 0, 2);
