@@ -608,13 +608,15 @@ def udp(src, dst, addr, count=2000, size=1400, pps=2000, timeout=120):
 def transfer(src, dst, addr, mib=64, timeout=240):
     """A file of random bytes; True when its SHA-256 is the same on both sides."""
     port = next_port()
-    src.sh('[ -f /tmp/file.%d ] || head -c %d /dev/urandom >/tmp/file.%d' % (mib, mib << 20, mib), timeout)
-    want = src.spawn('sha256sum /tmp/file.%d' % mib, timeout)
+    src.sh('vmtool fill /tmp/out %d' % mib, timeout)
+    want = src.spawn('sha256sum /tmp/out', timeout)
     rx = dst.spawn('vmtool recvfile %d /tmp/in' % port, timeout)
-    src.sh('vmtool sendfile %s %d /tmp/file.%d' % (addr, port, mib), timeout)
+    src.sh('vmtool sendfile %s %d /tmp/out' % (addr, port), timeout)
     rx.result()
     got = dst.sh('sha256sum /tmp/in; rm /tmp/in', timeout).split()[0]
-    return got == want.result().split()[0]
+    want = want.result().split()[0]
+    src.sh('rm /tmp/out')
+    return got == want
 
 
 # ---- the daemon -----------------------------------------------------------------------------------------------------------

@@ -448,6 +448,28 @@ static int tx(const char *host, int port, const char *amount)
 	return 0;
 }
 
+/* A file of noise, another one each time. (Reading as much from /dev/urandom takes an emulated guest a quarter of a minute.) */
+static int fill(const char *path, unsigned long mib)
+{
+	int f = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0644), u = open("/dev/urandom", O_RDONLY);
+	uint64_t x;
+
+	if (f < 0 || u < 0 || read(u, &x, 8) != 8)
+		return die(path);
+	x |= 1;
+	for (unsigned long n = 0; n < mib * 16; n++) {
+		for (size_t i = 0; i < BLK; i += 8) {
+			x ^= x << 13;
+			x ^= x >> 7;
+			x ^= x << 17;
+			memcpy(blk + i, &x, 8);
+		}
+		if (write(f, blk, BLK) != BLK)
+			return die("write");
+	}
+	return 0;
+}
+
 static int recvfile(int port, const char *path)
 {
 	static char buf[1 << 18];
@@ -673,6 +695,8 @@ int main(int argc, char **argv)
 		return rx(atoi(argv[2]));
 	if (!strcmp(c, "tx") && argc == 5)
 		return tx(argv[2], atoi(argv[3]), argv[4]);
+	if (!strcmp(c, "fill") && argc == 4)
+		return fill(argv[2], strtoul(argv[3], NULL, 0));
 	if (!strcmp(c, "recvfile") && argc == 4)
 		return recvfile(atoi(argv[2]), argv[3]);
 	if (!strcmp(c, "sendfile") && argc == 5)
@@ -691,7 +715,7 @@ int main(int argc, char **argv)
 		return channels(argv[2], argc == 4 ? (unsigned int)atoi(argv[3]) : 0);
 	if (!strcmp(c, "stats") && argc == 3)
 		return stats(argv[2]);
-	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | recvfile PORT FILE | sendfile HOST PORT FILE |\n"
+	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | fill FILE MIB | recvfile PORT FILE | sendfile HOST PORT FILE |\n"
 			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV |\n"
 			"  channels DEV [N] | stats DEV | agent TTY\n");
 	return 2;

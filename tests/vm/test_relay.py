@@ -91,10 +91,10 @@ class TestRelay:
         v.note('driver VM alone: booted in %.1f s' % pair.lab.boot(pair.a))
         pair.up(pair.a)
         # More than a ring full, to see that the transmit queue is drained.
-        pair.a.sh('ip neigh replace %s lladdr %s dev eth0' % (ADDR['b'], MAC['b']))
+        pair.a.sh('arp -s %s %s' % (ADDR['b'], MAC['b']))
         pair.a.sh('vmtool utx %s 9 1000 200 2000' % ADDR['b'])
         assert v.ping(pair.a, ADDR['b'], 1) == 100
-        pair.a.sh('ip neigh del %s dev eth0' % ADDR['b'])
+        pair.a.sh('arp -d %s' % ADDR['b'])
         time.sleep(0.5)
         dropped = sum(sum(numbers(pair.link_stats(), k)) for k in ('dropped', 'drops', 'dropped_packets', 'drop_down', 'tx_dropped',
                                                                    'drop_link_down'))
