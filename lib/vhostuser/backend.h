@@ -56,7 +56,8 @@ struct vu_ring {
 	uint32_t num;               /* entries; 0 = not set */
 	/*
 	 * Where to go on. Split: bits 0-15 next available index. Packed: bits 0-14 next
-	 * available index, 15 its wrap counter, 16-30 used index, 31 its wrap counter.
+	 * available index, 15 its wrap counter, 16-30 used index, 31 its wrap counter (filled in when the ring starts
+	 * if the front-end left that half empty, as DPDK's does).
 	 */
 	uint32_t base;
 	/* As sent: front-end user addresses, or IOVAs when ACCESS_PLATFORM was acknowledged. */

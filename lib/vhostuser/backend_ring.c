@@ -44,6 +44,9 @@ int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e)
 	if (!packed && r->base > UINT16_MAX)
 		return vp_err_set(e, -EINVAL, "ring %u starts at %u; the index of a split ring has 16 bits", q, r->base);
 	b->soft = false;
+	/* DPDK's front-end leaves the used half empty, meaning that all that was available has been used. */
+	if (packed && !(r->base >> 16))
+		r->base |= r->base << 16;
 	/* "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state." */
 	if (!vu_has(b->acked, VU_F_PROTOCOL_FEATURES))
 		r->enabled = true;
