@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""dpdk-testpmd as a driver VM (net_virtio_user ports) or as the vSwitch (net_vhost ports)."""
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+
+import harness
+
+PROMPT = b"testpmd> "
+
+
+class Testpmd:
+    def __init__(self, name, cpu, vdevs, workdir, mem=256, args=(), mbufs=16384):
+        if not shutil.which("dpdk-testpmd"):
+            raise harness.BenchError("dpdk-testpmd is missing: install the package dpdk-dev (or run make setup)")
+        self.name, self.buf = name, b""
+        self.log = open(os.path.join(workdir, name + ".log"), "wb")
+        # Main and forwarding thread on one CPU: the main one sleeps in its prompt.
+        argv = ["stdbuf", "-oL", "dpdk-testpmd", "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
+                "-m", str(mem), "--single-file-segments", "--file-prefix", "vpbench-%d-%s" % (os.getpid(), name)]
+        for v in vdevs:
+            argv += ["--vdev", v]
+        argv += ["--", "-i", "--forward-mode=io", "--record-core-cycles", "--no-mlockall",
+                 "--total-num-mbufs=%d" % mbufs, "--rxd=1024", "--txd=1024", *args]
+        self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, bufsize=0)
+        self._until_prompt(30)
+
+    def _until_prompt(self, timeout):
+        end = time.monotonic() + timeout
+        while PROMPT not in self.buf:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self.p.stdout], [], [], left)[0]:
+                raise harness.BenchError("%s does not answer; see %s" % (self.name, self.log.name))
+            data = os.read(self.p.stdout.fileno(), 65536)
+            if not data:
+                raise harness.BenchError("%s ended; see %s" % (self.name, self.log.name))
+            self.log.write(data)
+            self.log.flush()
+            self.buf += data
+        text, self.buf = self.buf.split(PROMPT, 1)
+        return text.decode(errors="replace")
+
+    def cmd(self, line, timeout=10):
+        self.p.stdin.write(line.encode() + b"\n")
+        return self._until_prompt(timeout)
+
+    def stats(self):
+        """Packets received, sent, dropped and busy cycles since the last clear()."""
+        text = self.cmd("show fwd stats all")
+        acc = text[text.find("Accumulated"):]
+        out = {}
+        for key, pat in (("rx", r"RX-packets: (\d+)"), ("tx", r"TX-packets: (\d+)"),
+                         ("txdrop", r"TX-dropped: (\d+)"), ("cycles", r"total cycles=(\d+)")):
+            m = re.search(pat, acc)
+            out[key] = int(m.group(1)) if m else 0
+        m = re.search(r"at (\d+) MHz", acc)
+        out["hz"] = int(m.group(1)) * 1e6 if m else 0
+        return out
+
+    def clear(self):
+        self.cmd("clear fwd stats all")
+
+    def end(self):
+        if self.p.poll() is None:
+            try:
+                self.cmd("stop")
+                self.p.stdin.write(b"quit\n")
+                self.p.stdout.close()
+            except (OSError, harness.BenchError):
+                self.p.kill()
+        harness.reap(self.p, 5)
+        self.log.close()
+
+
+class DriverVms(Testpmd):
+    """Two virtio-user ports in one process; packets circulate through what joins them."""
+
+    def __init__(self, name, cpu, sockets, workdir, ring):
+        vdevs = ["net_virtio_user%d,path=%s,queue_size=1024,%s" % (i, s, ring) for i, s in enumerate(sockets)]
+        super().__init__(name, cpu, vdevs, workdir, mem=256, mbufs=32768)
+
+    def start(self, size, bursts):
+        self.cmd("set txpkts %d" % size)
+        self.cmd("start tx_first %d" % bursts)
+
+    def stop(self):
+        """Stop, and take what is still in flight out of the rings."""
+        self.cmd("stop")
+        self.cmd("set fwd rxonly")
+        self.cmd("start")
+        time.sleep(0.05)
+        self.cmd("stop")
+        self.cmd("set fwd io")
