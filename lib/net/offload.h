@@ -16,6 +16,16 @@
 #include "base/err.h"
 #include "base/util.h"
 
+/* Newer than the kernel headers that the oldest supported distribution has (virtio 1.3, 5.1.3). */
+#ifndef VIRTIO_NET_HDR_GSO_UDP_L4
+#define VIRTIO_NET_HDR_GSO_UDP_L4 5
+#endif
+#ifndef VIRTIO_NET_F_GUEST_USO4
+#define VIRTIO_NET_F_GUEST_USO4 54
+#define VIRTIO_NET_F_GUEST_USO6 55
+#define VIRTIO_NET_F_HOST_USO   56
+#endif
+
 /* Bytes of the header on the wire: 12 with VIRTIO_F_VERSION_1 or MRG_RXBUF, else 10 (legacy). */
 VP_INLINE unsigned vp_net_hdr_len(uint64_t features)
 {

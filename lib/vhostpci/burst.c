@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The burst functions. Security model: the driver VM writes rings and packets at any moment; rings are read by
+ * lib/virtq, headers are copied once, checked and used from the copy.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "net/offload.h"
+#include "vhostpci/internal.h"
+
+/* The public view of a segment is the private one. */
+_Static_assert(sizeof(struct vhp_seg) == sizeof(struct vp_seg), "vhp_seg");
+_Static_assert(offsetof(struct vhp_seg, addr) == offsetof(struct vp_seg, addr), "vhp_seg.addr");
+_Static_assert(offsetof(struct vhp_seg, len) == offsetof(struct vp_seg, len), "vhp_seg.len");
+_Static_assert(VHP_BURST_MAX == VP_BURST, "VHP_BURST_MAX");
+
+/* 0 when q can be worked on. */
+VP_INLINE int ready(const struct vhp_port *p, const struct vhp_queue *q)
+{
+	if (vp_unlikely(!q || !p->up || !q->started || !q->enabled))
+		return -ENOLINK;
+	return vp_unlikely(q->rq.vq.broken) ? -EIO : 0;
+}
+
+/* What a call that moved nothing returns: 0, or that the queue broke just now. */
+VP_INLINE int idle(const struct vhp_queue *q)
+{
+	return vp_unlikely(q->rq.vq.broken) ? -EIO : 0;
+}
+
+static void notify(struct vhp_port *p, struct vhp_queue *q)
+{
+	if (!vp_vq_need_call(&q->rq.vq))
+		return;
+	vp_relay_call(&q->rq, p->scratch);
+	q->calls++;
+}
+
+/* ---- copy ------------------------------------------------------------------------------------------------ */
+
+/* A packet with offloads, in pieces, too big, or malformed. False: give it up. */
+static bool recv_slow(struct vhp_port *p, struct vhp_queue *q, const struct vp_chain *c, struct vhp_packet *pkt)
+{
+	struct vp_cursor cur = { &q->burst->seg[c->seg], 0 };
+	uint8_t raw[12] = { 0 };
+	uint32_t plen;
+
+	if (c->nin) {
+		vp_vq_break(&q->rq.vq, VP_VQ_BAD_BUFFER);
+		return false;
+	}
+	if (c->out_len < p->hdr_len + VP_PKT_MIN)
+		return false;
+	plen = c->out_len - p->hdr_len;
+	if (plen > pkt->room)
+		return false;
+	vp_pkt_gather(&cur, raw, p->hdr_len);
+	memcpy(&pkt->hdr, raw, sizeof(pkt->hdr));
+	if (vp_net_hdr_check(&pkt->hdr, plen, q->rq.features))
+		return false;
+	vp_pkt_gather(&cur, pkt->data, plen);
+	pkt->len = plen;
+	return true;
+}
+
+int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned n)
+{
+	struct vhp_queue *q = vhp_rxq(p, pair);
+	const unsigned hlen = p->hdr_len;
+	struct vp_used *used;
+	unsigned i, got = 0;
+	uint64_t bytes = 0;
+	int ret = ready(p, q);
+
+	if (vp_unlikely(ret))
+		return ret;
+	n = vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_READ);
+	if (!n)
+		return idle(q);
+	used = q->used;
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c = &q->burst->chain[i];
+		const struct vp_seg *s = &q->burst->seg[c->seg];
+		struct vhp_packet *o = &pkt[got];
+		uint32_t plen = c->out_len - hlen;
+		uint16_t asks = 1;
+
+		used[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && plen <= o->room))
+			vp_copy_in(&asks, s->p, sizeof(asks));
+		if (vp_likely(!asks)) {
+			memset(&o->hdr, 0, sizeof(o->hdr));
+			vp_pkt_copy_in(o->data, vp_gptr_add(s->p, hlen), plen);
+			o->len = plen;
+		} else if (!recv_slow(p, q, c, o)) {
+			q->errors++;
+			continue;
+		}
+		bytes += o->len;
+		got++;
+	}
+	vp_vq_advance(&q->rq.vq, q->burst, n);
+	vp_vq_complete(&q->rq.vq, used, n);
+	notify(p, q);
+	q->packets += got;
+	q->bytes += bytes;
+	return (int)got;
+}
+
+int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, unsigned n)
+{
+	struct vhp_queue *q = vhp_txq(p, pair);
+	struct vp_rxfill f;
+	unsigned i, sent = 0;
+	uint64_t bytes = 0;
+	int ret = ready(p, q);
+
+	if (vp_unlikely(ret))
+		return ret;
+	n = VP_MIN(n, VP_BURST);
+	f = (struct vp_rxfill){
+		.vq = &q->rq.vq, .b = q->burst, .used = q->used, .hdr_len = p->hdr_len,
+		.mergeable = q->rq.features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+	};
+	vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_WRITE);
+	for (i = 0; i < n; i++) {
+		const struct vhp_packet *o = &pkt[i];
+
+		if (vp_likely(f.taken < f.b->n && !o->hdr.flags && !o->hdr.gso_type)) {
+			const struct vp_chain *c = &f.b->chain[f.taken];
+			const struct vp_seg *s = &f.b->seg[c->seg];
+
+			if (vp_likely(c->nin == 1 && !c->nout && o->len <= VP_PKT_MAX && o->len + f.hdr_len <= s->len)) {
+				vp_copy_out(s->p, vp_pkt_plain_hdr, f.hdr_len);
+				vp_pkt_copy_out(vp_gptr_add(s->p, f.hdr_len), o->data, o->len);
+				f.used[f.taken++] = (struct vp_used){ .len = f.hdr_len + o->len, .id = c->id,
+								      .slots = c->slots };
+				bytes += o->len;
+				sent++;
+				continue;
+			}
+		}
+		if (o->len > VP_PKT_MAX || o->len < VP_PKT_MIN || !vp_net_hdr_accepted(&o->hdr, q->rq.features)) {
+			q->errors++;
+			continue;
+		}
+		ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
+		if (ret == -EAGAIN && f.taken && f.b->n == n && n < VP_BURST) {
+			/* Packets that take several buffers each: look again for what is left. */
+			vp_rxfill_flush(&f);
+			vp_vq_fetch_dir(&q->rq.vq, q->burst, VP_BURST, VP_WRITE);
+			ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
+		}
+		if (ret == -EAGAIN || ret == -EIO)
+			break;
+		if (ret) {
+			q->errors++;
+			continue;
+		}
+		bytes += o->len;
+		sent++;
+	}
+	if (i < n)
+		q->full++;
+	if (vp_rxfill_flush(&f))
+		notify(p, q);
+	else if (sent)
+		notify(p, q);
+	q->packets += sent;
+	q->bytes += bytes;
+	return i ? (int)i : idle(q);
+}
+
+/* ---- in place ---------------------------------------------------------------------------------------------- */
+
+struct vhp_loan *vhp_loan_new(void)
+{
+	struct vhp_loan *l = NULL;
+
+	if (posix_memalign((void **)&l, VP_CACHELINE, sizeof(*l)))
+		return NULL;
+	l->q = NULL;
+	l->b.n = 0;
+	return l;
+}
+
+static void unlink_loan(struct vhp_loan *l)
+{
+	*l->prev = l->next;
+	if (l->next)
+		l->next->prev = l->prev;
+	l->q = NULL;
+}
+
+void vhp_loan_free(struct vhp_loan *l)
+{
+	if (l && l->q)
+		unlink_loan(l);
+	free(l);
+}
+
+const struct vhp_seg *vhp_loan_segs(const struct vhp_loan *l, unsigned i, unsigned *n)
+{
+	const struct vp_chain *c = &l->b.chain[i];
+
+	*n = c->nout + c->nin;
+	return (const struct vhp_seg *)&l->b.seg[c->seg];
+}
+
+uint32_t vhp_loan_len(const struct vhp_loan *l, unsigned i)
+{
+	return l->b.chain[i].out_len + l->b.chain[i].in_len;
+}
+
+unsigned vhp_hdr_len(const struct vhp_port *p)
+{
+	return p->hdr_len;
+}
+
+VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, unsigned n, enum vp_access dir)
+{
+	unsigned i;
+	int ret = ready(p, q);
+
+	if (vp_unlikely(ret))
+		return ret;
+	if (vp_unlikely(l->q))
+		return -EBUSY;
+	n = vp_vq_fetch_dir(&q->rq.vq, &l->b, n, dir);
+	for (i = 0; i < n; i++) {
+		if (vp_unlikely(dir == VP_READ ? l->b.chain[i].nin : l->b.chain[i].nout)) {
+			vp_vq_break(&q->rq.vq, VP_VQ_BAD_BUFFER);
+			n = i;
+		}
+	}
+	l->b.n = n;
+	if (!n)
+		return idle(q);
+	vp_vq_advance(&q->rq.vq, &l->b, n);
+	l->q = q;
+	l->next = q->loans;
+	l->prev = &q->loans;
+	if (l->next)
+		l->next->prev = &l->next;
+	q->loans = l;
+	return (int)n;
+}
+
+/* Complete the chains of a loan, with len[i] (NULL: 0) bytes written. */
+static void complete(struct vhp_queue *q, struct vhp_loan *l, const uint32_t *len)
+{
+	unsigned i;
+
+	for (i = 0; i < l->b.n; i++) {
+		const struct vp_chain *c = &l->b.chain[i];
+
+		l->used[i] = (struct vp_used){ .len = len ? VP_MIN(len[i], c->in_len) : 0, .id = c->id, .slots = c->slots };
+	}
+	unlink_loan(l);
+	vp_vq_complete(&q->rq.vq, l->used, l->b.n);
+	l->b.n = 0;
+}
+
+void vhp_loans_end(struct vhp_queue *q)
+{
+	while (q->loans) {
+		struct vhp_loan *l = q->loans;
+
+		/* Oldest first: the list grows at its head. */
+		while (l->next)
+			l = l->next;
+		if (q->rq.vq.broken)
+			unlink_loan(l);
+		else
+			complete(q, l, NULL);
+	}
+}
+
+int vhp_borrow(struct vhp_port *p, unsigned pair, struct vhp_loan *l, unsigned n)
+{
+	return lend(p, vhp_rxq(p, pair), l, n, VP_READ);
+}
+
+int vhp_reserve(struct vhp_port *p, unsigned pair, struct vhp_loan *l, unsigned n)
+{
+	return lend(p, vhp_txq(p, pair), l, n, VP_WRITE);
+}
+
+int vhp_return(struct vhp_port *p, struct vhp_loan *l)
+{
+	struct vhp_queue *q = l->q;
+	unsigned i;
+
+	if (!q) {
+		l->b.n = 0;
+		return 0;
+	}
+	q->packets += l->b.n;
+	for (i = 0; i < l->b.n; i++)
+		q->bytes += l->b.chain[i].out_len - VP_MIN(p->hdr_len, l->b.chain[i].out_len);
+	complete(q, l, NULL);
+	notify(p, q);
+	return 0;
+}
+
+int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
+{
+	struct vhp_queue *q = l->q;
+	unsigned i;
+
+	if (!q) {
+		l->b.n = 0;
+		return 0;
+	}
+	for (i = 0; i < l->b.n; i++) {
+		if (len[i] <= p->hdr_len)
+			continue;
+		q->packets++;
+		q->bytes += len[i] - p->hdr_len;
+	}
+	complete(q, l, len);
+	notify(p, q);
+	return 0;
+}
+
+/* ---- forward ----------------------------------------------------------------------------------------------- */
+
+struct vhp_mover *vhp_mover_new(void)
+{
+	return (struct vhp_mover *)vp_relay_scratch_new();
+}
+
+void vhp_mover_free(struct vhp_mover *m)
+{
+	free(m);
+}
+
+int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, unsigned to_pair,
+		struct vhp_mover *m)
+{
+	struct vhp_queue *src = vhp_rxq(from, from_pair), *dst = vhp_txq(to, to_pair);
+	unsigned n;
+	int ret = ready(from, src);
+
+	if (vp_unlikely(ret))
+		return ret;
+	if (vp_unlikely(ready(to, dst)))
+		dst = NULL;
+	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_relay_scratch *)m);
+	return n ? (int)n : idle(src);
+}
+
+/* ---- sleeping and counters ------------------------------------------------------------------------------------ */
+
+static bool arm(struct vhp_port *p, struct vhp_queue *q)
+{
+	return !ready(p, q) && vp_vq_enable_kicks(&q->rq.vq);
+}
+
+static void disarm(struct vhp_port *p, struct vhp_queue *q)
+{
+	if (!ready(p, q))
+		vp_vq_disable_kicks(&q->rq.vq);
+}
+
+bool vhp_recv_arm(struct vhp_port *p, unsigned pair)
+{
+	return arm(p, vhp_rxq(p, pair));
+}
+
+bool vhp_send_arm(struct vhp_port *p, unsigned pair)
+{
+	return arm(p, vhp_txq(p, pair));
+}
+
+void vhp_recv_disarm(struct vhp_port *p, unsigned pair)
+{
+	disarm(p, vhp_rxq(p, pair));
+}
+
+void vhp_send_disarm(struct vhp_port *p, unsigned pair)
+{
+	disarm(p, vhp_txq(p, pair));
+}
+
+int vhp_recv_fd(const struct vhp_port *p, unsigned pair)
+{
+	const struct vhp_queue *q = vhp_rxq(p, pair);
+
+	return q && q->started ? q->kick_fd : -1;
+}
+
+int vhp_send_fd(const struct vhp_port *p, unsigned pair)
+{
+	const struct vhp_queue *q = vhp_txq(p, pair);
+
+	return q && q->started ? q->kick_fd : -1;
+}
+
+int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c)
+{
+	const struct vhp_queue *r = vhp_rxq(p, pair), *t = vhp_txq(p, pair);
+	const struct vp_relay_stats *fwd;
+	unsigned i;
+
+	if (!r)
+		return -EINVAL;
+	fwd = &r->rq.stats;
+	*c = (struct vhp_counters){
+		.recv_packets = r->packets + fwd->packets, .recv_bytes = r->bytes + fwd->bytes,
+		.send_packets = t->packets, .send_bytes = t->bytes, .send_full = t->full,
+		.recv_errors = r->errors, .send_errors = t->errors, .calls = r->calls + t->calls + fwd->calls,
+		.recv_broken = r->rq.vq.broken ? vp_vq_broken_str(r->rq.vq.broken) : NULL,
+		.send_broken = t->rq.vq.broken ? vp_vq_broken_str(t->rq.vq.broken) : NULL,
+	};
+	for (i = 0; i < VP_DROP_MAX; i++)
+		c->recv_errors += fwd->drops[i];
+	return 0;
+}

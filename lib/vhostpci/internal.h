@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the parts of libvhostpci share; nothing here is public. */
+#ifndef VHP_INTERNAL_H
+#define VHP_INTERNAL_H
+
+#include <vhost-pci/vhostpci.h>
+
+#include "copy/packet.h"
+#include "copy/relay.h"
+#include "net/offload.h"
+#include "port/state.h"
+
+/* ---- transport: how this process reaches the port -------------------------------------------- */
+
+struct vhp_transport;
+
+struct vhp_transport_ops {
+	/* Take in what has arrived. 0, or -ENODEV: the port is gone for good. */
+	int (*pump)(struct vhp_transport *t, struct vp_err *e);
+	/*
+	 * One command and its answer. *status is VHP_ST_*, value[6] its values. 0; -ETIMEDOUT; -ENODEV.
+	 */
+	int (*command)(struct vhp_transport *t, uint32_t opcode, const uint64_t *args, unsigned nargs,
+		       uint32_t *status, uint64_t *value, struct vp_err *e);
+	/* Map [offset, offset + size) of window `slot`. -EAGAIN: not there yet, pump() later. */
+	int (*map)(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
+		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e);
+	/* The eventfd of a to-guest signal; -1 = none. Stays the transport's. */
+	int (*kick_fd)(struct vhp_transport *t, uint32_t signal);
+	/* The eventfd whose write calls queue q; -1 = none. Stays the transport's. */
+	int (*call_fd)(struct vhp_transport *t, unsigned q, uint32_t doorbell);
+	void (*close)(struct vhp_transport *t);
+};
+
+struct vhp_transport {
+	const struct vhp_transport_ops *ops;
+	const void *ctrl;    /* control block, VHP_CTRL_SIZE bytes */
+	int         fd;      /* readable when pump() has something to do */
+	unsigned    serial;  /* changes when kick or call fds were replaced */
+};
+
+int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_err *e);
+int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, struct vp_err *e);
+
+/* ---- port ------------------------------------------------------------------------------------- */
+
+struct vhp_loan {
+	struct vp_burst b;
+	struct vp_used  used[VP_BURST];
+	/* in use: linked into its queue */
+	struct vhp_queue *q;
+	struct vhp_loan  *next, **prev;
+};
+
+struct vhp_queue {
+	struct vp_relay_queue rq;     /* ring, features, call fd, counters of forwarding */
+	uint32_t run;                 /* of the state page, that this is or was */
+	bool     started, enabled;
+	bool     reported;            /* the daemon knows that it is broken */
+	int      kick_fd;
+	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
+	struct vp_used  *used;
+	struct vhp_loan *loans;
+	uint64_t packets, bytes, full, errors, calls;
+};
+
+struct vhp_region_map {
+	uint32_t slot, serial;
+	uint64_t offset, size;
+	bool     writable;
+	struct vp_map *map;
+};
+
+struct vhp_port {
+	struct vhp_transport *t;
+	struct vp_port_state *cur, *next; /* applied; being read */
+	uint32_t  seen;                   /* generation of cur */
+	unsigned  t_serial;
+	bool      have, up, map_pending;
+	struct vp_memtab *tab;
+	struct vhp_region_map maps[VHP_MAX_REGIONS];
+	unsigned  nmaps;
+	unsigned  nq;
+	struct vhp_queue *q;              /* max_queues of the port */
+	unsigned  hdr_len;
+	struct vp_relay_scratch *scratch; /* notifications of the copy and in-place flavours */
+	char      name[33];
+};
+
+/* driver VM's transmit queue of a pair: we receive from it. And its receive queue. NULL: no such pair. */
+static inline struct vhp_queue *vhp_rxq(const struct vhp_port *p, unsigned pair)
+{
+	return pair < p->nq / 2 ? &p->q[2 * pair + 1] : NULL;
+}
+
+static inline struct vhp_queue *vhp_txq(const struct vhp_port *p, unsigned pair)
+{
+	return pair < p->nq / 2 ? &p->q[2 * pair] : NULL;
+}
+
+/* Give every loan of a queue back, on behalf of the program. */
+void vhp_loans_end(struct vhp_queue *q);
+
+#endif

@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Opening, closing, and following the state page: docs/spec.md sections 3, 4, 6 and 7. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <linux/virtio_config.h>
+
+#include "vhostpci/internal.h"
+
+/* What the ring code, the header code and the offload code handle. */
+#define FEATURES ( \
+	VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) | \
+	VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VIRTIO_F_ORDER_PLATFORM) | VP_BIT(VIRTIO_F_ANY_LAYOUT) | \
+	VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | \
+	VP_BIT(VIRTIO_NET_F_MRG_RXBUF) | VP_BIT(VIRTIO_NET_F_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_CSUM) | \
+	VP_BIT(VIRTIO_NET_F_GUEST_TSO4) | VP_BIT(VIRTIO_NET_F_GUEST_TSO6) | VP_BIT(VIRTIO_NET_F_GUEST_ECN) | \
+	VP_BIT(VIRTIO_NET_F_HOST_TSO4) | VP_BIT(VIRTIO_NET_F_HOST_TSO6) | VP_BIT(VIRTIO_NET_F_HOST_ECN) | \
+	VP_BIT(VIRTIO_NET_F_HOST_USO) | VP_BIT(VIRTIO_NET_F_GUEST_USO4) | VP_BIT(VIRTIO_NET_F_GUEST_USO6) | \
+	VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
+	VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | \
+	VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | \
+	VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS))
+
+#define VIRTIO_ID_NET_ 1u
+#define MAX_ROUNDS     8 /* of one vhp_update(): our own answers change the state too */
+
+static void give_error(struct vhp_error *err, const struct vp_err *e, int code)
+{
+	if (!err)
+		return;
+	err->code = code;
+	snprintf(err->msg, sizeof(err->msg), "%s", e->msg);
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------- */
+
+static const struct vhp_region_map *find_map(const struct vhp_port *p, const struct vhp_region_map *want)
+{
+	unsigned i;
+
+	for (i = 0; i < p->nmaps; i++) {
+		const struct vhp_region_map *m = &p->maps[i];
+
+		if (m->slot == want->slot && m->serial == want->serial && m->offset == want->offset &&
+		    m->size == want->size && m->writable == want->writable)
+			return m;
+	}
+	return NULL;
+}
+
+static void drop_maps(struct vhp_region_map *m, unsigned n)
+{
+	while (n--)
+		vp_map_unref(m[n].map);
+}
+
+/* Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing. */
+static int build_memory(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+{
+	struct vp_region_desc *d = calloc(s->nregions + 1, sizeof(*d));
+	struct vhp_region_map *maps = calloc(s->nregions + 1, sizeof(*maps));
+	struct vp_memtab *tab = NULL, *old = p->tab;
+	unsigned i, n = 0;
+	int ret = 0;
+
+	if (!d || !maps) {
+		ret = vp_err_set(e, -ENOMEM, "out of memory");
+		goto out;
+	}
+	for (i = 0; i < s->nregions; i++) {
+		const struct vp_port_region *r = &s->regions[i];
+		const struct vp_port_window *w = &s->windows[r->window];
+		const struct vhp_region_map *have;
+
+		maps[i] = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size,
+						   r->flags & VHP_REGION_WRITE, NULL };
+		have = find_map(p, &maps[i]);
+		if (have) {
+			maps[i].map = vp_map_ref(have->map);
+		} else {
+			ret = p->t->ops->map(p->t, w, r->window, r->offset, r->size, maps[i].writable, &maps[i].map, e);
+			if (ret)
+				goto out;
+		}
+		n = i + 1;
+		d[i] = (struct vp_region_desc){ .gpa = r->addr, .size = r->size, .uva = r->addr,
+						.offset = r->offset, .map = maps[i].map };
+	}
+	ret = vp_memtab_build(&tab, d, s->nregions, e);
+	if (ret)
+		goto out;
+	/* Running queues move over; nobody else uses the port meanwhile. */
+	p->tab = tab;
+	for (i = 0; i < p->nq; i++) {
+		struct vhp_queue *q = &p->q[i];
+
+		if (q->started && vp_vq_rebind(&q->rq.vq, tab, NULL, e))
+			vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
+	}
+	vp_memtab_free(old);
+	drop_maps(p->maps, p->nmaps);
+	memcpy(p->maps, maps, n * sizeof(*maps));
+	p->nmaps = n;
+	n = 0;
+out:
+	if (maps)
+		drop_maps(maps, n);
+	free(maps);
+	free(d);
+	return ret;
+}
+
+static void drop_memory(struct vhp_port *p)
+{
+	vp_memtab_free(p->tab);
+	p->tab = NULL;
+	drop_maps(p->maps, p->nmaps);
+	p->nmaps = 0;
+}
+
+/* ---- queues ---------------------------------------------------------------------------------------- */
+
+static int report_stopped(struct vhp_port *p, unsigned i, uint64_t flags, struct vp_err *e)
+{
+	struct vhp_queue *q = &p->q[i];
+	uint64_t args[4] = { i, q->run, vp_vq_base(&q->rq.vq), flags };
+	uint32_t status;
+
+	return p->t->ops->command(p->t, VHP_CMD_QUEUE_STOPPED, args, 4, &status, NULL, e);
+}
+
+static void queue_stop(struct vhp_queue *q)
+{
+	vhp_loans_end(q);
+	q->started = false;
+	q->enabled = false;
+}
+
+static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_state *s, struct vp_err *e)
+{
+	const struct vp_port_queue *pq = &s->queues[i];
+	struct vhp_queue *q = &p->q[i];
+	struct vp_vq_conf c = {
+		.size = (uint16_t)pq->size, .base = pq->base, .features = s->features[0],
+		.desc = pq->desc, .driver = pq->avail, .device = pq->used, .tab = p->tab,
+	};
+	int ret;
+
+	if (!q->burst) {
+		q->burst = malloc(sizeof(*q->burst));
+		q->used = malloc(VP_BURST * sizeof(*q->used));
+		if (!q->burst || !q->used)
+			return vp_err_set(e, -ENOMEM, "out of memory");
+	}
+	q->run = pq->run;
+	q->reported = false;
+	ret = vp_vq_start(&q->rq.vq, &c, e);
+	if (ret) {
+		vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
+		q->reported = true;
+		return report_stopped(p, i, VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE, e);
+	}
+	q->rq.features = s->features[0];
+	q->rq.blocked_since = 0;
+	vp_vq_disable_kicks(&q->rq.vq);
+	q->started = true;
+	return 0;
+}
+
+static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_state *s)
+{
+	const struct vp_port_queue *pq = &s->queues[i];
+
+	p->q[i].rq.call_fd = p->t->ops->call_fd(p->t, i, pq->doorbell);
+	p->q[i].kick_fd = p->t->ops->kick_fd(p->t, pq->kick_signal);
+}
+
+/* Stop what must stop, answering STOP requests; before the memory changes. */
+static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+{
+	unsigned i;
+	int ret = 0;
+
+	for (i = 0; i < p->nq && !ret; i++) {
+		const struct vp_port_queue *pq = &s->queues[i];
+		struct vhp_queue *q = &p->q[i];
+		bool same = s->link_status == VHP_LINK_UP && i < s->nqueues &&
+			    (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
+		bool stop = same && (pq->flags & VHP_QUEUE_STOP);
+		bool broken = q->rq.vq.broken;
+
+		if (q->started && (!same || stop)) {
+			queue_stop(q);
+			if (stop)
+				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, e);
+		} else if (q->started && broken && !q->reported) {
+			queue_stop(q);
+			q->reported = true;
+			ret = report_stopped(p, i, VHP_STOPPED_F_BROKEN, e);
+		}
+	}
+	return ret;
+}
+
+static int start_queues(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+{
+	unsigned i;
+	int ret;
+
+	for (i = 0; i < p->nq && i < s->nqueues; i++) {
+		const struct vp_port_queue *pq = &s->queues[i];
+		struct vhp_queue *q = &p->q[i];
+		const uint32_t f = pq->flags & (VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_BROKEN);
+
+		if (!q->started && f == VHP_QUEUE_STARTED && pq->run != q->run) {
+			ret = queue_start(p, i, s, e);
+			if (ret)
+				return ret;
+		}
+		if (q->started) {
+			queue_signals(p, i, s);
+			q->enabled = pq->flags & VHP_QUEUE_ENABLED;
+		}
+	}
+	return 0;
+}
+
+/* Bring the port in line with s. */
+static int apply(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+{
+	bool up = s->link_status == VHP_LINK_UP, fresh;
+	uint32_t status;
+	uint64_t gen;
+	int ret;
+
+	ret = stop_queues(p, s, e);
+	if (ret)
+		return ret;
+	fresh = !p->have || s->regions_generation != p->cur->regions_generation || p->map_pending;
+	if (fresh) {
+		ret = build_memory(p, s, e);
+		p->map_pending = ret != 0;
+		if (ret && ret != -EAGAIN)
+			return ret;
+		gen = s->regions_generation;
+		if (!ret && (s->flags & VHP_STATE_ATTACHED))
+			ret = p->t->ops->command(p->t, VHP_CMD_SYNC, &gen, 1, &status, NULL, e);
+		if (ret && ret != -EAGAIN)
+			return ret;
+	}
+	p->hdr_len = vp_net_hdr_len(s->features[0]);
+	p->up = up && !p->map_pending;
+	return p->up ? start_queues(p, s, e) : 0;
+}
+
+static bool any_unreported(const struct vhp_port *p)
+{
+	unsigned i;
+
+	for (i = 0; i < p->nq; i++)
+		if (p->q[i].started && p->q[i].rq.vq.broken && !p->q[i].reported)
+			return true;
+	return false;
+}
+
+bool vhp_changed(const struct vhp_port *p)
+{
+	return vp_port_generation(p->t->ctrl) != p->seen;
+}
+
+int vhp_update(struct vhp_port *p, struct vhp_error *err)
+{
+	struct vp_err e = { 0 };
+	struct vp_port_state *s;
+	unsigned round;
+	int ret;
+
+	ret = p->t->ops->pump(p->t, &e);
+	for (round = 0; !ret && round < MAX_ROUNDS; round++) {
+		if (p->have && !vhp_changed(p) && !p->map_pending && p->t_serial == p->t->serial &&
+		    !any_unreported(p))
+			break;
+		p->t_serial = p->t->serial;
+		ret = vp_port_state_read(p->t->ctrl, p->next, &e);
+		if (ret == -EAGAIN) {
+			ret = 0; /* half written: signal 0 comes again */
+			break;
+		}
+		if (ret == -EPROTO)
+			apply(p, p->next, &e); /* which is a link that is down */
+		else if (!ret)
+			ret = apply(p, p->next, &e);
+		s = p->cur;
+		p->cur = p->next;
+		p->next = s;
+		p->seen = p->cur->generation;
+		p->have = true;
+		if (p->map_pending)
+			break; /* until the window arrives */
+	}
+	if (ret) {
+		give_error(err, &e, ret);
+		if (ret == -ENODEV) {
+			unsigned i;
+
+			for (i = 0; i < p->nq; i++)
+				queue_stop(&p->q[i]);
+			p->up = false;
+		}
+		return ret;
+	}
+	return p->up;
+}
+
+/* ---- open and close ---------------------------------------------------------------------------------- */
+
+static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
+{
+	uint64_t args[4] = { VHP_ABI_VERSION, features, 0, VIRTIO_ID_NET_ }, value[6];
+	uint32_t status;
+	int ret;
+
+	ret = p->t->ops->command(p->t, VHP_CMD_ATTACH, args, 4, &status, value, e);
+	if (ret)
+		return ret;
+	switch (status) {
+	case VHP_ST_OK:
+		return 0;
+	case VHP_ST_FEATURES:
+		return vp_err_set(e, -EOPNOTSUPP, "the link needs virtio features 0x%llx, which this program does not take: narrow the link's offloads, or widen params.features",
+				  (unsigned long long)value[0]);
+	case VHP_ST_VERSION:
+		return vp_err_set(e, -EPROTO, "the daemon speaks ABI %u.%u, this library %u.%u", VHP_ABI_VER_MAJOR((uint32_t)value[0]),
+				  VHP_ABI_VER_MINOR((uint32_t)value[0]), VHP_ABI_MAJOR, VHP_ABI_MINOR);
+	case VHP_ST_DEVICE_TYPE:
+		return vp_err_set(e, -EOPNOTSUPP, "the link serves a device of virtio type %llu, this library serves network devices",
+				  (unsigned long long)value[0]);
+	default:
+		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_port_status_str(status));
+	}
+}
+
+int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *params, struct vhp_error *err)
+{
+	const struct vhp_abi_header *h;
+	struct vp_err e = { 0 };
+	uint64_t features = FEATURES;
+	struct vhp_port *p;
+	unsigned i;
+	int ret;
+
+	*out = NULL;
+	if (params && params->size != sizeof(*params)) {
+		ret = vp_err_set(&e, -EINVAL, "params.size is %zu, this library expects %zu", params->size, sizeof(*params));
+		give_error(err, &e, ret);
+		return ret;
+	}
+	if (params && params->features)
+		features &= params->features;
+	vp_map_guard_faults();
+	p = calloc(1, sizeof(*p));
+	if (!p) {
+		ret = vp_err_set(&e, -ENOMEM, "out of memory");
+		goto fail;
+	}
+	p->cur = calloc(1, sizeof(*p->cur));
+	p->next = calloc(1, sizeof(*p->next));
+	p->scratch = vp_relay_scratch_new();
+	if (!p->cur || !p->next || !p->scratch) {
+		ret = vp_err_set(&e, -ENOMEM, "out of memory");
+		goto fail;
+	}
+	if (!strncmp(where, "unix:", 5))
+		ret = vhp_transport_local(&p->t, where + 5, &e);
+	else
+		ret = vhp_transport_dev(&p->t, where, !(params && params->no_kicks), &e);
+	if (ret)
+		goto fail;
+	ret = vp_port_header_check(p->t->ctrl, &e);
+	if (ret)
+		goto fail;
+	h = p->t->ctrl;
+	memcpy(p->name, h->name, sizeof(h->name));
+	p->nq = le32toh(h->max_queues) & ~1u;
+	p->q = calloc(p->nq ? p->nq : 1, sizeof(*p->q));
+	if (!p->q) {
+		ret = vp_err_set(&e, -ENOMEM, "out of memory");
+		goto fail;
+	}
+	for (i = 0; i < p->nq; i++)
+		p->q[i].rq.call_fd = p->q[i].kick_fd = -1;
+	ret = attach(p, features, &e);
+	if (ret)
+		goto fail;
+	*out = p;
+	return 0;
+fail:
+	give_error(err, &e, ret);
+	if (p) {
+		if (p->t)
+			p->t->ops->close(p->t);
+		free(p->scratch);
+		free(p->cur);
+		free(p->next);
+		free(p->q);
+		free(p);
+	}
+	return ret;
+}
+
+void vhp_close(struct vhp_port *p)
+{
+	struct vp_err e;
+	uint32_t status;
+	unsigned i;
+	int ret = 0;
+
+	if (!p)
+		return;
+	for (i = 0; i < p->nq; i++) {
+		struct vhp_queue *q = &p->q[i];
+
+		if (q->started) {
+			bool broken = q->rq.vq.broken;
+
+			queue_stop(q);
+			if (!ret)
+				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, &e);
+		}
+		free(q->burst);
+		free(q->used);
+	}
+	drop_memory(p);
+	if (!ret)
+		p->t->ops->command(p->t, VHP_CMD_DETACH, NULL, 0, &status, NULL, &e);
+	p->t->ops->close(p->t);
+	free(p->scratch);
+	free(p->cur);
+	free(p->next);
+	free(p->q);
+	free(p);
+}
+
+int vhp_fd(const struct vhp_port *p)
+{
+	return p->t->fd;
+}
+
+void vhp_port_info(const struct vhp_port *p, struct vhp_port_info *info)
+{
+	const struct vp_port_state *s = p->cur;
+	unsigned i;
+
+	*info = (struct vhp_port_info){
+		.up = p->up,
+		.reason = p->up ? "" : p->map_pending ? "a window is missing" : vp_port_reason_str(s->link_reason),
+		.mode = vp_port_mode_str(s->mode),
+		.epoch = s->link_epoch,
+		.features = s->features[0],
+		.max_pairs = p->nq / 2,
+		.regions = s->nregions,
+	};
+	memcpy(info->name, p->name, sizeof(info->name));
+	for (i = 0; i < p->nq / 2; i++)
+		if (p->q[2 * i].enabled || p->q[2 * i + 1].enabled)
+			info->pairs = i + 1;
+	if (s->config_size >= 6)
+		memcpy(info->mac, s->config, 6);
+	if (s->config_size >= 12 && (s->offered_features[0] & VP_BIT(VIRTIO_NET_F_MTU)))
+		info->mtu = (uint16_t)(s->config[10] | s->config[11] << 8);
+}
