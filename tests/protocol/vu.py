@@ -66,6 +66,7 @@ class Memory:
             import fcntl
             fcntl.fcntl(self.fd, 1033, 0x2 | 0x4)  # F_ADD_SEALS: F_SEAL_SHRINK | F_SEAL_GROW
         self.map = mmap.mmap(self.fd, size)
+        self.views = {c: memoryview(self.map).cast(c) for c in "HIQ"}
         self.next = 4096
 
     def alloc(self, size, align=64):
@@ -76,15 +77,29 @@ class Memory:
         return off
 
     def close(self):
-        self.map.close()
+        for view in self.views.values():
+            view.release()
+        try:
+            self.map.close()
+        except BufferError:
+            pass  # a released view's parent is collected later
         os.close(self.fd)
 
+    # A single field is one load or store through a typed view. struct.pack_into() would clear the
+    # field first and unpack byte by byte: the back-end would see half an index.
+
     def w(self, fmt, off, *v):
-        struct.pack_into("<" + fmt, self.map, off, *v)
+        if len(fmt) == 1:
+            view = self.views[fmt]
+            view[off // view.itemsize] = v[0]
+        else:
+            struct.pack_into("<" + fmt, self.map, off, *v)
 
     def r(self, fmt, off):
-        v = struct.unpack_from("<" + fmt, self.map, off)
-        return v[0] if len(v) == 1 else v
+        if len(fmt) == 1:
+            view = self.views[fmt]
+            return view[off // view.itemsize]
+        return struct.unpack_from("<" + fmt, self.map, off)
 
 
 class SplitRing:
@@ -205,9 +220,10 @@ class PackedRing:
         self.mem.w("H", self.desc + 16 * first[0] + 14, head_flags)
 
     def get(self):
-        _, length, ident, flags = self.mem.r("QIHH", self.desc + 16 * self.next_used)
+        flags = self.mem.r("H", self.desc + 16 * self.next_used + 14)
         if bool(flags & PACKED_AVAIL) != bool(self.used_wrap) or bool(flags & PACKED_USED) != bool(self.used_wrap):
             return None
+        length, ident = self.mem.r("IH", self.desc + 16 * self.next_used + 8)
         n, token, bufs = self.chains.pop(ident)
         self.next_used += n
         self.room += n
