@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "fwd.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define IDLE_ROUNDS 2000 /* empty rounds before sleeping */
+
+static volatile sig_atomic_t stop;
+
+static void on_signal(int sig)
+{
+	stop = 1;
+}
+
+static void usage(FILE *to)
+{
+	fputs("Usage: vhost-pci-fwd [OPTIONS] PORT...\n"
+	      "Move packets between the driver VMs of vhost-pci ports.\n\n"
+	      "PORT is /dev/vhost-pciN in a device VM, or unix:PATH (a local port of vhost-pcid) on the host.\n\n"
+	      "  -m, --mode MODE     cross: ports 0 and 1, 2 and 3, ... are joined, one copy a packet (default)\n"
+	      "                      switch: all ports are one learning Ethernet switch\n"
+	      "                      macswap: each packet goes back where it came from, addresses exchanged\n"
+	      "  -c, --capture N=FILE  write the packets of port N (both directions) to FILE, pcap format\n"
+	      "  -p, --poll          never sleep: lowest latency, one busy CPU\n"
+	      "  -C, --cpu N         run on this CPU\n"
+	      "  -s, --stats SECS    print counters every SECS seconds\n"
+	      "  -j, --json          print counters as JSON, one object a line\n"
+	      "  -h, --help          this text\n"
+	      "  -V, --version       version\n", to);
+}
+
+static uint64_t now_s(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec;
+}
+
+static void sum_counters(const struct fwd_port *port, struct vhp_port_info *info, struct vhp_counters *sum)
+{
+	struct vhp_counters c;
+	unsigned i;
+
+	memset(sum, 0, sizeof(*sum));
+	vhp_port_info(port->p, info);
+	for (i = 0; i < info->max_pairs && !vhp_pair_info(port->p, i, &c); i++) {
+		sum->recv_packets += c.recv_packets;
+		sum->recv_bytes += c.recv_bytes;
+		sum->send_packets += c.send_packets;
+		sum->send_bytes += c.send_bytes;
+		sum->recv_errors += c.recv_errors;
+		sum->send_errors += c.send_errors;
+		sum->send_full += c.send_full;
+		if (c.recv_broken)
+			sum->recv_broken = c.recv_broken;
+		if (c.send_broken)
+			sum->send_broken = c.send_broken;
+	}
+}
+
+static void print_stats(const struct fwd *f, bool json)
+{
+	unsigned i;
+
+	if (json)
+		printf("[");
+	else
+		printf("%-4s %-28s %-5s %14s %14s %10s %10s\n", "port", "where", "link", "received", "sent", "lost", "errors");
+	for (i = 0; i < f->n; i++) {
+		struct vhp_port_info info;
+		struct vhp_counters c;
+
+		sum_counters(&f->port[i], &info, &c);
+		if (json)
+			printf("%s{\"port\":%u,\"where\":\"%s\",\"up\":%s,\"recv_packets\":%llu,\"recv_bytes\":%llu,"
+			       "\"send_packets\":%llu,\"send_bytes\":%llu,\"lost\":%llu,\"errors\":%llu}",
+			       i ? "," : "", i, f->port[i].where, info.up ? "true" : "false",
+			       (unsigned long long)c.recv_packets, (unsigned long long)c.recv_bytes,
+			       (unsigned long long)c.send_packets, (unsigned long long)c.send_bytes,
+			       (unsigned long long)f->port[i].lost,
+			       (unsigned long long)(c.recv_errors + c.send_errors));
+		else
+			printf("%-4u %-28s %-5s %14llu %14llu %10llu %10llu\n", i, f->port[i].where,
+			       info.up ? "up" : "down", (unsigned long long)c.recv_packets,
+			       (unsigned long long)c.send_packets, (unsigned long long)f->port[i].lost,
+			       (unsigned long long)(c.recv_errors + c.send_errors));
+	}
+	if (json)
+		printf("]\n");
+	fflush(stdout);
+}
+
+/* Bring all ports in line with their state pages, saying what changed. */
+static void update_ports(struct fwd *f, bool all)
+{
+	unsigned i;
+
+	for (i = 0; i < f->n; i++) {
+		struct fwd_port *port = &f->port[i];
+		struct vhp_error err = { 0 };
+		bool was = port->up;
+		int ret;
+
+		if (!all && !vhp_changed(port->p))
+			continue;
+		ret = vhp_update(port->p, &err);
+		port->up = ret == 1;
+		if (ret < 0)
+			fprintf(stderr, "port %u (%s): %s\n", i, port->where, err.msg);
+		if (ret == -ENODEV)
+			stop = 1;
+		if (port->up != was) {
+			struct vhp_port_info info;
+
+			vhp_port_info(port->p, &info);
+			fprintf(stderr, "port %u (%s): link %s%s%s\n", i, port->where, port->up ? "up" : "down",
+				port->up ? "" : ": ", info.reason);
+		}
+	}
+}
+
+/* Ask for kicks and sleep until one comes, a state page changes, or a second has passed. */
+static void nap(struct fwd *f, int ep)
+{
+	struct epoll_event ev[FWD_MAX_PORTS];
+	unsigned i, pair;
+	bool work = false;
+
+	for (i = 0; i < f->n; i++) {
+		struct vhp_port_info info;
+
+		vhp_port_info(f->port[i].p, &info);
+		for (pair = 0; f->port[i].up && pair < info.pairs; pair++) {
+			struct epoll_event e = { .events = EPOLLIN | EPOLLET };
+			int fd = vhp_recv_fd(f->port[i].p, pair);
+
+			/* Known already is what usually happens; a new fd after a restart is added. */
+			if (fd >= 0 && epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) < 0 && errno != EEXIST)
+				work = true; /* cannot be slept on: poll */
+			work |= fd < 0 || vhp_recv_arm(f->port[i].p, pair);
+		}
+	}
+	if (!work)
+		epoll_wait(ep, ev, FWD_MAX_PORTS, 1000);
+	for (i = 0; i < f->n; i++) {
+		struct vhp_port_info info;
+
+		vhp_port_info(f->port[i].p, &info);
+		for (pair = 0; f->port[i].up && pair < info.pairs; pair++)
+			vhp_recv_disarm(f->port[i].p, pair);
+	}
+}
+
+static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
+{
+	unsigned i;
+
+	if (!n || n > FWD_MAX_PORTS) {
+		fprintf(stderr, "vhost-pci-fwd: give 1 to %u ports (see --help)\n", FWD_MAX_PORTS);
+		return -EINVAL;
+	}
+	for (i = 0; i < n; i++) {
+		struct epoll_event e = { .events = EPOLLIN };
+		struct vhp_error err;
+		int ret;
+
+		f->port[i].where = where[i];
+		ret = vhp_open(&f->port[i].p, where[i], NULL, &err);
+		if (ret) {
+			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], err.msg);
+			return ret;
+		}
+		f->n = i + 1;
+		epoll_ctl(ep, EPOLL_CTL_ADD, vhp_fd(f->port[i].p), &e);
+	}
+	return 0;
+}
+
+static int open_capture(const struct fwd *f, char *spec, struct pcap **slot)
+{
+	char *file = strchr(spec, '=');
+	unsigned long port = strtoul(spec, NULL, 10);
+
+	if (!file || port >= FWD_MAX_PORTS) {
+		fprintf(stderr, "vhost-pci-fwd: --capture %s: give PORT=FILE, ports count from 0\n", spec);
+		return -EINVAL;
+	}
+	slot[port] = pcap_create(file + 1);
+	if (!slot[port]) {
+		fprintf(stderr, "vhost-pci-fwd: --capture: %s: %s\n", file + 1, strerror(errno));
+		return -errno;
+	}
+	return 0;
+}
+
+static int parse_mode(const char *s, enum fwd_mode *m)
+{
+	static const char *const name[] = { "cross", "switch", "macswap" };
+	unsigned i;
+
+	for (i = 0; i < 3; i++)
+		if (!strcmp(s, name[i])) {
+			*m = (enum fwd_mode)i;
+			return 0;
+		}
+	fprintf(stderr, "vhost-pci-fwd: --mode %s: choose cross, switch or macswap\n", s);
+	return -EINVAL;
+}
+
+static void pin(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET((unsigned)cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) < 0)
+		fprintf(stderr, "vhost-pci-fwd: --cpu %d: %s\n", cpu, strerror(errno));
+}
+
+/* Packet buffers in huge pages where the kernel gives them. */
+static int alloc_buffers(struct fwd *f)
+{
+	char *m = mmap(NULL, (size_t)FWD_BURST * FWD_ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned i;
+
+	f->fdb = fdb_new();
+	f->mover = vhp_mover_new();
+	if (m == MAP_FAILED || !f->fdb || !f->mover)
+		return -ENOMEM;
+	madvise(m, (size_t)FWD_BURST * FWD_ROOM, MADV_HUGEPAGE);
+	for (i = 0; i < FWD_BURST; i++)
+		f->pkt[i] = (struct vhp_packet){ .data = m + (size_t)i * FWD_ROOM, .room = FWD_ROOM };
+	return 0;
+}
+
+static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
+{
+	unsigned idle = 0, rounds = 0;
+	uint64_t next = now_s() + stats;
+
+	update_ports(f, true);
+	while (!stop) {
+		idle = fwd_round(f) ? 0 : idle + 1;
+		if (idle > IDLE_ROUNDS && !poll) {
+			nap(f, ep);
+			update_ports(f, true);
+			idle = 0;
+		} else if (rounds % 256 == 0) {
+			update_ports(f, true);
+		} else {
+			update_ports(f, false);
+		}
+		if (rounds++ % 4096 == 0 || !idle) {
+			f->now = now_s();
+			if (stats && f->now >= next) {
+				print_stats(f, json);
+				next = f->now + stats;
+			}
+		}
+	}
+	if (stats)
+		print_stats(f, json);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option opts[] = {
+		{ "mode", 1, 0, 'm' }, { "capture", 1, 0, 'c' }, { "poll", 0, 0, 'p' }, { "cpu", 1, 0, 'C' },
+		{ "stats", 1, 0, 's' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { "version", 0, 0, 'V' }, { 0 },
+	};
+	struct sigaction sa = { .sa_handler = on_signal };
+	struct pcap *cap[FWD_MAX_PORTS] = { 0 };
+	bool poll = false, json = false;
+	unsigned i, stats = 0;
+	struct fwd f = { 0 };
+	int c, ep, ret = 0;
+
+	while ((c = getopt_long(argc, argv, "m:c:pC:s:jhV", opts, NULL)) != -1) {
+		switch (c) {
+		case 'm': ret = parse_mode(optarg, &f.mode); break;
+		case 'c': ret = open_capture(&f, optarg, cap); break;
+		case 'p': poll = true; break;
+		case 'C': pin(atoi(optarg)); break;
+		case 's': stats = (unsigned)atoi(optarg); break;
+		case 'j': json = true; break;
+		case 'h': usage(stdout); return 0;
+		case 'V': puts("vhost-pci-fwd " VHOST_PCI_VERSION); return 0;
+		default: usage(stderr); return 2;
+		}
+		if (ret)
+			return 2;
+	}
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+	ep = epoll_create1(EPOLL_CLOEXEC);
+	if (ep < 0 || alloc_buffers(&f)) {
+		fprintf(stderr, "vhost-pci-fwd: out of memory\n");
+		return 1;
+	}
+	ret = open_ports(&f, argv + optind, (unsigned)(argc - optind), ep);
+	for (i = 0; i < FWD_MAX_PORTS; i++)
+		f.port[i].pcap = cap[i];
+	if (!ret)
+		run(&f, ep, poll, stats, json);
+	for (i = 0; i < FWD_MAX_PORTS; i++) {
+		vhp_close(f.port[i].p);
+		c = pcap_close(f.port[i].pcap);
+		if (c)
+			fprintf(stderr, "vhost-pci-fwd: capture of port %u is incomplete: %s\n", i, strerror(-c));
+	}
+	vhp_mover_free(f.mover);
+	fdb_free(f.fdb);
+	close(ep);
+	return ret ? 1 : 0;
+}
