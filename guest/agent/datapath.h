@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What processes the queues: vhost-net with a tap, or a vhost-user back-end. The engine
+ * (agent.c) decides when; a data path does.
+ *
+ * Order of calls: features(); then for each session (link up): configure, set_mem, and for each queue start,
+ * enable, stop; set_mem again whenever the regions change; at the end, when all queues are
+ * stopped, reset. config() comes at any time. Threads: one. Errors: 0 or -errno with a sentence
+ * in *e. -ECONNRESET from any call: the data path is gone (a back-end that died); ready() says
+ * when it is back.
+ */
+#ifndef VHP_AGENT_DATAPATH_H
+#define VHP_AGENT_DATAPATH_H
+
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "memmap.h"
+
+struct datapath;
+
+struct dp_queue {
+	uint32_t size;
+	uint32_t base;		/* as VHOST_SET_VRING_BASE takes it */
+	struct mm_ring ring;	/* user addresses of the memory table that was set last */
+	int kick_fd, call_fd;	/* eventfds; stay the engine's */
+};
+
+struct dp_config {
+	uint64_t features[2];	/* offered to the driver VM: say which fields are valid */
+	const uint8_t *data;
+	uint32_t size;
+};
+
+#define DP_MAX_FDS	(VHP_MAX_QUEUES + 4)
+
+struct datapath_ops {
+	const char *name;
+	uint32_t device_type;	/* virtio ID that it serves, 0 = any */
+	bool needs_map;		/* windows must be mapped into this process */
+
+	/* Can it work now? Tries to get there (connects) without waiting. */
+	bool (*ready)(struct datapath *d);
+	/* What it supports, for ATTACH. Only while ready. */
+	void (*features)(struct datapath *d, uint64_t f[2]);
+	unsigned int (*max_queues)(struct datapath *d);
+
+	/* features: negotiated by the driver VM */
+	int (*configure)(struct datapath *d, const uint64_t features[2], struct vp_err *e);
+	int (*set_mem)(struct datapath *d, const struct memmap *m, struct vp_err *e);
+	int (*start)(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e);
+	int (*enable)(struct datapath *d, unsigned int q, bool on, struct vp_err *e);
+	/* *base: where to go on. -ENODATA: stopped, but the index is unknown. */
+	int (*stop)(struct datapath *d, unsigned int q, uint32_t *base, struct vp_err *e);
+	/* Forget memory and features. */
+	void (*reset)(struct datapath *d);
+
+	/* The served device's configuration (MAC, MTU). */
+	void (*config)(struct datapath *d, const struct dp_config *c);
+	/* The link carries data, or not. */
+	void (*carrier)(struct datapath *d, bool on);
+
+	/* fds to poll; returns how many of at most DP_MAX_FDS were filled in. */
+	unsigned int (*fds)(struct datapath *d, struct pollfd *p);
+	/* After poll. Sets bits of queues whose rings were found malformed. -ECONNRESET as above. */
+	int (*handle)(struct datapath *d, const struct pollfd *p, unsigned int n, uint64_t broken[2],
+		      struct vp_err *e);
+
+	void (*close)(struct datapath *d);
+};
+
+struct datapath {
+	const struct datapath_ops *ops;
+};
+
+struct tap;
+
+/* The tap stays the caller's. busy_poll_us: busy polling of vhost-net, 0 = off. */
+int dp_vhostnet_open(struct tap *t, unsigned int busy_poll_us, struct datapath **out, struct vp_err *e);
+
+/* server: listen at path, else connect to it (again and again). */
+int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e);
+
+#endif

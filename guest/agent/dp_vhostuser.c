@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * A vhost-user back-end in this VM as the data path: the agent is its front-end. The windows'
+ * fds are its memory regions, the module's eventfds its kicks and calls; the agent itself sees
+ * no packet.
+ *
+ * Threat model: the back-end is a process of this VM that the administrator chose, and it gets
+ * the driver VM's memory; it is trusted with that but not to be alive, quick or correct. All
+ * waits are bounded by TIMEOUT_MS, and an answer that makes no sense ends the connection.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "datapath.h"
+#include "vfeatures.h"
+#include "vhostuser/frontend.h"
+
+/* Longer than the daemon waits for a stop (1 s by default) is of no use to anybody. */
+#define TIMEOUT_MS	3000u
+#define CONNECT_AGAIN_MS 200u
+
+#define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS))
+
+struct vhostuser {
+	struct datapath dp;
+	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	bool server;
+	int listen_fd;		/* -1 unless server */
+	struct vu_frontend *fe;	/* NULL: not connected */
+	uint64_t connect_ms;	/* no attempt before */
+	int said;		/* errno of the last failure that was logged */
+	uint64_t offered;
+	unsigned int nqueues;
+	uint16_t mtu;
+	bool set[VHP_MAX_QUEUES];
+	unsigned int nmem;	/* regions that the back-end has */
+};
+
+#define VU(d) vp_container_of(d, struct vhostuser, dp)
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static void disconnect(struct vhostuser *v)
+{
+	vu_frontend_destroy(v->fe);
+	v->fe = NULL;
+	v->nmem = 0;
+	memset(v->set, 0, sizeof(v->set));
+	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
+}
+
+/*
+ * Any failed call: was it refused, or is the connection gone? The front-end closes it by itself
+ * after timeouts and broken streams.
+ */
+static int failed(struct vhostuser *v, int rc, struct vp_err *e)
+{
+	if (rc == -EREMOTEIO || rc == -EOPNOTSUPP || rc == -E2BIG || rc == -EINVAL || rc == -ENOMEM)
+		return rc;
+	if (e && e->msg[0])
+		vp_log(VP_LOG_WARNING, "%s: %s", v->path, e->msg);
+	disconnect(v);
+	return -ECONNRESET;
+}
+
+static int try_connect(struct vhostuser *v)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd;
+
+	if (v->server) {
+		fd = accept4(v->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+		return fd < 0 ? -errno : fd;
+	}
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	memcpy(a.sun_path, v->path, sizeof(a.sun_path));
+	if (connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0) {
+		int rc = -errno;
+
+		close(fd);
+		return rc;
+	}
+	return fd;
+}
+
+static int handshake(struct vhostuser *v, int fd, struct vp_err *e)
+{
+	int rc;
+
+	v->fe = vu_frontend_new(fd, TIMEOUT_MS, e);
+	if (!v->fe)
+		return -ENOMEM;
+	rc = vu_frontend_negotiate(v->fe, WANTED_PF, &v->offered, e);
+	if (!rc)
+		rc = vu_frontend_queue_num(v->fe, 2, &v->nqueues, e);
+	if (rc)
+		disconnect(v);
+	return rc;
+}
+
+static bool vu_ready(struct datapath *d)
+{
+	struct vhostuser *v = VU(d);
+	struct vp_err e = { 0 };
+	int fd;
+
+	if (v->fe)
+		return true;
+	if (now_ms() < v->connect_ms)
+		return false;
+	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
+	fd = try_connect(v);
+	if (fd < 0) {
+		if (v->said != fd)
+			vp_log(VP_LOG_NOTICE, "%s: %s", v->path, v->server ? "waiting for the vhost-user back-end to connect" :
+			       fd == -ENOENT || fd == -ECONNREFUSED ? "waiting for the vhost-user back-end to listen" :
+			       strerror(-fd));
+		v->said = fd;
+		return false;
+	}
+	if (handshake(v, fd, &e)) {
+		if (v->said != 1)
+			vp_log(VP_LOG_ERR, "%s: no vhost-user back-end: %s", v->path, e.msg);
+		v->said = 1;
+		return false;
+	}
+	v->said = 0;
+	/* GET_QUEUE_NUM counts pairs for net devices in DPDK and rings in others; what is more than there is stays idle. */
+	vp_log(VP_LOG_NOTICE, "%s: vhost-user back-end connected, features %#llx", v->path,
+	       (unsigned long long)v->offered);
+	return true;
+}
+
+static void vu_features(struct datapath *d, uint64_t f[2])
+{
+	struct vhostuser *v = VU(d);
+	uint64_t own = VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VU_F_PROTOCOL_FEATURES);
+
+	f[0] = (v->offered & ~own) | VP_NET_NEUTRAL;
+	/* A back-end with one pair only may offer MQ all the same: what counts is that it has MQ at all. */
+	f[1] = 0;
+}
+
+static unsigned int vu_max_queues(struct datapath *d)
+{
+	return VHP_MAX_QUEUES;
+}
+
+static int vu_configure(struct datapath *d, const uint64_t features[2], struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	/* The link addresses are translated already; see VP_NET_NEUTRAL. */
+	uint64_t f = features[0] & v->offered & ~(VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
+						  VP_BIT(VU_F_PROTOCOL_FEATURES));
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	rc = vu_frontend_set_features(v->fe, f, e);
+	if (!rc && v->mtu && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) && f & VP_BIT(VIRTIO_NET_F_MTU))
+		rc = vu_frontend_set_mtu(v->fe, v->mtu, e);
+	return rc ? failed(v, rc, e) : 0;
+}
+
+static int vu_set_mem(struct datapath *d, const struct memmap *m, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	static struct vu_mem_region r[VHP_MAX_REGIONS];
+	static int fds[VHP_MAX_REGIONS];
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	for (unsigned int i = 0; i < m->nregions; i++) {
+		r[i] = (struct vu_mem_region){
+			.gpa = m->r[i].addr, .size = m->r[i].size,
+			.uva = m->r[i].win->uva + m->r[i].offset, .mmap_offset = m->r[i].offset,
+		};
+		fds[i] = m->r[i].win->fd;
+	}
+	rc = vu_frontend_set_mem(v->fe, r, fds, m->nregions, e);
+	if (rc == -E2BIG)
+		return vp_err_set(e, rc, "the driver VM's memory has %u regions, this back-end takes %u: give that VM its "
+				  "memory in fewer pieces", m->nregions, VU_MAX_TABLE_REGIONS);
+	if (rc)
+		return failed(v, rc, e);
+	v->nmem = m->nregions;
+	return 0;
+}
+
+static int vu_start(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	struct vu_frontend_ring r = {
+		.num = c->size, .base = c->base,
+		.desc = c->ring.desc, .avail = c->ring.avail, .used = c->ring.used,
+		.kick_fd = c->kick_fd, .call_fd = c->call_fd, .err_fd = -1,
+	};
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	rc = vu_frontend_start_ring(v->fe, q, &r, e);
+	if (rc)
+		return failed(v, rc, e);
+	v->set[q] = true;
+	return 0;
+}
+
+static int vu_enable(struct datapath *d, unsigned int q, bool on, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	rc = vu_frontend_enable(v->fe, q, on, e);
+	/* Without protocol features rings are enabled by being started. */
+	if (rc == -EOPNOTSUPP)
+		rc = 0;
+	return rc ? failed(v, rc, e) : 0;
+}
+
+static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	if (!v->set[q])
+		return -ENODATA;
+	v->set[q] = false;
+	rc = vu_frontend_stop_ring(v->fe, q, base, e);
+	return rc ? failed(v, rc, e) : 0;
+}
+
+/*
+ * The back-end should let go of the memory. Region by region it can be told to; with a bare
+ * SET_MEM_TABLE it keeps the last table, its rings stopped, until the next one, and the module revokes what
+ * it still has mapped.
+ */
+static void vu_reset(struct datapath *d)
+{
+	struct vhostuser *v = VU(d);
+	struct vp_err e = { 0 };
+	int rc;
+
+	if (!v->fe || !v->nmem || !(vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS)))
+		return;
+	rc = vu_frontend_set_mem(v->fe, NULL, NULL, 0, &e);
+	if (rc)
+		failed(v, rc, &e);
+	v->nmem = 0;
+}
+
+static void vu_config(struct datapath *d, const struct dp_config *c)
+{
+	struct vhostuser *v = VU(d);
+
+	v->mtu = 0;
+	if (vp_has(c->features, VIRTIO_NET_F_MTU) && c->size >= 12)
+		v->mtu = (uint16_t)(c->data[10] | c->data[11] << 8);
+}
+
+static void vu_carrier(struct datapath *d, bool on)
+{
+}
+
+static unsigned int vu_fds(struct datapath *d, struct pollfd *p)
+{
+	struct vhostuser *v = VU(d);
+
+	if (v->fe) {
+		p[0] = (struct pollfd){ .fd = vu_frontend_fd(v->fe), .events = POLLIN | POLLRDHUP };
+		return 1;
+	}
+	if (v->server) {
+		p[0] = (struct pollfd){ .fd = v->listen_fd, .events = POLLIN };
+		return 1;
+	}
+	return 0;
+}
+
+static int vu_handle(struct datapath *d, const struct pollfd *p, unsigned int n, uint64_t broken[2],
+		     struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+
+	if (!v->fe || !n || !p[0].revents)
+		return 0;
+	/* Nothing was asked, so whatever comes means that the back-end left or lost its wits. */
+	vp_err_set(e, -ECONNRESET, "the vhost-user back-end %s", p[0].revents & (POLLHUP | POLLRDHUP | POLLERR) ?
+		   "closed the connection" : "sent something unasked");
+	disconnect(v);
+	return -ECONNRESET;
+}
+
+static void vu_close(struct datapath *d)
+{
+	struct vhostuser *v = VU(d);
+
+	vu_frontend_destroy(v->fe);
+	if (v->listen_fd >= 0) {
+		close(v->listen_fd);
+		unlink(v->path);
+	}
+	free(v);
+}
+
+static const struct datapath_ops vu_ops = {
+	.name = "vhost-user",
+	.ready = vu_ready,
+	.features = vu_features,
+	.max_queues = vu_max_queues,
+	.configure = vu_configure,
+	.set_mem = vu_set_mem,
+	.start = vu_start,
+	.enable = vu_enable,
+	.stop = vu_stop,
+	.reset = vu_reset,
+	.config = vu_config,
+	.carrier = vu_carrier,
+	.fds = vu_fds,
+	.handle = vu_handle,
+	.close = vu_close,
+};
+
+static int do_listen(struct vhostuser *v, struct vp_err *e)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	struct stat st;
+
+	v->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (v->listen_fd < 0)
+		return vp_err_set(e, -errno, "no socket: %s", strerror(errno));
+	memcpy(a.sun_path, v->path, sizeof(a.sun_path));
+	/* Left over from a crash? Nobody listens at it, as we own the port that it is for. */
+	if (lstat(v->path, &st) == 0 && S_ISSOCK(st.st_mode))
+		unlink(v->path);
+	if (bind(v->listen_fd, (struct sockaddr *)&a, sizeof(a)) < 0 || listen(v->listen_fd, 1) < 0) {
+		int rc = vp_err_set(e, -errno, "cannot listen at %s: %s: choose another path, or make its directory",
+				    v->path, strerror(errno));
+
+		vp_close(&v->listen_fd);
+		return rc;
+	}
+	return 0;
+}
+
+int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e)
+{
+	struct vhostuser *v;
+	int rc;
+
+	if (!*path || strlen(path) >= sizeof(v->path))
+		return vp_err_set(e, -ENAMETOOLONG, "'%s' is no socket path: 1 to %zu characters", path,
+				  sizeof(v->path) - 1);
+	v = calloc(1, sizeof(*v));
+	if (!v)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	v->dp.ops = &vu_ops;
+	v->server = server;
+	v->listen_fd = -1;
+	snprintf(v->path, sizeof(v->path), "%s", path);
+	if (server) {
+		rc = do_listen(v, e);
+		if (rc) {
+			free(v);
+			return rc;
+		}
+	}
+	*out = &v->dp;
+	return 0;
+}
