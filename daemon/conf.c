@@ -233,6 +233,26 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 	return 0;
 }
 
+static int finish_port(struct vp_conf_link *l, struct vp_err *e)
+{
+	if (l->endpoint != VP_ENDPOINT_PORT) {
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize= and PackedRings= are for Endpoint=port");
+		return 0;
+	}
+	if (l->attachment == VP_ATTACH_AUTO)
+		l->attachment = l->qmp[0] || l->hotplug_bus[0] ? VP_ATTACH_IVSHMEM : VP_ATTACH_SHMEM;
+	if (l->attachment != VP_ATTACH_IVSHMEM && (l->qmp[0] || l->hotplug_bus[0]))
+		return vp_err_set(e, -EINVAL, "QMP= and HotplugBus= are for Attachment=ivshmem");
+	if (l->attachment != VP_ATTACH_SHMEM && l->aperture)
+		return vp_err_set(e, -EINVAL, "ApertureSize= is for Attachment=shmem");
+	if (l->qmp[0] && l->qmp[0] != '/')
+		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->qmp);
+	if (!l->aperture && l->attachment == VP_ATTACH_SHMEM)
+		l->aperture = UINT64_C(64) << 30;
+	return 0;
+}
+
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
 {
 	int r;
@@ -251,6 +271,9 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	}
 	if (!strcmp(l->side[0].socket, l->side[1].socket))
 		return vp_err_set(e, -EINVAL, "both sides use the socket %s; give each its own", l->side[0].socket);
+	r = finish_port(l, e);
+	if (r)
+		return r;
 	if (l->endpoint == VP_ENDPOINT_PORT && l->side[VP_SIDE_DEVICE].has_mac)
 		return vp_err_set(e, -EINVAL, "DeviceMAC= is for Endpoint=virtio-net; a port has no MAC of its own");
 	return 0;

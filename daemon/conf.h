@@ -22,10 +22,12 @@
 #define VP_CONF_MAX_USERS  8
 #define VP_CONF_MAX_CPUS   64
 #define VP_CONF_MAX_DIRS   4
+#define VP_CONF_BUS_MAX    256  /* HotplugBus=, all names together */
 #define VP_CONF_MAX_PAIRS  64   /* queue pairs of one link */
 
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT };
+enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL };
 enum vp_socket_mode { VP_SOCKET_SERVER, VP_SOCKET_CLIENT };
 enum vp_side_id { VP_SIDE_DRIVER, VP_SIDE_DEVICE, VP_SIDES };
 
@@ -66,6 +68,12 @@ struct vp_conf_link {
 	uint32_t mtu;          /* 0 = not announced */
 	uint32_t pps;          /* packets per second in each direction, 0 = no limit */
 	bool     start_down;   /* administrative state at creation */
+	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
+	uint32_t attachment;   /* enum vp_attachment */
+	bool     packed;       /* the driver VM is offered packed rings */
+	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
+	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
+	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	struct vp_conf_side side[VP_SIDES];
 };
 

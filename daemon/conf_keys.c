@@ -25,6 +25,7 @@
 static const char *const mode_names[] = { "auto", "relay", "fast", "copy", NULL };
 static const char *const endpoint_names[] = { "virtio-net", "port", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
+static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
 static const char *const offload_names[] = { "csum", "tso4", "tso6", "ecn", "mrgbuf", NULL };
 static const char *const state_names[] = { "up", "down", NULL };
@@ -286,6 +287,53 @@ int vp_conf_parse_cpus(struct vp_conf_daemon *d, const char *v, struct vp_err *e
 	return 0;
 }
 
+/* "64G" and the like; a power of two, between the megabytes of min and max. */
+static int parse_size(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	static const char unit[] = "KMGT";
+	uint64_t n, size = 0;
+	const char *u;
+	char *end;
+
+	errno = 0;
+	n = strtoull(v, &end, 10);
+	u = *end ? strchr(unit, *end) : NULL;
+	if (isdigit((unsigned char)v[0]) && u && !end[1] && !errno && n <= 1024)
+		size = n << (10 * (u - unit + 1));
+	if (!vp_is_pow2(size) || size >> 20 < k->min || size >> 20 > k->max)
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a power of two from %uM to %uG, like 64G", k->name, v, k->min,
+				  k->max / 1024);
+	*(uint64_t *)field = size;
+	return 0;
+}
+
+/* Device ids as QEMU takes them, separated by blanks or commas. */
+static int parse_ids(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	char copy[VP_CONF_BUS_MAX], *s = copy, *w, *out = field;
+	size_t n = 0;
+
+	if (strlen(v) >= sizeof(copy))
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer ports", k->name, VP_CONF_BUS_MAX - 1);
+	snprintf(copy, sizeof(copy), "%s", v);
+	memset(out, 0, VP_CONF_BUS_MAX);
+	while ((w = next_word(&s))) {
+		if (!vp_conf_name_ok(w))
+			return vp_err_set(e, -EINVAL, "%s=: %.60s is not the id of a device", k->name, w);
+		n += snprintf(out + n, VP_CONF_BUS_MAX - n, "%s%s", n ? " " : "", w);
+	}
+	return 0;
+}
+
+static const char *const bool_names[] = { "no", "yes", NULL };
+
+static int parse_bool(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	const struct key words = { .name = k->name, .words = bool_names };
+
+	return parse_state(field, &words, v, e);
+}
+
 static int parse_cpus(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	return vp_conf_parse_cpus(field, v, e);
@@ -328,6 +376,11 @@ static const struct key link_keys[] = {
 	{ "Device", "Endpoint", parse_enum, L(endpoint), .words = endpoint_names },
 	{ "Device", "Socket", parse_path, L(side[VP_SIDE_DEVICE].socket) },
 	{ "Device", "SocketMode", parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = socket_mode_names },
+	{ "Device", "Attachment", parse_enum, L(attachment), .words = attachment_names },
+	{ "Device", "QMP", parse_path, L(qmp) },
+	{ "Device", "HotplugBus", parse_ids, L(hotplug_bus) },
+	{ "Device", "ApertureSize", parse_size, L(aperture), 512, 1u << 23 },
+	{ "Device", "PackedRings", parse_bool, L(packed) },
 	{ "Net", "DriverMAC", parse_mac, L(side[VP_SIDE_DRIVER]) },
 	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },
 	{ "Net", "MTU", parse_u32, L(mtu), 68, 65535 },

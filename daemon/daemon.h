@@ -15,6 +15,7 @@
 struct vp_control;
 struct worker_pool;
 struct vp_links;
+struct vp_forward;
 
 /* Listening sockets that a service manager made for us, by name. */
 struct vp_activation {
@@ -39,6 +40,7 @@ struct vp_daemon {
 	struct vp_conf       *conf;     /* what the files say; links added at run time are not in it */
 	struct worker_pool   *workers;
 	struct vp_links      *links;
+	struct vp_forward    *forward;  /* made with the first port */
 	struct vp_control    *control;
 	struct vp_activation  activation;
 	uint64_t              started_us;  /* CLOCK_MONOTONIC */

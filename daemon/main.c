@@ -19,6 +19,7 @@
 #include "isolate.h"
 #include "link.h"
 #include "log_sink.h"
+#include "port/forward.h"
 #include "worker.h"
 
 static void print_problem(void *arg, const char *msg)
@@ -182,6 +183,7 @@ static void close_all(struct vp_daemon *d)
 	vp_control_free(d->control);
 	d->control = NULL;
 	vp_links_free(d->links);
+	vp_forward_free(d->forward);
 	worker_pool_free(d->workers);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		vp_close(&d->activation.s[i].fd);

@@ -234,12 +234,59 @@ static int on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 
+	if (v->ops->stop && v->ops->stop(v->ctx, q) == VU_LATER)
+		return VU_LATER;
 	v->ops->withdraw(v->ctx, q, 1);
 	if (v->ring[q].usable)
 		*base = vp_vq_base(&v->ring[q].rq.vq);
 	ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);  /* the partner may need another queue now */
 	return 0;
+}
+
+int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	uint32_t base = vu_ring_of(v, q)->base;
+
+	v->ops->withdraw(v->ctx, q, 1);
+	if (v->ring[q].usable)
+		base = vp_vq_base(&v->ring[q].rq.vq);
+	ring_release(v, q);
+	v->ops->offer(v->ctx, q, 1);
+	return vu_backend_ring_stopped(v->ops->session(v->ctx), q, base, e);
+}
+
+int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t base, struct vp_err *e)
+{
+	struct vp_vdev_ring *r = &v->ring[q];
+	struct vp_virtq *vq = &r->rq.vq;
+	struct vp_vq_conf c = {
+		.size = vq->size, .base = base, .features = v->features, .tab = v->tab,
+		.desc = vq->desc_addr, .driver = vq->driver_addr, .device = vq->device_addr,
+	};
+	int ret = 0;
+
+	if (!r->usable || vq->broken)
+		return 0;
+	if (!base_known && vq->packed)
+		ret = vp_err_set(e, -ENODATA, "the device VM left a packed ring without saying where");
+	if (!ret)
+		ret = vp_vq_start(vq, &c, e);
+	if (!ret && !base_known) {
+		c.base = vq->used_idx;  /* what was not returned is handled again */
+		ret = vp_vq_start(vq, &c, e);
+	}
+	if (ret) {
+		vp_vq_break(vq, VP_VQ_BAD_RING);
+		r->reported = true;
+		ring_failed(v, q, e->code ? e->msg : strerror(-ret));
+	}
+	return ret;
+}
+
+const struct vp_memtab *vp_vdev_memory(const struct vp_vdev *v)
+{
+	return v->tab;
 }
 
 static int on_reset(void *ctx, struct vp_err *e)
@@ -305,6 +352,8 @@ static void table_replace(struct vp_vdev *v, struct vp_memtab *tab)
 	v->tab = tab;
 	for (unsigned q = 0; q < v->n; q++)
 		ring_rebind(v, q);
+	if (v->ops->memory)
+		v->ops->memory(v->ctx);
 	v->ops->offer(v->ctx, 0, v->n);
 	vp_memtab_free(old);  /* withdraw() was the grace period */
 }
@@ -426,17 +475,32 @@ static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_
 
 /* ---- config space and the rest --------------------------------------------- */
 
+static void net_config(const struct vp_conf_link *l, unsigned side, bool carrier, struct virtio_net_config *c)
+{
+	memset(c, 0, sizeof(*c));
+	memcpy(c->mac, l->side[side].mac, sizeof(c->mac));
+	c->status = htole16(carrier ? VIRTIO_NET_S_LINK_UP : 0);
+	c->max_virtqueue_pairs = htole16((uint16_t)l->pairs);
+	c->mtu = htole16((uint16_t)l->mtu);
+	c->speed = htole32(UINT32_MAX);  /* unknown */
+	c->duplex = 0xff;
+}
+
+unsigned vp_vdev_config(const struct vp_conf_link *l, unsigned side, bool carrier, uint8_t *buf)
+{
+	struct virtio_net_config c;
+
+	net_config(l, side, carrier, &c);
+	memcpy(buf, &c, offsetof(struct virtio_net_config, speed));
+	return offsetof(struct virtio_net_config, speed);
+}
+
 static int on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
-	struct virtio_net_config c = { 0 };
+	struct virtio_net_config c;
 
-	memcpy(c.mac, v->conf->side[v->side].mac, sizeof(c.mac));
-	c.status = htole16(v->carrier ? VIRTIO_NET_S_LINK_UP : 0);
-	c.max_virtqueue_pairs = htole16((uint16_t)v->conf->pairs);
-	c.mtu = htole16((uint16_t)v->conf->mtu);
-	c.speed = htole32(UINT32_MAX);  /* unknown */
-	c.duplex = 0xff;
+	net_config(v->conf, v->side, v->carrier, &c);
 	memset(buf, 0, len);
 	if (off < sizeof(c))
 		memcpy(buf, (uint8_t *)&c + off, VP_MIN(len, sizeof(c) - off));

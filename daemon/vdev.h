@@ -35,6 +35,13 @@ struct vp_vdev_ops {
 	void (*withdraw)(void *ctx, unsigned first, unsigned n);
 	/* Rings became usable or changed their enabled flag; put to use what fits. */
 	void (*offer)(void *ctx, unsigned first, unsigned n);
+	/*
+	 * Optional. The ring is to be stopped, before withdraw(). 0, or VU_LATER while someone outside this process still uses
+	 * it: vp_vdev_ring_stopped() follows.
+	 */
+	int (*stop)(void *ctx, unsigned q);
+	/* Optional. The memory table was replaced (vp_vdev_memory()). */
+	void (*memory)(void *ctx);
 	/* The session's fds to poll changed. */
 	void (*events_changed)(void *ctx);
 	struct vu_backend *(*session)(void *ctx);
@@ -59,6 +66,17 @@ unsigned vp_vdev_rings(const struct vp_vdev *v);
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q);
 uint64_t vp_vdev_features(const struct vp_vdev *v);
 unsigned vp_vdev_regions(const struct vp_vdev *v);
+/* NULL = none. Valid until the next message. */
+const struct vp_memtab *vp_vdev_memory(const struct vp_vdev *v);
+/*
+ * The ring was used by someone else and is the main thread's again: go on at base, or, where that is not known, at the used
+ * index (-ENODATA for a packed ring, which does not tell). After an error the ring is broken.
+ */
+int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t base, struct vp_err *e);
+/* Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback of the session. */
+int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/* The config space of virtio-net; bytes that are meaningful (at most 256). */
+unsigned vp_vdev_config(const struct vp_conf_link *l, unsigned side, bool carrier, uint8_t *buf);
 bool vp_vdev_logging(const struct vp_vdev *v);
 
 /* Queue pairs whose receive ring can take packets now. */

@@ -25,6 +25,7 @@ enum win_state {
 struct port_win {
 	enum win_state state;
 	bool     cancel;        /* GIVING: to be taken as soon as it was given */
+	bool     truncatable;
 	bool     dead;          /* READY once, failed later: taken before it is tried again */
 	int      fd;
 	dev_t    dev;

@@ -97,6 +97,10 @@ static void win_give(struct vp_port *p, unsigned slot)
 	w->serial = req.serial = p->serial;
 	w->deadline = 0;
 	w->cancel = w->dead = false;
+	if (w->truncatable && !p->conf.unsealed_ok) {
+		win_failed(p, slot, "its file could be truncated, which would kill the device VM; give the driver VM a memory-backend-memfd (sealed) or hugetlbfs");
+		return;
+	}
 	snprintf(what, sizeof(what), "window %u of port %.32s", slot, p->conf.name);
 	/* The entry comes before the device: the attachment may complete from inside the call. */
 	w->state = WIN_GIVING;
@@ -158,12 +162,10 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 		from = 0;
 		to = m->file_size;
 	}
-	*w = (struct port_win){ .dev = m->dev, .ino = m->ino, .offset = from, .size = to - from };
+	*w = (struct port_win){ .dev = m->dev, .ino = m->ino, .truncatable = m->truncatable, .offset = from, .size = to - from };
 	w->fd = fcntl(m->r.fd, F_DUPFD_CLOEXEC, 3);
 	if (w->fd < 0)
 		win_failed(p, slot, "out of file descriptors; raise LimitNOFILE=");
-	else if (m->truncatable && !p->conf.unsealed_ok)
-		win_failed(p, slot, "its file could be truncated, which would kill the device VM; give the driver VM a memory-backend-memfd (sealed) or hugetlbfs");
 	else
 		win_give(p, slot);
 	return (int)slot;
@@ -269,7 +271,7 @@ void port_windows_update(struct vp_port *p)
 		if (slot < 0 && !pool)
 			slot = new_window(p, m);
 		if (slot < 0) {
-			p->limit = true;
+			p->n_unready++;  /* a slot is free again when a window has been taken */
 			continue;
 		}
 		w = &p->win[slot];

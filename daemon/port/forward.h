@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Signals from one eventfd to another, by one thread of its own: at most two system calls for a
+ * signal (epoll_wait and write), fewer when several arrive together.
+ *
+ * Sources are watched edge-triggered and never read, so it does not matter who else
+ * reads them, or whether they would block. A target whose write blocks (a hostile VMM can arrange that) is
+ * interrupted within a second and given up; the other wires wait that long, once.
+ *
+ * All functions are the main thread's.
+ */
+#ifndef VP_DAEMON_FORWARD_H
+#define VP_DAEMON_FORWARD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct vp_forward;
+struct vp_wire;
+
+/* Starts the thread. */
+int  vp_forward_new(struct vp_forward **out, struct vp_err *e);
+/* After all wires. */
+void vp_forward_free(struct vp_forward *f);
+
+/*
+ * From now on a write to src (an eventfd) is followed by a write to dst, or by fn(arg) on the forwarder's thread;
+ * also once now if src holds a count already. The fds are duplicated and stay the caller's. -errno: -EPERM src cannot be watched.
+ */
+int  vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst);
+int  vp_wire_new_fn(struct vp_wire **out, struct vp_forward *f, int src, void (*fn)(void *arg), void *arg);
+/*
+ * NULL is allowed. A wire to an fd may still write once while this returns (to its own duplicate); fn is not running and
+ * will not be called again when this has returned.
+ */
+void vp_wire_free(struct vp_wire *w);
+
+/* Signals passed so far; a wire whose target was given up. */
+uint64_t vp_wire_count(const struct vp_wire *w);
+bool vp_wire_dead(const struct vp_wire *w);
+
+#endif
