@@ -136,6 +136,8 @@ static void test_counts(void **state)
 	assert_int_equal(verdict(&table, 8 + 64, 2, 2, &e), 0);
 	assert_int_equal(verdict(&table, 8, 0, 0, &e), 0);
 	assert_int_equal(verdict(&table, 264, 8, 8, &e), 0);
+	/* The kernel cuts off the ninth: it must not pass for the right number. */
+	assert_int_equal(verdict(&table, 264, 9, 8, &e), -EBADF);
 	assert_int_equal(verdict(&table, 264, 8, 9, &e), -EBADMSG);
 	assert_int_equal(verdict(&table, 264, 8, UINT32_MAX, &e), -EBADMSG);
 	assert_int_equal(verdict(&get, 12, 0, 1, &e), -EBADMSG);
@@ -253,6 +255,9 @@ static void test_state_and_feature(void **state)
 		assert_int_equal(rc, !m->served ? -EOPNOTSUPP : m->early ? 0 : -EPROTO);
 		if (rc == -EPROTO)
 			assert_non_null(strstr(e.msg, "before SET_OWNER"));
+		msg.hdr.size = m->max + 1;
+		assert_int_equal(vu_msg_check(VU_FROM_FRONTEND, &msg, m->fd_min, ~UINT64_C(0), VU_ST_OWNED, &e), -EBADMSG);
+		msg.hdr.size = m->min;
 		if (m->pf < 0)
 			continue;
 		rc = vu_msg_check(VU_FROM_FRONTEND, &msg, m->fd_min, ~VP_BIT(m->pf), VU_ST_OWNED, &e);
