@@ -198,7 +198,8 @@ int vp_map_mmap(struct vp_map *map, struct vm_area_struct *vma)
 	u64 off = (u64)vma->vm_pgoff << PAGE_SHIFT;
 	bool revoked;
 
-	if (!(vma->vm_flags & VM_SHARED))
+	/* VM_SHARED is not set for a file that was opened O_RDONLY */
+	if (!(vma->vm_flags & VM_MAYSHARE))
 		return -EINVAL;
 	if (vma->vm_pgoff > (ULONG_MAX >> PAGE_SHIFT) || off >= map->back.size ||
 	    len > map->back.size - off)

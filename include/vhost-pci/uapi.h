@@ -5,8 +5,8 @@
  * Openers. The first one that opens for writing (O_RDWR) owns the port; a second gets EBUSY, and
  * EAGAIN (O_NONBLOCK) or a short wait while the last owner is still being detached. Any number
  * may open O_RDONLY to observe: VHP_IOC_INFO, mmap of the control block, read and poll; everything
- * else is EPERM for them. When the owner closes (or dies), the module takes back all windows and
- * eventfds and sends DETACH. Window mappings that other processes still hold (a vhost-user
+ * else is EPERM for them. When the owner has closed (every copy of its fd and every mapping of the
+ * control block is gone, or it died), the module takes back all windows and eventfds and sends DETACH. Window mappings that other processes still hold (a vhost-user
  * back-end) get one second to go away on their own, then they are revoked.
  *
  * mmap of the port's fd: offset 0, up to VHP_CTRL_SIZE bytes, the control block of abi.h, shared,
