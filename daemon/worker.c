@@ -18,7 +18,8 @@
 #define WORKER_EVENTS  64
 #define WORKER_SIGNAL  SIGUSR2    /* interrupts a hanging notification */
 #define SUPERVISE_MS   500
-#define WORKER_LOOK    64         /* busy rounds between looks at the other jobs' kicks */
+#define WORKER_LOOK_US 20         /* while busy, between looks at the other jobs' kicks */
+#define WORKER_RELAX   4          /* pauses after a round without work: the drivers' cores want their rings */
 
 /* Slots by number, replaced as a whole when it grows; read by the thread under RCU. */
 struct slot_table {
@@ -31,7 +32,7 @@ struct worker {
 	pthread_t thread;
 	int       epfd, wakefd, cpu, tid;
 	unsigned  jobs;
-	uint64_t  busy_poll;            /* in vp_cycles() */
+	uint64_t  busy_poll, look;      /* in vp_cycles() */
 	struct slot_table *slots;
 	bool      stop, poked;
 	struct vp_relay_scratch *scratch;
@@ -126,7 +127,7 @@ static void wait_kicks(struct worker *w)
 	handle_poked(w, t);
 }
 
-static void run_active(struct worker *w)
+static unsigned run_active(struct worker *w)
 {
 	unsigned i = 0, work = 0;
 
@@ -153,12 +154,15 @@ static void run_active(struct worker *w)
 		j->active = false;
 		w->active[i] = w->active[--w->nactive];
 	}
+	return work;
 }
 
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
+	uint64_t looked = 0, now;
 	sigset_t set;
+	unsigned i;
 
 	sigfillset(&set);
 	sigdelset(&set, WORKER_SIGNAL);
@@ -169,10 +173,16 @@ static void *worker_main(void *arg)
 	__atomic_store_n(&w->awake, true, __ATOMIC_RELAXED);
 	while (!__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
 		urcu_qsbr_quiescent_state();
-		if (!w->nactive || w->rounds % WORKER_LOOK == 0)
+		now = vp_cycles();
+		if (!w->nactive || now - looked >= w->look) {
 			wait_kicks(w);
-		w->rounds++;
-		run_active(w);
+			looked = now;
+		}
+		__atomic_store_n(&w->rounds, w->rounds + 1, __ATOMIC_RELAXED);
+		if (run_active(w))
+			continue;
+		for (i = 0; i < WORKER_RELAX; i++)
+			vp_relax();
 	}
 	urcu_qsbr_unregister_thread();
 	return NULL;
@@ -223,6 +233,7 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	w->pool = p;
 	w->cpu = c->ncpus ? c->cpus[i % c->ncpus] : -1;
 	w->busy_poll = vp_cycles_hz() / 1000000 * c->busy_poll_us;
+	w->look = vp_cycles_hz() / 1000000 * WORKER_LOOK_US;
 	w->scratch = vp_relay_scratch_new();
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
 	w->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -27,6 +27,18 @@ static inline uint64_t vp_cycles(void)
 #endif
 }
 
+/* In a loop that waits for another CPU to write: leaves it the cache line, and the core its sibling. */
+static inline void vp_relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("isb" ::: "memory");
+#else
+	__asm__ volatile("" ::: "memory");
+#endif
+}
+
 /* Ticks per second, measured once (takes about 10 ms the first time). Not thread-safe the first time. */
 uint64_t vp_cycles_hz(void);
 
