@@ -117,6 +117,7 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 	int rc;
 
 	q->running = q->enabled = false;
+	q->halted = true;
 	q->stop_base = 0;
 	q->stop_flags = VHP_STOPPED_F_NO_BASE;
 	if (!*lost) {
@@ -175,8 +176,17 @@ static void queue_start(struct agent *a, unsigned int i, bool *lost)
 		retry_at(a, now_ms() + RETRY_MS);
 		return;
 	}
+	/* A run that was halted without a word to the daemon goes on where it was, not where it began. */
+	if (q->halted && q->run == sq->run) {
+		c.base = q->stop_base;
+		if (q->stop_flags) {
+			queue_give_up(a, i, 0, lost);
+			return;
+		}
+	}
 	q->run = sq->run;
-	q->stop_base = sq->base;
+	q->halted = false;
+	q->stop_base = c.base;
 	q->stop_flags = 0;
 	if (rc) {
 		vp_log(VP_LOG_ERR, "%s: queue %u is broken until the driver VM starts it anew: %s", a->port->what, i,
@@ -210,7 +220,7 @@ static void queue_start(struct agent *a, unsigned int i, bool *lost)
 	q->running = true;
 	q->enabled = false;
 	vp_log(VP_LOG_DEBUG, "%s: queue %u: run %u of %u entries starts at %#x", a->port->what, i, q->run, sq->size,
-	       sq->base);
+	       c.base);
 }
 
 static void queue_enable(struct agent *a, unsigned int i, bool on, bool *lost)

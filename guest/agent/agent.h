@@ -21,6 +21,7 @@ struct agent_queue {
 	bool running, enabled;
 	uint32_t run;		/* the run that runs, or ran last */
 	uint32_t given_up;	/* run that we ended ourselves: wait for another one; 0 = none */
+	bool halted;		/* run was stopped here; where is below */
 	uint32_t stop_base;	/* where run stood when it was stopped */
 	uint64_t stop_flags;	/* VHP_STOPPED_F_* */
 	int kick_fd, call_fd;	/* eventfds, made once; -1: not yet */
