@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "virtq/drvq.h"
+
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ring.h>
+#include <stdlib.h>
+
+#define F_AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
+#define F_USED  (1u << VRING_PACKED_DESC_F_USED)
+
+uint64_t vp_drvq_layout(uint16_t size, bool packed, uint64_t *driver, uint64_t *device)
+{
+	uint64_t desc = 16 * (uint64_t)size;
+	uint64_t drv = packed ? 4 : 6 + 2 * (uint64_t)size, dev = packed ? 4 : 6 + 8 * (uint64_t)size;
+
+	/* Lines of their own: each area has one writer. */
+	*driver = vp_align_up(desc, VP_CACHELINE);
+	*device = vp_align_up(*driver + drv, VP_CACHELINE);
+	return vp_align_up(*device + dev, VP_CACHELINE);
+}
+
+int vp_drvq_init(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem)
+{
+	bool packed = features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint64_t driver, device, bytes;
+	uint64_t off;
+	unsigned i;
+
+	if (!size || size > 32768 || (!packed && !vp_is_pow2(size)))
+		return -EINVAL;
+	bytes = vp_drvq_layout(size, packed, &driver, &device);
+	for (off = 0; off < bytes; off += 8)
+		vp_st64(mem, off, 0);
+	*q = (struct vp_drvq){
+		.desc = mem, .driver = vp_gptr_add(mem, driver), .device = vp_gptr_add(mem, device),
+		.size = size, .packed = packed,
+		.event_idx = features & VP_BIT(VIRTIO_RING_F_EVENT_IDX),
+		.in_order = features & VP_BIT(VIRTIO_F_IN_ORDER),
+		.num_free = size, .avail_wrap = true, .used_wrap = true,
+	};
+	q->id = calloc(size, sizeof(*q->id));
+	if (!q->id)
+		return -ENOMEM;
+	for (i = 0; i < size; i++)
+		q->id[i].next = (uint16_t)(i + 1);
+	return 0;
+}
+
+void vp_drvq_fini(struct vp_drvq *q)
+{
+	free(q->id);
+	q->id = NULL;
+}
+
+static uint16_t id_take(struct vp_drvq *q)
+{
+	uint16_t id = q->free_id;
+
+	q->free_id = q->id[id].next;
+	return id;
+}
+
+static void id_give(struct vp_drvq *q, uint16_t id)
+{
+	q->id[id].next = q->free_id;
+	q->free_id = id;
+}
+
+static void put_desc(struct vp_drvq *q, uint16_t at, const struct vp_drvq_buf *b, uint16_t flags, uint16_t next)
+{
+	vp_st64(q->desc, 16 * (size_t)at, b->addr);
+	vp_st64(q->desc, 16 * (size_t)at + 8, b->len | (uint64_t)flags << 32 | (uint64_t)next << 48);
+}
+
+static uint16_t add_split(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
+{
+	uint16_t head = id_take(q), second = 0;
+
+	if (n == 2) {
+		second = id_take(q);
+		put_desc(q, second, &b[1], b[1].write ? VRING_DESC_F_WRITE : 0, 0);
+	}
+	put_desc(q, head, &b[0], (uint16_t)((b[0].write ? VRING_DESC_F_WRITE : 0) | (n == 2 ? VRING_DESC_F_NEXT : 0)), second);
+	vp_st16(q->driver, 4 + 2 * (size_t)(q->avail & (q->size - 1)), head);
+	q->avail++;
+	q->added++;
+	q->id[head].next_desc = second;
+	return head;
+}
+
+static uint64_t packed_word(const struct vp_drvq *q, const struct vp_drvq_buf *b, uint16_t id, bool more)
+{
+	uint64_t flags = (q->avail_wrap ? F_AVAIL : F_USED) | (b->write ? VRING_DESC_F_WRITE : 0) |
+			 (more ? VRING_DESC_F_NEXT : 0);
+
+	return b->len | (uint64_t)id << 32 | flags << 48;
+}
+
+static uint16_t add_packed(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
+{
+	uint16_t id = id_take(q);
+	unsigned i;
+
+	for (i = 0; i < n; i++) {
+		uint64_t word = packed_word(q, &b[i], id, i + 1 < n);
+
+		vp_st64(q->desc, 16 * (size_t)q->avail, b[i].addr);
+		if (!q->head_pending) {
+			/* The device stops at the first slot that is not available: keep that one for last. */
+			q->head_pending = true;
+			q->head_slot = q->avail;
+			q->head_word = word;
+		} else {
+			vp_st64(q->desc, 16 * (size_t)q->avail + 8, word);
+		}
+		if (++q->avail == q->size) {
+			q->avail = 0;
+			q->avail_wrap = !q->avail_wrap;
+		}
+	}
+	q->added = (uint16_t)(q->added + n);
+	return id;
+}
+
+int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
+{
+	uint32_t in_len = 0;
+	uint16_t id;
+	unsigned i;
+
+	if (!n || n > VP_DRVQ_MAX_BUFS || q->num_free < n || q->broken)
+		return -ENOSPC;
+	for (i = 0; i < n; i++)
+		in_len += b[i].write ? b[i].len : 0;
+	id = q->packed ? add_packed(q, b, n) : add_split(q, b, n);
+	q->num_free = (uint16_t)(q->num_free - n);
+	q->id[id].ndesc = (uint16_t)n;
+	q->id[id].in_len = in_len;
+	q->outstanding++;
+	if (q->in_order) {
+		/* Given back oldest first, so that the newest is outstanding while any is. */
+		if (q->outstanding > 1)
+			q->id[q->newest].next = id;
+		else
+			q->oldest = id;
+		q->newest = id;
+	}
+	return id;
+}
+
+void vp_drvq_publish(struct vp_drvq *q)
+{
+	if (!q->packed) {
+		/* Pairs with the device's acquire of the index. */
+		vp_st16_release(q->driver, 2, q->avail);
+	} else if (q->head_pending) {
+		/* Pairs with the device's acquire of the flags. */
+		vp_st64_release(q->desc, 16 * (size_t)q->head_slot + 8, q->head_word);
+		q->head_pending = false;
+	}
+}
+
+bool vp_drvq_need_kick(struct vp_drvq *q)
+{
+	uint16_t n = q->added, old, event, flags;
+	uint32_t w;
+
+	if (!n)
+		return false;
+	q->added = 0;
+	/* What was published before the look at the event field. Pairs with the device's barrier. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (!q->packed) {
+		if (!q->event_idx)
+			return !(vp_ld16(q->device, 0) & VRING_USED_F_NO_NOTIFY);
+		event = vp_ld16(q->device, 4 + 8 * (size_t)q->size);
+		return vring_need_event(event, q->avail, (uint16_t)(q->avail - n));
+	}
+	w = vp_ld32(q->device, 0);
+	flags = (w >> 16) & 3;
+	if (flags == VRING_PACKED_EVENT_FLAG_DISABLE)
+		return false;
+	if (flags != VRING_PACKED_EVENT_FLAG_DESC || !q->event_idx)
+		return true;
+	event = w & 0x7fff;
+	if (!!(w & 0x8000) != q->avail_wrap)
+		event = (uint16_t)(event - q->size);
+	old = (uint16_t)(q->avail - n);
+	return vring_need_event(event, q->avail, old);
+}
+
+/* Chain `id` is over: its descriptors and id are free again. */
+static void retire(struct vp_drvq *q, uint16_t id)
+{
+	struct vp_drvq_id *s = &q->id[id];
+
+	q->num_free = (uint16_t)(q->num_free + s->ndesc);
+	q->outstanding--;
+	if (q->in_order)
+		q->oldest = s->next;
+	if (!q->packed && s->ndesc == 2)
+		id_give(q, s->next_desc);
+	s->ndesc = 0;
+	id_give(q, id);
+}
+
+/* The used entry that comes next, if any. */
+static bool load_used(struct vp_drvq *q, uint32_t *id, uint32_t *len)
+{
+	if (!q->packed) {
+		size_t at = 4 + 8 * (size_t)(q->used & (q->size - 1));
+
+		/* Pairs with the device's release of its index. */
+		if (vp_ld16_acquire(q->device, 2) == q->used)
+			return false;
+		*id = vp_ld32(q->device, at);
+		*len = vp_ld32(q->device, at + 4);
+		q->used++;
+	} else {
+		uint64_t w = vp_ld64_acquire(q->desc, 16 * (size_t)q->used + 8);
+		unsigned f = (unsigned)(w >> 48) & (F_AVAIL | F_USED);
+
+		if (f != (q->used_wrap ? F_AVAIL | F_USED : 0))
+			return false;
+		*id = (uint16_t)(w >> 32);
+		*len = (uint32_t)w;
+	}
+	return true;
+}
+
+static void packed_pass(struct vp_drvq *q, unsigned n)
+{
+	unsigned s = q->used + n;
+
+	if (s >= q->size) {
+		s -= q->size;
+		q->used_wrap = !q->used_wrap;
+	}
+	q->used = (uint16_t)s;
+}
+
+/* IN_ORDER: how many of the oldest chains end with id; 0 = it is none of them. */
+static unsigned in_order_batch(const struct vp_drvq *q, uint16_t id)
+{
+	unsigned n;
+	uint16_t i = q->oldest;
+
+	for (n = 1; n <= q->outstanding; n++, i = q->id[i].next)
+		if (i == id)
+			return n;
+	return 0;
+}
+
+int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len)
+{
+	uint32_t uid, ulen;
+
+	if (q->broken)
+		return -EIO;
+	if (!q->batch) {
+		if (!q->outstanding)
+			return 0;
+		if (!load_used(q, &uid, &ulen))
+			return 0;
+		if (uid >= q->size || !q->id[uid].ndesc)
+			goto bad;
+		q->batch = 1;
+		if (q->in_order) {
+			/* One entry may stand for all chains up to its own (2.7.9, 2.8.18). */
+			q->batch = (uint16_t)in_order_batch(q, (uint16_t)uid);
+			if (!q->batch)
+				goto bad;
+		}
+		q->batch_id = (uint16_t)uid;
+		q->batch_len = ulen;
+	}
+	*id = q->batch > 1 ? q->oldest : q->batch_id;
+	/* The chains before the last of a batch were used whole. */
+	*len = q->batch > 1 ? q->id[*id].in_len : VP_MIN(q->batch_len, q->id[*id].in_len);
+	q->batch--;
+	if (q->packed)
+		packed_pass(q, q->id[*id].ndesc);
+	retire(q, *id);
+	return 1;
+bad:
+	q->broken = true;
+	return -EIO;
+}
+
+bool vp_drvq_enable_calls(struct vp_drvq *q)
+{
+	uint32_t id, len;
+	uint16_t used = q->used;
+	bool more;
+
+	if (q->broken)
+		return false;
+	if (q->packed && q->event_idx) {
+		vp_st16(q->driver, 0, (uint16_t)(q->used | (q->used_wrap ? 0x8000 : 0)));
+		vp_st16_release(q->driver, 2, VRING_PACKED_EVENT_FLAG_DESC);
+	} else if (q->packed) {
+		vp_st16(q->driver, 2, VRING_PACKED_EVENT_FLAG_ENABLE);
+	} else if (q->event_idx) {
+		vp_st16(q->driver, 4 + 2 * (size_t)q->size, q->used);
+	} else {
+		vp_st16(q->driver, 0, 0);
+	}
+	/* The request before the look. Pairs with the device's barrier between index and event field. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	more = q->batch || (q->outstanding && load_used(q, &id, &len));
+	q->used = used; /* only a look */
+	return more;
+}
+
+void vp_drvq_disable_calls(struct vp_drvq *q)
+{
+	if (q->packed)
+		vp_st16(q->driver, 2, VRING_PACKED_EVENT_FLAG_DISABLE);
+	else if (!q->event_idx)
+		vp_st16(q->driver, 0, VRING_AVAIL_F_NO_INTERRUPT);
+	/* Split with EVENT_IDX: a used_event that is left behind asks for nothing. */
+}
