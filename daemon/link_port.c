@@ -263,8 +263,10 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	if (s->broken)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
-	if (s->broken)
+	if (s->broken) {
 		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
+		vp_vdev_reap(pl->slot.v);
+	}
 	if (owed) {
 		if (vp_vdev_ring_stopped(pl->slot.v, i, &e))
 			vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");

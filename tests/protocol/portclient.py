@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The device side of a port in Python: reads the state, sends commands, drives rings in windows.
+
+Written from docs/spec.md and docs/local-attachment.md, not from the C code.
+"""
+import array
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+
+CTRL, COMMAND, STATE = 0x20000, 0x1000, 0x10000
+ATTACH, DETACH, QUEUE_STOPPED, SYNC = 1, 2, 3, 4
+OK, UNKNOWN, INVALID, VERSION, FEATURES, DEVICE_TYPE, NOT_ATTACHED, STALE = range(8)
+ABI = 0x1
+ENABLED, STARTED, STOP, BROKEN = 1, 2, 4, 8
+(UP, NO_LINK, NO_ATTACH, NO_DRIVER, NOT_READY, WINDOW, BAD_FEATURES, POLICY, ADMIN, TIMEOUT, PROTOCOL, DAEMON,
+ LIMIT) = range(13)
+HELLO, SIGNALS, DOORBELLS, READY, MSG_WINDOW, WINDOW_GONE, ERROR = range(1, 8)
+ALL = (1 << 64) - 1
+
+
+class Gone(Exception):
+    pass
+
+
+def one(fd):
+    os.write(fd, struct.pack("<Q", 1))
+
+
+def raised(fd, timeout=1.0):
+    """Was the eventfd raised? Takes the count."""
+    if not select.select([fd], [], [], timeout)[0]:
+        return False
+    os.read(fd, 8)
+    return True
+
+
+class Queue:
+    def __init__(self, raw):
+        (self.desc, self.avail, self.used, self.size, self.base, self.flags, self.run, self.kick_signal,
+         self.doorbell) = struct.unpack("<QQQIIIIII", raw[:0x30])
+
+
+class State:
+    def __init__(self, raw):
+        (self.generation, self.version, self.flags, self.status, self.reason, self.mode, self.epoch, self.type,
+         self.max_queues, nqueues, nregions, nwindows, config_size, self.config_generation,
+         self.regions_generation) = struct.unpack_from("<IIIIIIQIIIIIIII", raw)
+        self.features, _, self.required, _, self.offered, _ = struct.unpack_from("<6Q", raw, 0x40)
+        self.answer = struct.unpack_from("<IIIIQQ", raw, 0x100)
+        self.config = raw[0x200:0x200 + config_size]
+        self.queues = [Queue(raw[0x1000 + 64 * i:]) for i in range(nqueues)]
+        # size, locator, serial, kind, flags
+        self.windows = [struct.unpack_from("<QQIII", raw, 0x8000 + 32 * i) for i in range(nwindows)]
+        # addr, size, offset, window, flags
+        self.regions = [struct.unpack_from("<QQQII", raw, 0xc000 + 32 * i) for i in range(nregions)]
+        self.attached = bool(self.flags & 1)
+        self.up = self.status == 1
+
+
+class Port:
+    """What all attachments share: self.mem is the control block."""
+
+    def state(self):
+        deadline = time.monotonic() + 1
+        while True:
+            g = struct.unpack_from("<I", self.mem, STATE)[0]
+            raw = bytes(self.mem[STATE:STATE + 0x10000])
+            if not g & 1 and struct.unpack_from("<I", self.mem, STATE)[0] == g:
+                return State(raw)
+            assert time.monotonic() < deadline, "the state is always being written"
+
+    def wait(self, what, timeout=5):
+        deadline = time.monotonic() + timeout
+        while True:
+            s = self.state()
+            if what(s):
+                return s
+            assert time.monotonic() < deadline, f"did not come: status {s.status} reason {s.reason} attached {s.attached}"
+            self.idle()
+
+    def idle(self):
+        time.sleep(0.002)
+
+    def command_raw(self, seq, opcode, *args):
+        args = list(args) + [0] * (15 - len(args))
+        struct.pack_into("<15Q", self.mem, COMMAND + 8, *args)
+        struct.pack_into("<I", self.mem, COMMAND + 4, opcode)
+        struct.pack_into("<I", self.mem, COMMAND, seq)
+        self.ring_command()
+
+    def command(self, opcode, *args, timeout=5):
+        seq = max(struct.unpack_from("<I", self.mem, COMMAND)[0], self.state().answer[0]) + 1
+        self.command_raw(seq, opcode, *args)
+        a = self.wait(lambda s: s.answer[0] == seq, timeout).answer
+        assert a[1] == opcode
+        return a[2]
+
+    def attach(self, features=ALL, abi=ABI, type=1):
+        return self.command(ATTACH, abi, features, 0, type)
+
+    def stopped(self, q, run, base=0, flags=0):
+        return self.command(QUEUE_STOPPED, q, run, base, flags)
+
+    def view(self, addr, length):
+        """A view of [addr, addr + length) of the driver VM's memory, through regions[]."""
+        for a, size, off, win, _ in self.state().regions:
+            if a <= addr and addr + length <= a + size:
+                return memoryview(self.window(win))[addr - a + off:addr - a + off + length]
+        raise KeyError(hex(addr))
+
+    # a split ring's device side, just enough to move packets
+
+    def take(self, q, index):
+        """Buffers of chain number index: [(addr, len, writable)], head."""
+        avail = self.view(q.avail, 6 + 2 * q.size)
+        if struct.unpack_from("<H", avail, 2)[0] == index & 0xffff:
+            return None
+        head, = struct.unpack_from("<H", avail, 4 + 2 * (index % q.size))
+        desc, bufs, i = self.view(q.desc, 16 * q.size), [], head
+        while True:
+            addr, length, flags, nxt = struct.unpack_from("<QIHH", desc, 16 * i)
+            bufs.append((addr, length, bool(flags & 2)))
+            if not flags & 1:
+                return bufs, head
+            i = nxt
+
+    def give_back(self, q, index, head, length):
+        used = self.view(q.used, 6 + 8 * q.size)
+        struct.pack_into("<II", used, 4 + 8 * (index % q.size), head, length)
+        used.cast("H")[1] = (index + 1) & 0xffff
+
+
+class Local(Port):
+    def __init__(self, path, expect_error=False):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        self.sock.connect(path)
+        self.signals, self.doorbells, self.windows, self.maps = [], [], {}, {}
+        self.gone = []
+        self.mem = None
+        self.error = None
+        while self.read_message() not in (READY, ERROR):
+            pass
+        assert expect_error == (self.error is not None)
+
+    def read_message(self):
+        fds = array.array("i")
+        data, anc, _, _ = self.sock.recvmsg(48, socket.CMSG_SPACE(32 * 4))
+        if not data:
+            raise Gone()
+        for level, kind, d in anc:
+            fds.frombytes(d[:len(d) - len(d) % 4])
+        assert len(data) == 48
+        kind, nfds, *arg = struct.unpack("<II5Q", data)
+        assert nfds == len(fds)
+        if kind == HELLO:
+            assert arg[0] == 1 and arg[1] == ABI
+            self.fd, self.size = fds[0], arg[2]
+            self.mem = mmap.mmap(self.fd, self.size)
+            assert self.mem[:8] == b"VHOSTPCI"
+        elif kind in (SIGNALS, DOORBELLS):
+            l = self.signals if kind == SIGNALS else self.doorbells
+            l[arg[0]:arg[0] + nfds] = fds
+        elif kind == MSG_WINDOW:
+            self.windows[arg[0]] = (fds[0], arg[1], arg[2])
+        elif kind == WINDOW_GONE:
+            fd, _, _ = self.windows.pop(arg[0])
+            self.gone.append(arg[0])
+            os.close(fd)
+        elif kind == ERROR:
+            self.error = arg[0]
+        return kind
+
+    def idle(self):
+        if select.select([self.sock], [], [], 0.002)[0]:
+            self.read_message()
+
+    def poll(self):
+        while select.select([self.sock], [], [], 0.05)[0]:
+            self.read_message()
+
+    def ring_command(self):
+        one(self.doorbells[0])
+
+    def window(self, slot):
+        size, locator, serial, kind, _ = self.state().windows[slot]
+        assert kind == 4
+        if locator not in self.maps:
+            while locator not in self.windows:
+                self.read_message()
+            fd, off, size = self.windows[locator]
+            self.maps[locator] = mmap.mmap(fd, size, offset=off)
+        return self.maps[locator]
+
+    def close(self):
+        self.sock.close()
+        for fd in self.signals + self.doorbells + [f for f, _, _ in self.windows.values()]:
+            os.close(fd)
+        self.windows = {}
+        if self.mem:
+            os.close(self.fd)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):
+            self.close()
