@@ -31,7 +31,7 @@ check: ## build and run every test; the last line is "N passed, N failed, N skip
 bench: ## run the benchmarks, write JSON and plots under build/bench
 	@scripts/setup
 	@$(MAKE) --no-print-directory all
-	@bench/run --builddir $(BUILDDIR)
+	@scripts/bench --builddir $(BUILDDIR)
 
 FUZZ_SECONDS ?= 60
 fuzz: ## run every libFuzzer target for FUZZ_SECONDS each (default 60; needs clang)

@@ -26,11 +26,6 @@ def new_dir():
     return d
 
 
-@pytest.fixture(scope='class')
-def workdir():
-    return new_dir()
-
-
 @pytest.fixture(autouse=True)
 def _progress(request, capsys):
     """What a test did and how long it took, visible while it runs and without -s."""
@@ -112,6 +107,12 @@ class Lab:
             m.wait_ready()
         return time.time() - t0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
     def close(self):
         for m in self.vms:
             m.kill()
@@ -121,13 +122,11 @@ class Lab:
 
 @pytest.fixture
 def lab():
-    one = Lab()
-    yield one
-    one.close()
+    with Lab() as one:
+        yield one
 
 
-@pytest.fixture(scope='class')
-def class_lab():
-    one = Lab()
-    yield one
-    one.close()
+@pytest.fixture(scope='session')
+def new_lab():
+    """For fixtures with parameters and a wider scope: `with new_lab() as lab`, one for each parameter."""
+    return Lab
