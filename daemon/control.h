@@ -17,7 +17,7 @@ struct vp_control;
 struct vp_client;
 
 #define VP_CONTROL_MAX_CLIENTS 64
-#define VP_CONTROL_OUT_MAX     (4u << 20)  /* bytes that may wait for a reader before it is cut off */
+#define VP_CONTROL_OUT_MAX     (1u << 20)  /* bytes that may wait for a reader before it is cut off */
 #define VP_CONTROL_OUT_PAUSE   (256u << 10) /* above this, no further request of the client is read */
 
 /*

@@ -81,7 +81,7 @@ int vp_sock_listen(const char *path, mode_t mode, int *out, struct vp_err *e)
 		r = vp_err_set(e, -errno, "%s: cannot bind: %s", path, strerror(errno));
 		goto fail;
 	}
-	if (chmod(path, mode) || listen(fd, 16)) {
+	if (chmod(path, mode) || listen(fd, 128)) {
 		r = vp_err_set(e, -errno, "%s: cannot listen: %s", path, strerror(errno));
 		unlink(path);
 		goto fail;

@@ -57,6 +57,7 @@ class Daemon:
         self.control = None
         for vm in ("a", "b", "c", "d"):
             self.write(f"{vm}.vm", "[VM]\nTrustGroup=test\n")
+        self.write("stranger.vm", "[VM]\nTrustGroup=other\n")
 
     def write(self, name, text):
         path = self.conf / name
