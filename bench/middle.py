@@ -99,9 +99,9 @@ class DaemonRelay:
     """One relay link; the data thread sleeps by itself when nothing comes."""
     kind = "vhost-pcid"
 
-    def __init__(self, opt, cpu):
+    def __init__(self, opt, cpu, daemon_keys=None, queues=1):
         self.sockets = [os.path.join(opt.workdir, "ours%d.sock" % i) for i in range(2)]
-        self.d = Daemon(opt, cpu, [("bench", relay_link(*self.sockets))])
+        self.d = Daemon(opt, cpu, [("bench", relay_link(*self.sockets, queues))], daemon_keys)
         self.pid = self.d.pid
         wait_sockets(self.d.p, self.sockets)
         self.per_burst = None

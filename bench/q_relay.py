@@ -4,7 +4,9 @@
 Packets circulate: each driver sends back what it receives, so nothing is lost and the slower
 core sets the pace. What counts is busy cycles per packet of the process in the middle.
 """
+import json
 import os
+import subprocess
 import time
 
 import harness
@@ -133,6 +135,59 @@ def run(opt):
             peer.end()
     plot(opt, results)
     return results
+
+
+# name, rings of the two sides, largest packet, queue pairs, descriptors per packet, microseconds of rest now and then
+SPLIT, PACKED = RINGS[0][1], RINGS[1][1]
+VERIFY = [
+    ("split", SPLIT, SPLIT, 1518, 1, 1, 0),
+    ("packed", PACKED, PACKED, 1518, 1, 1, 0),
+    ("split to packed", SPLIT, PACKED, 1518, 1, 1, 0),
+    ("split in-order", RINGS[2][1], RINGS[2][1], 1518, 1, 1, 0),
+    ("packed in-order", RINGS[3][1], RINGS[3][1], 1518, 1, 1, 0),
+    ("no-mrgbuf, split to packed", RINGS[4][1], RINGS[5][1], 1518, 1, 4, 0),
+    ("split 9000 B, chains", SPLIT, SPLIT, 9000, 1, 4, 0),
+    ("packed 9000 B, chains", PACKED, PACKED, 9000, 1, 4, 0),
+    ("split to packed, 2 queue pairs, chains", SPLIT, PACKED, 9000, 2, 4, 0),
+    ("split, falling asleep", SPLIT, SPLIT, 1518, 1, 2, 300),
+    ("packed, falling asleep", PACKED, PACKED, 1518, 1, 2, 300),
+]
+
+
+def verify_case(opt, cpus, case, packets):
+    name, ring_a, ring_b, size, queues, segs, idle = case
+    ours = middle.DaemonRelay(opt, cpus[1], queues=queues)
+    argv = [middle.program(opt, "bench", "verify_dpdk"), "-l", str(cpus[0]), "--in-memory", "--no-pci", "-m",
+            str(192 * queues), "--single-file-segments", "--file-prefix", "vpverify-%d" % os.getpid(), "--log-level", "4"]
+    for i, (s, ring) in enumerate(zip(ours.sockets, (ring_a, ring_b))):
+        argv += ["--vdev", "net_virtio_user%d,path=%s,queue_size=1024,queues=%d,%s" % (i, s, queues, ring)]
+    argv += ["--", str(packets // (2 * queues)), str(size), str(queues), str(segs), str(idle)]
+    try:
+        ours.mark()
+        p = harness.spawn(argv, cpu=cpus[0], stdout=subprocess.PIPE, text=True)
+        text = p.communicate()[0]
+        dropped = ours.since()[2]
+    finally:
+        ours.end()
+    harness.reap(p)
+    if not text.strip():
+        raise harness.BenchError("%s: verify_dpdk ended with code %d" % (name, p.returncode))
+    r = json.loads(text.strip().splitlines()[-1])
+    bad = {k: r[k] for k in ("lost", "late", "corrupt", "foreign") if r[k]}
+    harness.say("relay verify: %-40s %s of %d packets%s" % (name, "FAILED," if p.returncode else "ok,", r["sent"],
+                                                          " " + str(bad) if bad else ""))
+    return {"question": "relay-verify", "case": name, "unit": "packets", "ours": r["received"], "peer": r["sent"],
+            "peer_name": "sent", "ratio": None, "runs": 1, "spread": None, "failed": p.returncode != 0,
+            "bytes": r["bytes"], "seconds": r["seconds"], "dropped": dropped,
+            "note": "FAILED: " + (str(bad) or "incomplete") if p.returncode else "all once, whole, in order",
+            **{k: r[k] for k in ("lost", "late", "corrupt", "foreign")}}
+
+
+def verify(opt):
+    cpus = harness.two_cpus()
+    harness.need_hugepages(250)
+    packets = opt.packets or (400000 if opt.quick else 20000000)
+    return [verify_case(opt, cpus, case, packets // 20 if case[6] else packets) for case in VERIFY]
 
 
 def plot(opt, results):

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""scale: what links cost that do nothing, how long adding one takes, and whether a busy link notices the idle ones."""
+import os
+import resource
+import time
+
+import harness
+import middle
+from frontend import IdleVm
+from q_relay import RINGS, Setup
+
+ADD_TARGET_MS = 5.0
+
+
+def cpu_ns(pid):
+    """CPU time of all threads in ns."""
+    total = 0
+    for tid in os.listdir("/proc/%d/task" % pid):
+        total += int(harness.read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()[0])
+    return total
+
+
+def wakeups(pid):
+    n = 0
+    for tid in os.listdir("/proc/%d/task" % pid):
+        for line in harness.read("/proc/%d/task/%s/status" % (pid, tid), "").splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                n += int(line.split()[1])
+    return n
+
+
+def rss_kib(pid):
+    for line in harness.read("/proc/%d/status" % pid).splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    return 0
+
+
+def kernel_objects(pid):
+    return len(os.listdir("/proc/%d/fd" % pid))
+
+
+def need_files(n):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < n:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+        except (OSError, ValueError):
+            raise harness.BenchError("%d open files are needed, the limit is %d; raise it (ulimit -n)" % (n, hard))
+    elif soft < n:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
+
+
+def sockets(opt, i):
+    return [os.path.join(opt.workdir, "l%d%s" % (i, side)) for side in "ab"]
+
+
+def add(d, opt, i):
+    """Seconds that the request took, as a client sees it."""
+    a, b = sockets(opt, i)
+    config = middle.relay_link(a, b)
+    t = time.perf_counter()
+    d.call("link.add", name="l%d" % i, config=config)
+    return time.perf_counter() - t
+
+
+def idle(d, seconds):
+    """Percent of one CPU, wake-ups per second."""
+    time.sleep(0.5)
+    c, w, t = cpu_ns(d.pid), wakeups(d.pid), time.monotonic()
+    time.sleep(seconds)
+    dt = time.monotonic() - t
+    return (cpu_ns(d.pid) - c) / dt / 1e7, (wakeups(d.pid) - w) / dt
+
+
+def many(opt, n, seconds, results):
+    d = middle.Daemon(opt, name="scale", daemon_keys={"MaxLinks": 65536}, nice=0)
+    vms = []
+    try:
+        base, fds = rss_kib(d.pid), kernel_objects(d.pid)
+        times = [add(d, opt, i) * 1000 for i in range(n)]
+        q = sorted(times)
+        results.append(harness.single("scale", "add a link, of %d" % n, "ms", times, target="< %g" % ADD_TARGET_MS,
+                                      p99=q[int(0.99 * n)], max=q[-1], last_100=sum(times[-100:]) / len(times[-100:]),
+                                      note="99 %%: %.2f, worst: %.2f, mean of the last 100: %.2f"
+                                      % (q[int(0.99 * n)], q[-1], sum(times[-100:]) / len(times[-100:])),
+                                      failed=q[n // 2] >= ADD_TARGET_MS))
+        results.append(harness.single("scale", "memory per link, nobody connected", "KiB", [(rss_kib(d.pid) - base) / n],
+                                      fds_per_link=(kernel_objects(d.pid) - fds) / n))
+        cpu, wake = idle(d, seconds)
+        results.append(harness.single("scale", "idle CPU, %d links, nobody connected" % n, "% of a core", [cpu],
+                                      note="%.1f wake-ups/s" % wake))
+        t = time.perf_counter()
+        for i in range(n):
+            vms += [IdleVm(s) for s in sockets(opt, i)]
+        connect = (time.perf_counter() - t) / n * 1000
+        results.append(harness.single("scale", "connect both VMs of a link", "ms", [connect]))
+        results.append(harness.single("scale", "memory per link, both VMs connected", "KiB", [(rss_kib(d.pid) - base) / n],
+                                      fds_per_link=(kernel_objects(d.pid) - fds) / n))
+        cpu, wake = idle(d, seconds)
+        results.append(harness.single("scale", "idle CPU, %d links, all connected" % n, "% of a core", [cpu],
+                                      note="%.1f wake-ups/s" % wake))
+    finally:
+        for v in vms:
+            v.close()
+        d.end()
+
+
+class Among:
+    """A busy link among n - 1 idle ones, all connected."""
+    kind = "vhost-pcid"
+
+    def __init__(self, opt, cpu, n):
+        self.mid = middle.DaemonRelay(opt, cpu, {"MaxLinks": 65536})
+        self.sockets, self.pid, self.vms = self.mid.sockets, self.mid.pid, []
+        for i in range(n - 1):
+            add(self.mid.d, opt, i)
+            self.vms += [IdleVm(s) for s in sockets(opt, i)]
+        for name in ("start", "stop", "mark", "since"):
+            setattr(self, name, getattr(self.mid, name))
+
+    def end(self):
+        for v in self.vms:
+            v.close()
+        self.mid.end()
+
+
+def growth(opt, counts, n_pairs, seconds, results):
+    """Busy cycles per 64 B packet of one link, with others around; the peer is the link alone."""
+    cpus = harness.two_cpus()
+    harness.need_hugepages(400)
+    rows = []
+    for n in counts:
+        setups = []
+        try:
+            for name, k in (("many", n), ("alone", 1)):
+                sub = argparse_copy(opt, name)
+                m = Among(sub, cpus[1], k)
+                setups.append((m, Setup(name, m, cpus, sub.workdir, RINGS[0][1])))
+            got = harness.pairs(lambda: setups[0][1].sample(64, seconds), lambda: setups[1][1].sample(64, seconds), n_pairs)
+            r = harness.compare("scale", "busy link among %d" % n, "busy cycles/packet", got, "cpp", True,
+                                "the same link alone", links=n)
+            rows.append(r)
+        finally:
+            for m, s in setups:
+                s.end()
+                m.end()
+    results += rows
+
+
+def argparse_copy(opt, name):
+    """The options with a work directory below."""
+    import copy
+    o = copy.copy(opt)
+    o.workdir = os.path.join(opt.workdir, name)
+    os.makedirs(o.workdir, exist_ok=True)
+    return o
+
+
+def run(opt):
+    n = 100 if opt.quick else 1000
+    results = []
+    need_files(32 * n + 1000)
+    many(opt, n, 2 if opt.quick else 10, results)
+    growth(opt, [16] if opt.quick else [2, 16, 64, 256], 3 if opt.quick else opt.pairs, 0.4 if opt.quick else 1.0, results)
+    plot(opt, results)
+    return results
+
+
+def plot(opt, results):
+    rows = ["1 1.0"] + ["%d %.4f" % (r["links"], 1 / r["ratio"]) for r in results if r.get("links") and r["ratio"]]
+    harness.gnuplot(opt.outdir, "scale", """
+set title "One busy link among idle, connected ones: cost per packet relative to the link alone"
+set logscale x 2
+set xlabel "links"
+set ylabel "busy cycles per packet / alone"
+set yrange [0:2]
+plot 'scale.dat' using 1:2 with linespoints lw 2 pt 7 lc rgb '#2060a0' notitle
+""", {"scale.dat": "\n".join(rows) + "\n"})
