@@ -101,7 +101,7 @@ static const struct vu_ring *vu_ring_of(struct vp_vdev *v, unsigned q)
 	return vu_backend_ring(v->ops->session(v->ctx), q);
 }
 
-static bool is_eventfd(int fd)
+bool vp_is_eventfd(int fd)
 {
 	char path[40], target[40];
 	ssize_t n;
@@ -145,7 +145,7 @@ static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which
 {
 	int fd = vu_backend_take_fd(v->ops->session(v->ctx), q, which);
 
-	if (fd >= 0 && !is_eventfd(fd)) {
+	if (fd >= 0 && !vp_is_eventfd(fd)) {
 		close(fd);
 		return vp_err_set(e, -EINVAL, "queue %u: its %s fd is not an eventfd", q, what);
 	}

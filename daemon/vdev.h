@@ -91,6 +91,9 @@ bool vp_vdev_check_memory(struct vp_vdev *v);
 /* Is a started ring broken? */
 bool vp_vdev_broken(const struct vp_vdev *v);
 
+/* Front-ends send kick and call fds; only eventfds are taken. */
+bool vp_is_eventfd(int fd);
+
 /* Link status bit of the config space; tells the front-end when it can be told. */
 void vp_vdev_set_carrier(struct vp_vdev *v, bool up);
 

@@ -12,6 +12,8 @@ import socket
 import struct
 import time
 
+import vu
+
 CTRL, COMMAND, STATE = 0x20000, 0x1000, 0x10000
 ATTACH, DETACH, QUEUE_STOPPED, SYNC = 1, 2, 3, 4
 OK, UNKNOWN, INVALID, VERSION, FEATURES, DEVICE_TYPE, NOT_ATTACHED, STALE = range(8)
@@ -211,3 +213,112 @@ class Local(Port):
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
             self.close()
+
+
+class Shmem(Port):
+    """Stands in for QEMU's generic device and its guest driver: a front-end with shared memory regions."""
+
+    PF = vu.bit(0, vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG, vu.PF_BACKEND_SEND_FD, 22)
+
+    def __init__(self, path, nqueues=None, buffers=60, start=True):
+        self.fe = vu.Frontend(path)
+        self.fe.negotiate(vu.bit(vu.VERSION_1), self.PF)
+        assert self.fe.protocol == self.PF, hex(self.fe.protocol)
+        assert not self.fe.offered_protocol >> vu.PF_MEM_SLOTS & 1, "a trap: QEMU crashes with it"
+        raw = self.fe.ask(44)
+        self.nregions, _, r0, r1 = struct.unpack_from("<IIQQ", raw)
+        assert self.nregions == 2 and r0 == CTRL and (r0 + r1) & (r0 + r1 - 1) == 0
+        self.sizes = r0, r1
+        cfg = self.fe.ask(vu.GET_CONFIG, struct.pack("<III", 0, 16, 0) + bytes(16))[12:]
+        assert cfg[:8] == b"VHOSTPCI"
+        self.nsignals = struct.unpack_from("<I", cfg, 12)[0]
+        self.nq = nqueues or self.nsignals
+        self.back, other = socket.socketpair()
+        self.back.settimeout(5)
+        self.fe.tell(vu.SET_BACKEND_REQ_FD, b"", [other.fileno()])
+        other.close()
+        self.fe.set_memory(vu.Memory())
+        self.live = {}      # (shmid, offset) -> (length, mmap, file offset)
+        self.log = []
+        self.mem = None
+        self.started = False
+        self.buffers = buffers
+        self.refuse = False
+        if start:
+            self.start()
+
+    def start(self):
+        self.rings = [vu.SplitRing(self.fe.mem, 64) for _ in range(self.nq)]
+        for q, r in enumerate(self.rings):
+            self.fe.start_ring(q, r, enable=False)
+            for _ in range(self.buffers):
+                r.add([(self.fe.mem.alloc(8, 8), 8, True)])
+        assert not select.select([self.back], [], [], 0.05)[0], "a request before the device was started"
+        for q in range(self.nq):
+            self.fe.tell_state(vu.SET_VRING_ENABLE, q, 1)
+        self.started = True
+        self.signals = [r.call_fd for r in self.rings]
+        self.doorbells = [r.kick_fd for r in self.rings]
+        while (0, 0) not in self.live:
+            self.serve()
+        self.mem = self.live[0, 0][1]
+
+    def stop(self):
+        for q in range(self.nq):
+            self.fe.tell_state(vu.SET_VRING_ENABLE, q, 0)
+        for q in range(self.nq):
+            self.fe.stop_ring(q)
+        self.started = False
+        self.live.clear()
+        self.mem = None
+
+    def serve(self):
+        fds = array.array("i")
+        data, anc, _, _ = self.back.recvmsg(12 + 40, socket.CMSG_SPACE(8))
+        if not data:
+            raise Gone()
+        assert self.started, "a request while the device is not started: QEMU would crash"
+        for _, _, d in anc:
+            fds.frombytes(d[:4])
+        req, flags, size, shmid, fd_off, off, length, mflags = struct.unpack("<IIIB7xQQQQ", data)
+        assert flags & 8 and size == 40
+        self.log.append((req, shmid, off, length))
+        status = 0
+        if self.refuse:
+            status = 1
+        elif req == 9:
+            assert mflags & 1 and off + length <= self.sizes[shmid]
+            assert not any(s == shmid and o < off + length and off < o + l for (s, o), (l, _, _) in self.live.items())
+            self.live[shmid, off] = (length, mmap.mmap(fds[0], length, offset=fd_off), fd_off)
+        else:
+            assert req == 10 and self.live[shmid, off][0] == length, "UNMAP must match MAP"
+            del self.live[shmid, off]
+        for fd in fds:
+            os.close(fd)
+        self.back.sendall(struct.pack("<IIIQ", req, 1 | 4, 8, status))
+
+    def idle(self):
+        if select.select([self.back], [], [], 0.002)[0]:
+            self.serve()
+
+    def poll(self):
+        while select.select([self.back], [], [], 0.05)[0]:
+            self.serve()
+
+    def ring_command(self):
+        one(self.doorbells[0])
+
+    def window(self, slot):
+        size, locator, serial, kind, _ = self.state().windows[slot]
+        assert kind == 3 and self.live[1, locator][0] == size
+        return self.live[1, locator][1]
+
+    def close(self):
+        self.fe.close()
+        self.back.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
