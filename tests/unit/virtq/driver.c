@@ -46,9 +46,17 @@ void drv_mem_init(struct drv_mem *m, uint64_t size, const struct drv_region *r, 
 
 void drv_mem_free(struct drv_mem *m)
 {
+	if (m->n != 1 || m->p != (uint8_t *)vp_gptr_addr(m->tab->r[0].host))
+		munmap(m->p, m->size);
 	vp_memtab_free(m->tab);
-	munmap(m->p, m->size);
 	close(m->fd);
+}
+
+void drv_mem_share(struct drv_mem *m)
+{
+	REQUIRE(m->n == 1 && !m->r[0].off && !m->r[0].gpa);
+	munmap(m->p, m->size);
+	m->p = (uint8_t *)vp_gptr_addr(m->tab->r[0].host);
 }
 
 uint8_t *drv_ptr(struct drv_mem *m, uint64_t gpa)

@@ -39,6 +39,8 @@ struct drv_mem {
 /* A sealed file of size bytes; one region at gpa 0 when r is NULL. Aborts on failure. */
 void drv_mem_init(struct drv_mem *m, uint64_t size, const struct drv_region *r, unsigned n);
 void drv_mem_free(struct drv_mem *m);
+/* Let the driver use the device side's mapping (of one region), so that ThreadSanitizer sees both sides. */
+void drv_mem_share(struct drv_mem *m);
 /* Location of gpa in the driver's mapping; NULL when no region has it. */
 uint8_t *drv_ptr(struct drv_mem *m, uint64_t gpa);
 /* Is [p, p + len) a segment of the device side that lies wholly inside one region and belongs to gpa addr? */

@@ -696,8 +696,8 @@ struct fake_iommu {
 };
 
 /* IOVA = GPA + 1 TiB in pages of 4 KiB. */
-static int fake_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc, vp_gptr *host,
-			  uint64_t *span)
+static int fake_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc,
+			  struct vp_window *w)
 {
 	struct fake_iommu *f = (struct fake_iommu *)iommu;
 	uint64_t gpa = iova - (1ull << 40);
@@ -707,8 +707,9 @@ static int fake_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, e
 		return -EFAULT;
 	if (gpa >> 12 == f->miss >> 12)
 		return -EAGAIN;
-	*host = vp_gptr_add(f->m->tab->r[0].host, gpa);
-	*span = VP_MIN(len, 4096 - (gpa & 4095));
+	w->start = iova & ~4095ull;
+	w->size = 4096;
+	w->host = vp_gptr_add(f->m->tab->r[0].host, gpa & ~4095ull);
 	return 0;
 }
 

@@ -642,6 +642,27 @@ static void test_buffer_crosses_regions(void **state)
 	}
 }
 
+/* Memory at the very end of the address space and at its start: no buffer goes round. */
+static void test_buffer_wraps_around(void **state)
+{
+	struct drv_region r[] = { { 0, 0x800000, 0 }, { UINT64_MAX - 0xfff, 0x1000, 0x800000 } };
+	unsigned f, w;
+
+	BOTH(f) {
+		for (w = 0; w < 2; w++) {
+			start_on(r, 2, 16, formats[f] | F_INDIRECT);
+			offer(0, UINT64_MAX - 15, 16, w ? D_WRITE : 0);
+			offer(1, UINT64_MAX - 15, 17, w ? D_WRITE : 0);
+			expect_broken(1, VP_VQ_BAD_ADDR);
+			stop();
+		}
+		start_on(r, 2, 16, formats[f] | F_INDIRECT);
+		offer(0, UINT64_MAX - 15, 32, D_INDIRECT);
+		expect_broken(0, VP_VQ_BAD_INDIRECT);
+		stop();
+	}
+}
+
 /* A region that may only be read is refused for writing, in a packed ring's descriptor area too. */
 static void test_read_only_region(void **state)
 {
@@ -721,6 +742,7 @@ int main(void)
 		cmocka_unit_test(test_bad_addresses),
 		cmocka_unit_test(test_total_near_4gib),
 		cmocka_unit_test(test_buffer_crosses_regions),
+		cmocka_unit_test(test_buffer_wraps_around),
 		cmocka_unit_test(test_read_only_region),
 		cmocka_unit_test(test_peek_again),
 	};
