@@ -55,7 +55,7 @@ void vp_pkt_log(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_c
 	while (len) {
 		uint32_t k = VP_MIN(len, s->len);
 
-		vp_dirty_log_mark(vq->log, s->addr, k);
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, s->addr, k);
 		len -= k;
 		s++;
 	}

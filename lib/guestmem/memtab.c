@@ -116,6 +116,7 @@ void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_io
 {
 	x->tab = tab;
 	x->iommu = iommu;
+	x->generation = iommu ? __atomic_load_n(&iommu->generation, __ATOMIC_ACQUIRE) : 0;
 	vp_xlate_flush(x);
 }
 
@@ -123,11 +124,20 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 		   vp_gptr *host, uint64_t *span)
 {
 	const struct vp_region *r;
+	struct vp_window w;
 	uint64_t off;
-	int i;
+	int i, ret;
 
-	if (x->iommu)
-		return x->iommu->translate(x->iommu, addr, len, acc, host, span);
+	if (x->iommu) {
+		ret = x->iommu->translate(x->iommu, addr, len, acc, &w);
+		if (ret)
+			return ret;
+		x->hot[acc] = w;
+		off = addr - w.start;
+		*host = vp_gptr_add(w.host, off);
+		*span = VP_MIN(len, w.size - off);
+		return 0;
+	}
 	i = x->tab ? vp_memtab_find(x->tab, addr) : -1;
 	if (i < 0)
 		return -EFAULT;
@@ -190,6 +200,22 @@ int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64
 		vp_copy_out(g, (const char *)src + done, span);
 	}
 	return 0;
+}
+
+void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xlate *x, uint64_t addr, uint64_t len)
+{
+	uint64_t gpa, span;
+
+	if (!x->iommu) {
+		vp_dirty_log_mark(log, addr, len);
+		return;
+	}
+	for (; len; addr += span, len -= span) {
+		if (x->iommu->gpa(x->iommu, addr, &gpa, &span))
+			return; /* invalidated since: the page is the guest's to care for again */
+		span = VP_MIN(span, len);
+		vp_dirty_log_mark(log, gpa, span);
+	}
 }
 
 void vp_dirty_log_mark(const struct vp_dirty_log *log, uint64_t gpa, uint64_t len)

@@ -59,15 +59,22 @@ bool vp_memtab_lost(const struct vp_memtab *t);
 /* What a translation is for. A device-readable buffer is only ever read. */
 enum vp_access { VP_READ = 0, VP_WRITE = 1 };
 
-/*
- * A second translation stage in front of the table: a vIOMMU's IOTLB. Maps iova to a
- * contiguous piece in peer memory: on success *host is the location and *span (<= len,
- * > 0) the bytes usable from there. -EAGAIN: a miss was sent, come back later;
- * -EFAULT: not allowed.
- */
+/* A contiguous piece of a driver VM's address space and where it is mapped here. */
+struct vp_window {
+	uint64_t start, size;
+	vp_gptr  host;
+};
+
+/* A second translation stage in front of the table: a vIOMMU's IOTLB (iotlb.h). */
 struct vp_iommu {
+	/*
+	 * The window around iova that allows acc. -EAGAIN: a miss was noted, come back later; -EFAULT: not allowed.
+	 */
 	int (*translate)(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc,
-			 vp_gptr *host, uint64_t *span);
+			 struct vp_window *w);
+	/* The guest physical address of iova and the bytes that continue it: for the dirty log. -EFAULT: gone. */
+	int (*gpa)(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint64_t *span);
+	uint32_t generation; /* changes with every invalidation; atomic */
 };
 
 /*
@@ -75,14 +82,11 @@ struct vp_iommu {
  * direction, so that the usual case is one subtraction and two compares.
  * One thread at a time.
  */
-struct vp_window {
-	uint64_t start, size;
-	vp_gptr  host;
-};
 struct vp_xlate {
 	struct vp_window        hot[2]; /* by enum vp_access */
 	const struct vp_memtab *tab;
 	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
+	uint32_t                generation; /* of the iommu, that hot[] belongs to */
 };
 
 /* Use tab (and iommu, or NULL) from now on; forgets cached windows. Not owned. */
@@ -93,6 +97,23 @@ VP_INLINE void vp_xlate_flush(struct vp_xlate *x)
 {
 	x->hot[0].size = 0;
 	x->hot[1].size = 0;
+}
+
+/*
+ * At the start of a burst: nothing remembered from before an invalidation is used in it. Together with a
+ * grace period behind the invalidation this makes it safe to acknowledge.
+ */
+VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
+{
+	uint32_t g;
+
+	if (vp_likely(!x->iommu))
+		return;
+	g = __atomic_load_n(&x->iommu->generation, __ATOMIC_ACQUIRE);
+	if (g != x->generation) {
+		x->generation = g;
+		vp_xlate_flush(x);
+	}
 }
 
 /* The slow half: one contiguous piece at addr; *span <= len. -EFAULT, -EAGAIN. */
@@ -118,6 +139,9 @@ struct vp_dirty_log {
 	struct vp_map *map;
 	uint64_t       pages; /* bits in the bitmap */
 };
+
+/* Mark what lies at addr (guest physical, or an IOVA of x's iommu) dirty. */
+void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xlate *x, uint64_t addr, uint64_t len);
 
 /* Mark [gpa, gpa + len) dirty; pages beyond the bitmap are ignored. After the write itself. */
 void vp_dirty_log_mark(const struct vp_dirty_log *log, uint64_t gpa, uint64_t len);

@@ -179,6 +179,7 @@ VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsi
 	b->nseg = 0;
 	if (vp_unlikely(vq->broken))
 		return 0;
+	vp_xlate_sync(&vq->xl);
 	return vq->packed ? vp_packed_fetch(vq, b, max, hint) : vp_split_fetch(vq, b, max, hint);
 }
 

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The IOTLB: what a driver VM's vIOMMU has mapped for one device, as its front-end tells us
+ * (vhost-user, "IOMMU support"). Addresses in rings and descriptors are then IOVAs, and whatever is
+ * not mapped, or not with the permission that an access needs, is out of reach.
+ *
+ * One writer (the main thread: update, invalidate), any number of readers (data threads: translate,
+ * through vp_xlate). An invalidation takes effect for a reader at its next burst, which
+ * starts with vp_xlate_sync(); the writer acknowledges it after a grace period
+ * (synchronize_rcu), when every reader has started a new burst.
+ *
+ * A miss is noted and the reader goes on with other work; the writer collects the misses
+ * (vp_iotlb_next_miss) when told through `wake`, and asks the front-end.
+ *
+ * Security model: IOTLB messages come from the front-end, which owns the memory. Ranges are validated
+ * against the region table; the number of entries and of noted misses is bounded.
+ */
+#ifndef VP_GUESTMEM_IOTLB_H
+#define VP_GUESTMEM_IOTLB_H
+
+#include "guestmem/memtab.h"
+
+#define VP_IOTLB_MAX    65536 /* entries; beyond it the oldest-inserted neighbourhood is dropped, and missed again */
+#define VP_IOTLB_MISSES 64    /* noted at a time */
+
+struct vp_iotlb;
+
+/* wake(arg) is called by a reader when it notes a miss that was not noted yet: it must not block. */
+int vp_iotlb_new(struct vp_iotlb **out, void (*wake)(void *arg), void *arg);
+void vp_iotlb_free(struct vp_iotlb *t);
+
+/* What a vp_xlate takes. */
+struct vp_iommu *vp_iotlb_iommu(struct vp_iotlb *t);
+
+/*
+ * Map [iova, iova + size) to front-end user address uaddr; perm is a mask of 1 << enum vp_access. Neighbours that continue
+ * each other are merged. -EINVAL: empty or wrapping; -EFAULT: not inside one region of tab.
+ */
+int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		    unsigned perm);
+
+/* Forget [iova, iova + size); size may reach to the end of the address space. */
+void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size);
+
+/* Forget everything (new memory table, reset). */
+void vp_iotlb_clear(struct vp_iotlb *t);
+
+/* A miss that was noted: 1 and where, 0 none. The writer's. */
+int vp_iotlb_next_miss(struct vp_iotlb *t, uint64_t *iova, enum vp_access *acc);
+
+/* Misses that were collected and never answered may be noted again: call once in a while (a second). */
+void vp_iotlb_forget_misses(struct vp_iotlb *t);
+
+struct vp_iotlb_stats {
+	unsigned entries;
+	uint64_t updates, invalidations, misses, lookups; /* lookups: those that missed the hot window */
+};
+void vp_iotlb_stats(const struct vp_iotlb *t, struct vp_iotlb_stats *s);
+
+#endif

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The IOTLB against a table of pages, and with readers that run while the writer changes it. */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <cmocka.h>
+
+#include "guestmem/iotlb.h"
+
+#define PAGES 256u
+#define PAGE  4096ull
+#define IOVA  0x100000000ull
+#define UVA   0x7f0000000000ull
+
+static struct vp_memtab *tab;
+static struct vp_map *map;
+static unsigned woken;
+
+static void wake(void *arg)
+{
+	woken++;
+}
+
+static int setup(void **state)
+{
+	struct vp_region_desc d = { .gpa = 0x40000000, .size = PAGES * PAGE, .uva = UVA };
+	int fd = memfd_create("iotlb", 0);
+
+	if (fd < 0 || ftruncate(fd, PAGES * PAGE) || vp_map_new(&map, fd, 0, PAGES * PAGE, 0, NULL))
+		return -1;
+	close(fd);
+	d.map = map;
+	return vp_memtab_build(&tab, &d, 1, NULL);
+}
+
+static int teardown(void **state)
+{
+	vp_memtab_free(tab);
+	vp_map_unref(map);
+	return 0;
+}
+
+struct page {
+	bool     mapped;
+	unsigned to, perm;
+};
+
+static void check_all(struct vp_iotlb *t, const struct page *model)
+{
+	struct vp_xlate x;
+	unsigned i;
+
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	for (i = 0; i < PAGES; i++) {
+		for (unsigned acc = VP_READ; acc <= VP_WRITE; acc++) {
+			uint64_t span, want = UVA + model[i].to * PAGE + 5;
+			bool ok = model[i].mapped && (model[i].perm & (1u << acc));
+			vp_gptr host;
+			int ret = vp_xlate_piece(&x, IOVA + i * PAGE + 5, 100, (enum vp_access)acc, &host, &span);
+
+			assert_int_equal(ret, ok ? 0 : -EAGAIN);
+			if (!ok)
+				continue;
+			assert_int_equal(vp_gptr_addr(host), vp_gptr_addr(map->host) + (want - UVA));
+			assert_int_equal(span, 100);
+		}
+	}
+}
+
+static void test_model(void **state)
+{
+	struct page model[PAGES] = { 0 };
+	struct vp_iotlb *t;
+	unsigned round, i;
+
+	srandom(1);
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	for (round = 0; round < 3000; round++) {
+		unsigned first = (unsigned)random() % PAGES, n = 1 + (unsigned)random() % 8;
+
+		n = VP_MIN(n, PAGES - first);
+		if (random() % 3) {
+			unsigned to = (unsigned)random() % (PAGES - n + 1), perm = 1 + (unsigned)random() % 3;
+
+			assert_int_equal(vp_iotlb_update(t, tab, IOVA + first * PAGE, n * PAGE, UVA + to * PAGE, perm), 0);
+			for (i = 0; i < n; i++)
+				model[first + i] = (struct page){ true, to + i, perm };
+		} else {
+			vp_iotlb_invalidate(t, IOVA + first * PAGE, n * PAGE);
+			for (i = 0; i < n; i++)
+				model[first + i].mapped = false;
+		}
+		if (round % 50 == 0)
+			check_all(t, model);
+	}
+	vp_iotlb_invalidate(t, 0, UINT64_MAX);
+	memset(model, 0, sizeof(model));
+	check_all(t, model);
+	vp_iotlb_free(t);
+}
+
+/* Neighbours that continue each other become one entry; permission or place apart keeps them two. */
+static void test_merge(void **state)
+{
+	struct vp_iotlb_stats s;
+	struct vp_iotlb *t;
+	unsigned i;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	for (i = 0; i < PAGES; i++)
+		assert_int_equal(vp_iotlb_update(t, tab, IOVA + (i ^ 1) * PAGE, PAGE, UVA + (i ^ 1) * PAGE, 3), 0);
+	vp_iotlb_stats(t, &s);
+	assert_int_equal(s.entries, 1);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 7 * PAGE, PAGE, UVA + 7 * PAGE, 1), 0);
+	vp_iotlb_stats(t, &s);
+	assert_int_equal(s.entries, 3);
+	vp_iotlb_free(t);
+}
+
+static void test_bad_updates(void **state)
+{
+	struct vp_iotlb *t;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 0, UVA, 3), -EINVAL);
+	assert_int_equal(vp_iotlb_update(t, tab, UINT64_MAX - 10, PAGE, UVA, 3), -EINVAL);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UINT64_MAX - 10, 3), -EINVAL);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA - PAGE, 3), -EFAULT);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 2 * PAGE, UVA + (PAGES - 1) * PAGE, 3), -EFAULT);
+	assert_int_equal(vp_iotlb_update(t, NULL, IOVA, PAGE, UVA, 3), -EFAULT);
+	vp_iotlb_free(t);
+}
+
+/* A miss is noted once, handed out once, and can be noted again when it was answered, invalidated or given up. */
+static void test_misses(void **state)
+{
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	enum vp_access acc;
+	uint64_t iova, span;
+	vp_gptr host;
+	unsigned i;
+
+	woken = 0;
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	for (i = 0; i < 5; i++)
+		assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(woken, 1);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+	assert_int_equal(iova, IOVA);
+	assert_int_equal(acc, VP_WRITE);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 0);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 0); /* asked already */
+	vp_iotlb_forget_misses(t);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), 0);
+	/* A hostile ring can name any number of pages: the notes are bounded. */
+	for (i = 1; i < 1000; i++)
+		assert_int_equal(vp_xlate_piece(&x, IOVA + i * PAGE, 8, VP_READ, &host, &span), -EAGAIN);
+	for (i = 0; vp_iotlb_next_miss(t, &iova, &acc); i++)
+		;
+	assert_int_equal(i, VP_IOTLB_MISSES);
+	vp_iotlb_free(t);
+}
+
+/* What a reader remembered from before an invalidation is not used in its next burst. */
+static void test_sync(void **state)
+{
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	uint64_t span;
+	vp_gptr host;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	assert_int_equal(vp_xlate_piece(&x, IOVA, 8, VP_READ, &host, &span), 0);
+	assert_true(x.hot[VP_READ].size != 0);
+	vp_iotlb_invalidate(t, IOVA, 1);
+	vp_xlate_sync(&x);
+	assert_true(x.hot[VP_READ].size == 0);
+	assert_true(x.hot[VP_WRITE].size == 0);
+	vp_iotlb_free(t);
+}
+
+static bool stop_readers;
+
+/* Every page maps to itself whenever it is mapped: any other answer is a torn one. */
+static void *reader(void *arg)
+{
+	struct vp_xlate x;
+	unsigned long wrong = 0;
+	unsigned i = 0;
+
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(arg));
+	while (!__atomic_load_n(&stop_readers, __ATOMIC_RELAXED)) {
+		uint64_t span;
+		vp_gptr host;
+
+		i = (i * 1103515245u + 12345u);
+		vp_xlate_sync(&x);
+		if (!vp_xlate_piece(&x, IOVA + (i >> 8) % PAGES * PAGE, 64, VP_READ, &host, &span))
+			wrong += vp_gptr_addr(host) != vp_gptr_addr(map->host) + (i >> 8) % PAGES * PAGE;
+	}
+	return (void *)wrong;
+}
+
+static void test_readers(void **state)
+{
+	struct vp_iotlb *t;
+	pthread_t th[2];
+	unsigned i;
+	void *wrong;
+
+	stop_readers = false;
+	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
+	for (i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&th[i], NULL, reader, t), 0);
+	srandom(2);
+	for (i = 0; i < 100000; i++) {
+		uint64_t page = (uint64_t)random() % PAGES;
+
+		if (random() % 2)
+			vp_iotlb_update(t, tab, IOVA + page * PAGE, PAGE, UVA + page * PAGE, 3);
+		else
+			vp_iotlb_invalidate(t, IOVA + page * PAGE, PAGE);
+	}
+	__atomic_store_n(&stop_readers, true, __ATOMIC_RELAXED);
+	for (i = 0; i < 2; i++) {
+		pthread_join(th[i], &wrong);
+		assert_ptr_equal(wrong, NULL);
+	}
+	vp_iotlb_free(t);
+}
+
+/* More entries than there is room for: old ones go, nothing else happens. */
+static void test_full(void **state)
+{
+	struct vp_iotlb_stats s;
+	struct vp_iotlb *t;
+	uint64_t i;
+
+	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
+	for (i = 0; i < VP_IOTLB_MAX + 5000; i++)
+		assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
+	vp_iotlb_stats(t, &s);
+	assert_true(s.entries <= VP_IOTLB_MAX);
+	assert_true(s.entries > VP_IOTLB_MAX / 2);
+	vp_iotlb_free(t);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_model), cmocka_unit_test(test_merge), cmocka_unit_test(test_bad_updates),
+		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
+		cmocka_unit_test(test_full),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
