@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A client of QEMU's machine protocol (QMP, docs/interop/qmp-spec.rst): asynchronous, connects
+ * again and again. Answers come in the order of the commands. Main thread only; nothing blocks.
+ */
+#ifndef VP_DAEMON_QMP_H
+#define VP_DAEMON_QMP_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <sys/types.h>
+#include <systemd/sd-event.h>
+
+#include "base/err.h"
+
+struct vp_qmp;
+
+struct vp_qmp_ops {
+	/* Connected and ready for commands. */
+	void (*up)(void *ctx);
+	/* Connection lost; the commands in flight have been completed with an error before. */
+	void (*down)(void *ctx);
+	/* data is borrowed, may be NULL. */
+	void (*event)(void *ctx, const char *name, json_t *data);
+	/* May a process of this user serve this socket? */
+	bool (*allowed)(void *ctx, uid_t uid);
+};
+
+/* Exactly one of ret (borrowed) and err is not NULL. Called once for each command that was accepted. */
+typedef void (*vp_qmp_done)(void *arg, json_t *ret, const char *err);
+
+/* path and name (for messages) are not owned. Starts to connect. */
+int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const char *name, const struct vp_qmp_ops *ops,
+		void *ctx, struct vp_err *e);
+/* Commands in flight are completed with an error first. down is not called. */
+void vp_qmp_free(struct vp_qmp *q);
+
+bool vp_qmp_is_up(const struct vp_qmp *q);
+/* Why not; "" when it is. */
+const char *vp_qmp_why(const struct vp_qmp *q);
+
+/*
+ * args (stolen, may be NULL) of command. fd goes along when it is not -1, and stays the caller's. done may be
+ * NULL. -ENOTCONN, -EBUSY (too many in flight), -ENOMEM; done is not called then, args is released.
+ */
+int  vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_qmp_done done, void *arg);
+
+#endif
