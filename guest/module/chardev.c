@@ -174,6 +174,8 @@ static int vp_mmap(struct file *file, struct vm_area_struct *vma)
 	struct vp_file *vf = file->private_data;
 
 	/* No port->life here: inside mmap_lock, under which others wait. The map checks itself. */
+	if (READ_ONCE(vf->port->gone))
+		return -ENODEV;
 	return vp_map_mmap(vf->port->ctrl_map, vma);
 }
 

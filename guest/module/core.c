@@ -420,8 +420,8 @@ void vp_port_unregister(struct vp_port *port)
 	cancel_work_sync(&port->state_work);
 
 	vp_signals_drop(port);
-	vp_detach(port, 2000);
 	vp_map_revoke(port->ctrl_map);
+	vp_detach(port, 2000);
 	cdev_device_del(&port->cdev, &port->dev);
 	wake_up_all(&port->wq);		/* pollers: POLLHUP */
 }

@@ -10,6 +10,7 @@ import array
 import fcntl
 import mmap
 import os
+import queue
 import select
 import socket
 import struct
@@ -113,14 +114,17 @@ class FakePort:
         self.answered = 0
         self.commands = []
         self.detached = 0
+        self.errors = []
         self.win = None
         self.state(reason=R_NOT_ATTACHED)
         self.path = os.path.join(dir, name + '.iv')
         self.server = Server(self.path, 0, self.fd, self.kick, [(1, self.call)])
         self.stop = threading.Event()
         self.calls = [0] * n
+        self.work = queue.Queue()
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
+        threading.Thread(target=self._worker, daemon=True).start()
 
     # -- QEMU
 
@@ -144,7 +148,7 @@ class FakePort:
     def remove(self):
         self.vm.qmp('device_del', id=self.name)
         self.wait_deleted(self.name)
-        self.vm.qmp('chardev-remove', id='c-' + self.name)
+        self.drop_chardev('c-' + self.name)
 
     def wait_deleted(self, id, timeout=20):
         end = time.time() + timeout
@@ -153,6 +157,16 @@ class FakePort:
                 return
             time.sleep(0.05)
         raise AssertionError('%s was not unplugged' % id)
+
+    def drop_chardev(self, id):
+        """The device lets go of it a moment after it was unplugged (QEMU frees it in an RCU callback)."""
+        for i in range(100):
+            try:
+                return self.vm.qmp('chardev-remove', id=id)
+            except Exception as e:
+                if 'busy' not in str(e) or i == 99:
+                    raise
+                time.sleep(0.05)
 
     # -- state
 
@@ -181,6 +195,8 @@ class FakePort:
             struct.pack_into('<I', m, s, gen + 2)
 
     def link_up(self):
+        if self.up or not self.attached:
+            return
         self.serial += 1
         self.epoch += 1
         self.run += 1
@@ -203,20 +219,29 @@ class FakePort:
         self.up = True
         self.state()
         ring(self.kick[0])
+        if not self.attached:
+            self.link_down(R_NOT_ATTACHED)
 
     def link_down(self, reason=R_NO_DRIVER):
         if not self.up:
             return
+        self.withdraw(reason)
+        self.unplug()
+
+    def withdraw(self, reason):
         self.up, self.win = False, None
         self.regions += 1
         self.state(reason)
         ring(self.kick[0])
+
+    def unplug(self):
+        """Needs the guest's help, so nothing that the guest waits for may wait for it."""
         if not self.pool:
             time.sleep(0.05)
             try:
                 self.vm.qmp('device_del', id=self.wid)
                 self.wait_deleted(self.wid)
-                self.vm.qmp('chardev-remove', id='c-' + self.wid)
+                self.drop_chardev('c-' + self.wid)
             finally:
                 self.wserver.close()
                 self.wm.close()
@@ -240,6 +265,18 @@ class FakePort:
                 else:
                     self._command()
 
+    def _worker(self):
+        """Plugs and unplugs, one after the other."""
+        while True:
+            w = self.work.get()
+            if w is None:
+                return
+            try:
+                w()
+            except Exception as e:
+                if not self.stop.is_set():
+                    self.errors.append(repr(e))
+
     def _command(self):
         cmd = bytes(self.m[COMMAND:COMMAND + 128])
         seq, op, *args = struct.unpack('<II15Q', cmd)
@@ -256,7 +293,9 @@ class FakePort:
         elif op == 2:
             self.attached = False
             self.detached += 1
-            self.link_down(R_NOT_ATTACHED)
+            if self.up:
+                self.withdraw(R_NOT_ATTACHED)
+                later = self.unplug
         elif op == 3 and args[0] == 0xfade:
             def later():
                 self.link_down()
@@ -270,10 +309,11 @@ class FakePort:
         self.state(0 if self.up else R_NO_DRIVER if self.attached else R_NOT_ATTACHED, (seq, op, status, 0, value, 0))
         ring(self.kick[0])
         if later:
-            threading.Thread(target=later, daemon=True).start()
+            self.work.put(later)
 
     def close(self):
         self.stop.set()
+        self.work.put(None)
         self.thread.join()
         self.server.close()
 

@@ -576,8 +576,10 @@ static void t_unplug(void)
 	CHECK(ioctl(fd, VHP_IOC_WINDOW, &w) < 0 && errno == ENODEV);
 	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
 	CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, wfd, 0) == MAP_FAILED && errno == ENODEV);
-	CHECK(faults((volatile uint8_t *)c));
-	CHECK(faults(m));
+	/* the signal that it is gone comes a little before the last mapping goes */
+	for (t = now(); now() - t < 3 && (!faults((volatile uint8_t *)c) || !faults(m)); usleep(1000))
+		;
+	CHECK(faults((volatile uint8_t *)c) && faults(m));
 	CHECK(write(efd, &one, 8) == 8);
 	close(fd);
 	close(ro);
