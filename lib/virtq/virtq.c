@@ -210,6 +210,18 @@ int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 		flags = vq->packed ? VP_PACKED_FLAGS(w) : VP_SPLIT_FLAGS(w);
 		if (flags & VRING_DESC_F_INDIRECT)
 			return VP_VQ_BAD_INDIRECT;
+		if (vq->packed && c->nin && !(flags & VRING_DESC_F_WRITE) && !vq->xl.iommu) {
+			/*
+			 * DPDK's driver marks the header of a packet to be sent as writable in its packed
+			 * tables. What it meant is plain: all of it is to be read, and reading its own
+			 * buffers harms nobody else.
+			 */
+			if (__builtin_add_overflow(c->out_len, c->in_len, &c->out_len))
+				return VP_VQ_TOO_LONG;
+			c->nout = (uint16_t)(c->nout + c->nin);
+			c->nin = 0;
+			c->in_len = 0;
+		}
 		ret = vp_chain_add(vq, b, c, le64toh(d[0]), VP_SPLIT_LEN(w), flags & VRING_DESC_F_WRITE);
 		if (ret)
 			return ret;
