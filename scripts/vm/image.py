@@ -36,6 +36,17 @@ OTHER_MODULES = ('vhost_net', 'tun', 'macvtap', 'bridge', 'vfio_pci', 'uio_pci_g
                  'virtio_balloon', 'virtio_mem')
 
 
+def native():
+    """The kernel of this machine's own Debian, whose headers and compiler are at hand for building modules."""
+    try:
+        with open('/etc/os-release') as f:
+            if 'VERSION_CODENAME=trixie' in f.read():
+                return '6.12'
+    except OSError:
+        pass
+    return '6.1'
+
+
 class Kernel:
     """One unpacked kernel: release, vmlinuz (boot image), modules (directory of lib/modules/RELEASE), suite."""
 

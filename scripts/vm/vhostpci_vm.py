@@ -197,6 +197,40 @@ class Net:
         return ['-chardev', char, '-netdev', 'vhost-user,id=%s,chardev=c%s,queues=%d' % (id, id, self.queues), '-device', dev]
 
 
+class Port:
+    """A vhost-pci port: the stock device through which a device VM reaches a link. Goes where Net goes.
+
+    @attachment 'ivshmem' or 'shmem', @pairs queue pairs of the link, @slots root ports for windows (ivshmem),
+    @reserve their prefetchable memory: at least the driver VM's size.
+    """
+
+    def __init__(self, sock, attachment, pairs=1, id='port0', slots=2, reserve='512M'):
+        self.sock, self.attachment, self.pairs, self.id = sock, attachment, pairs, id
+        self.slots, self.reserve = slots, reserve
+
+    def bus(self):
+        return ['%sw%d' % (self.id, i) for i in range(self.slots)]
+
+    def link_keys(self, vm_dir, vm_name):
+        """What the link's [Device] section says beyond VM= and Socket=."""
+        keys = {'Attachment': self.attachment}
+        if self.attachment == 'ivshmem':
+            keys['QMP'] = os.path.join(vm_dir, vm_name + '.qmpd')
+            keys['HotplugBus'] = ' '.join(self.bus())
+        return keys
+
+    def args(self, vm, i):
+        nsig = 1 + 2 * self.pairs
+        out = ['-chardev', 'socket,id=c%s,path=%s' % (self.id, self.sock)]
+        if self.attachment == 'shmem':
+            return out + ['-device', 'vhost-user-test-device-pci,id=%s,chardev=c%s,virtio-id=22,num_vqs=%d,config_size=16' %
+                          (self.id, self.id, nsig)]
+        for n, b in enumerate(self.bus() + [self.id + 'p']):
+            out += ['-device', 'pcie-root-port,id=%s,chassis=%d,slot=%d,pref64-reserve=%s' %
+                    (b, 16 * i + n + 1, 16 * i + n + 1, self.reserve)]
+        return out + ['-device', 'ivshmem-doorbell,id=%s,chardev=c%s,vectors=%d,bus=%sp' % (self.id, self.id, nsig, self.id)]
+
+
 class Job:
     """A command that runs in the guest."""
 
@@ -236,7 +270,8 @@ class VM:
         self.accel = accel or globals()['accel']()
         self.mem, self.smp, self.nets, self.extra, self.append = mem, smp, list(nets), list(extra), append
         self.machine, self.mem_args = machine, mem_args
-        self.cpu = cpu or ('host' if self.accel == 'kvm' else 'max')
+        # As an AMD processor, TCG's `max` leaves 64-bit hot-plugged BARs without an address.
+        self.cpu = cpu or ('host' if self.accel == 'kvm' else 'max,vendor=GenuineIntel')
         self.kernel = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel)
         os.makedirs(dir, exist_ok=True)
         self.initrd = os.path.join(dir, name + '.initrd')
@@ -262,7 +297,9 @@ class VM:
     def command(self):
         a = os.path.join(self.dir, self.name + '.agent')
         q = os.path.join(self.dir, self.name + '.qmp')
-        for s in (a, q):
+        # A second QMP socket, for the daemon: each takes one client at a time.
+        q2 = os.path.join(self.dir, self.name + '.qmpd')
+        for s in (a, q, q2):
             if os.path.exists(s):
                 os.unlink(s)
         self._asock, self._qsock = a, q
@@ -280,7 +317,8 @@ class VM:
                        'audit=0 mitigations=off net.ifnames=0 ' + self.append,
             '-chardev', 'file,id=con,path=%s,append=on' % self.console, '-serial', 'chardev:con',
             '-chardev', 'socket,id=agent,path=%s,server=on,wait=off' % a, '-serial', 'chardev:agent',
-            '-chardev', 'socket,id=qmp,path=%s,server=on,wait=off' % q, '-mon', 'chardev=qmp,mode=control']
+            '-chardev', 'socket,id=qmp,path=%s,server=on,wait=off' % q, '-mon', 'chardev=qmp,mode=control',
+            '-chardev', 'socket,id=qmpd,path=%s,server=on,wait=off' % q2, '-mon', 'chardev=qmpd,mode=control']
         for i, n in enumerate(self.nets):
             cmd += n.args(self, i)
         return cmd + self.extra
@@ -765,5 +803,5 @@ class Testpmd:
                 p.wait()
 
 
-__all__ = ['Qemu', 'qemu', 'accel', 'Net', 'VM', 'VMError', 'Unavailable', 'Daemon', 'Testpmd', 'ping', 'wait_ping', 'tcp', 'udp',
+__all__ = ['Qemu', 'qemu', 'accel', 'Net', 'Port', 'VM', 'VMError', 'Unavailable', 'Daemon', 'Testpmd', 'ping', 'wait_ping', 'tcp', 'udp',
            'transfer', 'kv', 'ini', 'queue', 'TOP', 'progress', 'cache_dir']
