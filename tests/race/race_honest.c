@@ -29,7 +29,8 @@ struct run {
 	struct drv_mem m;
 	struct drv d;
 	struct vp_virtq vq;
-	unsigned count;
+	unsigned ms;      /* how long the driver goes on adding */
+	uint64_t total;   /* how many there will be, once the driver knows */
 	bool sleep;
 	sem_t kick, call;
 	uint64_t kicks, calls;
@@ -61,7 +62,7 @@ static void *device(void *arg)
 	uint64_t seed = 4711, next = 0;
 	unsigned i, k, n, j;
 
-	while (next < r->count) {
+	while (next < __atomic_load_n(&r->total, __ATOMIC_RELAXED)) {
 		n = vp_vq_fetch(&r->vq, b, 1 + (unsigned)(drv_rand(&seed) % VP_BURST));
 		REQUIRE(!r->vq.broken);
 		if (!n) {
@@ -124,14 +125,18 @@ static void driver(struct run *r)
 {
 	struct { uint64_t number; unsigned in, read; bool busy; } *out = calloc(65536, sizeof(*out));
 	uint64_t seed = 99, added = 0, got = 0;
+	struct timespec t0, t;
 	unsigned i, k, j;
+	bool more = true;
+	long ms;
 
-	while (got < r->count) {
+	clock_gettime(CLOCK_MONOTONIC, &t0);
+	while (more || got < added) {
 		bool moved = false;
 		uint16_t id;
 		uint32_t len;
 
-		for (k = 1 + (unsigned)(drv_rand(&seed) % 32); k && added < r->count; k--) {
+		for (k = 1 + (unsigned)(drv_rand(&seed) % 32); k && more; k--) {
 			unsigned slot = r->d.packed ? (r->d.n_ids ? r->d.ids[r->d.n_ids - 1] : 0) : r->d.free_head;
 			unsigned nout = 1 + (unsigned)(drv_rand(&seed) % 3), nin = (unsigned)(drv_rand(&seed) % 3);
 			unsigned off = 0, in = 0;
@@ -187,7 +192,14 @@ static void driver(struct run *r)
 			got++;
 			moved = true;
 		}
-		if (!moved) {
+		clock_gettime(CLOCK_MONOTONIC, &t);
+		ms = (t.tv_sec - t0.tv_sec) * 1000 + (t.tv_nsec - t0.tv_nsec) / 1000000;
+		/* On a busy machine longer, so that something happens at all. */
+		if (more && ms >= (long)r->ms && (added >= 300 || ms >= 20L * r->ms)) {
+			more = false;
+			__atomic_store_n(&r->total, added, __ATOMIC_RELAXED);
+			sem_post(&r->kick); /* the device may be done, and asleep */
+		} else if (!moved) {
 			if (r->sleep) {
 				if (!drv_enable_calls(&r->d))
 					REQUIRE(wait_for(&r->call));
@@ -201,7 +213,7 @@ static void driver(struct run *r)
 	free(out);
 }
 
-static void one(uint16_t size, uint64_t features, bool sleep, unsigned count)
+static void one(uint16_t size, uint64_t features, bool sleep, unsigned ms)
 {
 	struct run *r = calloc(1, sizeof(*r));
 	struct vp_vq_conf c;
@@ -215,14 +227,16 @@ static void one(uint16_t size, uint64_t features, bool sleep, unsigned count)
 	drv_init(&r->d, &r->m, size, features, 0x1000);
 	c = drv_conf(&r->d, features & F_PACKED ? 0x80008000 : 0);
 	REQUIRE(!vp_vq_start(&r->vq, &c, NULL));
-	r->count = count;
+	r->ms = ms;
+	r->total = UINT64_MAX;
 	r->sleep = sleep;
 	sem_init(&r->kick, 0, 0);
 	sem_init(&r->call, 0, 0);
 	REQUIRE(!pthread_create(&t, NULL, device, r));
 	driver(r);
 	pthread_join(t, NULL);
-	printf("ok: %s, %u chains, %llu kicks, %llu calls\n", what, count, (unsigned long long)r->kicks,
+	printf("ok: %s, %llu chains, %llu kicks, %llu calls\n", what, (unsigned long long)r->total,
+	       (unsigned long long)r->kicks,
 	       (unsigned long long)r->calls);
 	drv_free(&r->d);
 	drv_mem_free(&r->m);
@@ -232,7 +246,7 @@ static void one(uint16_t size, uint64_t features, bool sleep, unsigned count)
 int main(int argc, char **argv)
 {
 	static const uint16_t split[] = { 8, 256 }, packed[] = { 7, 255 };
-	unsigned count = argc > 1 ? (unsigned)atoi(argv[1]) : 8000, f, i;
+	unsigned ms = argc > 1 ? (unsigned)atoi(argv[1]) : 200, f, i;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (f = 0; f < 32; f++) {
@@ -240,7 +254,7 @@ int main(int argc, char **argv)
 				    (f & 8 ? F_PACKED : 0);
 
 		for (i = 0; i < 2; i++)
-			one(f & 8 ? packed[i] : split[i], features, f & 16, count);
+			one(f & 8 ? packed[i] : split[i], features, f & 16, ms);
 	}
 	return 0;
 }

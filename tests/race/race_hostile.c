@@ -217,7 +217,7 @@ static void one(uint16_t size, uint64_t features, unsigned ms)
 		t_ms = (t.tv_sec - t0.tv_sec) * 1000 + (t.tv_nsec - t0.tv_nsec) / 1000000;
 		/* It must have been a fight: chains got through and rings broke. A busy machine needs longer. */
 		fight = chains && segs && broke[VP_VQ_BAD_ADDR] && broke[VP_VQ_BAD_ORDER];
-	} while (t_ms < (long)ms || (!fight && t_ms < 100L * ms));
+	} while (t_ms < (long)ms || (!fight && t_ms < 50L * ms));
 	r->stop = true;
 	pthread_join(th, NULL);
 	for (i = 0; i < 0x1000; i++)
