@@ -199,8 +199,7 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	stat_add(&r->src->stats.drops[why], n);
 }
 
-/* How many of n packets the rate limit lets pass now. */
-static unsigned rate_limit(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
+unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
 {
 	uint64_t dt = now - src->token_time, burst = VP_MAX(src->rate / 100, 64);
 
@@ -283,7 +282,7 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	if (!n)
 		return 0;
 	if (src->rate) {
-		unsigned pass = rate_limit(src, start, s->hz, n);
+		unsigned pass = vp_relay_allow(src, start, s->hz, n);
 
 		if (!pass) {
 			drop(&r, n, VP_DROP_RATE);

@@ -81,6 +81,9 @@ struct vp_relay_scratch *vp_relay_scratch_new(void);
 unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		      struct vp_relay_scratch *s);
 
+/* How many of n packets src's rate limit lets pass now (vp_cycles() at hz); unused ones are given back to src->tokens. */
+unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n);
+
 /*
  * Notify q's driver through its call fd. 0, or -errno: the queue is broken then.
  *

@@ -205,34 +205,52 @@ static void retire(struct vp_drvq *q, uint16_t id)
 	id_give(q, id);
 }
 
-/* The used entry that comes next, if any. */
-static bool load_used(struct vp_drvq *q, uint32_t *id, uint32_t *len)
+/* Split: used entries beyond q->used, or -EIO when there are more than can be. Loads the index only when it has to. */
+static int split_used(struct vp_drvq *q)
+{
+	unsigned n = (uint16_t)(q->used_seen - q->used);
+
+	if (!n) {
+		/* Pairs with the device's release of its index. */
+		q->used_seen = vp_ld16_acquire(q->device, 2);
+		n = (uint16_t)(q->used_seen - q->used);
+	}
+	return n > q->outstanding ? -EIO : (int)n;
+}
+
+/* Look at the used entry that comes next: 1, 0 none, -EIO. */
+static int load_used(struct vp_drvq *q, uint32_t *id, uint32_t *len)
 {
 	if (!q->packed) {
 		size_t at = 4 + 8 * (size_t)(q->used & (q->size - 1));
+		int n = split_used(q);
 
-		/* Pairs with the device's release of its index. */
-		if (vp_ld16_acquire(q->device, 2) == q->used)
-			return false;
+		if (n <= 0)
+			return n;
 		*id = vp_ld32(q->device, at);
 		*len = vp_ld32(q->device, at + 4);
-		q->used++;
 	} else {
 		uint64_t w = vp_ld64_acquire(q->desc, 16 * (size_t)q->used + 8);
 		unsigned f = (unsigned)(w >> 48) & (F_AVAIL | F_USED);
 
-		if (f != (q->used_wrap ? F_AVAIL | F_USED : 0))
-			return false;
+		if (!q->outstanding || f != (q->used_wrap ? F_AVAIL | F_USED : 0))
+			return 0;
 		*id = (uint16_t)(w >> 32);
 		*len = (uint32_t)w;
 	}
-	return true;
+	return 1;
 }
 
-static void packed_pass(struct vp_drvq *q, unsigned n)
+/* Go on behind chain id: one used entry (split, where a batch skips those of its members), or its descriptors (packed). */
+static void pass(struct vp_drvq *q, uint16_t id)
 {
-	unsigned s = q->used + n;
+	unsigned s;
 
+	if (!q->packed) {
+		q->used++;
+		return;
+	}
+	s = q->used + q->id[id].ndesc;
 	if (s >= q->size) {
 		s -= q->size;
 		q->used_wrap = !q->used_wrap;
@@ -259,17 +277,19 @@ int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len)
 	if (q->broken)
 		return -EIO;
 	if (!q->batch) {
-		if (!q->outstanding)
-			return 0;
-		if (!load_used(q, &uid, &ulen))
-			return 0;
+		int r = load_used(q, &uid, &ulen);
+
+		if (r <= 0) {
+			q->broken = r < 0;
+			return r;
+		}
 		if (uid >= q->size || !q->id[uid].ndesc)
 			goto bad;
 		q->batch = 1;
 		if (q->in_order) {
 			/* One entry may stand for all chains up to its own (2.7.9, 2.8.18). */
 			q->batch = (uint16_t)in_order_batch(q, (uint16_t)uid);
-			if (!q->batch)
+			if (!q->batch || (!q->packed && q->batch > (uint16_t)(q->used_seen - q->used)))
 				goto bad;
 		}
 		q->batch_id = (uint16_t)uid;
@@ -279,8 +299,7 @@ int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len)
 	/* The chains before the last of a batch were used whole. */
 	*len = q->batch > 1 ? q->id[*id].in_len : VP_MIN(q->batch_len, q->id[*id].in_len);
 	q->batch--;
-	if (q->packed)
-		packed_pass(q, q->id[*id].ndesc);
+	pass(q, *id);
 	retire(q, *id);
 	return 1;
 bad:
@@ -291,8 +310,6 @@ bad:
 bool vp_drvq_enable_calls(struct vp_drvq *q)
 {
 	uint32_t id, len;
-	uint16_t used = q->used;
-	bool more;
 
 	if (q->broken)
 		return false;
@@ -308,9 +325,8 @@ bool vp_drvq_enable_calls(struct vp_drvq *q)
 	}
 	/* The request before the look. Pairs with the device's barrier between index and event field. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	more = q->batch || (q->outstanding && load_used(q, &id, &len));
-	q->used = used; /* only a look */
-	return more;
+	/* An index that cannot be is found out by the next vp_drvq_get(). */
+	return q->batch || load_used(q, &id, &len);
 }
 
 void vp_drvq_disable_calls(struct vp_drvq *q)

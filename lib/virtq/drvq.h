@@ -32,6 +32,7 @@ struct vp_drvq {
 	uint16_t oldest, newest; /* IN_ORDER: ends of the list of outstanding ids; valid when outstanding > 0 */
 	uint16_t outstanding;
 	uint16_t avail, used;    /* split: free running; packed: slots */
+	uint16_t used_seen;      /* split: the device's index when last loaded */
 	bool     avail_wrap, used_wrap;
 	uint16_t kicked;         /* avail when the device was last notified */
 	uint16_t added;          /* descriptors (packed) or chains (split) since then */

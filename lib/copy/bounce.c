@@ -1,0 +1,613 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "copy/bounce.h"
+
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/cycles.h"
+#include "copy/packet.h"
+#include "net/offload.h"
+
+/* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
+#define SOFT_WRAP (128u << 10)
+
+VP_INLINE void stat_add(uint64_t *c, uint64_t n)
+{
+	__atomic_store_n(c, *c + n, __ATOMIC_RELAXED);
+}
+
+/* ---- FIFO ------------------------------------------------------------------ */
+
+/* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
+VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
+{
+	uint32_t skip = 0, head = f->head;
+
+	if (!f->used)
+		head = 0;
+	if (n > f->size - head || (head >= SOFT_WRAP && n <= head && f->used <= head - n)) {
+		skip = f->size - head;
+		head = 0;
+	}
+	if (vp_unlikely(n > f->size || (uint64_t)f->used + skip + n > f->size))
+		return 0;
+	*at = head;
+	f->head = head + n;
+	f->used += skip + n;
+	return skip + n;
+}
+
+VP_INLINE void fifo_release(struct vp_bounce_fifo *f, uint32_t taken)
+{
+	f->used -= taken;
+}
+
+/* ---- driver VM to device VM -------------------------------------------------- */
+
+VP_INLINE void copy_out(const struct vp_bounce *b, uint32_t at, const struct vp_seg *sg, unsigned n)
+{
+	vp_gptr to = vp_gptr_add(b->c.pool, b->c.out.off + at);
+
+	if (vp_likely(n == 1)) {
+		vp_pkt_copy_peer(to, sg->p, sg->len);
+		return;
+	}
+	for (; n; n--, sg++) {
+		vp_copy_peer(to, sg->p, sg->len);
+		to = vp_gptr_add(to, sg->len);
+	}
+}
+
+/* Remember where the chain may be written: addresses that continue each other become one. */
+static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const struct vp_seg *sg, unsigned n)
+{
+	struct vp_bounce_seg *to;
+	uint32_t at;
+
+	if (n == 1) {
+		sl->addr = sg->addr;
+		sl->nseg = 1;
+		return true;
+	}
+	sl->take_seg = fifo_take(&b->segs, n, &at);
+	if (!sl->take_seg)
+		return false;
+	to = &b->seg[at];
+	*to = (struct vp_bounce_seg){ sg->addr, sg->len };
+	while (--n) {
+		sg++;
+		if (to->addr + to->len == sg->addr && to->len <= UINT32_MAX - sg->len)
+			to->len += sg->len;
+		else
+			*++to = (struct vp_bounce_seg){ sg->addr, sg->len };
+	}
+	sl->seg = at;
+	sl->nseg = (uint32_t)(to - &b->seg[at]) + 1;
+	sl->addr = b->seg[at].addr;
+	return true;
+}
+
+/* Not even a byte: it never went to the device VM. */
+VP_INLINE bool is_empty(const struct vp_bounce_slot *sl)
+{
+	return !sl->take_in && !sl->take_out;
+}
+
+static void slot_release(struct vp_bounce *b, const struct vp_bounce_slot *sl)
+{
+	fifo_release(&b->out, sl->take_out);
+	fifo_release(&b->in, sl->take_in);
+	fifo_release(&b->segs, sl->take_seg);
+}
+
+/* False: no room. */
+static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const struct vp_chain *c)
+{
+	struct vp_bounce_slot *sl = &b->slot[b->head & b->mask];
+	const struct vp_seg *sg = &burst->seg[c->seg];
+	struct vp_drvq_buf buf[2];
+	uint32_t out_at = 0, in_at = 0;
+	unsigned n = 0;
+	int id;
+
+	/* The FIFOs as they were, should one of the three be full. */
+	const struct vp_bounce_fifo out = b->out, in = b->in, segs = b->segs;
+
+	*sl = (struct vp_bounce_slot){ .id = c->id, .slots = c->slots };
+	if (c->out_len) {
+		sl->take_out = fifo_take(&b->out, (uint32_t)vp_align_up(c->out_len, 64), &out_at);
+		if (!sl->take_out)
+			return false;
+		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.out.off + out_at, c->out_len, false };
+	}
+	if (c->in_len) {
+		sl->take_in = fifo_take(&b->in, (uint32_t)vp_align_up(c->in_len, 64), &in_at);
+		if (!sl->take_in || !keep_segs(b, sl, sg + c->nout, c->nin))
+			goto no_room;
+		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.in.off + in_at, c->in_len, true };
+		sl->in_off = in_at;
+		sl->in_len = c->in_len;
+	}
+	if (c->out_len)
+		copy_out(b, out_at, sg, c->nout);
+	if (n) {
+		id = vp_drvq_add(&b->shadow, buf, n);
+		if (id < 0)
+			goto no_room;
+		b->by_id[id] = (uint16_t)(b->head & b->mask);
+	} else {
+		sl->back = true; /* a chain of nothing: no need to ask the device VM */
+	}
+	b->head++;
+	return true;
+no_room:
+	b->out = out;
+	b->in = in;
+	b->segs = segs;
+	return false;
+}
+
+/* What the queue's owner can never carry. */
+static enum vp_vq_broken misfit(const struct vp_bounce *b, const struct vp_chain *c)
+{
+	if ((c->out_len && !b->c.out.size) || (c->in_len && !b->c.in.size))
+		return VP_VQ_BAD_BUFFER;
+	if (c->out_len > b->c.out.size || c->in_len > b->c.in.size || c->nin > b->segs.size)
+		return VP_VQ_TOO_LONG;
+	return VP_VQ_OK;
+}
+
+/* A chain that is given back without having been handed over, in early mode. */
+static bool refuse_packet(struct vp_bounce *b, const struct vp_chain *c)
+{
+	uint32_t plen = c->out_len - b->hdr_len;
+
+	if (!b->c.net || c->nin)
+		return false;
+	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
+		stat_add(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
+		return true;
+	}
+	if (plen > VP_PKT_MAX || c->out_len > b->c.out.size) {
+		stat_add(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
+		return true;
+	}
+	return false;
+}
+
+static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint64_t now)
+{
+	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_virtq *vq = &rq->vq;
+	unsigned room = b->shadow.num_free / b->per_chain, free_slots = b->mask + 1 - (b->head - b->tail);
+	unsigned n, i, pass;
+	uint64_t bytes = 0, packets = 0;
+
+	b->blocked = false;
+	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
+		return 0;
+	room = VP_MIN(VP_MIN(room, free_slots), VP_RELAY_BURST);
+	if (!room) {
+		b->blocked = true;
+		return 0;
+	}
+	n = vp_vq_fetch_dir(vq, &s->src, room, b->c.out.size ? VP_READ : VP_WRITE);
+	pass = n;
+	if (rq->rate && b->c.early && n)
+		pass = vp_relay_allow(rq, now, s->hz, n);
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+
+		if (b->c.early) {
+			s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+			if (vp_unlikely(i >= pass)) {
+				stat_add(&rq->stats.drops[VP_DROP_RATE], 1);
+				continue;
+			}
+			if (vp_unlikely(c->nin)) {
+				vp_vq_break(vq, VP_VQ_BAD_BUFFER);
+				break;
+			}
+			if (vp_unlikely(refuse_packet(b, c)))
+				continue;
+		}
+		if (vp_unlikely(misfit(b, c))) {
+			vp_vq_break(vq, misfit(b, c));
+			break;
+		}
+		if (!hand_one(b, &s->src, c)) {
+			b->blocked = true;
+			break;
+		}
+		if (b->c.early) {
+			packets++;
+			bytes += c->out_len - b->hdr_len;
+		}
+	}
+	if (rq->rate && b->c.early && i < pass)
+		rq->tokens += pass - i;
+	if (!i)
+		return 0;
+	vp_drvq_publish(&b->shadow);
+	vp_vq_advance(vq, &s->src, i);
+	if (b->c.early) {
+		vp_vq_complete(vq, s->used_src, i);
+		stat_add(&rq->stats.packets, packets);
+		stat_add(&rq->stats.bytes, bytes);
+	}
+	return i;
+}
+
+/* ---- device VM to driver VM -------------------------------------------------- */
+
+/* Into peer memory at addr, translated now. 0, -EAGAIN, -EFAULT. */
+VP_INLINE int put_piece(struct vp_virtq *vq, uint64_t addr, uint32_t len, vp_gptr from)
+{
+	const struct vp_window *w = &vq->xl.hot[VP_WRITE];
+	uint64_t off = addr - w->start, span;
+	vp_gptr host;
+	int ret;
+
+	if (vp_likely(off < w->size && len <= w->size - off)) {
+		vp_pkt_copy_peer(vp_gptr_add(w->host, off), from, len);
+		if (vp_unlikely(vq->log))
+			vp_dirty_log_mark(vq->log, addr, len);
+		return 0;
+	}
+	while (len) {
+		ret = vp_xlate_piece(&vq->xl, addr, len, VP_WRITE, &host, &span);
+		if (ret)
+			return ret;
+		vp_copy_peer(host, from, span);
+		if (vp_unlikely(vq->log))
+			vp_dirty_log_mark(vq->log, addr, span);
+		addr += span;
+		from = vp_gptr_add(from, span);
+		len -= (uint32_t)span;
+	}
+	return 0;
+}
+
+VP_INLINE int copy_back(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t len)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	vp_gptr from = vp_gptr_add(b->c.pool, b->c.in.off + sl->in_off);
+	const struct vp_bounce_seg *sg;
+	int ret = 0;
+
+	if (vp_likely(sl->nseg == 1))
+		return put_piece(vq, sl->addr, len, from);
+	for (sg = &b->seg[sl->seg]; len && !ret; sg++) {
+		uint32_t k = VP_MIN(len, sg->len);
+
+		ret = put_piece(vq, sg->addr, k, from);
+		from = vp_gptr_add(from, k);
+		len -= k;
+	}
+	return ret;
+}
+
+/* A returned receive buffer, for the counters. num_buffers is the device VM's claim and counts for nothing else. */
+static void count_received(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint64_t *packets, uint64_t *bytes)
+{
+	if (b->merge_left) {
+		b->merge_left--;
+		*bytes += sl->len;
+		return;
+	}
+	if (sl->len < b->hdr_len)
+		return;
+	++*packets;
+	*bytes += sl->len - b->hdr_len;
+	if (b->hdr_len == 12) {
+		unsigned n = vp_ld16(b->c.pool, b->c.in.off + sl->in_off + 10);
+
+		b->merge_left = n > 1 && n <= b->mask + 1 ? n - 1 : 0;
+	}
+}
+
+struct given {
+	struct vp_used *u;
+	unsigned n, total;
+};
+
+static void given_flush(struct vp_bounce *b, struct given *g)
+{
+	vp_vq_complete(&b->c.rq->vq, g->u, g->n);
+	g->total += g->n;
+	g->n = 0;
+}
+
+static void give(struct vp_bounce *b, struct given *g, const struct vp_bounce_slot *sl)
+{
+	if (g->n == VP_BURST)
+		given_flush(b, g);
+	g->u[g->n++] = (struct vp_used){ .len = sl->len, .id = sl->id, .slots = sl->slots };
+}
+
+/* Release what is back at the FIFO's end. */
+VP_INLINE void release(struct vp_bounce *b, struct given *g)
+{
+	while (b->tail != b->head) {
+		const struct vp_bounce_slot *sl = &b->slot[b->tail & b->mask];
+
+		if (!sl->back)
+			break;
+		if (!b->c.early && (b->in_order || is_empty(sl)))
+			give(b, g, sl);
+		slot_release(b, sl);
+		b->tail++;
+	}
+}
+
+/* Take up to max returned buffers. How many came back; *gave: chains were completed. */
+static unsigned collect(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned max, bool *gave)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	struct given g = { .u = s->used_dst };
+	uint64_t packets = 0, bytes = 0;
+	unsigned n;
+
+	for (n = 0; n < max && !vq->broken; n++) {
+		struct vp_bounce_slot *sl;
+		uint32_t len;
+		uint16_t id;
+		int ret;
+
+		if (vp_unlikely(b->again)) {
+			sl = &b->slot[b->again_slot];
+			len = sl->len;
+		} else {
+			if (vp_drvq_get(&b->shadow, &id, &len) <= 0)
+				break;
+			sl = &b->slot[b->by_id[id]];
+			sl->len = len;
+		}
+		if (len) {
+			ret = copy_back(b, sl, len);
+			b->again = ret == -EAGAIN;
+			if (vp_unlikely(ret)) {
+				b->again_slot = (uint32_t)(sl - b->slot);
+				if (!b->again)
+					vp_vq_break(vq, VP_VQ_BAD_ADDR);
+				break;
+			}
+			if (b->c.net)
+				count_received(b, sl, &packets, &bytes);
+		}
+		sl->back = true;
+		if (!b->c.early && !b->in_order)
+			give(b, &g, sl);
+	}
+	release(b, &g);
+	given_flush(b, &g);
+	if (packets || bytes) {
+		stat_add(&b->c.rq->stats.packets, packets);
+		stat_add(&b->c.rq->stats.bytes, bytes);
+	}
+	*gave = g.total;
+	return n;
+}
+
+/* ---- both ways ----------------------------------------------------------------- */
+
+static void kick(struct vp_bounce *b)
+{
+	const uint64_t one = 1;
+
+	b->kicks++;
+	if (write(b->c.kick_fd, &one, sizeof(one)) < 0)
+		return; /* ours and non-blocking: full, so it is raised already */
+}
+
+unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
+{
+	struct vp_relay_queue *rq = b->c.rq;
+	uint64_t start = vp_cycles();
+	unsigned back, handed, max = VP_RELAY_BURST, calls = 0;
+	bool gave = false;
+
+	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
+		return 0;
+	if (rq->rate && !b->c.early) {
+		/* Over the rate: returned buffers wait in the shadow ring. */
+		max = vp_relay_allow(rq, start, s->hz, max);
+		back = collect(b, s, max, &gave);
+		rq->tokens += max - back;
+	} else {
+		back = collect(b, s, max, &gave);
+	}
+	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
+	if (!back && !handed)
+		return 0;
+	if (handed && vp_drvq_need_kick(&b->shadow)) {
+		kick(b);
+		calls++;
+	}
+	if ((gave || (handed && b->c.early)) && vp_vq_need_call(&rq->vq)) {
+		vp_relay_call(rq, s);
+		calls++;
+	}
+	stat_add(&rq->stats.calls, calls);
+	stat_add(&rq->stats.bursts, 1);
+	stat_add(&rq->stats.busy_cycles, vp_cycles() - start);
+	return back + handed;
+}
+
+bool vp_bounce_arm(struct vp_bounce *b)
+{
+	bool more = false;
+
+	if (b->c.rq->vq.broken || b->shadow.broken)
+		return false;
+	/* While nothing fits, new chains are no work; what the device VM returns is. */
+	if (!b->blocked && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
+		more = vp_vq_enable_kicks(&b->c.rq->vq);
+	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
+	if (!b->again && (!b->c.early || b->blocked))
+		more |= vp_drvq_enable_calls(&b->shadow);
+	return more;
+}
+
+void vp_bounce_disarm(struct vp_bounce *b)
+{
+	vp_vq_disable_kicks(&b->c.rq->vq);
+	if (!b->shadow.broken)
+		vp_drvq_disable_calls(&b->shadow);
+}
+
+void vp_bounce_set_open(struct vp_bounce *b, bool open)
+{
+	__atomic_store_n(&b->open, open, __ATOMIC_RELAXED);
+}
+
+/* ---- the end --------------------------------------------------------------------- */
+
+/* The driver's ring as if the last n chains had not been taken. */
+static void rewind_avail(struct vp_bounce *b)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	unsigned slots = 0, at;
+	uint32_t i;
+
+	if (!vq->packed) {
+		vq->last_avail = (uint16_t)(vq->last_avail - (b->head - b->tail));
+		vq->avail_seen = vq->last_avail; /* to be loaded, and checked, anew */
+		return;
+	}
+	for (i = b->tail; i != b->head; i++)
+		slots += b->slot[i & b->mask].slots;
+	/* A driver that laps itself may have more out than the ring holds. */
+	for (at = vq->last_avail; slots > at; at += vq->size)
+		vq->avail_wrap = !vq->avail_wrap;
+	vq->last_avail = (uint16_t)(at - slots);
+}
+
+/* Some later chain is completed already: the rest gets a length of 0. */
+static void complete_rest(struct vp_bounce *b, struct vp_relay_scratch *s)
+{
+	struct given g = { .u = s->used_dst };
+	uint32_t i;
+
+	for (i = b->tail; i != b->head; i++) {
+		struct vp_bounce_slot *sl = &b->slot[i & b->mask];
+
+		if (sl->back && !is_empty(sl))
+			continue;
+		sl->len = 0;
+		give(b, &g, sl);
+	}
+	given_flush(b, &g);
+}
+
+void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	bool gave = false, any = false, hole = false;
+	unsigned n;
+	uint32_t i;
+
+	vp_bounce_set_open(b, false);
+	do {
+		n = collect(b, s, VP_BURST, &gave);
+		any |= gave;
+	} while (n);
+	if (!vq->broken && !b->c.early) {
+		for (i = b->tail; i != b->head && !b->in_order; i++)
+			hole |= b->slot[i & b->mask].back && !is_empty(&b->slot[i & b->mask]);
+		if (hole) {
+			complete_rest(b, s);
+			any = true;
+		} else {
+			rewind_avail(b);
+		}
+	}
+	b->tail = b->head;
+	b->again = false;
+	if (any && !vq->broken && vp_vq_need_call(vq))
+		vp_relay_call(b->c.rq, s);
+}
+
+/* ---- setting up -------------------------------------------------------------------- */
+
+uint64_t vp_bounce_ring_bytes(void)
+{
+	uint64_t driver, device;
+
+	/* The split layout is the larger. */
+	return vp_align_up(vp_drvq_layout(VP_BOUNCE_RING_MAX, false, &driver, &device), 4096);
+}
+
+uint32_t vp_bounce_base(const struct vp_bounce *b)
+{
+	return b->shadow.packed ? 0x80008000u : 0;
+}
+
+static bool area_ok(const struct vp_bounce_area *a)
+{
+	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
+}
+
+int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct vp_err *e)
+{
+	bool packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint16_t size = VP_MIN(c->rq->vq.size, VP_BOUNCE_RING_MAX);
+	uint64_t driver, device, bytes;
+	struct vp_bounce *b;
+	unsigned slots = 1;
+	int ret;
+
+	if (!size)
+		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
+	/* A packed driver's ring may have any size, a split shadow may not. A chain may take two descriptors. */
+	while (!packed && !vp_is_pow2(size))
+		size = (uint16_t)(size & (size - 1));
+	if (c->out.size && c->in.size && size < 2)
+		size = 2;
+	bytes = vp_drvq_layout(size, packed, &driver, &device);
+	if (!area_ok(&c->ring) || !area_ok(&c->out) || !area_ok(&c->in) || c->ring.size < bytes ||
+	    (!c->out.size && !c->in.size) || (c->early && c->in.size))
+		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", size);
+	while (slots < size)
+		slots *= 2;
+	b = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*b), VP_CACHELINE));
+	if (!b)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	*b = (struct vp_bounce){
+		.c = *c, .mask = slots - 1, .open = true,
+		.out.size = (uint32_t)c->out.size, .in.size = (uint32_t)c->in.size,
+		.hdr_len = c->net ? (uint16_t)vp_net_hdr_len(c->rq->features) : 0,
+		.per_chain = c->out.size && c->in.size ? 2 : 1,
+		.in_order = c->rq->features & VP_BIT(VIRTIO_F_IN_ORDER),
+		.desc_addr = c->pool_addr + c->ring.off,
+		.avail_addr = c->pool_addr + c->ring.off + driver,
+		.used_addr = c->pool_addr + c->ring.off + device,
+	};
+	/* Room for one chain of the longest kind besides what a full ring of two-piece buffers needs. */
+	b->segs.size = c->in.size ? VP_BURST_SEGS + VP_BURST + 2u * slots : 0;
+	b->slot = calloc(slots, sizeof(*b->slot));
+	b->by_id = calloc(size, sizeof(*b->by_id));
+	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
+	ret = b->slot && b->by_id && b->seg ?
+		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
+	if (ret) {
+		vp_bounce_free(b);
+		return vp_err_set(e, ret, "shadow ring of %u: %s", size, ret == -ENOMEM ? "out of memory" : "invalid size");
+	}
+	vp_drvq_disable_calls(&b->shadow);
+	*out = b;
+	return 0;
+}
+
+void vp_bounce_free(struct vp_bounce *b)
+{
+	if (!b)
+		return;
+	vp_drvq_fini(&b->shadow);
+	free(b->slot);
+	free(b->by_id);
+	free(b->seg);
+	free(b);
+}
