@@ -36,8 +36,8 @@
 #define NOT_THE_PATHS \
 	(VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MQ) | \
 	 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_F_ANY_LAYOUT))
-/* Not offered in fast mode: nobody logs what the device VM writes; and what vhost-net does not have. */
-#define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER))
+/* Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have. */
+#define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 
 struct drain {
 	struct worker_job      job;        /* first */

@@ -342,8 +342,15 @@ static struct vu_backend *side_session(void *ctx)
 	return vp_peer_session(side->peer);
 }
 
+static int side_attention_fd(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	return worker_attention_fd(side->r->l->d->workers);
+}
+
 static const struct vp_vdev_ops side_vdev_ops = {
-	.withdraw = side_withdraw, .offer = side_offer, .events_changed = side_events_changed, .session = side_session,
+	.attention_fd = side_attention_fd, .withdraw = side_withdraw, .offer = side_offer, .events_changed = side_events_changed, .session = side_session,
 };
 
 static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)

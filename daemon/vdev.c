@@ -6,7 +6,7 @@
  * the regions, notifiers for being eventfds. What fails is answered with an error and named in the log;
  * a ring that loses its memory is broken, nothing else is.
  */
-#include "vdev.h"
+#include "vdev_priv.h"
 
 #include <errno.h>
 #include <linux/vhost_types.h>
@@ -23,21 +23,6 @@
 #ifndef VIRTIO_F_IN_ORDER
 #define VIRTIO_F_IN_ORDER 35
 #endif
-
-struct vp_vdev {
-	const char                *name;
-	const struct vp_conf_link *conf;
-	unsigned                   side;
-	const struct vp_vdev_ops  *ops;
-	void                      *ctx;
-	uint64_t                   features;  /* acknowledged, with bits 26 and 30 as they were sent */
-	uint8_t                    status;
-	bool                       carrier;
-	struct vp_memtab          *tab;       /* NULL = no memory yet */
-	struct vp_dirty_log        log;       /* log.map NULL = none */
-	unsigned                   n;
-	struct vp_vdev_ring        ring[];
-};
 
 /* ---- what is offered ------------------------------------------------------ */
 
@@ -71,7 +56,7 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_
 	};
 	cfg->features = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |
 			VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
-			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) |
+			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
 			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_STATUS) |
 			offload_features(l->offloads);
 	if (l->pairs > 1)
@@ -131,6 +116,13 @@ static int ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, 
 {
 	if (!v->tab)
 		return vp_err_set(e, -EFAULT, "the ring was started before any memory was announced");
+	if (v->iotlb) {
+		/* IOVAs as they are. */
+		c->desc = vr->desc;
+		c->driver = vr->avail;
+		c->device = vr->used;
+		return 0;
+	}
 	if (vp_memtab_uva_to_gpa(v->tab, vr->desc, vp_vq_desc_bytes(c->size), &c->desc))
 		return vp_err_set(e, -EFAULT, "the descriptor area does not lie inside one memory region");
 	if (vp_memtab_uva_to_gpa(v->tab, vr->avail, vp_vq_driver_bytes(c->size, packed), &c->driver))
@@ -160,23 +152,39 @@ static void ring_failed(struct vp_vdev *v, unsigned q, const char *why)
 	vp_log(VP_LOG_WARNING, "%s: queue %u: %s; it stays stopped until the driver sets it up again", v->name, q, why);
 }
 
+static struct vp_iommu *iommu_of(const struct vp_vdev *v)
+{
+	return v->iotlb ? vp_iotlb_iommu(v->iotlb) : NULL;
+}
+
+static int ring_take_fds(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	struct vp_vdev_ring *r = &v->ring[q];
+	int ret = take_eventfd(v, q, VU_RING_KICK, "kick", &r->kick_fd, e);
+
+	if (!ret && vu_ring_of(v, q)->call_fd >= 0)
+		ret = take_eventfd(v, q, VU_RING_CALL, "call", &r->rq.call_fd, e);
+	return ret;
+}
+
 static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_vq_conf c = {
-		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .tab = v->tab,
+		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .tab = v->tab, .iommu = iommu_of(v),
 	};
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
 	int ret;
 
-	ret = take_eventfd(v, q, VU_RING_KICK, "kick", &r->kick_fd, e);
-	if (!ret && vr->call_fd >= 0)
-		ret = take_eventfd(v, q, VU_RING_CALL, "call", &r->rq.call_fd, e);
-	if (!ret)
-		ret = ring_addrs(v, vr, packed, &c, e);
+	ret = ring_addrs(v, vr, packed, &c, e);
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
+	if (ret == -EAGAIN) {
+		r->wait = VP_VDEV_WAIT_START;
+		return 0;
+	}
+	r->wait = VP_VDEV_WAIT_NONE;
 	if (ret) {
 		if (!e->code)
 			vp_err_set(e, ret, "cannot be started: %s", strerror(-ret));
@@ -196,14 +204,44 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	return 0;
 }
 
+int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	struct vp_vdev_ring *r = &v->ring[q];
+	int ret;
+
+	if (r->wait == VP_VDEV_WAIT_START) {
+		ret = ring_start(v, q, e);
+	} else {
+		ret = vp_vq_rebind(&r->rq.vq, v->tab, iommu_of(v), e);
+		if (ret == -EAGAIN)
+			return 0;
+		r->wait = VP_VDEV_WAIT_NONE;
+		r->usable = true;
+		if (ret) {
+			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
+			r->reported = true;
+			ring_failed(v, q, e->code ? e->msg : strerror(-ret));
+		}
+	}
+	if (r->usable)
+		v->ops->offer(v->ctx, q, 1);
+	return ret;
+}
+
 static void ring_release(struct vp_vdev *v, unsigned q)
 {
 	struct vp_vdev_ring *r = &v->ring[q];
 
 	r->usable = false;
 	r->enabled = false;
+	r->wait = VP_VDEV_WAIT_NONE;
 	r->error[0] = 0;
 	vp_close(&r->kick_fd);
+}
+
+static bool ring_has_base(const struct vp_vdev *v, unsigned q)
+{
+	return v->ring[q].usable || v->ring[q].wait == VP_VDEV_WAIT_REBIND;
 }
 
 static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *e)
@@ -216,11 +254,15 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 	v->ops->withdraw(v->ctx, q, 1);
 	if (what & VU_RING_STARTED) {
 		/* A ring that cannot be used is the ring's trouble, not the session's: it is reported as broken. */
-		ret = ring_start(v, q, e);
+		ret = ring_take_fds(v, q, e);
+		if (ret)
+			ring_failed(v, q, e->msg);
+		else
+			ret = ring_start(v, q, e);
 	} else {
-		if (what & VU_RING_KICK && r->usable)
+		if (what & VU_RING_KICK && (r->usable || r->wait))
 			ret = take_eventfd(v, q, VU_RING_KICK, "kick", &r->kick_fd, e);
-		if (!ret && what & VU_RING_CALL && r->usable)
+		if (!ret && what & VU_RING_CALL && (r->usable || r->wait))
 			ret = take_eventfd(v, q, VU_RING_CALL, "call", &r->rq.call_fd, e);
 		if (what & VU_RING_LOG)
 			ring_set_log(v, q);
@@ -237,7 +279,7 @@ static int on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e)
 	if (v->ops->stop && v->ops->stop(v->ctx, q) == VU_LATER)
 		return VU_LATER;
 	v->ops->withdraw(v->ctx, q, 1);
-	if (v->ring[q].usable)
+	if (ring_has_base(v, q))
 		*base = vp_vq_base(&v->ring[q].rq.vq);
 	ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);  /* the partner may need another queue now */
@@ -249,7 +291,7 @@ int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	uint32_t base = vu_ring_of(v, q)->base;
 
 	v->ops->withdraw(v->ctx, q, 1);
-	if (v->ring[q].usable)
+	if (ring_has_base(v, q))
 		base = vp_vq_base(&v->ring[q].rq.vq);
 	ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);
@@ -261,7 +303,7 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_virtq *vq = &r->rq.vq;
 	struct vp_vq_conf c = {
-		.size = vq->size, .base = base, .features = v->features, .tab = v->tab,
+		.size = vq->size, .base = base, .features = v->features, .tab = v->tab, .iommu = iommu_of(v),
 		.desc = vq->desc_addr, .driver = vq->driver_addr, .device = vq->device_addr,
 	};
 	int ret = 0;
@@ -309,6 +351,8 @@ static int on_features(void *ctx, uint64_t features, struct vp_err *e)
 	for (unsigned q = 0; q < v->n; q++)
 		if (v->ring[q].usable && (features ^ v->features) & ~VP_BIT(VHOST_F_LOG_ALL))
 			return vp_err_set(e, -EBUSY, "features cannot change while queue %u runs; stop it first", q);
+	if (vp_vdev_iommu_set(v, features & VP_BIT(VIRTIO_F_ACCESS_PLATFORM)))
+		return vp_err_set(e, -ENOMEM, "out of memory");
 	v->features = features;
 	if (!relog)
 		return 0;
@@ -330,14 +374,18 @@ static void ring_rebind(struct vp_vdev *v, unsigned q)
 	struct vp_err e = { 0 };
 	int ret;
 
-	if (!r->usable || vq->broken)
+	if (r->wait == VP_VDEV_WAIT_START || (!r->usable && !r->wait) || vq->broken)
 		return;
 	ret = ring_addrs(v, vu_ring_of(v, q), vq->packed, &c, &e);
 	if (!ret && (c.desc != vq->desc_addr || c.driver != vq->driver_addr || c.device != vq->device_addr))
 		ret = vp_err_set(&e, -EINVAL, "the memory under the ring was moved while it ran");
 	if (!ret)
-		ret = vp_vq_rebind(vq, v->tab, NULL, &e);
-	if (!ret)
+		ret = vp_vq_rebind(vq, v->tab, iommu_of(v), &e);
+	if (ret == -EAGAIN) {
+		r->usable = false;
+		r->wait = VP_VDEV_WAIT_REBIND;
+	}
+	if (!ret || ret == -EAGAIN)
 		return;
 	vp_vq_break(vq, VP_VQ_BAD_RING);
 	ring_failed(v, q, e.code ? e.msg : strerror(-ret));
@@ -350,6 +398,8 @@ static void table_replace(struct vp_vdev *v, struct vp_memtab *tab)
 
 	v->ops->withdraw(v->ctx, 0, v->n);
 	v->tab = tab;
+	if (v->iotlb)
+		vp_iotlb_clear(v->iotlb);  /* it holds addresses inside the old mappings */
 	for (unsigned q = 0; q < v->n; q++)
 		ring_rebind(v, q);
 	if (v->ops->memory)
@@ -542,8 +592,11 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 	.set_status = on_status,
 	.set_mtu = on_mtu,
 	.set_log = on_log,
+	.iotlb = vp_vdev_on_iotlb,
 	.events_changed = on_events_changed,
 };
+
+static uint32_t lives;
 
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
 		const struct vp_vdev_ops *ops, void *ctx)
@@ -559,6 +612,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 	v->side = side;
 	v->ops = ops;
 	v->ctx = ctx;
+	v->life = ++lives;
 	v->n = n;
 	for (unsigned q = 0; q < n; q++) {
 		v->ring[q].kick_fd = -1;
@@ -579,6 +633,7 @@ void vp_vdev_free(struct vp_vdev *v)
 		ring_release(v, q);
 		vp_close(&v->ring[q].rq.call_fd);
 	}
+	vp_iotlb_free(v->iotlb);
 	vp_memtab_free(v->tab);
 	vp_map_unref(v->log.map);
 	free(v);
@@ -622,6 +677,7 @@ bool vp_vdev_reap(struct vp_vdev *v)
 {
 	bool any = false;
 
+	vp_vdev_iommu_poll(v);
 	for (unsigned q = 0; q < v->n; q++) {
 		struct vp_vdev_ring *r = &v->ring[q];
 		/* Written by a data thread; only ever goes from 0 to a reason while published. */
@@ -634,6 +690,13 @@ bool vp_vdev_reap(struct vp_vdev *v)
 		any = true;
 	}
 	return any;
+}
+
+bool vp_vdev_iommu_stats(const struct vp_vdev *v, struct vp_iotlb_stats *s)
+{
+	if (v->iotlb)
+		vp_iotlb_stats(v->iotlb, s);
+	return v->iotlb != NULL;
 }
 
 bool vp_vdev_check_memory(struct vp_vdev *v)

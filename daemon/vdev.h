@@ -20,12 +20,20 @@
 
 struct vp_vdev;
 
+/* Why a ring that the driver started is not usable yet. */
+enum vp_vdev_wait {
+	VP_VDEV_WAIT_NONE,
+	VP_VDEV_WAIT_START,   /* its areas are not in the IOTLB yet */
+	VP_VDEV_WAIT_REBIND,  /* they were invalidated while it ran */
+};
+
 struct vp_vdev_ring {
 	struct vp_relay_queue rq;
 	int      kick_fd;     /* eventfd, owned; -1 = the driver does not kick: poll */
 	bool     usable;      /* rq.vq is set up; a data thread may have it */
 	bool     enabled;     /* SET_VRING_ENABLE */
 	bool     reported;    /* its breaking was logged */
+	enum vp_vdev_wait wait;
 	unsigned starts;
 	char     error[160];  /* why it could not be started or broke; "" = fine */
 };
@@ -45,6 +53,8 @@ struct vp_vdev_ops {
 	/* The session's fds to poll changed. */
 	void (*events_changed)(void *ctx);
 	struct vu_backend *(*session)(void *ctx);
+	/* An eventfd that makes the main thread call vp_vdev_reap(); any thread writes it. */
+	int (*attention_fd)(void *ctx);
 };
 
 /* What the device offers, from the link's configuration. */
@@ -82,7 +92,11 @@ bool vp_vdev_logging(const struct vp_vdev *v);
 /* Queue pairs whose receive ring can take packets now. */
 unsigned vp_vdev_active_pairs(const struct vp_vdev *v);
 
-/* Look for rings that broke since the last time; one log line for each. True when there was one. */
+/* What its vIOMMU looks like; false when it has none. */
+struct vp_iotlb_stats;
+bool vp_vdev_iommu_stats(const struct vp_vdev *v, struct vp_iotlb_stats *s);
+
+/* Send vIOMMU misses. Look for rings that broke since the last time; one log line for each. True when there was one. */
 bool vp_vdev_reap(struct vp_vdev *v);
 
 /* Memory whose file was truncated: break the rings of this device. True when there was some. */

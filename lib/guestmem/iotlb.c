@@ -142,7 +142,13 @@ static int iotlb_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, 
 	struct entry e;
 
 	__atomic_fetch_add(&t->lookups, 1, __ATOMIC_RELAXED);
-	if (!find(t, iova, &e) || !(entry_perm(&e) & (1u << acc))) {
+	if (!find(t, iova, &e)) {
+		note_miss(t, iova, acc);
+		return -EAGAIN;
+	}
+	if (!(entry_perm(&e) & (1u << acc))) {
+		if (!entry_perm(&e))
+			return -EFAULT; /* refused */
 		note_miss(t, iova, acc);
 		return -EAGAIN;
 	}
@@ -157,7 +163,7 @@ static int iotlb_gpa(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint6
 	struct vp_iotlb *t = vp_container_of(iommu, struct vp_iotlb, iommu);
 	struct entry e;
 
-	if (!find(t, iova, &e))
+	if (!find(t, iova, &e) || !entry_perm(&e))
 		return -EFAULT;
 	*gpa = (e.gpa_perm >> 2) + (iova - e.iova);
 	*span = e.last - iova + 1;
@@ -262,36 +268,21 @@ static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last)
 	}
 }
 
-int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
-		    unsigned perm)
+/* Put e in, cutting out what was there, and merging it with neighbours that it continues. */
+static void insert(struct vp_iotlb *t, struct entry e)
 {
-	struct entry e = { .iova = iova };
-	const struct vp_region *r;
-	uint64_t gpa, end;
+	const uint64_t first = e.iova, last = e.last;
 	unsigned at, del = 0;
-	int i;
 
-	if (!size || vp_add_overflow(iova, size - 1, &end) || vp_add_overflow(uaddr, size - 1, &gpa))
-		return -EINVAL;
-	if (!tab || vp_memtab_uva_to_gpa(tab, uaddr, size, &gpa) || (gpa >> 62))
-		return -EFAULT;
-	i = vp_memtab_find(tab, gpa);
-	r = i < 0 ? NULL : &tab->r[i];
-	if (!r || !r->map)
-		return -EFAULT;
-	e.last = end;
-	e.host = vp_gptr_addr(vp_gptr_add(r->host, gpa - r->gpa));
-	e.gpa_perm = gpa << 2 | (perm & 3);
-	t->updates++;
 	write_begin(t);
-	cut(t, iova, end);
+	cut(t, first, last);
 	if (t->n >= t->room) {
 		/* Full: make room anywhere else; what is still needed is missed again. */
-		at = lower(t, t->n, iova);
+		at = lower(t, t->n, first);
 		splice(t, at > t->n / 2 ? 0 : t->n - t->room / 8, t->room / 8, NULL, 0);
 		__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);
 	}
-	at = lower(t, t->n, iova);
+	at = lower(t, t->n, first);
 	if (at > 0 && continues(&t->e[at - 1], &e)) {
 		at--;
 		e.iova = t->e[at].iova;
@@ -305,8 +296,39 @@ int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t io
 	}
 	splice(t, at, del, &e, 1);
 	write_end(t);
-	misses_answered(t, iova, end);
+	misses_answered(t, first, last);
+}
+
+int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		    unsigned perm)
+{
+	struct entry e = { .iova = iova };
+	const struct vp_region *r;
+	uint64_t gpa, end;
+	int i;
+
+	if (!size || vp_add_overflow(iova, size - 1, &end) || vp_add_overflow(uaddr, size - 1, &gpa))
+		return -EINVAL;
+	if (!tab || vp_memtab_uva_to_gpa(tab, uaddr, size, &gpa) || (gpa >> 62))
+		return -EFAULT;
+	i = vp_memtab_find(tab, gpa);
+	r = i < 0 ? NULL : &tab->r[i];
+	if (!r || !r->map)
+		return -EFAULT;
+	e.last = end;
+	e.host = vp_gptr_addr(vp_gptr_add(r->host, gpa - r->gpa));
+	if (!(perm & 3))
+		return -EINVAL;
+	e.gpa_perm = gpa << 2 | (perm & 3);
+	t->updates++;
+	insert(t, e);
 	return 0;
+}
+
+void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova)
+{
+	iova &= ~UINT64_C(4095);
+	insert(t, (struct entry){ .iova = iova, .last = iova | 4095 });
 }
 
 void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)

@@ -39,6 +39,9 @@ struct vp_iommu *vp_iotlb_iommu(struct vp_iotlb *t);
 int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
 		    unsigned perm);
 
+/* The page of iova is not to be had: accesses fail with -EFAULT, not with a miss, until it is updated or invalidated. */
+void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova);
+
 /* Forget [iova, iova + size); size may reach to the end of the address space. */
 void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size);
 

@@ -43,6 +43,6 @@ bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uin
 void vp_packed_log_used(struct vp_virtq *vq, uint16_t slot)
 {
 	/* Used descriptors are written into the descriptor ring itself. */
-	if (vq->log_ring && !vq->xl.iommu)
-		vp_dirty_log_mark(vq->log, vq->desc_addr + 16 * (uint64_t)slot, 16);
+	if (vq->log_ring)
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, vq->desc_addr + 16 * (uint64_t)slot, 16);
 }
