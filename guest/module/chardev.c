@@ -164,7 +164,7 @@ static __poll_t vp_poll(struct file *file, poll_table *pt)
 	struct vp_port *port = vf->port;
 
 	poll_wait(file, &port->wq, pt);
-	if (READ_ONCE(port->gone))
+	if (READ_ONCE(port->dead))
 		return EPOLLHUP | EPOLLERR;
 	return vp_has_event(port, vf) ? EPOLLIN | EPOLLRDNORM : 0;
 }

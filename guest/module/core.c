@@ -62,7 +62,7 @@ void vp_port_signalled(struct vp_port *port, u32 nr)
 	if (!sig) {
 		wake_up_all(&port->wq);		/* somebody may wait for an answer */
 		if (!READ_ONCE(port->gone))
-			queue_work(system_wq, &port->state_work);
+			queue_work(vp_wq, &port->state_work);
 	}
 }
 
@@ -203,6 +203,33 @@ void vp_ports_device_gone(const void *dev)
 	mutex_unlock(&vp_ports_lock);
 }
 
+/* For callers that wait for the host: vp_ports_lock may not be held meanwhile. */
+struct vp_port *vp_port_get(int id)
+{
+	struct vp_port *port, *found = NULL;
+
+	mutex_lock(&vp_ports_lock);
+	list_for_each_entry(port, &vp_ports, node)
+		if (port->id == id) {
+			found = port;
+			get_device(&found->dev);
+		}
+	mutex_unlock(&vp_ports_lock);
+	if (!found)
+		return NULL;
+	down_read(&found->life);
+	if (!READ_ONCE(found->gone))
+		return found;
+	vp_port_put(found);
+	return NULL;
+}
+
+void vp_port_put(struct vp_port *port)
+{
+	up_read(&port->life);
+	put_device(&port->dev);
+}
+
 /* ---- detach --------------------------------------------------------------------------------- */
 
 static bool vp_is_attached(struct vp_port *port)
@@ -241,7 +268,7 @@ static void vp_detach_work(struct work_struct *work)
 	if (READ_ONCE(port->gone))
 		return;
 	if (time_before(jiffies, port->detach_deadline) && vp_windows_in_use(port)) {
-		queue_delayed_work(system_wq, &port->detach_work, msecs_to_jiffies(20) + 1);
+		queue_delayed_work(vp_wq, &port->detach_work, msecs_to_jiffies(20) + 1);
 		return;
 	}
 	vp_detach(port, VP_COMMAND_MS);
@@ -255,7 +282,7 @@ static void vp_detach_work(struct work_struct *work)
 static void vp_detach_start(struct vp_port *port)
 {
 	port->detach_deadline = jiffies + msecs_to_jiffies(VP_GRACE_MS);
-	queue_delayed_work(system_wq, &port->detach_work, 0);
+	queue_delayed_work(vp_wq, &port->detach_work, 0);
 }
 
 void vp_port_owner_left(struct vp_port *port)
@@ -279,7 +306,7 @@ void vp_port_quiesce(struct vp_port *port, unsigned int timeout_ms)
 
 void vp_port_resume(struct vp_port *port)
 {
-	queue_work(system_wq, &port->state_work);
+	queue_work(vp_wq, &port->state_work);
 }
 
 /* ---- register, unregister ---------------------------------------------------------------------- */
@@ -403,7 +430,7 @@ void vp_port_start(struct vp_port *port)
 	if (port->detaching)
 		vp_detach_start(port);
 	mutex_unlock(&port->lock);
-	queue_work(system_wq, &port->state_work);
+	queue_work(vp_wq, &port->state_work);
 }
 
 void vp_port_unregister(struct vp_port *port)
@@ -421,9 +448,11 @@ void vp_port_unregister(struct vp_port *port)
 
 	vp_signals_drop(port);
 	vp_map_revoke(port->ctrl_map);
-	vp_detach(port, 2000);
+	vp_windows_revoke(port, NULL);
+	WRITE_ONCE(port->dead, true);	/* only now, so that POLLHUP means that nothing is left */
+	wake_up_all(&port->wq);
+	vp_detach(port, 4000);
 	cdev_device_del(&port->cdev, &port->dev);
-	wake_up_all(&port->wq);		/* pollers: POLLHUP */
 }
 
 void vp_port_free(struct vp_port *port)

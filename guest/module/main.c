@@ -9,6 +9,7 @@
 #include "vp.h"
 
 dev_t vp_devt;
+struct workqueue_struct *vp_wq;
 
 struct class vp_class = {
 	.name = VP_NAME,
@@ -18,11 +19,15 @@ struct class vp_class = {
 static int vp_reboot(struct notifier_block *nb, unsigned long action, void *data)
 {
 	struct vp_port *port;
+	int id;
 
-	mutex_lock(&vp_ports_lock);
-	list_for_each_entry(port, &vp_ports, node)
+	for (id = 0; id < VP_MAX_PORTS; id++) {
+		port = vp_port_get(id);
+		if (!port)
+			continue;
 		vp_port_quiesce(port, 1000);
-	mutex_unlock(&vp_ports_lock);
+		vp_port_put(port);
+	}
 	return NOTIFY_DONE;
 }
 
@@ -41,9 +46,13 @@ static int __init vp_init(void)
 	ret = vp_fs_init();
 	if (ret)
 		goto err_class;
+	ret = -ENOMEM;
+	vp_wq = alloc_workqueue("vhost_pci", WQ_UNBOUND, 0);
+	if (!vp_wq)
+		goto err_fs;
 	ret = register_reboot_notifier(&vp_reboot_nb);
 	if (ret)
-		goto err_fs;
+		goto err_wq;
 	ret = vp_ivshmem_init();
 	if (ret)
 		goto err_reboot;
@@ -56,6 +65,8 @@ err_ivshmem:
 	vp_ivshmem_exit();
 err_reboot:
 	unregister_reboot_notifier(&vp_reboot_nb);
+err_wq:
+	destroy_workqueue(vp_wq);
 err_fs:
 	vp_fs_exit();
 err_class:
@@ -70,6 +81,7 @@ static void __exit vp_exit(void)
 	vp_shmem_exit();
 	vp_ivshmem_exit();
 	unregister_reboot_notifier(&vp_reboot_nb);
+	destroy_workqueue(vp_wq);
 	vp_fs_exit();
 	class_unregister(&vp_class);
 	unregister_chrdev_region(vp_devt, VP_MAX_PORTS);

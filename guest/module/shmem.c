@@ -121,7 +121,7 @@ static void vp_sm_irq(struct virtqueue *vq)
 	if (port)
 		vp_port_signalled(port, vq->index);
 	else if (!vq->index)
-		mod_delayed_work(system_wq, &sm->wait_work, 0);
+		mod_delayed_work(vp_wq, &sm->wait_work, 0);
 }
 
 static void vp_sm_stop(struct vp_sm *sm)
@@ -189,7 +189,7 @@ static void vp_sm_wait(struct work_struct *work)
 		/* Signal 0 ends the wait at once; this is for one that got lost. */
 		if (sm->waits++ == 250)
 			dev_warn(&sm->vdev->dev, "the host has not mapped the control block yet\n");
-		queue_delayed_work(system_wq, &sm->wait_work,
+		queue_delayed_work(vp_wq, &sm->wait_work,
 				   sm->waits < 250 ? msecs_to_jiffies(20) + 1 : HZ);
 		return;
 	}
@@ -270,7 +270,7 @@ static int vp_sm_probe(struct virtio_device *vdev)
 		vp_sm_stop(sm);
 		goto err;
 	}
-	queue_delayed_work(system_wq, &sm->wait_work, 0);
+	queue_delayed_work(vp_wq, &sm->wait_work, 0);
 	return 0;
 err:
 	vp_sm_free(sm);
@@ -314,7 +314,7 @@ static int vp_sm_restore(struct virtio_device *vdev)
 	if (sm->port)
 		vp_port_resume(sm->port);
 	else
-		queue_delayed_work(system_wq, &sm->wait_work, 0);
+		queue_delayed_work(vp_wq, &sm->wait_work, 0);
 	return 0;
 }
 #endif

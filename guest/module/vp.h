@@ -173,7 +173,8 @@ struct vp_port {
 	char name[33];
 
 	struct rw_semaphore life;
-	bool gone;
+	bool gone;			/* no new operations; those that wait come back */
+	bool dead;			/* and all mappings are revoked */
 
 	struct mutex lock;
 	struct vp_file *owner;
@@ -207,6 +208,7 @@ extern const struct attribute_group *vp_port_groups[];
 extern struct list_head vp_ports;
 extern struct mutex vp_ports_lock;
 extern dev_t vp_devt;
+extern struct workqueue_struct *vp_wq;
 
 /* 0 if this looks like the header of a control block, -ENODEV if the magic is missing, -EPROTO. */
 int vp_header_check(struct device *dev, const struct vhp_abi_header *h, u32 attachment);
@@ -226,6 +228,9 @@ void vp_port_window_event(struct vp_port *port);
 void vp_port_quiesce(struct vp_port *port, unsigned int timeout_ms);
 void vp_port_resume(struct vp_port *port);
 void vp_port_owner_left(struct vp_port *port);
+/* The port with this number, or NULL; it neither goes nor is unregistered until it is put. */
+struct vp_port *vp_port_get(int id);
+void vp_port_put(struct vp_port *port);
 /* Does any port name a window of this kind, locator and size? Revoke all windows in a device. */
 bool vp_ports_name_window(u32 kind, u64 locator, u64 size);
 void vp_ports_device_gone(const void *dev);

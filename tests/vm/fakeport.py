@@ -85,7 +85,8 @@ class Server:
     def close(self):
         for s in self.conns + [self.sock]:
             s.close()
-        os.unlink(self.path)
+        if os.path.exists(self.path):
+            os.unlink(self.path)
 
 
 class FakePort:
