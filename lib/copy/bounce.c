@@ -253,7 +253,7 @@ VP_INLINE int put_piece(struct vp_virtq *vq, uint64_t addr, uint32_t len, vp_gpt
 	if (vp_likely(off < w->size && len <= w->size - off)) {
 		vp_pkt_copy_peer(vp_gptr_add(w->host, off), from, len);
 		if (vp_unlikely(vq->log))
-			vp_dirty_log_mark(vq->log, addr, len);
+			vp_dirty_log_mark_xlate(vq->log, &vq->xl, addr, len);
 		return 0;
 	}
 	while (len) {
@@ -262,7 +262,7 @@ VP_INLINE int put_piece(struct vp_virtq *vq, uint64_t addr, uint32_t len, vp_gpt
 			return ret;
 		vp_copy_peer(host, from, span);
 		if (vp_unlikely(vq->log))
-			vp_dirty_log_mark(vq->log, addr, span);
+			vp_dirty_log_mark_xlate(vq->log, &vq->xl, addr, span);
 		addr += span;
 		from = vp_gptr_add(from, span);
 		len -= (uint32_t)span;
@@ -411,6 +411,8 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
+	/* Before any use of a remembered translation in this round; see vp_xlate_sync(). */
+	vp_xlate_sync(&rq->vq.xl);
 	if (rq->rate && !b->c.early) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
 		max = vp_relay_allow(rq, start, s->hz, max);
