@@ -427,6 +427,11 @@ static void on_event(void *ctx, const char *name, json_t *data)
 	struct vp_ivwins *w = ctx;
 	const char *id = json_string_value(json_object_get(data, "device"));
 
+	if (!strcmp(name, "RESET")) {
+		vp_port_guest_reset(w->port);
+		return;
+	}
+
 	if (strcmp(name, "DEVICE_DELETED") || !id)
 		return;
 	for (struct wdev *v = w->list; v; v = v->next) {

@@ -473,6 +473,15 @@ void vp_port_online(struct vp_port *p, bool online)
 		vp_port_command(p);
 }
 
+void vp_port_guest_reset(struct vp_port *p)
+{
+	vp_port_begin(p);
+	p->cut = p->bad_features = false;
+	detach(p);
+	port_evaluate(p);
+	vp_port_commit(p);
+}
+
 /* ---- the owner ---------------------------------------------------------------- */
 
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues, uint64_t offered,

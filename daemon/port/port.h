@@ -73,6 +73,8 @@ void vp_port_set_attachment(struct vp_port *p, const struct vp_port_att_ops *ops
  * nothing is taken, runs end, and the port is not attached. Reads the command page when it comes online.
  */
 void vp_port_online(struct vp_port *p, bool online);
+/* The guest was reset: as its DETACH, without an answer. */
+void vp_port_guest_reset(struct vp_port *p);
 /* Signal 0 from the guest: look at the command page. */
 void vp_port_command(struct vp_port *p);
 /* result 0 or -errno; why (may be NULL) is shown to the administrator. */
