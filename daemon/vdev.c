@@ -200,7 +200,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	r->starts++;
 	ring_set_log(v, q);
 	vp_log(VP_LOG_DEBUG, "%s: queue %u started: %s ring of %u at index %u%s", v->name, q, packed ? "packed" : "split",
-	       vr->num, vr->base, vr->enabled ? "" : ", disabled");
+	       vr->num, vr->base & (packed ? 0x7fff : 0xffff), vr->enabled ? "" : ", disabled");
 	return 0;
 }
 
