@@ -14,7 +14,7 @@ import middle
 from testpmd import DriverVms, Testpmd
 
 PEER = "testpmd io, 2 x net_vhost"
-BURSTS = 8  # of 32 packets in flight each way
+BURSTS = 4  # of 32 packets in flight each way, half a ring
 
 # As a Linux guest negotiates first; then the variants.
 RINGS = [
@@ -36,7 +36,7 @@ class PeerMiddle:
             if os.path.exists(s):
                 os.unlink(s)
         self.t = Testpmd("peer-middle", cpu, ["net_vhost%d,iface=%s,queues=1" % (i, s)
-                                              for i, s in enumerate(self.sockets)], workdir, mem=128)
+                                              for i, s in enumerate(self.sockets)], workdir)
         self.pid = self.t.p.pid
 
     def start(self):
@@ -82,7 +82,7 @@ class Setup:
         if not packets:
             raise harness.BenchError("no packet came through %s; see the logs in %s" %
                                      (type(self.mid).__name__, os.path.dirname(self.drv.log.name)))
-        hz = drv["hz"] or 1
+        self.hz = hz = drv["hz"] or 1
         return {"cpp": cycles / packets, "pps": packets / dt, "drops": drops, "disturbed": disturbed,
                 "mid_busy": cycles / dt / hz, "drv_busy": drv["cycles"] / dt / hz,
                 "drv_cpp": drv["cycles"] / max(drv["rx"], 1), "per_burst": getattr(self.mid, "per_burst", None)}
@@ -106,7 +106,7 @@ def run(opt):
     seconds = 0.4 if opt.quick else 1.0
     n = 3 if opt.quick else opt.pairs
     cpus = harness.two_cpus()
-    harness.need_hugepages(400)
+    harness.need_hugepages(160)
     results = []
     progress = harness.Progress("relay", len(rings) * len(SIZES) * n)
     for ring_name, ring in rings:

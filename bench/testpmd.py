@@ -9,11 +9,15 @@ import time
 
 import harness
 
+# As a VMM sets a NIC up by default. Few buffers in all, so that drivers and switch turn round in cache, not in memory.
+RING = 256
+MBUFS = 4096
+
 PROMPT = b"testpmd> "
 
 
 class Testpmd:
-    def __init__(self, name, cpu, vdevs, workdir, mem=256, args=(), mbufs=16384):
+    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS):
         if not shutil.which("dpdk-testpmd"):
             raise harness.BenchError("dpdk-testpmd is missing: install the package dpdk-dev (or run make setup)")
         self.name, self.buf = name, b""
@@ -24,7 +28,7 @@ class Testpmd:
         for v in vdevs:
             argv += ["--vdev", v]
         argv += ["--", "-i", "--forward-mode=io", "--record-core-cycles", "--no-mlockall",
-                 "--total-num-mbufs=%d" % mbufs, "--rxd=1024", "--txd=1024", *args]
+                 "--total-num-mbufs=%d" % mbufs, "--rxd=%d" % RING, "--txd=%d" % RING, *args]
         self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, bufsize=0)
         self._until_prompt(30)
@@ -80,8 +84,8 @@ class DriverVms(Testpmd):
     """Two virtio-user ports in one process; packets circulate through what joins them."""
 
     def __init__(self, name, cpu, sockets, workdir, ring):
-        vdevs = ["net_virtio_user%d,path=%s,queue_size=1024,%s" % (i, s, ring) for i, s in enumerate(sockets)]
-        super().__init__(name, cpu, vdevs, workdir, mem=256, mbufs=32768)
+        vdevs = ["net_virtio_user%d,path=%s,queue_size=%d,%s" % (i, s, RING, ring) for i, s in enumerate(sockets)]
+        super().__init__(name, cpu, vdevs, workdir)
 
     def start(self, size, bursts):
         self.cmd("set txpkts %d" % size)
