@@ -72,6 +72,9 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
 	for (last = first; have < need; last++) {
 		const struct vp_chain *c = &f->b->chain[last];
 
+		/* More buffers would not help. */
+		if (last > first && !f->mergeable)
+			return -EMSGSIZE;
 		if (last == f->b->n)
 			/* A full burst of tiny buffers, none taken yet: it will never fit. */
 			return first == 0 && f->b->n == VP_BURST ? -EMSGSIZE : -EAGAIN;
@@ -79,8 +82,6 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
 			vp_vq_break(f->vq, VP_VQ_BAD_BUFFER);
 			return -EIO;
 		}
-		if (last > first && !f->mergeable)
-			return -EMSGSIZE;
 		have += c->in_len;
 	}
 	memcpy(hdr, h, sizeof(*h));
