@@ -290,25 +290,38 @@ def test_socket_activation(make_daemon):
     assert os.path.exists(paths["ab.driver"])  # not ours to unlink
 
 
+def status(pid, key):
+    return [int(x.split()[1]) for x in open(f"/proc/{pid}/status") if x.startswith(key)][0]
+
+
 def test_thousand_links(make_daemon):
     """Idle links cost no CPU and little memory; one more is added in no time."""
     d = make_daemon()
+    d.start()
+    few = status(d.proc.pid, "VmRSS")
     for i in range(1000):
         d.link(f"l{i}")
-    d.start()
+    d.call("daemon.reload")
+    each = (status(d.proc.pid, "VmRSS") - few) / 1000
 
     def cpu():
         f = open(f"/proc/{d.proc.pid}/stat").read().rsplit(")", 1)[1].split()
         return int(f[11]) + int(f[12])
-    t = time.monotonic()
-    d.call("link.add", name="one-more", config={"Driver": {"VM": "a"}, "Device": {"VM": "b"}})
-    assert time.monotonic() - t < 0.1  # usually far below 5 ms; the machine may be busy
-    assert len(d.call("link.list")["links"]) == 1001
+
+    def add(i):
+        t = time.monotonic()
+        d.call("link.add", name=f"more{i}", config={"Driver": {"VM": "a"}, "Device": {"VM": "b"}})
+        return time.monotonic() - t
+    best = min(add(i) for i in range(10))  # the machine may be busy with something else
+    assert len(d.call("link.list")["links"]) == 1010
     before = cpu()
     time.sleep(2)
-    assert cpu() - before <= 1
-    rss = [int(x.split()[1]) for x in open(f"/proc/{d.proc.pid}/status") if x.startswith("VmRSS")][0]
-    assert rss < 40 * 1024
+    ticks = cpu() - before
+    print(f"{each:.1f} KiB a link, {best * 1000:.2f} ms to add one, {ticks} ticks of CPU in 2 s")
+    assert ticks <= 1
+    if "asan" not in open(f"/proc/{d.proc.pid}/maps").read():
+        assert best < 0.005
+        assert each < 16
 
 
 def ctl(d, *args, env=None):
