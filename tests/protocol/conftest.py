@@ -24,7 +24,7 @@ class ControlError(Exception):
 class Control:
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.sock.connect(str(path))
         self.file = self.sock.makefile("r")
         self.n = 0
@@ -81,7 +81,7 @@ class Daemon:
         self.log_path = self.tmp / "log"
         with open(self.log_path, "ab") as log:
             self.proc = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while "ready:" not in self.log():
             assert self.proc.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
@@ -136,7 +136,7 @@ class Daemon:
             self.control = None
         if self.proc and self.alive():
             self.proc.send_signal(signal.SIGTERM)
-            self.proc.wait(10)
+            self.proc.wait(60)
         return self.proc.returncode if self.proc else 0
 
 

@@ -305,22 +305,21 @@ def test_thousand_links(make_daemon):
     each = (status(d.proc.pid, "VmRSS") - few) / 1000
 
     def cpu():
-        f = open(f"/proc/{d.proc.pid}/stat").read().rsplit(")", 1)[1].split()
-        return int(f[11]) + int(f[12])
+        """Milliseconds of CPU that the main thread has had: does not depend on what else the machine does."""
+        return int(open(f"/proc/{d.proc.pid}/schedstat").read().split()[0]) / 1e6
 
-    def add(i):
-        t = time.monotonic()
+    before = cpu()
+    for i in range(10):
         d.call("link.add", name=f"more{i}", config={"Driver": {"VM": "a"}, "Device": {"VM": "b"}})
-        return time.monotonic() - t
-    best = min(add(i) for i in range(10))  # the machine may be busy with something else
+    add = (cpu() - before) / 10
     assert len(d.call("link.list")["links"]) == 1010
     before = cpu()
     time.sleep(2)
-    ticks = cpu() - before
-    print(f"{each:.1f} KiB a link, {best * 1000:.2f} ms to add one, {ticks} ticks of CPU in 2 s")
-    assert ticks <= 1
+    idle = cpu() - before
+    print(f"{each:.1f} KiB a link, {add:.2f} ms to add one, {idle:.2f} ms of CPU in 2 s")
+    assert idle < 5
     if "asan" not in open(f"/proc/{d.proc.pid}/maps").read():
-        assert best < 0.005
+        assert add < 5
         assert each < 16
 
 
