@@ -92,7 +92,7 @@ class Daemon:
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def wait_log(self, text, timeout=5):
+    def wait_log(self, text, timeout=30):
         deadline = time.monotonic() + timeout
         while text not in self.log():
             assert time.monotonic() < deadline, f"not in the log: {text}\n{self.log()}"
@@ -113,7 +113,7 @@ class Daemon:
     def fds(self):
         return self.call("daemon.show")["open_fds"]
 
-    def wait(self, what, timeout=5):
+    def wait(self, what, timeout=30):
         """Until what() is true; returns its value."""
         deadline = time.monotonic() + timeout
         while True:

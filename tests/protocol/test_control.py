@@ -16,7 +16,7 @@ from test_relay import both_ways
 
 def raw(daemon, data, n=1):
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(5)
+        s.settimeout(30)
         s.connect(str(daemon.run / "control.sock"))
         s.sendall(data)
         f = s.makefile()
@@ -81,7 +81,7 @@ def test_too_many_clients(daemon):
     held = []
     for _ in range(70):
         s = socket.socket(socket.AF_UNIX)
-        s.settimeout(5)
+        s.settimeout(30)
         s.connect(str(daemon.run / "control.sock"))
         held.append(s)
     assert json.loads(held[-1].makefile().readline())["error"]["code"] == "limit"
@@ -92,7 +92,7 @@ def test_too_many_clients(daemon):
 
 def test_subscriber_that_does_not_read(daemon):
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(5)
+        s.settimeout(30)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         s.connect(str(daemon.run / "control.sock"))
         s.sendall(b'{"version":1,"id":1,"method":"events.subscribe"}\n')

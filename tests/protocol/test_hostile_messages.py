@@ -383,10 +383,10 @@ def test_second_frontend(guarded):
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(guarded.sock("ab", "driver"))
             a.sock.close()
-            s.settimeout(1)
+            s.settimeout(5)
             t = time.monotonic()
             s.sendall(struct.pack("<III", vu.GET_FEATURES, 1, 0))
-            assert len(s.recv(20)) == 20 and time.monotonic() - t < 0.5
+            assert len(s.recv(20)) == 20 and time.monotonic() - t < 1.5
 
 
 def test_reconnect_storm(guarded):

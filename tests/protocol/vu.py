@@ -237,7 +237,7 @@ class PackedRing:
 class Frontend:
     """One connection. Methods named as messages send them; raw() sends anything."""
 
-    def __init__(self, path, timeout=5, listen=None):
+    def __init__(self, path, timeout=30, listen=None):
         if listen is not None:
             listen.settimeout(timeout)
             self.sock, _ = listen.accept()
@@ -417,7 +417,7 @@ class Nic(Frontend):
     def send_packet(self, data, hdr=None, pair=0, cut=None, kick=True):
         """cut: split header+packet into descriptors at these offsets."""
         self.reclaim(pair)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not self.tx_free:
             assert time.monotonic() < deadline, "transmit buffers never came back"
             self.reclaim(pair)
@@ -452,7 +452,7 @@ class Nic(Frontend):
         self.kick(2 * pair)
         return hdr, data
 
-    def recv_packet(self, timeout=5, pair=0):
+    def recv_packet(self, timeout=30, pair=0):
         deadline = time.monotonic() + timeout
         while True:
             got = self.poll_packet(pair)
