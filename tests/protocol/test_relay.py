@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Packets across a relay link, pushed and checked by two scripted drivers."""
 import itertools
+import time
 
 import pytest
 
@@ -219,12 +220,14 @@ def test_rate_limit(make_daemon):
     d.link("ab", Net_PacketsPerSecond=100)
     d.start()
     with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        t = time.monotonic()
         for n in range(400):
             a.send_packet(vu.frame(n))
             while b.poll_packet() is not None:
                 pass
+        allowed = 64 + 100 * (time.monotonic() - t) + 10  # a burst, and what the time allows
         tx = d.wait(lambda: (t := d.stats("ab")["driver"]["tx"])["packets"] + t["dropped"] == 400 and t)
-        assert 64 <= tx["packets"] <= 200 and tx["drops"]["rate"] == 400 - tx["packets"]
+        assert 64 <= tx["packets"] <= allowed and tx["drops"]["rate"] == 400 - tx["packets"]
 
 
 def test_config_space(make_daemon):
