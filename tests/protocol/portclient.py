@@ -5,11 +5,13 @@ Written from docs/spec.md and docs/local-attachment.md, not from the C code.
 """
 import array
 import contextlib
+import json
 import mmap
 import os
 import select
 import socket
 import struct
+import threading
 import time
 
 import vu
@@ -191,6 +193,8 @@ class Local(Port):
 
     def window(self, slot):
         size, locator, serial, kind, _ = self.state().windows[slot]
+        if kind == 1:
+            return memoryview(self.mem)[locator:locator + size]
         assert kind == 4
         if locator not in self.maps:
             while locator not in self.windows:
@@ -322,3 +326,167 @@ class Shmem(Port):
 
     def __exit__(self, *_):
         self.close()
+
+
+class Ivshmem(Port):
+    """The client's side of an ivshmem server, as QEMU's ivshmem-doorbell is."""
+
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(5)
+        self.sock.connect(path)
+        assert self.message() == (0, None), "protocol version"
+        self.id, fd = self.message()
+        assert fd is None and 0 <= self.id < 0x8000
+        got, self.fd = self.message()
+        assert got == -1 and self.fd is not None
+        self.size = os.fstat(self.fd).st_size
+        assert self.size & (self.size - 1) == 0
+        self.mem = mmap.mmap(self.fd, self.size)
+        assert self.mem[:8] == b"VHOSTPCI"
+        nsig, self.bell0 = struct.unpack_from("<II", self.mem, 0x38)
+        self.peers = {}
+        while len(self.peers.get(self.id, [])) < nsig:
+            peer, fd = self.message()
+            assert fd is not None, "a disconnect: QEMU would be corrupted"
+            self.peers.setdefault(peer, []).append(fd)
+        self.signals = self.peers[self.id]
+        self.maps = {}
+        self.vmm = None
+
+    def message(self):
+        fds = array.array("i")
+        data, anc, _, _ = self.sock.recvmsg(8, socket.CMSG_SPACE(4))
+        if not data:
+            raise Gone()
+        for _, _, d in anc:
+            fds.frombytes(d[:4])
+        return struct.unpack("<q", data)[0], fds[0] if fds else None
+
+    def doorbell(self, value):
+        one(self.peers[value >> 16][value & 0xffff])
+
+    def ring_command(self):
+        self.doorbell(self.bell0)
+
+    @property
+    def doorbells(self):
+        return {v: self.peers[v >> 16][v & 0xffff] for v in (q.doorbell for q in self.state().queues)}
+
+    def window(self, slot):
+        size, locator, serial, kind, _ = self.state().windows[slot]
+        assert kind == 2 and locator >= 0x8000
+        return self.vmm.window(locator, size)
+
+    def close(self):
+        self.sock.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Qmp:
+    """As much of QEMU as hot-plugs ivshmem devices."""
+
+    def __init__(self, path, buses=("rp0", "rp1")):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(4)
+        self.buses, self.devices, self.chardevs, self.fds = list(buses), {}, {}, {}
+        self.bar, self.release, self.log, self.conn = True, True, [], None
+        self.stop = False
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while not self.stop:
+            try:
+                self.conn, _ = self.listener.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError):
+                self.serve(self.conn)
+
+    def say(self, o):
+        self.conn.sendall(json.dumps(o).encode() + b"\r\n")
+
+    def event(self, name, **data):
+        self.say({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}})
+
+    def serve(self, conn):
+        self.say({"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}})
+        buf, fds = b"", []
+        while True:
+            data, anc, _, _ = conn.recvmsg(65536, socket.CMSG_SPACE(16))
+            if not data:
+                return
+            for _, _, d in anc:
+                a = array.array("i")
+                a.frombytes(d[:4])
+                fds += a
+            buf += data
+            while b"\n" in buf:
+                line, _, buf = buf.partition(b"\n")
+                m = json.loads(line)
+                self.log.append(m["execute"])
+                try:
+                    ret = self.execute(m["execute"], m.get("arguments", {}), fds)
+                    self.say({"return": ret, "id": m["id"]})
+                except KeyError as err:
+                    self.say({"error": {"class": "GenericError", "desc": str(err.args[0])}, "id": m["id"]})
+                for d in [d for d, v in self.devices.items() if v["leaving"] and self.release]:
+                    del self.devices[d]
+                    self.event("DEVICE_DELETED", device=d, path="/machine/peripheral/" + d)
+
+    def execute(self, cmd, a, fds):
+        if cmd == "getfd":
+            self.fds[a["fdname"]] = fds.pop(0)
+        elif cmd == "chardev-add":
+            addr = a["backend"]["data"]["addr"]
+            assert addr["type"] == "fd"
+            self.chardevs[a["id"]] = self.fds.pop(addr["data"]["str"])
+        elif cmd == "chardev-remove":
+            os.close(self.chardevs.pop(a["id"]))
+        elif cmd == "device_add":
+            assert a["driver"] == "ivshmem-doorbell"
+            if a["bus"] not in self.buses or any(d["bus"] == a["bus"] for d in self.devices.values()):
+                raise KeyError("Bus '%s' not found or in use" % a["bus"])
+            s = socket.socket(fileno=os.dup(self.chardevs[a["chardev"]]))
+            s.setblocking(False)  # all has to be there already: QEMU would freeze
+            got = []
+            for _ in range(3):
+                d, anc, _, _ = s.recvmsg(8, socket.CMSG_SPACE(4))
+                got.append((struct.unpack("<q", d)[0], array.array("i", anc[0][2][:4])[0] if anc else None))
+            assert got[0][0] == 0 and got[1][0] >= 0x8000 and got[2][0] == -1
+            size = os.fstat(got[2][1]).st_size
+            assert size & (size - 1) == 0, "QEMU would abort"
+            self.devices[a["id"]] = {"bus": a["bus"], "pos": got[1][0], "fd": got[2][1], "size": size, "leaving": False}
+        elif cmd == "device_del":
+            if a["id"] not in self.devices:
+                raise KeyError("Device '%s' not found" % a["id"])
+            self.devices[a["id"]]["leaving"] = True
+        elif cmd == "query-pci":
+            return [{"bus": 0, "devices": [{"qdev_id": d["bus"], "regions": [], "pci_bridge": {"devices": [
+                {"qdev_id": i, "regions": [{"bar": 2, "address": 1 << 32 if self.bar else -1, "size": d["size"]}]}]}}
+                for i, d in self.devices.items()]}]
+        elif cmd == "qom-list":
+            return [{"name": i, "type": "child<ivshmem-doorbell>"} for i in self.devices] + [{"name": "type", "type": "string"}]
+        elif cmd != "qmp_capabilities":
+            raise KeyError("The command %s has not been found" % cmd)
+        return {}
+
+    def window(self, pos, size):
+        d = next(d for d in self.devices.values() if d["pos"] == pos)
+        assert d["size"] == size
+        if "map" not in d:
+            d["map"] = mmap.mmap(d["fd"], size)
+        return d["map"]
+
+    def close(self):
+        self.stop = True
+        self.listener.close()
+        if self.conn:
+            self.conn.close()

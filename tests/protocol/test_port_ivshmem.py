@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ivshmem attachment against a scripted device and a scripted QMP server."""
+import time
+
+import pytest
+
+import portclient as pc
+import vu
+from test_port import forward
+
+
+class Lab:
+    def __init__(self, d, **keys):
+        self.d = d
+        self.path = str(d.tmp / "qmp")
+        d.link("ab", Device_Endpoint="port", Device_Attachment="ivshmem", **keys)
+
+    def start(self):
+        self.d.start()
+        return self
+
+    def drv(self):
+        return self.d.sock("ab", "driver")
+
+    def dev(self):
+        return self.d.sock("ab", "device")
+
+    def device(self):
+        return self.d.show("ab")["sides"]["device"]
+
+    def error(self):
+        return next((w["error"] for w in self.device()["windows"] if w["error"]), None)
+
+
+@pytest.fixture
+def lab(make_daemon):
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    one = Lab(d, Device_QMP=path, Device_HotplugBus="rp0 rp1")
+    one.qmp = pc.Qmp(path)
+    yield one.start()
+    one.qmp.close()
+
+
+def test_packets(lab):
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        assert p.attach() == pc.OK
+        s = p.wait(lambda s: s.up)
+        for i in range(3):
+            nic.send_packet(vu.frame(i, 100))
+        assert forward(p, 3)[0] == [vu.frame(i, 100) for i in range(3)]
+        assert pc.raised(nic.rings[1].call_fd)
+        assert len(lab.qmp.devices) == 1
+        assert p.command(pc.DETACH) == pc.OK
+        assert not lab.qmp.devices and not lab.qmp.chardevs and not lab.qmp.fds
+
+
+def test_drivers_come_and_go(lab):
+    with pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        for i in range(6):
+            with vu.Nic(lab.drv()) as nic:
+                p.wait(lambda s: s.up)
+                nic.send_packet(vu.frame(i, 64))
+                assert forward(p)[0] == [vu.frame(i, 64)]
+            s = p.wait(lambda s: not s.up)
+            p.command(pc.SYNC, s.regions_generation)
+        lab.d.wait(lambda: not lab.qmp.devices)
+        n = lab.d.fds()
+        for i in range(3):
+            with vu.Nic(lab.drv()):
+                p.wait(lambda s: s.up)
+            s = p.wait(lambda s: not s.up)
+            p.command(pc.SYNC, s.regions_generation)
+        lab.d.wait(lambda: not lab.qmp.devices and lab.d.fds() <= n)
+
+
+def test_no_qmp(make_daemon):
+    lab = Lab(make_daemon()).start()
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.attach()
+        p.wait(lambda s: s.reason == pc.WINDOW)
+        assert "QMP=" in lab.error() and "HotplugBus=" in lab.error()
+        assert nic.alive()
+
+
+def test_size_that_is_no_power_of_two(lab):
+    with vu.Nic(lab.drv(), mem=vu.Memory(12 << 20)), pc.Ivshmem(lab.dev()) as p:
+        p.attach()
+        p.wait(lambda s: s.reason == pc.WINDOW)
+        assert "power of two" in lab.error() and "shmem" in lab.error()
+        assert "device_add" not in lab.qmp.log
+
+
+def test_no_free_root_port(lab):
+    lab.qmp.buses.clear()
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: s.reason == pc.WINDOW)
+        lab.d.wait(lambda: lab.error())
+        assert "rp" in lab.error()
+        lab.qmp.buses.append("rp1")
+        assert p.wait(lambda s: s.up, timeout=12)
+        assert not [c for c in lab.qmp.chardevs if c not in ["c" + d for d in lab.qmp.devices]]
+
+
+def test_bar_without_address(lab):
+    lab.qmp.bar = False
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        lab.d.wait(lambda: lab.error(), timeout=12)
+        assert "pref64-reserve" in lab.error()
+        assert p.state().reason == pc.WINDOW
+        lab.qmp.bar = True
+        p.wait(lambda s: s.up and not lab.error(), timeout=12)
+
+
+def test_guest_that_never_releases(lab):
+    """The old window stays plugged; the next driver VM gets another port, DETACH is answered in time."""
+    with pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        lab.qmp.release = False
+        with vu.Nic(lab.drv()):
+            p.wait(lambda s: s.up)
+        s = p.wait(lambda s: not s.up)
+        p.command(pc.SYNC, s.regions_generation)
+        with vu.Nic(lab.drv()):
+            p.wait(lambda s: s.up)
+            assert sorted(d["bus"] for d in lab.qmp.devices.values()) == ["rp0", "rp1"]
+            t = time.monotonic()
+            assert p.command(pc.DETACH) == pc.OK
+            assert 2 < time.monotonic() - t < 5
+
+
+def test_reset_ends_the_runs(lab):
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: s.up)
+        lab.qmp.event("RESET", guest=True, reason="guest-reset")
+        p.wait(lambda s: not s.attached)
+        nic.send_packet(vu.frame(0, 64))
+        lab.d.wait(lambda: nic.rings[1].mem.r("H", nic.rings[1].used + 2) == 1)
+        assert p.attach() == pc.OK
+        p.wait(lambda s: s.up)
+
+
+def test_left_behind_by_an_earlier_daemon(lab):
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: s.up)
+        old = list(lab.qmp.devices)
+        lab.d.proc.kill()
+        lab.d.proc.wait()
+        lab.d.control = None
+    lab.qmp.devices["vhp-ab-other-8001"] = {"bus": "x", "pos": 1, "fd": -1, "size": 0, "leaving": False}
+    lab.d.log_path.unlink()
+    lab.d.start()
+    lab.d.wait(lambda: not set(old) & set(lab.qmp.devices))
+    assert "vhp-ab-other-8001" in lab.qmp.devices, "another link's window was removed"
+
+
+def test_device_gone_and_back(lab):
+    with vu.Nic(lab.drv()) as nic:
+        for i in range(3):
+            with pc.Ivshmem(lab.dev()) as p:
+                p.vmm = lab.qmp
+                p.attach()
+                p.wait(lambda s: s.up)
+                nic.send_packet(vu.frame(i, 64))
+                assert forward(p)[0] == [vu.frame(i, 64)]
+            lab.d.wait(lambda: not lab.device()["online"] and not lab.qmp.devices)
