@@ -236,8 +236,8 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 {
 	if (l->endpoint != VP_ENDPOINT_PORT) {
-		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed)
-			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize= and PackedRings= are for Endpoint=port");
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->pool)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize= and PackedRings= are for Endpoint=port");
 		return 0;
 	}
 	if (l->attachment == VP_ATTACH_AUTO)
@@ -251,6 +251,15 @@ static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 	if (!l->aperture && l->attachment == VP_ATTACH_SHMEM)
 		l->aperture = UINT64_C(64) << 30;
 	return 0;
+}
+
+uint64_t vp_conf_link_pool(const struct vp_conf_link *l)
+{
+	uint64_t want = (UINT64_C(8) << 20) * l->pairs, size = UINT64_C(8) << 20;
+
+	while (size < want)
+		size *= 2;
+	return l->pool ? l->pool : size;
 }
 
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)

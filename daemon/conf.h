@@ -48,6 +48,7 @@ struct vp_conf_vm {
 	uint32_t n_users;
 	uint32_t max_links;   /* 0 = no limit */
 	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
+	uint64_t max_pool;    /* bytes of pools of all its links in copy mode; 0 = no limit */
 };
 
 struct vp_conf_side {
@@ -71,6 +72,7 @@ struct vp_conf_link {
 	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
 	uint32_t attachment;   /* enum vp_attachment */
 	bool     packed;       /* the driver VM is offered packed rings */
+	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
@@ -135,6 +137,9 @@ int vp_conf_link_set(struct vp_conf_link *l, const char *section, const char *ke
  * checked for by itself and that its VMs exist in c. -EINVAL with a message.
  */
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e);
+
+/* Bytes of the link's pool in copy mode: PoolSize=, or 8 MiB for each queue pair. */
+uint64_t vp_conf_link_pool(const struct vp_conf_link *l);
 
 /* Two links that cannot both exist (same name, same socket). -EEXIST with a message, else 0. */
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e);

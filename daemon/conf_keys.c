@@ -361,6 +361,7 @@ static const struct key vm_keys[] = {
 	{ "VM", "User", parse_users, 0 },
 	{ "VM", "MaxLinks", parse_u32, V(max_links), 1, 65536 },
 	{ "VM", "MaxQueues", parse_u32, V(max_queues), 1, 65536 },
+	{ "VM", "MaxPool", parse_size, V(max_pool), 1, 1u << 23 },
 	{ NULL }
 };
 
@@ -380,6 +381,7 @@ static const struct key link_keys[] = {
 	{ "Device", "QMP", parse_path, L(qmp) },
 	{ "Device", "HotplugBus", parse_ids, L(hotplug_bus) },
 	{ "Device", "ApertureSize", parse_size, L(aperture), 512, 1u << 23 },
+	{ "Device", "PoolSize", parse_size, L(pool), 1, 4096 },
 	{ "Device", "PackedRings", parse_bool, L(packed) },
 	{ "Net", "DriverMAC", parse_mac, L(side[VP_SIDE_DRIVER]) },
 	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },

@@ -20,6 +20,7 @@ struct vp_links {
 static const struct vp_link_ops *const mode_ops[VP_MODE_COUNT] = {
 	[VP_MODE_RELAY] = &vp_link_relay_ops,
 	[VP_MODE_FAST] = &vp_link_port_ops,
+	[VP_MODE_COPY] = &vp_link_copy_ops,
 };
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d)

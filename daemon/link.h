@@ -47,6 +47,7 @@ struct vp_link {
 
 extern const struct vp_link_ops vp_link_relay_ops;
 extern const struct vp_link_ops vp_link_port_ops;   /* fast */
+extern const struct vp_link_ops vp_link_copy_ops;
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d);
 void vp_links_free(struct vp_links *ls);  /* removes them all */

@@ -10,7 +10,7 @@
 #include "base/util.h"
 
 /* Modes whose engine is in this build. Adding one here is all that policy needs to know. */
-static const uint32_t modes_built = 1u << VP_MODE_RELAY | 1u << VP_MODE_FAST;
+static const uint32_t modes_built = 1u << VP_MODE_RELAY | 1u << VP_MODE_FAST | 1u << VP_MODE_COPY;
 
 static void __attribute__((format(printf, 5, 6)))
 decide(struct vp_policy_decision *d, bool allowed, unsigned mode, const char *rule, const char *fmt, ...)
@@ -89,24 +89,44 @@ bool vp_policy_user_ok(const struct vp_conf_vm *vm, uid_t uid, uid_t self)
 	return false;
 }
 
-/* Links and queue pairs that l takes from vm: a link between a VM and itself counts twice. */
-static void add_use(const struct vp_conf_link *l, const char *vm, uint32_t *links, uint32_t *pairs)
+/* What links take from a VM. */
+struct use {
+	uint32_t links, pairs;
+	uint64_t pool;
+};
+
+/* What l takes from vm: a link between a VM and itself counts twice. */
+static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const char *vm, struct use *u)
 {
-	for (unsigned s = 0; s < VP_SIDES; s++)
-		if (!strcmp(l->side[s].vm, vm)) {
-			*links += 1;
-			*pairs += l->pairs;
-		}
+	struct vp_policy_decision d;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (strcmp(l->side[s].vm, vm))
+			continue;
+		u->links += 1;
+		u->pairs += l->pairs;
+		vp_policy_decide(c, l, &d);
+		if (d.allowed && d.mode == VP_MODE_COPY)
+			u->pool += vp_conf_link_pool(l);
+	}
 }
 
-static int check_use(const struct vp_conf_vm *vm, uint32_t links, uint32_t pairs, struct vp_err *e)
+static bool has_limits(const struct vp_conf_vm *vm)
 {
-	if (vm->max_links && links > vm->max_links)
-		return vp_err_set(e, -EDQUOT, "VM %s would have %u links but MaxLinks=%u; raise it in %s.vm", vm->name, links,
+	return vm->max_links || vm->max_queues || vm->max_pool;
+}
+
+static int check_use(const struct vp_conf_vm *vm, const struct use *u, struct vp_err *e)
+{
+	if (vm->max_links && u->links > vm->max_links)
+		return vp_err_set(e, -EDQUOT, "VM %s would have %u links but MaxLinks=%u; raise it in %s.vm", vm->name, u->links,
 				  vm->max_links, vm->name);
-	if (vm->max_queues && pairs > vm->max_queues)
+	if (vm->max_queues && u->pairs > vm->max_queues)
 		return vp_err_set(e, -EDQUOT, "VM %s would have %u queue pairs but MaxQueues=%u; raise it in %s.vm", vm->name,
-				  pairs, vm->max_queues, vm->name);
+				  u->pairs, vm->max_queues, vm->name);
+	if (vm->max_pool && u->pool > vm->max_pool)
+		return vp_err_set(e, -EDQUOT, "VM %s would have pools of %llu MiB but MaxPool=%lluM; raise it in %s.vm, or lower PoolSize=",
+				  vm->name, (unsigned long long)u->pool >> 20, (unsigned long long)vm->max_pool >> 20, vm->name);
 	return 0;
 }
 
@@ -115,16 +135,16 @@ int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *
 {
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		const struct vp_conf_vm *vm = vp_conf_vm_find(c, l->side[s].vm);
-		uint32_t used = 0, pairs = 0;
+		struct use u = { 0 };
 		int r;
 
-		if (!vm || (!vm->max_links && !vm->max_queues))
+		if (!vm || !has_limits(vm))
 			continue;
-		add_use(l, vm->name, &used, &pairs);
+		add_use(c, l, vm->name, &u);
 		for (unsigned i = 0; i < n; i++)
 			if (strcmp(links[i]->name, l->name))
-				add_use(links[i], vm->name, &used, &pairs);
-		r = check_use(vm, used, pairs, e);
+				add_use(c, links[i], vm->name, &u);
+		r = check_use(vm, &u, e);
 		if (r)
 			return r;
 	}
@@ -143,13 +163,13 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 	}
 	for (unsigned v = 0; v < c->n_vms; v++) {
 		const struct vp_conf_vm *vm = &c->vms[v];
-		uint32_t links = 0, pairs = 0;
+		struct use u = { 0 };
 
-		if (!vm->max_links && !vm->max_queues)
+		if (!has_limits(vm))
 			continue;
 		for (unsigned i = 0; i < c->n_links; i++)
-			add_use(&c->links[i], vm->name, &links, &pairs);
-		if (check_use(vm, links, pairs, &e))
+			add_use(c, &c->links[i], vm->name, &u);
+		if (check_use(vm, &u, &e))
 			vp_conf_error(rep, "%s.vm: %s", vm->name, e.msg);
 	}
 }

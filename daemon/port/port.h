@@ -161,6 +161,8 @@ void vp_port_commit(struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */
 
+/* Features 0..63 that the attached data path supports; 0 while there is none. */
+uint64_t vp_port_path(const struct vp_port *p);
 bool vp_port_attached(const struct vp_port *p);
 bool vp_port_is_up(const struct vp_port *p);
 bool vp_port_is_online(const struct vp_port *p);

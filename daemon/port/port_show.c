@@ -36,6 +36,11 @@ int vp_port_memfd(const struct vp_port *p, uint64_t *size)
 	return p->memfd;
 }
 
+uint64_t vp_port_path(const struct vp_port *p)
+{
+	return p->attached ? p->path[0] : 0;
+}
+
 uint64_t vp_port_pool(const struct vp_port *p, uint64_t *size)
 {
 	*size = p->conf.pool_size;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/virtio_config.h>
+#include <linux/virtio_net.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -289,46 +290,48 @@ VP_INLINE int copy_back(struct vp_bounce *b, const struct vp_bounce_slot *sl, ui
 	return ret;
 }
 
-/* A returned receive buffer, for the counters. num_buffers is the device VM's claim and counts for nothing else. */
-static void count_received(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint64_t *packets, uint64_t *bytes)
+/* Everything that is complete becomes visible to the driver, together. True when that was something. */
+static bool given_flush(struct vp_bounce *b)
 {
+	unsigned n = b->n_ready;
+
+	if (!n)
+		return false;
+	vp_vq_complete(&b->c.rq->vq, b->given, n);
+	b->n_given -= n;
+	b->n_ready = 0;
+	if (vp_unlikely(b->n_given))
+		memmove(b->given, b->given + n, b->n_given * sizeof(*b->given));
+	return true;
+}
+
+/*
+ * Give a chain back, with the next given_flush(). A packet in several receive buffers must become visible as a whole, so the first ones
+ * wait for the last. num_buffers is the device VM's claim: a wrong one delays what it sends, and nothing else.
+ */
+static void give(struct vp_bounce *b, const struct vp_bounce_slot *sl)
+{
+	struct vp_relay_stats *st = &b->c.rq->stats;
+
+	b->given[b->n_given++] = (struct vp_used){ .len = sl->len, .id = sl->id, .slots = sl->slots };
 	if (b->merge_left) {
 		b->merge_left--;
-		*bytes += sl->len;
-		return;
+		stat_add(&st->bytes, sl->len);
+	} else if (b->c.net && sl->len >= b->hdr_len) {
+		stat_add(&st->packets, 1);
+		stat_add(&st->bytes, sl->len - b->hdr_len);
+		if (b->mergeable) {
+			unsigned n = vp_ld16(b->c.pool, b->c.in.off + sl->in_off + 10);
+
+			b->merge_left = n > 1 && n <= b->mask + 1 ? n - 1 : 0;
+		}
 	}
-	if (sl->len < b->hdr_len)
-		return;
-	++*packets;
-	*bytes += sl->len - b->hdr_len;
-	if (b->hdr_len == 12) {
-		unsigned n = vp_ld16(b->c.pool, b->c.in.off + sl->in_off + 10);
-
-		b->merge_left = n > 1 && n <= b->mask + 1 ? n - 1 : 0;
-	}
-}
-
-struct given {
-	struct vp_used *u;
-	unsigned n, total;
-};
-
-static void given_flush(struct vp_bounce *b, struct given *g)
-{
-	vp_vq_complete(&b->c.rq->vq, g->u, g->n);
-	g->total += g->n;
-	g->n = 0;
-}
-
-static void give(struct vp_bounce *b, struct given *g, const struct vp_bounce_slot *sl)
-{
-	if (g->n == VP_BURST)
-		given_flush(b, g);
-	g->u[g->n++] = (struct vp_used){ .len = sl->len, .id = sl->id, .slots = sl->slots };
+	if (!b->merge_left)
+		b->n_ready = b->n_given;
 }
 
 /* Release what is back at the FIFO's end. */
-VP_INLINE void release(struct vp_bounce *b, struct given *g)
+VP_INLINE void release(struct vp_bounce *b)
 {
 	while (b->tail != b->head) {
 		const struct vp_bounce_slot *sl = &b->slot[b->tail & b->mask];
@@ -336,18 +339,16 @@ VP_INLINE void release(struct vp_bounce *b, struct given *g)
 		if (!sl->back)
 			break;
 		if (!b->c.early && (b->in_order || is_empty(sl)))
-			give(b, g, sl);
+			give(b, sl);
 		slot_release(b, sl);
 		b->tail++;
 	}
 }
 
 /* Take up to max returned buffers. How many came back; *gave: chains were completed. */
-static unsigned collect(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned max, bool *gave)
+static unsigned collect(struct vp_bounce *b, unsigned max, bool *gave)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
-	struct given g = { .u = s->used_dst };
-	uint64_t packets = 0, bytes = 0;
 	unsigned n;
 
 	for (n = 0; n < max && !vq->broken; n++) {
@@ -374,20 +375,13 @@ static unsigned collect(struct vp_bounce *b, struct vp_relay_scratch *s, unsigne
 					vp_vq_break(vq, VP_VQ_BAD_ADDR);
 				break;
 			}
-			if (b->c.net)
-				count_received(b, sl, &packets, &bytes);
 		}
 		sl->back = true;
 		if (!b->c.early && !b->in_order)
-			give(b, &g, sl);
+			give(b, sl);
 	}
-	release(b, &g);
-	given_flush(b, &g);
-	if (packets || bytes) {
-		stat_add(&b->c.rq->stats.packets, packets);
-		stat_add(&b->c.rq->stats.bytes, bytes);
-	}
-	*gave = g.total;
+	release(b);
+	*gave = given_flush(b);
 	return n;
 }
 
@@ -416,10 +410,10 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	if (rq->rate && !b->c.early) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
 		max = vp_relay_allow(rq, start, s->hz, max);
-		back = collect(b, s, max, &gave);
+		back = collect(b, max, &gave);
 		rq->tokens += max - back;
 	} else {
-		back = collect(b, s, max, &gave);
+		back = collect(b, max, &gave);
 	}
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
 	if (!back && !handed)
@@ -447,8 +441,10 @@ bool vp_bounce_arm(struct vp_bounce *b)
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
 	if (!b->blocked && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
+	/* A vIOMMU's answer is awaited: nobody would wake us. */
+	more |= b->again;
 	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
-	if (!b->again && (!b->c.early || b->blocked))
+	if (!b->c.early || b->blocked)
 		more |= vp_drvq_enable_calls(&b->shadow);
 	return more;
 }
@@ -488,9 +484,8 @@ static void rewind_avail(struct vp_bounce *b)
 }
 
 /* Some later chain is completed already: the rest gets a length of 0. */
-static void complete_rest(struct vp_bounce *b, struct vp_relay_scratch *s)
+static void complete_rest(struct vp_bounce *b)
 {
-	struct given g = { .u = s->used_dst };
 	uint32_t i;
 
 	for (i = b->tail; i != b->head; i++) {
@@ -499,9 +494,8 @@ static void complete_rest(struct vp_bounce *b, struct vp_relay_scratch *s)
 		if (sl->back && !is_empty(sl))
 			continue;
 		sl->len = 0;
-		give(b, &g, sl);
+		vp_vq_complete(&b->c.rq->vq, &(struct vp_used){ .id = sl->id, .slots = sl->slots }, 1);
 	}
-	given_flush(b, &g);
 }
 
 void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
@@ -513,14 +507,21 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 
 	vp_bounce_set_open(b, false);
 	do {
-		n = collect(b, s, VP_BURST, &gave);
+		n = s ? collect(b, VP_BURST, &gave) : 0;
 		any |= gave;
 	} while (n);
+	if (s && !vq->broken) {
+		b->n_ready = b->n_given; /* also what is not whole: there will be no more */
+		any |= given_flush(b);
+	}
 	if (!vq->broken && !b->c.early) {
+		hole = b->n_given;
 		for (i = b->tail; i != b->head && !b->in_order; i++)
 			hole |= b->slot[i & b->mask].back && !is_empty(&b->slot[i & b->mask]);
-		if (hole) {
-			complete_rest(b, s);
+		if (hole && !s) {
+			vp_vq_break(vq, VP_VQ_BAD_RING);
+		} else if (hole) {
+			complete_rest(b);
 			any = true;
 		} else {
 			rewind_avail(b);
@@ -583,6 +584,7 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 		.hdr_len = c->net ? (uint16_t)vp_net_hdr_len(c->rq->features) : 0,
 		.per_chain = c->out.size && c->in.size ? 2 : 1,
 		.in_order = c->rq->features & VP_BIT(VIRTIO_F_IN_ORDER),
+		.mergeable = c->net && !c->early && c->rq->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
 		.desc_addr = c->pool_addr + c->ring.off,
 		.avail_addr = c->pool_addr + c->ring.off + driver,
 		.used_addr = c->pool_addr + c->ring.off + device,
@@ -592,7 +594,9 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	b->slot = calloc(slots, sizeof(*b->slot));
 	b->by_id = calloc(size, sizeof(*b->by_id));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
-	ret = b->slot && b->by_id && b->seg ?
+	/* An unfinished packet takes at most as many as there are slots; a burst comes on top. */
+	b->given = calloc(2 * slots + VP_BURST, sizeof(*b->given));
+	ret = b->slot && b->by_id && b->seg && b->given ?
 		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
 	if (ret) {
 		vp_bounce_free(b);
@@ -611,5 +615,6 @@ void vp_bounce_free(struct vp_bounce *b)
 	free(b->slot);
 	free(b->by_id);
 	free(b->seg);
+	free(b->given);
 	free(b);
 }

@@ -79,10 +79,13 @@ struct vp_bounce {
 	bool            again;         /* slot `again_slot` is back, its memory not translated yet (vIOMMU) */
 	bool            open;          /* takes new chains; set by other threads */
 	uint32_t        again_slot;
-	uint32_t        merge_left;    /* buffers that still belong to the packet being counted */
+	bool            mergeable;
+	uint32_t        merge_left;    /* buffers that still belong to the packet being returned */
+	unsigned        n_given, n_ready; /* of given[]: all, and those of whole packets */
 	uint64_t        kicks;         /* notifications to the device VM */
 	struct vp_bounce_slot *slot;   /* [mask + 1] */
 	uint16_t       *by_id;         /* shadow id to slot */
+	struct vp_used *given;         /* back, not yet told to the driver */
 	struct vp_bounce_seg  *seg;    /* [segs.size] */
 	uint64_t desc_addr, avail_addr, used_addr; /* of the shadow ring, link addresses */
 };
@@ -113,6 +116,7 @@ void vp_bounce_set_open(struct vp_bounce *b, bool open);
 /*
  * The device VM has let go: give back what it returned, then leave the driver's ring as if the rest had never been taken, or, where chains were
  * completed out of order, complete the rest with length 0. Then vp_vq_base() is exact. The engine is of no use afterwards.
+ * s NULL: the driver's ring cannot be reached now, do without (a ring completed out of order breaks).
  */
 void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s);
 
