@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A copy link between a scripted driver and a scripted, and hostile, device side on the local attachment."""
+import random
+import struct
+import time
+
+import pytest
+
+import portclient as pc
+import vu
+
+POOL = 0x200000
+VIEWS = [vu.BASIC | vu.bit(vu.NET_MRG_RXBUF), vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.PACKED),
+         vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.EVENT_IDX), vu.BASIC]
+PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
+
+
+class Local(pc.Local):
+    def window(self, slot):
+        size, locator, serial, kind, _ = self.state().windows[slot]
+        assert kind == 1 and locator == POOL, "in copy mode there is the pool and nothing else"
+        return memoryview(self.mem)[locator:locator + size]
+
+
+@pytest.fixture
+def copy(make_daemon):
+    d = make_daemon()
+    d.link("ab", device="stranger", Device_Endpoint="port", Device_Attachment="local")
+    return d.start()
+
+
+def drv(d):
+    return d.sock("ab", "driver")
+
+
+def dev(d):
+    return d.sock("ab", "device")
+
+
+def attached(d):
+    p = Local(dev(d))
+    assert p.attach(PATH) == pc.OK
+    return p
+
+
+def up(p):
+    return p.wait(lambda s: s.up and all(q.flags & pc.STARTED and q.flags & pc.ENABLED for q in s.queues))
+
+
+class Device:
+    """Takes and returns buffers of one queue's run."""
+
+    def __init__(self, p, q):
+        self.p, self.q = p, q
+        self.entry = p.state().queues[q]
+        self.at = self.entry.base
+
+    def take(self, timeout=5):
+        end = time.monotonic() + timeout
+        while (got := self.p.take(self.entry, self.at)) is None:
+            if time.monotonic() > end:
+                return None
+            pc.raised(self.p.signals[self.entry.kick_signal], 0.05)
+        return got
+
+    def back(self, head, length):
+        self.p.give_back(self.entry, self.at, head, length)
+        self.at += 1
+        pc.one(self.p.doorbells[self.entry.doorbell])
+
+    def packet(self):
+        bufs, head = self.take()
+        data = b"".join(bytes(self.p.view(a, l)) for a, l, w in bufs)
+        self.back(head, 0)
+        return data[12:]
+
+    def send(self, data):
+        bufs, head = self.take()
+        whole = bytes(10) + b"\1\0" + data
+        self.p.view(bufs[0][0], len(whole))[:] = whole
+        self.back(head, len(whole))
+
+
+def test_policy_chooses_copy(copy):
+    s = copy.show("ab")
+    assert s["mode"] == "copy" and s["policy"]["rule"] == "auto-across-groups"
+
+
+@pytest.mark.parametrize("features", VIEWS)
+def test_packets_both_ways(copy, features):
+    with vu.Nic(drv(copy), features) as nic, attached(copy) as p:
+        s = up(p)
+        assert s.mode == 3 and not s.features >> vu.PACKED & 1
+        assert [r[4] for r in s.regions] == [3, 1, 2]
+        tx, rx = Device(p, 1), Device(p, 0)
+        for i in range(200):
+            f = vu.frame(i, 60 + i * 7 % 1400)
+            nic.send_packet(f)
+            assert tx.packet() == f
+            f = vu.frame(i + 1000, 60 + i * 11 % 1400)
+            rx.send(f)
+            assert nic.recv_packet()[1] == f
+        st = copy.stats("ab")
+        assert st["driver"]["tx"]["packets"] == st["device"]["tx"]["packets"] == 200
+        assert st["driver"]["rx"]["packets"] == 200
+
+
+def test_sender_cannot_change_what_it_sent(copy):
+    with vu.Nic(drv(copy)) as nic, attached(copy) as p:
+        up(p)
+        tx = Device(p, 1)
+        nic.send_packet(vu.frame(1, 500))
+        copy.wait(lambda: nic.rings[1].mem.r("H", nic.rings[1].used + 2) == 1)  # given back already
+        nic.reclaim()
+        nic.mem.map[nic.tx_free[-1]:nic.tx_free[-1] + 512] = b"\xcc" * 512
+        assert tx.packet() == vu.frame(1, 500)
+
+
+@pytest.mark.parametrize("features", VIEWS)
+def test_stop_gives_an_exact_base(copy, features):
+    packed = features >> vu.PACKED & 1
+    with vu.Nic(drv(copy), features) as nic, attached(copy) as p:
+        up(p)
+        rx = Device(p, 0)
+        for i in range(5):
+            rx.send(vu.frame(i, 100))
+        assert nic.recv_packet()[1] == vu.frame(0, 100)
+        nic.send(vu.GET_VRING_BASE, struct.pack("<II", 0, 0), need_reply=False)
+        s = p.wait(lambda s: s.queues[0].flags & pc.STOP)
+        rx.send(vu.frame(5, 100))  # a last one, between STOP and the answer
+        assert p.stopped(0, s.queues[0].run, 4711) == pc.OK  # what it says of the index is of no interest
+        q, base = struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE))
+        assert base == (0x80068006 if packed else 6)
+        for i in range(1, 6):
+            assert nic.recv_packet()[1] == vu.frame(i, 100)
+
+
+def test_guest_that_does_not_answer(copy):
+    with vu.Nic(drv(copy)) as nic, attached(copy) as p:
+        up(p)
+        rx = Device(p, 0)
+        rx.send(vu.frame(0, 100))
+        t = time.monotonic()
+        assert nic.stop_ring(0) == 1
+        assert 0.9 < time.monotonic() - t < 2
+        assert p.wait(lambda s: s.reason == pc.TIMEOUT)
+
+
+def test_device_side_comes_and_goes(copy):
+    with vu.Nic(drv(copy)) as nic:
+        for i in range(50):
+            nic.send_packet(vu.frame(i, 64))  # nobody there: drained
+        copy.wait(lambda: nic.rings[1].mem.r("H", nic.rings[1].used + 2) == 50)
+        for lap in range(5):
+            with attached(copy) as p:
+                up(p)
+                tx, rx = Device(p, 1), Device(p, 0)
+                for i in range(20):
+                    nic.send_packet(vu.frame(i, 64))
+                    assert tx.packet() == vu.frame(i, 64)
+                    rx.send(vu.frame(i, 99))
+                    assert nic.recv_packet()[1] == vu.frame(i, 99)
+            copy.wait(lambda: copy.show("ab")["status"] == "partial")
+
+
+def give_again(nic):
+    """Whatever came, back it goes."""
+    while (got := nic.rings[0].get()) is not None:
+        nic.rings[0].add([(got[0], nic.bufsize, True)], got[0])
+    nic.kick(0)
+
+
+CORRUPTIONS = ["used id", "used index", "same id twice", "huge length"]
+
+
+@pytest.mark.parametrize("what", CORRUPTIONS)
+def test_corrupted_shadow_ring(copy, what):
+    """Ends the device side's run; the driver's ring stays whole and goes on with the next one."""
+    with vu.Nic(drv(copy)) as nic:
+        with attached(copy) as p:
+            up(p)
+            rx = Device(p, 0)
+            rx.send(vu.frame(1, 100))
+            assert nic.recv_packet()[1] == vu.frame(1, 100)
+            bufs, head = rx.take()
+            if what == "used id":
+                rx.back(999, 100)
+            elif what == "used index":
+                p.view(rx.entry.used, 4).cast("H")[1] = 5000
+                pc.one(p.doorbells[rx.entry.doorbell])
+            elif what == "same id twice":
+                rx.back(head, 0)
+                rx.back(head, 0)
+            else:
+                p.view(bufs[0][0], bufs[0][1])[:] = bytes(10) + b"\1\0" + b"z" * (bufs[0][1] - 12)
+                rx.back(head, 0xffffffff)
+                got = nic.recv_packet()
+                assert got and len(got[1]) == nic.bufsize - nic.hdr
+            if what != "huge length":
+                p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+                copy.wait(lambda: copy.stats("ab")["device"]["queues_spoiled"] == 1)
+                assert copy.show("ab")["status"] == "partial"
+            tx = Device(p, 1)  # the other queue goes on
+            nic.send_packet(vu.frame(7, 64))
+            assert tx.packet() == vu.frame(7, 64)
+        give_again(nic)
+        with attached(copy) as p:
+            up(p)
+            rx = Device(p, 0)
+            rx.send(vu.frame(2, 100))
+            assert nic.recv_packet()[1] == vu.frame(2, 100)
+
+
+CANARY = bytes.fromhex("c0ffeec0deadbeef")
+
+
+def test_isolation(copy):
+    """Canaries everywhere in the driver's memory; a device side that reads all it has and corrupts all it can."""
+    rnd = random.Random(1)
+    mem = vu.Memory(16 << 20)
+    mem.map[:] = CANARY * ((16 << 20) // 8)
+    with vu.Nic(drv(copy), mem=mem, bufsize=1536) as nic:
+        mine = bytearray(16 << 20)  # what the driver handed over or offered, and its rings
+
+        def may_change(off, n):
+            mine[off:off + n] = b"\1" * n
+
+        for r in nic.rings.values():
+            may_change(r.desc, 16 * r.size)
+            may_change(r.avail, 6 + 2 * r.size)
+            may_change(r.used, 6 + 8 * r.size)
+            for _, _, bufs in r.chains.values():
+                for off, length, write in bufs:
+                    may_change(off, length)
+        for off in nic.tx_free:
+            may_change(off, 2000)
+        end = time.monotonic() + 4
+        rounds = 0
+        while time.monotonic() < end or rounds < 10:
+            rounds += 1
+            with attached(copy) as p:
+                s = up(p)
+                for i in range(20):
+                    nic.send_packet(vu.frame(i, 100), cut=[12, 50])
+                time.sleep(0.02)
+                pool = bytes(p.mem)
+                assert CANARY not in pool and CANARY[4:] + CANARY[:4] not in pool
+                assert all(kind in (0, 1) for _, _, _, kind, _ in s.windows)
+                for _ in range(200):  # scribble anywhere behind the control block: rings above all
+                    at = POOL + rnd.randrange(128 << 10 if rnd.random() < 0.9 else len(p.mem) - POOL - 8)
+                    v = rnd.choice([rnd.randbytes(8), bytes(8), b"\xff" * 8, struct.pack("<Q", rnd.randrange(1 << 24))])
+                    p.mem[at:at + 8] = v
+                    if rnd.random() < 0.3:
+                        pc.one(p.doorbells[1 + rnd.randrange(2)])
+                for op in range(10):
+                    p.command_raw(rnd.randrange(1, 1 << 32), rnd.randrange(8), *[rnd.randrange(1 << 64) for _ in range(4)])
+                for d in p.doorbells:
+                    pc.one(d)
+                time.sleep(0.02)
+                assert CANARY not in bytes(p.mem)
+            nic.reclaim()
+            give_again(nic)
+            copy.wait(lambda: not copy.stats("ab")["device"]["online"])
+        assert nic.alive()
+        for page in range(0, 16 << 20, 4096):
+            now = nic.mem.map[page:page + 4096]
+            if now == CANARY * 512:
+                continue
+            for i in range(4096):
+                assert now[i] == CANARY[i % 8] or mine[page + i], f"byte {page + i:#x} was changed"
+        # And still of use.
+        with attached(copy) as p:
+            up(p)
+            rx = Device(p, 0)
+            rx.send(vu.frame(2, 100))
+            assert nic.recv_packet()[1] == vu.frame(2, 100)
+
+
+def test_pool_is_empty_for_the_next_driver(copy):
+    with attached(copy) as p:
+        with vu.Nic(drv(copy)) as nic:
+            up(p)
+            for i in range(40):
+                nic.send_packet(b"secret" * 200)
+            time.sleep(0.1)
+            assert b"secretsecret" in bytes(p.mem)
+        p.wait(lambda s: s.reason == pc.NO_DRIVER)
+        assert not p.state().regions
+        copy.wait(lambda: not any(bytes(p.mem)[POOL:]))
+
+
+def test_pool_quota(make_daemon):
+    d = make_daemon()
+    d.write("b.vm", "[VM]\nMaxPool=16M\n")
+    for i, size in enumerate(["8M", "8M"]):
+        d.link(f"l{i}", driver="a", device="b", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy", Device_PoolSize=size)
+    d.start()
+    with pytest.raises(Exception, match="MaxPool"):
+        d.call("link.add", name="more", config={"Link": {"Mode": "copy"}, "Driver": {"VM": "a"},
+                                                  "Device": {"VM": "b", "Endpoint": "port", "Attachment": "local"}})
+
+
+def test_no_fds_or_jobs_leak(copy):
+    def lap():
+        with vu.Nic(drv(copy)) as nic, attached(copy) as p:
+            up(p)
+            tx = Device(p, 1)
+            nic.send_packet(vu.frame(1, 64))
+            assert tx.packet() == vu.frame(1, 64)
+        copy.wait(lambda: copy.show("ab")["status"] == "waiting")
+    lap()
+    n = copy.fds()
+    for _ in range(5):
+        lap()
+    copy.wait_fds(n)
