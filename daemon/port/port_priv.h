@@ -10,7 +10,11 @@
 #include "port.h"
 
 #define PORT_SYNC_US     1000000u   /* how long a removed window waits for SYNC */
-#define PORT_TAKE_MAX_US 3000000u   /* how long DETACH waits for windows where that is harmless */
+/*
+ * How long DETACH waits for windows where answering before they are gone is harmless. Short: while the guest
+ * unplugs the port itself, its PCI hot-plug lock keeps our windows from leaving until the answer is there.
+ */
+#define PORT_TAKE_MAX_US 250000u
 #define PORT_RETRY_US    3000000u   /* a window that could not be given is tried again */
 
 enum win_state {
