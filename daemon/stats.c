@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "stats.h"
 
+#include "guestmem/iotlb.h"
+
 #include <string.h>
 
 #include "base/util.h"
@@ -81,10 +83,28 @@ static json_t *show_queue(struct vp_vdev *v, unsigned q)
 		state = "broken";
 	else if (r->usable)
 		state = r->enabled ? "running" : "disabled";
+	else if (r->wait)
+		state = "waiting";
 	return json_pack("{s:i,s:s,s:s,s:i,s:s,s:b,s:b,s:o}", "queue", q, "direction", q & 1 ? "transmit" : "receive",
 			 "state", state, "size", r->usable ? r->rq.vq.size : 0, "format",
 			 r->usable && r->rq.vq.packed ? "packed" : "split", "kick", r->kick_fd >= 0, "call",
 			 r->rq.call_fd >= 0, "error", r->error[0] ? json_string(r->error) : json_null());
+}
+
+static json_t *show_iommu(const struct vp_vdev *v)
+{
+	struct vp_iotlb_stats s;
+	json_t *o;
+
+	if (!v || !vp_vdev_iommu_stats(v, &s))
+		return json_null();
+	o = json_object();
+	put(o, "entries", s.entries);
+	put(o, "misses", s.misses);
+	put(o, "updates", s.updates);
+	put(o, "invalidations", s.invalidations);
+	put(o, "lookups", s.lookups);
+	return o;
 }
 
 json_t *vp_stats_show(const struct vp_conf_side *conf, const struct vp_peer *p, struct vp_vdev *v)
@@ -107,6 +127,7 @@ json_t *vp_stats_show(const struct vp_conf_side *conf, const struct vp_peer *p, 
 	json_object_set_new(o, "mac", conf->has_mac ? json_string(mac) : json_null());
 	json_object_set_new(o, "features", v ? json_string(vu_features_str(1, vp_vdev_features(v), text, sizeof(text))) : json_null());
 	put(o, "regions", v ? vp_vdev_regions(v) : 0);
+	json_object_set_new(o, "iommu", show_iommu(v));
 	json_object_set_new(o, "dirty_log", json_boolean(v && vp_vdev_logging(v)));
 	for (unsigned q = 0; v && q < vp_vdev_rings(v); q++)
 		json_array_append_new(queues, show_queue(v, q));

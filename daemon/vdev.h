@@ -53,6 +53,8 @@ struct vp_vdev_ops {
 	/* The session's fds to poll changed. */
 	void (*events_changed)(void *ctx);
 	struct vu_backend *(*session)(void *ctx);
+	/* Optional. Rings that stopped at a vIOMMU miss may go on. */
+	void (*translated)(void *ctx);
 	/* An eventfd that makes the main thread call vp_vdev_reap(); any thread writes it. */
 	int (*attention_fd)(void *ctx);
 };

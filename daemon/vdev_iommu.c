@@ -73,7 +73,7 @@ static void invalidate(struct vp_vdev *v, uint64_t iova, uint64_t size)
 	urcu_qsbr_synchronize_rcu();
 }
 
-/* Rings that wait for a translation try again. */
+/* Rings that wait for a translation try again, those that run and those that do not yet. */
 static void retry_rings(struct vp_vdev *v)
 {
 	for (unsigned q = 0; q < v->n; q++) {
@@ -82,6 +82,8 @@ static void retry_rings(struct vp_vdev *v)
 		if (v->ring[q].wait)
 			vp_vdev_ring_retry(v, q, &e);
 	}
+	if (v->ops->translated)
+		v->ops->translated(v->ctx);
 }
 
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)

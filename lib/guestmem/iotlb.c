@@ -141,7 +141,7 @@ static int iotlb_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, 
 	struct vp_iotlb *t = vp_container_of(iommu, struct vp_iotlb, iommu);
 	struct entry e;
 
-	__atomic_fetch_add(&t->lookups, 1, __ATOMIC_RELAXED);
+	SET(t->lookups, GET(t->lookups) + 1); /* may lose some to another thread: it is for people */
 	if (!find(t, iova, &e)) {
 		note_miss(t, iova, acc);
 		return -EAGAIN;

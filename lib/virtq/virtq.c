@@ -245,6 +245,7 @@ bool vp_chain_end(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, i
 		return true;
 	}
 	b->nseg = c->seg;
+	vq->stalled = how == -EAGAIN;
 	if (how > 0)
 		vp_vq_break(vq, (enum vp_vq_broken)how);
 	return false;

@@ -92,6 +92,7 @@ struct vp_virtq {
 	bool     signalled_wrap;
 	bool     signalled_valid;
 	bool     kicks_on;      /* we asked for notifications */
+	bool     stalled;       /* the last fetch ended at a vIOMMU miss: what is available waits for an update */
 	struct vp_xlate xl;
 	/* rarely used */
 	const struct vp_dirty_log *log;  /* NULL = not logging */
@@ -179,6 +180,7 @@ VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsi
 	b->nseg = 0;
 	if (vp_unlikely(vq->broken))
 		return 0;
+	vq->stalled = false;
 	vp_xlate_sync(&vq->xl);
 	return vq->packed ? vp_packed_fetch(vq, b, max, hint) : vp_split_fetch(vq, b, max, hint);
 }
