@@ -104,8 +104,8 @@ static bool lane_arm(struct worker_job *j)
 	for (unsigned i = 0; i < v->n; i++) {
 		struct vp_virtq *vq = &v->src[i].rq->vq;
 
-		if (vq->broken)
-			continue;
+		if (vq->broken || vq->stalled)
+			continue; /* side_translated() wakes those that wait for their vIOMMU */
 		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
 	}
 	return more;
@@ -349,7 +349,18 @@ static int side_attention_fd(void *ctx)
 	return worker_attention_fd(side->r->l->d->workers);
 }
 
+static void side_translated(void *ctx)
+{
+	struct relay_side *side = ctx;
+	struct relay *r = side->r;
+
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
+		if (r->lanes[k].published)
+			worker_poke(&r->lanes[k].job);
+}
+
 static const struct vp_vdev_ops side_vdev_ops = {
+	.translated = side_translated,
 	.attention_fd = side_attention_fd, .withdraw = side_withdraw, .offer = side_offer, .events_changed = side_events_changed, .session = side_session,
 };
 
