@@ -4,7 +4,7 @@
  *
  * Reads lines "SIZE BUFFERS MS" and answers each with cycles (vp_cycles() ticks) and nanoseconds per copy.
  * Source and destination are rings of BUFFERS packet buffers, spaced as a driver's are: 1 = everything in the
- * first-level cache, 1024 = the rings that the relay is measured with. One copy per packet, nothing else.
+ * first-level cache, 512 = the rings that the relay is measured with. One copy per packet, nothing else.
  */
 #include <stdio.h>
 #include <stdlib.h>

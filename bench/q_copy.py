@@ -13,7 +13,7 @@ import middle
 from q_relay import RINGS, Setup
 
 SIZES = [64, 128, 256, 512, 1024, 1518]
-BUFFERS = 1024  # a receive ring's worth
+BUFFERS = 512  # the receive rings of both sides
 
 
 class Roof:
@@ -79,7 +79,7 @@ set logscale y
 set xtics (64, 256, 512, 1024, 1518)
 plot 'copy.dat' using 1:2 with linespoints lw 2 title 'relay, split rings', \\
      '' using 1:3 with linespoints lw 2 title 'relay, packed rings', \\
-     '' using 1:4 with linespoints lw 2 dt 2 title 'memcpy over rings of 1024 buffers', \\
+     '' using 1:4 with linespoints lw 2 dt 2 title 'memcpy over rings of 512 buffers', \\
      '' using 1:5 with linespoints lw 2 dt 3 title 'memcpy in the first-level cache'
 """, {"copy.dat": "\n".join(rows) + "\n"})
     return results

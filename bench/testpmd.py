@@ -31,13 +31,15 @@ class Testpmd:
                  "--total-num-mbufs=%d" % mbufs, "--rxd=%d" % RING, "--txd=%d" % RING, *args]
         self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, bufsize=0)
+        self.poll = select.poll()
+        self.poll.register(self.p.stdout, select.POLLIN)
         self._until_prompt(30)
 
     def _until_prompt(self, timeout):
         end = time.monotonic() + timeout
         while PROMPT not in self.buf:
             left = end - time.monotonic()
-            if left <= 0 or not select.select([self.p.stdout], [], [], left)[0]:
+            if left <= 0 or not self.poll.poll(left * 1000):
                 raise harness.BenchError("%s does not answer; see %s" % (self.name, self.log.name))
             data = os.read(self.p.stdout.fileno(), 65536)
             if not data:
