@@ -32,6 +32,11 @@ class VMError(Exception):
     pass
 
 
+def patience():
+    """How much longer than usual things may take now: 1 on an idle machine, up to 4 on one that others keep busy."""
+    return max(1.0, min(4.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 2))
+
+
 # ---- which QEMU, which accelerator --------------------------------------------------------------------------------------
 
 
@@ -348,7 +353,7 @@ class VM:
     def wait_ready(self, boots=1, timeout=None):
         """Wait until the guest's agent has answered @boots times since QEMU started."""
         if timeout is None:
-            timeout = 40 if self.accel == 'kvm' else 150
+            timeout = (40 if self.accel == 'kvm' else 120) * patience()
         end = time.time() + timeout
         with self._ready:
             while self.boots < boots:
@@ -400,6 +405,7 @@ class VM:
 
     def spawn(self, text, timeout=30):
         """Start a shell command; Job.result() waits for it."""
+        timeout *= patience()
         job = Job(self, text, timeout)
         with self._ready:
             n = self._next
@@ -607,6 +613,7 @@ def ping(vm, addr, count=5, interval=0.2, timeout=None):
 def wait_ping(vm, addr, timeout=20):
     """Seconds until the first answer."""
     t0 = time.time()
+    timeout *= patience()
     while True:
         if vm.status('ping -q -c 1 -W 1 %s' % addr, 10)[0] == 0:
             return time.time() - t0
@@ -643,7 +650,7 @@ def udp(src, dst, addr, count=2000, size=1400, pps=2000, timeout=120):
     return kv(rx.result())
 
 
-def transfer(src, dst, addr, mib=64, timeout=240):
+def transfer(src, dst, addr, mib=64, timeout=300):
     """A file of random bytes; True when its SHA-256 is the same on both sides."""
     port = next_port()
     src.sh('vmtool fill /tmp/out %d' % mib, timeout)
