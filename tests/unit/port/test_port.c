@@ -460,9 +460,9 @@ static void test_slow_take(void **state)
 	bring_up(f);
 	f->take_later = true;
 	command(f, VHP_CMD_DETACH, 0, 0, 0, 0);
-	run_for(f, 2000000);
+	run_for(f, 100000);
 	assert_false(answered(f));
-	run_for(f, 1500000);
+	run_for(f, 300000);
 	assert_true(answered(f));
 	/* The old one is still going; the new one gets another slot. */
 	assert_int_equal(attach(f), VHP_ST_OK);
