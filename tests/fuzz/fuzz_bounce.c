@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The copy engine driven from both sides at once. Input: kind, ring formats, size; then steps of 12 bytes, each a
+ * store into the driver's rings and tables, a store into the pool, or a call of the engine. Every
+ * memory is an allocation of its own, so that AddressSanitizer sees one byte too far; the read-only region must
+ * stay as it was, and memory that no region names is not there at all.
+ *
+ *   driver VM: 0x0000 rings and tables (read-write)    0x8000 buffers    0x10000 read-only buffers
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "copy/bounce.h"
+
+#define REQUIRE(x) do { if (!(x)) abort(); } while (0)
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define RING_BYTES 0x8000u
+#define DATA_BYTES 0x4000u
+#define RO_BYTES   0x1000u
+#define AREA       0x2000u
+#define POOL_ADDR  0x40000000u
+
+static struct vp_map maps[3];
+static struct vp_memtab *tab;
+static struct vp_relay_scratch *scratch;
+static uint8_t *mem[3], *pool;
+static uint64_t pool_bytes;
+static int kick_fd, call_fd;
+
+static void setup(void)
+{
+	static const uint32_t bytes[3] = { RING_BYTES, DATA_BYTES, RO_BYTES };
+	struct vp_region_desc d[3];
+
+	for (unsigned i = 0; i < 3; i++) {
+		mem[i] = aligned_alloc(64, bytes[i]);
+		maps[i] = (struct vp_map){ .host = vp_gptr_from_map(mem[i]), .size = bytes[i], .writable = i < 2,
+					   .refs = 1 << 20, .page_size = 4096, .fd = -1 };
+		d[i] = (struct vp_region_desc){ .gpa = i * 0x8000u, .size = bytes[i], .map = &maps[i] };
+	}
+	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
+	pool_bytes = vp_bounce_ring_bytes() + 2 * AREA;
+	pool = aligned_alloc(64, pool_bytes);
+	scratch = vp_relay_scratch_new();
+	kick_fd = eventfd(0, EFD_NONBLOCK);
+	call_fd = eventfd(0, EFD_NONBLOCK);
+	REQUIRE(pool && scratch && kick_fd >= 0 && call_fd >= 0);
+}
+
+static uint64_t features(uint8_t f)
+{
+	return VP_BIT(32) | (f & 1 ? VP_BIT(34) : 0) | (f & 2 ? VP_BIT(29) : 0) | (f & 4 ? VP_BIT(35) : 0) |
+	       (f & 8 ? VP_BIT(28) : 0) | (f & 16 ? VP_BIT(15) : 0);
+}
+
+static void step(struct vp_bounce *b, const uint8_t *s)
+{
+	uint32_t at;
+	uint64_t v;
+
+	memcpy(&v, s + 4, 8);
+	at = s[1] | (uint32_t)s[2] << 8;
+	switch (s[0] % 8) {
+	case 0: case 1:
+		memcpy(mem[0] + at % (RING_BYTES / 8) * 8, &v, 8);
+		break;
+	case 2: /* 16 bits: indices, flags, ring entries */
+		memcpy(mem[0] + at % (RING_BYTES / 2) * 2, &v, 2);
+		break;
+	case 3: /* near the start of one of the shadow ring's areas, or anywhere */
+	case 4:
+		at = s[3] & 1 ? at % (uint32_t)(pool_bytes - 8) :
+		     (uint32_t)((s[3] & 2 ? b->used_addr : s[3] & 4 ? b->avail_addr : b->desc_addr) - POOL_ADDR) + s[1];
+		memcpy(pool + at, &v, s[0] % 8 == 3 ? 8 : 2);
+		break;
+	case 5:
+		if (vp_bounce_arm(b))
+			vp_bounce_disarm(b);
+		break;
+	case 6:
+		vp_bounce_set_open(b, s[1] & 1);
+		vp_xlate_flush(&b->c.rq->vq.xl);
+		break;
+	default:
+		vp_bounce_run(b, scratch);
+	}
+	REQUIRE(vp_bounce_outstanding(b) <= b->mask + 1);
+	REQUIRE(b->out.used <= b->out.size && b->in.used <= b->in.size && b->segs.used <= b->segs.size);
+	REQUIRE(b->shadow.outstanding <= b->shadow.size && b->shadow.num_free <= b->shadow.size);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct vp_relay_queue rq = { .call_fd = call_fd };
+	struct vp_bounce_conf c = { .rq = &rq, .kick_fd = kick_fd, .pool_addr = POOL_ADDR };
+	struct vp_vq_conf vc = { .desc = 0, .driver = 0x4000, .device = 0x6000 };
+	struct vp_bounce *b;
+	unsigned i;
+
+	if (!tab)
+		setup();
+	if (size < 4)
+		return 0;
+	memset(mem[0], 0, RING_BYTES);
+	memset(mem[1], 0x22, DATA_BYTES);
+	memset(mem[2], 0x33, RO_BYTES);
+	memset(pool, 0, pool_bytes);
+	vc.features = rq.features = features(data[1]);
+	vc.size = (uint16_t)(data[1] & 1 ? 1u + data[3] % 200u : 1u << data[3] % 8);
+	vc.base = data[1] & 1 ? 0x80008000 : 0;
+	vc.tab = tab;
+	if (vp_vq_start(&rq.vq, &vc, NULL))
+		return 0;
+	c.features = features(data[2]);
+	c.pool = vp_gptr_from_map(pool);
+	c.ring = (struct vp_bounce_area){ 0, vp_bounce_ring_bytes() };
+	if (data[0] % 3 != 1)
+		c.out = (struct vp_bounce_area){ c.ring.size, AREA };
+	if (data[0] % 3 != 0)
+		c.in = (struct vp_bounce_area){ c.ring.size + AREA, AREA };
+	c.net = data[0] % 3 != 2;
+	c.early = data[0] % 3 == 0;
+	if (vp_bounce_new(&b, &c, NULL))
+		return 0;
+	data += 4;
+	size -= 4;
+	for (; size >= 12; data += 12, size -= 12)
+		step(b, data);
+	vp_bounce_run(b, scratch);
+	vp_bounce_stop(b, data[-1] & 1 ? scratch : NULL);
+	REQUIRE(!vp_bounce_outstanding(b));
+	vp_bounce_free(b);
+	for (i = 0; i < RO_BYTES; i++)
+		REQUIRE(mem[2][i] == 0x33);
+	return 0;
+}
