@@ -172,7 +172,8 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_vq_conf c = {
-		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .tab = v->tab, .iommu = iommu_of(v),
+		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .out_only = q & 1,
+		.tab = v->tab, .iommu = iommu_of(v),
 	};
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
 	int ret;
@@ -303,7 +304,8 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_virtq *vq = &r->rq.vq;
 	struct vp_vq_conf c = {
-		.size = vq->size, .base = base, .features = v->features, .tab = v->tab, .iommu = iommu_of(v),
+		.size = vq->size, .base = base, .features = v->features, .out_only = vq->out_only,
+		.tab = v->tab, .iommu = iommu_of(v),
 		.desc = vq->desc_addr, .driver = vq->driver_addr, .device = vq->device_addr,
 	};
 	int ret = 0;

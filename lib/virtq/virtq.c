@@ -98,6 +98,7 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 		.packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED),
 		.event_idx = c->features & VP_BIT(VIRTIO_RING_F_EVENT_IDX),
 		.in_order = c->features & VP_BIT(VIRTIO_F_IN_ORDER),
+		.out_only = c->out_only,
 		.indirect = c->features & VP_BIT(VIRTIO_RING_F_INDIRECT_DESC),
 		.kicks_on = true, /* a ring's memory starts as zeroes: the driver kicks */
 		.desc_addr = c->desc, .driver_addr = c->driver, .device_addr = c->device,
@@ -210,18 +211,12 @@ int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 		flags = vq->packed ? VP_PACKED_FLAGS(w) : VP_SPLIT_FLAGS(w);
 		if (flags & VRING_DESC_F_INDIRECT)
 			return VP_VQ_BAD_INDIRECT;
-		if (vq->packed && c->nin && !(flags & VRING_DESC_F_WRITE) && !vq->xl.iommu) {
-			/*
-			 * DPDK's driver marks the header of a packet to be sent as writable in its packed
-			 * tables. What it meant is plain: all of it is to be read, and reading its own
-			 * buffers harms nobody else.
-			 */
-			if (__builtin_add_overflow(c->out_len, c->in_len, &c->out_len))
-				return VP_VQ_TOO_LONG;
-			c->nout = (uint16_t)(c->nout + c->nin);
-			c->nin = 0;
-			c->in_len = 0;
-		}
+		/*
+		 * DPDK's driver leaves the WRITE flag in entries of packed tables that it sends. Where every
+		 * buffer is to be read its meaning is plain, and reading its own buffers harms nobody else.
+		 */
+		if (vq->packed && vq->out_only)
+			flags &= (uint16_t)~VRING_DESC_F_WRITE;
 		ret = vp_chain_add(vq, b, c, le64toh(d[0]), VP_SPLIT_LEN(w), flags & VRING_DESC_F_WRITE);
 		if (ret)
 			return ret;

@@ -81,6 +81,7 @@ struct vp_virtq {
 	bool     event_idx;
 	bool     in_order;
 	bool     indirect;
+	bool     out_only;      /* all buffers are device-readable: a transmit queue */
 	uint8_t  broken;        /* enum vp_vq_broken */
 	/* our place in the ring */
 	uint16_t last_avail;    /* split: free running; packed: slot */
@@ -106,6 +107,7 @@ struct vp_vq_conf {
 	uint16_t size;      /* split: a power of two; packed: 1 to 32768 */
 	uint32_t base;      /* as VHOST_USER_SET_VRING_BASE: split 16 bit; packed 2 x (15 bit + wrap) */
 	uint64_t features;  /* negotiated virtio feature bits */
+	bool     out_only;  /* all buffers are device-readable, as in a network device's transmit queue */
 	uint64_t desc, driver, device;
 	const struct vp_memtab *tab;   /* not owned; outlives the queue or is replaced by vp_vq_rebind() */
 	struct vp_iommu *iommu;        /* or NULL */
