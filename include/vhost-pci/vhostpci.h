@@ -184,7 +184,7 @@ VHP_API void vhp_mover_free(struct vhp_mover *m);
 /*
  * Move up to 32 packets from one port's driver VM straight into the buffers of another's: one copy, no byte
  * through this program's memory. Offloads that the receiver did not negotiate are done in software. While the receiver
- * offers no buffers, packets wait (at most 2 ms, then they are dropped); while its link is down they are
+ * offers no buffers, packets wait (at most 10 ms, then they are dropped); while its link is down they are
  * dropped. Number taken, -ENOLINK (from), -EIO (from).
  */
 VHP_API int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, unsigned to_pair,

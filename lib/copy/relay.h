@@ -21,7 +21,7 @@
 #include "virtq/virtq.h"
 
 #define VP_RELAY_BURST       32
-#define VP_RELAY_PATIENCE_US 2000
+#define VP_RELAY_PATIENCE_US 10000
 
 /* Why a packet did not arrive. Counted per sender queue. */
 enum vp_drop {
