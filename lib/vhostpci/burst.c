@@ -340,6 +340,7 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 		struct vhp_mover *m)
 {
 	struct vhp_queue *src = vhp_rxq(from, from_pair), *dst = vhp_txq(to, to_pair);
+	uint64_t packets, bytes;
 	unsigned n;
 	int ret = ready(from, src);
 
@@ -347,8 +348,16 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 		return ret;
 	if (vp_unlikely(ready(to, dst)))
 		dst = NULL;
+	packets = src->rq.stats.packets;
+	bytes = src->rq.stats.bytes;
 	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_relay_scratch *)m);
-	return n ? (int)n : idle(src);
+	if (vp_unlikely(!n))
+		return idle(src);
+	if (dst) {
+		dst->packets += src->rq.stats.packets - packets;
+		dst->bytes += src->rq.stats.bytes - bytes;
+	}
+	return (int)n;
 }
 
 /* ---- sleeping and counters ------------------------------------------------------------------------------------ */
