@@ -57,20 +57,27 @@ static int find_region(const struct vu_backend *b, const struct vu_mem_region *r
 	return -1;
 }
 
+/*
+ * QEMU before 8.0 keeps a table for each queue pair and so sends every ADD_MEM_REG and REM_MEM_REG once for each: the same
+ * again changes nothing and succeeds, or a second queue pair could never start.
+ */
 static int add_region(struct vu_backend *b, const struct vu_mem_region *r, struct vp_err *e)
 {
+	if (find_region(b, r) >= 0)
+		return 0;
 	if (b->nregions >= b->cfg.max_mem_slots)
 		return vp_err_set(e, -ENOSPC, "ADD_MEM_REG beyond the %u memory slots there are", b->cfg.max_mem_slots);
-	if (find_region(b, r) >= 0)
-		return vp_err_set(e, -EEXIST, "ADD_MEM_REG of a region that is already there (guest address 0x%llx)",
-				  (unsigned long long)r->gpa);
 	return b->ops->mem_add(b->ctx, r, &b->main.rx_fds[0], e);
 }
 
 static int remove_region(struct vu_backend *b, const struct vu_mem_region *r, struct vp_err *e)
 {
 	int i = find_region(b, r);
+	unsigned int k;
 
+	for (k = 0; i < 0 && k < VP_ARRAY_SIZE(b->gone); k++)
+		if (r->size && same_region(&b->gone[k], r))
+			return 0;
 	if (i < 0)
 		return vp_err_set(e, -ENOENT, "REM_MEM_REG of a region that was never added (guest address 0x%llx, size 0x%llx)",
 				  (unsigned long long)r->gpa, (unsigned long long)r->size);
@@ -87,11 +94,13 @@ void vu_commit(struct vu_backend *b, const struct vu_msg *m)
 		memcpy(b->regions, m->p.mem.regions, b->nregions * sizeof(b->regions[0]));
 		break;
 	case VU_ADD_MEM_REG:
-		b->regions[b->nregions++] = m->p.mem_single.region;
+		if (find_region(b, &m->p.mem_single.region) < 0)
+			b->regions[b->nregions++] = m->p.mem_single.region;
 		break;
 	case VU_REM_MEM_REG:
 		i = find_region(b, &m->p.mem_single.region);
 		if (i >= 0) {
+			b->gone[b->next_gone++ % VP_ARRAY_SIZE(b->gone)] = b->regions[i];
 			b->nregions--;
 			memmove(&b->regions[i], &b->regions[i + 1], (b->nregions - i) * sizeof(b->regions[0]));
 		}

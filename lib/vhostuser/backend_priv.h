@@ -39,6 +39,8 @@ struct vu_backend {
 
 	struct vu_mem_region regions[VU_MAX_MEM_SLOTS];
 	unsigned int nregions;
+	struct vu_mem_region gone[16];  /* removed last, see add_region() */
+	unsigned int next_gone;
 
 	double tokens;              /* messages that may still come at once */
 	uint64_t tokens_ns;         /* CLOCK_MONOTONIC of the last refill */

@@ -420,7 +420,7 @@ static void test_memory(void **state)
 	}
 	assert_int_equal(p.nkept, 509);
 	assert_int_equal(p.nregions, 509);
-	/* One too many, one twice, one that is not there. */
+	/* One too many, one that is not there, then one removed twice and one added twice (QEMU 7.2 with several queue pairs). */
 	r.region.gpa = i * 0x10000;
 	peer_send(&p, VU_ADD_MEM_REG, NR, &r, sizeof(r), 1);
 	assert_int_equal(peer_expect_u64(&p, VU_ADD_MEM_REG), 1);
@@ -431,14 +431,17 @@ static void test_memory(void **state)
 	r.region.mmap_offset = 77;
 	peer_send(&p, VU_REM_MEM_REG, NR, &r, sizeof(r), 1);
 	assert_int_equal(peer_expect_u64(&p, VU_REM_MEM_REG), 0);
+	peer_send(&p, VU_REM_MEM_REG, NR, &r, sizeof(r), 1);
+	assert_int_equal(peer_expect_u64(&p, VU_REM_MEM_REG), 0);
 	r.region.gpa = 0;
 	r.region.uva = 0x1000000;
 	peer_send(&p, VU_ADD_MEM_REG, NR, &r, sizeof(r), 1);
-	assert_int_equal(peer_expect_u64(&p, VU_ADD_MEM_REG), 1);
+	assert_int_equal(peer_expect_u64(&p, VU_ADD_MEM_REG), 0);
+	assert_int_equal(p.nregions, 508);
 	vu_backend_get_info(p.b, &info);
 	assert_int_equal(info.nregions, 508);
-	assert_int_equal(info.refused, 3);
-	assert_non_null(strstr(info.refusal, "already there"));
+	assert_int_equal(info.refused, 2);
+	assert_non_null(strstr(info.refusal, "never added"));
 	/* A table replaces all of it. */
 	peer_send(&p, VU_SET_MEM_TABLE, NR, &(struct vu_mem_table){ 0 }, 8, 0);
 	assert_int_equal(peer_expect_u64(&p, VU_SET_MEM_TABLE), 0);
