@@ -61,7 +61,7 @@ class PortLink:
 
     def start_agent(self, args=''):
         """Start the agent in the device VM, give the tap its address."""
-        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --tap %s --up --wait %s >>/run/agent.log 2>&1 & '
+        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --tap %s --mac 52:54:00:0d:00:02 --up --wait %s >>/run/agent.log 2>&1 & '
                        'echo $! >/run/agent.pid); for i in $(seq 200); do [ -e /sys/class/net/%s ] && exit 0; sleep 0.1; done; '
                        'cat /run/agent.log; dmesg | tail; exit 1' % (self.tap, args, self.tap), 60)
         self.device.up(self.addr_device + '/24', self.tap)
