@@ -631,6 +631,7 @@ static void copy_stop(struct vp_link *l)
 		return;
 	vp_peer_free(cl->peer);
 	cl->peer = NULL;
+	vp_port_goodbye(cl->port);
 	if (cl->att)
 		cl->att->ops->free(cl->att);
 	cl->att = NULL;

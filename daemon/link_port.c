@@ -501,6 +501,7 @@ static void port_stop(struct vp_link *l)
 	pl->peer = NULL;
 	for (unsigned i = 0; pl->q && i < pl->n; i++)
 		unwire(pl, i);
+	vp_port_goodbye(pl->port);
 	if (pl->att)
 		pl->att->ops->free(pl->att);
 	pl->att = NULL;

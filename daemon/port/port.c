@@ -571,22 +571,28 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 	return 0;
 }
 
+void vp_port_goodbye(struct vp_port *p)
+{
+	if (!p || !p->map)
+		return;
+	vp_port_begin(p);
+	p->st.flags = 0;
+	p->st.link_status = htole32(VHP_LINK_DOWN);
+	p->st.link_reason = htole32(VHP_REASON_DAEMON);
+	for (unsigned q = 0; q < p->nqueues; q++)
+		flags_change(p, q, 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
+	if (p->st.nregions)
+		port_touch_regions(p);
+	p->st.nregions = 0;
+	vp_port_commit(p);
+}
+
 void vp_port_free(struct vp_port *p)
 {
 	if (!p)
 		return;
-	if (p->map) {
-		vp_port_begin(p);
-		p->st.flags = 0;
-		p->st.link_status = htole32(VHP_LINK_DOWN);
-		p->st.link_reason = htole32(VHP_REASON_DAEMON);
-		for (unsigned q = 0; q < p->nqueues; q++)
-			flags_change(p, q, 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
-		if (p->st.nregions)
-			port_touch_regions(p);
-		p->st.nregions = 0;
-		vp_port_commit(p);
-	}
+	p->aops = NULL; /* whoever owns the attachment has freed it by now */
+	vp_port_goodbye(p);
 	sd_event_source_disable_unref(p->timer);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		vp_close(&p->win[i].fd);

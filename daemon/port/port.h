@@ -111,7 +111,9 @@ struct vp_port_ops {
 /* name for messages. The memfd exists and its header is complete when this returns. */
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
 		void *ctx, struct vp_err *e);
-/* Publishes link down, reason "daemon"; takes nothing, calls nobody. The attachment goes first or right after. */
+/* Tell the guest that the daemon goes away: link down, reason "daemon", no queues. Before the attachment is freed. NULL is allowed. */
+void vp_port_goodbye(struct vp_port *p);
+/* After the attachment was freed. Takes nothing, calls nobody. */
 void vp_port_free(struct vp_port *p);
 
 /* The link's constants. required is what ATTACH must support. Before anything else. */

@@ -319,8 +319,8 @@ def test_file_truncated_after_mapping(guarded, seal):
         both_ways(a, b)
         # The rings stay, the buffers' end of the file goes: the driver still can kick.
         off = a.tx_free[-1]
+        os.ftruncate(mem.fd, off & ~4095)  # first: a data thread that is still awake takes the packet at once
         a.rings[1].add([(off, 100, False)], off)
-        os.ftruncate(mem.fd, off & ~4095)
         a.kick(1)
         guarded.wait(lambda: guarded.show("ab")["status"] == "broken")
         assert "truncated" in guarded.log()
