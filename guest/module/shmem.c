@@ -33,7 +33,8 @@ struct vp_sm {
 	u8 *buf;
 	void *ctrl;
 	phys_addr_t ctrl_phys;
-	void *aperture;
+	void *aperture_head;	/* up to the first 2 MiB boundary, */
+	void *aperture;		/* and the rest */
 	phys_addr_t aperture_phys;
 	u64 aperture_size;
 	struct delayed_work wait_work;
@@ -208,6 +209,8 @@ static void vp_sm_free(struct vp_sm *sm)
 {
 	if (sm->ctrl)
 		memunmap(sm->ctrl);
+	if (sm->aperture_head)
+		memunmap(sm->aperture_head);
 	if (sm->aperture)
 		memunmap(sm->aperture);
 	kfree(sm->buf);
@@ -257,9 +260,17 @@ static int vp_sm_probe(struct virtio_device *vdev)
 		sm->q[i].buf = sm->buf;
 	}
 	if (virtio_get_shm_region(vdev, &aperture, VHP_SHMEM_REGION_APERTURE)) {
-		/* Kept mapped to reserve the memory type; user space gets page tables of its own. */
-		sm->aperture = memremap(aperture.addr, aperture.len, MEMREMAP_WB);
-		if (!sm->aperture)
+		u64 head = min_t(u64, ALIGN(aperture.addr, SZ_2M) - aperture.addr, aperture.len);
+
+		/*
+		 * Kept mapped to reserve the memory type; user space gets page tables of its own. In two parts: in one
+		 * piece from an address that is not a multiple of 2 MiB, 64 GiB would take 128 MiB of page tables.
+		 */
+		if (head)
+			sm->aperture_head = memremap(aperture.addr, head, MEMREMAP_WB);
+		if (head < aperture.len)
+			sm->aperture = memremap(aperture.addr + head, aperture.len - head, MEMREMAP_WB);
+		if ((head && !sm->aperture_head) || (head < aperture.len && !sm->aperture))
 			goto err;
 		sm->aperture_phys = aperture.addr;
 		sm->aperture_size = aperture.len;
