@@ -241,7 +241,7 @@ static void pool_scrub(struct copy_link *cl)
 
 static int pool_make(struct copy_link *cl, struct vp_err *e)
 {
-	uint64_t off = 0, size, half;
+	uint64_t off, size, half;
 	struct vp_port_region r[3];
 	int fd;
 
@@ -254,9 +254,9 @@ static int pool_make(struct copy_link *cl, struct vp_err *e)
 		cl->area = 1u << 31;
 	half = cl->area * (cl->n / 2);
 	fd = vp_port_memfd(cl->port, &size);
-	if (vp_port_pool(cl->port, &size)) {
-		off = VHP_CTRL_POOL_OFF;
-	} else {
+	off = vp_port_pool(cl->port, &size);
+	if (!size) {
+		off = 0;
 		/* An attachment that shows no more than the control block of the port's file: it is given as a window. */
 		fd = cl->own_fd = memfd_create("vhost-pci pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 		if (fd < 0 || ftruncate(fd, (off_t)cl->pool_size) < 0 ||
