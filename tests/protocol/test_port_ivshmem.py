@@ -53,6 +53,9 @@ def test_packets(lab):
         assert pc.raised(nic.rings[1].call_fd)
         assert len(lab.qmp.devices) == 1
         assert p.command(pc.DETACH) == pc.OK
+        deadline = time.monotonic() + 5
+        while (lab.qmp.devices or lab.qmp.chardevs or lab.qmp.fds) and time.monotonic() < deadline:
+            p.idle()
         assert not lab.qmp.devices and not lab.qmp.chardevs and not lab.qmp.fds
 
 
