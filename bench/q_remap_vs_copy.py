@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""remap: is a window handed over faster by changing a mapping or by copying it?
+"""remap-vs-copy: is a window handed over faster by changing a mapping or by copying it?
 
 "ours" is the copy, which every mode of the project uses; the peer is remapping. A ratio above 1 says that
 copying is cheaper at that size.
@@ -24,7 +24,7 @@ def measure(opt):
         r = json.loads(line)
         out[r["op"], r["size"]] = r["ns"]
         if r["op"] == "unmap":
-            harness.say("remap: %s done" % size_name(r["size"]))
+            harness.say("remap-vs-copy: %s done" % size_name(r["size"]))
     harness.reap(p)
     if p.returncode:
         raise harness.BenchError("bench/remap ended with code %d" % p.returncode)
@@ -34,7 +34,7 @@ def measure(opt):
 def pair(case, ours, peer, peer_name, size):
     """The runs of all ops were taken in turn, so the n-th of each belong together."""
     got = [({"ns": a, "disturbed": 0}, {"ns": b, "disturbed": 0}) for a, b in zip(ours, peer)]
-    return harness.compare("remap", case, "ns/window", got, "ns", True, peer_name, size=size)
+    return harness.compare("remap-vs-copy", case, "ns/window", got, "ns", True, peer_name, size=size)
 
 
 def crossover(sizes, out, copy, remap):
@@ -53,7 +53,7 @@ def run(opt):
     try:
         harness.need_hugepages(140)
     except harness.BenchError as e:
-        harness.say("remap: without 2 MiB pages: %s" % e)
+        harness.say("remap-vs-copy: without 2 MiB pages: %s" % e)
     out = measure(opt)
     sizes = sorted({s for _, s in out})
     results = []
@@ -71,7 +71,7 @@ def run(opt):
     for copy in ("copy-hot", "copy-cold"):
         for remap in ("remap", "populate", "remap-huge"):
             at = crossover([s for s in sizes if (remap, s) in out], out, copy, remap)
-            results.append({"question": "remap", "case": "crossover %s / %s" % (copy, remap), "unit": "bytes", "ours": at,
+            results.append({"question": "remap-vs-copy", "case": "crossover %s / %s" % (copy, remap), "unit": "bytes", "ours": at,
                             "peer": None, "peer_name": None, "ratio": None, "runs": 1, "spread": None,
                             "note": "copying is cheaper below it" if at else "copying is cheaper at every size measured"})
     plot(opt, out, sizes)
