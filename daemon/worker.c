@@ -19,7 +19,7 @@
 #define WORKER_SIGNAL  SIGUSR2    /* interrupts a hanging notification */
 #define SUPERVISE_MS   500
 #define WORKER_LOOK_US 20         /* while busy, between looks at the other jobs' kicks */
-#define WORKER_RELAX   4          /* pauses after a round without work: the drivers' cores want their rings */
+#define WORKER_RELAX   8          /* pauses after a round without work: the drivers' cores want their rings */
 
 /* Slots by number, replaced as a whole when it grows; read by the thread under RCU. */
 struct slot_table {

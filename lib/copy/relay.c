@@ -328,12 +328,14 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		/* Out of patience, and for as long as no buffer comes: no second wait per burst. */
 		drop(&r, n, VP_DROP_NO_BUFFER);
 	}
-	if (r.filled && vp_vq_need_call(&dst->vq)) {
+out:
+	/* What was given back before the look at the event fields of both. Pairs with the drivers' barriers. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (r.filled && vp_vq_need_call_fenced(&dst->vq)) {
 		vp_relay_call(dst, s);
 		calls++;
 	}
-out:
-	if (vp_vq_need_call(&src->vq)) {
+	if (vp_vq_need_call_fenced(&src->vq)) {
 		vp_relay_call(src, s);
 		calls++;
 	}

@@ -283,11 +283,16 @@ static bool packed_need_call(struct vp_virtq *vq)
 	return vring_need_event(event, now, old);
 }
 
+bool vp_vq_need_call_fenced(struct vp_virtq *vq)
+{
+	return vq->packed ? packed_need_call(vq) : split_need_call(vq);
+}
+
 bool vp_vq_need_call(struct vp_virtq *vq)
 {
 	/* The used index before the event field. Pairs with the driver's barrier the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return vq->packed ? packed_need_call(vq) : split_need_call(vq);
+	return vp_vq_need_call_fenced(vq);
 }
 
 bool vp_vq_enable_kicks(struct vp_virtq *vq)

@@ -164,6 +164,8 @@ static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, 
 
 /* Does the driver want to be notified of what was completed since the last time this said yes? */
 bool vp_vq_need_call(struct vp_virtq *vq);
+/* The same without its fence, for callers that look at several queues behind one (__ATOMIC_SEQ_CST) fence. */
+bool vp_vq_need_call_fenced(struct vp_virtq *vq);
 
 /* Ask the driver for kicks; true when chains are available already (look again, do not sleep). */
 bool vp_vq_enable_kicks(struct vp_virtq *vq);
