@@ -349,9 +349,10 @@ void port_command_done(struct vp_port *p)
 /* DETACH, or an ATTACH that replaces the data path: all has to be withdrawn before the rest. */
 static void detach_then(struct vp_port *p)
 {
+	detach(p);
+	/* Only now: the owner, told that the link is down, may have had everything evaluated with the windows still there. */
 	p->busy = true;
 	p->busy_deadline = p->conf.slow_take ? port_now(p) + PORT_TAKE_MAX_US : 0;
-	detach(p);
 	port_evaluate(p);  /* finishes the command when nothing has to be waited for */
 }
 
