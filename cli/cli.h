@@ -50,6 +50,8 @@ json_t *cli_next(struct cli *c);
  * -1: go on with *n operands; else the exit status.
  */
 int cli_operands(struct cli *c, const struct cli_command *cmd, int argc, char **argv, int min, int max, int *n);
+/* A whole command whose only operand is a link: method with its name; prints the result when JSON is wanted. Exit status. */
+int cli_call_link(struct cli *c, const struct cli_command *cmd, const char *method, int argc, char **argv);
 
 /* Print an object as JSON, indented. */
 int cli_print_json(json_t *o);

@@ -139,3 +139,19 @@ int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
 	json_decref(answer);
 	return 0;
 }
+
+int cli_call_link(struct cli *c, const struct cli_command *cmd, const char *method, int argc, char **argv)
+{
+	json_t *result;
+	int n, r = cli_operands(c, cmd, argc, argv, 1, 1, &n);
+
+	if (r >= 0)
+		return r;
+	r = cli_call(c, method, json_pack("{s:s}", "name", argv[1]), &result);
+	if (r)
+		return r;
+	if (c->json)
+		cli_print_json(result);
+	json_decref(result);
+	return 0;
+}
