@@ -1,0 +1,579 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A guest under QEMU: which QEMU and accelerator, its devices, its life, commands in it, QMP, console."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import image
+from deb import Unavailable, cache_dir, progress
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class VMError(Exception):
+    pass
+
+
+def patience():
+    """How much longer than usual things may take now: 1 on an idle machine, up to 4 on one that others keep busy."""
+    return max(1.0, min(4.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 2))
+
+
+# ---- which QEMU, which accelerator --------------------------------------------------------------------------------------
+
+
+class Qemu:
+    """A QEMU binary: how to run it and what differs between versions."""
+
+    def __init__(self, name, cmd, env=None, data=()):
+        self.name = name
+        self.cmd = cmd
+        self.env = env or {}
+        self.data = list(data)
+        out = subprocess.run(cmd + ['--version'], capture_output=True, text=True, env=dict(os.environ, **self.env)).stdout
+        m = re.search(r'version (\d+)\.(\d+)(?:\.(\d+))?', out)
+        if not m:
+            raise Unavailable('%s does not run' % ' '.join(cmd))
+        self.version = tuple(int(x or 0) for x in m.groups())
+        self.label = 'QEMU %d.%d.%d' % self.version
+
+    def reconnect(self, seconds):
+        """The chardev option that reconnects a client socket."""
+        if not seconds:
+            return ''
+        if self.version >= (9, 2):
+            return ',reconnect-ms=%d' % int(seconds * 1000)
+        return ',reconnect=%d' % max(1, int(seconds))
+
+
+_qemus = {}
+
+
+def qemu(name='system', make=True):
+    """'system': the host's QEMU; '11': 11.1 or later, the host's if that is new enough, else of the private tree,
+    which is made when it is not there (@make). Raises Unavailable with the reason."""
+    if name in _qemus:
+        if isinstance(_qemus[name], Unavailable):
+            raise _qemus[name]
+        return _qemus[name]
+    try:
+        if name == 'system':
+            q = None
+            for d in os.environ.get('PATH', '').split(':') + ['/usr/bin', '/usr/local/bin']:
+                p = os.path.join(d, 'qemu-system-x86_64')
+                if os.access(p, os.X_OK):
+                    q = Qemu(name, [p])
+                    break
+            if not q:
+                raise Unavailable('no qemu-system-x86_64 on this machine')
+        elif name == '11':
+            try:
+                q = qemu('system')
+            except Unavailable:
+                q = None
+            if not q or q.version < (11, 1):
+                q = _tree_qemu(make)
+        else:
+            raise Unavailable('unknown QEMU %r' % name)
+        _qemus[name] = q
+        return q
+    except Unavailable as e:
+        _qemus[name] = e
+        raise
+
+
+def _tree_qemu(make):
+    script = os.path.join(TOP, 'scripts/qemu11-tree')
+    env = dict(os.environ, VHOST_PCI_CACHE=cache_dir())
+    r = subprocess.run([script, '--path'], stdout=subprocess.PIPE, text=True, env=env)
+    if r.returncode and make:
+        r = subprocess.run([script], stdout=subprocess.PIPE, stderr=subprocess.PIPE if not sys.stderr else None, text=True, env=env)
+    if r.returncode:
+        raise Unavailable('QEMU 11.1 is not on this machine and scripts/qemu11-tree could not make a tree with it')
+    t = r.stdout.strip()
+    lib = t + '/usr/lib/x86_64-linux-gnu'
+    # The tree's own loader and libraries: no chroot, so no root, and sockets keep their paths.
+    cmd = [t + '/usr/lib64/ld-linux-x86-64.so.2' if os.path.exists(t + '/usr/lib64/ld-linux-x86-64.so.2')
+           else t + '/lib64/ld-linux-x86-64.so.2', '--library-path', '%s:%s/pulseaudio' % (lib, lib), t + '/usr/bin/qemu-system-x86_64']
+    return Qemu('11', cmd, {'QEMU_MODULE_DIR': lib + '/qemu'},
+                ['-L', t + '/usr/share/qemu', '-L', t + '/usr/share/seabios', '-L', t + '/usr/lib/ipxe/qemu'])
+
+
+def accel():
+    """'kvm' when a real guest boots under it within a short time, else 'tcg'. Asked once per run of the host.
+
+    A /dev/kvm that opens says little: nested set-ups exist where guests then hang. VHOST_PCI_ACCEL overrides.
+    """
+    v = os.environ.get('VHOST_PCI_ACCEL')
+    if v:
+        return v
+    if not os.access('/dev/kvm', os.R_OK | os.W_OK):
+        answer = 'tcg'
+    else:
+        with open('/proc/sys/kernel/random/boot_id') as f:
+            note = os.path.join(cache_dir(), 'accel-%s-%d' % (f.read().strip(), os.getuid()))
+        try:
+            with open(note) as f:
+                answer = f.read().strip()
+        except FileNotFoundError:
+            progress('does KVM work here? (a short boot, 15 s at most)')
+            answer = 'tcg'
+            import shutil
+            import tempfile
+            d = tempfile.mkdtemp(prefix='vpk')
+            vm = VM('kvmprobe', d, accel='kvm', mem=256)
+            try:
+                vm.start(timeout=15)
+                if vm.sh('echo yes', timeout=5).strip() == 'yes':
+                    answer = 'kvm'
+            except VMError:
+                pass
+            finally:
+                vm.kill()
+                shutil.rmtree(d, ignore_errors=True)
+            progress('KVM %s' % ('works' if answer == 'kvm' else 'does not work here: using TCG (emulation; slow)'))
+            with open(note, 'w') as f:
+                f.write(answer)
+    os.environ['VHOST_PCI_ACCEL'] = answer
+    return answer
+
+
+# ---- a VM -----------------------------------------------------------------------------------------------------------------
+
+
+class Net:
+    """A virtio-net device whose back-end is behind a vhost-user socket.
+
+    @server: QEMU listens and the back-end connects. @reconnect: seconds between QEMU's attempts when the back-end goes.
+    @vectors: MSI-X vectors, None for the default (none on old QEMU under TCG, which crashes with them).
+    @props: more properties of virtio-net-pci.
+    """
+
+    def __init__(self, sock, mac=None, server=False, queues=1, reconnect=0, vectors=None, props='', id=None, packed=False, bus=None):
+        self.sock, self.mac, self.server, self.queues = sock, mac, server, queues
+        self.reconnect, self.vectors, self.props, self.id = reconnect, vectors, props, id
+        self.packed, self.bus = packed, bus
+
+    def args(self, vm, i):
+        id = self.id or 'n%d' % i
+        char = 'socket,id=c%s,path=%s' % (id, self.sock)
+        if self.server:
+            char += ',server=on,wait=off'
+        else:
+            char += vm.qemu.reconnect(self.reconnect)
+        dev = 'virtio-net-pci,netdev=%s,id=d%s' % (id, id)
+        if self.mac:
+            dev += ',mac=' + self.mac
+        if self.queues > 1:
+            dev += ',mq=on'
+        vectors = self.vectors
+        if vectors is None and vm.accel == 'tcg' and vm.qemu.version < (8, 0):
+            vectors = 0
+        if vectors is not None:
+            dev += ',vectors=%d' % vectors
+        elif self.queues > 1:
+            dev += ',vectors=%d' % (2 * self.queues + 2)
+        if self.packed:
+            dev += ',packed=on'
+        if self.bus:
+            dev += ',bus=' + self.bus
+        # The option ROM is only good for network boots and slows the firmware down.
+        dev += ',romfile='
+        if self.props:
+            dev += ',' + self.props
+        return ['-chardev', char, '-netdev', 'vhost-user,id=%s,chardev=c%s,queues=%d' % (id, id, self.queues), '-device', dev]
+
+
+class Port:
+    """A vhost-pci port: the stock device through which a device VM reaches a link. Goes where Net goes.
+
+    @attachment 'ivshmem' or 'shmem', @pairs queue pairs of the link, @slots root ports for windows (ivshmem),
+    @reserve their prefetchable memory: at least the driver VM's size.
+    """
+
+    def __init__(self, sock, attachment, pairs=1, id='port0', slots=2, reserve='512M'):
+        self.sock, self.attachment, self.pairs, self.id = sock, attachment, pairs, id
+        self.slots, self.reserve = slots, reserve
+
+    def bus(self):
+        return ['%sw%d' % (self.id, i) for i in range(self.slots)]
+
+    def link_keys(self, vm_dir, vm_name):
+        """What the link's [Device] section says beyond VM= and Socket=."""
+        keys = {'Attachment': self.attachment}
+        if self.attachment == 'ivshmem':
+            keys['QMP'] = os.path.join(vm_dir, vm_name + '.qmpd')
+            keys['HotplugBus'] = ' '.join(self.bus())
+        return keys
+
+    def args(self, vm, i):
+        nsig = 1 + 2 * self.pairs
+        out = ['-chardev', 'socket,id=c%s,path=%s' % (self.id, self.sock)]
+        if self.attachment == 'shmem':
+            return out + ['-device', 'vhost-user-test-device-pci,id=%s,chardev=c%s,virtio-id=22,num_vqs=%d,config_size=16' %
+                          (self.id, self.id, nsig)]
+        for n, b in enumerate(self.bus() + [self.id + 'p']):
+            out += ['-device', 'pcie-root-port,id=%s,chassis=%d,slot=%d,pref64-reserve=%s' %
+                    (b, 16 * i + n + 1, 16 * i + n + 1, self.reserve)]
+        return out + ['-device', 'ivshmem-doorbell,id=%s,chardev=c%s,vectors=%d,bus=%sp' % (self.id, self.id, nsig, self.id)]
+
+
+class Job:
+    """A command that runs in the guest."""
+
+    def __init__(self, vm, text, timeout):
+        self.vm, self.text, self.timeout = vm, text, timeout
+        self.status = None
+        self.out = ''
+        self.event = threading.Event()
+
+    def result(self, timeout=None, check=True):
+        """The command's output. Raises VMError when it fails, or when there is no answer in time."""
+        end = time.time() + (self.timeout + 10 if timeout is None else timeout)
+        while not self.event.wait(0.2):
+            if self.vm.proc is None or self.vm.proc.poll() is not None:
+                raise VMError('%s: the VM ended during: %s\n%s' % (self.vm.name, self.text, self.vm.tail()))
+            if time.time() > end:
+                raise VMError('%s: no answer within the time to: %s\n%s' % (self.vm.name, self.text, self.vm.tail()))
+        if self.status is None:
+            raise VMError('%s: the guest restarted during: %s' % (self.vm.name, self.text))
+        if check and self.status:
+            raise VMError('%s: status %d from: %s\n%s' % (self.vm.name, self.status, self.text, self.out))
+        return self.out
+
+
+class VM:
+    """One guest under QEMU.
+
+    @qemu 'system' or '11' (or a Qemu), @kernel a name in image.KERNELS, @nets Net objects, @extra further QEMU arguments,
+    @files/@programs/@boot_modules/@rc go into the initramfs (see image.initramfs). @dir holds sockets and logs: keep its
+    name short, socket paths end at 107 bytes.
+    """
+
+    def __init__(self, name, dir, qemu='system', kernel='6.1', mem=256, smp=1, nets=(), extra=(), append='', files=None,
+                 programs=(), boot_modules=(), rc=None, accel=None, machine='q35', mem_args=None, cpu=None):
+        self.name, self.dir = name, dir
+        self.qemu = qemu if isinstance(qemu, Qemu) else globals()['qemu'](qemu)
+        self.accel = accel or globals()['accel']()
+        self.mem, self.smp, self.nets, self.extra, self.append = mem, smp, list(nets), list(extra), append
+        self.machine, self.mem_args = machine, mem_args
+        # As an AMD processor, TCG's `max` leaves 64-bit hot-plugged BARs without an address.
+        self.cpu = cpu or ('host' if self.accel == 'kvm' else 'max,vendor=GenuineIntel')
+        self.kernel = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel)
+        os.makedirs(dir, exist_ok=True)
+        self.initrd = os.path.join(dir, name + '.initrd')
+        if files or programs or boot_modules or rc:
+            image.initramfs(self.kernel, self.initrd, files, programs, boot_modules, rc)
+        else:
+            self.initrd = image.base_initramfs(self.kernel)
+        self.console = os.path.join(dir, name + '.console')
+        self.errlog = os.path.join(dir, name + '.qemu')
+        self.proc = None
+        self.boots = 0
+        self.started = 0
+        self.events = []
+        self._ready = threading.Condition()
+        self._jobs = {}
+        self._next = 1
+        self._qlock = threading.Lock()
+        self._qmp = None
+        self._agent = None
+
+    # -- life
+
+    def command(self):
+        a = os.path.join(self.dir, self.name + '.agent')
+        q = os.path.join(self.dir, self.name + '.qmp')
+        # A second QMP socket, for the daemon: each takes one client at a time.
+        q2 = os.path.join(self.dir, self.name + '.qmpd')
+        for s in (a, q, q2):
+            if os.path.exists(s):
+                os.unlink(s)
+        self._asock, self._qsock = a, q
+        mem = self.mem_args
+        if mem is None:
+            mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem, '-m', str(self.mem)]
+            machine = self.machine + ',memory-backend=mem'
+        else:
+            machine = self.machine
+        cmd = self.qemu.cmd + self.qemu.data + [
+            '-name', self.name, '-nodefaults', '-no-user-config', '-display', 'none', '-M', machine,
+            '-accel', self.accel + (',thread=multi' if self.accel == 'tcg' else ''), '-cpu', self.cpu, '-smp', str(self.smp)] + mem + [
+            '-kernel', self.kernel.image, '-initrd', self.initrd,
+            '-append', 'console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 '
+                       'audit=0 mitigations=off net.ifnames=0 ' + self.append,
+            '-chardev', 'file,id=con,path=%s,append=on' % self.console, '-serial', 'chardev:con',
+            '-chardev', 'socket,id=agent,path=%s,server=on,wait=off' % a, '-serial', 'chardev:agent',
+            '-chardev', 'socket,id=qmp,path=%s,server=on,wait=off' % q, '-mon', 'chardev=qmp,mode=control',
+            '-chardev', 'socket,id=qmpd,path=%s,server=on,wait=off' % q2, '-mon', 'chardev=qmpd,mode=control']
+        for i, n in enumerate(self.nets):
+            cmd += n.args(self, i)
+        return cmd + self.extra
+
+    def start(self, wait=True, timeout=None):
+        """Start QEMU; with @wait until the guest answers (returns the seconds that took)."""
+        if self.proc is not None:
+            raise VMError('%s is already running' % self.name)
+        t0 = time.time()
+        cmd = self.command()
+        self.boots = 0
+        self.events = []
+        self._qmp = self._agent = None
+        err = open(self.errlog, 'a')
+        err.write('\n' + ' '.join(cmd) + '\n')
+        err.flush()
+        self.proc = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=err, stderr=err, env=dict(os.environ, **self.qemu.env),
+                                     preexec_fn=die_with_parent)
+        err.close()
+        self.started = t0
+        proc = self.proc
+        threading.Thread(target=self._agent_reader, args=(proc,), daemon=True).start()
+        if wait:
+            self.wait_ready(1, timeout)
+        return time.time() - t0
+
+    def wait_ready(self, boots=1, timeout=None):
+        """Wait until the guest's agent has answered @boots times since QEMU started."""
+        if timeout is None:
+            timeout = (40 if self.accel == 'kvm' else 120) * patience()
+        end = time.time() + timeout
+        with self._ready:
+            while self.boots < boots:
+                self._ready.wait(0.2)
+                if self.proc is None or self.proc.poll() is not None:
+                    raise VMError('%s: QEMU ended (status %s)\n%s' % (self.name, self.proc and self.proc.returncode, self.tail()))
+                if time.time() > end:
+                    raise VMError('%s: the guest did not come up within %d s\n%s' % (self.name, timeout, self.tail()))
+
+    def alive(self):
+        return self.proc is not None and self.proc.poll() is None
+
+    def kill(self, sig=signal.SIGKILL):
+        """End QEMU the hard way."""
+        p, self.proc = self.proc, None
+        if p is None:
+            return
+        if p.poll() is None:
+            p.send_signal(sig)
+        try:
+            p.wait(10)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            p.wait()
+        self._drop_jobs()
+        self._qmp = None
+
+    def stop(self):
+        """End QEMU the orderly way (SIGTERM)."""
+        self.kill(signal.SIGTERM)
+
+    def reset(self, wait=True):
+        """system_reset. Returns the seconds until the guest answers again."""
+        return self._again(lambda: self.qmp('system_reset'), wait)
+
+    def reboot(self, wait=True):
+        """The guest reboots itself."""
+        return self._again(lambda: self.spawn('sleep 0.1; reboot -f', 20), wait)
+
+    def _again(self, how, wait):
+        t0 = time.time()
+        n = self.boots
+        how()
+        if wait:
+            self.wait_ready(n + 1)
+        return time.time() - t0
+
+    # -- commands in the guest
+
+    def spawn(self, text, timeout=30):
+        """Start a shell command; Job.result() waits for it."""
+        timeout *= patience()
+        job = Job(self, text, timeout)
+        with self._ready:
+            n = self._next
+            self._next += 1
+            self._jobs[n] = job
+        self._send(('C %d %g\n%s' % (n, timeout, text)).encode())
+        return job
+
+    def sh(self, text, timeout=30, check=True):
+        """Run a shell command in the guest and return its output (stdout and stderr)."""
+        return self.spawn(text, timeout).result(check=check)
+
+    def status(self, text, timeout=30):
+        """Run a shell command, return (status, output)."""
+        job = self.spawn(text, timeout)
+        out = job.result(check=False)
+        return job.status, out
+
+    def _send(self, payload):
+        s = self._agent
+        if s is None:
+            raise VMError('%s: no connection to the guest' % self.name)
+        body = b''.join(bytes((1, b ^ 0x40)) if 1 <= b <= 3 else bytes((b,)) for b in payload)
+        try:
+            s.sendall(b'\2' + body + b'\3')
+        except OSError as e:
+            raise VMError('%s: %s' % (self.name, e))
+
+    def _agent_reader(self, proc):
+        s = None
+        while proc.poll() is None:
+            try:
+                s = socket.socket(socket.AF_UNIX)
+                s.connect(self._asock)
+                break
+            except OSError:
+                s.close()
+                s = None
+                time.sleep(0.05)
+        if s is None:
+            return
+        self._agent = s
+        frame = None
+        buf = b''
+        while True:
+            try:
+                d = s.recv(65536)
+            except OSError:
+                d = b''
+            if not d:
+                break
+            buf += d
+            while True:
+                if frame is None:
+                    i = buf.find(b'\2')
+                    if i < 0:
+                        buf = b''
+                        break
+                    buf = buf[i + 1:]
+                    frame = b''
+                ends = [i for i in (buf.find(b'\3'), buf.find(b'\2')) if i >= 0]
+                if not ends:
+                    break
+                i = min(ends)
+                if buf[i] == 3:
+                    self._frame(re.sub(b'\1(.)', lambda m: bytes((m.group(1)[0] ^ 0x40,)), buf[:i], flags=re.S))
+                    buf = buf[i + 1:]
+                else:
+                    buf = buf[i:]       # cut short by a reset
+                frame = None
+        s.close()
+
+    def _frame(self, data):
+        head, _, body = data.partition(b'\n')
+        w = head.split()
+        if w and w[0] == b'H':
+            self._drop_jobs()
+            with self._ready:
+                self.boots += 1
+                self._ready.notify_all()
+        elif len(w) == 4 and w[0] == b'R':
+            job = self._jobs.pop(int(w[1]), None)
+            if job:
+                job.status = int(w[2])
+                job.out = body.decode('utf-8', 'replace')
+                job.event.set()
+
+    def _drop_jobs(self):
+        with self._ready:
+            jobs, self._jobs = self._jobs, {}
+        for j in jobs.values():
+            j.event.set()
+
+    # -- QMP
+
+    def qmp(self, cmd, _timeout=20, **args):
+        """One QMP command; returns what it returned. Raises VMError with QEMU's message."""
+        with self._qlock:
+            if self._qmp is None:
+                end = time.time() + _timeout
+                while True:
+                    s = socket.socket(socket.AF_UNIX)
+                    try:
+                        s.connect(self._qsock)
+                        break
+                    except OSError as e:
+                        s.close()
+                        if time.time() > end or not self.alive():
+                            raise VMError('%s: QMP: %s' % (self.name, e))
+                        time.sleep(0.05)
+                self._qmp = [s, b'']
+                self._qmp_line(_timeout)
+                self._qmp_send('qmp_capabilities', {}, _timeout)
+            return self._qmp_send(cmd, args, _timeout)
+
+    def _qmp_line(self, timeout):
+        s, buf = self._qmp
+        end = time.time() + timeout
+        while b'\n' not in buf:
+            if not select.select([s], [], [], max(0, end - time.time()))[0]:
+                raise VMError('%s: no answer on QMP within %d s' % (self.name, timeout))
+            d = s.recv(65536)
+            if not d:
+                self._qmp = None
+                raise VMError('%s: QMP closed\n%s' % (self.name, self.tail()))
+            buf += d
+        line, _, rest = buf.partition(b'\n')
+        self._qmp[1] = rest
+        return json.loads(line)
+
+    def _qmp_send(self, cmd, args, timeout):
+        msg = {'execute': cmd}
+        if args:
+            msg['arguments'] = {k.replace('_', '-') if cmd != 'device_add' else k: v for k, v in args.items()}
+        self._qmp[0].sendall(json.dumps(msg).encode() + b'\n')
+        while True:
+            r = self._qmp_line(timeout)
+            if 'event' in r:
+                self.events.append(r)
+            elif 'error' in r:
+                raise VMError('%s: QMP %s: %s' % (self.name, cmd, r['error'].get('desc')))
+            elif 'return' in r:
+                return r['return']
+
+    def wait_event(self, name, timeout=15):
+        """Wait for the QMP event @name (takes it out of self.events)."""
+        end = time.time() + timeout
+        while time.time() < end:
+            for i, e in enumerate(self.events):
+                if e['event'] == name:
+                    return self.events.pop(i)
+            self.qmp('query-status')
+            time.sleep(0.05)
+        raise VMError('%s: no event %s within %d s' % (self.name, name, timeout))
+
+    # -- for people
+
+    def tail(self, lines=25):
+        """The end of the logs, for a message about a failure."""
+        out = []
+        for what, path in (('console', self.console), ('QEMU', self.errlog)):
+            try:
+                with open(path, errors='replace') as f:
+                    t = f.read().splitlines()[-lines:]
+            except FileNotFoundError:
+                continue
+            out += ['--- %s of %s (%s)' % (what, self.name, path)] + [x[:300] for x in t if x.strip()]
+        return '\n'.join(out)
+
+    # -- convenience for a guest with one or more virtio-net interfaces
+
+    def up(self, addr, dev='eth0', mtu=None, peers=()):
+        """Bring @dev up with the address @addr (a.b.c.d/len)."""
+        self.sh('%sip link set %s up && ip addr replace %s dev %s' %
+                ('ip link set %s mtu %d; ' % (dev, mtu) if mtu else '', dev, addr, dev))
+
+
+def die_with_parent():
+    # A VM does not outlive its harness, whatever ends that.
+    import ctypes
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
