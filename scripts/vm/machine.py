@@ -196,7 +196,7 @@ class Port:
     """A vhost-pci port: the stock device through which a device VM reaches a link. Goes where Net goes.
 
     @attachment 'ivshmem' or 'shmem', @pairs queue pairs of the link, @slots root ports for windows (ivshmem),
-    @reserve their prefetchable memory: at least the driver VM's size.
+    @reserve their prefetchable memory: at least the driver VM's size. Ports of one VM need different ids.
     """
 
     def __init__(self, sock, attachment, pairs=1, id='port0', slots=2, reserve='512M'):
@@ -206,11 +206,15 @@ class Port:
     def bus(self):
         return ['%sw%d' % (self.id, i) for i in range(self.slots)]
 
+    def monitor(self, vm_dir, vm_name):
+        """The QMP socket for the daemon: one for each port, as each takes one client at a time."""
+        return os.path.join(vm_dir, vm_name + ('.qmpd' if self.id == 'port0' else '.%s.qmp' % self.id))
+
     def link_keys(self, vm_dir, vm_name):
         """What the link's [Device] section says beyond VM= and Socket=."""
         keys = {'Attachment': self.attachment}
         if self.attachment == 'ivshmem':
-            keys['QMP'] = os.path.join(vm_dir, vm_name + '.qmpd')
+            keys['QMP'] = self.monitor(vm_dir, vm_name)
             keys['HotplugBus'] = ' '.join(self.bus())
         return keys
 
@@ -220,6 +224,9 @@ class Port:
         if self.attachment == 'shmem':
             return out + ['-device', 'vhost-user-test-device-pci,id=%s,chardev=c%s,virtio-id=22,num_vqs=%d,config_size=16' %
                           (self.id, self.id, nsig)]
+        if self.id != 'port0':
+            out += ['-chardev', 'socket,id=q%s,path=%s,server=on,wait=off' % (self.id, self.monitor(vm.dir, vm.name)),
+                    '-mon', 'chardev=q%s,mode=control' % self.id]
         for n, b in enumerate(self.bus() + [self.id + 'p']):
             out += ['-device', 'pcie-root-port,id=%s,chassis=%d,slot=%d,pref64-reserve=%s' %
                     (b, 16 * i + n + 1, 16 * i + n + 1, self.reserve)]
@@ -292,7 +299,7 @@ class VM:
     def command(self):
         a = os.path.join(self.dir, self.name + '.agent')
         q = os.path.join(self.dir, self.name + '.qmp')
-        # A second QMP socket, for the daemon: each takes one client at a time.
+        # A second QMP socket, for the daemon and the port called port0.
         q2 = os.path.join(self.dir, self.name + '.qmpd')
         for s in (a, q, q2):
             if os.path.exists(s):

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A driver VM and a device VM joined by a vhost-pci port: guest module, agent, stock vhost-net and a tap in the device VM."""
+"""Driver VMs and device VMs joined by vhost-pci ports: guest module, agent, stock vhost-net and a tap in the device VM.
+
+    p = PortLink(daemon, 'fast', 'ivshmem')         one link between two VMs of its own
+
+    a = guest(daemon, 'a');  b = guest(daemon, 'b', device=True);  c = guest(daemon, 'c')
+    ab, cb = Link(daemon, 'ab', a, b, 'fast', 'ivshmem', net=1), Link(daemon, 'cb', c, b, 'copy', 'ivshmem', net=2)
+"""
 
 import os
 import subprocess
@@ -31,47 +37,69 @@ def module_binary(kernel, builddir):
         raise v.VMError(str(e))
 
 
-class PortLink:
-    """Both VMs and the link's configuration; nothing runs yet. @daemon is not started here.
+def guest(daemon, name, group='blue', device=False, kernel=None, **kw):
+    """A VM of the trust group @group, not started; with @device it has what serves ports. @kw as for v.VM."""
+    k = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel or image.native())
+    daemon.vm(name, group)
+    if device:
+        kw['boot_modules'] = [module_binary(k, daemon.builddir)]
+        kw['files'] = {'bin/vhost-pci-agent': (agent_binary(daemon.builddir), 0o755)}
+    return v.VM(name, daemon.dir, kernel=k, **kw)
 
-    @mode 'fast' or 'copy', @attachment 'ivshmem' or 'shmem', @groups trust groups of driver and device VM.
+
+class Link:
+    """The link @name from VM @driver to a port of VM @device, both not started yet.
+
+    @net the third-last byte of its addresses: 10.NET.0.1 is the driver VM, 10.NET.0.2 the device VM's tap vp(NET - 1).
+    @mode 'fast' or 'copy', @attachment 'ivshmem' or 'shmem', @nic more arguments of v.Net, @port more of v.Port,
+    @link more keys of the link's [Link] section, @net_keys those of [Net].
     """
 
-    def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', kernel=None, pairs=1, groups=None,
-                 names=('left', 'right'), mac='52:54:00:0d:00:01', net=None, link=None, smp=1, mem=256):
+    def __init__(self, daemon, name, driver, device, mode, attachment, net=1, pairs=1, mac=None, nic=None, port=None, link=None,
+                 net_keys=None):
         d = daemon.dir
-        self.daemon, self.mode, self.attachment = daemon, mode, attachment
-        self.addr_driver, self.addr_device, self.tap = '10.1.0.1', '10.1.0.2', 'vp0'
-        self.kernel = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel or image.native())
-        module = module_binary(self.kernel, daemon.builddir)
-        agent = agent_binary(daemon.builddir)
-        groups = groups or (('blue', 'blue') if mode == 'fast' else ('blue', 'red'))
-        for n, g in zip(names, groups):
-            daemon.vm(n, g)
-        self.port = v.Port(os.path.join(d, LINK + '-device.sock'), attachment, pairs)
+        self.daemon, self.name, self.driver, self.device = daemon, name, driver, device
+        self.mode, self.attachment, self.pairs = mode, attachment, pairs
+        self.addr_driver, self.addr_device, self.tap = '10.%d.0.1' % net, '10.%d.0.2' % net, 'vp%d' % (net - 1)
+        self.eth = 'eth%d' % sum(isinstance(n, v.Net) for n in driver.nets)
+        self.mac, self.mac_tap = mac or '52:54:00:0d:%02x:01' % (net - 1), '52:54:00:0d:%02x:02' % (net - 1)
+        self.log, self.pid = '/run/agent-%s.log' % name, '/run/agent-%s.pid' % name
+        n = sum(isinstance(p, v.Port) for p in device.nets)
+        self.port = v.Port(daemon.path(name + '-device.sock'), attachment, pairs, id='port%d' % n, **(port or {}))
         more = dict(link or {})
         if pairs > 1:
             more['Queues'] = pairs
-        socks = daemon.link(LINK, *names, mode=mode, endpoint='port', device_keys=self.port.link_keys(d, names[1]), **more)
-        self.driver = v.VM(names[0], d, qemu=driver_qemu, kernel=self.kernel, smp=smp, mem=mem,
-                           nets=[v.Net(socks[0], mac=mac, queues=pairs, reconnect=1, **(net or {}))])
-        self.device = v.VM(names[1], d, qemu=device_qemu, kernel=self.kernel, smp=smp, mem=mem, nets=[self.port],
-                           boot_modules=[module], files={'bin/vhost-pci-agent': (agent, 0o755)})
-        self.vms = [self.driver, self.device]
+        socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys,
+                            device_keys=self.port.link_keys(d, device.name), **more)
+        device.nets.append(self.port)
+        driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 
-    def start_agent(self, args=''):
-        """Start the agent in the device VM, give the tap its address."""
-        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --tap %s --mac 52:54:00:0d:00:02 --up --wait %s >>/run/agent.log 2>&1 & '
-                       'echo $! >/run/agent.pid); for i in $(seq 200); do [ -e /sys/class/net/%s ] && exit 0; sleep 0.1; done; '
-                       'cat /run/agent.log; dmesg | tail; exit 1' % (self.tap, args, self.tap), 60)
+    def start_agent(self, args='', tap=None, addr=True):
+        """Start the agent in the device VM, with @addr give the tap its address. @tap overrides what --tap says."""
+        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --port %s --tap %s %s %s >>%s 2>&1 & '
+                       'echo $! >%s); for i in $(seq 200); do [ -e /sys/class/net/%s ] && exit 0; sleep 0.1; done; '
+                       'cat %s; dmesg | tail; exit 1' %
+                       (self.name, tap or self.tap, '' if tap else '--mac %s --up --wait' % self.mac_tap, args, self.log, self.pid,
+                        'lo' if tap else self.tap, self.log), 60)
+        if addr and not tap:
+            self.up_device()
+
+    def up_device(self):
         self.device.up(self.addr_device + '/24', self.tap)
 
     def end_agent(self, sig='TERM'):
-        self.device.sh('killall -%s vhost-pci-agent; for i in $(seq 50); do pidof vhost-pci-agent >/dev/null || exit 0; sleep 0.1; done; '
-                       'exit 1' % sig)
+        """End the agent by a signal and wait until it is gone."""
+        self.device.sh('p=$(cat %s); kill -%s $p; for i in $(seq 50); do kill -0 $p 2>/dev/null || exit 0; sleep 0.1; done; exit 1' %
+                       (self.pid, sig))
 
-    def up_driver(self):
-        self.driver.up(self.addr_driver + '/24')
+    def agent_runs(self):
+        return self.device.status('kill -0 $(cat %s)' % self.pid)[0] == 0
+
+    def agent_log(self):
+        return self.device.sh('cat ' + self.log)
+
+    def up_driver(self, **kw):
+        self.driver.up(self.addr_driver + '/24', self.eth, **kw)
 
     def wait(self, timeout=60):
         """Seconds until the driver VM reaches the device VM; the whole story when it does not."""
@@ -82,16 +110,38 @@ class PortLink:
             raise v.VMError('%s\n%s' % (e, self.story()))
         return time.time() - t
 
+    def show(self):
+        return self.daemon.ctl('show', self.name)
+
     def story(self):
         out = []
         if self.device.alive():
             try:
-                out.append(self.device.sh('tail -n 20 /run/agent.log; dmesg | tail -n 10; ip addr show %s' % self.tap, check=False))
+                out.append(self.device.sh('tail -n 20 %s; dmesg | tail -n 10; ip addr show %s' % (self.log, self.tap), check=False))
             except v.VMError as e:
                 out.append(str(e))
-        r = subprocess.run([self.daemon.cli, '--control', self.daemon.control, 'show', LINK], capture_output=True, text=True)
+        r = subprocess.run([self.daemon.cli, '--control', self.daemon.control, 'show', self.name], capture_output=True, text=True)
         return '\n'.join(out + [r.stdout + r.stderr, self.daemon.tail(15)])
 
     def tcp(self, amount='secs=2'):
         """(driver VM to device VM, back), each as vhostpci_vm.tcp()."""
         return (v.tcp(self.driver, self.device, self.addr_device, amount), v.tcp(self.device, self.driver, self.addr_driver, amount))
+
+
+class PortLink(Link):
+    """A link called LINK with both its VMs and their configuration. @daemon is not started here.
+
+    @groups trust groups of driver and device VM, @driver and @device more arguments of v.VM for one of them.
+    """
+
+    def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', kernel=None, pairs=1, groups=None,
+                 names=('left', 'right'), mac='52:54:00:0d:00:01', net=None, link=None, smp=1, mem=256, net_keys=None, driver=None,
+                 device=None, port=None):
+        groups = groups or (('blue', 'blue') if mode == 'fast' else ('blue', 'red'))
+        a = guest(daemon, names[0], groups[0], kernel=kernel, **dict(dict(qemu=driver_qemu, smp=smp, mem=mem), **(driver or {})))
+        b = guest(daemon, names[1], groups[1], device=True, kernel=kernel,
+                  **dict(dict(qemu=device_qemu, smp=smp, mem=mem), **(device or {})))
+        self.kernel = a.kernel
+        super().__init__(daemon, LINK, a, b, mode, attachment, pairs=pairs, mac=mac, nic=net, link=link, net_keys=net_keys, port=port)
+        self.log, self.pid = '/run/agent.log', '/run/agent.pid'
+        self.vms = [a, b]

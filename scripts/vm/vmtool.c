@@ -28,6 +28,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -485,24 +486,21 @@ static int recvfile(int port, const char *path)
 	return r < 0 ? die("read") : 0;
 }
 
+/* The file's own pages go into the packets: what the device reads is wherever the file lies. */
 static int sendfile_(const char *host, int port, const char *path)
 {
-	static char buf[1 << 18];
 	int s = tcp_connect(host, port), f = open(path, O_RDONLY);
 	ssize_t r;
+	char c;
 
 	if (s < 0 || f < 0)
 		return die("sendfile");
-	while ((r = read(f, buf, sizeof(buf))) > 0)
-		for (ssize_t o = 0; o < r;) {
-			ssize_t w = write(s, buf + o, (size_t)(r - o));
-
-			if (w < 0)
-				return die("write");
-			o += w;
-		}
+	while ((r = sendfile(s, f, NULL, 1 << 20)) > 0)
+		;
+	if (r < 0)
+		return die("sendfile");
 	shutdown(s, SHUT_WR);
-	return read(s, buf, 1) < 0 ? die("close") : 0;
+	return read(s, &c, 1) < 0 ? die("close") : 0;
 }
 
 /* UDP: every datagram carries its number and a checksum over the rest of itself. */
@@ -709,14 +707,14 @@ int main(int argc, char **argv)
 		return sniff(argv[2], atof(argv[3]));
 	if (!strcmp(c, "gro") && argc == 4)
 		return ethtool_val(argv[2], ETHTOOL_SGRO, (uint32_t)atoi(argv[3]));
-	if (!strcmp(c, "tso") && argc == 3)
-		return ethtool_val(argv[2], ETHTOOL_GTSO, 0);
+	if (!strcmp(c, "tso") && (argc == 3 || argc == 4))
+		return ethtool_val(argv[2], argc == 4 ? ETHTOOL_STSO : ETHTOOL_GTSO, argc == 4 ? (uint32_t)atoi(argv[3]) : 0);
 	if (!strcmp(c, "channels") && (argc == 3 || argc == 4))
 		return channels(argv[2], argc == 4 ? (unsigned int)atoi(argv[3]) : 0);
 	if (!strcmp(c, "stats") && argc == 3)
 		return stats(argv[2]);
 	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | fill FILE MIB | recvfile PORT FILE | sendfile HOST PORT FILE |\n"
-			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV |\n"
+			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV [0|1] |\n"
 			"  channels DEV [N] | stats DEV | agent TTY\n");
 	return 2;
 }

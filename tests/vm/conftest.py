@@ -26,20 +26,28 @@ def new_dir():
     return d
 
 
-@pytest.fixture(autouse=True)
-def _progress(request, capsys):
-    """What a test did and how long it took, visible while it runs and without -s."""
-    t0 = time.time()
-    steps = []
+_since = [time.time()]
 
-    def say(msg):
-        steps.append(msg)
-        with capsys.disabled():
-            print('\n      %5.1f s  %s' % (time.time() - t0, msg), end='', flush=True)
-    v.note = say
-    yield say
-    with capsys.disabled():
-        print('\n      %5.1f s  %s ' % (time.time() - t0, request.node.name), end='', flush=True)
+
+def pytest_configure(config):
+    """v.note(): what a test or a fixture did and how long it took, visible while it runs and without -s."""
+    capture = config.pluginmanager.getplugin('capturemanager')
+
+    def note(msg):
+        with capture.global_and_fixture_disabled():
+            print('\n      %5.1f s  %s' % (time.time() - _since[0], msg), end='', flush=True)
+    v.note = note
+
+
+def pytest_runtest_logstart(nodeid, location):
+    # With what its fixtures of a wider scope take, if it is the first that needs them.
+    _since[0] = time.time()
+
+
+@pytest.fixture(autouse=True)
+def _progress(request):
+    yield
+    v.note(request.node.name + ' ')
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -65,7 +73,7 @@ def pytest_runtest_makereport(item, call):
     r.sections.append(('logs', 'kept in ' + keep))
 
 
-def pytest_sessionfinish(session):
+def pytest_unconfigure(config):
     for d in _dirs:
         shutil.rmtree(d, ignore_errors=True)
 
