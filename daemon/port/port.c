@@ -188,6 +188,7 @@ void port_evaluate(struct vp_port *p)
 		if (up == p->up)
 			continue;
 		p->up = up;
+		p->up_us = up ? port_now(p) : 0;
 		if (up) {
 			p->ops->up(p->ctx);
 		} else {
@@ -209,6 +210,7 @@ static void detach(struct vp_port *p)
 	p->attached = false;
 	if (p->up) {
 		p->up = false;
+		p->up_us = 0;
 		end_all_runs(p);
 		p->ops->down(p->ctx);
 	}
@@ -518,6 +520,8 @@ void vp_port_set_driver(struct vp_port *p, enum vp_port_driver d, uint64_t featu
 	vp_port_begin(p);
 	if (p->driver == VP_PORT_NO_DRIVER && d != VP_PORT_NO_DRIVER)
 		p->st.link_epoch = htole64(le64toh(p->st.link_epoch) + 1);
+	if (d != p->driver)
+		p->driver_us = d == VP_PORT_DRIVER_RUNS ? port_now(p) : 0;
 	p->driver = d;
 	p->features = features;
 	/* A driver that starts anew mends its rings. */

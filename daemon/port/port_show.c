@@ -100,9 +100,10 @@ static json_t *queues_json(const struct vp_port *p)
 
 json_t *vp_port_json(const struct vp_port *p)
 {
-	return json_pack("{s:s,s:b,s:b,s:b,s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:I,s:I}",
+	return json_pack("{s:s,s:b,s:b,s:b,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:I,s:I}",
 			 "attachment", attachment_str(p->conf.attachment), "online", p->online, "attached", p->attached,
 			 "up", p->up, "reason", vp_port_reason_str(vp_port_reason(p)),
+			 "driver_us", (json_int_t)p->driver_us, "up_us", (json_int_t)p->up_us,
 			 "epoch", (json_int_t)le64toh(p->st.link_epoch),
 			 "required_features", (json_int_t)p->required, "data_path_features", (json_int_t)p->path[0],
 			 "regions", (json_int_t)le32toh(p->st.nregions), "windows", windows_json(p), "queues", queues_json(p),
