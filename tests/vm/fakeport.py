@@ -17,6 +17,8 @@ import struct
 import threading
 import time
 
+import hotplug
+
 CTRL = 0x20000
 COMMAND, STATE = 0x1000, 0x10000
 POOL = 0x200000
@@ -141,33 +143,10 @@ class FakePort:
         return out
 
     def add(self):
-        self.vm.qmp('chardev-add', id='c-' + self.name,
-                    backend={'type': 'socket', 'data': {'addr': {'type': 'unix', 'data': {'path': self.path}}, 'server': False}})
-        self.vm.qmp('device_add', driver='ivshmem-doorbell', id=self.name, chardev='c-' + self.name, vectors=1 + self.queues,
-                    bus=self.bus)
+        hotplug.plug(self.vm, self.name, self.path, driver='ivshmem-doorbell', vectors=1 + self.queues, bus=self.bus)
 
     def remove(self):
-        self.vm.qmp('device_del', id=self.name)
-        self.wait_deleted(self.name)
-        self.drop_chardev('c-' + self.name)
-
-    def wait_deleted(self, id, timeout=20):
-        end = time.time() + timeout
-        while time.time() < end:
-            if not any(d['qdev_id'] == id for b in self.vm.qmp('query-pci') for d in devices(b)):
-                return
-            time.sleep(0.05)
-        raise AssertionError('%s was not unplugged' % id)
-
-    def drop_chardev(self, id):
-        """The device lets go of it a moment after it was unplugged (QEMU frees it in an RCU callback)."""
-        for i in range(100):
-            try:
-                return self.vm.qmp('chardev-remove', id=id)
-            except Exception as e:
-                if 'busy' not in str(e) or i == 99:
-                    raise
-                time.sleep(0.05)
+        hotplug.unplug(self.vm, self.name)
 
     # -- state
 
@@ -214,9 +193,7 @@ class FakePort:
             self.wserver = Server(os.path.join(self.dir, self.wid), ident, self.wfd, [eventfd()])
             self.win = (K_IVSHMEM, ident, self.window)
             self.state(reason=R_WINDOW)      # named before it is plugged
-            self.vm.qmp('chardev-add', id='c-' + self.wid, backend={
-                'type': 'socket', 'data': {'addr': {'type': 'unix', 'data': {'path': self.wserver.path}}, 'server': False}})
-            self.vm.qmp('device_add', driver='ivshmem-doorbell', id=self.wid, chardev='c-' + self.wid, vectors=1, bus=self.wbus)
+            hotplug.plug(self.vm, self.wid, self.wserver.path, driver='ivshmem-doorbell', vectors=1, bus=self.wbus)
         self.up = True
         self.state()
         ring(self.kick[0])
@@ -240,9 +217,7 @@ class FakePort:
         if not self.pool:
             time.sleep(0.05)
             try:
-                self.vm.qmp('device_del', id=self.wid)
-                self.wait_deleted(self.wid)
-                self.drop_chardev('c-' + self.wid)
+                hotplug.unplug(self.vm, self.wid)
             finally:
                 self.wserver.close()
                 self.wm.close()
@@ -317,10 +292,3 @@ class FakePort:
         self.work.put(None)
         self.thread.join()
         self.server.close()
-
-
-def devices(bus):
-    for d in bus['devices']:
-        yield d
-        if 'pci_bridge' in d:
-            yield from devices({'devices': d['pci_bridge'].get('devices', [])})

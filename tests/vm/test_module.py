@@ -9,6 +9,7 @@ import vhostpci_vm as v
 
 import fakeport
 import guestmod
+import hotplug
 
 MIB = 1 << 20
 
@@ -159,9 +160,7 @@ class TestModule:
         guest.ports.append(alien)
         alien.vm = guest.vm
         alien.add()
-        guest.vm.qmp('chardev-add', id='cs', backend={'type': 'socket', 'data': {
-            'addr': {'type': 'unix', 'data': {'path': stranger.path}}, 'server': False}})
-        guest.vm.qmp('device_add', driver='ivshmem-doorbell', id='s', chardev='cs', vectors=1, bus='rp4')
+        hotplug.plug(guest.vm, 's', stranger.path, driver='ivshmem-doorbell', vectors=1, bus='rp4')
         cmd = 'grep -l 0x1110 /sys/bus/pci/devices/*/device'
         wait(lambda: len(guest.vm.sh(cmd).split()) == 4, 'four ivshmem devices')
         guest.st(guest.dev('pool'), 'commands')

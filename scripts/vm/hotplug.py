@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Devices that come and go while their VM runs, over QMP."""
+
+import time
+
+from machine import VMError
+
+
+def devices(buses):
+    """All entries of query-pci's answer, those behind bridges too."""
+    for bus in buses:
+        for d in bus['devices']:
+            yield d
+            if 'pci_bridge' in d:
+                yield from devices([{'devices': d['pci_bridge'].get('devices', [])}])
+
+
+def plug(vm, id, sock, **device):
+    """A chardev "c-ID" that connects to @sock, and the device @id on top of it: @device as for device_add."""
+    vm.qmp('chardev-add', id='c-' + id,
+           backend={'type': 'socket', 'data': {'addr': {'type': 'unix', 'data': {'path': sock}}, 'server': False}})
+    vm.qmp('device_add', id=id, chardev='c-' + id, **device)
+
+
+def wait_unplugged(vm, id, timeout=20):
+    """Wait until the guest has let go of device @id."""
+    end = time.time() + timeout
+    while any(d['qdev_id'] == id for d in devices(vm.qmp('query-pci'))):
+        if time.time() > end:
+            raise VMError('%s: the guest did not release %s within %d s\n%s' % (vm.name, id, timeout, vm.tail()))
+        time.sleep(0.05)
+
+
+def unplug(vm, id, timeout=20):
+    """The opposite of plug(). Returns the seconds until the guest has let go of the device."""
+    t0 = time.time()
+    vm.qmp('device_del', id=id)
+    wait_unplugged(vm, id, timeout)
+    t = time.time() - t0
+    # The device lets go of its chardev a moment after it was unplugged (QEMU frees it in an RCU callback).
+    for i in range(100):
+        try:
+            vm.qmp('chardev-remove', id='c-' + id)
+            return t
+        except VMError as e:
+            if 'busy' not in str(e) or i == 99:
+                raise
+            time.sleep(0.05)
