@@ -254,6 +254,8 @@ void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
 	pc->attachment = VHP_ATTACHMENT_IVSHMEM;
 	pc->nsignals = 1 + pc->max_queues;
+	pc->driver_vm = l->side[VP_SIDE_DRIVER].vm;
+	pc->device_vm = l->side[VP_SIDE_DEVICE].vm;
 	pc->doorbell = VHP_IVSHMEM_DOORBELL(DAEMON_ID, 0);
 	pc->queue_doorbell = VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1);
 	pc->pow2 = true;

@@ -327,6 +327,8 @@ void vp_local_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
 	pc->attachment = VHP_ATTACHMENT_LOCAL;
 	pc->nsignals = 1 + pc->max_queues;
+	pc->driver_vm = l->side[VP_SIDE_DRIVER].vm;
+	pc->device_vm = l->side[VP_SIDE_DEVICE].vm;
 	pc->queue_doorbell = 1;
 	pc->unsealed_ok = true;
 }

@@ -13,10 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/log.h"
 #include "port_priv.h"
+
+static struct vp_port *ports;
 
 uint64_t port_now(struct vp_port *p)
 {
@@ -544,6 +547,22 @@ void vp_port_set_config(struct vp_port *p, const void *config, unsigned size)
 	vp_port_commit(p);
 }
 
+bool port_lends(const char *vm, dev_t dev, ino_t ino)
+{
+	struct stat st;
+
+	for (const struct vp_port *p = ports; p; p = p->next) {
+		if (!vm || !p->conf.device_vm || strcmp(vm, p->conf.device_vm))
+			continue;
+		if (!fstat(p->memfd, &st) && st.st_dev == dev && st.st_ino == ino)
+			return true;
+		for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+			if (p->win[i].state != WIN_FREE && p->win[i].fd >= 0 && p->win[i].dev == dev && p->win[i].ino == ino)
+				return true;
+	}
+	return false;
+}
+
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
 		void *ctx, struct vp_err *e)
 {
@@ -566,6 +585,8 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 	p->memfd = -1;
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		p->win[i].fd = -1;
+	p->next = ports;
+	ports = p;
 	r = port_page_make(p, e);
 	if (r) {
 		vp_port_free(p);
@@ -594,6 +615,8 @@ void vp_port_goodbye(struct vp_port *p)
 
 void vp_port_free(struct vp_port *p)
 {
+	struct vp_port **at;
+
 	if (!p)
 		return;
 	p->aops = NULL; /* whoever owns the attachment has freed it by now */
@@ -603,5 +626,8 @@ void vp_port_free(struct vp_port *p)
 		vp_close(&p->win[i].fd);
 	port_mem_free(p);
 	port_page_free(p);
+	for (at = &ports; *at != p; at = &(*at)->next)
+		;
+	*at = p->next;
 	free(p);
 }

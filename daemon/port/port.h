@@ -43,6 +43,7 @@ struct vp_port_conf {
 	bool     unsealed_ok;         /* memory that its owner can truncate may be passed on (local) */
 	bool     slow_take;           /* DETACH is answered after TAKE_MAX even if windows are still going (ivshmem) */
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
+	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
 };
 
 /* ---- towards the attachment ------------------------------------------------------------------ */

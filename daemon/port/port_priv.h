@@ -58,6 +58,7 @@ struct port_queue {
 };
 
 struct vp_port {
+	struct vp_port               *next;         /* all ports of this process */
 	sd_event                     *event;
 	struct vp_port_conf           conf;
 	const struct vp_port_ops     *ops;
@@ -118,6 +119,8 @@ uint64_t port_windows_deadline(const struct vp_port *p);
 void port_mem_free(struct vp_port *p);
 
 /* port.c */
+/* Does this file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
+bool port_lends(const char *vm, dev_t dev, ino_t ino);
 uint64_t port_now(struct vp_port *p);
 void port_arm(struct vp_port *p);
 void port_evaluate(struct vp_port *p);

@@ -485,9 +485,21 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 	p->limit = ret == -E2BIG;
 	if (!ret) {
 		p->mem = m;
-		for (p->n_mem = 0; p->n_mem < n && !ret; p->n_mem++) {
-			m[p->n_mem].r.fd = -1;
-			ret = mem_copy(&m[p->n_mem], &r[p->n_mem], e);
+		p->n_mem = 0;
+		for (unsigned i = 0; i < n && !ret; i++) {
+			struct port_region *one = &m[p->n_mem++];
+
+			one->r.fd = -1;
+			ret = mem_copy(one, &r[i], e);
+			/*
+			 * A driver VM that serves another VM has that one's memory in its own table, in the BARs of its
+			 * ports. It is not the driver VM's to pass on; and two VMs that serve each other would be given
+			 * their own memory, without end.
+			 */
+			if (!ret && one->r.fd >= 0 && port_lends(p->conf.driver_vm, one->dev, one->ino)) {
+				vp_close(&one->r.fd);
+				p->n_mem--;
+			}
 		}
 		if (ret)
 			port_mem_free(p);

@@ -87,7 +87,7 @@ static int setup_with(void **state, bool slow)
 	struct fake *f = calloc(1, sizeof(*f));
 	struct vp_port_conf pc = {
 		.name = "test", .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 4, .queue_doorbell = 1, .slow_take = slow,
-		.answer_timeout_us = 800000,
+		.answer_timeout_us = 800000, .driver_vm = "a", .device_vm = "b",
 	};
 	struct vp_err e;
 
@@ -404,6 +404,45 @@ static void test_revived(void **state)
 	close(r.fd);
 }
 
+/* A VM that serves another one has its memory and the port's control block in its own table: neither is passed on. */
+static void test_lent_memory(void **state)
+{
+	struct fake *f = *state;
+	const struct vp_port_conf pc = {
+		.name = "other way", .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 4, .queue_doorbell = 1,
+		.driver_vm = "b", .device_vm = "a",
+	};
+	struct vp_port_region r[3] = { { .size = 0x200000, .flags = 3 }, { .addr = 1ull << 32, .size = 0x200000, .flags = 3 },
+				       { .addr = 2ull << 32, .size = VHP_CTRL_SIZE, .flags = 3 } };
+	struct fake g = *f;
+	struct vp_err e;
+
+	assert_int_equal(vp_port_new(&g.p, f->event, &pc, &ops, &g, &e), 0);
+	vp_port_set_attachment(g.p, &att_ops, &g);
+	g.c = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vp_port_memfd(g.p, NULL), 0);
+	assert_ptr_not_equal(g.c, MAP_FAILED);
+	bring_up(f);
+	bring_up(&g);
+	for (int i = 0; i < 2; i++) {
+		r[i].fd = memfd_create(i ? "a" : "b", MFD_ALLOW_SEALING);
+		assert_int_equal(ftruncate(r[i].fd, 0x200000), 0);
+	}
+	r[2].fd = vp_port_memfd(f->p, NULL);
+	assert_int_equal(vp_port_set_memory(f->p, &r[1], 1, &e), 0);
+	assert_int_equal(vp_port_set_memory(g.p, r, 3, &e), 0);
+	assert_int_equal(le32toh(g.c->state.nregions), 1);
+	assert_int_equal(le64toh(g.c->state.regions[0].addr), 0);
+	/* What the first port no longer lends is anybody's. */
+	assert_int_equal(vp_port_set_memory(f->p, NULL, 0, NULL), 0);
+	assert_int_equal(command(f, VHP_CMD_SYNC, regions_gen(f), 0, 0, 0), VHP_ST_OK);
+	assert_int_equal(vp_port_set_memory(g.p, r, 2, &e), 0);
+	assert_int_equal(le32toh(g.c->state.nregions), 2);
+	munmap((void *)g.c, VHP_CTRL_SIZE);
+	vp_port_free(g.p);
+	close(r[0].fd);
+	close(r[1].fd);
+}
+
 static void test_cancelled_give(void **state)
 {
 	struct fake *f = *state;
@@ -522,7 +561,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs), T(test_cut),
-		T(test_sync), T(test_revived), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
+		T(test_sync), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
 		cmocka_unit_test_setup_teardown(test_slow_take, setup_slow, teardown),
 	};
 
