@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 
-from rig import Rig, run_delay
+from rig import FIELDS, Rig, run_delay, stolen
 
 GAP_BOUND = 0.5      # seconds without a packet on a link that nobody touched
 QUIET_BOUND = 5.0    # until fds and mappings are back where they were
@@ -185,16 +185,27 @@ class Campaign:
         self.setup = {(link, e): 8 for link in rig.links for e in (0, 1)}
         self.violations, self.max_violations = [], max_violations
         self.kinds, self.by_mode = {}, {}
+        self.allowed = set(FAULTS)
         self.cycle = self.recoveries = self.not_fired = self.excused = 0
         self.worst_gap = 0
         self.near_lost = 0
         self.blamed = {}
+
+    def note(self, line):
+        with open(self.rig.tmp / "history.log", "a") as f:
+            f.write("%.3f %s\n" % (time.monotonic(), line))
 
     # -- what is wrong
 
     def violation(self, link, what, text):
         v = {"cycle": self.cycle, "link": link.name if link else None, "what": what, "fault": self.doing, "text": text}
         self.violations.append(v)
+        self.note("VIOLATION %s" % json.dumps(v))
+        if link:
+            self.note("  daemon: %s" % json.dumps(self.rig.daemon.show(link.name)))
+            self.note("  counters: %s" % json.dumps(self.rig.daemon.stats(link.name)))
+            for e in link.ends:
+                self.note("  end %d: %s" % (e.index, json.dumps({f: e.get(f) for f in FIELDS})))
         self.say("VIOLATION in cycle %d (%s on %s): %s: %s" % (self.cycle, self.doing, v["link"], what, text))
 
     def look_at_packets(self):
@@ -240,7 +251,7 @@ class Campaign:
                 helped = now
                 for l in missing:
                     # A packed ring in the hands of a device VM that died: only its driver can start it anew (docs/testing.md).
-                    if l.packed_fast and l.status() == "broken":
+                    if l.packed_fast and "device-" in self.doing:
                         l.ends[0].signal(signal.SIGUSR1)
                         self.resets += 1
             time.sleep(0.002)
@@ -261,23 +272,25 @@ class Campaign:
     def one(self):
         self.cycle += 1
         link = self.rnd.choice(self.targets)
-        kinds = [k for k in FAULTS if possible(link, k)]
+        kinds = [k for k in FAULTS if possible(link, k) and k in self.allowed]
         chosen = [self.rnd.choices(kinds, [FAULTS[k][0] for k in kinds])[0]]
         if self.rnd.random() < TWICE:
             more = [k for k in kinds if k not in DAEMON_WIDE and FAULTS[k][1] is not None and FAULTS[k][1] != FAULTS[chosen[0]][1]]
-            chosen.append(self.rnd.choice(more))
+            chosen += [self.rnd.choice(more)] if more else []
         self.doing = "+".join(chosen)
         wide = bool(set(chosen) & DAEMON_WIDE)
         others = [l for l in self.rig.links if l is not link]
         lost = {(l, i): l.ends[i].get("lost") for l in others for i in (0, 1)}
         pids = [self.rig.daemon.proc.pid] + [e.pid for l in others for e in l.ends]
         delay = {p: run_delay(p) for p in pids}
+        steal = stolen()
         for l in others:
             for e in l.ends:
                 e.put("max_gap_ns", 0)
 
         renewed = [(e, e.get("sessions")) for l in self.rig.links for e in l.ends if wide and set(chosen) & DAEMON_ENDS]
         renewed += [(link.ends[FAULTS[k][1]], link.ends[FAULTS[k][1]].get("sessions")) for k in chosen if k in RENEWS]
+        self.note("cycle %d: %s on %s" % (self.cycle, self.doing, link.name))
         began = time.monotonic()
         running = [FAULTS[k][2](self, link, FAULTS[k][1]) for k in chosen]
         for f in running:
@@ -287,6 +300,7 @@ class Campaign:
         over = time.monotonic()
         back = self.recover(self.rig.links if wide else [link], over, renewed)
 
+        self.note("  over after %.3f s, recovered %s s later" % (over - began, back and round(back, 3)))
         k = self.kinds.setdefault(self.doing if len(chosen) == 1 else "two at once", {"cycles": 0, "recovered": 0, "outages": []})
         k["cycles"] += 1
         m = self.by_mode.setdefault(link.name, {"cycles": 0, "outages": []})
@@ -302,7 +316,8 @@ class Campaign:
                 gap = max(max(e.get("max_gap_ns") / 1e9, min(time.monotonic() - e.get("last_rx_ns") / 1e9, time.monotonic() - began))
                           for e in l.ends)
                 if gap > GAP_BOUND:
-                    wait = max(run_delay(p) - delay[p] for p in [self.rig.daemon.proc.pid] + [e.pid for e in l.ends])
+                    wait = sum(max([run_delay(p).get(t, d) - d for t, d in delay[p].items()] or [0])
+                               for p in [self.rig.daemon.proc.pid] + [e.pid for e in l.ends]) + stolen() - steal
                     if gap - wait > GAP_BOUND:
                         self.violation(l, "disturbed", "no packet for %.2f s during a fault of link %s" % (gap, link.name))
                     else:
@@ -373,7 +388,7 @@ def table(r):
         print("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, width))).rstrip())
 
 
-def campaign(build, cycles, seed=None, seconds=None, quick=False, say=None, keep=None, only=None):
+def campaign(build, cycles, seed=None, seconds=None, quick=False, say=None, keep=None, only=None, faults=None):
     """Run one; the result as a dictionary. keep: a directory for the logs when there were violations."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     tmp = tempfile.mkdtemp(prefix="vpf")
@@ -384,6 +399,7 @@ def campaign(build, cycles, seed=None, seconds=None, quick=False, say=None, keep
         c = Campaign(rig, seed, say=say)
         if only:
             c.targets = [l for l in c.targets if l.name in only]
+        c.allowed &= set(faults or c.allowed)
         r = c.run(cycles, seconds)
     finally:
         code = rig.stop()

@@ -36,9 +36,11 @@
 #define VIRTIO_F_IN_ORDER 35
 #endif
 
-#define MEM_SIZE (4u << 20)
+#define MEM_SIZE (8u << 20)
 #define GPA      UINT64_C(0x100000000)
-#define RINGS    4096u
+/* Rings and buffers in turn in AREAS places: whoever is still at work on an old ring harms the old one only. */
+#define AREAS    4u
+#define AREA     (2u << 20)
 #define RING_MAX (32u << 10)
 #define BUFFERS  (256u << 10)
 #define STRIDE   2048u
@@ -58,6 +60,7 @@ static struct {
 	struct ring {
 		struct vp_drvq q;
 		bool     made;
+		unsigned area;
 		int      kick, call;
 		unsigned buf_of[SIZE], free[SIZE], nfree;
 	} ring[2];   /* 0: receive, 1: transmit */
@@ -66,12 +69,12 @@ static struct {
 
 static uint32_t ring_off(unsigned i)
 {
-	return RINGS + i * RING_MAX;
+	return d.ring[i].area * AREA + i * RING_MAX;
 }
 
 static uint32_t buf_off(unsigned i, unsigned b)
 {
-	return BUFFERS + (i * SIZE + b) * STRIDE;
+	return d.ring[i].area * AREA + BUFFERS + (i * SIZE + b) * STRIDE;
 }
 
 static void nudge(int fd)
@@ -113,6 +116,7 @@ static int ring_make(unsigned i)
 
 	if (r->made)
 		vp_drvq_fini(&r->q);
+	r->area = (r->area + 1) % AREAS;
 	ret = vp_drvq_init(&r->q, (uint16_t)d.size, d.features, vp_gptr_from_map(d.mem + ring_off(i)));
 	if (ret)
 		return ret;
@@ -210,7 +214,7 @@ static void session_end(void)
 static void ring_broken(unsigned i)
 {
 	end_bad(&d.end, &d.end.page->broken, "the used entries of the %s queue make no sense", i ? "transmit" : "receive");
-	ring_make(i);
+	d.reset = true;
 }
 
 /* One packet: its first buffer is id; it may go on in others. False: not all of it is there. */

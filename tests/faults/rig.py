@@ -117,20 +117,23 @@ class End:
             self.proc.wait()
             return False
 
-    def run_delay(self):
-        return run_delay(self.proc.pid)
-
 
 def run_delay(pid):
-    """Seconds that threads of the process waited for a CPU: the worst of them."""
-    worst = 0
+    """Seconds that each thread of the process has waited for a CPU so far."""
+    waited = {}
     try:
         for t in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{t}/schedstat") as f:
-                worst = max(worst, int(f.read().split()[1]))
+                waited[t] = int(f.read().split()[1]) / 1e9
     except OSError:
         pass
-    return worst / 1e9
+    return waited
+
+
+def stolen():
+    """Seconds that the host of this machine took from its CPUs: the most from any."""
+    with open("/proc/stat") as f:
+        return max(int(line.split()[8]) for line in f if line.startswith("cpu") and line[3].isdigit()) / os.sysconf("SC_CLK_TCK")
 
 
 class Link:
