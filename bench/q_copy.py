@@ -1,85 +1,199 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""copy: how far the relay is from the bare copy of its packets (this machine's memcpy over rings of the same size).
+"""copy: what a copy link costs the host, against a testpmd that forwards between two vhost ports, and against fast.
 
-The peer here is a roofline, not a competitor: a ratio of 0.8 means that four fifths of the relay's busy
-time would be spent even if everything but the copy were free.
+A packet's way is from one VM to the other, either direction. "busy cycles/packet" is what the process between
+the VMs spends on it: vhost-pcid's data thread, or testpmd's. "cycles/packet with the device VM" adds what the device VM
+spends in libvhostpci, receiving into and sending from buffers of its own; a fast link has no process
+between, so that there it is all. The peer of that figure is the fast link: 0.5 means twice its cost.
+
+Both ends run on one core and the process between on the other, so that every line that changes hands crosses between
+cores, as it would with three. On a fast link the device VM has the second core.
 """
 import json
+import os
 import subprocess
 import time
 
 import harness
 import middle
-from q_relay import RINGS, Setup
+from q_relay import BURSTS, PEER, RINGS, PeerMiddle, Setup
+from testpmd import RING
 
-SIZES = [64, 128, 256, 512, 1024, 1518]
-BUFFERS = 512  # the receive rings of both sides
+SIZES = [64, 1518]
 
 
-class Roof:
-    def __init__(self, opt, cpu):
-        self.cpu, self.opt = cpu, opt
-        self.p = harness.spawn([middle.program(opt, "bench", "copyroof")], cpu=cpu, stdin=subprocess.PIPE,
+class Ends:
+    """bench/ends_dpdk: a driver VM, and with a port a device VM."""
+
+    def __init__(self, opt, cpu, name, socket, ring, port=None):
+        argv = [middle.program(opt, "bench", "ends_dpdk"), "-l", str(cpu), "--in-memory", "--no-pci", "-m", "64",
+                "--single-file-segments", "--file-prefix", "vpends-%d-%s" % (os.getpid(), name), "--log-level", "4",
+                "--vdev", "net_virtio_user0,path=%s,queue_size=%d,%s" % (socket, RING, ring), "--"]
+        self.log = open(os.path.join(opt.workdir, name + ".log"), "wb")
+        self.p = harness.spawn(argv + ([port] if port else []), cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=self.log, text=True, bufsize=1)
+        self.pid = self.p.pid
+        self._answer()
+
+    def _answer(self):
+        line = self.p.stdout.readline()
+        if not line:
+            raise harness.BenchError("ends_dpdk ended; see %s" % self.log.name)
+        return json.loads(line)
+
+    def cmd(self, line):
+        self.p.stdin.write(line + "\n")
+        return self._answer()
+
+    def end(self):
+        self.p.stdin.close()
+        harness.reap(self.p)
+        self.log.close()
+
+
+class Load:
+    """bench/vpload: a device VM alone, that sends back what it receives."""
+
+    def __init__(self, opt, cpu, port):
+        self.p = harness.spawn([middle.program(opt, "bench", "vpload"), port], cpu=cpu, stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.pid = self.p.pid
+        self._answer()
 
-    def sample(self, size, buffers, seconds):
-        d = harness.Disturbance([self.p.pid], [self.cpu])
-        d.start()
-        t = time.monotonic()
-        self.p.stdin.write("%d %d %d\n" % (size, buffers, seconds * 1000))
-        r = json.loads(self.p.stdout.readline())
-        r["disturbed"] = d.share() if time.monotonic() - t > 0.01 else 0
-        r["gbps"] = size / r["ns"]
-        return r
+    def _answer(self):
+        line = self.p.stdout.readline()
+        if not line:
+            raise harness.BenchError("vpload ended")
+        return json.loads(line)
+
+    def cmd(self, line):
+        self.p.stdin.write(line + "\n")
+        return self._answer()
 
     def end(self):
         self.p.stdin.close()
         harness.reap(self.p)
 
 
-def run(opt):
-    seconds, n = (0.3, 3) if opt.quick else (0.7, opt.pairs)
-    cpus = harness.two_cpus()
-    harness.need_hugepages(330)
-    results, rows = [], ["size relay-split relay-packed walk hot"]
-    roof = Roof(opt, cpus[1])
-    rings = RINGS[:2]
-    progress = harness.Progress("copy", len(rings) * len(SIZES) * n)
-    cols = {}
+class PortLink:
+    """vhost-pcid with one link of the given mode, a local port at its device side, and both its ends."""
+
+    def __init__(self, opt, mode, cpus, ring):
+        name, self.mode, self.cpus = "pcid-" + mode, mode, cpus
+        self.sockets = [os.path.join(opt.workdir, "%s%d.sock" % (mode, i)) for i in range(2)]
+        link = {"Link": {"Mode": mode}, "Driver": {"VM": "a", "Socket": self.sockets[0]},
+                "Device": {"VM": "a" if mode == "fast" else "b", "Endpoint": "port", "Attachment": "local",
+                           "Socket": self.sockets[1]}}
+        self.d = middle.Daemon(opt, cpus[1], [("bench", link)], name=name)
+        middle.wait_sockets(self.d.p, self.sockets)
+        port = "unix:" + self.sockets[1]
+        self.load = None
+        self.ends = Ends(opt, cpus[0], mode + "-ends", self.sockets[0], ring, None if mode == "fast" else port)
+        if mode == "fast":
+            self.load = Load(opt, cpus[1], port)
+        end = time.monotonic() + 10
+        while not (self.load.cmd("stop") if self.load else self.ends.cmd("stats"))["up"]:
+            if time.monotonic() > end:
+                raise harness.BenchError("the %s link does not come up; see %s" % (mode, self.d.dir))
+            time.sleep(0.05)
+
+    def _mark(self):
+        link = self.d.call("link.stats", name="bench")["links"][0]
+        sides = [s["tx"] for s in link["sides"].values()] if self.mode == "copy" else []
+        m = self.ends.cmd("stats")
+        m.update({k: sum(s[k] for s in sides) for k in ("packets", "busy_cycles", "dropped", "bursts")}, sent=m["packets"])
+        if self.load:
+            v = self.load.cmd("stats")
+            m.update(device_packets=v["packets"], device_cycles=v["busy_cycles"])
+        return m
+
+    def sample(self, size, seconds):
+        if self.load:
+            self.load.cmd("echo")
+        self.ends.cmd("start %d %d" % (size, BURSTS))
+        time.sleep(0.1 + seconds / 5)
+        dist = harness.Disturbance([self.d.pid, self.ends.pid] + ([self.load.pid] if self.load else []), self.cpus)
+        dist.start()
+        a, t0 = self._mark(), time.monotonic()
+        time.sleep(seconds)
+        b, dt = self._mark(), time.monotonic() - t0
+        disturbed = dist.share()
+        self.ends.cmd("stop")
+        if self.load:
+            self.load.cmd("stop")
+        d = {k: b[k] - a[k] for k in b}
+        if not d["device_packets"] or not d["sent"]:
+            raise harness.BenchError("no packet went through the %s link; see %s" % (self.mode, self.d.dir))
+        # The device VM counts a packet once that crosses twice, once in each direction.
+        ways = 2 * d["device_packets"]
+        host = d["busy_cycles"] / d["packets"] if d["packets"] else 0
+        device = d["device_cycles"] / ways
+        return {"cpp": host, "device": device, "total": host + device, "driver": d["driver_cycles"] / (2 * d["sent"]),
+                "pps": ways / dt, "drops": d["dropped"], "disturbed": disturbed, "unsent": d["unsent"],
+                "per_burst": d["packets"] / max(d["bursts"], 1)}
+
+    def end(self):
+        for x in (self.load, self.ends, self.d):
+            if x:
+                x.end()
+
+
+def middle_of(samples, side, key):
+    return round(sorted(s[side][key] for s in samples)[len(samples) // 2], 1)
+
+
+def measure(opt, ring_name, ring, seconds, n, cpus, step):
+    results = []
+    ours, peer = PortLink(opt, "copy", cpus, ring), PeerMiddle(cpus[1], opt.workdir)
+    fast = PortLink(opt, "fast", cpus, ring)
+    b = Setup("peer", peer, cpus, opt.workdir, ring)
     try:
-        for ring_name, ring in rings:
-            ours = middle.relay(opt, cpus[1])
-            s = Setup("ours", ours, cpus, opt.workdir, ring)
-            try:
-                for size in SIZES:
-                    def relay():
-                        r = s.sample(size, seconds)
-                        r["gbps"] = size / (r["cpp"] / s.hz) / 1e9
-                        return r
-                    got = harness.pairs(relay, lambda: roof.sample(size, BUFFERS, seconds), n,
-                                        lambda: progress.step("%s %d B" % (ring_name, size)))
-                    hot = sorted(roof.sample(size, 1, 0.05)["gbps"] for _ in range(3))[1]
-                    r = harness.compare("copy", "relay %s %d B" % (ring_name, size), "GB/s while busy", got, "gbps", False,
-                                        "memcpy over rings", size=size, roof_in_cache_gbps=round(hot, 2))
-                    results.append(r)
-                    cols.setdefault(size, {}).update({ring_name: r["ours"], "walk": r["peer"], "hot": hot})
-            finally:
-                s.end()
-                ours.end()
+        for size in SIZES:
+            case = "%s %d B" % (ring_name, size)
+            got = harness.pairs(lambda: ours.sample(size, seconds), lambda: b.sample(size, seconds), n, lambda: step(case))
+            more = {"size": size, "ring": ring_name, "drops": sum(s[0]["drops"] for s in got),
+                    "per_burst": middle_of(got, 0, "per_burst")}
+            results.append(harness.compare("copy", case, "busy cycles/packet", got, "cpp", True, PEER, **more))
+            got = harness.pairs(lambda: ours.sample(size, seconds), lambda: fast.sample(size, seconds), n, lambda: step(case))
+            more = {"size": size, "ring": ring_name, "host": middle_of(got, 0, "cpp"), "device": middle_of(got, 0, "device"),
+                    "driver": middle_of(got, 0, "driver"), "driver_fast": middle_of(got, 1, "driver")}
+            more["note"] = "copy: %s host + %s device VM; the driver VM's own %s, with fast %s" % (
+                more["host"], more["device"], more["driver"], more["driver_fast"])
+            results.append(harness.compare("copy", case, "cycles/packet with the device VM", got, "total", True, "fast link", **more))
     finally:
-        roof.end()
-    for size in SIZES:
-        c = cols[size]
-        rows.append("%d %.3f %.3f %.3f %.3f" % (size, c["split"], c["packed"], c["walk"], c["hot"]))
-    harness.gnuplot(opt.outdir, "copy", """
-set title "Bytes moved per busy second: the relay against bare memcpy"
-set xlabel "packet size"
-set ylabel "GB/s"
-set logscale y
-set xtics (64, 256, 512, 1024, 1518)
-plot 'copy.dat' using 1:2 with linespoints lw 2 title 'relay, split rings', \\
-     '' using 1:3 with linespoints lw 2 title 'relay, packed rings', \\
-     '' using 1:4 with linespoints lw 2 dt 2 title 'memcpy over rings of 512 buffers', \\
-     '' using 1:5 with linespoints lw 2 dt 3 title 'memcpy in the first-level cache'
-""", {"copy.dat": "\n".join(rows) + "\n"})
+        for x in (b, peer, ours, fast):
+            x.end()
     return results
+
+
+def run(opt):
+    rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
+    if not rings:
+        raise harness.BenchError("--only: choose one of " + ", ".join(r[0] for r in RINGS[:2]))
+    seconds, n = (0.4, 3) if opt.quick else (1.0, opt.pairs)
+    cpus = harness.two_cpus()
+    harness.need_hugepages(230)
+    progress = harness.Progress("copy", len(rings) * len(SIZES) * 2 * n)
+    results = []
+    for ring_name, ring in rings:
+        results += measure(opt, ring_name, ring, seconds, n, cpus, progress.step)
+    plot(opt, results)
+    return results
+
+
+def plot(opt, results):
+    rows = ["case ours peer ratio"]
+    for r in results:
+        if r["unit"] == "busy cycles/packet":
+            rows.append('"%s" %.1f %.1f %s' % (r["case"], r["ours"], r["peer"], r["ratio"] or "nan"))
+    harness.gnuplot(opt.outdir, "copy", """
+set title "Copy link: busy cycles per packet of the process between the VMs (less is better)"
+set style data histograms
+set style fill solid 0.8 border -1
+set boxwidth 0.9
+set ylabel "TSC cycles per packet"
+set yrange [0:*]
+plot 'copy.dat' using 2:xtic(1) title 'vhost-pcid, copy link' lc rgb '#2060a0', \\
+     '' using 3 title 'testpmd io between two net_vhost' lc rgb '#c08040', \\
+     '' using 0:($2 > $3 ? $2 : $3):(sprintf("%.2fx", $4)) with labels offset 0,0.7 notitle
+""", {"copy.dat": "\n".join(rows) + "\n"})

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#include "copy/bounce.h"
 
 #include <errno.h>
 #include <linux/virtio_config.h>
@@ -8,16 +7,12 @@
 #include <unistd.h>
 
 #include "base/cycles.h"
+#include "copy/bounce_priv.h"
 #include "copy/packet.h"
 #include "net/offload.h"
 
 /* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
 #define SOFT_WRAP (128u << 10)
-
-VP_INLINE void stat_add(uint64_t *c, uint64_t n)
-{
-	__atomic_store_n(c, *c + n, __ATOMIC_RELAXED);
-}
 
 /* ---- FIFO ------------------------------------------------------------------ */
 
@@ -38,11 +33,6 @@ VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
 	f->head = head + n;
 	f->used += skip + n;
 	return skip + n;
-}
-
-VP_INLINE void fifo_release(struct vp_bounce_fifo *f, uint32_t taken)
-{
-	f->used -= taken;
 }
 
 /* ---- driver VM to device VM -------------------------------------------------- */
@@ -90,20 +80,7 @@ static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const stru
 	return true;
 }
 
-/* Not even a byte: it never went to the device VM. */
-VP_INLINE bool is_empty(const struct vp_bounce_slot *sl)
-{
-	return !sl->take_in && !sl->take_out;
-}
-
-static void slot_release(struct vp_bounce *b, const struct vp_bounce_slot *sl)
-{
-	fifo_release(&b->out, sl->take_out);
-	fifo_release(&b->in, sl->take_in);
-	fifo_release(&b->segs, sl->take_seg);
-}
-
-/* False: no room. */
+/* Any chain. False: no room. */
 static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const struct vp_chain *c)
 {
 	struct vp_bounce_slot *sl = &b->slot[b->head & b->mask];
@@ -129,7 +106,6 @@ static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const st
 			goto no_room;
 		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.in.off + in_at, c->in_len, true };
 		sl->in_off = in_at;
-		sl->in_len = c->in_len;
 	}
 	if (c->out_len)
 		copy_out(b, out_at, sg, c->nout);
@@ -139,7 +115,11 @@ static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const st
 			goto no_room;
 		b->by_id[id] = (uint16_t)(b->head & b->mask);
 	} else {
-		sl->back = true; /* a chain of nothing: no need to ask the device VM */
+		/* A chain of nothing: no need to ask the device VM. */
+		sl->state = VP_BOUNCE_BACK;
+		if (!b->in_order)
+			vp_bounce_pend(b, b->head);
+		b->again = true;
 	}
 	b->head++;
 	return true;
@@ -168,14 +148,122 @@ static bool refuse_packet(struct vp_bounce *b, const struct vp_chain *c)
 	if (!b->c.net || c->nin)
 		return false;
 	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
-		stat_add(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
+		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
 		return true;
 	}
 	if (plen > VP_PKT_MAX || c->out_len > b->c.out.size) {
-		stat_add(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
+		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
 		return true;
 	}
 	return false;
+}
+
+/* Chains of a net transmit queue that can be given back as soon as they have been copied. As hand_over(). */
+static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n, unsigned pass)
+{
+	const unsigned hlen = b->hdr_len;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
+	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	struct vp_relay_queue *rq = b->c.rq;
+	uint64_t bytes = 0, packets = 0;
+	uint32_t ahead = b->out.head;
+	unsigned i;
+
+	/* Where this burst will probably go: the device VM's cores had these lines last. */
+	for (i = 0; i < pass && ahead < b->out.size; i++) {
+		vp_prefetchw(area, ahead);
+		vp_prefetchw(area, ahead + 64);
+		ahead += (uint32_t)vp_align_up(VP_MIN(s->src.chain[i].out_len, 1u << 16), 64);
+	}
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+		const struct vp_seg *sg = &s->src.seg[c->seg];
+		struct vp_bounce_slot *sl;
+		uint32_t at, taken;
+
+		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+		if (vp_unlikely(i >= pass)) {
+			vp_bounce_stat(&rq->stats.drops[VP_DROP_RATE], 1);
+			continue;
+		}
+		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && c->out_len <= hlen + VP_PKT_MAX)) {
+			taken = fifo_take(&b->out, (c->out_len + 63u) & ~63u, &at);
+			if (vp_unlikely(!taken && c->out_len <= b->out.size)) {
+				b->blocked = true;
+				break;
+			}
+			if (vp_likely(taken)) {
+				/* The next one behind this one; a guess when the FIFO begins anew. */
+				if (c->out_len > 128 && i + 1 < pass && b->out.head + 2048 <= b->out.size)
+					vp_pkt_prefetch_rest(vp_gptr_add(area, b->out.head), s->src.seg[c[1].seg].p,
+							     s->src.seg[c[1].seg].len);
+				vp_pkt_copy_peer(vp_gptr_add(area, at), sg->p, c->out_len);
+				sl = &b->slot[b->head & b->mask];
+				sl->take_out = taken;
+				sl->take_in = sl->take_seg = 0;
+				sl->state = VP_BOUNCE_AWAY;
+				b->by_id[vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false)] =
+					(uint16_t)(b->head & b->mask);
+				b->head++;
+				packets++;
+				bytes += c->out_len - hlen;
+				continue;
+			}
+		}
+		if (c->nin) {
+			vp_vq_break(&rq->vq, VP_VQ_BAD_BUFFER);
+			break;
+		}
+		if (refuse_packet(b, c))
+			continue;
+		if (!hand_one(b, &s->src, c)) {
+			b->blocked = true;
+			break;
+		}
+		packets++;
+		bytes += c->out_len - hlen;
+	}
+	if (packets) {
+		vp_bounce_stat(&rq->stats.packets, packets);
+		vp_bounce_stat(&rq->stats.bytes, bytes);
+	}
+	return i;
+}
+
+/* Chains that stay with the device VM until it returns them. As hand_over(). */
+static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
+{
+	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	unsigned i;
+
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+		struct vp_bounce_slot *sl;
+		uint32_t at, taken;
+
+		if (vp_likely(c->nin == 1 && !c->nout && c->in_len <= b->c.in.size)) {
+			taken = fifo_take(&b->in, (c->in_len + 63u) & ~63u, &at);
+			if (vp_unlikely(!taken)) {
+				b->blocked = true;
+				break;
+			}
+			sl = &b->slot[b->head & b->mask];
+			*sl = (struct vp_bounce_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
+						       .nseg = 1, .id = c->id, .slots = c->slots };
+			b->by_id[vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true)] = (uint16_t)(b->head & b->mask);
+			b->head++;
+			continue;
+		}
+		if (vp_unlikely(misfit(b, c))) {
+			vp_vq_break(&b->c.rq->vq, misfit(b, c));
+			break;
+		}
+		if (!hand_one(b, &s->src, c)) {
+			b->blocked = true;
+			break;
+		}
+	}
+	return i;
 }
 
 static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint64_t now)
@@ -183,8 +271,7 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	struct vp_relay_queue *rq = b->c.rq;
 	struct vp_virtq *vq = &rq->vq;
 	unsigned room = b->shadow.num_free / b->per_chain, free_slots = b->mask + 1 - (b->head - b->tail);
-	unsigned n, i, pass;
-	uint64_t bytes = 0, packets = 0;
+	unsigned n, done, pass;
 
 	b->blocked = false;
 	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
@@ -194,195 +281,26 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 		b->blocked = true;
 		return 0;
 	}
-	n = vp_vq_fetch_dir(vq, &s->src, room, b->c.out.size ? VP_READ : VP_WRITE);
-	pass = n;
-	if (rq->rate && b->c.early && n)
-		pass = vp_relay_allow(rq, now, s->hz, n);
-	for (i = 0; i < n; i++) {
-		const struct vp_chain *c = &s->src.chain[i];
-
-		if (b->c.early) {
-			s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
-			if (vp_unlikely(i >= pass)) {
-				stat_add(&rq->stats.drops[VP_DROP_RATE], 1);
-				continue;
-			}
-			if (vp_unlikely(c->nin)) {
-				vp_vq_break(vq, VP_VQ_BAD_BUFFER);
-				break;
-			}
-			if (vp_unlikely(refuse_packet(b, c)))
-				continue;
-		}
-		if (vp_unlikely(misfit(b, c))) {
-			vp_vq_break(vq, misfit(b, c));
-			break;
-		}
-		if (!hand_one(b, &s->src, c)) {
-			b->blocked = true;
-			break;
-		}
-		if (b->c.early) {
-			packets++;
-			bytes += c->out_len - b->hdr_len;
-		}
+	n = b->c.out.size ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
+	if (!n)
+		return 0;
+	if (b->c.early) {
+		pass = rq->rate ? vp_relay_allow(rq, now, s->hz, n) : n;
+		done = hand_early(b, s, n, pass);
+		if (rq->rate && done < pass)
+			rq->tokens += pass - done;
+	} else {
+		done = hand_away(b, s, n);
 	}
-	if (rq->rate && b->c.early && i < pass)
-		rq->tokens += pass - i;
-	if (!i)
+	if (!done)
 		return 0;
 	vp_drvq_publish(&b->shadow);
-	vp_vq_advance(vq, &s->src, i);
-	if (b->c.early) {
-		vp_vq_complete(vq, s->used_src, i);
-		stat_add(&rq->stats.packets, packets);
-		stat_add(&rq->stats.bytes, bytes);
-	}
-	return i;
-}
-
-/* ---- device VM to driver VM -------------------------------------------------- */
-
-/* Into peer memory at addr, translated now. 0, -EAGAIN, -EFAULT. */
-VP_INLINE int put_piece(struct vp_virtq *vq, uint64_t addr, uint32_t len, vp_gptr from)
-{
-	const struct vp_window *w = &vq->xl.hot[VP_WRITE];
-	uint64_t off = addr - w->start, span;
-	vp_gptr host;
-	int ret;
-
-	if (vp_likely(off < w->size && len <= w->size - off)) {
-		vp_pkt_copy_peer(vp_gptr_add(w->host, off), from, len);
-		if (vp_unlikely(vq->log))
-			vp_dirty_log_mark_xlate(vq->log, &vq->xl, addr, len);
-		return 0;
-	}
-	while (len) {
-		ret = vp_xlate_piece(&vq->xl, addr, len, VP_WRITE, &host, &span);
-		if (ret)
-			return ret;
-		vp_copy_peer(host, from, span);
-		if (vp_unlikely(vq->log))
-			vp_dirty_log_mark_xlate(vq->log, &vq->xl, addr, span);
-		addr += span;
-		from = vp_gptr_add(from, span);
-		len -= (uint32_t)span;
-	}
-	return 0;
-}
-
-VP_INLINE int copy_back(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t len)
-{
-	struct vp_virtq *vq = &b->c.rq->vq;
-	vp_gptr from = vp_gptr_add(b->c.pool, b->c.in.off + sl->in_off);
-	const struct vp_bounce_seg *sg;
-	int ret = 0;
-
-	if (vp_likely(sl->nseg == 1))
-		return put_piece(vq, sl->addr, len, from);
-	for (sg = &b->seg[sl->seg]; len && !ret; sg++) {
-		uint32_t k = VP_MIN(len, sg->len);
-
-		ret = put_piece(vq, sg->addr, k, from);
-		from = vp_gptr_add(from, k);
-		len -= k;
-	}
-	return ret;
-}
-
-/* Everything that is complete becomes visible to the driver, together. True when that was something. */
-static bool given_flush(struct vp_bounce *b)
-{
-	unsigned n = b->n_ready;
-
-	if (!n)
-		return false;
-	vp_vq_complete(&b->c.rq->vq, b->given, n);
-	b->n_given -= n;
-	b->n_ready = 0;
-	if (vp_unlikely(b->n_given))
-		memmove(b->given, b->given + n, b->n_given * sizeof(*b->given));
-	return true;
-}
-
-/*
- * Give a chain back, with the next given_flush(). A packet in several receive buffers must become visible as a whole, so the first ones
- * wait for the last. num_buffers is the device VM's claim: a wrong one delays what it sends, and nothing else.
- */
-static void give(struct vp_bounce *b, const struct vp_bounce_slot *sl)
-{
-	struct vp_relay_stats *st = &b->c.rq->stats;
-
-	b->given[b->n_given++] = (struct vp_used){ .len = sl->len, .id = sl->id, .slots = sl->slots };
-	if (b->merge_left) {
-		b->merge_left--;
-		stat_add(&st->bytes, sl->len);
-	} else if (b->c.net && sl->len >= b->hdr_len) {
-		stat_add(&st->packets, 1);
-		stat_add(&st->bytes, sl->len - b->hdr_len);
-		if (b->mergeable) {
-			unsigned n = vp_ld16(b->c.pool, b->c.in.off + sl->in_off + 10);
-
-			b->merge_left = n > 1 && n <= b->mask + 1 ? n - 1 : 0;
-		}
-	}
-	if (!b->merge_left)
-		b->n_ready = b->n_given;
-}
-
-/* Release what is back at the FIFO's end. */
-VP_INLINE void release(struct vp_bounce *b)
-{
-	while (b->tail != b->head) {
-		const struct vp_bounce_slot *sl = &b->slot[b->tail & b->mask];
-
-		if (!sl->back)
-			break;
-		if (!b->c.early && (b->in_order || is_empty(sl)))
-			give(b, sl);
-		slot_release(b, sl);
-		b->tail++;
-	}
-}
-
-/* Take up to max returned buffers. How many came back; *gave: chains were completed. */
-static unsigned collect(struct vp_bounce *b, unsigned max, bool *gave)
-{
-	struct vp_virtq *vq = &b->c.rq->vq;
-	unsigned n;
-
-	for (n = 0; n < max && !vq->broken; n++) {
-		struct vp_bounce_slot *sl;
-		uint32_t len;
-		uint16_t id;
-		int ret;
-
-		if (vp_unlikely(b->again)) {
-			sl = &b->slot[b->again_slot];
-			len = sl->len;
-		} else {
-			if (vp_drvq_get(&b->shadow, &id, &len) <= 0)
-				break;
-			sl = &b->slot[b->by_id[id]];
-			sl->len = len;
-		}
-		if (len) {
-			ret = copy_back(b, sl, len);
-			b->again = ret == -EAGAIN;
-			if (vp_unlikely(ret)) {
-				b->again_slot = (uint32_t)(sl - b->slot);
-				if (!b->again)
-					vp_vq_break(vq, VP_VQ_BAD_ADDR);
-				break;
-			}
-		}
-		sl->back = true;
-		if (!b->c.early && !b->in_order)
-			give(b, sl);
-	}
-	release(b);
-	*gave = given_flush(b);
-	return n;
+	vp_vq_advance(vq, &s->src, done);
+	if (b->c.early)
+		vp_vq_complete(vq, s->used_src, done);
+	else if (b->in_order && b->again)
+		vp_bounce_pend_in_order(b);
+	return done;
 }
 
 /* ---- both ways ----------------------------------------------------------------- */
@@ -396,39 +314,53 @@ static void kick(struct vp_bounce *b)
 		return; /* ours and non-blocking: full, so it is raised already */
 }
 
+/*
+ * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room is
+ * used, many at a time.
+ */
+VP_INLINE bool wants_room(const struct vp_bounce *b)
+{
+	return b->blocked || b->shadow.num_free <= b->shadow.size / 2 || b->out.used > b->out.size / 2;
+}
+
 unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 {
 	struct vp_relay_queue *rq = b->c.rq;
 	uint64_t start = vp_cycles();
-	unsigned back, handed, max = VP_RELAY_BURST, calls = 0;
+	unsigned back = 0, handed, max = VP_RELAY_BURST, calls = 0;
 	bool gave = false;
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
 	/* Before any use of a remembered translation in this round; see vp_xlate_sync(). */
 	vp_xlate_sync(&rq->vq.xl);
-	if (rq->rate && !b->c.early) {
+	if (b->c.early) {
+		if (wants_room(b))
+			back = vp_bounce_reclaim(b, VP_BURST);
+	} else if (rq->rate) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
 		max = vp_relay_allow(rq, start, s->hz, max);
-		back = collect(b, max, &gave);
-		rq->tokens += max - back;
+		back = vp_bounce_collect(b, max, &gave);
+		rq->tokens += max - VP_MIN(back, max);
 	} else {
-		back = collect(b, max, &gave);
+		back = vp_bounce_collect(b, max, &gave);
 	}
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
 	if (!back && !handed)
 		return 0;
-	if (handed && vp_drvq_need_kick(&b->shadow)) {
+	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (handed && vp_drvq_need_kick_fenced(&b->shadow)) {
 		kick(b);
 		calls++;
 	}
-	if ((gave || (handed && b->c.early)) && vp_vq_need_call(&rq->vq)) {
+	if ((gave || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
 		vp_relay_call(rq, s);
 		calls++;
 	}
-	stat_add(&rq->stats.calls, calls);
-	stat_add(&rq->stats.bursts, 1);
-	stat_add(&rq->stats.busy_cycles, vp_cycles() - start);
+	vp_bounce_stat(&rq->stats.calls, calls);
+	vp_bounce_stat(&rq->stats.bursts, 1);
+	vp_bounce_stat(&rq->stats.busy_cycles, vp_cycles() - start);
 	return back + handed;
 }
 
@@ -441,7 +373,7 @@ bool vp_bounce_arm(struct vp_bounce *b)
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
 	if (!b->blocked && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
-	/* A vIOMMU's answer is awaited: nobody would wake us. */
+	/* A vIOMMU's answer is awaited, or the rate allows no more: nobody would wake us. */
 	more |= b->again;
 	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
 	if (!b->c.early || b->blocked)
@@ -489,12 +421,10 @@ static void complete_rest(struct vp_bounce *b)
 	uint32_t i;
 
 	for (i = b->tail; i != b->head; i++) {
-		struct vp_bounce_slot *sl = &b->slot[i & b->mask];
+		const struct vp_bounce_slot *sl = &b->slot[i & b->mask];
 
-		if (sl->back && !is_empty(sl))
-			continue;
-		sl->len = 0;
-		vp_vq_complete(&b->c.rq->vq, &(struct vp_used){ .id = sl->id, .slots = sl->slots }, 1);
+		if (sl->state != VP_BOUNCE_DONE)
+			vp_vq_complete(&b->c.rq->vq, &(struct vp_used){ .id = sl->id, .slots = sl->slots }, 1);
 	}
 }
 
@@ -507,17 +437,13 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 
 	vp_bounce_set_open(b, false);
 	do {
-		n = s ? collect(b, VP_BURST, &gave) : 0;
+		n = s && !b->c.early ? vp_bounce_collect(b, VP_BURST, &gave) : 0;
 		any |= gave;
-	} while (n);
-	if (s && !vq->broken) {
-		b->n_ready = b->n_given; /* also what is not whole: there will be no more */
-		any |= given_flush(b);
-	}
+	} while (n && !vq->broken);
 	if (!vq->broken && !b->c.early) {
-		hole = b->n_given;
-		for (i = b->tail; i != b->head && !b->in_order; i++)
-			hole |= b->slot[i & b->mask].back && !is_empty(&b->slot[i & b->mask]);
+		/* Everything before tail is done with, so whatever is done from there on was completed out of order. */
+		for (i = b->tail; i != b->head; i++)
+			hole |= b->slot[i & b->mask].state == VP_BOUNCE_DONE;
 		if (hole && !s) {
 			vp_vq_break(vq, VP_VQ_BAD_RING);
 		} else if (hole) {
@@ -527,7 +453,7 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 			rewind_avail(b);
 		}
 	}
-	b->tail = b->head;
+	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
 	b->again = false;
 	if (any && !vq->broken && vp_vq_need_call(vq))
 		vp_relay_call(b->c.rq, s);
@@ -593,10 +519,11 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	b->segs.size = c->in.size ? VP_BURST_SEGS + VP_BURST + 2u * slots : 0;
 	b->slot = calloc(slots, sizeof(*b->slot));
 	b->by_id = calloc(size, sizeof(*b->by_id));
+	b->pend = calloc(slots, sizeof(*b->pend));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
-	/* An unfinished packet takes at most as many as there are slots; a burst comes on top. */
-	b->given = calloc(2 * slots + VP_BURST, sizeof(*b->given));
-	ret = b->slot && b->by_id && b->seg && b->given ?
+	/* One packet takes at most as many as there are slots; a burst comes on top. */
+	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
+	ret = b->slot && b->by_id && b->pend && b->seg && b->given ?
 		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
 	if (ret) {
 		vp_bounce_free(b);
@@ -614,6 +541,7 @@ void vp_bounce_free(struct vp_bounce *b)
 	vp_drvq_fini(&b->shadow);
 	free(b->slot);
 	free(b->by_id);
+	free(b->pend);
 	free(b->seg);
 	free(b->given);
 	free(b);

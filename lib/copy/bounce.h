@@ -16,6 +16,8 @@
  *    written, into the chain's writable segments, each translated at that moment.
  *  - The device VM sees no more than was handed over: the areas start out as zeroes (the owner sees to it whenever the driver VM
  *    changes), and each holds buffers of one queue of one driver VM only.
+ *  - An offload header from the device VM is read once, checked against packet and negotiation, and written from the
+ *    checked copy; num_buffers is counted, not believed. A packet with a bad header is dropped: its buffers go back empty.
  *  - A queue owns its areas: who leaves buffers unanswered stops that queue and no other.
  *
  * Back-pressure: without room in shadow ring or areas, chains stay in the driver's ring.
@@ -51,15 +53,21 @@ struct vp_bounce_fifo {
 	uint32_t size, head, used;     /* used includes what was skipped at the end */
 };
 
-/* A chain on its way; released in FIFO order. */
+enum vp_bounce_state {
+	VP_BOUNCE_AWAY,                /* in the device VM's hands */
+	VP_BOUNCE_BACK,                /* returned by it, not yet given to the driver */
+	VP_BOUNCE_DONE,                /* the driver has it (early: had it at once); its room can be released */
+};
+
+/* A chain on its way; room is released in FIFO order. */
 struct vp_bounce_slot {
-	uint64_t addr;                 /* of the only writable segment, nseg 1 */
+	uint64_t addr;                 /* of the first writable segment */
 	uint32_t take_out, take_in, take_seg;
-	uint32_t in_off, in_len;       /* in the in area */
+	uint32_t in_off;               /* in the in area */
 	uint32_t seg, nseg;            /* writable segments */
 	uint32_t len;                  /* written by the device VM */
 	uint16_t id, slots;            /* the driver's chain */
-	bool     back;                 /* came back from the device VM */
+	uint8_t  state;                /* enum vp_bounce_state */
 };
 
 struct vp_bounce_seg {
@@ -76,16 +84,17 @@ struct vp_bounce {
 	uint16_t        per_chain;     /* shadow descriptors that a chain may take */
 	bool            in_order;      /* complete in the order of arrival */
 	bool            blocked;       /* waits for the device VM to return something */
-	bool            again;         /* slot `again_slot` is back, its memory not translated yet (vIOMMU) */
+	bool            again;         /* something is back that the next run can give to the driver */
 	bool            open;          /* takes new chains; set by other threads */
-	uint32_t        again_slot;
 	bool            mergeable;
-	uint32_t        merge_left;    /* buffers that still belong to the packet being returned */
-	unsigned        n_given, n_ready; /* of given[]: all, and those of whole packets */
+	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */
+	uint32_t        pend_head, pend_tail;
+	uint32_t        order;         /* in_order: the first slot that was not added to them */
 	uint64_t        kicks;         /* notifications to the device VM */
 	struct vp_bounce_slot *slot;   /* [mask + 1] */
 	uint16_t       *by_id;         /* shadow id to slot */
-	struct vp_used *given;         /* back, not yet told to the driver */
+	uint16_t       *pend;          /* [mask + 1] */
+	struct vp_used *given;         /* of one run */
 	struct vp_bounce_seg  *seg;    /* [segs.size] */
 	uint64_t desc_addr, avail_addr, used_addr; /* of the shadow ring, link addresses */
 };

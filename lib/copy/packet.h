@@ -52,6 +52,21 @@ VP_INLINE void vp_pkt_copy_out(vp_gptr dst, const void *src, uint32_t n)
 	}
 }
 
+/*
+ * The next packet comes near while one is copied: the hardware notices a stream too late for a packet. The first 128 bytes
+ * were fetched with the descriptor.
+ */
+VP_INLINE void vp_pkt_prefetch_rest(vp_gptr dst, vp_gptr src, uint32_t len)
+{
+	uint32_t off;
+
+	len = VP_MIN(len, 2048);
+	for (off = 128; off < len; off += VP_CACHELINE) {
+		vp_prefetch(src, off);
+		vp_prefetchw(dst, off);
+	}
+}
+
 /* Copy n bytes at cur into private memory and move on; the chain holds at least n more. */
 void vp_pkt_gather(struct vp_cursor *cur, void *dst, uint32_t n);
 

@@ -128,17 +128,6 @@ static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes
 	return ret == -EIO ? -EAGAIN : ret; /* the receiver broke: the packet waits for its end */
 }
 
-/* The next packet comes near while one is copied: the hardware notices a stream too late for a packet. */
-VP_INLINE void prefetch_rest(const struct vp_seg *src, const struct vp_seg *dst)
-{
-	uint32_t off, len = VP_MIN(VP_MIN(src->len, dst->len), 2048);
-
-	for (off = 128; off < len; off += VP_CACHELINE) {
-		vp_prefetch(src->p, off);
-		vp_prefetchw(dst->p, off);
-	}
-}
-
 /*
  * The usual packets, from chain i on: no offloads asked for, in one piece, into one
  * buffer in one piece. Returns how many were of this kind; the first that is
@@ -167,7 +156,8 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 		if (vp_unlikely(asks))
 			break;
 		if (plen > 128 && k + 1 < count)
-			prefetch_rest(&s->src.seg[c[1].seg], &s->dst.seg[d[1].seg]);
+			vp_pkt_prefetch_rest(s->dst.seg[d[1].seg].p, s->src.seg[c[1].seg].p,
+					     VP_MIN(s->src.seg[c[1].seg].len, s->dst.seg[d[1].seg].len));
 		vp_copy_out(ds->p, vp_pkt_plain_hdr, dst_hlen);
 		vp_pkt_copy_peer(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
 		*us = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };

@@ -163,6 +163,28 @@ bool vp_net_hdr_accepted(const struct virtio_net_hdr *h, uint64_t dst_features)
 	return (dst_features & need) == need;
 }
 
+int vp_net_hdr_check_in(struct virtio_net_hdr *h, uint32_t len, uint64_t dst_features)
+{
+	static const uint8_t pair[][2] = { /* what lets the driver receive it, what would let it send it */
+		{ VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_CSUM }, { VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_HOST_TSO4 },
+		{ VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO6 }, { VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_HOST_ECN },
+		{ VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_HOST_UFO },
+	};
+	const uint64_t uso = VP_BIT(VIRTIO_NET_F_GUEST_USO4) | VP_BIT(VIRTIO_NET_F_GUEST_USO6);
+	const uint8_t flags = h->flags;
+	uint64_t sent = (dst_features & uso) == uso ? VP_BIT(VIRTIO_NET_F_HOST_USO) : 0;
+	unsigned i;
+
+	for (i = 0; i < VP_ARRAY_SIZE(pair); i++)
+		if (dst_features & VP_BIT(pair[i][0]))
+			sent |= VP_BIT(pair[i][1]);
+	if (vp_net_hdr_check(h, len, sent))
+		return -EINVAL;
+	if (flags & VIRTIO_NET_HDR_F_DATA_VALID && !h->flags && dst_features & VP_BIT(VIRTIO_NET_F_GUEST_CSUM))
+		h->flags = VIRTIO_NET_HDR_F_DATA_VALID;
+	return 0;
+}
+
 int vp_net_csum_complete(uint8_t *pkt, uint32_t len, uint16_t csum_start, uint16_t csum_offset)
 {
 	if ((uint32_t)csum_start + csum_offset + 2 > len)

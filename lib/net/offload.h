@@ -43,6 +43,12 @@ int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_featur
 /* May the packet be handed to a driver with these negotiated (GUEST_*) features as it is? */
 bool vp_net_hdr_accepted(const struct virtio_net_hdr *h, uint64_t dst_features);
 
+/*
+ * The same for a header that a device hands to a driver with these negotiated (GUEST_*) features. Flags and types that the
+ * driver did not ask for are errors; DATA_VALID stays where the driver accepts it.
+ */
+int vp_net_hdr_check_in(struct virtio_net_hdr *h, uint32_t len, uint64_t dst_features);
+
 /* Write the checksum over [csum_start, len) to csum_start + csum_offset. 0 or -EINVAL. */
 int vp_net_csum_complete(uint8_t *pkt, uint32_t len, uint16_t csum_start, uint16_t csum_offset);
 

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <linux/virtio_config.h>
-#include <linux/virtio_ring.h>
 #include <stdlib.h>
 
 #define F_AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
@@ -73,79 +72,52 @@ static void put_desc(struct vp_drvq *q, uint16_t at, const struct vp_drvq_buf *b
 	vp_st64(q->desc, 16 * (size_t)at + 8, b->len | (uint64_t)flags << 32 | (uint64_t)next << 48);
 }
 
-static uint16_t add_split(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
+/* The second descriptor of a chain whose first is in the ring already, as yet unpublished. */
+static void add_second_split(struct vp_drvq *q, uint16_t head, const struct vp_drvq_buf *b)
 {
-	uint16_t head = id_take(q), second = 0;
+	uint16_t second = id_take(q);
 
-	if (n == 2) {
-		second = id_take(q);
-		put_desc(q, second, &b[1], b[1].write ? VRING_DESC_F_WRITE : 0, 0);
-	}
-	put_desc(q, head, &b[0], (uint16_t)((b[0].write ? VRING_DESC_F_WRITE : 0) | (n == 2 ? VRING_DESC_F_NEXT : 0)), second);
-	vp_st16(q->driver, 4 + 2 * (size_t)(q->avail & (q->size - 1)), head);
-	q->avail++;
-	q->added++;
+	put_desc(q, second, &b[1], b[1].write ? VRING_DESC_F_WRITE : 0, 0);
+	put_desc(q, head, &b[0], (uint16_t)((b[0].write ? VRING_DESC_F_WRITE : 0) | VRING_DESC_F_NEXT), second);
 	q->id[head].next_desc = second;
-	return head;
 }
 
-static uint64_t packed_word(const struct vp_drvq *q, const struct vp_drvq_buf *b, uint16_t id, bool more)
+static void add_second_packed(struct vp_drvq *q, uint16_t id, const struct vp_drvq_buf *b, uint16_t first, bool first_wrap)
 {
-	uint64_t flags = (q->avail_wrap ? F_AVAIL : F_USED) | (b->write ? VRING_DESC_F_WRITE : 0) |
-			 (more ? VRING_DESC_F_NEXT : 0);
+	uint64_t flags = (first_wrap ? F_AVAIL : F_USED) | (b[0].write ? VRING_DESC_F_WRITE : 0) | VRING_DESC_F_NEXT;
+	uint64_t word = b[0].len | (uint64_t)id << 32 | flags << 48;
 
-	return b->len | (uint64_t)id << 32 | flags << 48;
-}
-
-static uint16_t add_packed(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
-{
-	uint16_t id = id_take(q);
-	unsigned i;
-
-	for (i = 0; i < n; i++) {
-		uint64_t word = packed_word(q, &b[i], id, i + 1 < n);
-
-		vp_st64(q->desc, 16 * (size_t)q->avail, b[i].addr);
-		if (!q->head_pending) {
-			/* The device stops at the first slot that is not available: keep that one for last. */
-			q->head_pending = true;
-			q->head_slot = q->avail;
-			q->head_word = word;
-		} else {
-			vp_st64(q->desc, 16 * (size_t)q->avail + 8, word);
-		}
-		if (++q->avail == q->size) {
-			q->avail = 0;
-			q->avail_wrap = !q->avail_wrap;
-		}
+	if (q->head_slot == first)
+		q->head_word = word;
+	else
+		vp_st64(q->desc, 16 * (size_t)first + 8, word);
+	flags = (q->avail_wrap ? F_AVAIL : F_USED) | (b[1].write ? VRING_DESC_F_WRITE : 0);
+	vp_st64(q->desc, 16 * (size_t)q->avail, b[1].addr);
+	vp_st64(q->desc, 16 * (size_t)q->avail + 8, b[1].len | (uint64_t)id << 32 | flags << 48);
+	if (++q->avail == q->size) {
+		q->avail = 0;
+		q->avail_wrap = !q->avail_wrap;
 	}
-	q->added = (uint16_t)(q->added + n);
-	return id;
+	q->added++;
 }
 
 int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
 {
-	uint32_t in_len = 0;
-	uint16_t id;
-	unsigned i;
+	uint16_t id, first = q->avail;
+	bool first_wrap = q->avail_wrap;
 
 	if (!n || n > VP_DRVQ_MAX_BUFS || q->num_free < n || q->broken)
 		return -ENOSPC;
-	for (i = 0; i < n; i++)
-		in_len += b[i].write ? b[i].len : 0;
-	id = q->packed ? add_packed(q, b, n) : add_split(q, b, n);
-	q->num_free = (uint16_t)(q->num_free - n);
-	q->id[id].ndesc = (uint16_t)n;
-	q->id[id].in_len = in_len;
-	q->outstanding++;
-	if (q->in_order) {
-		/* Given back oldest first, so that the newest is outstanding while any is. */
-		if (q->outstanding > 1)
-			q->id[q->newest].next = id;
-		else
-			q->oldest = id;
-		q->newest = id;
-	}
+	id = vp_drvq_add_one(q, b[0].addr, b[0].len, b[0].write);
+	if (n == 1)
+		return id;
+	if (q->packed)
+		add_second_packed(q, id, b, first, first_wrap);
+	else
+		add_second_split(q, id, b);
+	q->num_free--;
+	q->id[id].ndesc = 2;
+	q->id[id].in_len += b[1].write ? b[1].len : 0;
 	return id;
 }
 
@@ -163,14 +135,19 @@ void vp_drvq_publish(struct vp_drvq *q)
 
 bool vp_drvq_need_kick(struct vp_drvq *q)
 {
+	/* What was published before the look at the event field. Pairs with the device's barrier. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return vp_drvq_need_kick_fenced(q);
+}
+
+bool vp_drvq_need_kick_fenced(struct vp_drvq *q)
+{
 	uint16_t n = q->added, old, event, flags;
 	uint32_t w;
 
 	if (!n)
 		return false;
 	q->added = 0;
-	/* What was published before the look at the event field. Pairs with the device's barrier. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!q->packed) {
 		if (!q->event_idx)
 			return !(vp_ld16(q->device, 0) & VRING_USED_F_NO_NOTIFY);
@@ -305,6 +282,95 @@ int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len)
 bad:
 	q->broken = true;
 	return -EIO;
+}
+
+/* Bursts of single descriptors, without IN_ORDER. What is not of this kind stays for vp_drvq_get(). */
+static unsigned get_split(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max)
+{
+	const unsigned size = q->size, mask = size - 1;
+	unsigned n = (uint16_t)(q->used_seen - q->used), i;
+
+	if (n < max) {
+		/* Pairs with the device's release of its index. */
+		q->used_seen = vp_ld16_acquire(q->device, 2);
+		n = (uint16_t)(q->used_seen - q->used);
+	}
+	if (n > q->outstanding)
+		return 0;
+	n = VP_MIN(n, max);
+	for (i = 0; i < n; i++) {
+		const size_t at = 4 + 8 * (size_t)((q->used + i) & mask);
+		const uint32_t id = vp_ld32(q->device, at), len = vp_ld32(q->device, at + 4);
+		struct vp_drvq_id *s;
+
+		if (vp_unlikely(id >= size))
+			break;
+		s = &q->id[id];
+		if (vp_unlikely(s->ndesc != 1))
+			break;
+		u[i] = (struct vp_drvq_used){ VP_MIN(len, s->in_len), (uint16_t)id };
+		s->ndesc = 0;
+		s->next = q->free_id;
+		q->free_id = (uint16_t)id;
+	}
+	q->used = (uint16_t)(q->used + i);
+	return i;
+}
+
+static unsigned get_packed(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max)
+{
+	const unsigned size = q->size;
+	unsigned at = q->used, i;
+	uint64_t want = q->used_wrap ? F_AVAIL | F_USED : 0;
+
+	max = VP_MIN(max, q->outstanding);
+	for (i = 0; i < max; i++) {
+		/* Pairs with the device's release of the flags. */
+		const uint64_t w = vp_ld64_acquire(q->desc, 16 * (size_t)at + 8);
+		const uint16_t id = (uint16_t)(w >> 32);
+		struct vp_drvq_id *s;
+
+		if (((w >> 48) & (F_AVAIL | F_USED)) != want || vp_unlikely(id >= size))
+			break;
+		s = &q->id[id];
+		if (vp_unlikely(s->ndesc != 1))
+			break;
+		u[i] = (struct vp_drvq_used){ VP_MIN((uint32_t)w, s->in_len), id };
+		s->ndesc = 0;
+		s->next = q->free_id;
+		q->free_id = id;
+		if (vp_unlikely(++at == size)) {
+			at = 0;
+			q->used_wrap = !q->used_wrap;
+			want ^= F_AVAIL | F_USED;
+		}
+	}
+	q->used = (uint16_t)at;
+	return i;
+}
+
+unsigned vp_drvq_get_burst(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max)
+{
+	unsigned n = 0;
+
+	if (vp_unlikely(q->broken))
+		return 0;
+	while (n < max) {
+		if (vp_likely(!q->in_order)) {
+			unsigned k = q->packed ? get_packed(q, u + n, max - n) : get_split(q, u + n, max - n);
+
+			q->num_free = (uint16_t)(q->num_free + k);
+			q->outstanding = (uint16_t)(q->outstanding - k);
+			n += k;
+			if (n == max)
+				break;
+		}
+		/* None, or one of the other kinds. */
+		if (vp_drvq_get(q, &u[n].id, &u[n].len) <= 0)
+			break;
+		n++;
+	}
+	return n;
 }
 
 bool vp_drvq_enable_calls(struct vp_drvq *q)

@@ -13,6 +13,8 @@
 #ifndef VP_VIRTQ_DRVQ_H
 #define VP_VIRTQ_DRVQ_H
 
+#include <linux/virtio_ring.h>
+
 #include "guestmem/access.h"
 
 /* A buffer id's private state; chains of an id are ndesc descriptors. */
@@ -71,9 +73,66 @@ int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n);
 void vp_drvq_publish(struct vp_drvq *q);
 /* After publish: does the device want to be notified? */
 bool vp_drvq_need_kick(struct vp_drvq *q);
+/* The same without its fence, for callers that look at several queues behind one (__ATOMIC_SEQ_CST) fence. */
+bool vp_drvq_need_kick_fenced(struct vp_drvq *q);
 
 /* The next chain that the device gave back: 1, its id and bytes written (cut to what was offered); 0 none; -EIO: broken. */
 int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len);
+
+/* Up to max of those at once. How many; fewer when there are no more, or the queue turned out broken. */
+struct vp_drvq_used {
+	uint32_t len;
+	uint16_t id;
+};
+unsigned vp_drvq_get_burst(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max);
+
+/* vp_drvq_add() of one buffer, inline. num_free > 0 and not broken: the caller has seen to it. */
+VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t len, bool write)
+{
+	uint64_t flags = write ? VRING_DESC_F_WRITE : 0;
+	const uint16_t id = q->free_id;
+	struct vp_drvq_id *s = &q->id[id];
+
+	q->free_id = s->next;
+	s->ndesc = 1;
+	s->in_len = write ? len : 0;
+	if (q->packed) {
+		uint64_t word;
+
+		flags |= q->avail_wrap ? 1u << VRING_PACKED_DESC_F_AVAIL : 1u << VRING_PACKED_DESC_F_USED;
+		word = len | (uint64_t)id << 32 | flags << 48;
+		vp_st64(q->desc, 16 * (size_t)q->avail, addr);
+		if (vp_likely(q->head_pending)) {
+			vp_st64(q->desc, 16 * (size_t)q->avail + 8, word);
+		} else {
+			/* The device stops at the first slot that is not available: keep that one for last. */
+			q->head_pending = true;
+			q->head_slot = q->avail;
+			q->head_word = word;
+		}
+		if (vp_unlikely(++q->avail == q->size)) {
+			q->avail = 0;
+			q->avail_wrap = !q->avail_wrap;
+		}
+	} else {
+		vp_st64(q->desc, 16 * (size_t)id, addr);
+		vp_st64(q->desc, 16 * (size_t)id + 8, len | flags << 32);
+		vp_st16(q->driver, 4 + 2 * (size_t)(q->avail & (q->size - 1)), id);
+		q->avail++;
+	}
+	q->added++;
+	q->num_free--;
+	q->outstanding++;
+	if (vp_unlikely(q->in_order)) {
+		/* Given back oldest first, so that the newest is outstanding while any is. */
+		if (q->outstanding > 1)
+			q->id[q->newest].next = id;
+		else
+			q->oldest = id;
+		q->newest = id;
+	}
+	return id;
+}
 
 /* Ask for calls; true: something is there already. */
 bool vp_drvq_enable_calls(struct vp_drvq *q);

