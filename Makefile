@@ -6,7 +6,7 @@ NINJA    ?= ninja
 DESTDIR  ?=
 
 .DEFAULT_GOAL := all
-.PHONY: all setup demo check bench fuzz install clean help
+.PHONY: all setup demo check bench fuzz faults coverage install clean help
 
 all: $(BUILDDIR)/build.ninja ## build everything that runs on the host and in the guests' user space
 	@$(NINJA) -C $(BUILDDIR)
@@ -37,6 +37,16 @@ FUZZ_SECONDS ?= 60
 fuzz: ## run every libFuzzer target for FUZZ_SECONDS each (default 60; needs clang)
 	@scripts/setup
 	@scripts/check --builddir $(BUILDDIR) --only fuzz --fuzz-seconds $(FUZZ_SECONDS)
+
+FAULT_CYCLES ?= 2000
+faults: ## the fault campaign: FAULT_CYCLES (default 2000) kills, freezes, restarts and cuts under traffic
+	@scripts/setup
+	@$(MAKE) --no-print-directory all
+	@scripts/faults --builddir $(BUILDDIR) --cycles $(FAULT_CYCLES) --json $(BUILDDIR)/faults.json
+
+coverage: ## which lines of lib/ the unit and protocol tests run
+	@scripts/setup
+	@scripts/coverage --builddir $(BUILDDIR)/coverage --json $(BUILDDIR)/coverage.json
 
 install: all ## install into DESTDIR and the configured prefix
 	@DESTDIR="$(DESTDIR)" meson install -C $(BUILDDIR) --no-rebuild
