@@ -236,8 +236,8 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 {
 	if (l->endpoint != VP_ENDPOINT_PORT) {
-		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->pool)
-			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize= and PackedRings= are for Endpoint=port");
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->plain || l->pool)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize=, PackedRings= and PlainRings= are for Endpoint=port");
 		return 0;
 	}
 	if (l->attachment == VP_ATTACH_AUTO)

@@ -72,6 +72,7 @@ struct vp_conf_link {
 	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
 	uint32_t attachment;   /* enum vp_attachment */
 	bool     packed;       /* the driver VM is offered packed rings */
+	bool     plain;        /* fast mode: it is offered neither indirect descriptors nor event indices */
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */

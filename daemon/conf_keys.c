@@ -383,6 +383,7 @@ static const struct key link_keys[] = {
 	{ "Device", "ApertureSize", parse_size, L(aperture), 512, 1u << 23 },
 	{ "Device", "PoolSize", parse_size, L(pool), 1, 4096 },
 	{ "Device", "PackedRings", parse_bool, L(packed) },
+	{ "Device", "PlainRings", parse_bool, L(plain) },
 	{ "Net", "DriverMAC", parse_mac, L(side[VP_SIDE_DRIVER]) },
 	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },
 	{ "Net", "MTU", parse_u32, L(mtu), 68, 65535 },

@@ -429,6 +429,8 @@ static void profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
 	cfg->features &= ~NOT_FAST;
 	if (!c->packed)
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
+	if (c->plain)
+		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
 	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
 }
 
