@@ -3,6 +3,9 @@
  * The device side of a port for the fault campaign: a program on libvhostpci (VMM and agent in one on a local port), with
  * numbered traffic both ways (traffic.h). When the daemon is gone it opens the port again, for ever.
  *
+ * With --echo it sends back what it receives instead (for tests that check packets themselves), and a queue that breaks is the driver's
+ * business.
+ *
  * SIGTERM: close the port, end. SIGUSR1: close it and open it again, as an agent that is restarted.
  */
 #include <errno.h>
@@ -25,7 +28,7 @@
 static struct {
 	struct end end;
 	const char *where;
-	bool in_place, poll, up, quit, again;
+	bool in_place, poll, echo, up, quit, again;
 	struct vhp_port *port;
 	struct vhp_loan *loan;
 	int sigfd;
@@ -127,12 +130,39 @@ static int send_in_place(void)
 	return ret;
 }
 
+static bool update(void);
+
+static bool echo(void)
+{
+	static uint8_t data[BURST][65536];
+	struct vhp_packet pkt[BURST];
+	int n, done = 0, k = 1;
+
+	for (unsigned i = 0; i < BURST; i++)
+		pkt[i] = (struct vhp_packet){ .data = data[i], .room = sizeof(data[i]) };
+	n = vhp_recv(d.port, 0, pkt, BURST);
+	/* Not for ever: a driver may have stopped offering buffers. */
+	for (unsigned tries = 0; done < n && k >= 0 && tries < 200; tries++) {
+		k = vhp_send(d.port, 0, pkt + done, (unsigned)(n - done));
+		done += VP_MAX(k, 0);
+		if (!k)
+			poll(NULL, 0, 1);
+	}
+	if (n == -EIO || k == -EIO)
+		update(); /* reports it */
+	if (n == -ENOLINK)
+		d.up = false;
+	return n > 0;
+}
+
 static bool work(void)
 {
 	int r, s;
 
 	if (!d.up)
 		return false;
+	if (d.echo)
+		return echo();
 	r = d.in_place ? receive_in_place() : receive_copies();
 	if (r < 0)
 		problem(r, "receive");
@@ -176,7 +206,7 @@ static void run(void)
 	while (lives && !d.quit && !d.again) {
 		struct pollfd p[3] = { { d.sigfd, POLLIN, 0 }, { vhp_fd(d.port), POLLIN, 0 }, { -1, POLLIN, 0 } };
 		bool busy = work();
-		int ms = busy ? 0 : d.poll ? 1 : end_wait_ms(&d.end, 20);
+		int ms = busy ? 0 : d.poll ? 1 : d.echo ? 50 : end_wait_ms(&d.end, 20);
 
 		if (!busy && d.up && !d.poll) {
 			p[2].fd = vhp_recv_fd(d.port, 0);
@@ -213,6 +243,8 @@ static int options(int argc, char **argv)
 
 		if (!strcmp(argv[i], "--in-place"))
 			d.in_place = true;
+		else if (!strcmp(argv[i], "--echo"))
+			d.echo = true;
 		else if (!strcmp(argv[i], "--poll"))
 			d.poll = true;
 		else if (!strcmp(argv[i], "--port") && ++i)
@@ -230,7 +262,7 @@ static int options(int argc, char **argv)
 		else
 			return -EINVAL;
 	}
-	if (!file || !d.where || rate <= 0)
+	if (!d.where || rate <= 0 || (!file && !d.echo))
 		return -EINVAL;
 	return end_open(&d.end, file, link, end, life, rate);
 }
@@ -242,8 +274,8 @@ int main(int argc, char **argv)
 	sigset_t set;
 
 	if (ret) {
-		fprintf(stderr, "usage: fault-device --port WHERE --pages FILE [--link N] [--end 0|1] [--life N] [--rate N] [--in-place] [--poll]: %s\n",
-			strerror(-ret));
+		fprintf(stderr, "usage: fault-device --port WHERE --pages FILE [--link N] [--end 0|1] [--life N] [--rate N] [--in-place] [--poll]\n"
+			"       fault-device --port WHERE --echo: %s\n", strerror(-ret));
 		return 2;
 	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL);

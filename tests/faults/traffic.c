@@ -51,7 +51,8 @@ static uint32_t crc32(const uint8_t *p, size_t n)
 
 int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint64_t life, double rate)
 {
-	int fd = open(file, O_RDWR | O_CLOEXEC);
+	/* Without a file: pages of one's own. */
+	int fd = file ? open(file, O_RDWR | O_CLOEXEC) : memfd_create("pages", MFD_CLOEXEC);
 	uint8_t *p;
 
 	for (uint32_t i = 0; i < 256; i++) {
@@ -63,6 +64,10 @@ int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint6
 	}
 	if (fd < 0)
 		return -errno;
+	if (!file && ftruncate(fd, PAGES) < 0) {
+		close(fd);
+		return -errno;
+	}
 	p = mmap(NULL, PAGES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	close(fd);
 	if (p == MAP_FAILED)

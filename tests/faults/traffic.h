@@ -63,7 +63,7 @@ struct end {
 uint64_t now_ns(void);
 uint64_t end_random(struct end *e);
 
-/* -errno; link numbers are below 2^31, end is 0 or 1. */
+/* -errno; file may be NULL: then nobody else sees the pages. Link numbers are below 2^31, end is 0 or 1. */
 int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint64_t life, double rate);
 
 /* How many packets may be sent now (rate, window, pause). */
