@@ -2,9 +2,9 @@
 /*
  * What this machine's memcpy does with packets: the roofline of anything that copies them.
  *
- * Reads lines "SIZE BUFFERS MS" and answers each with cycles (vp_cycles() ticks) and nanoseconds per copy.
- * Source and destination are rings of BUFFERS packet buffers, spaced as a driver's are: 1 = everything in the
- * first-level cache, 512 = the rings that the relay is measured with. One copy per packet, nothing else.
+ * Reads lines "SIZE BUFFERS MS [TO]" and answers each with cycles (vp_cycles() ticks) and nanoseconds per copy.
+ * Source and destination are rings of BUFFERS and TO (default: the same) packet buffers, spaced as a driver's are: 1 =
+ * everything in the first-level cache, 512 = the rings that the relay is measured with. One copy per packet, nothing else.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +16,6 @@
 
 #define STRIDE 2304u  /* a DPDK packet buffer with its header: 2048 + 128 + 128 */
 #define HUGE_STRIDE 9216u
-#define MAX_BUFFERS 16384u
 
 static uint64_t now_ns(void)
 {
@@ -40,22 +39,24 @@ static char *ring(size_t size)
 	return p;
 }
 
-static void measure(char *src, char *dst, unsigned size, unsigned buffers, unsigned ms)
+static void measure(char *src, char *dst, unsigned size, unsigned buffers, unsigned to, unsigned ms)
 {
 	size_t stride = size + 256 > STRIDE ? HUGE_STRIDE : STRIDE;
 	uint64_t end = now_ns() + (uint64_t)ms * 1000000, c0, c1, t0, t1, n = 0;
 	/* A variable length, as in any real copy: the library's memcpy, not the compiler's. */
 	volatile size_t len = size;
-	unsigned i = 0;
+	unsigned i = 0, j = 0;
 
 	c0 = vp_cycles();
 	t0 = now_ns();
 	do {
 		for (unsigned k = 0; k < 512; k++) {
-			memcpy(dst + 128 + i * stride, src + 128 + i * stride, len);
+			memcpy(dst + 128 + j * stride, src + 128 + i * stride, len);
 			__asm__ volatile("" ::: "memory");
 			if (++i >= buffers)
 				i = 0;
+			if (++j >= to)
+				j = 0;
 		}
 		n += 512;
 		t1 = now_ns();
@@ -67,17 +68,21 @@ static void measure(char *src, char *dst, unsigned size, unsigned buffers, unsig
 
 int main(void)
 {
-	size_t bytes = (((size_t)HUGE_STRIDE * 2048 + STRIDE * (size_t)MAX_BUFFERS) | ((2u << 20) - 1)) + 1;
+	size_t bytes = (((size_t)HUGE_STRIDE * 2048) | ((2u << 20) - 1)) + 1;
 	char line[128], *src = ring(bytes), *dst = ring(bytes);
-	unsigned size, buffers, ms;
+	unsigned size, buffers, to, ms;
 
 	while (fgets(line, sizeof(line), stdin)) {
-		if (sscanf(line, "%u %u %u", &size, &buffers, &ms) != 3 || size < 1 || size > 9000 || buffers < 1 ||
-		    buffers > (size + 256 > STRIDE ? 2048 : MAX_BUFFERS) || ms > 60000) {
-			fprintf(stderr, "copyroof: a line is SIZE BUFFERS MS\n");
+		const unsigned max = 2048;
+		int n = sscanf(line, "%u %u %u %u", &size, &buffers, &ms, &to);
+
+		if (n == 3)
+			to = buffers;
+		if (n < 3 || size < 1 || size > 9000 || buffers < 1 || to < 1 || buffers > max || to > max || ms > 60000) {
+			fprintf(stderr, "copyroof: a line is SIZE BUFFERS MS [TO]\n");
 			return 2;
 		}
-		measure(src, dst, size, buffers, ms);
+		measure(src, dst, size, buffers, to, ms);
 	}
 	return 0;
 }

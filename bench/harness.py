@@ -198,6 +198,29 @@ class Disturbance:
         return max(wait, steal) / dt
 
 
+def window(disturbance, seconds, read, slice_s=0.08):
+    """What read() (a tuple of counters) grew by in `seconds` of undisturbed slices, how long those were, and the share of
+    disturbance that remained. A slice that was disturbed is left out, unless there are too few others."""
+    clean, dirty = [], []
+    end = time.monotonic() + 3 * seconds
+    last = read()
+    t0 = time.monotonic()
+    disturbance.start()
+    while sum(c[0] for c in clean) < seconds and time.monotonic() < end:
+        time.sleep(slice_s)
+        now = read()
+        t = time.monotonic()
+        share = disturbance.share()
+        grown = tuple(b - a for a, b in zip(last, now))
+        (clean if share <= MAX_DISTURBED else dirty).append((t - t0, grown, share))
+        last, t0 = now, t
+        disturbance.start()
+    if sum(c[0] for c in clean) < seconds / 4:
+        clean += dirty
+    took = sum(c[0] for c in clean)
+    return tuple(sum(v) for v in zip(*(c[1] for c in clean))), took, sum(c[0] * c[2] for c in clean) / took
+
+
 # ---- paired runs ------------------------------------------------------------------
 
 def quartiles(v):
@@ -212,18 +235,31 @@ class Noisy(Exception):
     pass
 
 
-def pairs(sample_a, sample_b, n, on_step=None):
-    """n pairs of samples, taken A B A B. A sample is a dict of numbers with 'disturbed'."""
-    out, spare = [], n  # as many repetitions as pairs
+def rounds(samplers, n, on_step=None):
+    """n rounds of one sample of each, in turn. A sample is a dict of numbers with 'disturbed'."""
+    out, spare = [], n  # as many repetitions as rounds
     while len(out) < n:
-        a, b = sample_a(), sample_b()
-        if max(a["disturbed"], b["disturbed"]) > MAX_DISTURBED and spare > 0:
+        got = tuple(s() for s in samplers)
+        if max(g["disturbed"] for g in got) > MAX_DISTURBED and spare > 0:
             spare -= 1
             continue
-        out.append((a, b))
+        out.append(got)
         if on_step:
             on_step()
     return out
+
+
+def pairs(sample_a, sample_b, n, on_step=None):
+    return rounds((sample_a, sample_b), n, on_step)
+
+
+def column(got, a, b):
+    """The pairs of subjects a and b out of rounds."""
+    return [(g[a], g[b]) for g in got]
+
+
+def middle_of(values):
+    return sorted(values)[len(values) // 2]
 
 
 def compare(question, case, unit, samples, key, smaller_is_better, peer_name, **more):

@@ -45,7 +45,7 @@ class Daemon:
             keys["CPUs"] = cpu
         keys.update(daemon_keys or {})
         self._write("vhost-pci.conf", {"Daemon": keys})
-        for vm, group in (("a", "red"), ("b", "blue")):
+        for vm, group in (("a", "red"), ("b", "blue"), ("c", "red")):
             self._write(vm + ".vm", {"VM": {"TrustGroup": group, "User": os.getuid()}})
         for link, sections in links:
             self._write(link + ".link", sections)
@@ -93,6 +93,71 @@ class Daemon:
 def relay_link(a, b, queues=1):
     return {"Link": {"Mode": "relay", "Queues": queues}, "Driver": {"VM": "a", "Socket": a},
             "Device": {"VM": "b", "Endpoint": "virtio-net", "Socket": b}}
+
+
+def fast_link(driver, port, queues=1):
+    return {"Link": {"Mode": "fast", "Queues": queues}, "Driver": {"VM": "a", "Socket": driver},
+            "Device": {"VM": "c", "Endpoint": "port", "Attachment": "local", "Socket": port}}
+
+
+class Vpload:
+    """The device side on libvhostpci: links of mode fast with local ports, and one program that serves them all."""
+    kind = "libvhostpci"
+
+    def __init__(self, opt, cpu, ports=1, queues=1, name="lib"):
+        at = [os.path.join(opt.workdir, "%s%d" % (name, i)) for i in range(ports)]
+        self.sockets = [a + ".driver" for a in at]
+        # The daemon has nothing to do: it gets no CPU of its own.
+        self.d = Daemon(opt, None, [("%s%d" % (name, i), fast_link(a + ".driver", a + ".port", queues))
+                                    for i, a in enumerate(at)], nice=0, name=name)
+        wait_sockets(self.d.p, [a + ".port" for a in at])
+        self.log = open(os.path.join(opt.workdir, name + ".log"), "wb")
+        self.p = harness.spawn([program(opt, "bench", "vpload"), *("unix:" + a + ".port" for a in at)], cpu=cpu,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1)
+        self.pid = self.p.pid
+        self._answer()
+        if queues > 1:
+            self.cmd("pairs %d" % queues)
+
+    def _answer(self):
+        line = self.p.stdout.readline()
+        if not line:
+            raise harness.BenchError("vpload ended; see %s" % self.log.name)
+        return json.loads(line)
+
+    def cmd(self, line):
+        self.p.stdin.write(line + "\n")
+        return self._answer()
+
+    def wait_up(self, timeout=10):
+        end = time.monotonic() + timeout
+        while self.cmd("stats")["up"] < len(self.sockets):
+            if time.monotonic() > end:
+                raise harness.BenchError("a driver VM did not come up; see %s" % self.log.name)
+            time.sleep(0.05)
+
+    def run(self, mode, size=0):
+        self.cmd("%s %d" % (mode, size))
+
+    def halt(self):
+        self.cmd("stop")
+
+    def mark(self):
+        self.s0 = self.cmd("stats")
+
+    def since(self):
+        """Packets, busy cycles, packets given up."""
+        s = self.cmd("stats")
+        d = {k: s[k] - self.s0[k] for k in s}
+        self.per_burst = d["packets"] / max(d["bursts"], 1)
+        return d["packets"], d["busy_cycles"], d["unsent"]
+
+    def end(self):
+        if self.p.poll() is None:
+            self.p.stdin.close()
+        harness.reap(self.p)
+        self.log.close()
+        self.d.end()
 
 
 class DaemonRelay:

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The least that a round trip between two CPUs can take: two threads that bounce one cache line (spin), or
- * wake each other by eventfds (eventfd). Nothing is carried.
+ * wake each other by eventfds (eventfd). Nothing is carried; with "message", 64 bytes are
+ * written by one side and read by the other, each way, in two further lines.
  *
- *   pingpong CPU_A CPU_B spin|eventfd COUNT
+ *   pingpong CPU_A CPU_B spin|message|eventfd COUNT
  *
  * Prints one JSON object with cycles (vp_cycles() ticks) of the 50th, 99th and 99.9th percentile.
  */
@@ -23,7 +24,9 @@ static struct {
 	uint64_t pong __attribute__((aligned(VP_CACHELINE)));
 } line;
 static int fd_ping, fd_pong, cpu_b;
-static bool by_fd;
+static bool by_fd, message;
+static uint8_t body[2][128] __attribute__((aligned(VP_CACHELINE))); /* a packet and its header, as a driver lays them */
+static __thread uint8_t mine[128];
 static uint64_t count;
 
 static void pin(int cpu)
@@ -39,6 +42,9 @@ static void pin(int cpu)
 static void send(uint64_t *word, int fd, uint64_t v)
 {
 	uint64_t one = 1;
+
+	if (message)
+		memset(body[word == &line.pong], (int)v, 76);
 
 	if (!by_fd)
 		__atomic_store_n(word, v, __ATOMIC_RELEASE);
@@ -57,6 +63,10 @@ static void await(uint64_t *word, int fd, uint64_t v)
 	}
 	while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != v)
 		;
+	if (message) {
+		memcpy(mine, body[word == &line.pong], 76);
+		__asm__ volatile("" ::: "memory");
+	}
 }
 
 static void *answerer(void *arg)
@@ -82,11 +92,12 @@ int main(int argc, char **argv)
 	pthread_t th;
 
 	if (argc != 5 || !(count = strtoull(argv[4], NULL, 10)) || count > 10000000) {
-		fprintf(stderr, "usage: pingpong CPU_A CPU_B spin|eventfd COUNT\n");
+		fprintf(stderr, "usage: pingpong CPU_A CPU_B spin|message|eventfd COUNT\n");
 		return 2;
 	}
 	cpu_b = atoi(argv[2]);
 	by_fd = !strcmp(argv[3], "eventfd");
+	message = !strcmp(argv[3], "message");
 	fd_ping = eventfd(0, 0);
 	fd_pong = eventfd(0, 0);
 	t = calloc(count, sizeof(*t));

@@ -11,7 +11,7 @@ import time
 
 import harness
 import middle
-from testpmd import DriverVms, Testpmd
+from testpmd import DriverVms, VhostPort
 
 PEER = "testpmd io, 2 x net_vhost"
 BURSTS = 4  # of 32 packets in flight each way, half a ring
@@ -28,32 +28,21 @@ RINGS = [
 SIZES = [64, 512, 1518]
 
 
-class PeerMiddle:
+class PeerMiddle(VhostPort):
     """testpmd with two vhost ports."""
-    def __init__(self, cpu, workdir):
-        self.sockets = [os.path.join(workdir, "peer%d.sock" % i) for i in range(2)]
-        for s in self.sockets:
-            if os.path.exists(s):
-                os.unlink(s)
-        self.t = Testpmd("peer-middle", cpu, ["net_vhost%d,iface=%s,queues=1" % (i, s)
-                                              for i, s in enumerate(self.sockets)], workdir)
-        self.pid = self.t.p.pid
+
+    def __init__(self, cpu, workdir, ports=2):
+        super().__init__("peer-middle", cpu, workdir, ports)
 
     def start(self):
-        self.t.cmd("start")
+        self.cmd("start")
 
     def stop(self):
-        self.t.cmd("stop")
-
-    def mark(self):
-        self.t.clear()
+        self.cmd("stop")
 
     def since(self):
-        s = self.t.stats()
+        s = self.stats()
         return s["tx"], s["cycles"], s["txdrop"]
-
-    def end(self):
-        self.t.end()
 
 
 class Setup:
@@ -156,9 +145,9 @@ VERIFY = [
 ]
 
 
-def verify_case(opt, cpus, case, packets):
+def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonRelay):
     name, ring_a, ring_b, size, queues, segs, idle = case
-    ours = middle.DaemonRelay(opt, cpus[1], queues=queues)
+    ours = start(opt, cpus[1], queues=queues)
     argv = [middle.program(opt, "bench", "verify_dpdk"), "-l", str(cpus[0]), "--in-memory", "--no-pci", "-m",
             str(192 * queues), "--single-file-segments", "--file-prefix", "vpverify-%d" % os.getpid(), "--log-level", "4"]
     for i, (s, ring) in enumerate(zip(ours.sockets, (ring_a, ring_b))):
@@ -176,9 +165,9 @@ def verify_case(opt, cpus, case, packets):
         raise harness.BenchError("%s: verify_dpdk ended with code %d" % (name, p.returncode))
     r = json.loads(text.strip().splitlines()[-1])
     bad = {k: r[k] for k in ("lost", "late", "corrupt", "foreign") if r[k]}
-    harness.say("relay verify: %-40s %s of %d packets%s" % (name, "FAILED," if p.returncode else "ok,", r["sent"],
+    harness.say("%s verify: %-40s %s of %d packets%s" % (question, name, "FAILED," if p.returncode else "ok,", r["sent"],
                                                           " " + str(bad) if bad else ""))
-    return {"question": "relay-verify", "case": name, "unit": "packets", "ours": r["received"], "peer": r["sent"],
+    return {"question": question + "-verify", "case": name, "unit": "packets", "ours": r["received"], "peer": r["sent"],
             "peer_name": "sent", "ratio": None, "runs": 1, "spread": None, "failed": p.returncode != 0,
             "bytes": r["bytes"], "seconds": r["seconds"], "dropped": dropped,
             "note": "FAILED: " + (str(bad) or "incomplete") if p.returncode else "all once, whole, in order",

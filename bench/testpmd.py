@@ -70,6 +70,28 @@ class Testpmd:
     def clear(self):
         self.cmd("clear fwd stats all")
 
+    # ---- one direction: it sends, or takes what comes ----
+
+    def run(self, mode, size):
+        self.cmd("set fwd " + mode)
+        self.cmd("set txpkts %d" % size)
+        self.cmd("start")
+
+    def halt(self):
+        self.cmd("stop")
+
+    def mark(self):
+        self.clear()
+
+    def since(self):
+        """Packets, busy cycles, dropped."""
+        s = self.stats()
+        return s["rx"] or s["tx"], s["cycles"], s["txdrop"]
+
+    @property
+    def pid(self):
+        return self.p.pid
+
     def end(self):
         if self.p.poll() is None:
             try:
@@ -82,12 +104,30 @@ class Testpmd:
         self.log.close()
 
 
-class DriverVms(Testpmd):
-    """Two virtio-user ports in one process; packets circulate through what joins them."""
+class VhostPort(Testpmd):
+    """The peer's device side: net_vhost ports."""
 
-    def __init__(self, name, cpu, sockets, workdir, ring):
+    def __init__(self, name, cpu, workdir, ports=1, queues=1, **kw):
+        self.sockets = [os.path.join(workdir, "%s%d.sock" % (name, i)) for i in range(ports)]
+        for s in self.sockets:
+            if os.path.exists(s):
+                os.unlink(s)
+        super().__init__(name, cpu, ["net_vhost%d,iface=%s,queues=%d" % (i, s, queues)
+                                     for i, s in enumerate(self.sockets)], workdir, **kw)
+
+
+def memif(name, cpu, workdir, server, room=2048, **kw):
+    """One end of a shared-memory interface; the server first."""
+    return Testpmd(name, cpu, ["net_memif0,role=%s,id=0,socket=%s,socket-abstract=no,bsize=%d,rsize=8" %
+                               ("server" if server else "client", os.path.join(workdir, "memif.sock"), room)], workdir, **kw)
+
+
+class DriverVms(Testpmd):
+    """virtio-user ports in one process; in io mode packets circulate through what joins them."""
+
+    def __init__(self, name, cpu, sockets, workdir, ring, **kw):
         vdevs = ["net_virtio_user%d,path=%s,queue_size=%d,%s" % (i, s, RING, ring) for i, s in enumerate(sockets)]
-        super().__init__(name, cpu, vdevs, workdir)
+        super().__init__(name, cpu, vdevs, workdir, **kw)
 
     def start(self, size, bursts):
         self.cmd("set txpkts %d" % size)

@@ -11,9 +11,12 @@
  *   reserve SIZE    write a header and the first bytes into reserved buffers (in place)
  *   echo            recv, then send the same packets back to the same port
  *   loop            vhp_forward() from every port to itself
- *   fwd             vhp_forward() between ports 0 and 1, 2 and 3, ... both ways
+ *   fwd             vhp_forward() from every port to its partner: 0 and 1, 2 and 3, ...; a last odd one is its own
+ *   copy            the same by recv and send
+ *   place           the same by borrow and reserve: this program copies from one driver's memory into the other's
  *   sleep-echo      echo that sleeps on the driver's kick when there is nothing to do
  *   stop            nothing (sleeps)
+ *   pairs N         the modes serve queue pairs 0 to N - 1
  *   stats           packets, bursts and busy cycles since the start
  *   quit
  * Busy cycles are those of rounds that moved packets, as dpdk-testpmd counts them.
@@ -31,83 +34,177 @@
 
 #define MAX_PORTS  16
 #define BURST      32
-#define BUFFERS    256  /* in turn, as a packet pool's cache would */
-#define STRIDE     2304
-#define MAX_PACKET 2048
+#define BUFFERS    BURST /* the same for every burst, as those of a pool that gives out what came back last */
+#define STRIDE     9472
+#define MAX_PACKET 9216
 #define LOOK_EVERY 4096
+#define PATIENCE   20000000 /* cycles that a packet waits for a receive buffer */
 
-enum mode { STOP, RECV, BORROW, SEND, RESERVE, ECHO, LOOP, FWD, SLEEP_ECHO };
-static const char *const mode_names[] = { "stop", "recv", "borrow", "send", "reserve", "echo", "loop", "fwd", "sleep-echo" };
+enum mode { STOP, RECV, BORROW, SEND, RESERVE, ECHO, LOOP, FWD, COPY, PLACE, SLEEP_ECHO };
+static const char *const mode_names[] = { "stop", "recv", "borrow", "send", "reserve", "echo", "loop", "fwd", "copy",
+					  "place", "sleep-echo" };
 
 static struct {
 	struct vhp_port *p;
-	bool up;
+	unsigned pairs; /* that its driver VM has enabled */
+	bool up, gone;
 } port[MAX_PORTS];
-static unsigned nports;
+static unsigned nports, npairs = 1;
 
 static struct {
 	uint64_t packets, bursts, busy, unsent, sleeps;
 } stats;
 
 static uint8_t *buffers;
-static unsigned next_buffer, size = 64;
-static struct vhp_loan *loan;
+static unsigned size = 64;
+static struct vhp_loan *loan, *room;
 static struct vhp_mover *mover;
 static volatile uint64_t sink;
-
-static uint8_t *buffer(unsigned i)
-{
-	return buffers + (size_t)(i % BUFFERS) * STRIDE + 128;
-}
 
 static void prepare(struct vhp_packet *pkt, bool out)
 {
 	for (unsigned i = 0; i < BURST; i++) {
-		pkt[i].data = buffer(next_buffer + i);
+		pkt[i].data = buffers + (size_t)i * STRIDE + 128;
 		pkt[i].room = MAX_PACKET;
 		pkt[i].len = out ? size : 0;
 		memset(&pkt[i].hdr, 0, sizeof(pkt[i].hdr));
 	}
-	/* What was received stays where it is: the next burst goes elsewhere. */
-	next_buffer = (next_buffer + BURST) % BUFFERS;
 }
 
-static int do_recv(struct vhp_port *p)
+static int do_recv(struct vhp_port *p, unsigned pair)
 {
 	struct vhp_packet pkt[BURST];
 
 	prepare(pkt, false);
-	return vhp_recv(p, 0, pkt, BURST);
+	return vhp_recv(p, pair, pkt, BURST);
 }
 
-static int do_send(struct vhp_port *p)
+static int do_send(struct vhp_port *p, unsigned pair)
 {
 	struct vhp_packet pkt[BURST];
 
 	prepare(pkt, true);
-	return vhp_send(p, 0, pkt, BURST);
+	return vhp_send(p, pair, pkt, BURST);
 }
 
-static int do_echo(struct vhp_port *p)
+/* Receive and send on; packets wait for buffers. */
+static int do_copy(struct vhp_port *from, struct vhp_port *to, unsigned pair)
 {
 	struct vhp_packet pkt[BURST];
-	int n, done = 0, k = 1;
+	uint64_t since = 0;
+	int n, done = 0;
 
 	prepare(pkt, false);
-	n = vhp_recv(p, 0, pkt, BURST);
-	while (n > 0 && done < n && k > 0) {
-		k = vhp_send(p, 0, pkt + done, (unsigned)(n - done));
-		if (k > 0)
-			done += k;
+	n = vhp_recv(from, pair, pkt, BURST);
+	while (n > 0 && done < n) {
+		int k = vhp_send(to, pair, pkt + done, (unsigned)(n - done));
+
+		if (k < 0 || (!k && since && vp_cycles() - since > PATIENCE))
+			break;
+		if (!k && !since)
+			since = vp_cycles();
+		done += VP_MAX(k, 0);
 	}
 	if (n > 0)
 		stats.unsent += (uint64_t)(n - done);
 	return n;
 }
 
-static int do_borrow(struct vhp_port *p)
+/* Where in the pieces of a packet. */
+struct place {
+	const struct vhp_seg *s;
+	unsigned left;
+	uint32_t off;
+};
+
+static uint32_t take(struct place *p, void **at, uint32_t max)
 {
-	int n = vhp_borrow(p, 0, loan, BURST);
+	uint32_t k = VP_MIN(max, p->s->len - p->off);
+
+	*at = (char *)p->s->data + p->off;
+	p->off += k;
+	if (p->off == p->s->len && p->left) {
+		p->s++;
+		p->left--;
+		p->off = 0;
+	}
+	return k;
+}
+
+/* Packet i of the loan into the buffers of room from k on, header and all. Number of buffers, 0: more are needed. */
+static unsigned place(unsigned hlen, unsigned i, unsigned k, unsigned nroom, uint32_t *len)
+{
+	uint32_t total = vhp_loan_len(loan, i), have = 0, left = total;
+	struct virtio_net_hdr_mrg_rxbuf *h;
+	struct place src = { .off = 0 };
+	unsigned first = k, last = k, n;
+
+	while (have < total && last < nroom)
+		have += vhp_loan_len(room, last++);
+	if (have < total)
+		return 0;
+	src.s = vhp_loan_segs(loan, i, &n);
+	src.left = n - 1;
+	for (; k < last; k++) {
+		struct place dst = { .off = 0 };
+		uint32_t want = VP_MIN(left, vhp_loan_len(room, k));
+
+		dst.s = vhp_loan_segs(room, k, &n);
+		dst.left = n - 1;
+		h = dst.s->data;
+		len[k] = want;
+		left -= want;
+		while (want) {
+			struct place look = dst;
+			void *from, *to;
+			uint32_t c = take(&look, &to, want);
+
+			c = take(&src, &from, c);
+			memcpy(to, from, c);
+			take(&dst, &to, c);
+			want -= c;
+		}
+		if (k == first && hlen == sizeof(*h) && dst.s->len >= hlen)
+			h->num_buffers = (uint16_t)(last - first);
+	}
+	return last - first;
+}
+
+static int do_place(struct vhp_port *from, struct vhp_port *to, unsigned pair)
+{
+	int n = vhp_borrow(from, pair, loan, BURST), done = 0;
+	unsigned hlen = vhp_hdr_len(from);
+	uint64_t since = 0;
+
+	/* Buffers that only hold a part of a packet come back empty, and more are asked for the next time. */
+	for (unsigned more = 0; n > 0 && done < n;) {
+		int m = vhp_reserve(to, pair, room, (unsigned)(n - done) + more);
+		uint32_t len[VHP_BURST_MAX] = { 0 };
+		unsigned k = 0, took = 1;
+
+		if (m < 0 || (!m && since && vp_cycles() - since > PATIENCE))
+			break;
+		if (!m && !since)
+			since = vp_cycles();
+		while (m > 0 && done < n && took) {
+			took = place(hlen, (unsigned)done, k, (unsigned)m, len);
+			k += took;
+			done += took > 0;
+		}
+		if (m > 0)
+			vhp_commit(to, room, len);
+		more = m > 0 && !took ? 8 : 0;
+	}
+	if (n > 0) {
+		stats.unsent += (uint64_t)(n - done);
+		vhp_return(from, loan);
+	}
+	return n;
+}
+
+static int do_borrow(struct vhp_port *p, unsigned pair)
+{
+	int n = vhp_borrow(p, pair, loan, BURST);
 	uint64_t s = 0, w;
 
 	for (int i = 0; i < n; i++) {
@@ -124,13 +221,13 @@ static int do_borrow(struct vhp_port *p)
 	return n;
 }
 
-static int do_reserve(struct vhp_port *p)
+static int do_reserve(struct vhp_port *p, unsigned pair)
 {
 	unsigned hlen = vhp_hdr_len(p);
 	static const uint8_t eth[14] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5 };
 	struct virtio_net_hdr_mrg_rxbuf hdr = { .num_buffers = 1 };
 	uint32_t len[BURST];
-	int n = vhp_reserve(p, 0, loan, BURST);
+	int n = vhp_reserve(p, pair, loan, BURST);
 
 	for (int i = 0; i < n; i++) {
 		unsigned nseg;
@@ -148,26 +245,34 @@ static int do_reserve(struct vhp_port *p)
 	return n;
 }
 
-static int work(enum mode m, unsigned i)
+static int work(enum mode m, unsigned i, unsigned pair)
 {
 	struct vhp_port *p = port[i].p;
+	unsigned to = (i ^ 1) < nports ? i ^ 1 : i;
 
+	/* Packets wait while there is nowhere to go. */
+	if (m >= FWD && m <= PLACE && (!port[to].up || pair >= port[to].pairs))
+		return 0;
 	switch (m) {
 	case RECV:
-		return do_recv(p);
+		return do_recv(p, pair);
 	case BORROW:
-		return do_borrow(p);
+		return do_borrow(p, pair);
 	case SEND:
-		return do_send(p);
+		return do_send(p, pair);
 	case RESERVE:
-		return do_reserve(p);
+		return do_reserve(p, pair);
 	case ECHO:
 	case SLEEP_ECHO:
-		return do_echo(p);
+		return do_copy(p, p, pair);
 	case LOOP:
-		return vhp_forward(p, 0, p, 0, mover);
+		return vhp_forward(p, pair, p, pair, mover);
 	case FWD:
-		return (i ^ 1) < nports && port[i ^ 1].up ? vhp_forward(p, 0, port[i ^ 1].p, 0, mover) : 0;
+		return vhp_forward(p, pair, port[to].p, pair, mover);
+	case COPY:
+		return do_copy(p, port[to].p, pair);
+	case PLACE:
+		return do_place(p, port[to].p, pair);
 	default:
 		return 0;
 	}
@@ -177,9 +282,10 @@ static unsigned round_of(enum mode m)
 {
 	unsigned total = 0;
 
-	for (unsigned i = 0; i < nports; i++) {
+	for (unsigned k = 0; k < nports * npairs; k++) {
+		unsigned i = k / npairs;
 		uint64_t t0 = vp_cycles();
-		int n = port[i].up ? work(m, i) : 0;
+		int n = port[i].up ? work(m, i, k % npairs) : 0;
 
 		if (n > 0) {
 			stats.busy += vp_cycles() - t0;
@@ -194,15 +300,21 @@ static unsigned round_of(enum mode m)
 	return total;
 }
 
-static bool update(unsigned i)
+static void update(unsigned i)
 {
 	struct vhp_error e = { 0 };
-	int r = vhp_update(port[i].p, &e);
+	struct vhp_port_info info;
+	int r;
 
+	if (port[i].gone)
+		return;
+	r = vhp_update(port[i].p, &e);
 	port[i].up = r == 1;
+	port[i].gone = r == -ENODEV;
+	vhp_port_info(port[i].p, &info);
+	port[i].pairs = info.pairs;
 	if (r < 0)
 		fprintf(stderr, "vpload: port %u: %s\n", i, e.msg);
-	return r != -ENODEV;
 }
 
 /* Wait for a command, a change of a port, or (when the mode sleeps) a kick. */
@@ -214,7 +326,7 @@ static void rest(enum mode m, int ms)
 
 	fds[n++] = (struct pollfd){ .fd = STDIN_FILENO, .events = POLLIN };
 	for (unsigned i = 0; i < nports; i++)
-		fds[n++] = (struct pollfd){ .fd = vhp_fd(port[i].p), .events = POLLIN };
+		fds[n++] = (struct pollfd){ .fd = port[i].gone ? -1 : vhp_fd(port[i].p), .events = POLLIN };
 	for (unsigned i = 0; m == SLEEP_ECHO && i < nports; i++) {
 		fds[n++] = (struct pollfd){ .fd = port[i].up ? vhp_recv_fd(port[i].p, 0) : -1, .events = POLLIN };
 		if (port[i].up && vhp_recv_arm(port[i].p, 0))
@@ -262,7 +374,9 @@ static bool command(enum mode *m)
 	for (unsigned i = 0; i < VP_ARRAY_SIZE(mode_names); i++)
 		if (!strcmp(word, mode_names[i]))
 			*m = (enum mode)i;
-	if (arg >= 14 && arg <= MAX_PACKET)
+	if (!strcmp(word, "pairs"))
+		npairs = VP_MAX(arg, 1);
+	else if (arg >= 14 && arg <= MAX_PACKET)
 		size = arg;
 	answer();
 	return true;
@@ -281,8 +395,9 @@ int main(int argc, char **argv)
 	setvbuf(stdin, NULL, _IONBF, 0); /* poll() must see what fgets() has not taken */
 	buffers = mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	loan = vhp_loan_new();
+	room = vhp_loan_new();
 	mover = vhp_mover_new();
-	if (buffers == MAP_FAILED || !loan || !mover) {
+	if (buffers == MAP_FAILED || !loan || !room || !mover) {
 		perror("vpload");
 		return 1;
 	}
