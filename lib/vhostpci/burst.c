@@ -112,13 +112,13 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 {
 	struct vhp_queue *q = vhp_txq(p, pair);
 	struct vp_rxfill f;
-	unsigned i, sent = 0;
+	unsigned i, want, sent = 0;
 	uint64_t bytes = 0;
 	int ret = ready(p, q);
 
 	if (vp_unlikely(ret))
 		return ret;
-	n = VP_MIN(n, VP_BURST);
+	want = n = VP_MIN(n, VP_BURST);
 	f = (struct vp_rxfill){
 		.vq = &q->rq.vq, .b = q->burst, .used = q->used, .hdr_len = p->hdr_len,
 		.mergeable = q->rq.features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
@@ -146,10 +146,11 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			continue;
 		}
 		ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
-		if (ret == -EAGAIN && f.taken && f.b->n == n && n < VP_BURST) {
+		if (ret == -EAGAIN && f.b->n == want && (f.taken || want < VP_BURST)) {
 			/* Packets that take several buffers each: look again for what is left. */
 			vp_rxfill_flush(&f);
-			vp_vq_fetch_dir(&q->rq.vq, q->burst, VP_BURST, VP_WRITE);
+			want = VP_BURST;
+			vp_vq_fetch_dir(&q->rq.vq, q->burst, want, VP_WRITE);
 			ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
 		}
 		if (ret == -EAGAIN || ret == -EIO)
