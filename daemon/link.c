@@ -19,7 +19,7 @@ struct vp_links {
 
 static const struct vp_link_ops *const mode_ops[VP_MODE_COUNT] = {
 	[VP_MODE_RELAY] = &vp_link_relay_ops,
-	[VP_MODE_FAST] = &vp_link_port_ops,
+	[VP_MODE_FAST] = &vp_link_fast_ops,
 	[VP_MODE_COPY] = &vp_link_copy_ops,
 };
 

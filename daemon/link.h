@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Links: the registry, their administrative state, and the seam behind which
- * each mode does its work (link_relay.c; one file per mode). Main thread only.
+ * each mode does its work (link_relay.c; link_port.c with link_fast.c, link_copy.c). Main thread only.
  */
 #ifndef VP_DAEMON_LINK_H
 #define VP_DAEMON_LINK_H
@@ -46,7 +46,7 @@ struct vp_link {
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;
-extern const struct vp_link_ops vp_link_port_ops;   /* fast */
+extern const struct vp_link_ops vp_link_fast_ops;
 extern const struct vp_link_ops vp_link_copy_ops;
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d);

@@ -1,19 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * The port link, fast mode: the driver VM's virtqueues are processed by the
- * device VM, in the driver VM's memory. Not a byte of data passes through here.
- *
- * A queue that the driver VM has started is in one of two hands:
- *   - the device VM's, while the port's link is up (vp_port_queue_run());
- *   - ours otherwise: transmit queues are drained and counted as dropped, receive queues rest,
- *     as with an unplugged cable. The driver VM boots and runs without the device VM.
- * It goes from hand to hand with its ring index, when the port comes up or goes down. A stop by the
- * driver VM's front-end is answered when the device VM has let go, or was cut.
- */
+/* Port links: what fast and copy mode have in common, see link_port.h. */
+#include "link_port.h"
+
 #include <errno.h>
 #include <linux/vhost_types.h>
-#include <linux/virtio_config.h>
-#include <linux/virtio_net.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,251 +12,250 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
-#include "guestmem/map.h"
-#include "link.h"
-#include "peer.h"
-#include "port/attach.h"
-#include "port/forward.h"
-#include "port/port.h"
-#include "stats.h"
-#include "vdev.h"
-#include "worker.h"
 
-/* Features that the data path has nothing to do with: the VMM and this daemon provide them. */
-#define NOT_THE_PATHS \
-	(VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MQ) | \
-	 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_F_ANY_LAYOUT))
-/* Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have. */
-#define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
-
-struct drain {
-	struct worker_job      job;        /* first */
-	struct vp_relay_queue *rq;         /* RCU; NULL = not ours to drain */
-	bool                   told;       /* attention was asked for (data thread's own) */
+/* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
+struct vp_lane {
+	struct worker_job           job;    /* first */
+	const struct vp_plink_mode *m;
+	void                       *own;    /* RCU; the mode's, NULL = nothing */
+	struct vp_relay_queue      *drain;  /* RCU; NULL = nothing to drain */
+	bool                        told;   /* attention was asked for (data thread's own) */
 	/* main thread */
-	struct vp_relay_queue *published;
-	int                    watched;    /* kick fd, -1 = none */
-	bool                   added;
+	bool                        published, added;
+	int                         kick_seen, bell_seen;  /* watched fds, -1 = none */
 };
 
-struct queue {
-	bool            handed;     /* the device VM has it */
-	bool            stop_owed;  /* the front-end waits for GET_VRING_BASE's answer */
-	bool            given_up;   /* by the data path, of its own will: not handed over again in this run */
-	struct vp_wire *kick, *call;
-	int             kick_src, call_dst;  /* what they were made for */
-};
+static void update(struct vp_plink *pl);
 
-struct port_link {
-	struct vp_vdev_slot   slot;     /* first: ctx of the session's callbacks */
-	struct vp_link       *l;
-	struct vp_peer       *peer;
-	struct vp_port       *port;
-	struct vp_attach     *att;
-	char                  name[VP_CONF_NAME_MAX + 24], dev_name[VP_CONF_NAME_MAX + 24];
-	unsigned              n;        /* queues */
-	struct queue         *q;
-	struct drain         *drain;    /* [n / 2] while a front-end is connected */
-	bool                  closing, in_update, again;
-	uint64_t              signals;  /* of wires that have gone */
-	struct vp_relay_stats past;
-};
+/* ---- data threads ------------------------------------------------------------------------------ */
 
-static void update(struct port_link *pl);
-
-/* ---- draining (data threads) ------------------------------------------------------------------ */
-
-static unsigned drain_run(struct worker_job *j, struct vp_relay_scratch *s)
+static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 {
-	struct drain *d = vp_container_of(j, struct drain, job);
-	struct vp_relay_queue *rq = rcu_dereference(d->rq);
+	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
+	void *own = rcu_dereference(ln->own);
+	struct vp_relay_queue *rq = own ? NULL : rcu_dereference(ln->drain);
 	unsigned n;
+	bool broken;
 
-	if (!rq)
+	if (own) {
+		n = ln->m->run(own, s);
+		broken = ln->m->broken(own);
+	} else if (rq) {
+		n = vp_relay_run(rq, NULL, s);
+		broken = rq->vq.broken;
+	} else {
 		return 0;
-	n = vp_relay_run(rq, NULL, s);
-	if (vp_unlikely(rq->vq.broken && !d->told)) {
-		d->told = true;
+	}
+	if (vp_unlikely(broken && !ln->told)) {
+		ln->told = true;
 		worker_attention(j);
 	}
 	return n;
 }
 
-static bool drain_arm(struct worker_job *j)
+static bool lane_arm(struct worker_job *j)
 {
-	struct drain *d = vp_container_of(j, struct drain, job);
-	struct vp_relay_queue *rq = rcu_dereference(d->rq);
+	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
+	void *own = rcu_dereference(ln->own);
+	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
 
+	if (own)
+		return ln->m->arm(own, ln->kick_seen >= 0);
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
 	return rq && !rq->vq.broken && vp_vq_enable_kicks(&rq->vq);
 }
 
-static void drain_disarm(struct worker_job *j)
+static void lane_disarm(struct worker_job *j)
 {
-	struct drain *d = vp_container_of(j, struct drain, job);
-	struct vp_relay_queue *rq = rcu_dereference(d->rq);
+	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
+	void *own = rcu_dereference(ln->own);
+	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
 
-	if (rq && !rq->vq.broken)
+	if (own)
+		ln->m->disarm(own);
+	else if (rq && !rq->vq.broken)
 		vp_vq_disable_kicks(&rq->vq);
 }
 
-static const struct worker_job_ops drain_ops = { .run = drain_run, .arm = drain_arm, .disarm = drain_disarm };
+static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm, .disarm = lane_disarm };
 
-static bool drain_unpublish(struct drain *d)
+/* True: a grace period is needed before what it used is touched. */
+static bool lane_unpublish(struct vp_lane *ln)
 {
-	if (!d->published)
+	if (!ln->published)
 		return false;
-	rcu_assign_pointer(d->rq, NULL);
-	d->published = NULL;
-	worker_job_unwatch(&d->job, d->watched);
-	d->watched = -1;
+	rcu_assign_pointer(ln->own, NULL);
+	rcu_assign_pointer(ln->drain, NULL);
+	worker_job_unwatch(&ln->job, ln->kick_seen);
+	worker_job_unwatch(&ln->job, ln->bell_seen);
+	ln->kick_seen = ln->bell_seen = -1;
+	ln->published = false;
 	return true;
 }
 
-static void drains_free(struct port_link *pl)
+/* Queues [first, first + n) are in no data thread's hands when it returns. */
+static void lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n)
 {
-	for (unsigned i = 0; pl->drain && i < pl->n / 2; i++) {
-		drain_unpublish(&pl->drain[i]);
-		if (pl->drain[i].added)
-			worker_job_del(pl->l->d->workers, &pl->drain[i].job);
-	}
-	free(pl->drain);
-	pl->drain = NULL;
+	bool grace = false;
+
+	for (unsigned i = first; pl->lane && i < first + n; i++)
+		grace |= lane_unpublish(&pl->lane[i]);
+	if (grace)
+		urcu_qsbr_synchronize_rcu();
 }
 
-static int drains_make(struct port_link *pl)
+static void watch(struct vp_lane *ln, int fd, int *seen)
 {
-	if (pl->drain)
+	if (fd >= 0 && !worker_job_watch(&ln->job, fd))
+		*seen = fd;
+}
+
+/* In its present hands: worked on, or drained. */
+static void lane_publish(struct vp_plink *pl, unsigned i)
+{
+	struct vp_lane *ln = pl->lane ? &pl->lane[i] : NULL;
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	bool handed = pl->q[i].handed;
+
+	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !(i & 1)))
+		return;
+	ln->told = false;
+	watch(ln, r->kick_fd, &ln->kick_seen);
+	if (handed) {
+		watch(ln, pl->att->ops->call_fd(pl->att, 1 + i), &ln->bell_seen);
+		if (pl->m->open)
+			pl->m->open(pl, i, r->enabled && !pl->q[i].stop_owed);
+		rcu_assign_pointer(ln->own, pl->m->lane(pl, i));
+	} else {
+		rcu_assign_pointer(ln->drain, &r->rq);
+	}
+	ln->published = true;
+	worker_poke(&ln->job);
+}
+
+static void lanes_free(struct vp_plink *pl)
+{
+	for (unsigned i = 0; pl->lane && i < pl->n; i++) {
+		lane_unpublish(&pl->lane[i]);
+		if (pl->lane[i].added)
+			worker_job_del(pl->l->d->workers, &pl->lane[i].job);
+	}
+	free(pl->lane);
+	pl->lane = NULL;
+}
+
+static int lanes_make(struct vp_plink *pl)
+{
+	if (pl->lane)
 		return 0;
-	pl->drain = calloc(pl->n / 2, sizeof(*pl->drain));
-	if (!pl->drain)
+	pl->lane = calloc(pl->n, sizeof(*pl->lane));
+	if (!pl->lane)
 		return -ENOMEM;
-	for (unsigned i = 0; i < pl->n / 2; i++) {
-		struct drain *d = &pl->drain[i];
+	for (unsigned i = 0; i < pl->n; i++) {
+		struct vp_lane *ln = &pl->lane[i];
 		int r;
 
-		d->job.ops = &drain_ops;
-		d->watched = -1;
-		r = worker_job_add(pl->l->d->workers, &d->job, NULL);
+		ln->job.ops = &lane_ops;
+		ln->m = pl->m;
+		ln->kick_seen = ln->bell_seen = -1;
+		if (!pl->m->lanes && !(i & 1))
+			continue;  /* nobody drains a receive queue */
+		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);
 		if (r) {
-			drains_free(pl);
+			lanes_free(pl);
 			return r;
 		}
-		d->added = true;
+		ln->added = true;
 	}
 	return 0;
 }
 
-/* ---- signals --------------------------------------------------------------------------------------- */
+/* ---- signals -------------------------------------------------------------------------------------- */
 
-static void wire_end(struct port_link *pl, struct vp_wire **w)
+uint64_t vp_plink_wire_count(const struct vp_wire *w)
 {
-	if (*w)
-		pl->signals += vp_wire_count(*w);
+	return w ? vp_wire_count(w) : 0;
+}
+
+void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w)
+{
+	pl->signals += vp_plink_wire_count(*w);
 	vp_wire_free(*w);
 	*w = NULL;
 }
 
-static void unwire(struct port_link *pl, unsigned i)
+void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what)
 {
-	struct queue *q = &pl->q[i];
+	struct vp_wire *old = *w;
+	int r;
 
-	wire_end(pl, &q->kick);
-	wire_end(pl, &q->call);
-	if (pl->att && pl->att->ops->direct && (q->kick_src >= 0 || q->call_dst >= 0))
-		pl->att->ops->direct(pl->att, i, -1, -1);
-	q->kick_src = q->call_dst = -1;
+	*w = NULL;
+	/* The new one first: no signal falls between them. */
+	r = src >= 0 && dst >= 0 ? vp_wire_new(w, pl->l->d->forward, src, dst) : 0;
+	if (r)
+		vp_log(VP_LOG_WARNING, "%s: its %s cannot be forwarded: %s", pl->name, what, strerror(-r));
+	vp_plink_unwire(pl, &old);
 }
 
-/* Kick of the driver VM to signal 1 + q of the port, doorbell 1 + q to the driver VM's call. */
-static void wire(struct port_link *pl, unsigned i)
+static void wire(struct vp_plink *pl, unsigned i)
 {
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	struct queue *q = &pl->q[i];
-	unsigned done = 0;
-	int from = pl->att->ops->call_fd(pl->att, 1 + i), ret;
-
-	unwire(pl, i);
-	if (pl->att->ops->direct)
-		done = pl->att->ops->direct(pl->att, i, r->kick_fd, r->rq.call_fd);
-	if (r->kick_fd >= 0 && !(done & VP_ATTACH_KICK)) {
-		ret = pl->att->ops->wire(pl->att, 1 + i, r->kick_fd, &q->kick);
-		if (ret)
-			vp_log(VP_LOG_WARNING, "%s: queue %u: its kicks cannot be forwarded: %s", pl->name, i, strerror(-ret));
-	}
-	if (r->rq.call_fd >= 0 && from >= 0 && !(done & VP_ATTACH_CALL)) {
-		ret = vp_wire_new(&q->call, pl->l->d->forward, from, r->rq.call_fd);
-		if (ret)
-			vp_log(VP_LOG_WARNING, "%s: queue %u: its calls cannot be forwarded: %s", pl->name, i, strerror(-ret));
-	}
-	q->kick_src = r->kick_fd;
-	q->call_dst = r->rq.call_fd;
+	pl->q[i].rewire = false;
+	pl->m->wire(pl, i);
 }
 
+/* The device VM's fds are other ones. */
 static void wires_changed(void *ctx)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
-	for (unsigned i = 0; i < pl->n; i++)
-		if (pl->q[i].handed && pl->slot.v)
+	if (!pl->slot.v || pl->closing)
+		return;
+	lanes_withdraw(pl, 0, pl->n);
+	for (unsigned i = 0; i < pl->n; i++) {
+		if (pl->q[i].handed)
 			wire(pl, i);
+		if (vp_vdev_ring(pl->slot.v, i)->usable)
+			lane_publish(pl, i);
+	}
 }
 
-/* ---- from hand to hand ------------------------------------------------------------------------------- */
+/* ---- from hand to hand -------------------------------------------------------------------------------- */
 
-static void hand_over(struct port_link *pl, unsigned i)
+static void hand_over(struct vp_plink *pl, unsigned i)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	struct vp_port_ring pr;
+	struct vp_plink_queue *q = &pl->q[i];
+	struct vp_port_ring pr = { .enabled = r->enabled };
 
-	if (i & 1 && pl->drain && drain_unpublish(&pl->drain[i / 2]))
-		urcu_qsbr_synchronize_rcu();
+	lanes_withdraw(pl, i, 1);
 	if (r->rq.vq.broken)
 		return;
-	pr = (struct vp_port_ring){
-		.desc = r->rq.vq.desc_addr, .avail = r->rq.vq.driver_addr, .used = r->rq.vq.device_addr,
-		.size = r->rq.vq.size, .base = vp_vq_base(&r->rq.vq), .enabled = r->enabled,
-	};
-	if (vp_port_queue_run(pl->port, i, &pr))
+	if (pl->m->begin(pl, i, &pr)) {
+		q->given_up = true;
 		return;
-	pl->q[i].handed = true;
+	}
+	if (vp_port_queue_run(pl->port, i, &pr)) {
+		pl->m->end(pl, i, NULL, true);
+		return;
+	}
+	q->handed = true;
 	wire(pl, i);
-}
-
-static void publish_drain(struct port_link *pl, unsigned i)
-{
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	struct drain *d = pl->drain ? &pl->drain[i / 2] : NULL;
-
-	if (!d || d->published || r->rq.vq.broken)
-		return;
-	if (r->kick_fd >= 0 && !worker_job_watch(&d->job, r->kick_fd))
-		d->watched = r->kick_fd;
-	d->told = false;
-	d->published = &r->rq;
-	rcu_assign_pointer(d->rq, &r->rq);
-	worker_poke(&d->job);
+	lane_publish(pl, i);
 }
 
 static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop *s)
 {
-	struct port_link *pl = ctx;
-	struct queue *q = &pl->q[i];
+	struct vp_plink *pl = ctx;
+	struct vp_plink_queue *q = &pl->q[i];
+	bool owed = q->stop_owed, alive = pl->slot.v && !pl->closing;
 	struct vp_err e = { 0 };
-	bool owed = q->stop_owed;
 
+	pl->m->unwire(pl, i);
+	lanes_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = false;
-	q->given_up = !s->lost && !owed;
-	unwire(pl, i);
-	if (!pl->slot.v || pl->closing)
+	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed);
+	if (!alive)
 		return;
-	if (s->broken)
-		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
-	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
-	if (s->broken) {
-		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
-		vp_vdev_reap(pl->slot.v);
-	}
 	if (owed) {
 		if (vp_vdev_ring_stopped(pl->slot.v, i, &e))
 			vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");
@@ -278,7 +267,7 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 
 static void port_up(void *ctx)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	for (unsigned i = 0; i < pl->n; i++)
 		pl->q[i].given_up = false;
@@ -292,54 +281,65 @@ static void port_down(void *ctx)
 
 static const struct vp_port_ops port_ops = { .up = port_up, .down = port_down, .queue_stopped = port_queue_stopped };
 
-static enum vp_port_driver driver_state(struct port_link *pl)
+/* Started, be it that its translation is awaited. */
+static bool ring_lives(const struct vp_vdev_ring *r)
+{
+	return r->usable || r->wait == VP_VDEV_WAIT_REBIND;
+}
+
+static enum vp_port_driver driver_state(struct vp_plink *pl)
 {
 	struct vp_vdev *v = pl->slot.v;
 
 	if (!v || pl->closing)
 		return VP_PORT_NO_DRIVER;
 	for (unsigned i = 0; i < pl->n; i++)
-		if (vp_vdev_ring(v, i)->usable)
+		if (ring_lives(vp_vdev_ring(v, i)))
 			return VP_PORT_DRIVER_RUNS;
 	return VP_PORT_DRIVER_IDLE;
 }
 
-static void update_once(struct port_link *pl)
+static void update_queue(struct vp_plink *pl, unsigned i, bool up)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct vp_plink_queue *q = &pl->q[i];
+
+	if (!ring_lives(r))
+		q->given_up = false;
+	if (q->handed && (!ring_lives(r) || r->rq.vq.broken || (pl->m->spoiled && pl->m->spoiled(pl, i)))) {
+		vp_port_queue_end(pl->port, i);
+		return;
+	}
+	if (q->handed) {
+		vp_port_queue_enable(pl->port, i, r->enabled);
+		if (pl->m->open)
+			pl->m->open(pl, i, r->enabled && !q->stop_owed);
+		if (q->rewire)
+			wire(pl, i);
+	}
+	if (r->usable && !q->handed && up && !q->given_up)
+		hand_over(pl, i);
+	else if (r->usable)
+		lane_publish(pl, i);
+}
+
+static void update_once(struct vp_plink *pl)
 {
 	struct vp_vdev *v = pl->slot.v;
 	bool up;
 
 	vp_port_begin(pl->port);
-	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ?
-			   vp_vdev_features(v) & ~(VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(VHOST_F_LOG_ALL)) : 0);
+	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? pl->m->features(pl) : 0);
 	up = vp_port_is_up(pl->port);
-	for (unsigned i = 0; v && !pl->closing && i < pl->n; i++) {
-		struct vp_vdev_ring *r = vp_vdev_ring(v, i);
-		struct queue *q = &pl->q[i];
-
-		if (!r->usable)
-			q->given_up = false;
-		if (q->handed && (!r->usable || r->rq.vq.broken)) {
-			vp_port_queue_end(pl->port, i);
-			continue;
-		}
-		if (q->handed) {
-			vp_port_queue_enable(pl->port, i, r->enabled);
-			if (q->kick_src != r->kick_fd || q->call_dst != r->rq.call_fd)
-				wire(pl, i);
-		} else if (r->usable && up && !q->given_up) {
-			hand_over(pl, i);
-		} else if (r->usable && i & 1) {
-			publish_drain(pl, i);
-		}
-	}
+	for (unsigned i = 0; v && pl->lane && !pl->closing && i < pl->n; i++)
+		update_queue(pl, i, up);
 	vp_port_commit(pl->port);
 	if (v && !pl->closing && vp_peer_session(pl->peer))
 		vp_vdev_set_carrier(v, up);
 }
 
-/* Bring port, drains and wires in line with the rings there are. */
-static void update(struct port_link *pl)
+/* Bring port, lanes and wires in line with the rings there are. */
+static void update(struct vp_plink *pl)
 {
 	pl->again = true;
 	if (pl->in_update)
@@ -356,105 +356,94 @@ static void update(struct port_link *pl)
 
 static void vdev_withdraw(void *ctx, unsigned first, unsigned n)
 {
-	struct port_link *pl = ctx;
-	bool grace = false;
+	struct vp_plink *pl = ctx;
 
-	for (unsigned i = first; pl->drain && i < first + n; i++)
-		if (i & 1)
-			grace |= drain_unpublish(&pl->drain[i / 2]);
-	if (grace)
-		urcu_qsbr_synchronize_rcu();
-	/* What is in the device VM's hands stays there: its fds may change under it, its memory is published anew. */
+	lanes_withdraw(pl, first, n);
+	/* What is in the device VM's hands stays there, but its fds may change. Wires have duplicates of their own. */
 	for (unsigned i = first; i < first + n; i++)
-		unwire(pl, i);
+		pl->q[i].rewire = true;
 }
 
 static void vdev_offer(void *ctx, unsigned first, unsigned n)
 {
-	struct port_link *pl = ctx;
-
-	update(pl);
+	update(ctx);
 }
 
 static int vdev_stop(void *ctx, unsigned i)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	if (vp_port_queue_stop(pl->port, i) != VP_PORT_LATER)
 		return 0;
 	pl->q[i].stop_owed = true;
+	/* Until the device VM has answered, what it returns is given back and nothing new is taken. */
+	if (pl->q[i].handed && pl->m->open)
+		pl->m->open(pl, i, false);
 	return VU_LATER;
 }
 
 static void vdev_memory(void *ctx)
 {
-	struct port_link *pl = ctx;
-	const struct vp_memtab *t = vp_vdev_memory(pl->slot.v);
-	struct vp_port_region *r = t ? calloc(t->n, sizeof(*r)) : NULL;
-	struct vp_err e = { 0 };
-	unsigned n = r ? t->n : 0;
+	struct vp_plink *pl = ctx;
 
-	for (unsigned i = 0; i < n; i++)
-		r[i] = (struct vp_port_region){
-			.addr = t->r[i].gpa, .size = t->r[i].size, .offset = t->r[i].offset, .fd = t->r[i].map->fd,
-			.flags = VHP_REGION_READ | VHP_REGION_WRITE,
-		};
-	if (vp_port_set_memory(pl->port, r, n, &e))
-		vp_log(VP_LOG_WARNING, "%s: its memory cannot be shown to the device VM: %s", pl->name, e.msg);
-	free(r);
+	if (pl->m->memory)
+		pl->m->memory(pl);
 }
 
 static void vdev_events_changed(void *ctx)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	vp_peer_rearm(pl->peer);
 }
 
 static struct vu_backend *vdev_session(void *ctx)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	return vp_peer_session(pl->peer);
 }
 
+static int vdev_attention_fd(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	return worker_attention_fd(pl->l->d->workers);
+}
+
 static const struct vp_vdev_ops vdev_ops = {
 	.withdraw = vdev_withdraw, .offer = vdev_offer, .stop = vdev_stop, .memory = vdev_memory,
-	.events_changed = vdev_events_changed, .session = vdev_session,
+	.events_changed = vdev_events_changed, .session = vdev_session, .attention_fd = vdev_attention_fd,
 };
 
-static void profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
+static void profile(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 {
-	vp_vdev_backend_cfg(c, VP_SIDE_DRIVER, cfg);
-	cfg->features &= ~NOT_FAST;
-	if (!c->packed)
-		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
-	if (c->plain)
-		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
-	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+	vp_vdev_backend_cfg(&pl->l->conf, VP_SIDE_DRIVER, cfg);
+	if (pl->m->profile)
+		pl->m->profile(&pl->l->conf, cfg);
 }
 
 static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 {
-	struct port_link *pl = ctx;
-	int r = drains_make(pl);
+	struct vp_plink *pl = ctx;
+	int r = lanes_make(pl);
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
-	profile(&pl->l->conf, cfg);
+	profile(pl, cfg);
 	r = vp_vdev_new(&pl->slot.v, pl->name, &pl->l->conf, VP_SIDE_DRIVER, &vdev_ops, pl);
 	return r ? vp_err_set(e, r, "out of memory") : 0;
 }
 
 static void drv_opened(void *ctx)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	update(pl);
 	vp_link_event(pl->l, "link.state", "driver side connected");
 }
 
-static void drv_gone(struct port_link *pl)
+static void drv_gone(struct vp_plink *pl)
 {
 	struct vp_vdev *v = pl->slot.v;
 
@@ -463,14 +452,17 @@ static void drv_gone(struct port_link *pl)
 	pl->closing = true;
 	vp_port_begin(pl->port);
 	vp_port_set_driver(pl->port, VP_PORT_NO_DRIVER, 0);
-	vp_port_set_memory(pl->port, NULL, 0, NULL);
+	vdev_memory(pl);
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
-	for (unsigned i = 1; i < pl->n; i += 2)
-		vp_stats_add(&pl->past, &vp_vdev_ring(v, i)->rq.stats);
+	lanes_withdraw(pl, 0, pl->n);
+	for (unsigned i = 0; i < pl->n; i++)
+		vp_stats_add(i & 1 ? &pl->past : &pl->past_back, &vp_vdev_ring(v, i)->rq.stats);
 	vp_vdev_free(v);
 	pl->slot.v = NULL;
-	drains_free(pl);
+	lanes_free(pl);
+	if (pl->m->gone)
+		pl->m->gone(pl);
 	pl->closing = false;
 }
 
@@ -481,7 +473,7 @@ static void drv_closing(void *ctx)
 
 static void drv_closed(void *ctx, const char *why)
 {
-	struct port_link *pl = ctx;
+	struct vp_plink *pl = ctx;
 
 	drv_gone(pl);  /* the session never began */
 	vp_link_event(pl->l, "link.state", why);
@@ -493,28 +485,36 @@ static const struct vp_peer_ops peer_ops = {
 
 /* ---- link ops ------------------------------------------------------------------------------------------------ */
 
-static void port_stop(struct vp_link *l)
+void vp_plink_stop(struct vp_link *l)
 {
-	struct port_link *pl = l->impl;
+	struct vp_plink *pl = l->impl;
 
 	if (!pl)
 		return;
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
-	for (unsigned i = 0; pl->q && i < pl->n; i++)
-		unwire(pl, i);
 	vp_port_goodbye(pl->port);
 	if (pl->att)
 		pl->att->ops->free(pl->att);
 	pl->att = NULL;
+	lanes_free(pl);
+	pl->m->fini(pl);
 	vp_port_free(pl->port);
-	drains_free(pl);
 	free(pl->q);
 	free(pl);
 	l->impl = NULL;
 }
 
-static int make_port(struct port_link *pl, struct vp_err *e)
+static const struct {
+	void (*conf)(const struct vp_conf_link *l, struct vp_port_conf *pc);
+	int (*make)(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
+} attachments[] = {
+	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new },
+	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new },
+	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
+};
+
+static int make_port(struct vp_plink *pl, struct vp_err *e)
 {
 	const struct vp_conf_link *conf = &pl->l->conf;
 	struct vp_port_conf pc = { .max_queues = pl->n };
@@ -527,35 +527,32 @@ static int make_port(struct port_link *pl, struct vp_err *e)
 	int r;
 
 	memcpy(pc.name, conf->name, strnlen(conf->name, sizeof(pc.name)));
-	if (conf->attachment == VP_ATTACH_LOCAL)
-		vp_local_port_conf(conf, &pc);
-	else if (conf->attachment == VP_ATTACH_SHMEM)
-		vp_shmem_port_conf(conf, &pc);
-	else
-		vp_ivshmem_port_conf(conf, &pc);
-	r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
+	attachments[conf->attachment].conf(conf, &pc);
+	r = pl->m->init(pl, &pc, e);
+	if (!r)
+		r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
 	if (r)
 		return r;
-	profile(conf, &cfg);
+	profile(pl, &cfg);
 	vp_port_begin(pl->port);
-	vp_port_set_link(pl->port, conf->device_type, VHP_MODE_FAST, pl->n, cfg.features, cfg.features & ~NOT_THE_PATHS);
+	vp_port_set_link(pl->port, conf->device_type, pl->m->mode, pl->n, cfg.features, cfg.features & ~pl->m->not_the_paths);
 	len = vp_vdev_config(conf, VP_SIDE_DRIVER, true, config);
 	vp_port_set_config(pl->port, config, len);
 	vp_port_set_hold(pl->port, pl->l->up ? 0 : VP_PORT_HOLD_ADMIN);
+	r = pl->m->port_made ? pl->m->port_made(pl, e) : 0;
 	vp_port_commit(pl->port);
-	return conf->attachment == VP_ATTACH_LOCAL ? vp_local_new(&pl->att, pl->port, &ac, e) :
-	       conf->attachment == VP_ATTACH_SHMEM ? vp_shmem_new(&pl->att, pl->port, &ac, e) :
-						     vp_ivshmem_new(&pl->att, pl->port, &ac, e);
+	return r ? r : attachments[conf->attachment].make(&pl->att, pl->port, &ac, e);
 }
 
-static int port_start(struct vp_link *l, struct vp_err *e)
+int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e)
 {
-	struct port_link *pl = calloc(1, sizeof(*pl));
+	struct vp_plink *pl = calloc(1, m->size);
 	char act[VP_CONF_NAME_MAX + 16];
 	int r = 0;
 
 	if (!pl)
 		return vp_err_set(e, -ENOMEM, "out of memory");
+	pl->m = m;
 	pl->l = l;
 	l->impl = pl;
 	pl->n = 2 * l->conf.pairs;
@@ -564,8 +561,6 @@ static int port_start(struct vp_link *l, struct vp_err *e)
 	pl->q = calloc(pl->n, sizeof(*pl->q));
 	if (!pl->q)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
-	for (unsigned i = 0; pl->q && i < pl->n; i++)
-		pl->q[i].kick_src = pl->q[i].call_dst = -1;
 	if (!r && !l->d->forward)
 		r = vp_forward_new(&l->d->forward, e);
 	if (!r)
@@ -575,33 +570,41 @@ static int port_start(struct vp_link *l, struct vp_err *e)
 		r = vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops, pl, e);
 	}
 	if (r)
-		port_stop(l);
+		vp_plink_stop(l);
 	return r;
 }
 
-static void port_admin(struct vp_link *l)
+void vp_plink_admin(struct vp_link *l)
 {
-	struct port_link *pl = l->impl;
+	struct vp_plink *pl = l->impl;
 
 	vp_port_set_hold(pl->port, l->up ? 0 : VP_PORT_HOLD_ADMIN);
 }
 
-static bool port_busy(const struct vp_link *l)
+bool vp_plink_busy(const struct vp_link *l)
 {
-	return ((struct port_link *)l->impl)->slot.v != NULL;
+	return ((struct vp_plink *)l->impl)->slot.v != NULL;
 }
 
-static void port_reap(struct vp_link *l)
+void vp_plink_reap(struct vp_link *l)
 {
-	struct port_link *pl = l->impl;
+	struct vp_plink *pl = l->impl;
+	bool broke;
 
-	if (pl->slot.v && (vp_vdev_check_memory(pl->slot.v) | vp_vdev_reap(pl->slot.v)))
-		vp_link_event(l, "link.state", "a queue broke; see link.show");
+	if (!pl->slot.v)
+		return;
+	broke = vp_vdev_check_memory(pl->slot.v) | vp_vdev_reap(pl->slot.v);
+	for (unsigned i = 0; pl->m->lanes && i < pl->n; i++)
+		broke |= pl->q[i].handed && pl->m->broken(pl->m->lane(pl, i));
+	if (!broke)
+		return;
+	update(pl);
+	vp_link_event(l, "link.state", "a queue broke; see link.show");
 }
 
-static const char *port_status(const struct vp_link *l)
+const char *vp_plink_status(const struct vp_link *l)
 {
-	struct port_link *pl = l->impl;
+	struct vp_plink *pl = l->impl;
 
 	if (!l->up)
 		return "down";
@@ -609,44 +612,49 @@ static const char *port_status(const struct vp_link *l)
 		return "waiting";
 	if (pl->slot.v && vp_vdev_broken(pl->slot.v))
 		return "broken";
-	if (vp_port_is_up(pl->port))
-		return "up";
-	return pl->slot.v || vp_port_is_online(pl->port) ? "partial" : "waiting";
+	if (!vp_port_is_up(pl->port))
+		return pl->slot.v || vp_port_is_online(pl->port) ? "partial" : "waiting";
+	for (unsigned i = 0; i < pl->n; i++)
+		if (pl->q[i].given_up)
+			return "partial";
+	return "up";
 }
 
-static json_t *device_json(struct port_link *pl, bool counters)
+static json_t *device_json(struct vp_plink *pl)
 {
-	uint64_t signals = pl->signals;
+	const struct vp_conf_side *side = &pl->l->conf.side[VP_SIDE_DEVICE];
 	json_t *o = vp_port_json(pl->port);
-	unsigned direct = 0;
+	unsigned taken = 0;
 
-	for (unsigned i = 0; i < pl->n; i++) {
-		signals += pl->q[i].kick ? vp_wire_count(pl->q[i].kick) : 0;
-		signals += pl->q[i].call ? vp_wire_count(pl->q[i].call) : 0;
-		direct += pl->q[i].handed && !pl->q[i].kick;
-	}
-	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
-	json_object_set_new(o, "kicks_direct", json_integer((json_int_t)direct));
-	json_object_set_new(o, "vm", json_string(pl->l->conf.side[VP_SIDE_DEVICE].vm));
-	json_object_set_new(o, "socket", json_string(pl->l->conf.side[VP_SIDE_DEVICE].socket));
+	for (unsigned i = 0; i < pl->n; i++)
+		taken += pl->q[i].given_up;
+	json_object_set_new(o, "queues_given_up", json_integer((json_int_t)taken));
+	json_object_set_new(o, "vm", json_string(side->vm));
+	json_object_set_new(o, "socket", json_string(side->socket));
+	pl->m->show(pl, o);
 	pl->att->ops->show(pl->att, o);
 	return o;
 }
 
-static json_t *port_sides(const struct vp_link *l, bool counters)
+json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 {
-	struct port_link *pl = l->impl;
-	struct vp_relay_stats sent, none = { 0 };
-	json_t *sides = json_object();
+	struct vp_plink *pl = l->impl;
+	struct vp_relay_stats sent, back = pl->past_back;
+	json_t *sides = json_object(), *dev = device_json(pl), *c;
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);
-	json_object_set_new(sides, "driver", counters ? vp_stats_json(&sent, &none, pl->slot.v) :
+	/* What went to the driver VM: receive queues. Nothing is known of them where the device VM does the work. */
+	for (unsigned i = 0; pl->slot.v && i < pl->n; i += 2)
+		vp_stats_add(&back, &vp_vdev_ring(pl->slot.v, i)->rq.stats);
+	if (counters && pl->m->lanes) {
+		/* Counters of a side count what its VM sent. */
+		c = vp_stats_json(&back, &sent, NULL);
+		json_object_set(dev, "tx", json_object_get(c, "tx"));
+		json_object_set(dev, "rx", json_object_get(c, "rx"));
+		json_decref(c);
+	}
+	json_object_set_new(sides, "driver", counters ? vp_stats_json(&sent, &back, pl->slot.v) :
 			    vp_stats_show(&l->conf.side[VP_SIDE_DRIVER], pl->peer, pl->slot.v));
-	json_object_set_new(sides, "device", device_json(pl, counters));
+	json_object_set_new(sides, "device", dev);
 	return sides;
 }
-
-const struct vp_link_ops vp_link_port_ops = {
-	.start = port_start, .stop = port_stop, .admin_changed = port_admin, .reap = port_reap, .busy = port_busy,
-	.status = port_status, .sides = port_sides,
-};

@@ -132,17 +132,20 @@ static int ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, 
 	return 0;
 }
 
-static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which, const char *what, int *slot,
-			struct vp_err *e)
+static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which, struct vp_err *e)
 {
+	struct vp_vdev_ring *r = &v->ring[q];
+	bool kick = which == VU_RING_KICK;
+	int *slot = kick ? &r->kick_fd : &r->rq.call_fd;
 	int fd = vu_backend_take_fd(v->ops->session(v->ctx), q, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
 		close(fd);
-		return vp_err_set(e, -EINVAL, "queue %u: its %s fd is not an eventfd", q, what);
+		return vp_err_set(e, -EINVAL, "queue %u: its %s fd is not an eventfd", q, kick ? "kick" : "call");
 	}
 	vp_close(slot);
 	*slot = fd;
+	(*(kick ? &r->kick_serial : &r->call_serial))++;
 	return 0;
 }
 
@@ -159,11 +162,10 @@ static struct vp_iommu *iommu_of(const struct vp_vdev *v)
 
 static int ring_take_fds(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
-	struct vp_vdev_ring *r = &v->ring[q];
-	int ret = take_eventfd(v, q, VU_RING_KICK, "kick", &r->kick_fd, e);
+	int ret = take_eventfd(v, q, VU_RING_KICK, e);
 
 	if (!ret && vu_ring_of(v, q)->call_fd >= 0)
-		ret = take_eventfd(v, q, VU_RING_CALL, "call", &r->rq.call_fd, e);
+		ret = take_eventfd(v, q, VU_RING_CALL, e);
 	return ret;
 }
 
@@ -262,9 +264,9 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 			ret = ring_start(v, q, e);
 	} else {
 		if (what & VU_RING_KICK && (r->usable || r->wait))
-			ret = take_eventfd(v, q, VU_RING_KICK, "kick", &r->kick_fd, e);
+			ret = take_eventfd(v, q, VU_RING_KICK, e);
 		if (!ret && what & VU_RING_CALL && (r->usable || r->wait))
-			ret = take_eventfd(v, q, VU_RING_CALL, "call", &r->rq.call_fd, e);
+			ret = take_eventfd(v, q, VU_RING_CALL, e);
 		if (what & VU_RING_LOG)
 			ring_set_log(v, q);
 	}
@@ -619,6 +621,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 	for (unsigned q = 0; q < n; q++) {
 		v->ring[q].kick_fd = -1;
 		v->ring[q].rq.call_fd = -1;
+		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
 		/* Odd queues are what the driver sends on. */
 		v->ring[q].rq.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}

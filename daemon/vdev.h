@@ -30,6 +30,7 @@ enum vp_vdev_wait {
 struct vp_vdev_ring {
 	struct vp_relay_queue rq;
 	int      kick_fd;     /* eventfd, owned; -1 = the driver does not kick: poll */
+	unsigned kick_serial, call_serial;  /* change with kick_fd and rq.call_fd; never 0 once the ring is usable */
 	bool     usable;      /* rq.vq is set up; a data thread may have it */
 	bool     enabled;     /* SET_VRING_ENABLE */
 	bool     reported;    /* its breaking was logged */

@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "conf.h"
+#include "fds.h"
 #include "forward.h"
 #include "port.h"
 
@@ -34,13 +35,19 @@ struct vp_attach_ops {
 	/* Adds what there is to say to o. */
 	void (*show)(struct vp_attach *a, json_t *o);
 	/*
-	 * Optional, straight-through signals: kick and call are the driver VM's own eventfds (-1 = none any more) for queue q. What it
-	 * takes over needs no wire: flags of VP_ATTACH_KICK and _CALL.
+	 * Optional. An eventfd of the attachment's: writing it raises signal i to the guest. -1 = none now. Valid until wires_changed.
+	 * The other end shares the file: a write may block (threads with a supervisor only).
+	 */
+	int  (*signal_fd)(struct vp_attach *a, unsigned i);
+	/*
+	 * Optional, straight-through signals: from now on kick and call are the driver VM's own eventfds of queue q (-1 = none any
+	 * more); they stay the caller's. Only to be called when they are others than the last time. VP_ATTACH_KICK: kicks
+	 * reach the guest without a wire. Calls change over whenever the guest can be told of it: a wire from call_fd() is needed all the same,
+	 * and costs nothing when it is not used.
 	 */
 	unsigned (*direct)(struct vp_attach *a, unsigned q, int kick, int call);
 };
 #define VP_ATTACH_KICK 1u
-#define VP_ATTACH_CALL 2u
 
 struct vp_attach {
 	const struct vp_attach_ops *ops;
@@ -55,10 +62,5 @@ void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
 int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
-
-/* An eventfd of ours, non-blocking. -errno. */
-int vp_eventfd_new(int *fd);
-/* Raise it. */
-void vp_eventfd_raise(int fd);
 
 #endif

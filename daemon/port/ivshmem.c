@@ -23,12 +23,14 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
+#include "ivdirect.h"
 #include "ivwin.h"
 #include "policy.h"
 #include "sock.h"
 
 #define PORT_ID   0   /* IVPosition of the port */
 #define DAEMON_ID 1   /* the peer whose doorbells are ours */
+#define FREE_ID   16  /* peers from here up are driver VMs' eventfds (ivdirect.h) */
 #define HELLO     3   /* messages before the eventfds */
 
 struct ivshmem {
@@ -36,6 +38,7 @@ struct ivshmem {
 	struct vp_attach_conf c;
 	struct vp_port       *port;
 	struct vp_ivwins     *wins;
+	struct vp_ivdirect   *direct;
 	unsigned              nsig;
 	int                   lfd, fd;
 	bool                  complete;   /* handshake sent */
@@ -59,6 +62,7 @@ static void client_gone(struct ivshmem *v, const char *why)
 	v->io = NULL;
 	vp_close(&v->fd);
 	v->complete = false;
+	vp_ivdirect_device(v->direct, -1);
 	vp_port_online(v->port, false);
 	vp_ivwins_lost(v->wins);
 }
@@ -95,6 +99,7 @@ static int go_on(struct ivshmem *v)
 	v->complete = true;
 	sd_event_source_set_io_events(v->io, EPOLLIN);
 	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
+	vp_ivdirect_device(v->direct, v->fd);
 	vp_port_online(v->port, true);
 	vp_eventfd_raise(v->sig0);
 	return 0;
@@ -206,15 +211,34 @@ static int ivshmem_call_fd(struct vp_attach *a, unsigned i)
 	return i < v->nsig ? v->bell[i] : -1;
 }
 
+static int ivshmem_signal_fd(struct vp_attach *a, unsigned i)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+
+	return i < v->nsig && v->complete ? v->sig[i] : -1;
+}
+
+static unsigned ivshmem_direct(struct vp_attach *a, unsigned q, int kick, int call)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+
+	if (1 + q < v->nsig)
+		vp_ivdirect_set(v->direct, q, call);
+	return 0;
+}
+
 static void ivshmem_show(struct vp_attach *a, json_t *o)
 {
 	struct ivshmem *v = (struct ivshmem *)a;
+	unsigned used, calls = vp_ivdirect_count(v->direct, &used);
 
 	json_object_set_new(o, "connected", json_boolean(v->fd >= 0));
 	json_object_set_new(o, "pid", v->fd >= 0 ? json_integer(v->cred.pid) : json_null());
 	json_object_set_new(o, "connections", json_integer((json_int_t)v->n_conns));
 	json_object_set_new(o, "refused", json_integer((json_int_t)v->n_refused));
 	json_object_set_new(o, "last", v->last[0] ? json_string(v->last) : json_null());
+	json_object_set_new(o, "calls_direct", json_integer(calls));
+	json_object_set_new(o, "doorbells_used", json_integer(used));
 	vp_ivwins_show(v->wins, o);
 }
 
@@ -229,6 +253,7 @@ static void ivshmem_free(struct vp_attach *a)
 	sd_event_source_disable_unref(v->io);
 	sd_event_source_disable_unref(v->listen_io);
 	sd_event_source_disable_unref(v->bell_io);
+	vp_ivdirect_free(v->direct);
 	vp_wire_free(v->wire0);
 	if (v->lfd >= 0)
 		unlink(v->c.link->side[VP_SIDE_DEVICE].socket);
@@ -248,6 +273,7 @@ static void ivshmem_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = ivshmem_free, .wire = ivshmem_wire, .call_fd = ivshmem_call_fd, .show = ivshmem_show,
+	.signal_fd = ivshmem_signal_fd, .direct = ivshmem_direct,
 };
 
 void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
@@ -299,6 +325,8 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->nsig = 1 + 2 * c->link->pairs;
 	v->lfd = v->fd = v->sig0 = -1;
 	r = make_signals(v);
+	if (!r)
+		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
 	if (!r)
 		r = sd_event_add_io(c->d->event, &v->bell_io, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
+#include "fds.h"
 #include "policy.h"
 #include "qmp.h"
 
@@ -71,25 +72,9 @@ static uint32_t next_id(void)
 
 int vp_ivshmem_send(int sock, int64_t value, int fd)
 {
-	char ctl[CMSG_SPACE(sizeof(int))] = { 0 };
 	int64_t le = (int64_t)htole64((uint64_t)value);
-	struct iovec io = { &le, sizeof(le) };
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1 };
-	ssize_t n;
 
-	if (fd >= 0) {
-		struct cmsghdr *cm;
-
-		h.msg_control = ctl;
-		h.msg_controllen = sizeof(ctl);
-		cm = CMSG_FIRSTHDR(&h);
-		cm->cmsg_level = SOL_SOCKET;
-		cm->cmsg_type = SCM_RIGHTS;
-		cm->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cm), &fd, sizeof(int));
-	}
-	n = sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
-	return n < 0 ? -errno : n == sizeof(le) ? 0 : -EPIPE;
+	return vp_send_fds(sock, &le, sizeof(le), &fd, fd >= 0);
 }
 
 /* ---- one device ------------------------------------------------------------------------------------------ */

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <systemd/sd-event.h>
 #include <unistd.h>
@@ -24,6 +23,9 @@
 #include "policy.h"
 #include "sock.h"
 #include "vhost-pci/local.h"
+
+#define DIRECT_KICK 1u
+#define DIRECT_CALL 2u
 
 struct local {
 	struct vp_attach       a;
@@ -38,49 +40,18 @@ struct local {
 	struct vp_wire        *wire0;
 	uint64_t               key;
 	uint64_t               keys[VHP_MAX_WINDOWS];
+	uint8_t                direct[VHP_MAX_QUEUES];  /* DIRECT_*: the process has the driver VM's own eventfds */
 	uint64_t               n_conns, n_refused;
 	char                   last[100];
 };
 
-int vp_eventfd_new(int *fd)
-{
-	*fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	return *fd < 0 ? -errno : 0;
-}
-
-void vp_eventfd_raise(int fd)
-{
-	const uint64_t one = 1;
-
-	if (write(fd, &one, sizeof(one)) < 0)
-		return;  /* full: raised already */
-}
-
 static int send_msg(int fd, uint32_t type, const uint64_t *arg, unsigned narg, const int *fds, unsigned nfds)
 {
 	struct vhp_local_msg m = { .type = type, .nfds = nfds };
-	struct iovec io = { &m, sizeof(m) };
-	char buf[CMSG_SPACE(VHP_LOCAL_MAX_FDS * sizeof(int))] = { 0 };
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1 };
-	ssize_t n;
 
 	for (unsigned i = 0; i < narg; i++)
 		m.arg[i] = arg[i];
-	if (nfds) {
-		struct cmsghdr *cm;
-
-		h.msg_control = buf;
-		h.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
-		cm = CMSG_FIRSTHDR(&h);
-		cm->cmsg_level = SOL_SOCKET;
-		cm->cmsg_type = SCM_RIGHTS;
-		cm->cmsg_len = CMSG_LEN(nfds * sizeof(int));
-		memcpy(CMSG_DATA(cm), fds, nfds * sizeof(int));
-	}
-	n = sendmsg(fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
-	if (n < 0)
-		return -errno;
-	return n == sizeof(m) ? 0 : -EPIPE;
+	return vp_send_fds(fd, &m, sizeof(m), fds, nfds);
 }
 
 static int send_fds(int fd, uint32_t type, const int *fds, unsigned n)
@@ -107,11 +78,13 @@ static void client_gone(struct local *l, const char *why)
 	vp_close(&l->fd);
 	vp_wire_free(l->wire0);
 	l->wire0 = NULL;
+	/* Data threads may be using the eventfds until the runs have ended. */
+	vp_port_online(l->port, false);
 	for (unsigned i = 0; i < l->nsig; i++) {
 		vp_close(&l->sig[i]);
 		vp_close(&l->bell[i]);
 	}
-	vp_port_online(l->port, false);
+	memset(l->direct, 0, sizeof(l->direct));
 	l->c.wires_changed(l->c.ctx);
 }
 
@@ -290,15 +263,59 @@ static int local_call_fd(struct vp_attach *a, unsigned i)
 	return i < l->nsig ? l->bell[i] : -1;
 }
 
+static int local_signal_fd(struct vp_attach *a, unsigned i)
+{
+	struct local *l = (struct local *)a;
+
+	return i < l->nsig ? l->sig[i] : -1;
+}
+
+/* Give the process another eventfd for signal 1 + q: the driver VM's, or, without one, ours again. */
+static bool replace(struct local *l, unsigned q, uint32_t type, unsigned flag, int theirs, int ours)
+{
+	uint64_t i = 1 + q;
+	int fd = theirs >= 0 ? theirs : ours;
+
+	if (theirs < 0 && !(l->direct[q] & flag))
+		return false;
+	l->direct[q] = (uint8_t)((l->direct[q] & ~flag) | (theirs >= 0 ? flag : 0));
+	if (send_msg(l->fd, type, &i, 1, &fd, 1)) {
+		l->direct[q] &= (uint8_t)~flag;
+		drop_soon(l);
+		return false;
+	}
+	return theirs >= 0;
+}
+
+static unsigned local_direct(struct vp_attach *a, unsigned q, int kick, int call)
+{
+	struct local *l = (struct local *)a;
+
+	if (l->fd < 0 || 1 + q >= l->nsig)
+		return 0;
+	replace(l, q, VHP_LOCAL_DOORBELLS, DIRECT_CALL, call, l->bell[1 + q]);
+	return replace(l, q, VHP_LOCAL_SIGNALS, DIRECT_KICK, kick, l->sig[1 + q]) ? VP_ATTACH_KICK : 0;
+}
+
 static void local_show(struct vp_attach *a, json_t *o)
 {
 	struct local *l = (struct local *)a;
+	unsigned kicks = 0, calls = 0;
+
+	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++) {
+		kicks += l->direct[q] & DIRECT_KICK ? 1 : 0;
+		calls += l->direct[q] & DIRECT_CALL ? 1 : 0;
+	}
 
 	json_object_set_new(o, "connected", json_boolean(l->fd >= 0));
 	json_object_set_new(o, "pid", l->fd >= 0 ? json_integer(l->cred.pid) : json_null());
 	json_object_set_new(o, "connections", json_integer((json_int_t)l->n_conns));
 	json_object_set_new(o, "refused", json_integer((json_int_t)l->n_refused));
 	json_object_set_new(o, "last", l->last[0] ? json_string(l->last) : json_null());
+	if (kicks | calls) {
+		json_object_set_new(o, "kicks_direct", json_integer(kicks));
+		json_object_set_new(o, "calls_direct", json_integer(calls));
+	}
 }
 
 static void local_free(struct vp_attach *a)
@@ -321,6 +338,7 @@ static void local_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = local_free, .wire = local_wire, .call_fd = local_call_fd, .show = local_show,
+	.signal_fd = local_signal_fd, .direct = local_direct,
 };
 
 void vp_local_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)

@@ -17,6 +17,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "fds.h"
 #include "sock.h"
 
 #define QMP_LINE_MAX  (4u << 20)
@@ -107,12 +108,9 @@ static int on_lost(sd_event_source *s, void *arg)
 
 int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_qmp_done done, void *arg)
 {
-	char ctl[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct msghdr h = { 0 };
-	struct iovec io;
-	json_t *o;
 	char *text = NULL;
-	ssize_t n;
+	json_t *o;
+	size_t len;
 	int r = 0;
 
 	if (q->state != QMP_UP && q->state != QMP_CAPS) {
@@ -132,32 +130,18 @@ int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_
 	if (!text)
 		return -ENOMEM;
 	/* The terminating zero becomes the newline. */
-	io = (struct iovec){ text, strlen(text) + 1 };
-	text[io.iov_len - 1] = '\n';
-	h.msg_iov = &io;
-	h.msg_iovlen = 1;
-	if (fd >= 0) {
-		struct cmsghdr *cm;
-
-		h.msg_control = ctl;
-		h.msg_controllen = sizeof(ctl);
-		cm = CMSG_FIRSTHDR(&h);
-		cm->cmsg_level = SOL_SOCKET;
-		cm->cmsg_type = SCM_RIGHTS;
-		cm->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cm), &fd, sizeof(int));
-	}
-	n = sendmsg(q->fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
-	if (n != (ssize_t)io.iov_len) {
+	len = strlen(text) + 1;
+	text[len - 1] = '\n';
+	r = vp_send_fds(q->fd, text, len, &fd, fd >= 0);
+	free(text);
+	if (r) {
 		/* A few hundred bytes that do not fit: it has stopped reading. The caller is told now, the rest from the loop. */
-		free(text);
 		if (!q->defer)
 			sd_event_add_defer(q->event, &q->defer, on_lost, q);
 		else
 			sd_event_source_set_enabled(q->defer, SD_EVENT_ONESHOT);
 		return -ENOTCONN;
 	}
-	free(text);
 	q->call[(q->head + q->n++) % QMP_INFLIGHT] = (struct call){ q->next_id, done, arg };
 	return 0;
 }

@@ -82,6 +82,7 @@ class Port:
         deadline = time.monotonic() + timeout
         while True:
             s = self.state()
+            self.drain()
             if what(s):
                 return s
             assert time.monotonic() < deadline, f"did not come: status {s.status} reason {s.reason} attached {s.attached}"
@@ -89,6 +90,9 @@ class Port:
 
     def idle(self):
         time.sleep(0.002)
+
+    def drain(self):
+        """Take in messages that came before the state that was just read."""
 
     def command_raw(self, seq, opcode, *args):
         args = list(args) + [0] * (15 - len(args))
@@ -169,6 +173,8 @@ class Local(Port):
             assert self.mem[:8] == b"VHOSTPCI"
         elif kind in (SIGNALS, DOORBELLS):
             l = self.signals if kind == SIGNALS else self.doorbells
+            for fd in l[arg[0]:arg[0] + nfds]:
+                os.close(fd)
             l[arg[0]:arg[0] + nfds] = fds
         elif kind == MSG_WINDOW:
             self.windows[arg[0]] = (fds[0], arg[1], arg[2])
@@ -184,9 +190,12 @@ class Local(Port):
         if select.select([self.sock], [], [], 0.002)[0]:
             self.read_message()
 
-    def poll(self):
-        while select.select([self.sock], [], [], 0.05)[0]:
+    def poll(self, timeout=0.05):
+        while select.select([self.sock], [], [], timeout)[0]:
             self.read_message()
+
+    def drain(self):
+        self.poll(0)
 
     def ring_command(self):
         one(self.doorbells[0])
@@ -351,6 +360,7 @@ class Ivshmem(Port):
             assert fd is not None, "a disconnect: QEMU would be corrupted"
             self.peers.setdefault(peer, []).append(fd)
         self.signals = self.peers[self.id]
+        self.signals_ids = set(self.peers)
         self.maps = {}
         self.vmm = None
 
@@ -363,6 +373,15 @@ class Ivshmem(Port):
             fds.frombytes(d[:4])
         return struct.unpack("<q", data)[0], fds[0] if fds else None
 
+    def drain(self):
+        """Peers that were added at run time."""
+        while select.select([self.sock], [], [], 0)[0]:
+            peer, fd = self.message()
+            assert fd is not None, "a disconnect: QEMU would be corrupted"
+            assert peer not in self.signals_ids, "a vector that a device cannot take at run time"
+            self.peers.setdefault(peer, []).append(fd)
+            assert len(self.peers[peer]) <= len(self.signals), "more vectors than the device has"
+
     def doorbell(self, value):
         one(self.peers[value >> 16][value & 0xffff])
 
@@ -371,7 +390,7 @@ class Ivshmem(Port):
 
     @property
     def doorbells(self):
-        return {v: self.peers[v >> 16][v & 0xffff] for v in (q.doorbell for q in self.state().queues)}
+        return {peer << 16 | v: fd for peer, fds in self.peers.items() for v, fd in enumerate(fds)}
 
     def window(self, slot):
         size, locator, serial, kind, _ = self.state().windows[slot]

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ivshmem attachment against a scripted device and a scripted QMP server."""
+import os
+import struct
 import time
 
 import pytest
 
 import portclient as pc
 import vu
-from test_port import forward
+from test_port import SIGNALS, count, forward, same, settled
 
 
 class Lab:
@@ -179,3 +181,98 @@ def test_device_gone_and_back(lab):
                 nic.send_packet(vu.frame(i, 64))
                 assert forward(p)[0] == [vu.frame(i, 64)]
             lab.d.wait(lambda: not lab.device()["online"] and not lab.qmp.devices)
+
+
+def test_direct_calls(lab):
+    """The driver VM's call eventfds become doorbells; kicks are forwarded with two system calls at most."""
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        s = p.wait(lambda s: s.up)
+        assert all(q.doorbell >> 16 == 1 for q in s.queues), "a doorbell is shown before the device has it"
+        s = p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        settled(lab.d, 0, 2)
+        for i, q in enumerate(s.queues):
+            assert same(p.doorbells[q.doorbell], nic.rings[i].call_fd)
+        nic.send_packet(vu.frame(1, 64))
+        assert forward(p)[0] == [vu.frame(1, 64)]
+        assert pc.raised(nic.rings[1].call_fd)
+        time.sleep(0.3)
+
+        def call():
+            p.doorbell(s.queues[0].doorbell)
+            assert pc.raised(nic.rings[0].call_fd)
+
+        assert len(count(lab.d, call)) < 20
+        while pc.raised(p.signals[2], 0):
+            pass
+
+        def kick():
+            nic.kick(1)
+            assert pc.raised(p.signals[2])
+
+        calls = count(lab.d, kick, "vp-signal")
+        assert SIGNALS <= len(calls) <= 2 * SIGNALS + 8, "".join(calls[:20])
+
+
+def test_device_that_does_not_read(lab):
+    """Its doorbells stay ours, and calls arrive."""
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.drain = lambda: None
+        p.attach()
+        s = p.wait(lambda s: s.up)
+        time.sleep(0.5)
+        s = p.state()
+        assert all(q.doorbell >> 16 == 1 for q in s.queues)
+        p.doorbell(s.queues[0].doorbell)
+        assert pc.raised(nic.rings[0].call_fd)
+        del p.drain
+        p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        p.doorbell(0x10001)  # the guest has not looked at the page yet
+        assert pc.raised(nic.rings[0].call_fd)
+
+
+def test_call_fds_that_come_back_have_their_doorbell(lab):
+    """A VMM masks an interrupt by another eventfd, any number of times: two doorbells are enough."""
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        fds = [vu.eventfd(), nic.rings[0].call_fd]
+        seen = set()
+        for i in range(20):
+            fd = fds[i % 2]
+            nic.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [fd])
+            lab.d.wait(lambda: p.drain() or (p.state().queues[0].doorbell >> 16 >= 16 and
+                                             same(p.doorbells[p.state().queues[0].doorbell], fd)))
+            seen.add(p.state().queues[0].doorbell)
+        assert len(seen) == 2
+        assert lab.device()["doorbells_used"] == 3
+
+
+def test_doorbells_are_used_up(lab):
+    """Then calls are forwarded. A new device begins with none."""
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        for i in range(700):
+            fd = vu.eventfd()
+            nic.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [fd])
+            p.drain()
+            if i < 690:
+                os.close(fd)
+        s = p.wait(lambda s: s.queues[0].doorbell >> 16 == 1)
+        assert lab.device()["doorbells_used"] < 600
+        assert "forwarded until the device is plugged anew" in lab.d.log()
+        while pc.raised(fd, 0.7):
+            pass
+        p.doorbell(s.queues[0].doorbell)
+        assert pc.raised(fd)
+    lab.d.wait(lambda: not lab.device()["online"])
+    with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        assert lab.device()["doorbells_used"] == 2

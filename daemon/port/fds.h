@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Eventfds of ours, and fds that travel with messages. Any thread. */
+#ifndef VP_DAEMON_FDS_H
+#define VP_DAEMON_FDS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* An eventfd of ours, non-blocking. -errno. */
+int vp_eventfd_new(int *fd);
+/* Raise it. Only where nobody else has it: another end could make it block. */
+void vp_eventfd_raise(int fd);
+/* A number that no other eventfd of this machine has while it is open; 0 when the kernel does not tell (before 5.2). */
+uint64_t vp_eventfd_id(int fd);
+
+#define VP_SEND_FDS_MAX 32u
+/*
+ * One message of len bytes on a stream socket, with n fds (at most VP_SEND_FDS_MAX, may be 0), which stay the caller's. Never
+ * blocks. 0; -EAGAIN: nothing was sent; -EPIPE: closed, or it took a part only; -errno.
+ */
+int vp_send_fds(int sock, const void *buf, size_t len, const int *fds, unsigned n);
+
+#endif
