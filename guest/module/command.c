@@ -82,7 +82,8 @@ int vp_command(struct vp_port *port, struct vhp_ioc_command *c, bool interruptib
 	for (i = 0; i < VHP_CMD_NARGS; i++)
 		WRITE_ONCE(cmd->args[i], cpu_to_le64(c->args[i]));
 	WRITE_ONCE(cmd->opcode, cpu_to_le32(c->opcode));
-	virt_store_release(&cmd->seq, cpu_to_le32(seq));	/* pairs with the daemon's acquire */
+	/* Release pairs with the daemon's acquire. */
+	virt_store_release(&cmd->seq, cpu_to_le32(seq));
 	port->ops->raise(port, 0, port->doorbell0);
 	atomic64_inc(&port->commands);
 

@@ -46,7 +46,7 @@ int vp_header_check(struct device *dev, const struct vhp_abi_header *h, u32 atta
 	return 0;
 }
 
-/* ---- state ---------------------------------------------------------------------------------- */
+/* ---- state ----------------------------------------------------------------------------------- */
 
 /* Any context. */
 void vp_port_signalled(struct vp_port *port, u32 nr)
@@ -230,7 +230,7 @@ void vp_port_put(struct vp_port *port)
 	put_device(&port->dev);
 }
 
-/* ---- detach --------------------------------------------------------------------------------- */
+/* ---- detach ---------------------------------------------------------------------------------- */
 
 static bool vp_is_attached(struct vp_port *port)
 {
@@ -309,7 +309,7 @@ void vp_port_resume(struct vp_port *port)
 	queue_work(vp_wq, &port->state_work);
 }
 
-/* ---- register, unregister ---------------------------------------------------------------------- */
+/* ---- register, unregister -------------------------------------------------------------------- */
 
 static void vp_port_release(struct device *dev)
 {

@@ -44,7 +44,7 @@ struct vp_iv {
 static LIST_HEAD(window_devs);
 static DEFINE_MUTEX(window_devs_lock);
 
-/* ---- a port's operations ----------------------------------------------------------------------- */
+/* ---- a port's operations --------------------------------------------------------------------- */
 
 static void vp_iv_raise(struct vp_port *port, u32 signal, u32 doorbell)
 {
@@ -140,7 +140,7 @@ static const struct vp_port_ops vp_iv_ops = {
 	.windows_changed = vp_iv_windows_changed,
 };
 
-/* ---- probe, remove ------------------------------------------------------------------------------- */
+/* ---- probe, remove --------------------------------------------------------------------------- */
 
 static void vp_iv_free_irqs(struct vp_iv *iv)
 {

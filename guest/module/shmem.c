@@ -3,9 +3,9 @@
  * The shmem binding (docs/spec.md, section 8): a generic virtio device with two shared memory
  * regions, and one virtqueue for each signal.
  *
- * The host may map and unmap memory only while the device runs, so DRIVER_OK is set before there is
- * a control block to look at; the port appears when the magic does. At the end DETACH comes first and
- * the reset last.
+ * The host may map and unmap memory only while the device runs, so DRIVER_OK is set before there
+ * is a control block to look at; the port appears when the magic does. At the end DETACH comes first
+ * and the reset last.
  */
 #include <linux/io.h>
 #include <linux/module.h>
@@ -263,13 +263,15 @@ static int vp_sm_probe(struct virtio_device *vdev)
 		u64 head = min_t(u64, ALIGN(aperture.addr, SZ_2M) - aperture.addr, aperture.len);
 
 		/*
-		 * Kept mapped to reserve the memory type; user space gets page tables of its own. In two parts: in one
-		 * piece from an address that is not a multiple of 2 MiB, 64 GiB would take 128 MiB of page tables.
+		 * Kept mapped to reserve the memory type; user space gets page tables of its own.
+		 * In two parts: in one piece from an address that is not a multiple of 2 MiB,
+		 * 64 GiB would take 128 MiB of page tables.
 		 */
 		if (head)
 			sm->aperture_head = memremap(aperture.addr, head, MEMREMAP_WB);
 		if (head < aperture.len)
-			sm->aperture = memremap(aperture.addr + head, aperture.len - head, MEMREMAP_WB);
+			sm->aperture = memremap(aperture.addr + head, aperture.len - head,
+						MEMREMAP_WB);
 		if ((head && !sm->aperture_head) || (head < aperture.len && !sm->aperture))
 			goto err;
 		sm->aperture_phys = aperture.addr;

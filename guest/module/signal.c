@@ -3,8 +3,8 @@
  * Eventfds on signals, in both directions, without a hop through user space.
  *
  * To the guest: the interrupt handler signals the eventfd. From the guest: a wait queue entry on
- * the eventfd, whose wake function runs inside the write to it, rings the doorbell at once and takes
- * the count, as KVM does for irqfds. Both are called with interrupts off.
+ * the eventfd, whose wake function runs inside the write to it, rings the doorbell at once and
+ * takes the count, as KVM does for irqfds. Both are called with interrupts off.
  */
 #include <linux/file.h>
 #include <linux/fs.h>

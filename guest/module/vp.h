@@ -215,7 +215,7 @@ int vp_header_check(struct device *dev, const struct vhp_abi_header *h, u32 atta
 struct vp_port *vp_port_register(const struct vp_port_setup *s);
 /* After the binding can carry signals. */
 void vp_port_start(struct vp_port *port);
-/* Stop, DETACH, revoke. Afterwards nothing but interrupts refers to the port: stop them, then free. */
+/* Stop, DETACH, revoke. Then only interrupts refer to the port: stop them, then free. */
 void vp_port_unregister(struct vp_port *port);
 void vp_port_free(struct vp_port *port);
 /* Any context: the to-guest number `nr` arrived. */

@@ -221,7 +221,7 @@ int vp_map_mmap(struct vp_map *map, struct vm_area_struct *vma)
 	return 0;
 }
 
-/* ---- window fds ---------------------------------------------------------------------------- */
+/* ---- window fds ------------------------------------------------------------------------------ */
 
 static int vp_window_mmap(struct file *file, struct vm_area_struct *vma)
 {
@@ -288,7 +288,7 @@ static int vp_window_fd(struct vp_map *map)
 	return fd;
 }
 
-/* ---- the windows of a port ---------------------------------------------------------------------- */
+/* ---- the windows of a port ------------------------------------------------------------------- */
 
 static void vp_window_drop(struct vp_port *port, struct vp_window *w)
 {
