@@ -43,7 +43,7 @@ def guest(daemon, name, group='blue', device=False, kernel=None, **kw):
     daemon.vm(name, group)
     if device:
         kw['boot_modules'] = [module_binary(k, daemon.builddir)]
-        kw['files'] = {'bin/vhost-pci-agent': (agent_binary(daemon.builddir), 0o755)}
+        kw['files'] = dict(kw.get('files') or {}, **{'bin/vhost-pci-agent': (agent_binary(daemon.builddir), 0o755)})
     return v.VM(name, daemon.dir, kernel=k, **kw)
 
 
@@ -52,11 +52,11 @@ class Link:
 
     @net the third-last byte of its addresses: 10.NET.0.1 is the driver VM, 10.NET.0.2 the device VM's tap vp(NET - 1).
     @mode 'fast' or 'copy', @attachment 'ivshmem' or 'shmem', @nic more arguments of v.Net, @port more of v.Port,
-    @link more keys of the link's [Link] section, @net_keys those of [Net].
+    @link more keys of the link's [Link] section, @net_keys and @device_keys those of [Net] and [Device].
     """
 
     def __init__(self, daemon, name, driver, device, mode, attachment, net=1, pairs=1, mac=None, nic=None, port=None, link=None,
-                 net_keys=None):
+                 net_keys=None, device_keys=None):
         d = daemon.dir
         self.daemon, self.name, self.driver, self.device = daemon, name, driver, device
         self.mode, self.attachment, self.pairs = mode, attachment, pairs
@@ -70,7 +70,7 @@ class Link:
         if pairs > 1:
             more['Queues'] = pairs
         socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys,
-                            device_keys=self.port.link_keys(d, device.name), **more)
+                            device_keys=dict(self.port.link_keys(d, device.name), **(device_keys or {})), **more)
         device.nets.append(self.port)
         driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 
@@ -136,12 +136,13 @@ class PortLink(Link):
 
     def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', kernel=None, pairs=1, groups=None,
                  names=('left', 'right'), mac='52:54:00:0d:00:01', net=None, link=None, smp=1, mem=256, net_keys=None, driver=None,
-                 device=None, port=None):
+                 device=None, port=None, device_keys=None):
         groups = groups or (('blue', 'blue') if mode == 'fast' else ('blue', 'red'))
         a = guest(daemon, names[0], groups[0], kernel=kernel, **dict(dict(qemu=driver_qemu, smp=smp, mem=mem), **(driver or {})))
         b = guest(daemon, names[1], groups[1], device=True, kernel=kernel,
                   **dict(dict(qemu=device_qemu, smp=smp, mem=mem), **(device or {})))
         self.kernel = a.kernel
-        super().__init__(daemon, LINK, a, b, mode, attachment, pairs=pairs, mac=mac, nic=net, link=link, net_keys=net_keys, port=port)
+        super().__init__(daemon, LINK, a, b, mode, attachment, pairs=pairs, mac=mac, nic=net, link=link, net_keys=net_keys, port=port,
+                         device_keys=device_keys)
         self.log, self.pid = '/run/agent.log', '/run/agent.pid'
         self.vms = [a, b]

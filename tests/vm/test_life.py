@@ -146,8 +146,9 @@ class TestLinkUp:
         limit = WITH_WINDOW if window else SOON
         first = self.once(life, limit, 'new memory')
         again = [self.once(life, SOON, 'driver bound again') for _ in range(3)]
-        # One slow round is the machine's doing.
-        assert first < (limit + 0.2) * v.patience() and sorted(again)[1] < 2 * SOON * v.patience(), (first, again)
+        # One slow round is the machine's doing, and an emulator translates what runs for the first time.
+        soon = (SOON if v.accel() == 'kvm' else 3 * SOON) * v.patience()
+        assert first < WITH_WINDOW * v.patience() and sorted(again)[1] < soon, (first, again)
         life.up_driver()
         life.back('both ways')
         life.clean()

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The guest module in a VM, against a fake daemon that follows docs/spec.md (fakeport.py)."""
 
+import os
 import re
+import shutil
+import subprocess
 import time
 
 import pytest
@@ -10,6 +13,7 @@ import vhostpci_vm as v
 import fakeport
 import guestmod
 import hotplug
+import image
 
 MIB = 1 << 20
 
@@ -185,3 +189,25 @@ class TestModule:
         n = port.commands.count(2)
         guest.vm.spawn('sleep 0.1; reboot -f', 20)
         wait(lambda: port.commands.count(2) == n + 1, 'DETACH on the way down', 30)
+
+
+def test_dkms(tmp_path):
+    """What `make stage` installs is all that DKMS needs, and its dkms.conf works."""
+    release = image.kernel(image.native()).release
+    head = '/usr/src/linux-headers-' + release
+    if not shutil.which('dkms') or not os.path.isdir(head) or os.geteuid():
+        pytest.skip('needs root, dkms and linux-headers-%s' % release)
+
+    def run(*cmd):
+        r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert r.returncode == 0, r.stdout
+        return r.stdout
+
+    run('make', '-C', guestmod.MODULE, 'stage', 'DESTDIR=%s' % tmp_path)
+    where = ('--sourcetree', '%s/usr/src' % tmp_path, '--dkmstree', '%s/dkms' % tmp_path)
+    name, version = os.listdir(tmp_path / 'usr/src')[0].rsplit('-', 1)
+    os.mkdir(tmp_path / 'dkms')
+    run('dkms', 'build', *where, '-m', name, '-v', version, '-k', release, '--kernelsourcedir', head)
+    built = list((tmp_path / 'dkms').rglob('vhost_pci.ko*'))
+    v.note('dkms built %s for %s' % (built[0].name, release))
+    assert re.search(r'^vermagic: +%s ' % re.escape(release), run('modinfo', str(built[0])), re.M)
