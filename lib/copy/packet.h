@@ -87,17 +87,25 @@ struct vp_rxfill {
 	unsigned         taken;
 	unsigned         hdr_len;   /* 10 or 12 */
 	bool             mergeable; /* a packet may take several chains */
+	bool             direct;    /* chains were given back already, without vp_rxfill_flush() */
 };
 
 /*
  * Put one packet (header h, plen bytes from cur or, when NULL, from priv) into as many chains as it
- * takes. 0; -EAGAIN: too few chains in this burst; -EMSGSIZE: it fits no buffer, ever;
- * -EIO: the queue turned out broken. On failure nothing was taken.
+ * takes. 0; -EAGAIN: too few chains in this burst, or, when it is a full one (VP_BURST, none taken), in the ring;
+ * -EMSGSIZE: it fits no buffer, or not the whole ring; -EIO: the queue turned out broken. On failure nothing was
+ * taken. Behind a full burst it may leave an empty one.
  */
 int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cursor *cur,
 	       const void *priv, uint32_t plen);
 
-/* Give the taken chains back to the driver. True when there were any. */
+/*
+ * Does the ring hold buffers for n packets of plen bytes now? 0; otherwise as vp_pkt_put(). Nothing may be taken; leaves an
+ * empty burst. *chains: how many they take.
+ */
+int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *chains);
+
+/* Give the taken chains back to the driver. True when there were any since the last time. */
 bool vp_rxfill_flush(struct vp_rxfill *f);
 
 #endif

@@ -58,6 +58,31 @@ struct run {
 static const struct virtio_net_hdr no_offload;
 
 /*
+ * More segments than a burst of buffers: counted first, so that all go or none; only a receiver that takes its buffers
+ * back meanwhile loses some.
+ */
+static int rework_long(struct run *r, struct vp_gso *g)
+{
+	uint32_t payload = g->len - g->hdr_len, n;
+	unsigned chains;
+	int ret = vp_rxfill_room(&r->rx, g->hdr_len + VP_MIN(g->mss, payload), (payload + g->mss - 1) / g->mss, &chains);
+
+	if (ret)
+		return ret;
+	while ((n = vp_gso_next(g, r->s->seg))) {
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+		if (ret == -EAGAIN) {
+			r->filled |= vp_rxfill_flush(&r->rx);
+			vp_vq_fetch_dir(&r->dst->vq, &r->s->dst, VP_BURST, VP_WRITE);
+			ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+		}
+		if (ret)
+			return ret == -EIO ? ret : -EMSGSIZE;
+	}
+	return 0;
+}
+
+/*
  * A packet that the receiver cannot take as it is: complete its checksum or cut it
  * into segments, in private memory. All segments go out together or none does.
  * As vp_pkt_put(), and -EINVAL: the packet is not what its header says.
@@ -86,8 +111,10 @@ static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur,
 		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 	if (ret) {
 		r->rx.taken = first;
-		/* More segments than a burst of buffers: this will never fit. */
-		return ret == -EAGAIN && !first && r->rx.b->n == VP_BURST ? -EMSGSIZE : ret;
+		if (ret == -EAGAIN && !first && r->rx.b->n == VP_BURST && !vp_gso_init(&g, r->s->pkt, plen, v))
+			ret = rework_long(r, &g);
+		if (ret)
+			return ret;
 	}
 	stat_add(&st->cut, 1);
 	return 0;

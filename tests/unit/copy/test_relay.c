@@ -516,6 +516,66 @@ static void test_tso_is_cut(void **state)
 	}
 }
 
+/* More receive buffers, or more segments, than a burst has: all of them or none, and nobody else is disturbed. */
+static void test_tso_needs_many_buffers(void **state)
+{
+	static const uint64_t formats[] = { 0, F_PACKED, F_IN_ORDER, F_PACKED | F_INDIRECT };
+	static uint8_t sent[66000];
+	struct virtio_net_hdr h, small = tso;
+
+	small.gso_size = 600;
+	for (unsigned f = 0; f < 2 * VP_ARRAY_SIZE(formats); f++) {
+		bool cut = f & 1; /* else it crosses whole, over 107 buffers */
+		unsigned pieces[20], n, done = 0, lens = cut ? 700 : 612;
+
+		start(MODERN | F(CSUM) | F(HOST_TSO4) | formats[f / 2],
+		      MODERN | F(MRG_RXBUF) | formats[f / 2] | (cut ? 0 : F(GUEST_CSUM) | F(GUEST_TSO4)));
+		tcp4(64000);
+		memcpy(sent, pkt, 64054);
+		for (n = 0; n < 20; n++)
+			pieces[n] = n < 19 ? 3000 : 64054 + 12 - 19 * 3000;
+		assert_true(send_one(&plain, sent, 60) >= 0);
+		assert_true(send_pieces(&small, sent, 64054, pieces, 20) >= 0);
+		assert_true(send_one(&plain, sent, 61) >= 0);
+		for (n = 0; n < 100; n++)
+			recv_post(lens);
+		/* The one before it goes; it waits, whole, for the rest. */
+		assert_int_equal(run(), 1);
+		assert_int_equal(run(), 0);
+		assert_int_equal(receive(&h), 60);
+		assert_int_equal(receive(&h), -1);
+		while (b.held < 120)
+			recv_post(lens);
+		while (run())
+			;
+		while (done < 64000) {
+			int len = receive(&h);
+
+			assert_int_equal(len, cut ? VP_MIN(654, 54 + 64000 - done) : 64054);
+			assert_int_equal(h.gso_type, cut ? 0 : 1);
+			assert_memory_equal(pkt + 54, sent + 54 + done, len - 54);
+			done += (unsigned)len - 54;
+		}
+		assert_int_equal(receive(&h), 61);
+		assert_int_equal(receive(&h), -1);
+		assert_int_equal(drops(), 0);
+		assert_int_equal(reclaim(), 3);
+		stop();
+	}
+	/* The whole ring is too small for it: dropped, and the next one goes. */
+	start(MODERN | F(CSUM) | F(HOST_TSO4), MODERN | F(MRG_RXBUF) | F(GUEST_CSUM) | F(GUEST_TSO4));
+	assert_true(send_one(&tso, sent, 64054) >= 0);
+	assert_true(send_one(&plain, sent, 60) >= 0);
+	while (recv_post(400) >= 0)
+		;
+	while (run())
+		;
+	assert_int_equal(a.q.stats.drops[VP_DROP_TOO_BIG], 1);
+	assert_int_equal(receive(&h), 60);
+	assert_int_equal(reclaim(), 2);
+	stop();
+}
+
 static void test_checksum_completed(void **state)
 {
 	static const struct virtio_net_hdr need = { .flags = 1, .csum_start = 34, .csum_offset = 16 };
@@ -697,7 +757,7 @@ int main(void)
 		cmocka_unit_test(test_too_short),
 		cmocka_unit_test(test_bad_offload_header),
 		cmocka_unit_test(test_tso_passes),
-		cmocka_unit_test(test_tso_is_cut),
+		cmocka_unit_test(test_tso_is_cut), cmocka_unit_test(test_tso_needs_many_buffers),
 		cmocka_unit_test(test_checksum_completed),
 		cmocka_unit_test(test_no_peer),
 		cmocka_unit_test(test_patience),
