@@ -8,6 +8,7 @@ import pytest
 
 import portclient as pc
 import vu
+from test_port import count, SIGNALS
 
 POOL = 0x200000
 VIEWS = [vu.BASIC | vu.bit(vu.NET_MRG_RXBUF), vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.PACKED),
@@ -358,3 +359,26 @@ def test_no_fds_or_jobs_leak(copy):
     for _ in range(5):
         lap()
     copy.wait_fds(n)
+
+
+def test_kick_system_calls(copy):
+    """The data thread raises the signal itself: nobody else is woken, two system calls at most."""
+    with vu.Nic(drv(copy)) as nic, Local(dev(copy)) as p:
+        p.attach(PATH & ~vu.bit(vu.EVENT_IDX))  # so that every packet is a kick
+        up(p)
+        tx = Device(p, 1)
+        nic.send_packet(vu.frame(0, 64))
+        assert tx.packet() == vu.frame(0, 64)
+        assert copy.show("ab")["sides"]["device"]["kicks_direct"] == 2
+        while pc.raised(p.signals[2], 0):
+            pass
+
+        def packet():
+            nic.reclaim()
+            nic.send_packet(vu.frame(1, 64))
+            assert pc.raised(p.signals[2])
+            assert tx.packet() == vu.frame(1, 64)
+
+        forwarded = count(copy, packet, "vp-signal")
+        assert len(forwarded) < 8, "".join(forwarded[:20])
+        assert copy.show("ab")["sides"]["device"]["signals_forwarded"] == 0
