@@ -305,13 +305,21 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 
 /* ---- both ways ----------------------------------------------------------------- */
 
-static void kick(struct vp_bounce *b)
+/*
+ * The fd may be one that the device VM's VMM shares and can make block, as a driver's call fd can (vp_relay_call()): then the
+ * same supervisor interrupts it, and the run is over.
+ */
+static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
 {
 	const uint64_t one = 1;
+	ssize_t n;
 
 	b->kicks++;
-	if (write(b->c.kick_fd, &one, sizeof(one)) < 0)
-		return; /* ours and non-blocking: full, so it is raised already */
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	n = write(b->c.kick_fd, &one, sizeof(one));
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	if (n < 0 && errno != EAGAIN)  /* EAGAIN: full, so it is raised already */
+		b->shadow.broken = true;
 }
 
 /*
@@ -351,7 +359,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (handed && vp_drvq_need_kick_fenced(&b->shadow)) {
-		kick(b);
+		kick(b, s);
 		calls++;
 	}
 	if ((gave || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {

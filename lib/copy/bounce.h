@@ -45,7 +45,7 @@ struct vp_bounce_conf {
 	struct vp_bounce_area out, in; /* for what the device reads, and writes; size 0: this queue has none of these */
 	bool     net;                  /* virtio-net: count packets, without their headers */
 	bool     early;                /* give chains back when they have been copied (net transmit; needs in.size 0) */
-	int      kick_fd;              /* eventfd of ours that notifies the device VM; not owned */
+	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
 };
 
 /* FIFO allocator in an area: contiguous pieces, released in the order in which they were taken. */

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A copy link between a scripted driver and a scripted, and hostile, device side on the local attachment."""
+import os
 import random
 import struct
 import time
@@ -382,3 +383,24 @@ def test_kick_system_calls(copy):
         forwarded = count(copy, packet, "vp-signal")
         assert len(forwarded) < 8, "".join(forwarded[:20])
         assert copy.show("ab")["sides"]["device"]["signals_forwarded"] == 0
+
+
+def test_signal_that_blocks(copy):
+    """The device side makes its own eventfd block: it loses the queue, everything else goes on."""
+    with vu.Nic(drv(copy)) as nic, Local(dev(copy)) as p:
+        p.attach(PATH & ~vu.bit(vu.EVENT_IDX))
+        up(p)
+        fd = p.signals[2]
+        while pc.raised(fd, 0):
+            pass
+        os.write(fd, struct.pack("<Q", (1 << 64) - 2))
+        os.set_blocking(fd, True)
+        nic.send_packet(vu.frame(1, 64))
+        p.wait(lambda s: not s.queues[1].flags & pc.STARTED)
+        assert copy.stats("ab")["device"]["queues_spoiled"] == 1
+        rx = Device(p, 0)  # on the same data thread
+        rx.send(vu.frame(2, 100))
+        assert nic.recv_packet()[1] == vu.frame(2, 100)
+        for i in range(5):
+            nic.send_packet(vu.frame(i, 64))
+        copy.wait(lambda: nic.rings[1].mem.r("H", nic.rings[1].used + 2) == 6)  # drained
