@@ -67,7 +67,7 @@ int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *
 
 	if (q >= p->nqueues)
 		return -ERANGE;
-	if (!p->up)
+	if (!vp_port_is_up(p))
 		return -ENOTCONN;
 	if (p->q[q].running)
 		return -EBUSY;
@@ -168,11 +168,29 @@ static uint32_t reason_now(const struct vp_port *p)
 static void show_status(struct vp_port *p)
 {
 	uint32_t reason = reason_now(p);
+	bool up = vp_port_is_up(p);
 
 	p->st.flags = htole32(p->attached ? VHP_STATE_ATTACHED : 0);
-	p->st.link_status = htole32(p->up ? VHP_LINK_UP : VHP_LINK_DOWN);
-	p->st.link_reason = htole32(p->up ? VHP_REASON_NONE : reason);
+	p->st.link_status = htole32(up ? VHP_LINK_UP : VHP_LINK_DOWN);
+	p->st.link_reason = htole32(up ? VHP_REASON_NONE : reason == VHP_REASON_NONE ? VHP_REASON_WINDOW : reason);
 	p->st.features[0] = htole64(p->driver == VP_PORT_NO_DRIVER ? 0 : p->features);
+}
+
+/*
+ * The link goes down while the driver VM and the guest are well: an administrator wants it, or a window is
+ * missing. The guest is still at work on the rings, so it is asked to stop before anybody else touches them.
+ * Returns whether an answer is awaited.
+ */
+static bool ask_to_stop(struct vp_port *p)
+{
+	bool wait = false;
+
+	if (!p->online || !p->attached || p->driver == VP_PORT_NO_DRIVER)
+		return false;
+	for (unsigned q = 0; q < p->nqueues; q++)
+		wait |= vp_port_queue_stop(p, q) == VP_PORT_LATER;
+	p->falling = wait || p->falling;
+	return wait;
 }
 
 void port_evaluate(struct vp_port *p)
@@ -187,9 +205,12 @@ void port_evaluate(struct vp_port *p)
 
 		p->again = false;
 		port_windows_update(p);
-		up = reason_now(p) == VHP_REASON_NONE;
-		if (up == p->up)
+		up = reason_now(p) == VHP_REASON_NONE && !p->falling;
+		if (up == p->up || (!up && ask_to_stop(p)))
 			continue;
+		/* The reason may have passed while the queues were being stopped. */
+		p->again = p->falling;
+		p->falling = false;
 		p->up = up;
 		p->up_us = up ? port_now(p) : 0;
 		if (up) {
@@ -211,6 +232,7 @@ void port_evaluate(struct vp_port *p)
 static void detach(struct vp_port *p)
 {
 	p->attached = false;
+	p->falling = false;
 	if (p->up) {
 		p->up = false;
 		p->up_us = 0;
@@ -449,6 +471,8 @@ void vp_port_command(struct vp_port *p)
 		return;
 	vp_port_begin(p);
 	execute(p);
+	if (p->falling)
+		port_evaluate(p);
 	show_status(p);
 	vp_port_commit(p);
 }

@@ -76,6 +76,7 @@ struct vp_port {
 	struct vhp_abi_state           st, pub;
 	/* life */
 	bool                          online, attached, up, updating, again;
+	bool                          falling;      /* up, and waiting for the guest to stop its queues */
 	bool                          cut, bad_features, limit;
 	unsigned                      hold;
 	enum vp_port_driver           driver;

@@ -11,7 +11,7 @@ bool vp_port_attached(const struct vp_port *p)
 
 bool vp_port_is_up(const struct vp_port *p)
 {
-	return p->up;
+	return p->up && !p->falling;
 }
 
 bool vp_port_is_online(const struct vp_port *p)
@@ -102,7 +102,7 @@ json_t *vp_port_json(const struct vp_port *p)
 {
 	return json_pack("{s:s,s:b,s:b,s:b,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:I,s:I}",
 			 "attachment", attachment_str(p->conf.attachment), "online", p->online, "attached", p->attached,
-			 "up", p->up, "reason", vp_port_reason_str(vp_port_reason(p)),
+			 "up", vp_port_is_up(p), "reason", vp_port_reason_str(vp_port_reason(p)),
 			 "driver_us", (json_int_t)p->driver_us, "up_us", (json_int_t)p->up_us,
 			 "epoch", (json_int_t)le64toh(p->st.link_epoch),
 			 "required_features", (json_int_t)p->required, "data_path_features", (json_int_t)p->path[0],

@@ -114,6 +114,13 @@ class Port:
     def stopped(self, q, run, base=0, flags=0):
         return self.command(QUEUE_STOPPED, q, run, base, flags)
 
+    def let_go(self):
+        """Answer the requests to stop queues; returns how many there were."""
+        asked = [(q, e) for q, e in enumerate(self.state().queues) if e.flags & STOP]
+        for q, e in asked:
+            assert self.stopped(q, e.run, e.base) == OK
+        return len(asked)
+
     def view(self, addr, length):
         """A view of [addr, addr + length) of the driver VM's memory, through regions[]."""
         for a, size, off, win, _ in self.state().regions:

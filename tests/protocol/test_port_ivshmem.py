@@ -117,6 +117,8 @@ def test_bar_without_address(lab):
     with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
         p.vmm = lab.qmp
         p.attach()
+        p.wait(lambda s: any(q.flags & pc.STOP for q in s.queues), timeout=12)
+        p.let_go()
         lab.d.wait(lambda: lab.error(), timeout=12)
         assert "pref64-reserve" in lab.error()
         assert p.state().reason == pc.WINDOW

@@ -333,6 +333,39 @@ static void test_runs(void **state)
 	assert_true(vp_port_is_up(f->p));
 }
 
+/* Down for a while: nobody touches the rings before the guest has said where it stopped. */
+static void test_falls_gently(void **state)
+{
+	struct fake *f = *state;
+	struct vp_port_ring r = { .size = 64, .enabled = true };
+	unsigned ups;
+
+	bring_up(f);
+	ups = f->ups;
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
+	assert_int_equal(reason(f), VHP_REASON_ADMIN);
+	assert_false(vp_port_is_up(f->p));
+	assert_true(le32toh(f->c->state.queues[0].flags) & VHP_QUEUE_STOP);
+	assert_int_equal(f->stops + f->downs, 0);
+	assert_int_equal(vp_port_queue_run(f->p, 1, &r), -ENOTCONN);
+	/* The reason passes before the guest has answered: first down, then up. */
+	vp_port_set_hold(f->p, 0);
+	assert_false(vp_port_is_up(f->p));
+	assert_int_equal(f->stops + f->downs, 0);
+	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 9, 0), VHP_ST_OK);
+	assert_true(f->last.base_known && f->last.base == 9 && !f->last.lost);
+	assert_int_equal(f->downs, 1);
+	assert_int_equal(f->ups, ups + 1);
+	assert_true(vp_port_is_up(f->p));
+	/* The driver VM goes meanwhile: there is nothing left to wait for. */
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
+	vp_port_set_driver(f->p, VP_PORT_NO_DRIVER, 0);
+	assert_true(f->last.lost);
+	assert_int_equal(f->downs, 2);
+}
+
 static void test_cut(void **state)
 {
 	struct fake *f = *state;
@@ -560,7 +593,8 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs), T(test_cut),
+		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs),
+		T(test_falls_gently), T(test_cut),
 		T(test_sync), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
 		cmocka_unit_test_setup_teardown(test_slow_take, setup_slow, teardown),
 	};
