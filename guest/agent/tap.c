@@ -232,8 +232,12 @@ int tap_avoid_mac(struct tap *t, const uint8_t mac[6], struct vp_err *e)
 {
 	struct ifreq ifr = { 0 };
 	uint8_t other[6];
-	int rc = if_ioctl(t, SIOCGIFHWADDR, &ifr);
+	int rc;
 
+	/* A macvtap is the driver VM's interface on the lower device, and gets only what is for its address. */
+	if (t->macvtap)
+		return 0;
+	rc = if_ioctl(t, SIOCGIFHWADDR, &ifr);
 	if (rc || memcmp(ifr.ifr_hwaddr.sa_data, mac, 6))
 		return 0;
 	if (getrandom(other, sizeof(other), GRND_NONBLOCK) != (ssize_t)sizeof(other)) {
