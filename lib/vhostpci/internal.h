@@ -77,6 +77,7 @@ struct vhp_port {
 	uint32_t  seen;                   /* generation of cur */
 	unsigned  t_serial;
 	bool      have, up, map_pending;
+	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;
 	struct vhp_region_map maps[VHP_MAX_REGIONS];
 	unsigned  nmaps;

@@ -188,6 +188,7 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 		bool same = s->link_status == VHP_LINK_UP && i < s->nqueues &&
 			    (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
 		bool stop = same && (pq->flags & VHP_QUEUE_STOP);
+		const uint32_t both = VHP_QUEUE_STARTED | VHP_QUEUE_STOP;
 		bool broken = q->rq.vq.broken;
 
 		if (q->started && (!same || stop)) {
@@ -198,6 +199,13 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 			queue_stop(q);
 			q->reported = true;
 			ret = report_stopped(p, i, VHP_STOPPED_F_BROKEN, e);
+		} else if (s->link_status == VHP_LINK_UP && i < s->nqueues && (pq->flags & both) == both && pq->run != q->run) {
+			/* Started and stopped before we looked: it stands where it stood, and the answer is awaited. */
+			uint64_t args[4] = { i, pq->run, pq->base, 0 };
+			uint32_t status;
+
+			q->run = pq->run;
+			ret = p->t->ops->command(p->t, VHP_CMD_QUEUE_STOPPED, args, 4, &status, NULL, e);
 		}
 	}
 	return ret;
@@ -254,6 +262,32 @@ static int apply(struct vhp_port *p, const struct vp_port_state *s, struct vp_er
 	return p->up ? start_queues(p, s, e) : 0;
 }
 
+static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
+{
+	uint64_t args[4] = { VHP_ABI_VERSION, features, 0, VIRTIO_ID_NET_ }, value[6];
+	uint32_t status;
+	int ret;
+
+	ret = p->t->ops->command(p->t, VHP_CMD_ATTACH, args, 4, &status, value, e);
+	if (ret)
+		return ret;
+	switch (status) {
+	case VHP_ST_OK:
+		return 0;
+	case VHP_ST_FEATURES:
+		return vp_err_set(e, -EOPNOTSUPP, "the link needs virtio features 0x%llx, which this program does not take: narrow the link's offloads, or widen params.features",
+				  (unsigned long long)value[0]);
+	case VHP_ST_VERSION:
+		return vp_err_set(e, -EPROTO, "the daemon speaks ABI %u.%u, this library %u.%u", VHP_ABI_VER_MAJOR((uint32_t)value[0]),
+				  VHP_ABI_VER_MINOR((uint32_t)value[0]), VHP_ABI_MAJOR, VHP_ABI_MINOR);
+	case VHP_ST_DEVICE_TYPE:
+		return vp_err_set(e, -EOPNOTSUPP, "the link serves a device of virtio type %llu, this library serves network devices",
+				  (unsigned long long)value[0]);
+	default:
+		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_port_status_str(status));
+	}
+}
+
 static bool any_unreported(const struct vhp_port *p)
 {
 	unsigned i;
@@ -296,6 +330,11 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		p->next = s;
 		p->seen = p->cur->generation;
 		p->have = true;
+		if (!ret && !(p->cur->flags & VHP_STATE_ATTACHED) && p->cur->link_reason == VHP_REASON_TIMEOUT) {
+			/* We were too slow once (stopped by a debugger, a host that swaps) and were cut: here we are again. */
+			ret = attach(p, p->path, &e);
+			continue;
+		}
 		if (p->map_pending)
 			break; /* until the window arrives */
 	}
@@ -314,32 +353,6 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 }
 
 /* ---- open and close ---------------------------------------------------------------------------------- */
-
-static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
-{
-	uint64_t args[4] = { VHP_ABI_VERSION, features, 0, VIRTIO_ID_NET_ }, value[6];
-	uint32_t status;
-	int ret;
-
-	ret = p->t->ops->command(p->t, VHP_CMD_ATTACH, args, 4, &status, value, e);
-	if (ret)
-		return ret;
-	switch (status) {
-	case VHP_ST_OK:
-		return 0;
-	case VHP_ST_FEATURES:
-		return vp_err_set(e, -EOPNOTSUPP, "the link needs virtio features 0x%llx, which this program does not take: narrow the link's offloads, or widen params.features",
-				  (unsigned long long)value[0]);
-	case VHP_ST_VERSION:
-		return vp_err_set(e, -EPROTO, "the daemon speaks ABI %u.%u, this library %u.%u", VHP_ABI_VER_MAJOR((uint32_t)value[0]),
-				  VHP_ABI_VER_MINOR((uint32_t)value[0]), VHP_ABI_MAJOR, VHP_ABI_MINOR);
-	case VHP_ST_DEVICE_TYPE:
-		return vp_err_set(e, -EOPNOTSUPP, "the link serves a device of virtio type %llu, this library serves network devices",
-				  (unsigned long long)value[0]);
-	default:
-		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_port_status_str(status));
-	}
-}
 
 int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *params, struct vhp_error *err)
 {
@@ -390,6 +403,7 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 	}
 	for (i = 0; i < p->nq; i++)
 		p->q[i].rq.call_fd = p->q[i].kick_fd = -1;
+	p->path = features;
 	ret = attach(p, features, &e);
 	if (ret)
 		goto fail;
