@@ -306,6 +306,13 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 
 	if (!ring_lives(r))
 		q->given_up = false;
+	/*
+	 * The driver's ring is broken, the guest is well: it lets go first. Its next run may have the same shadow ring, and a
+	 * guest that is still in a burst of the last one would write into it.
+	 */
+	if (q->handed && ring_lives(r) && r->rq.vq.broken && !(pl->m->spoiled && pl->m->spoiled(pl, i)) &&
+	    vp_port_queue_stop(pl->port, i) == VP_PORT_LATER)
+		return;
 	if (q->handed && (!ring_lives(r) || r->rq.vq.broken || (pl->m->spoiled && pl->m->spoiled(pl, i)))) {
 		vp_port_queue_end(pl->port, i);
 		return;
