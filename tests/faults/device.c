@@ -141,11 +141,13 @@ static bool echo(void)
 	for (unsigned i = 0; i < BURST; i++)
 		pkt[i] = (struct vhp_packet){ .data = data[i], .room = sizeof(data[i]) };
 	n = vhp_recv(d.port, 0, pkt, BURST);
-	/* Not for ever: a driver may have stopped offering buffers. */
-	for (unsigned tries = 0; done < n && k >= 0 && tries < 200; tries++) {
+	/* Not for ever: a driver may have stopped offering buffers. A receive queue may be about to start anew. */
+	for (unsigned tries = 0; done < n && tries < 200; tries++) {
 		k = vhp_send(d.port, 0, pkt + done, (unsigned)(n - done));
 		done += VP_MAX(k, 0);
-		if (!k)
+		if (k < 0)
+			update();
+		if (k <= 0)
 			poll(NULL, 0, 1);
 	}
 	if (n == -EIO || k == -EIO)

@@ -82,14 +82,16 @@ class Connection:
         if not whole:
             return True
         if self.plan and self.plan[1] and self.count == self.plan[0]:
-            self.proxy.fired.set()
             self.pass_on(side, side.data[:max(len(side.data) // 2, 1)])
+            self.proxy.before_cut()
+            self.proxy.fired.set()
             return False
         if not self.pass_on(side, side.data):
             return False
         self.count += 1
         self.proxy.last_count = self.count
         if self.plan and not self.plan[1] and self.count >= self.plan[0]:
+            self.proxy.before_cut()
             self.proxy.fired.set()
             return False
         return True
@@ -108,6 +110,7 @@ class Proxy:
         self.fired = threading.Event()
         self.last_count = 0
         self.connections = []
+        self.before_cut = lambda: None   # what is at the client's end may have to die with its connection
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen(16)
@@ -128,6 +131,7 @@ class Proxy:
             return
         c = Connection(self, client, server)
         if c.plan and not c.plan[1] and c.plan[0] == 0:
+            self.before_cut()
             self.fired.set()
             c.close()
             return
@@ -150,6 +154,8 @@ class Proxy:
         def go():
             self.fired.clear()
             self.next_plan = plan
+            if self.connections:
+                self.before_cut()
             for c in list(self.connections):
                 self.end(c)
             done.set()
