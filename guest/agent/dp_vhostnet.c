@@ -358,6 +358,8 @@ static void vn_close(struct datapath *d)
 {
 	struct vhostnet *v = VN(d);
 
+	/* The tap may live on, for the next port: nobody is at its other end until then. */
+	tap_carrier(v->tap, false);
 	vn_reset(d);
 	free(v);
 }
