@@ -12,9 +12,22 @@ static void vm_line(const json_t *vms, const char *side)
 	       json_is_string(json_object_get(v, "trust_group")) ? cli_str(v, "trust_group") : "");
 }
 
+/* "+ rule: why" and the lines that set what it looked at. */
+static void rule_lines(const json_t *rule)
+{
+	json_t *w;
+	size_t i;
+
+	printf("  %s %s: %s\n", json_is_true(json_object_get(rule, "allowed")) ? "allowed by" : "REFUSED by", cli_str(rule, "rule"),
+	       cli_str(rule, "why"));
+	json_array_foreach(json_object_get(rule, "where"), i, w)
+		printf("      set at %s\n", json_string_value(w));
+}
+
 static int run(struct cli *c, int argc, char **argv)
 {
-	json_t *params, *result, *config;
+	json_t *params, *result, *config, *rule;
+	size_t i;
 	bool allowed;
 	int n, r = cli_operands(c, &cmd_explain, argc, argv, 1, 64, &n);
 
@@ -40,8 +53,9 @@ static int run(struct cli *c, int argc, char **argv)
 		       cli_str(result, "endpoint"));
 		vm_line(json_object_get(result, "vms"), "driver");
 		vm_line(json_object_get(result, "vms"), "device");
-		printf("  %s: mode %s, by rule %s\n  %s\n", allowed ? "allowed" : "refused", cli_str(result, "mode"),
-		       cli_str(result, "rule"), cli_str(result, "why"));
+		json_array_foreach(json_object_get(result, "rules"), i, rule)
+			rule_lines(rule);
+		printf("  %s: mode %s, by rule %s\n", allowed ? "allowed" : "refused", cli_str(result, "mode"), cli_str(result, "rule"));
 	}
 	json_decref(result);
 	return allowed ? 0 : EXIT_REFUSED;

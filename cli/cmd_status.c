@@ -27,6 +27,9 @@ static int run(struct cli *c, int argc, char **argv)
 			printf("%lld jobs, %s, slept %lld times\n", cli_int(t, "jobs"),
 			       json_is_true(json_object_get(t, "awake")) ? "awake" : "asleep", cli_int(t, "sleeps"));
 		}
+		json_array_foreach(json_object_get(result, "isolation"), i, t)
+			printf("  isolation %lld, %s: %s%s\n", cli_int(t, "stage"), cli_str(t, "name"),
+			       json_is_true(json_object_get(t, "in_force")) ? "" : "NOT in force: ", cli_str(t, "what"));
 	}
 	json_decref(result);
 	return 0;
@@ -34,5 +37,5 @@ static int run(struct cli *c, int argc, char **argv)
 
 const struct cli_command cmd_status = {
 	"status", "[--json]", "Show the daemon itself",
-	"Version, uptime and data threads.\n", run,
+	"Version, uptime, data threads, and what the daemon has given up.\n", run,
 };

@@ -460,11 +460,13 @@ int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct
 
 	if (!c)
 		return -ENOMEM;
+	rep->into = c;
 	r = load_daemon(c, paths, rep);
 	if (!r)
 		r = load_kind(c, paths, ".vm", add_vm, rep);
 	if (!r)
 		r = load_kind(c, paths, ".link", add_link, rep);
+	rep->into = NULL;
 	if (!r && c->n_links > c->daemon.max_links)
 		vp_conf_error(rep, "%u links are configured but MaxLinks=%u; raise it in vhost-pci.conf", c->n_links,
 			      c->daemon.max_links);
@@ -486,6 +488,7 @@ void vp_conf_free(struct vp_conf *c)
 {
 	if (!c)
 		return;
+	vp_conf_origins_free(c);
 	free(c->vms);
 	free(c->links);
 	free(c);

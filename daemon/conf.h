@@ -24,12 +24,14 @@
 #define VP_CONF_MAX_DIRS   4
 #define VP_CONF_BUS_MAX    256  /* HotplugBus=, all names together */
 #define VP_CONF_MAX_PAIRS  64   /* queue pairs of one link */
+#define VP_CONF_DIRS_MAX   512  /* SocketDirectories=, all together */
 
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT };
 enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL };
 enum vp_socket_mode { VP_SOCKET_SERVER, VP_SOCKET_CLIENT };
 enum vp_side_id { VP_SIDE_DRIVER, VP_SIDE_DEVICE, VP_SIDES };
+enum vp_conf_kind { VP_CONF_DAEMON, VP_CONF_VM, VP_CONF_LINK };
 
 /* Offloads that a link may offer; the bits are ours, the link translates them to virtio features. */
 enum {
@@ -49,6 +51,7 @@ struct vp_conf_vm {
 	uint32_t max_links;   /* 0 = no limit */
 	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
 	uint64_t max_pool;    /* bytes of pools of all its links in copy mode; 0 = no limit */
+	uint32_t pps;         /* packets per second that it may send over all its links; 0 = no limit */
 };
 
 struct vp_conf_side {
@@ -89,13 +92,23 @@ struct vp_conf_daemon {
 	char     control_group[VP_CONF_NAME_MAX];  /* "" = root and the daemon's user only */
 	char     control_socket[VP_CONF_SOCKET_MAX];
 	char     runtime_dir[VP_CONF_SOCKET_MAX];
+	char     socket_dirs[VP_CONF_DIRS_MAX];    /* further ones for sockets, one blank between them */
+	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
+	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
+	uint32_t require;                          /* isolation stages (bit = enum vp_isolate_stage) that must be in force */
+	bool     no_filter;                        /* no system call filter */
 };
+
+/* Where a setting was made: the last one of those that count. */
+struct vp_conf_origin;
 
 struct vp_conf {
 	struct vp_conf_daemon daemon;
 	struct vp_conf_vm   *vms;    /* sorted by name */
 	struct vp_conf_link *links;  /* sorted by name */
 	unsigned             n_vms, n_links;
+	struct vp_conf_origin *origins;
+	unsigned             n_origins, cap_origins;
 };
 
 struct vp_conf_paths {
@@ -110,6 +123,7 @@ struct vp_conf_report {
 	void   (*fn)(void *arg, const char *msg);
 	void    *arg;
 	unsigned errors;
+	struct vp_conf *into;  /* where vp_conf_load() keeps the origins of settings; NULL = nowhere */
 };
 
 /*
@@ -119,6 +133,16 @@ struct vp_conf_report {
  */
 int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct vp_conf_report *rep);
 void vp_conf_free(struct vp_conf *c);
+
+/*
+ * Where [section] key of an object (a VM's or link's name; "" for the daemon) was set: "path:line" into buf, true.
+ * False when no file sets it.
+ */
+bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
+		   char *buf, size_t size);
+/* The parser's: note one. Out of memory is not an error, the answer is only less precise. */
+void vp_conf_note(struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
+		  const char *path, unsigned line);
 
 const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *name);
 const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name);
@@ -149,7 +173,6 @@ int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link 
  * Parse one file's text into the object that its kind says (the fuzz target's entry too).
  * path is only used in messages.
  */
-enum vp_conf_kind { VP_CONF_DAEMON, VP_CONF_VM, VP_CONF_LINK };
 void vp_conf_parse_text(enum vp_conf_kind kind, void *object, const char *path, const char *text, size_t len,
 			struct vp_conf_report *rep);
 

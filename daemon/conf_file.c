@@ -118,6 +118,8 @@ static int on_key(void *user, const char *section, const char *key, const char *
 	if (p->seen & VP_BIT(r))
 		vp_conf_error(p->rep, "%s:%u: %s= is set twice in this file; remove one", p->path, p->line, key);
 	p->seen |= VP_BIT(r);
+	if (p->rep->into)
+		vp_conf_note(p->rep->into, p->kind, p->kind == VP_CONF_DAEMON ? "" : p->object, section, key, p->path, p->line);
 	return 1;
 }
 

@@ -326,12 +326,83 @@ static int parse_ids(void *field, const struct key *k, const char *v, struct vp_
 }
 
 static const char *const bool_names[] = { "no", "yes", NULL };
+/* enum vp_isolate_stage, from 1 on */
+static const char *const stage_names[] = { "process", "namespaces", "identity", "files", "calls", NULL };
 
 static int parse_bool(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	const struct key words = { .name = k->name, .words = bool_names };
 
 	return parse_state(field, &words, v, e);
+}
+
+/* "namespaces landlock" or "all" into a mask of enum vp_isolate_stage. */
+static int parse_stages(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	char copy[256], all[96], *s = copy, *w;
+	uint32_t set = 0;
+
+	snprintf(copy, sizeof(copy), "%s", v);
+	while ((w = next_word(&s))) {
+		unsigned i = 0;
+
+		while (stage_names[i] && strcmp(stage_names[i], w))
+			i++;
+		if (!stage_names[i] && strcmp(w, "all")) {
+			list_words(all, sizeof(all), stage_names);
+			return vp_err_set(e, -EINVAL, "%s=: %.40s is not known; use all or some of: %s", k->name, w, all);
+		}
+		set |= stage_names[i] ? 2u << i : (2u << i) - 2;
+	}
+	*(uint32_t *)field = set;
+	return 0;
+}
+
+/* Absolute directories, separated by blanks or commas. */
+static int parse_dirs(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	char copy[VP_CONF_DIRS_MAX], *s = copy, *w, *out = field;
+	size_t n = 0;
+
+	if (strlen(v) >= sizeof(copy))
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer directories", k->name, VP_CONF_DIRS_MAX - 1);
+	snprintf(copy, sizeof(copy), "%s", v);
+	memset(out, 0, VP_CONF_DIRS_MAX);
+	while ((w = next_word(&s))) {
+		if (*w != '/')
+			return vp_err_set(e, -EINVAL, "%s=: %.80s is not an absolute path", k->name, w);
+		n += (size_t)snprintf(out + n, VP_CONF_DIRS_MAX - n, "%s%s", n ? " " : "", w);
+	}
+	return 0;
+}
+
+static int parse_user(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	if (!vp_conf_name_ok(v) || !getpwnam(v))
+		return vp_err_set(e, -EINVAL, "%s=: there is no user %.60s; create it or leave the line out", k->name, v);
+	return parse_name(field, k, v, e);
+}
+
+/* A file's absolute path, or "log". */
+static int parse_audit(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	if (!strcmp(v, "log")) {
+		memset(field, 0, VP_CONF_SOCKET_MAX);
+		return 0;
+	}
+	if (*v != '/')
+		return vp_err_set(e, -EINVAL, "%s=%.80s is neither log nor an absolute path", k->name, v);
+	return parse_path(field, k, v, e);
+}
+
+static int parse_not(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	bool yes = false;
+	int r = parse_bool(&yes, k, v, e);
+
+	if (!r)
+		*(bool *)field = !yes;
+	return r;
 }
 
 static int parse_cpus(void *field, const struct key *k, const char *v, struct vp_err *e)
@@ -351,6 +422,11 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "BusyPollMicroseconds", parse_u32, D(busy_poll_us), 0, 1000000 },
 	{ "Daemon", "MaxLinks", parse_u32, D(max_links), 1, 65536 },
 	{ "Daemon", "RuntimeDirectory", parse_path, D(runtime_dir) },
+	{ "Daemon", "SocketDirectories", parse_dirs, D(socket_dirs) },
+	{ "Daemon", "User", parse_user, D(user) },
+	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
+	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
+	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },
 	{ "Control", "Group", parse_group, D(control_group) },
 	{ NULL }
@@ -362,6 +438,7 @@ static const struct key vm_keys[] = {
 	{ "VM", "MaxLinks", parse_u32, V(max_links), 1, 65536 },
 	{ "VM", "MaxQueues", parse_u32, V(max_queues), 1, 65536 },
 	{ "VM", "MaxPool", parse_size, V(max_pool), 1, 1u << 23 },
+	{ "VM", "PacketsPerSecond", parse_u32, V(pps), 1, UINT32_MAX },
 	{ NULL }
 };
 

@@ -13,6 +13,8 @@ int vp_conf_key_set(enum vp_conf_kind kind, void *object, const char *section, c
 bool vp_conf_section_known(enum vp_conf_kind kind, const char *section);
 /* "[A], [B]" into buf. */
 void vp_conf_sections(enum vp_conf_kind kind, char *buf, size_t size);
+/* What vp_conf_note() keeps. */
+void vp_conf_origins_free(struct vp_conf *c);
 /* "0,2-5" into d->cpus. */
 int vp_conf_parse_cpus(struct vp_conf_daemon *d, const char *v, struct vp_err *e);
 

@@ -21,10 +21,15 @@
 #include "request.h"
 #include "sock.h"
 
+#define VP_STR1(x) #x
+#define VP_STR(x)  VP_STR1(x)
+
 struct vp_client {
 	struct vp_control *ctl;
 	sd_event_source   *io;
 	int                fd;
+	struct ucred       cred;
+	uint64_t           tokens_us;  /* time up to which requests have been let pass */
 	bool               subscribed;
 	bool               closing;  /* send what waits, then close */
 	char              *in;
@@ -83,6 +88,7 @@ static int client_rearm(struct vp_client *cl)
 static int client_flush(struct vp_client *cl)
 {
 	while (out_waiting(cl)) {
+		/* seccomp control: sendto */
 		ssize_t n = send(cl->fd, cl->out + cl->out_off, out_waiting(cl), MSG_NOSIGNAL | MSG_DONTWAIT);
 
 		if (n < 0)
@@ -132,6 +138,35 @@ out:
 	return r;
 }
 
+/* A second's worth of VP_CONTROL_BURST may come at once, then one each 1/VP_CONTROL_RATE s. */
+static bool too_fast(struct vp_client *cl)
+{
+	const uint64_t cost = 1000000 / VP_CONTROL_RATE, burst = VP_CONTROL_BURST * cost;
+	uint64_t now = 0;
+
+	sd_event_now(cl->ctl->d->event, CLOCK_MONOTONIC, &now);
+	if (now - cl->tokens_us > burst)
+		cl->tokens_us = now - burst;
+	if (now - cl->tokens_us < cost)
+		return true;
+	cl->tokens_us += cost;
+	return false;
+}
+
+/* Tell why, and let that be the last. */
+static int client_dismiss(struct vp_client *cl, int code, const char *why)
+{
+	struct vp_request none = { 0 };
+	struct vp_err e;
+	size_t n = 0;
+	char *answer;
+
+	vp_err_set(&e, code, "%s", why);
+	answer = vp_reply_error(&none, &e, &n);
+	cl->closing = true;
+	return client_put(cl, answer, n);
+}
+
 static int client_line(struct vp_client *cl, const char *line, size_t len)
 {
 	struct vp_request req;
@@ -142,8 +177,10 @@ static int client_line(struct vp_client *cl, const char *line, size_t len)
 	int r;
 
 	r = vp_request_parse(&req, line, len, &e);
+	cl->ctl->d->actor = &cl->cred;
 	if (!r)
 		r = vp_control_call(cl->ctl->d, cl, req.method, req.params, &result, &e);
+	cl->ctl->d->actor = NULL;
 	if (r && !e.code)
 		vp_err_set(&e, r, "%s", strerror(-r));
 	answer = r ? vp_reply_error(&req, &e, &n) : vp_reply_ok(&req, result, &n);
@@ -162,7 +199,11 @@ static int client_lines(struct vp_client *cl)
 
 		if (!nl)
 			break;
-		if (nl > cl->in + done)
+		if (nl > cl->in + done && too_fast(cl)) {
+			vp_log(VP_LOG_WARNING, "control: pid %d of user %u sent more than %d requests a second; cut off", (int)cl->cred.pid,
+			       cl->cred.uid, VP_CONTROL_RATE);
+			r = client_dismiss(cl, -EDQUOT, "more than " VP_STR(VP_CONTROL_RATE) " requests a second; send fewer, or wait between them");
+		} else if (nl > cl->in + done)
 			r = client_line(cl, cl->in + done, nl - (cl->in + done));
 		done = nl + 1 - cl->in;
 		if (!r)
@@ -172,16 +213,8 @@ static int client_lines(struct vp_client *cl)
 	if (done && cl->in_len)
 		memmove(cl->in, cl->in + done, cl->in_len);
 	if (!r && cl->in_len > VP_REQUEST_MAX_LINE && !memchr(cl->in, '\n', cl->in_len)) {
-		struct vp_request none = { 0 };
-		struct vp_err e;
-		size_t n = 0;
-		char *answer;
-
-		vp_err_set(&e, -EBADMSG, "the request is longer than %d bytes", VP_REQUEST_MAX_LINE);
-		answer = vp_reply_error(&none, &e, &n);
-		cl->closing = true;
 		cl->in_len = 0;
-		r = client_put(cl, answer, n);
+		r = client_dismiss(cl, -EBADMSG, "the request is longer than " VP_STR(VP_REQUEST_MAX_LINE) " bytes");
 	}
 	if (!r && !cl->in_len) {
 		free(cl->in);
@@ -207,6 +240,7 @@ static int client_read(struct vp_client *cl)
 		cl->in = p;
 		cl->in_cap = cap;
 	}
+	/* seccomp control: recvfrom */
 	n = recv(cl->fd, cl->in + cl->in_len, cl->in_cap - cl->in_len, MSG_DONTWAIT);
 	if (n == 0)
 		return -ECONNRESET;
@@ -290,6 +324,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	struct vp_control *c = arg;
 	struct vp_client *cl;
 	struct ucred cred;
+	/* seccomp control: accept4 */
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0) {
@@ -308,6 +343,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	cl->ctl = c;
 	cl->fd = fd;
+	cl->cred = cred;
 	cl->next = c->clients;
 	c->clients = cl;
 	c->n_clients++;
@@ -338,6 +374,7 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 		if (r)
 			goto fail;
 		c->unlink_path = true;
+		/* seccomp control: lchown fchownat */
 		if (c->has_group && lchown(path, -1, c->gid)) {
 			r = vp_err_set(e, -errno, "%s: cannot give it to group %s: %s", path, group, strerror(errno));
 			goto fail;
@@ -394,6 +431,7 @@ void vp_control_event(struct vp_control *c, const char *event, json_t *data)
 		if (client_put(cl, strndup(line, len), len)) {
 			cl->closing = true;
 			cl->subscribed = false;
+			/* seccomp control: shutdown */
 			shutdown(cl->fd, SHUT_RDWR);
 			vp_log(VP_LOG_WARNING, "control: a subscriber did not read its events; cut off");
 		}

@@ -18,6 +18,8 @@ struct vp_client;
 
 #define VP_CONTROL_MAX_CLIENTS 64
 #define VP_CONTROL_OUT_MAX     (1u << 20)  /* bytes that may wait for a reader before it is cut off */
+#define VP_CONTROL_RATE        1000        /* requests a second of one client, beyond VP_CONTROL_BURST at once */
+#define VP_CONTROL_BURST       5000
 #define VP_CONTROL_OUT_PAUSE   (256u << 10) /* above this, no further request of the client is read */
 
 /*

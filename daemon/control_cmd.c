@@ -6,13 +6,16 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "control.h"
+#include "audit.h"
 #include "base/log.h"
 #include "daemon.h"
 #include "link.h"
+#include "isolate.h"
 #include "request.h"
 #include "worker.h"
 
@@ -35,17 +38,30 @@ static int do_version(struct call *c, json_t **result, struct vp_err *e)
 	return 0;
 }
 
-static int count_fds(void)
+static int count_fds(DIR *d)
 {
-	DIR *d = opendir("/proc/self/fd");
 	int n = 0;
 
 	if (!d)
 		return -1;
+	rewinddir(d);
 	while (readdir(d))
 		n++;
-	closedir(d);
 	return n - 3;  /* ".", ".." and the directory itself */
+}
+
+static json_t *isolation(void)
+{
+	json_t *a = json_array();
+
+	for (unsigned s = 1; s < VP_STAGES; s++) {
+		bool on;
+		const char *what = vp_isolate_state(s, &on);
+
+		json_array_append_new(a, json_pack("{s:i,s:s,s:b,s:s}", "stage", (int)s, "name", vp_isolate_stage_name(s), "in_force",
+						   on, "what", what));
+	}
+	return a;
 }
 
 static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
@@ -63,10 +79,10 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 							 "sleeps", (json_int_t)w.sleeps));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
-	*result = json_pack("{s:s,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:o}", "version", VP_VERSION, "pid", (int)getpid(), "links",
-			    (int)vp_links_count(c->d->links), "open_fds", count_fds(), "reloads", (int)c->d->reloads,
+	*result = json_pack("{s:s,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(), "links",
+			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads", (int)c->d->reloads,
 			    "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
-			    "control_socket", conf->control_socket, "threads", threads);
+			    "control_socket", conf->control_socket, "threads", threads, "isolation", isolation());
 	return 0;
 }
 
@@ -174,12 +190,14 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 static int do_link_remove(struct call *c, json_t **result, struct vp_err *e)
 {
 	vp_log(VP_LOG_INFO, "link %s: removed on request", c->link->conf.name);
+	vp_audit_action(c->d, "link.remove", c->link->conf.name, 0, e);
 	vp_link_remove(c->d->links, c->link);
 	return 0;
 }
 
 static int do_link_up(struct call *c, json_t **result, struct vp_err *e)
 {
+	vp_audit_action(c->d, "link.up", c->link->conf.name, 0, e);
 	vp_link_set_up(c->link, true);
 	*result = vp_link_brief(c->link);
 	return 0;
@@ -187,9 +205,31 @@ static int do_link_up(struct call *c, json_t **result, struct vp_err *e)
 
 static int do_link_down(struct call *c, json_t **result, struct vp_err *e)
 {
+	vp_audit_action(c->d, "link.down", c->link->conf.name, 0, e);
 	vp_link_set_up(c->link, false);
 	*result = vp_link_brief(c->link);
 	return 0;
+}
+
+/* Every rule's say, with the lines that set what it looked at. *refused: the first that does not allow it (static). */
+static json_t *explain(struct vp_daemon *d, const struct vp_conf_link *conf, const struct vp_policy_step **refused)
+{
+	static struct vp_policy_step steps[VP_POLICY_STEPS];
+	const struct vp_conf_link **all = calloc(vp_links_count(d->links) + 1, sizeof(*all));
+	json_t *rules = json_array();
+	unsigned n = 0;
+
+	for (unsigned i = 0; all && i < vp_links_count(d->links); i++)
+		all[n++] = &vp_links_at(d->links, i)->conf;
+	n = vp_policy_steps(d->conf, all, n, conf, steps);
+	for (unsigned i = 0; i < n; i++) {
+		if (!steps[i].allowed && !*refused)
+			*refused = &steps[i];
+		json_array_append_new(rules, json_pack("{s:s,s:b,s:s,s:o}", "rule", steps[i].rule, "allowed", steps[i].allowed, "why",
+						       steps[i].why, "where", vp_audit_where(d->conf, &steps[i])));
+	}
+	free(all);
+	return rules;
 }
 
 /* What policy says of a link: of one that exists, or of one that would be added. */
@@ -199,7 +239,8 @@ static int do_policy_explain(struct call *c, json_t **result, struct vp_err *e)
 	struct vp_policy_decision d;
 	struct vp_conf_link conf;
 	const struct vp_conf_vm *vm[VP_SIDES];
-	json_t *vms = json_object();
+	const struct vp_policy_step *refused = NULL;
+	json_t *vms = json_object(), *rules;
 	int r;
 
 	if (json_object_get(c->params, "config")) {
@@ -213,15 +254,16 @@ static int do_policy_explain(struct call *c, json_t **result, struct vp_err *e)
 		goto fail;
 	}
 	vp_policy_decide(c->d->conf, &conf, &d);
+	rules = explain(c->d, &conf, &refused);
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		vm[s] = vp_conf_vm_find(c->d->conf, conf.side[s].vm);
 		json_object_set_new(vms, vp_side_name(s),
 				    json_pack("{s:s,s:o}", "vm", conf.side[s].vm, "trust_group",
 					      vm[s] && *vm[s]->trust_group ? json_string(vm[s]->trust_group) : json_null()));
 	}
-	*result = json_pack("{s:s,s:s,s:s,s:b,s:s,s:s,s:s,s:o}", "name", conf.name, "asked", vp_mode_name(conf.mode),
-			    "endpoint", vp_endpoint_name(conf.endpoint), "allowed", d.allowed, "mode", vp_mode_name(d.mode),
-			    "rule", d.rule, "why", d.why, "vms", vms);
+	*result = json_pack("{s:s,s:s,s:s,s:b,s:s,s:s,s:s,s:o,s:o}", "name", conf.name, "asked", vp_mode_name(conf.mode),
+			    "endpoint", vp_endpoint_name(conf.endpoint), "allowed", !refused, "mode", vp_mode_name(d.mode),
+			    "rule", refused ? refused->rule : d.rule, "why", refused ? refused->why : d.why, "vms", vms, "rules", rules);
 	return 0;
 fail:
 	json_decref(vms);

@@ -11,11 +11,13 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "conf_keys.h"
 #include "control.h"
 #include "link.h"
+#include "policy.h"
 
 int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_conf_report *rep)
 {
@@ -27,6 +29,8 @@ int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_con
 		vp_conf_key_set(VP_CONF_DAEMON, &(*out)->daemon, "Daemon", "Threads", d->opt.threads, &e);
 	if (!r && d->opt.cpus)
 		vp_conf_parse_cpus(&(*out)->daemon, d->opt.cpus, &e);
+	if (!r && d->opt.user)
+		snprintf((*out)->daemon.user, sizeof((*out)->daemon.user), "%s", d->opt.user);
 	return r;
 }
 
@@ -49,8 +53,10 @@ static void warn_fixed(const struct vp_conf_daemon *a, const struct vp_conf_daem
 {
 	if (a->threads != b->threads || a->busy_poll_us != b->busy_poll_us || a->n_cpus != b->n_cpus ||
 	    memcmp(a->cpus, b->cpus, sizeof(a->cpus)) || strcmp(a->runtime_dir, b->runtime_dir) ||
-	    strcmp(a->control_socket, b->control_socket) || strcmp(a->control_group, b->control_group))
-		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories and the control socket change only at a restart");
+	    strcmp(a->control_socket, b->control_socket) || strcmp(a->control_group, b->control_group) ||
+	    strcmp(a->socket_dirs, b->socket_dirs) || strcmp(a->user, b->user) || strcmp(a->audit_log, b->audit_log) ||
+	    a->require != b->require || a->no_filter != b->no_filter)
+		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation and the control socket change only at a restart");
 }
 
 int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
@@ -76,6 +82,8 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	memcpy(next->daemon.runtime_dir, old->daemon.runtime_dir, sizeof(old->daemon.runtime_dir));
 	memcpy(next->daemon.control_socket, old->daemon.control_socket, sizeof(old->daemon.control_socket));
 	d->conf = next;
+	vp_rate_apply(next);
+	vp_audit_reopen(d->audit);
 	n = vp_links_apply(d->links, next, &rep);
 	vp_conf_free(old);
 	d->reloads++;
@@ -86,6 +94,7 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	if (rep.errors)
 		r = vp_err_set(e, -EINVAL, "applied, but not all: %.200s", f.msg);
 out:
+	vp_audit_action(d, "daemon.reload", "", r, e);
 	sd_notifyf(0, "READY=1\nSTATUS=%u links%s", vp_links_count(d->links), r ? ", last reload had errors" : "");
 	return r;
 }
@@ -115,6 +124,7 @@ void vp_daemon_shed(struct vp_daemon *d, int lfd, const char *what)
 	int fd;
 
 	vp_close(&d->spare_fd);
+	/* seccomp control: accept4 openat */
 	fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	vp_close(&fd);
 	d->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);

@@ -6,8 +6,10 @@
 #ifndef VP_DAEMON_DAEMON_H
 #define VP_DAEMON_DAEMON_H
 
+#include <dirent.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <systemd/sd-event.h>
 
 #include "conf.h"
@@ -16,6 +18,7 @@ struct vp_control;
 struct worker_pool;
 struct vp_links;
 struct vp_forward;
+struct vp_audit;
 
 /* Listening sockets that a service manager made for us, by name. */
 struct vp_activation {
@@ -30,6 +33,7 @@ struct vp_options {
 	struct vp_conf_paths paths;
 	const char *threads;  /* as written; override the files */
 	const char *cpus;
+	const char *user;
 	int         log_level;
 	bool        check_config;
 };
@@ -43,6 +47,9 @@ struct vp_daemon {
 	struct vp_forward    *forward;  /* made with the first port */
 	struct vp_control    *control;
 	struct vp_activation  activation;
+	struct vp_audit      *audit;
+	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
+	DIR                  *fd_dir;      /* /proc/self/fd, opened while that could be done */
 	uint64_t              started_us;  /* CLOCK_MONOTONIC */
 	unsigned              reloads;
 	int                   spare_fd;    /* given up when fds run out */

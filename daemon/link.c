@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "control.h"
@@ -75,14 +76,12 @@ struct vp_link *vp_link_find(struct vp_links *ls, const char *name)
 	return i < ls->n && !strcmp(ls->v[i]->conf.name, name) ? ls->v[i] : NULL;
 }
 
-static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, struct vp_err *e)
+static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, const char **rule, struct vp_err *e)
 {
 	const struct vp_conf *c = ls->d->conf;
 	const struct vp_conf_link **all;
 	int r = 0;
 
-	if (ls->n >= c->daemon.max_links)
-		return vp_err_set(e, -EDQUOT, "there are %u links already; raise MaxLinks= in vhost-pci.conf", ls->n);
 	all = calloc(ls->n + 1, sizeof(*all));
 	if (!all)
 		return vp_err_set(e, -ENOMEM, "out of memory");
@@ -91,18 +90,22 @@ static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, struc
 		r = vp_conf_links_clash(&ls->v[i]->conf, conf, e);
 	}
 	if (!r)
-		r = vp_policy_limits(c, all, ls->n, conf, e);
+		r = vp_policy_limits(c, all, ls->n, conf, rule, e);
 	free(all);
 	return r;
 }
 
-int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)
+static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
 {
 	struct vp_link *l;
 	unsigned at;
 	int r;
 
-	r = check_new(ls, conf, e);
+	*rule = dec->rule;
+	if (!dec->allowed)
+		return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
+	r = check_new(ls, conf, rule, e);
 	if (r)
 		return r;
 	if (ls->n == ls->cap) {
@@ -121,26 +124,37 @@ int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_li
 	l->conf = *conf;
 	l->origin = origin;
 	l->up = !conf->start_down;
+	l->decision = *dec;
 	sd_event_now(ls->d->event, CLOCK_MONOTONIC, &l->since_us);
-	vp_policy_decide(ls->d->conf, conf, &l->decision);
-	if (!l->decision.allowed) {
-		r = vp_err_set(e, -EACCES, "refused by rule %s: %s", l->decision.rule, l->decision.why);
-		vp_log(VP_LOG_NOTICE, "link %s: %s", conf->name, e->msg);
-		goto fail;
-	}
-	l->ops = mode_ops[l->decision.mode];
+	l->ops = mode_ops[dec->mode];
 	r = l->ops->start(l, e);
-	if (r)
-		goto fail;
+	if (r) {
+		free(l);
+		return r;
+	}
 	at = place(ls, conf->name);
 	memmove(&ls->v[at + 1], &ls->v[at], (ls->n - at) * sizeof(*ls->v));
 	ls->v[at] = l;
 	ls->n++;
-	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(l->decision.mode), l->decision.rule);
+	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
 	vp_link_event(l, "link.added", NULL);
 	return 0;
-fail:
-	free(l);
+}
+
+int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)
+{
+	struct vp_policy_decision dec;
+	const char *rule = NULL;
+	int r;
+
+	vp_policy_decide(ls->d->conf, conf, &dec);
+	r = add(ls, conf, origin, &dec, &rule, e);
+	if (r)
+		vp_log(VP_LOG_NOTICE, "link %s: %s", conf->name, e->code ? e->msg : strerror(-r));
+	/* Not by policy: a name or socket that is taken, or one that cannot be opened. */
+	if (r && r != -EDQUOT && dec.allowed)
+		rule = NULL;
+	vp_audit_link(ls->d, "link.add", conf, &dec, rule, r, e);
 	return r;
 }
 

@@ -28,6 +28,7 @@
 #include "copy/bounce.h"
 #include "daemon.h"
 #include "link_port.h"
+#include "policy.h"
 
 /* Between the driver VM and us: ring formats, logging, translation. */
 #define RING_BITS \
@@ -212,6 +213,8 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 
 	*(i & 1 ? &bc.out : &bc.in) = data_area(cl, i);
 	/* Packets per second hold in each direction. */
+	if (!(i & 1))
+		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
 	if (!(i & 1) && pl->l->conf.pps)
 		r->rq.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
 	ret = vp_bounce_new(&q->b, &bc, &e);

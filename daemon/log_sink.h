@@ -6,4 +6,7 @@
 /* Before other threads start. */
 void vp_log_sink_start(int max_level);
 
+/* A line of any length, text behind head; text holds no control characters. */
+void vp_log_sink_long(int level, const char *head, const char *text);
+
 #endif

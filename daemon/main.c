@@ -2,6 +2,7 @@
 /* vhost-pcid: the start and the end of it. The only file that may decide to exit. */
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "control.h"
@@ -19,6 +21,7 @@
 #include "isolate.h"
 #include "link.h"
 #include "log_sink.h"
+#include "policy.h"
 #include "port/forward.h"
 #include "worker.h"
 
@@ -165,6 +168,7 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
+	vp_rate_apply(d->conf);
 	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
 	return 0;
 }
@@ -197,8 +201,34 @@ static void close_all(struct vp_daemon *d)
 		vp_close(&d->activation.s[i].fd);
 	free(d->activation.s);
 	vp_close(&d->spare_fd);
+	if (d->fd_dir)
+		closedir(d->fd_dir);
+	vp_audit_free(d->audit);
 	vp_conf_free(d->conf);
 	sd_event_unref(d->event);
+}
+
+/*
+ * The single thread still: from here on it can do less and less. jansson's seed and the list of our own fds come
+ * from files; they are opened while that can be done.
+ */
+static int isolate(struct vp_daemon *d, struct vp_err *e)
+{
+	const struct vp_conf_daemon *c = &d->conf->daemon;
+	int r;
+
+	json_object_seed(0);
+	r = vp_isolate_namespaces(c, e);
+	if (!r)
+		r = vp_isolate_identity(c, e);
+	d->fd_dir = opendir("/proc/self/fd");
+	if (!r)
+		r = vp_audit_new(&d->audit, c->audit_log, e);
+	if (!r)
+		r = vp_isolate_files(d->conf, &d->opt.paths, e);
+	if (!r)
+		r = vp_isolate_calls(c, e);
+	return r;
 }
 
 int main(int argc, char **argv)
@@ -214,7 +244,7 @@ int main(int argc, char **argv)
 		return check_config(&d);
 	vp_log_sink_start(d.opt.log_level);
 
-	r = vp_isolate_stage1(&e);
+	r = vp_isolate_process(&e);
 	if (!r)
 		r = load_config(&d, &e);
 	if (!r)
@@ -222,7 +252,7 @@ int main(int argc, char **argv)
 	if (!r)
 		r = take_activation(&d, &e);
 	if (!r)
-		r = vp_isolate_stage2(&e);
+		r = isolate(&d, &e);
 	if (!r)
 		r = start_workers(&d, &e);
 	if (!r)

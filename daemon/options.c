@@ -23,10 +23,11 @@ static const char usage[] =
 	"                     (default: /run/vhost-pci)\n"
 	"  --threads N        data threads (default: Threads= of vhost-pci.conf, or 1)\n"
 	"  --cpus LIST        CPUs for the data threads, such as 2-5,8\n"
+	"  --runas USER       become USER when started as root (default: User= of vhost-pci.conf)\n"
 	"  --log-level LEVEL  error, warning, notice, info (default) or debug\n"
 	"  --help, --version\n";
 
-enum { OPT_CONFIG = 256, OPT_CHECK, OPT_CONTROL, OPT_RUNTIME, OPT_THREADS, OPT_CPUS, OPT_LOG, OPT_HELP, OPT_VERSION };
+enum { OPT_CONFIG = 256, OPT_CHECK, OPT_CONTROL, OPT_RUNTIME, OPT_THREADS, OPT_CPUS, OPT_RUNAS, OPT_LOG, OPT_HELP, OPT_VERSION };
 
 static const struct option options[] = {
 	{ "config", required_argument, NULL, OPT_CONFIG },
@@ -35,6 +36,7 @@ static const struct option options[] = {
 	{ "runtime-dir", required_argument, NULL, OPT_RUNTIME },
 	{ "threads", required_argument, NULL, OPT_THREADS },
 	{ "cpus", required_argument, NULL, OPT_CPUS },
+	{ "runas", required_argument, NULL, OPT_RUNAS },
 	{ "log-level", required_argument, NULL, OPT_LOG },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "version", no_argument, NULL, OPT_VERSION },
@@ -109,6 +111,11 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 			o->cpus = optarg;
 			if (vp_conf_parse_cpus(&scratch, optarg, &e))
 				return bad("--cpus", optarg, e.msg);
+			break;
+		case OPT_RUNAS:
+			o->user = optarg;
+			if (vp_conf_key_set(VP_CONF_DAEMON, &scratch, "Daemon", "User", optarg, &e) < 0)
+				return bad("--runas", optarg, e.msg);
 			break;
 		case OPT_LOG:
 			r = log_level(o, optarg);

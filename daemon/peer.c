@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
@@ -133,6 +134,7 @@ static bool session_dead(struct vp_peer *p)
 {
 	struct pollfd pfd = { .fd = vu_backend_fd(p->vu), .events = POLLRDHUP };
 
+	/* seccomp control: poll */
 	return poll(&pfd, 1, 0) == 1 && pfd.revents & (POLLHUP | POLLERR | POLLRDHUP | POLLNVAL);
 }
 
@@ -153,6 +155,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 	struct ucred cred;
+	/* seccomp control: accept4 */
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0) {
@@ -163,9 +166,11 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (vp_sock_peer(fd, &cred) ||
 	    !vp_policy_user_ok(vp_conf_vm_find(p->d->conf, p->conf->vm), cred.uid, geteuid())) {
 		p->info.refused++;
-		if (may_log(p))
+		if (may_log(p)) {
 			vp_log(VP_LOG_WARNING, "%s: refused pid %d of user %u, who may not run VM %s; add it to User= in %s.vm",
 			       p->name, (int)cred.pid, cred.uid, p->conf->vm, p->conf->vm);
+			vp_audit_vmm(p->d, p->name, p->conf->vm, &cred);
+		}
 		close(fd);
 		return 0;
 	}

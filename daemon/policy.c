@@ -32,11 +32,26 @@ static const char *group_of(const struct vp_conf *c, const char *vm)
 	return v ? v->trust_group : "";
 }
 
+/* Who has a limit of packets per second that the link must keep: the link itself, or one of its VMs; "" = nobody. */
+static const char *rated_vm(const struct vp_conf *c, const struct vp_conf_link *l)
+{
+	if (l->pps)
+		return l->name;
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		const struct vp_conf_vm *vm = vp_conf_vm_find(c, l->side[s].vm);
+
+		if (vm && vm->pps)
+			return vm->name;
+	}
+	return "";
+}
+
 static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_policy_decision *d)
 {
 	const char *drv = l->side[VP_SIDE_DRIVER].vm, *dev = l->side[VP_SIDE_DEVICE].vm;
 	const char *a = group_of(c, drv), *b = group_of(c, dev);
 	bool same = *a && !strcmp(a, b);
+	const char *rated = rated_vm(c, l);
 
 	switch (l->mode) {
 	case VP_MODE_RELAY:
@@ -44,7 +59,10 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 		       "Mode=relay joins two virtio-net devices but the device side is a port; set Endpoint=virtio-net or Mode=auto");
 		break;
 	case VP_MODE_FAST:
-		if (same)
+		if (same && *rated)
+			decide(d, false, VP_MODE_FAST, "fast-has-no-rate-limit",
+			       "PacketsPerSecond= is set for %.60s, but in mode fast no packet passes the daemon; use Mode=copy, or take it out", rated);
+		else if (same)
 			decide(d, true, VP_MODE_FAST, "fast-same-group", "%.60s and %.60s are both in trust group %s", drv, dev, a);
 		else
 			decide(d, false, VP_MODE_FAST, "fast-needs-one-trust-group",
@@ -55,7 +73,11 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 		decide(d, true, VP_MODE_COPY, "copy-asked", "Mode=copy is always allowed");
 		break;
 	default:
-		if (same)
+		if (same && *rated)
+			decide(d, true, VP_MODE_COPY, "auto-rate-limited",
+			       "%.60s and %.60s are both in trust group %s, but PacketsPerSecond= is set for %.60s and only holds where the daemon copies",
+			       drv, dev, a, rated);
+		else if (same)
 			decide(d, true, VP_MODE_FAST, "auto-same-group", "%.60s and %.60s are both in trust group %s", drv, dev, a);
 		else
 			decide(d, true, VP_MODE_COPY, "auto-across-groups", "%.60s and %.60s are not in one trust group", drv, dev);
@@ -113,48 +135,131 @@ static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const
 
 static bool has_limits(const struct vp_conf_vm *vm)
 {
-	return vm->max_links || vm->max_queues || vm->max_pool;
+	return vm->max_links || vm->max_queues || vm->max_pool || vm->pps;
 }
 
-static int check_use(const struct vp_conf_vm *vm, const struct use *u, struct vp_err *e)
+static struct vp_policy_step *__attribute__((format(printf, 5, 6)))
+step(struct vp_policy_step *steps, unsigned *n, bool allowed, const char *rule, const char *fmt, ...)
 {
-	if (vm->max_links && u->links > vm->max_links)
-		return vp_err_set(e, -EDQUOT, "VM %s would have %u links but MaxLinks=%u; raise it in %s.vm", vm->name, u->links,
-				  vm->max_links, vm->name);
-	if (vm->max_queues && u->pairs > vm->max_queues)
-		return vp_err_set(e, -EDQUOT, "VM %s would have %u queue pairs but MaxQueues=%u; raise it in %s.vm", vm->name,
-				  u->pairs, vm->max_queues, vm->name);
-	if (vm->max_pool && u->pool > vm->max_pool)
-		return vp_err_set(e, -EDQUOT, "VM %s would have pools of %llu MiB but MaxPool=%lluM; raise it in %s.vm, or lower PoolSize=",
-				  vm->name, (unsigned long long)u->pool >> 20, (unsigned long long)vm->max_pool >> 20, vm->name);
-	return 0;
+	struct vp_policy_step *s = &steps[(*n)++];
+	va_list ap;
+
+	s->allowed = allowed;
+	s->rule = rule;
+	s->n_by = 0;
+	va_start(ap, fmt);
+	vsnprintf(s->why, sizeof(s->why), fmt, ap);
+	va_end(ap);
+	return s;
 }
 
-int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n,
-		     const struct vp_conf_link *l, struct vp_err *e)
+static void by(struct vp_policy_step *s, enum vp_conf_kind kind, const char *name, const char *section, const char *key)
 {
+	s->by[s->n_by].kind = kind;
+	s->by[s->n_by].name = name;
+	s->by[s->n_by].section = section;
+	s->by[s->n_by++].key = key;
+}
+
+static const char *too_much(bool ok)
+{
+	return ok ? "of" : "but";
+}
+
+/* Up to four steps: what one VM would use with the link there. */
+static void limit_steps(const struct vp_conf_vm *vm, const struct use *u, struct vp_policy_step *steps, unsigned *n)
+{
+	bool ok;
+
+	if (vm->max_links) {
+		ok = u->links <= vm->max_links;
+		by(step(steps, n, ok, "vm-max-links", "VM %s would have %u links %s MaxLinks=%u%s%s%s", vm->name, u->links, too_much(ok),
+			vm->max_links, ok ? "" : "; raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		   VP_CONF_VM, vm->name, "VM", "MaxLinks");
+	}
+	if (vm->max_queues) {
+		ok = u->pairs <= vm->max_queues;
+		by(step(steps, n, ok, "vm-max-queues", "VM %s would have %u queue pairs %s MaxQueues=%u%s%s%s", vm->name, u->pairs,
+			too_much(ok), vm->max_queues, ok ? "" : "; raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		   VP_CONF_VM, vm->name, "VM", "MaxQueues");
+	}
+	if (vm->max_pool) {
+		ok = u->pool <= vm->max_pool;
+		by(step(steps, n, ok, "vm-max-pool", "VM %s would have pools of %llu MiB %s MaxPool=%lluM%s%s%s", vm->name,
+			(unsigned long long)u->pool >> 20, too_much(ok), (unsigned long long)vm->max_pool >> 20,
+			ok ? "" : "; lower PoolSize=, or raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		   VP_CONF_VM, vm->name, "VM", "MaxPool");
+	}
+	if (vm->pps)
+		by(step(steps, n, true, "vm-packets-per-second", "VM %s may send %u packets per second over all its links; what exceeds it is dropped or waits",
+			vm->name, vm->pps), VP_CONF_VM, vm->name, "VM", "PacketsPerSecond");
+}
+
+static void mode_step(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_policy_step *steps, unsigned *n)
+{
+	struct vp_policy_decision d;
+	struct vp_policy_step *s;
+
+	vp_policy_decide(c, l, &d);
+	s = step(steps, n, d.allowed, d.rule, "%s", d.why);
+	by(s, VP_CONF_LINK, l->name, "Link", "Mode");
+	by(s, VP_CONF_LINK, l->name, "Device", "Endpoint");
+	if (strstr(d.rule, "rate")) {
+		by(s, VP_CONF_LINK, l->name, "Net", "PacketsPerSecond");
+		by(s, VP_CONF_VM, rated_vm(c, l), "VM", "PacketsPerSecond");
+	} else if (l->endpoint == VP_ENDPOINT_PORT) {
+		by(s, VP_CONF_VM, l->side[VP_SIDE_DRIVER].vm, "VM", "TrustGroup");
+		by(s, VP_CONF_VM, l->side[VP_SIDE_DEVICE].vm, "VM", "TrustGroup");
+	}
+}
+
+unsigned vp_policy_steps(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n_links,
+			 const struct vp_conf_link *l, struct vp_policy_step steps[VP_POLICY_STEPS])
+{
+	unsigned n = 0, others = 0;
+	bool ok;
+
+	mode_step(c, l, steps, &n);
+	for (unsigned i = 0; i < n_links; i++)
+		others += strcmp(links[i]->name, l->name) != 0;
+	ok = others < c->daemon.max_links || !c->daemon.max_links;
+	by(step(steps, &n, ok, "daemon-max-links", "there would be %u links %s MaxLinks=%u%s", others + 1, too_much(ok), c->daemon.max_links,
+		ok ? "" : "; raise it in vhost-pci.conf"), VP_CONF_DAEMON, "", "Daemon", "MaxLinks");
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		const struct vp_conf_vm *vm = vp_conf_vm_find(c, l->side[s].vm);
 		struct use u = { 0 };
-		int r;
 
-		if (!vm || !has_limits(vm))
+		if (!vm || !has_limits(vm) || (s && !strcmp(l->side[0].vm, l->side[1].vm)))
 			continue;
 		add_use(c, l, vm->name, &u);
-		for (unsigned i = 0; i < n; i++)
+		for (unsigned i = 0; i < n_links; i++)
 			if (strcmp(links[i]->name, l->name))
 				add_use(c, links[i], vm->name, &u);
-		r = check_use(vm, &u, e);
-		if (r)
-			return r;
+		limit_steps(vm, &u, steps, &n);
+	}
+	return n;
+}
+
+int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n,
+		     const struct vp_conf_link *l, const char **rule, struct vp_err *e)
+{
+	struct vp_policy_step steps[VP_POLICY_STEPS];
+
+	n = vp_policy_steps(c, links, n, l, steps);
+	for (unsigned i = 1; i < n; i++) {
+		if (steps[i].allowed)
+			continue;
+		if (rule)
+			*rule = steps[i].rule;
+		return vp_err_set(e, -EDQUOT, "refused by rule %s: %s", steps[i].rule, steps[i].why);
 	}
 	return 0;
 }
 
 void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 {
+	struct vp_policy_step steps[VP_POLICY_STEPS];
 	struct vp_policy_decision d;
-	struct vp_err e;
 
 	for (unsigned i = 0; i < c->n_links; i++) {
 		vp_policy_decide(c, &c->links[i], &d);
@@ -164,12 +269,15 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 	for (unsigned v = 0; v < c->n_vms; v++) {
 		const struct vp_conf_vm *vm = &c->vms[v];
 		struct use u = { 0 };
+		unsigned n = 0;
 
 		if (!has_limits(vm))
 			continue;
 		for (unsigned i = 0; i < c->n_links; i++)
 			add_use(c, &c->links[i], vm->name, &u);
-		if (check_use(vm, &u, &e))
-			vp_conf_error(rep, "%s.vm: %s", vm->name, e.msg);
+		limit_steps(vm, &u, steps, &n);
+		for (unsigned i = 0; i < n; i++)
+			if (!steps[i].allowed)
+				vp_conf_error(rep, "%s.vm: refused by rule %s: %s", vm->name, steps[i].rule, steps[i].why);
 	}
 }

@@ -32,6 +32,7 @@ int vp_sock_mkdir(const char *path)
 			continue;
 		memcpy(dir, path, i);
 		dir[i] = 0;
+		/* seccomp control: mkdir mkdirat */
 		if (mkdir(dir, 0755) && errno != EEXIST)
 			return -errno;
 	}
@@ -54,6 +55,7 @@ static int clear_stale(const struct sockaddr_un *a, struct vp_err *e)
 	if (!connect(fd, (const struct sockaddr *)a, sizeof(*a)) || errno != ECONNREFUSED)
 		r = vp_err_set(e, -EADDRINUSE, "%s: another process listens there; stop it or choose another path", a->sun_path);
 	close(fd);
+	/* seccomp control: unlink unlinkat */
 	if (!r && unlink(a->sun_path) && errno != ENOENT)
 		r = vp_err_set(e, -errno, "%s: cannot remove the stale socket: %s", a->sun_path, strerror(errno));
 	return r;
@@ -69,16 +71,20 @@ int vp_sock_listen(const char *path, mode_t mode, int *out, struct vp_err *e)
 		return r;
 	r = vp_sock_mkdir(path);
 	if (r)
-		return vp_err_set(e, r, "%s: cannot make its directory: %s", path, strerror(-r));
+		return vp_err_set(e, r, "%s: cannot make its directory: %s%s", path, strerror(-r),
+				  r == -EACCES ? "; name it in SocketDirectories= of vhost-pci.conf" : "");
 	r = clear_stale(&a, e);
 	if (r)
 		return r;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files", strerror(errno));
+	/* seccomp control: socket(arg0 == AF_UNIX) fchmod bind chmod fchmodat listen */
 	/* Mode before bind: fchmod on a UNIX socket sets what bind creates, so the file is never open to others. */
 	if (fchmod(fd, mode) || bind(fd, (struct sockaddr *)&a, sizeof(a))) {
-		r = vp_err_set(e, -errno, "%s: cannot bind: %s", path, strerror(errno));
+		/* Landlock says EACCES as file modes do; which it is cannot be told. */
+		r = vp_err_set(e, -errno, "%s: cannot bind: %s%s", path, strerror(errno),
+			       errno == EACCES ? "; name its directory in SocketDirectories= of vhost-pci.conf, writable for the daemon's user" : "");
 		goto fail;
 	}
 	if (chmod(path, mode) || listen(fd, 128)) {
@@ -104,6 +110,7 @@ int vp_sock_connect(const char *path, int *out, struct vp_err *e)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files", strerror(errno));
+	/* seccomp control: connect */
 	if (connect(fd, (struct sockaddr *)&a, sizeof(a))) {
 		r = vp_err_set(e, -errno, "%s: cannot connect: %s", path, strerror(errno));
 		vp_close(&fd);
@@ -117,5 +124,6 @@ int vp_sock_peer(int fd, struct ucred *cred)
 {
 	socklen_t len = sizeof(*cred);
 
+	/* seccomp control: getsockopt */
 	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, cred, &len) ? -errno : 0;
 }

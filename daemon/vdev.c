@@ -19,6 +19,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "policy.h"
 
 #ifndef VIRTIO_F_IN_ORDER
 #define VIRTIO_F_IN_ORDER 35
@@ -623,6 +624,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		v->ring[q].rq.call_fd = -1;
 		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
 		/* Odd queues are what the driver sends on. */
+		v->ring[q].rq.shared = q & 1 ? vp_rate_of(conf->side[side].vm) : NULL;
 		v->ring[q].rq.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}
 	*out = v;

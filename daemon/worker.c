@@ -13,6 +13,7 @@
 #include <urcu/urcu-qsbr.h>
 
 #include "base/cycles.h"
+#include "base/thread.h"
 
 #define WORKER_WAKE    UINT64_MAX /* epoll data of the thread's own eventfd */
 #define WORKER_EVENTS  64
@@ -31,7 +32,7 @@ struct worker {
 	struct worker_pool *pool;
 	pthread_t thread;
 	int       epfd, wakefd, cpu, tid;
-	unsigned  jobs;
+	unsigned  jobs, number;
 	uint64_t  busy_poll, look;      /* in vp_cycles() */
 	struct slot_table *slots;
 	bool      stop, poked;
@@ -58,6 +59,7 @@ static void wake(struct worker *w)
 {
 	uint64_t one = 1;
 
+	/* seccomp control: write; data: write */
 	/* Our own eventfd: cannot fail but by being full, which is as good. */
 	if (write(w->wakefd, &one, sizeof(one)) < 0)
 		return;
@@ -104,6 +106,7 @@ static void wait_kicks(struct worker *w)
 	int i, n;
 
 	if (w->nactive) {
+		/* seccomp data: epoll_wait epoll_pwait */
 		n = epoll_wait(w->epfd, ev, WORKER_EVENTS, 0);
 	} else {
 		__atomic_store_n(&w->awake, false, __ATOMIC_RELAXED);
@@ -161,9 +164,12 @@ static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	uint64_t looked = 0, now;
+	char name[16];
 	sigset_t set;
 	unsigned i;
 
+	snprintf(name, sizeof(name), "vp-data-%u", w->number & 0xff);
+	vp_thread_begin(VP_THREAD_DATA, name);
 	sigfillset(&set);
 	sigdelset(&set, WORKER_SIGNAL);
 	sigdelset(&set, SIGBUS);
@@ -203,6 +209,7 @@ static void *supervisor_main(void *arg)
 	struct timespec ts;
 	unsigned i;
 
+	vp_thread_begin(VP_THREAD_SIGNAL, "vp-watch");
 	pthread_mutex_lock(&p->lock);
 	while (!p->stop) {
 		clock_gettime(CLOCK_REALTIME, &ts);
@@ -227,14 +234,15 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 			unsigned i, struct vp_err *e)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = WORKER_WAKE };
-	char name[16];
 	int ret;
 
 	w->pool = p;
+	w->number = i;
 	w->cpu = c->ncpus ? c->cpus[i % c->ncpus] : -1;
 	w->busy_poll = vp_cycles_hz() / 1000000 * c->busy_poll_us;
 	w->look = vp_cycles_hz() / 1000000 * WORKER_LOOK_US;
 	w->scratch = vp_relay_scratch_new();
+	/* seccomp control: epoll_create1 eventfd2 epoll_ctl */
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
 	w->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!w->scratch || w->epfd < 0 || w->wakefd < 0 ||
@@ -243,13 +251,12 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	ret = pthread_create(&w->thread, NULL, worker_main, w);
 	if (ret)
 		return vp_err_set(e, -ret, "data thread %u: %s", i, strerror(ret));
-	snprintf(name, sizeof(name), "vp-data-%u", i & 0xff);
-	pthread_setname_np(w->thread, name);
 	if (w->cpu >= 0) {
 		cpu_set_t set;
 
 		CPU_ZERO(&set);
 		CPU_SET((unsigned)w->cpu, &set);
+		/* seccomp control: sched_setaffinity */
 		ret = pthread_setaffinity_np(w->thread, sizeof(set), &set);
 		if (ret)
 			return vp_err_set(e, -ret, "data thread %u cannot run on CPU %d: %s", i, w->cpu,

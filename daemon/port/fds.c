@@ -21,6 +21,7 @@ void vp_eventfd_raise(int fd)
 {
 	const uint64_t one = 1;
 
+	/* seccomp control: write; signal: write; data: write */
 	if (write(fd, &one, sizeof(one)) < 0)
 		return;  /* full: raised already */
 }
@@ -66,6 +67,7 @@ int vp_send_fds(int sock, const void *buf, size_t len, const int *fds, unsigned 
 		memcpy(CMSG_DATA(cm), fds, n * sizeof(int));
 	}
 	/* seccomp control: sendmsg recvfrom */
+	/* seccomp control: sendmsg */
 	sent = sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (sent < 0)
 		return -errno;

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/thread.h"
 #include "base/util.h"
 
 #define FORWARD_EVENTS 64
@@ -48,6 +49,7 @@ struct vp_forward {
 
 static void wire_destroy(struct vp_wire *w)
 {
+	/* seccomp control: close; signal: close */
 	vp_close(&w->src);
 	vp_close(&w->dst);
 	pthread_mutex_destroy(&w->lock);
@@ -56,6 +58,7 @@ static void wire_destroy(struct vp_wire *w)
 
 static void fire(struct vp_forward *f, struct vp_wire *w)
 {
+	/* seccomp signal: write */
 	const uint64_t one = 1;
 
 	__atomic_store_n(&w->count, w->count + 1, __ATOMIC_RELAXED);
@@ -94,11 +97,13 @@ static void *forward_main(void *arg)
 	struct epoll_event ev[FORWARD_EVENTS];
 	sigset_t set;
 
+	vp_thread_begin(VP_THREAD_SIGNAL, "vp-signal");
 	sigfillset(&set);
 	sigdelset(&set, FORWARD_SIGNAL);
 	sigdelset(&set, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
 	while (!__atomic_load_n(&f->stop, __ATOMIC_ACQUIRE)) {
+		/* seccomp signal: epoll_wait epoll_pwait */
 		int n = epoll_wait(f->epfd, ev, FORWARD_EVENTS, -1);
 
 		for (int i = 0; i < n; i++) {
@@ -119,6 +124,7 @@ static void *supervisor_main(void *arg)
 	struct vp_forward *f = arg;
 	uint64_t seen = 0;
 
+	vp_thread_begin(VP_THREAD_SIGNAL, "vp-signal-watch");
 	pthread_mutex_lock(&f->lock);
 	while (!f->stop) {
 		struct timespec ts;
@@ -131,6 +137,7 @@ static void *supervisor_main(void *arg)
 		pthread_cond_timedwait(&f->cond, &f->lock, &ts);
 		seq = __atomic_load_n(&f->seq, __ATOMIC_RELAXED);
 		if ((seq & 1) && seq == seen)
+			/* seccomp signal: tgkill */
 			pthread_kill(f->thread, FORWARD_SIGNAL);
 		seen = seq;
 	}
@@ -178,7 +185,6 @@ int vp_forward_new(struct vp_forward **out, struct vp_err *e)
 		vp_err_set(e, r, "signal forwarder: %s", strerror(-r));
 		goto fail;
 	}
-	pthread_setname_np(f->thread, "vp-signal");
 	*out = f;
 	return 0;
 fail:

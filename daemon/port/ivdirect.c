@@ -82,7 +82,7 @@ static bool taken(const struct vp_ivdirect *x)
 {
 	int left = 0;
 
-	/* seccomp control: ioctl */
+	/* seccomp control: ioctl(arg1 == SIOCOUTQ) */
 	return !ioctl(x->sock, SIOCOUTQ, &left) && !left;
 }
 
@@ -165,6 +165,7 @@ void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call)
 			vp_close(&k->fd);
 			d->want = make_doorbell(x, call);
 			if (d->want && id)
+				/* seccomp control: fcntl */
 				/* seccomp control: fcntl */
 				*k = (struct known){ fcntl(call, F_DUPFD_CLOEXEC, 3), id, d->want };
 		}

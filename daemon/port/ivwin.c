@@ -331,6 +331,7 @@ static int handshake(struct wdev *v, int memfd, int *theirs, struct vp_err *e)
 {
 	int sv[2], r;
 
+	/* seccomp control: socketpair(arg0 == AF_UNIX) */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
 		return vp_err_set(e, -errno, "socketpair: %m");
 	v->sock = sv[0];

@@ -51,6 +51,7 @@ int port_page_make(struct vp_port *p, struct vp_err *e)
 			size += size & -size;
 	snprintf(name, sizeof(name), "vhost-pci:%.31s", p->conf.name);
 	p->mem_size = size;
+	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
 	p->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (p->memfd < 0)
 		return vp_err_set(e, -errno, "control memory: %m");

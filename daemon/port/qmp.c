@@ -256,6 +256,8 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 	r = sd_event_add_io(q->event, &q->io, q->fd, EPOLLIN, on_io, q);
 	if (r < 0)
 		disconnect(q, strerror(-r));
+	else
+		sd_event_source_set_ratelimit(q->io, 100000, 1000);
 	return 0;
 }
 

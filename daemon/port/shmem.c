@@ -92,6 +92,7 @@ static void fire(void *arg)
 
 		vp_vq_advance(&r->vq, s->burst, 1);
 		vp_vq_complete(&r->vq, &u, 1);
+		/* seccomp control: write; signal: write */
 		if (vp_vq_need_call(&r->vq) && r->call_fd >= 0 && write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
 			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);  /* it blocks: a VMM that is up to no good */
 	}

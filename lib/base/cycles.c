@@ -19,6 +19,7 @@ uint64_t vp_cycles_hz(void)
 		return hz;
 	t0 = now_ns();
 	c0 = vp_cycles();
+	/* seccomp control: nanosleep clock_nanosleep */
 	nanosleep(&nap, NULL);
 	t1 = now_ns();
 	c1 = vp_cycles();

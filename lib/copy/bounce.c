@@ -285,10 +285,10 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	if (!n)
 		return 0;
 	if (b->c.early) {
-		pass = rq->rate ? vp_relay_allow(rq, now, s->hz, n) : n;
+		pass = vp_relay_limited(rq) ? vp_relay_allow(rq, now, s->hz, n) : n;
 		done = hand_early(b, s, n, pass);
-		if (rq->rate && done < pass)
-			rq->tokens += pass - done;
+		if (done < pass && vp_relay_limited(rq))
+			vp_relay_give_back(rq, s->hz, pass - done);
 	} else {
 		done = hand_away(b, s, n);
 	}
@@ -316,6 +316,7 @@ static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
 
 	b->kicks++;
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	/* seccomp data: write */
 	n = write(b->c.kick_fd, &one, sizeof(one));
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	if (n < 0 && errno != EAGAIN)  /* EAGAIN: full, so it is raised already */
@@ -345,11 +346,11 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	if (b->c.early) {
 		if (wants_room(b))
 			back = vp_bounce_reclaim(b, VP_BURST);
-	} else if (rq->rate) {
+	} else if (vp_relay_limited(rq)) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
 		max = vp_relay_allow(rq, start, s->hz, max);
 		back = vp_bounce_collect(b, max, &gave);
-		rq->tokens += max - VP_MIN(back, max);
+		vp_relay_give_back(rq, s->hz, max - VP_MIN(back, max));
 	} else {
 		back = vp_bounce_collect(b, max, &gave);
 	}

@@ -207,6 +207,7 @@ int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s)
 	if (q->call_fd < 0)
 		return 0;
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	/* seccomp data: write */
 	n = write(q->call_fd, &one, sizeof(one));
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	if (n == sizeof(one) || (n < 0 && errno == EAGAIN))
@@ -229,7 +230,40 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	stat_add(&r->src->stats.drops[why], n);
 }
 
-unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
+/* Relaxed throughout: only this number is shared, and a packet more or less does not matter. */
+static unsigned bucket_take(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
+{
+	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED), cost = rate ? hz / rate : 0, burst, due, from;
+	unsigned pass;
+
+	if (!cost)
+		return n;
+	burst = cost * VP_MAX(rate / 100, 64);
+	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
+	do {
+		/* Another core's clock may be a little ahead; more than that is no time to wait for. */
+		if ((int64_t)(now - due) < 0)
+			from = due - now > burst ? now - burst : now;
+		else
+			from = now - due > burst ? now - burst : due;
+		pass = (unsigned)VP_MIN((uint64_t)n, (now - from) / cost);
+		if (!pass)
+			return 0;
+	} while (!__atomic_compare_exchange_n(&b->due, &due, from + pass * cost, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	return pass;
+}
+
+void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n)
+{
+	uint64_t rate = src->shared ? __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED) : 0;
+
+	if (src->rate)
+		src->tokens += n;
+	if (rate && n)
+		__atomic_fetch_sub(&src->shared->due, n * (hz / rate), __ATOMIC_RELAXED);
+}
+
+static unsigned own_take(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
 {
 	uint64_t dt = now - src->token_time, burst = VP_MAX(src->rate / 100, 64);
 
@@ -243,6 +277,20 @@ unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, u
 	n = (unsigned)VP_MIN(n, src->tokens);
 	src->tokens -= n;
 	return n;
+}
+
+unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
+{
+	unsigned pass;
+
+	if (src->rate)
+		n = own_take(src, now, hz, n);
+	if (!src->shared || !n)
+		return n;
+	pass = bucket_take(src->shared, now, hz, n);
+	if (src->rate)
+		src->tokens += n - pass;
+	return pass;
 }
 
 /* Move n fetched packets; how many were dealt with. */
@@ -311,7 +359,7 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
 	if (!n)
 		return 0;
-	if (src->rate) {
+	if (vp_relay_limited(src)) {
 		unsigned pass = vp_relay_allow(src, start, s->hz, n);
 
 		if (!pass) {
@@ -331,8 +379,8 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
 	};
 	done = forward(&r, n);
-	if (src->rate)
-		src->tokens += n - done;
+	if (vp_relay_limited(src))
+		vp_relay_give_back(src, s->hz, n - done);
 	if (done) {
 		src->blocked_since = 0;
 		n = done;

@@ -58,6 +58,16 @@ struct vp_relay_queue {
 	uint64_t blocked_since;      /* vp_cycles(), 0 = not waiting for buffers */
 	uint64_t tokens, token_time; /* rate limit */
 	uint64_t rate;               /* packets per second, 0 = no limit */
+	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
+};
+
+/*
+ * Packets per second for any number of queues on any threads: the time up to which packets have been let pass, moved on
+ * by each; a hundredth of a second's worth (at least 64) may come at once.
+ */
+struct vp_bucket {
+	uint64_t rate;  /* packets per second, 0 = no limit; any thread may change it */
+	uint64_t due;   /* vp_cycles() */
 };
 
 /* Working space of a data thread: bursts and a packet being reworked. About 330 KiB, reused for every queue. */
@@ -81,8 +91,15 @@ struct vp_relay_scratch *vp_relay_scratch_new(void);
 unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		      struct vp_relay_scratch *s);
 
-/* How many of n packets src's rate limit lets pass now (vp_cycles() at hz); unused ones are given back to src->tokens. */
+/* Is there any limit for what src sends? */
+static inline bool vp_relay_limited(const struct vp_relay_queue *src)
+{
+	return src->rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
+}
+
+/* How many of n packets src's limits let pass now (vp_cycles() at hz). Those not used are given back. */
 unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n);
+void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n);
 
 /*
  * Notify q's driver through its call fd. 0, or -errno: the queue is broken then.

@@ -70,6 +70,7 @@ static void map_fault(int sig, siginfo_t *si, void *uc)
 		if (!len || addr - map_slots[i].base >= len)
 			continue;
 		m = map_slots[i].map;
+		/* seccomp all: mmap(arg2 & PROT_EXEC == 0) */
 		if (mmap((void *)map_slots[i].base, len, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
 			break;
@@ -115,6 +116,7 @@ static uint64_t backing_page_size(int fd)
 {
 	struct statfs sfs;
 
+	/* seccomp control: fstatfs */
 	if (fstatfs(fd, &sfs) == 0 && sfs.f_type == HUGETLBFS_MAGIC && sfs.f_bsize > 0)
 		return (uint64_t)sfs.f_bsize;
 	return (uint64_t)sysconf(_SC_PAGESIZE);
@@ -132,6 +134,7 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsi
 	if (!size || vp_add_overflow(offset, size, &end) || end > INT64_MAX)
 		return vp_err_set(e, -EINVAL, "memory region: offset 0x%llx + size 0x%llx is not a valid range",
 				  (unsigned long long)offset, (unsigned long long)size);
+	/* seccomp control: fstat newfstatat fcntl mmap(arg2 & PROT_EXEC == 0) madvise munmap */
 	if (fstat(fd, &st) < 0)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
 	/* Anonymous inodes (a port's windows) have no type at all. */

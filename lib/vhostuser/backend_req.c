@@ -50,6 +50,7 @@ int vu_req_channel_set(struct vu_backend *b, int *fd, struct vp_err *e)
 	int domain = 0, type = 0;
 	socklen_t len = sizeof(int);
 
+	/* seccomp control: getsockopt */
 	if (getsockopt(*fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) || domain != AF_UNIX ||
 	    getsockopt(*fd, SOL_SOCKET, SO_TYPE, &type, &len) || type != SOCK_STREAM)
 		return vp_err_set(e, -ENOTSOCK, "the file descriptor of SET_BACKEND_REQ_FD is not a UNIX stream socket");

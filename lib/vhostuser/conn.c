@@ -151,6 +151,7 @@ int vu_conn_recv(struct vu_conn *c, struct vp_err *e)
 			if (!iov.iov_len)
 				return 1;
 		}
+		/* seccomp control: recvmsg close */
 		n = recvmsg(c->fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n < 0) {
 			if (errno == EINTR)
@@ -209,6 +210,7 @@ static ssize_t send_some(int sock, const struct vu_msg *m, size_t off, const int
 		memcpy(CMSG_DATA(cm), fds, nfds * sizeof(int));
 	}
 	do {
+		/* seccomp control: sendmsg */
 		n = sendmsg(sock, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
@@ -239,6 +241,7 @@ static int enqueue(struct vu_conn *c, const struct vu_msg *m, size_t off, const 
 	o->off = off;
 	o->len = VU_HDR_SIZE + m->hdr.size;
 	for (; !off && o->nfds < nfds; o->nfds++) {
+		/* seccomp control: fcntl */
 		o->fds[o->nfds] = fcntl(fds[o->nfds], F_DUPFD_CLOEXEC, 3);
 		if (o->fds[o->nfds] < 0) {
 			int rc = vp_err_set(e, -errno, "cannot duplicate a file descriptor to send: %s",

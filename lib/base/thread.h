@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The beginning of every thread: its name, and what the program wants done in it (narrowing down what it may
+ * do). As with the log, the library decides nothing: without a hook there is only the name.
+ */
+#ifndef VP_BASE_THREAD_H
+#define VP_BASE_THREAD_H
+
+enum vp_thread_kind {
+	VP_THREAD_CONTROL,  /* the main thread */
+	VP_THREAD_DATA,     /* touches peers' memory and rings */
+	VP_THREAD_SIGNAL,   /* passes signals on, or watches those that do */
+	VP_THREADS
+};
+
+/* Not thread-safe: call before other threads start. hook runs in each new thread. */
+void vp_thread_hook(void (*hook)(enum vp_thread_kind kind));
+
+/* First thing in a new thread. name: at most 15 characters. */
+void vp_thread_begin(enum vp_thread_kind kind, const char *name);
+
+#endif
