@@ -102,19 +102,124 @@ static void test_limits(void **state)
 	struct vp_conf_link a = make("a", "red", "blue1", VP_MODE_AUTO, 0), b = make("b", "blue1", "red", VP_MODE_AUTO, 0);
 	struct vp_conf_link c = make("c", "red", "blue1", VP_MODE_AUTO, 0), self = make("s", "red", "red", VP_MODE_AUTO, 0);
 	const struct vp_conf_link *have[] = { &a, &b };
+	const char *rule = "";
 	struct vp_err e;
 
-	assert_int_equal(vp_policy_limits(&conf, have, 1, &b, &e), 0);
-	assert_int_equal(vp_policy_limits(&conf, have, 2, &c, &e), -EDQUOT);
+	assert_int_equal(vp_policy_limits(&conf, have, 1, &b, NULL, &e), 0);
+	assert_int_equal(vp_policy_limits(&conf, have, 2, &c, &rule, &e), -EDQUOT);
 	assert_non_null(strstr(e.msg, "MaxLinks=2"));
+	assert_string_equal(rule, "vm-max-links");
 	/* A link does not compete with itself. */
-	assert_int_equal(vp_policy_limits(&conf, have, 2, &a, &e), 0);
+	assert_int_equal(vp_policy_limits(&conf, have, 2, &a, NULL, &e), 0);
 	/* A link from a VM to itself counts twice. */
-	assert_int_equal(vp_policy_limits(&conf, have, 0, &self, &e), 0);
-	assert_int_equal(vp_policy_limits(&conf, have, 1, &self, &e), -EDQUOT);
+	assert_int_equal(vp_policy_limits(&conf, have, 0, &self, NULL, &e), 0);
+	assert_int_equal(vp_policy_limits(&conf, have, 1, &self, NULL, &e), -EDQUOT);
 	b.pairs = 5;
-	assert_int_equal(vp_policy_limits(&conf, have, 1, &b, &e), -EDQUOT);
+	assert_int_equal(vp_policy_limits(&conf, have, 1, &b, &rule, &e), -EDQUOT);
+	assert_string_equal(rule, "vm-max-queues");
 	assert_non_null(strstr(e.msg, "MaxQueues=5"));
+}
+
+/* A limit that nobody could hold is not accepted: in fast mode no packet passes the daemon. */
+static void test_rate_is_held_or_refused(void **state)
+{
+	struct vp_conf_link l = make("x", "blue1", "blue2", VP_MODE_FAST, VP_ENDPOINT_PORT);
+	struct vp_policy_decision d;
+
+	for (unsigned who = 0; who < 3; who++) {
+		vms[0].pps = who == 0 ? 1000 : 0;
+		vms[1].pps = who == 1 ? 1000 : 0;
+		l.pps = who == 2 ? 1000 : 0;
+		l.mode = VP_MODE_FAST;
+		vp_policy_decide(&conf, &l, &d);
+		assert_false(d.allowed);
+		assert_string_equal(d.rule, "fast-has-no-rate-limit");
+		l.mode = VP_MODE_AUTO;
+		vp_policy_decide(&conf, &l, &d);
+		assert_true(d.allowed);
+		assert_int_equal(d.mode, VP_MODE_COPY);
+		assert_string_equal(d.rule, "auto-rate-limited");
+	}
+	l.pps = 0;
+	vp_policy_decide(&conf, &l, &d);
+	assert_int_equal(d.mode, VP_MODE_FAST);
+}
+
+/* Each rule that was asked is told, with the settings it looked at. */
+static void test_steps(void **state)
+{
+	struct vp_conf_link a = make("a", "red", "blue1", VP_MODE_AUTO, VP_ENDPOINT_PORT);
+	const struct vp_conf_link *have[] = { &a, &a, &a };
+	struct vp_conf_link b = make("b", "red", "blue1", VP_MODE_AUTO, VP_ENDPOINT_PORT);
+	struct vp_policy_step s[VP_POLICY_STEPS];
+	unsigned n = vp_policy_steps(&conf, have, 3, &b, s);
+	unsigned i;
+
+	assert_string_equal(s[0].rule, "auto-across-groups");
+	assert_true(s[0].allowed);
+	for (i = 0; i < n && strcmp(s[i].rule, "vm-max-links"); i++)
+		;
+	assert_true(i < n);
+	assert_false(s[i].allowed);
+	assert_int_equal(s[i].n_by, 1);
+	assert_string_equal(s[i].by[0].name, "red");
+	assert_string_equal(s[i].by[0].key, "MaxLinks");
+}
+
+static unsigned run_bucket(struct vp_relay_queue *q, unsigned n_queues, uint64_t hz, uint64_t *now, unsigned seconds)
+{
+	unsigned passed = 0;
+
+	for (unsigned ms = 0; ms < 1000 * seconds; ms++) {
+		*now += hz / 1000;
+		for (unsigned i = 0; i < n_queues; i++)
+			passed += vp_relay_allow(&q[i], *now, hz, 32);
+	}
+	return passed;
+}
+
+/* All that a VM sends shares one limit, however many queues; giving back is not losing. */
+static void test_shared_bucket(void **state)
+{
+	struct vp_bucket b = { .rate = 5000 };
+	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .rate = 100 } };
+	uint64_t now = 1000, hz = 2600000000u;
+	unsigned n;
+
+	assert_true(vp_relay_limited(&q[0]));
+	n = run_bucket(q, 3, hz, &now, 4);
+	assert_in_range(n, 4 * 4900, 4 * 5100 + 64);
+	/* The own limit still holds within the shared one. */
+	n = run_bucket(&q[2], 1, hz, &now, 4);
+	assert_in_range(n, 390, 464);
+	/* What is given back can be taken again. */
+	run_bucket(q, 2, hz, &now, 1);
+	n = vp_relay_allow(&q[0], now += hz, hz, 32);
+	assert_int_equal(n, 32);
+	vp_relay_give_back(&q[0], hz, n);
+	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32) + vp_relay_allow(&q[1], now, hz, 32), 64);
+	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 0);
+	/* No limit any more; a limit again, with an old clock. */
+	b.rate = 0;
+	assert_false(vp_relay_limited(&q[0]));
+	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 32);
+	b.rate = 10;
+	b.due = now + (UINT64_C(1) << 60);
+	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 32);
+}
+
+static void test_rates_follow_the_configuration(void **state)
+{
+	struct vp_bucket *b = vp_rate_of("blue1");
+
+	assert_ptr_equal(b, vp_rate_of("blue1"));
+	assert_ptr_not_equal(b, vp_rate_of("blue2"));
+	vms[0].pps = 77;
+	vp_rate_apply(&conf);
+	assert_int_equal(b->rate, 77);
+	vms[0].pps = 0;
+	vp_rate_apply(&conf);
+	assert_int_equal(b->rate, 0);
 }
 
 int main(void)
@@ -122,6 +227,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_fast_needs_one_group), cmocka_unit_test(test_auto),
 		cmocka_unit_test(test_endpoint_and_mode_fit), cmocka_unit_test(test_users), cmocka_unit_test(test_limits),
+		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps), cmocka_unit_test(test_shared_bucket),
+		cmocka_unit_test(test_rates_follow_the_configuration),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
