@@ -164,6 +164,14 @@ def two_cpus():
     return cpus[0], cpus[1]
 
 
+def cpu_ns(pid):
+    """CPU time of all threads in ns."""
+    total = 0
+    for tid in os.listdir("/proc/%d/task" % pid):
+        total += int(read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()[0])
+    return total
+
+
 class Disturbance:
     """Share of the time since start() that the pollers of these processes wanted to run and could not."""
 

@@ -2,9 +2,10 @@
 /*
  * The least that a round trip between two CPUs can take: two threads that bounce one cache line (spin), or
  * wake each other by eventfds (eventfd). Nothing is carried; with "message", 64 bytes are
- * written by one side and read by the other, each way, in two further lines.
+ * written by one side and read by the other, each way, in two further lines. With "ring" the message is found as in a split
+ * virtqueue: an index, an entry, a descriptor, the bytes, one line after the other there, an index with its entry and the bytes back.
  *
- *   pingpong CPU_A CPU_B spin|message|eventfd COUNT
+ *   pingpong CPU_A CPU_B spin|message|ring|eventfd COUNT
  *
  * Prints one JSON object with cycles (vp_cycles() ticks) of the 50th, 99th and 99.9th percentile.
  */
@@ -24,7 +25,10 @@ static struct {
 	uint64_t pong __attribute__((aligned(VP_CACHELINE)));
 } line;
 static int fd_ping, fd_pong, cpu_b;
-static bool by_fd, message;
+static bool by_fd, message, ring;
+static struct {
+	uint64_t at __attribute__((aligned(VP_CACHELINE))); /* where the next line is */
+} entry[2], desc[2];
 static uint8_t body[2][128] __attribute__((aligned(VP_CACHELINE))); /* a packet and its header, as a driver lays them */
 static __thread uint8_t mine[128];
 static uint64_t count;
@@ -45,6 +49,14 @@ static void send(uint64_t *word, int fd, uint64_t v)
 
 	if (message)
 		memset(body[word == &line.pong], (int)v, 76);
+	if (ring) {
+		unsigned way = word == &line.pong;
+
+		/* What differs each time is an offset of nothing: the reader must wait for it all the same. */
+		if (!way)
+			__atomic_store_n(&desc[way].at, v >> 62, __ATOMIC_RELAXED);
+		__atomic_store_n(&entry[way].at, v >> 62, __ATOMIC_RELAXED);
+	}
 
 	if (!by_fd)
 		__atomic_store_n(word, v, __ATOMIC_RELEASE);
@@ -64,7 +76,14 @@ static void await(uint64_t *word, int fd, uint64_t v)
 	while (__atomic_load_n(word, __ATOMIC_ACQUIRE) != v)
 		;
 	if (message) {
-		memcpy(mine, body[word == &line.pong], 76);
+		unsigned way = word == &line.pong;
+		uint64_t at = 0;
+
+		if (ring)
+			at = __atomic_load_n(&(&entry[way])->at, __ATOMIC_RELAXED);
+		if (ring && !way)
+			at = __atomic_load_n((uint64_t *)((char *)&desc[way].at + at), __ATOMIC_RELAXED);
+		memcpy(mine, body[way] + at, 76);
 		__asm__ volatile("" ::: "memory");
 	}
 }
@@ -92,12 +111,13 @@ int main(int argc, char **argv)
 	pthread_t th;
 
 	if (argc != 5 || !(count = strtoull(argv[4], NULL, 10)) || count > 10000000) {
-		fprintf(stderr, "usage: pingpong CPU_A CPU_B spin|message|eventfd COUNT\n");
+		fprintf(stderr, "usage: pingpong CPU_A CPU_B spin|message|ring|eventfd COUNT\n");
 		return 2;
 	}
 	cpu_b = atoi(argv[2]);
 	by_fd = !strcmp(argv[3], "eventfd");
-	message = !strcmp(argv[3], "message");
+	ring = !strcmp(argv[3], "ring");
+	message = ring || !strcmp(argv[3], "message");
 	fd_ping = eventfd(0, 0);
 	fd_pong = eventfd(0, 0);
 	t = calloc(count, sizeof(*t));

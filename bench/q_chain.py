@@ -14,8 +14,8 @@ import middle
 from q_relay import PEER, RINGS, PeerMiddle
 from q_vm_to_vm import Circle
 
-BURSTS = 2  # of 32 packets each way on each link
-MBUFS = 8192
+BURSTS = 2   # of 32 packets each way on each link
+RING = 128   # twice what is in flight: with more, it is the drivers' receive buffers that fill the cache as the chain grows
 
 
 def in_order(sockets):
@@ -29,7 +29,7 @@ class Chain:
         try:
             self.lib = self._keep(middle.Vpload(opt, cpus[1], ports=vms - 1))
             self.switch = self._keep(PeerMiddle(cpus[1], opt.workdir, 2 * (vms - 1)))
-            self.ours, self.peer = [self._keep(Circle(name, s, cpus, opt.workdir, ring, in_order(s.sockets), mbufs=MBUFS))
+            self.ours, self.peer = [self._keep(Circle(name, s, cpus, opt.workdir, ring, in_order(s.sockets), depth=RING))
                                     for name, s in (("ours", self.lib), ("peer", self.switch))]
         except Exception:
             self.end()

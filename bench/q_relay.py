@@ -161,6 +161,9 @@ def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonR
     finally:
         ours.end()
     harness.reap(p)
+    if p.returncode and hasattr(ours, "log"):
+        with open(ours.log.name) as log, open(ours.d.log.name) as daemon:
+            harness.say("%s: the device side said: %s; the daemon: %s" % (name, log.read()[-400:] or "nothing", daemon.read()[-800:]))
     if not text.strip():
         raise harness.BenchError("%s: verify_dpdk ended with code %d" % (name, p.returncode))
     r = json.loads(text.strip().splitlines()[-1])

@@ -68,6 +68,7 @@ def run(opt):
         if ("remap-32", s) in out:
             results.append(pair("%s x 32 copy-cold" % size_name(s), out["copy-32", s], out["remap-32", s],
                                 "one remap of 32 adjacent", s))
+            results.append(pair("%s x 32 at once" % size_name(s), out["remap-32", s], out["remap", s], "32 remaps, one by one", s))
     for copy in ("copy-hot", "copy-cold"):
         for remap in ("remap", "populate", "remap-huge"):
             at = crossover([s for s in sizes if (remap, s) in out], out, copy, remap)

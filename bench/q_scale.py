@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """scale: what links cost that do nothing, how long adding one takes, and whether a busy link notices the idle ones."""
+import json
 import os
 import resource
+import subprocess
 import time
 
 import harness
 import middle
 from frontend import IdleVm
 from q_relay import RINGS, Setup
+from q_vm_to_vm import Circle
 
 ADD_TARGET_MS = 5.0
-
-
-def cpu_ns(pid):
-    """CPU time of all threads in ns."""
-    total = 0
-    for tid in os.listdir("/proc/%d/task" % pid):
-        total += int(harness.read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()[0])
-    return total
 
 
 def wakeups(pid):
@@ -67,10 +62,10 @@ def add(d, opt, i):
 def idle(d, seconds):
     """Percent of one CPU, wake-ups per second."""
     time.sleep(0.5)
-    c, w, t = cpu_ns(d.pid), wakeups(d.pid), time.monotonic()
+    c, w, t = harness.cpu_ns(d.pid), wakeups(d.pid), time.monotonic()
     time.sleep(seconds)
     dt = time.monotonic() - t
-    return (cpu_ns(d.pid) - c) / dt / 1e7, (wakeups(d.pid) - w) / dt
+    return (harness.cpu_ns(d.pid) - c) / dt / 1e7, (wakeups(d.pid) - w) / dt
 
 
 def many(opt, n, seconds, results):
@@ -148,6 +143,45 @@ def growth(opt, counts, n_pairs, seconds, results):
     results += rows
 
 
+def queue_pairs(opt, counts, n_pairs, seconds, results):
+    """One device-side thread that serves several queue pairs of one link; the peer is the same link with one."""
+    cpus = harness.two_cpus()
+    harness.need_hugepages(300)
+    ring = RINGS[0][1]
+    for k in counts:
+        ends = []
+        try:
+            for name, q in (("pairs", k), ("single", 1)):
+                ends.append(middle.Vpload(opt, cpus[1], queues=q, name="lib-" + name))
+                ends.append(Circle(name, ends[-1], cpus, opt.workdir, ring + ",queues=%d" % q, mbufs=16384,
+                                   args=["--rxq=%d" % q, "--txq=%d" % q]))
+            got = harness.pairs(lambda: ends[1].sample(64, seconds, "echo", 1), lambda: ends[3].sample(64, seconds, "echo", 1), n_pairs)
+            results.append(harness.compare("scale", "%d queue pairs, one thread" % k, "busy cycles/packet", got, "serve_cpp", True,
+                                           "one queue pair", queue_pairs=k))
+        finally:
+            for e in reversed(ends):
+                e.end()
+
+
+def regions(opt, counts, n, ms, results):
+    """Translation only: a ring whose buffers are in another region each time, against a table of one region."""
+    cpu = harness.two_cpus()[1]
+
+    def cycles(k, which):
+        p = harness.spawn([middle.program(opt, "bench", "regions"), str(k), which, str(ms)], cpu=cpu, stdout=subprocess.PIPE, text=True)
+        text = p.communicate()[0]
+        harness.reap(p)
+        if p.returncode:
+            raise harness.BenchError("bench/regions ended with code %d" % p.returncode)
+        return {"cpp": json.loads(text)["cycles"], "disturbed": 0}
+
+    for k in counts:
+        for which, case in (("one", "buffers in one"), ("all", "another one each time")):
+            got = harness.pairs(lambda: cycles(k, which), lambda: cycles(1, which), n)
+            results.append(harness.compare("scale", "%d memory regions, %s" % (k, case), "cycles/packet", got, "cpp", True,
+                                           "one region", regions=k, which=which))
+
+
 def argparse_copy(opt, name):
     """The options with a work directory below."""
     import copy
@@ -163,17 +197,27 @@ def run(opt):
     need_files(16 * n + 1000)
     many(opt, n, 2 if opt.quick else 10, results)
     growth(opt, [16] if opt.quick else [2, 16, 64, 256], 3 if opt.quick else opt.pairs, 0.4 if opt.quick else 1.0, results)
+    pairs = 3 if opt.quick else opt.pairs
+    queue_pairs(opt, [8] if opt.quick else [2, 4, 8], pairs, 0.3 if opt.quick else 0.6, results)
+    regions(opt, [509] if opt.quick else [2, 8, 64, 509], pairs, 50 if opt.quick else 200, results)
     plot(opt, results)
     return results
 
 
 def plot(opt, results):
-    rows = ["1 1.0"] + ["%d %.4f" % (r["links"], 1 / r["ratio"]) for r in results if r.get("links") and r["ratio"]]
+    def rows(key, **match):
+        return "1 1.0\n" + "".join("%d %.4f\n" % (r[key], 1 / r["ratio"]) for r in results if r.get(key) and r["ratio"] and
+                                   all(r.get(k) == v for k, v in match.items()))
+
     harness.gnuplot(opt.outdir, "scale", """
-set title "One busy link among idle, connected ones: cost per packet relative to the link alone"
-set logscale x 2
-set xlabel "links"
-set ylabel "busy cycles per packet / alone"
-set yrange [0:2]
-plot 'scale.dat' using 1:2 with linespoints lw 2 pt 7 lc rgb '#2060a0' notitle
-""", {"scale.dat": "\n".join(rows) + "\n"})
+set title "How cost grows: per packet, relative to one"
+set logscale xy 2
+set xlabel "how many"
+set ylabel "cycles per packet / with one"
+set yrange [0.5:*]
+plot 'scale.dat' using 1:2 with linespoints lw 2 pt 7 title 'connected links, one busy', \\
+     'scale-pairs.dat' using 1:2 with linespoints lw 2 pt 5 title 'queue pairs of a link', \\
+     'scale-one.dat' using 1:2 with linespoints lw 2 pt 9 title 'memory regions, buffers in one', \\
+     'scale-all.dat' using 1:2 with linespoints lw 2 pt 11 title 'memory regions, another one each time'
+""", {"scale.dat": rows("links"), "scale-pairs.dat": rows("queue_pairs"), "scale-one.dat": rows("regions", which="one"),
+        "scale-all.dat": rows("regions", which="all")})

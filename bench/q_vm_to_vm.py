@@ -10,7 +10,6 @@ import time
 import harness
 import middle
 from q_relay import BURSTS, PEER, RINGS, PeerMiddle
-from q_scale import cpu_ns
 from testpmd import DriverVms
 
 SIZES = [64, 512, 1518]
@@ -81,10 +80,10 @@ def run(opt):
             lib, ours, _, peer = ends
             for size in todo:
                 case = "%s %d B" % (ring_name, size)
-                t, c = time.monotonic(), cpu_ns(lib.d.pid)
+                t, c = time.monotonic(), harness.cpu_ns(lib.d.pid)
                 got = harness.rounds([lambda: direct(ours.sample(size, seconds, "echo")),
                                       lambda: switched(peer.sample(size, seconds))], n, lambda: progress.step(case))
-                host.append((cpu_ns(lib.d.pid) - c) / (time.monotonic() - t) / 1e7)
+                host.append((harness.cpu_ns(lib.d.pid) - c) / (time.monotonic() - t) / 1e7)
                 more = {"size": size, "ring": ring_name, "lost": sum(g[0]["lost"] for g in got)}
                 for k, who in (("drv_cpp", "driver"), ("serve_cpp", "device")):
                     more["%s_cycles_ours" % who] = round(harness.middle_of([g[0][k] for g in got]), 1)

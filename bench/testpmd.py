@@ -17,7 +17,7 @@ PROMPT = b"testpmd> "
 
 
 class Testpmd:
-    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS):
+    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING):
         if not shutil.which("dpdk-testpmd"):
             raise harness.BenchError("dpdk-testpmd is missing: install the package dpdk-dev (or run make setup)")
         self.name, self.buf = name, b""
@@ -28,7 +28,7 @@ class Testpmd:
         for v in vdevs:
             argv += ["--vdev", v]
         argv += ["--", "-i", "--forward-mode=io", "--record-core-cycles", "--no-mlockall",
-                 "--total-num-mbufs=%d" % mbufs, "--rxd=%d" % RING, "--txd=%d" % RING, *args]
+                 "--total-num-mbufs=%d" % mbufs, "--rxd=%d" % depth, "--txd=%d" % depth, *args]
         self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, bufsize=0)
         self.poll = select.poll()
@@ -126,7 +126,7 @@ class DriverVms(Testpmd):
     """virtio-user ports in one process; in io mode packets circulate through what joins them."""
 
     def __init__(self, name, cpu, sockets, workdir, ring, **kw):
-        vdevs = ["net_virtio_user%d,path=%s,queue_size=%d,%s" % (i, s, RING, ring) for i, s in enumerate(sockets)]
+        vdevs = ["net_virtio_user%d,path=%s,queue_size=%d,%s" % (i, s, kw.get("depth", RING), ring) for i, s in enumerate(sockets)]
         super().__init__(name, cpu, vdevs, workdir, **kw)
 
     def start(self, size, bursts):

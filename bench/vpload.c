@@ -278,28 +278,6 @@ static int work(enum mode m, unsigned i, unsigned pair)
 	}
 }
 
-static unsigned round_of(enum mode m)
-{
-	unsigned total = 0;
-
-	for (unsigned k = 0; k < nports * npairs; k++) {
-		unsigned i = k / npairs;
-		uint64_t t0 = vp_cycles();
-		int n = port[i].up ? work(m, i, k % npairs) : 0;
-
-		if (n > 0) {
-			stats.busy += vp_cycles() - t0;
-			stats.packets += (unsigned)n;
-			stats.bursts++;
-			total += (unsigned)n;
-		} else if (n < 0 && n != -ENOLINK) {
-			fprintf(stderr, "vpload: port %u: %s\n", i, strerror(-n));
-			port[i].up = false;
-		}
-	}
-	return total;
-}
-
 static void update(unsigned i)
 {
 	struct vhp_error e = { 0 };
@@ -315,6 +293,29 @@ static void update(unsigned i)
 	port[i].pairs = info.pairs;
 	if (r < 0)
 		fprintf(stderr, "vpload: port %u: %s\n", i, e.msg);
+}
+
+static unsigned round_of(enum mode m)
+{
+	unsigned total = 0;
+
+	for (unsigned k = 0; k < nports * npairs; k++) {
+		unsigned i = k / npairs;
+		uint64_t t0 = vp_cycles();
+		int n = port[i].up ? work(m, i, k % npairs) : 0;
+
+		if (n > 0) {
+			stats.busy += vp_cycles() - t0;
+			stats.packets += (unsigned)n;
+			stats.bursts++;
+			total += (unsigned)n;
+		} else if (n < 0 && n != -ENOLINK) {
+			/* The driver broke its ring: the daemon is told, and the port goes on without it. */
+			fprintf(stderr, "vpload: port %u: %s\n", i, strerror(-n));
+			update(i);
+		}
+	}
+	return total;
 }
 
 /* Wait for a command, a change of a port, or (when the mode sleeps) a kick. */
