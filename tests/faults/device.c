@@ -95,7 +95,7 @@ static int receive_in_place(void)
 static int send_copies(void)
 {
 	struct vhp_packet pkt[BURST];
-	unsigned n = VP_MIN(end_may_send(&d.end), BURST);
+	unsigned may = end_may_send(&d.end), n = VP_MIN(may, BURST);
 	int ret;
 
 	for (unsigned i = 0; i < n; i++) {
@@ -110,7 +110,7 @@ static int send_copies(void)
 
 static int send_in_place(void)
 {
-	unsigned n = VP_MIN(end_may_send(&d.end), BURST), hdr = vhp_hdr_len(d.port);
+	unsigned may = end_may_send(&d.end), n = VP_MIN(may, BURST), hdr = vhp_hdr_len(d.port);
 	struct virtio_net_hdr_mrg_rxbuf h = { .num_buffers = 1 };
 	uint32_t len[BURST];
 	int ret = n ? vhp_reserve(d.port, 0, d.loan, n) : 0;
