@@ -168,11 +168,10 @@ static uint32_t reason_now(const struct vp_port *p)
 static void show_status(struct vp_port *p)
 {
 	uint32_t reason = reason_now(p);
-	bool up = vp_port_is_up(p);
 
 	p->st.flags = htole32(p->attached ? VHP_STATE_ATTACHED : 0);
-	p->st.link_status = htole32(up ? VHP_LINK_UP : VHP_LINK_DOWN);
-	p->st.link_reason = htole32(up ? VHP_REASON_NONE : reason == VHP_REASON_NONE ? VHP_REASON_WINDOW : reason);
+	p->st.link_status = htole32(p->up ? VHP_LINK_UP : VHP_LINK_DOWN);
+	p->st.link_reason = htole32(p->up ? VHP_REASON_NONE : reason);
 	p->st.features[0] = htole64(p->driver == VP_PORT_NO_DRIVER ? 0 : p->features);
 }
 
@@ -208,8 +207,8 @@ void port_evaluate(struct vp_port *p)
 		up = reason_now(p) == VHP_REASON_NONE && !p->falling;
 		if (up == p->up || (!up && ask_to_stop(p)))
 			continue;
-		/* The reason may have passed while the queues were being stopped. */
-		p->again = p->falling;
+		/* Down: the reason may have passed while queues were being stopped, and regions may go only now. */
+		p->again = !up;
 		p->falling = false;
 		p->up = up;
 		p->up_us = up ? port_now(p) : 0;

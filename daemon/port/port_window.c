@@ -200,8 +200,9 @@ static int pool_window(struct vp_port *p)
 
 static bool wanted(const struct vp_port *p)
 {
+	/* While the link is up its memory stays: the guest may have to stop queues first. */
 	return p->online && p->attached && p->driver != VP_PORT_NO_DRIVER &&
-	       !(p->hold & (VP_PORT_HOLD_POLICY | VP_PORT_HOLD_ADMIN | VP_PORT_HOLD_PROTOCOL));
+	       (p->up || !(p->hold & (VP_PORT_HOLD_POLICY | VP_PORT_HOLD_ADMIN | VP_PORT_HOLD_PROTOCOL)));
 }
 
 static void put_regions(struct vp_port *p, const struct vhp_abi_region *r, unsigned n)

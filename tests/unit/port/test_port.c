@@ -344,8 +344,10 @@ static void test_falls_gently(void **state)
 	ups = f->ups;
 	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
 	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
-	assert_int_equal(reason(f), VHP_REASON_ADMIN);
 	assert_false(vp_port_is_up(f->p));
+	/* The guest sees a stop like any other, its memory in place. */
+	assert_int_equal(le32toh(f->c->state.link_status), VHP_LINK_UP);
+	assert_int_equal(le32toh(f->c->state.nregions), 1);
 	assert_true(le32toh(f->c->state.queues[0].flags) & VHP_QUEUE_STOP);
 	assert_int_equal(f->stops + f->downs, 0);
 	assert_int_equal(vp_port_queue_run(f->p, 1, &r), -ENOTCONN);
@@ -358,12 +360,20 @@ static void test_falls_gently(void **state)
 	assert_int_equal(f->downs, 1);
 	assert_int_equal(f->ups, ups + 1);
 	assert_true(vp_port_is_up(f->p));
+	/* The reason stays. */
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
+	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 2, 9, 0), VHP_ST_OK);
+	assert_int_equal(le32toh(f->c->state.link_status), VHP_LINK_DOWN);
+	assert_int_equal(reason(f), VHP_REASON_ADMIN);
+	assert_int_equal(le32toh(f->c->state.nregions), 0);
+	vp_port_set_hold(f->p, 0);
 	/* The driver VM goes meanwhile: there is nothing left to wait for. */
 	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
 	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
 	vp_port_set_driver(f->p, VP_PORT_NO_DRIVER, 0);
 	assert_true(f->last.lost);
-	assert_int_equal(f->downs, 2);
+	assert_int_equal(f->downs, 3);
 }
 
 static void test_cut(void **state)
