@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+#include <stdbool.h>
 #include <stdio.h>
 
 #include "cli.h"
@@ -34,9 +35,42 @@ static void show_side(const char *name, const json_t *s)
 	}
 }
 
+/* A port: what stands between the daemon and the device VM's data path. */
+static void show_port(const json_t *s)
+{
+	json_t *windows = json_object_get(s, "windows"), *queues = json_object_get(s, "queues"), *e;
+	bool up = json_is_true(json_object_get(s, "up"));
+	size_t i;
+
+	printf("\ndevice side: VM %s\n", cli_str(s, "vm"));
+	printf("  socket     %s\n", cli_str(s, "socket"));
+	printf("  port       %s, %s, %s\n", cli_str(s, "attachment"),
+	       json_is_true(json_object_get(s, "online")) ? "device connected" : "no device",
+	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
+	printf("  link       %s%s\n", up ? "up" : "down: ", up ? "" : cli_str(s, "reason"));
+	if (up && cli_int(s, "driver_us") && cli_int(s, "up_us") >= cli_int(s, "driver_us"))
+		printf("  took       %.1f ms since the driver's queues ran\n",
+		       (double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
+	printf("  commands   %lld, refused %lld; attached %lld times, cut off %lld times\n", cli_int(s, "commands"),
+	       cli_int(s, "refused"), cli_int(s, "attaches"), cli_int(s, "cuts"));
+	json_array_foreach(windows, i, e) {
+		printf("  window %-3lld %lld MiB, %s\n", cli_int(e, "slot"), cli_int(e, "size") >> 20, cli_str(e, "state"));
+		if (json_is_string(json_object_get(e, "error")))
+			printf("             %s\n", cli_str(e, "error"));
+	}
+	json_array_foreach(queues, i, e) {
+		printf("  queue %-4lld %s", cli_int(e, "index"), cli_str(e, "state"));
+		if (cli_int(e, "size"))
+			printf("%s, ring of %lld, run %lld since index %lld",
+			       json_is_true(json_object_get(e, "enabled")) ? "" : ", disabled", cli_int(e, "size"),
+			       cli_int(e, "runs"), cli_int(e, "base"));
+		putchar('\n');
+	}
+}
+
 static int run(struct cli *c, int argc, char **argv)
 {
-	json_t *l, *policy, *sides;
+	json_t *l, *policy, *sides, *device;
 	int n, r = cli_operands(c, &cmd_show, argc, argv, 1, 1, &n);
 
 	if (r >= 0)
@@ -60,7 +94,11 @@ static int run(struct cli *c, int argc, char **argv)
 	if (cli_int(l, "packets_per_second"))
 		printf("  limit      %lld packets per second in each direction\n", cli_int(l, "packets_per_second"));
 	show_side("driver", json_object_get(sides, "driver"));
-	show_side("device", json_object_get(sides, "device"));
+	device = json_object_get(sides, "device");
+	if (json_object_get(device, "attachment"))
+		show_port(device);
+	else
+		show_side("device", device);
 out:
 	json_decref(l);
 	return 0;
