@@ -110,14 +110,16 @@ class Passt(Backend):
         out = []
         out.append(v.tcp(self.driver, self.device, self.addr_device, 'mib=8'))
         rx = self.driver.spawn('vmtool rx 5001')
+        # passt takes the connection before the driver VM does.
+        self.driver.sh('until grep -q "%04X 00000000:0000 0A" /proc/net/tcp; do sleep 0.05; done' % 5001)
         self.device.sh('vmtool tx 127.0.0.1 5001 mib=8', 60)
         out.append(v.kv(rx.result()))
         assert [(r['bytes'], r['bad']) for r in out] == 2 * [(8 << 20, 0)], out
         return 'TCP %.0f and %.0f Mbit/s, 8 MiB each, every byte right' % tuple(r['mbps'] for r in out)
 
 
-KINDS = [(Dpdk, ('fast', 'ivshmem', 'system')), (Dpdk, ('fast', 'shmem', '11')),
-         (Passt, ('fast', 'shmem', '11')), (Passt, ('copy', 'ivshmem', 'system'))]
+KINDS = [(Passt, ('fast', 'shmem', '11')), (Dpdk, ('fast', 'ivshmem', 'system')),
+         (Passt, ('copy', 'ivshmem', 'system')), (Dpdk, ('fast', 'shmem', '11'))]
 
 
 @pytest.mark.parametrize('kind,link', KINDS, ids=['%s-%s-%s-%s' % (k.program, *x) for k, x in KINDS])
@@ -130,10 +132,9 @@ def test_backend(lab, kind, link):
     v.note('%s serves the link: %s' % (b.program, b.check()))
     b.reload_driver()
     v.note('driver VM: rmmod and modprobe of virtio_net: %s' % b.check())
-    for _ in range(2):
-        b.kill()
-        b.start()
-        v.note('%s killed and started again, the agent stayed: %s' % (b.program, b.check()))
+    b.kill()
+    b.start()
+    v.note('%s killed and started again, the agent stayed: %s' % (b.program, b.check()))
     b.end_agent('TERM')
     assert v.ping(b.driver, b.addr_device, 1) == 100
     b.agent()

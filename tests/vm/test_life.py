@@ -245,7 +245,9 @@ class TestPlug:
 
     def plug(self, life):
         dev = dict(driver='ivshmem-doorbell', vectors=3) if life.attachment == 'ivshmem' else \
-            {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16}
+            {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16,
+             # With the PCI Express capability, those for two shared memory regions don't fit: QEMU aborts.
+             'x-disable-pcie': True}
         hotplug.plug(life.device, life.port.id, life.port.sock, bus=life.port.id + 'p', **dev)
 
     def test_plug(self, life):
@@ -270,9 +272,10 @@ class TestPlug:
             life.pump()
             t = hotplug.unplug(vm, port.id, 30)
             v.note('port unplugged during a transfer, with the agent at it: gone in %.1f s' % t)
-            vm.sh('for i in $(seq 100); do [ -e /dev/vhost-pci0 ] || exit 0; sleep 0.1; done; exit 1')
             # The interface stays, without a carrier, and the agent waits for the next port.
-            assert vm.sh('cat /sys/class/net/%s/carrier; pidof vhost-pci-agent >/dev/null && echo agent' % life.tap) == '0\nagent\n'
+            vm.sh('for i in $(seq 50); do [ ! -e /dev/vhost-pci0 ] && [ "$(cat /sys/class/net/%s/carrier)" = 0 ] && '
+                  'pidof vhost-pci-agent && exit 0; sleep 0.1; done; ls /dev/vhost*; ip addr show %s; tail /run/agent.log; exit 1' %
+                  (life.tap, life.tap))
             assert v.ping(life.driver, life.addr_device, 1) == 100
             assert life.daemon.alive() and not life.show()['sides']['device']['online']
         self.plug(life)
