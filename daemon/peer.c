@@ -27,6 +27,7 @@
 #define RETRY_MAX_US   3000000u
 #define HOLD_US        2000000u  /* how long a second connection waits for the first to die */
 #define LOG_EVERY_US   1000000u
+#define SECOND_EVERY_US 60000000u /* a VMM that connects again and again to a socket that is taken */
 
 struct vp_peer {
 	struct vp_daemon           *d;
@@ -43,7 +44,8 @@ struct vp_peer {
 	struct ucred                held_cred;
 	uint32_t                    retry_us;
 	bool                        retry_logged;
-	uint64_t                    last_log_us;
+	uint64_t                    last_log_us, last_second_us;
+	uint64_t                    n_second;  /* refused since that was said */
 	struct vu_backend          *vu;
 	sd_event_source            *vu_io, *req_io, *defer;
 	int                         req_fd;    /* that req_io watches */
@@ -145,8 +147,13 @@ static int on_hold_end(sd_event_source *s, uint64_t usec, void *arg)
 	if (p->held_fd < 0)
 		return 0;
 	p->info.refused++;
-	vp_log(VP_LOG_WARNING, "%s: refused a second front-end (pid %d) while pid %d is connected; stop one of them",
-	       p->name, (int)p->held_cred.pid, (int)p->info.pid);
+	p->n_second++;
+	if (!p->last_second_us || now_us(p) - p->last_second_us >= SECOND_EVERY_US) {
+		vp_log(VP_LOG_WARNING, "%s: refused a second front-end (pid %d, %llu times since this was last said) while pid %d is connected; stop one of them",
+		       p->name, (int)p->held_cred.pid, (unsigned long long)p->n_second, (int)p->info.pid);
+		p->last_second_us = now_us(p);
+		p->n_second = 0;
+	}
 	vp_close(&p->held_fd);
 	return 0;
 }

@@ -46,7 +46,7 @@ struct vhp_local_msg {
 #define VHP_LOCAL_SIGNALS	2u
 /*
  * nfds eventfds for the signals from the guest arg[0], ...: the process writes them. queues[q].doorbell is such a number. In a later
- * message they replace: use the new one from now on and raise it once. arg[1] = 1: nobody hears it any more, do not write.
+ * message they replace: use the new one from now on. arg[1] = 1: nobody hears it any more, do not write.
  */
 #define VHP_LOCAL_DOORBELLS	3u
 /* The handshake is complete. */

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -491,3 +492,58 @@ def test_process_that_does_not_read(fast):
     with vu.Nic(drv(fast)), pc.Local(dev(fast)) as p:
         p.attach()
         p.wait(lambda s: s.up)
+
+
+def test_carrier_follows_the_device_side(fast):
+    """The driver VM's STATUS bit, for front-ends that take the config space from us."""
+    pf = vu.bit(vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
+    back, other = socket.socketpair()
+    back.settimeout(5)
+
+    def status(nic):
+        raw = nic.ask(vu.GET_CONFIG, struct.pack("<III", 0, 12, 0) + bytes(12))
+        return struct.unpack_from("<H", raw, 12 + 6)[0]
+
+    def changed():
+        request, flags, size = struct.unpack("<III", back.recv(12))
+        assert request == 2 and not size  # CONFIG_CHANGE
+        if flags & 8:
+            back.sendall(struct.pack("<IIIQ", 2, 1 | 4, 8, 0))
+
+    with vu.Frontend(drv(fast)) as nic:
+        nic.negotiate(vu.BASIC | vu.bit(16), pf)  # STATUS
+        assert nic.protocol == pf
+        nic.tell(vu.SET_BACKEND_REQ_FD, b"", [other.fileno()])
+        nic.set_memory(vu.Memory())
+        for q in range(2):
+            nic.start_ring(q, vu.SplitRing(nic.mem, 64))
+        assert status(nic) == 0, "the device VM is not there"
+        for _ in range(2):
+            with pc.Local(dev(fast)) as p:
+                p.attach()
+                p.wait(lambda s: s.up)
+                changed()
+                assert status(nic) == 1
+                fast.call("link.down", name="ab")
+                for q in range(2):
+                    answer_stop(p, q, 0)
+                changed()
+                assert status(nic) == 0
+                fast.call("link.up", name="ab")
+                print(fast.log()) if 0 else None
+                changed()
+                assert status(nic) == 1
+            changed()  # the process has left
+            assert status(nic) == 0
+    back.close()
+    other.close()
+
+
+def test_second_front_ends_are_logged_once(fast):
+    with vu.Nic(drv(fast)):
+        for _ in range(2):
+            with vu.Frontend(drv(fast)) as f:
+                f.sock.settimeout(4)
+                assert f.sock.recv(1) == b"", "a second front-end was served"
+        assert fast.show("ab")["sides"]["driver"]["refused"] == 2
+    assert fast.log().count("refused a second front-end") == 1
