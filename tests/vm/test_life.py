@@ -245,9 +245,7 @@ class TestPlug:
 
     def plug(self, life):
         dev = dict(driver='ivshmem-doorbell', vectors=3) if life.attachment == 'ivshmem' else \
-            {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16,
-             # With the PCI Express capability, those for two shared memory regions don't fit: QEMU aborts.
-             'x-disable-pcie': True}
+            {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16, 'addr': '1'}
         hotplug.plug(life.device, life.port.id, life.port.sock, bus=life.port.id + 'p', **dev)
 
     def test_plug(self, life):
@@ -256,8 +254,9 @@ class TestPlug:
         vm.nets.remove(port)
         vm.extra += [x for pair in zip(args[::2], args[1::2]) if 'pcie-root-port' in pair[1] for x in pair]
         if life.attachment == 'shmem':
-            # The root port's window has to hold the whole aperture.
-            vm.extra += ['-device', 'pcie-root-port,id=%sp,chassis=1,slot=1,pref64-reserve=64G' % port.id]
+            # A conventional bridge: behind a root port the device has a PCI Express capability, beside which those of two
+            # shared memory regions don't fit, and QEMU aborts. Its window has to hold the aperture and a small BAR.
+            vm.extra += ['-device', 'pci-bridge,id=%sp,chassis_nr=9,pref64-reserve=128G' % port.id]
         life.daemon.start()
         life.lab.boot(*life.vms)
         life.up_driver()
