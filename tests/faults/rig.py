@@ -216,6 +216,11 @@ class Link:
         for e in self.ends:
             if e.proc and e.proc.poll() is None:
                 e.proc.send_signal(signal.SIGCONT)
+                e.proc.terminate()
+        for e in self.ends:
+            try:
+                e.proc and e.proc.wait(5)
+            except subprocess.TimeoutExpired:
                 e.proc.kill()
                 e.proc.wait()
 

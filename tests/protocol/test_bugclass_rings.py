@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Bug classes of rings, regions, headers, notifications and information, in every mode (docs/testing.md has the table)."""
 import os
+import signal
 import struct
+import threading
 import time
 
 import pytest
@@ -294,3 +296,36 @@ def test_file_truncated(lab):
     lab.d.wait(lambda: lab.d.show("ab")["status"] != "up")
     lab.check()
     os.ftruncate(mem.fd, mem.size)
+
+
+@pytest.mark.parametrize("lab", ["fast", "copy"], indirect=True)
+def test_data_path_too_slow(lab):
+    """A device side that does not let go of a queue is cut in time, and comes back when it runs again."""
+    nic = lab.driver()
+    lab.there_and_back(1)
+    lab.proc.send_signal(signal.SIGSTOP)
+    t = time.monotonic()
+    nic.stop_ring(1)
+    assert time.monotonic() - t < 5
+    lab.proc.send_signal(signal.SIGCONT)
+    nic.rings[1].reset()
+    nic.start_ring(1, nic.rings[1])
+    lab.d.wait(lambda: lab.d.show("ab")["status"] == "up")
+    lab.there_and_back(2)
+
+
+@pytest.mark.parametrize("lab", ["fast", "copy"], indirect=True)
+def test_started_and_stopped_unseen(lab):
+    """A queue that is stopped before the device side has seen it start: the answer comes, nobody is cut."""
+    nic = lab.driver()
+    lab.there_and_back(1)
+    nic.stop_ring(1)
+    lab.proc.send_signal(signal.SIGSTOP)
+    nic.rings[1].reset()
+    nic.start_ring(1, nic.rings[1])
+    threading.Timer(0.3, lab.proc.send_signal, [signal.SIGCONT]).start()
+    assert nic.stop_ring(1) == 0
+    assert lab.d.show("ab")["sides"]["device"]["cuts"] == 0
+    nic.start_ring(1, nic.rings[1])
+    lab.d.wait(lambda: lab.d.show("ab")["status"] == "up")
+    lab.there_and_back(2)
