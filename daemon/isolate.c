@@ -97,7 +97,7 @@ int vp_isolate_process(struct vp_err *e)
 
 	if (r)
 		return r;
-#ifndef __SANITIZE_ADDRESS__  /* the leak checker must attach to us */
+#ifndef VP_INSTRUMENTED  /* the leak checker must attach to us */
 	if (prctl(PR_SET_DUMPABLE, 0))
 		return vp_err_set(e, -errno, "cannot make the process undumpable: %s", strerror(errno));
 #endif
@@ -165,7 +165,7 @@ static int change_user(const struct vp_conf_daemon *c, struct vp_err *e)
 	r = capng_change_id((int)pw->pw_uid, (int)pw->pw_gid, CAPNG_INIT_SUPP_GRP | CAPNG_CLEAR_BOUNDING);
 	if (r)
 		return vp_err_set(e, -EPERM, "cannot become user %s (step %d of capng_change_id)", c->user, -r);
-#ifndef __SANITIZE_ADDRESS__
+#ifndef VP_INSTRUMENTED
 	prctl(PR_SET_DUMPABLE, 0);  /* a change of the user may have set it */
 #endif
 	vp_isolate_done(VP_STAGE_IDENTITY, "user %s, no capabilities", c->user);

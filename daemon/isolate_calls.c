@@ -223,8 +223,8 @@ int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
 {
 	int r = 0;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "a sanitizer makes system calls of its own");
+#ifdef VP_INSTRUMENTED
+	return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "this build is instrumented, which makes system calls of its own");
 #endif
 	if (c->no_filter)
 		return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "SystemCallFilter=no");

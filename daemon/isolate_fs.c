@@ -136,8 +136,8 @@ int vp_isolate_files(const struct vp_conf *c, const struct vp_conf_paths *paths,
 	size_t size = sizeof(a);
 	int abi, rs, r;
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "a sanitizer reads files of its own");
+#ifdef VP_INSTRUMENTED
+	return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "this build is instrumented, which reads files of its own");
 #endif
 	abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
 	if (abi < 1)

@@ -27,7 +27,7 @@
 
 #include "isolate.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef VP_INSTRUMENTED
 #define NO_FILTERS 1
 #else
 #define NO_FILTERS 0
