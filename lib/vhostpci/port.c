@@ -185,9 +185,10 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 	for (i = 0; i < p->nq && !ret; i++) {
 		const struct vp_port_queue *pq = &s->queues[i];
 		struct vhp_queue *q = &p->q[i];
-		bool same = s->link_status == VHP_LINK_UP && i < s->nqueues &&
-			    (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
-		bool stop = same && (pq->flags & VHP_QUEUE_STOP);
+		bool run = i < s->nqueues && (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
+		bool same = run && s->link_status == VHP_LINK_UP;
+		/* Also while the link is on its way down: the daemon waits for the answer before it touches the ring. */
+		bool stop = run && (pq->flags & VHP_QUEUE_STOP);
 		const uint32_t both = VHP_QUEUE_STARTED | VHP_QUEUE_STOP;
 		bool broken = q->rq.vq.broken;
 
@@ -199,7 +200,7 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 			queue_stop(q);
 			q->reported = true;
 			ret = report_stopped(p, i, VHP_STOPPED_F_BROKEN, e);
-		} else if (s->link_status == VHP_LINK_UP && i < s->nqueues && (pq->flags & both) == both && pq->run != q->run) {
+		} else if (i < s->nqueues && (pq->flags & both) == both && pq->run != q->run) {
 			/* Started and stopped before we looked: it stands where it stood, and the answer is awaited. */
 			uint64_t args[4] = { i, pq->run, pq->base, 0 };
 			uint32_t status;
