@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The copy engine driven from both sides at once. Input: kind, ring formats, size; then steps of 12 bytes, each a
- * store into the driver's rings and tables, a store into the pool, or a call of the engine. Every
+ * store into the driver's rings and tables, a store into the pool, a call of the engine, or something that an honest driver or
+ * device would do (post a buffer, return some with any header and length), which takes the lies deeper. Every
  * memory is an allocation of its own, so that AddressSanitizer sees one byte too far; the read-only region must
  * stay as it was, and memory that no region names is not there at all.
  *
@@ -23,8 +24,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define AREA       0x2000u
 #define POOL_ADDR  0x40000000u
 
-static struct vp_map maps[3];
-static struct vp_memtab *tab;
+static struct vp_map maps[4];
+static struct vp_memtab *tab, *pool_tab;
+static struct vp_drvq drv;   /* the honest driver */
+static struct vp_virtq dev;  /* the honest device */
+static struct vp_burst burst;
 static struct vp_relay_scratch *scratch;
 static uint8_t *mem[3], *pool;
 static uint64_t pool_bytes;
@@ -44,6 +48,10 @@ static void setup(void)
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
 	pool_bytes = vp_bounce_ring_bytes() + 2 * AREA;
 	pool = aligned_alloc(64, pool_bytes);
+	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool), .size = pool_bytes, .writable = true, .refs = 1 << 20,
+				   .page_size = 4096, .fd = -1 };
+	d[0] = (struct vp_region_desc){ .gpa = POOL_ADDR, .size = pool_bytes, .map = &maps[3] };
+	REQUIRE(!vp_memtab_build(&pool_tab, d, 1, NULL));
 	scratch = vp_relay_scratch_new();
 	kick_fd = eventfd(0, EFD_NONBLOCK);
 	call_fd = eventfd(0, EFD_NONBLOCK);
@@ -56,14 +64,38 @@ static uint64_t features(uint8_t f)
 	       (f & 8 ? VP_BIT(28) : 0) | (f & 16 ? VP_BIT(15) : 0);
 }
 
+static void driver_posts(uint32_t at, uint32_t len, bool write)
+{
+	if (drv.num_free && !drv.broken)
+		vp_drvq_add_one(&drv, at % (0x10000 + RO_BYTES), len, write);
+	vp_drvq_publish(&drv);
+}
+
+/* Up to n buffers, beginning with the 8 bytes of head, with this length or (0) all of it. */
+static void device_returns(unsigned n, uint64_t head, uint32_t len)
+{
+	n = vp_vq_fetch_dir(&dev, &burst, n, VP_WRITE);
+	for (unsigned i = 0; i < n; i++) {
+		const struct vp_chain *c = &burst.chain[i];
+		struct vp_used u = { len ? len : c->in_len, c->id, c->slots };
+		const struct vp_seg *sg = &burst.seg[c->seg + c->nout];
+
+		for (unsigned k = 0; c->nin && k < 12 && k < sg->len; k++)
+			vp_st8(sg->p, k, k < 8 ? (uint8_t)(head >> 8 * k) : k == 10 ? (uint8_t)(head >> 60) : 0);
+		vp_vq_complete(&dev, &u, 1);
+	}
+	vp_vq_advance(&dev, &burst, n);
+}
+
 static void step(struct vp_bounce *b, const uint8_t *s)
 {
+	struct vp_drvq_used u[VP_BURST];
 	uint32_t at;
 	uint64_t v;
 
 	memcpy(&v, s + 4, 8);
 	at = s[1] | (uint32_t)s[2] << 8;
-	switch (s[0] % 8) {
+	switch (s[0] % 12) {
 	case 0: case 1:
 		memcpy(mem[0] + at % (RING_BYTES / 8) * 8, &v, 8);
 		break;
@@ -74,7 +106,7 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	case 4:
 		at = s[3] & 1 ? at % (uint32_t)(pool_bytes - 8) :
 		     (uint32_t)((s[3] & 2 ? b->used_addr : s[3] & 4 ? b->avail_addr : b->desc_addr) - POOL_ADDR) + s[1];
-		memcpy(pool + at, &v, s[0] % 8 == 3 ? 8 : 2);
+		memcpy(pool + at, &v, s[0] % 12 == 3 ? 8 : 2);
 		break;
 	case 5:
 		if (vp_bounce_arm(b))
@@ -83,6 +115,15 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	case 6:
 		vp_bounce_set_open(b, s[1] & 1);
 		vp_xlate_flush(&b->c.rq->vq.xl);
+		break;
+	case 7:
+		driver_posts(at, (uint32_t)v % 5000, s[3] & 1);
+		break;
+	case 8:
+		device_returns(1 + s[1] % 16, v, s[3] & 1 ? (uint32_t)(v >> 32) : 0);
+		break;
+	case 9:
+		vp_drvq_get_burst(&drv, u, VP_BURST);
 		break;
 	default:
 		vp_bounce_run(b, scratch);
@@ -96,7 +137,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct vp_relay_queue rq = { .call_fd = call_fd };
 	struct vp_bounce_conf c = { .rq = &rq, .kick_fd = kick_fd, .pool_addr = POOL_ADDR };
-	struct vp_vq_conf vc = { .desc = 0, .driver = 0x4000, .device = 0x6000 };
+	struct vp_vq_conf vc = { .desc = 0 };
 	struct vp_bounce *b;
 	unsigned i;
 
@@ -111,9 +152,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vc.features = rq.features = features(data[1]);
 	vc.size = (uint16_t)(data[1] & 1 ? 1u + data[3] % 200u : 1u << data[3] % 8);
 	vc.base = data[1] & 1 ? 0x80008000 : 0;
+	vp_drvq_layout(vc.size, data[1] & 1, &vc.driver, &vc.device);
+	REQUIRE(!vp_drvq_init(&drv, vc.size, vc.features, vp_gptr_from_map(mem[0])));
 	vc.tab = tab;
 	if (vp_vq_start(&rq.vq, &vc, NULL))
-		return 0;
+		goto out;
 	c.features = features(data[2]);
 	c.pool = vp_gptr_from_map(pool);
 	c.ring = (struct vp_bounce_area){ 0, vp_bounce_ring_bytes() };
@@ -124,7 +167,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	c.net = data[0] % 3 != 2;
 	c.early = data[0] % 3 == 0;
 	if (vp_bounce_new(&b, &c, NULL))
-		return 0;
+		goto out;
+	vc = (struct vp_vq_conf){ .size = b->shadow.size, .base = vp_bounce_base(b), .features = c.features, .desc = b->desc_addr,
+				  .driver = b->avail_addr, .device = b->used_addr, .tab = pool_tab };
+	REQUIRE(!vp_vq_start(&dev, &vc, NULL));
 	data += 4;
 	size -= 4;
 	for (; size >= 12; data += 12, size -= 12)
@@ -135,5 +181,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vp_bounce_free(b);
 	for (i = 0; i < RO_BYTES; i++)
 		REQUIRE(mem[2][i] == 0x33);
+out:
+	vp_drvq_fini(&drv);
 	return 0;
 }
