@@ -184,13 +184,17 @@ class TestMemory:
         v.note('DIMM of %d MiB plugged and online in %.1f s during a stream of %.0f MiB' % (DIMM, t, mib))
         if fast:
             assert regions(link) == had + 1 and files(link).count(DIMM) >= 3
-        # Files lie in movable memory first, and sendfile() sends their own pages: the device VM reads the DIMM.
+        # Files of its node's CPU lie in movable memory first, and sendfile() sends their own pages: the device VM reads the DIMM.
         free = zone(driver, 'Movable')
-        driver.sh('vmtool fill /tmp/probe 32')
+        driver.sh('taskset 2 vmtool fill /tmp/out 32')
         used = free - zone(driver, 'Movable')
-        driver.sh('rm /tmp/probe')
         assert used > 30, 'the file is not in the DIMM: %.0f MiB' % used
-        assert v.transfer(driver, link.device, link.addr_device, 32)
+        port = v.next_port()
+        rx = link.device.spawn('vmtool recvfile %d /tmp/in' % port, 60)
+        driver.sh('vmtool sendfile %s %d /tmp/out' % (link.addr_device, port), 60)
+        rx.result()
+        want, got = (m.sh('sha256sum %s; rm %s' % (f, f), 60).split()[0] for m, f in ((driver, '/tmp/out'), (link.device, '/tmp/in')))
+        assert got == want
         s = Stream(link, 6, back=True)
         t = unplug(driver, 'dimm0', its)
         mib = s.end()
@@ -203,9 +207,13 @@ class TestMemory:
         free = zone(driver, 'Normal')
         t, its = plug(driver, 'dimm1', 'online_kernel', 1)
         grown = zone(driver, 'Normal') - free
-        f, r = link.tcp('mib=16')
+        port = v.next_port()
+        rx = link.device.spawn('vmtool rx %d' % port, 60)
+        driver.sh('taskset 2 vmtool tx %s %d mib=16' % (link.addr_device, port), 60)
+        f = v.kv(rx.result())
+        r = v.tcp(link.device, driver, link.addr_driver, 'mib=16')
         v.note('another one as kernel memory (%.0f MiB) in %.1f s: 16 MiB each way' % (grown, t))
-        assert f['bytes'] == r['bytes'] == 16 * MIB
+        assert f['bytes'] == r['bytes'] == 16 * MIB and not f['bad']
         assert grown > DIMM * 0.8 and zone(driver, 'Normal') < free + grown - 1
 
     def test_driver_vm_reset_with_all_of_it(self, link):
