@@ -107,9 +107,9 @@ class Vpload:
     def __init__(self, opt, cpu, ports=1, queues=1, name="lib"):
         at = [os.path.join(opt.workdir, "%s%d" % (name, i)) for i in range(ports)]
         self.sockets = [a + ".driver" for a in at]
-        # The daemon has nothing to do: it gets no CPU of its own.
+        # The daemon has nothing to do, and no CPU of its own; what it does at the start must not wait behind the pollers.
         self.d = Daemon(opt, None, [("%s%d" % (name, i), fast_link(a + ".driver", a + ".port", queues))
-                                    for i, a in enumerate(at)], nice=0, name=name)
+                                    for i, a in enumerate(at)], name=name)
         wait_sockets(self.d.p, [a + ".port" for a in at])
         self.log = open(os.path.join(opt.workdir, name + ".log"), "wb")
         self.p = harness.spawn([program(opt, "bench", "vpload"), *("unix:" + a + ".port" for a in at)], cpu=cpu,
