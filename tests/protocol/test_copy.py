@@ -3,6 +3,7 @@
 import os
 import random
 import struct
+import tempfile
 import time
 
 import pytest
@@ -321,6 +322,29 @@ def test_isolation(copy):
             rx = Device(p, 0)
             rx.send(vu.frame(2, 100))
             assert nic.recv_packet()[1] == vu.frame(2, 100)
+
+
+def test_dirty_log(copy):
+    """Live migration: what a device side's packet changes in the driver's memory is logged, and no more."""
+    with vu.Nic(drv(copy), mem=vu.Memory(16 << 20, gpa=0)) as nic, attached(copy) as p:
+        up(p)
+        with tempfile.TemporaryFile() as log:
+            log.truncate(4096)
+            nic.send(vu.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), [log.fileno()], need_reply=False)
+            nic.recv_reply(vu.SET_LOG_BASE)
+            nic.tell_u64(vu.SET_FEATURES, nic.features | vu.bit(vu.LOG_ALL))
+            ring = nic.rings[0]
+            nic.tell(vu.SET_VRING_ADDR, nic.addr_msg(0, ring, flags=1, log=nic.mem.gpa + ring.used))
+            rx = Device(p, 0)
+            rx.send(vu.frame(5, 500))
+            copy.wait(lambda: nic.mem.r("H", ring.used + 2) != ring.used_idx)
+            head, = struct.unpack_from("<I", nic.mem.map, ring.used + 4 + 8 * (ring.used_idx % ring.size))
+            buf = ring.chains[head][1]
+            assert nic.recv_packet()[1] == vu.frame(5, 500)
+            bits = os.pread(log.fileno(), 4096, 0)
+            dirty = {i * 8 + k for i, v in enumerate(bits) for k in range(8) if v >> k & 1}
+            assert buf // 4096 in dirty and ring.used // 4096 in dirty
+            assert len(dirty) <= 4
 
 
 def test_pool_is_empty_for_the_next_driver(copy):
