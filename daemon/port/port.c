@@ -19,6 +19,9 @@
 #include "base/log.h"
 #include "port_priv.h"
 
+/* Nobody waits for a link to go down, unlike for a driver's stop: a slow guest is given that many times longer. */
+#define FALL_TIMEOUTS 5
+
 static struct vp_port *ports;
 
 uint64_t port_now(struct vp_port *p)
@@ -96,19 +99,27 @@ void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled)
 	vp_port_commit(p);
 }
 
-int vp_port_queue_stop(struct vp_port *p, unsigned q)
+/* An earlier request stands, if its time is not the longer one. */
+static int stop_within(struct vp_port *p, unsigned q, uint64_t us)
 {
+	uint64_t deadline = port_now(p) + us;
+
 	if (q >= p->nqueues || !p->q[q].running)
 		return 0;
-	if (!p->q[q].stopping) {
+	if (!p->q[q].stopping || p->q[q].deadline > deadline) {
 		vp_port_begin(p);
 		p->q[q].stopping = true;
-		p->q[q].deadline = port_now(p) + p->conf.answer_timeout_us;
+		p->q[q].deadline = deadline;
 		flags_change(p, q, VHP_QUEUE_STOP, 0);
 		vp_port_commit(p);
 		port_arm(p);
 	}
 	return VP_PORT_LATER;
+}
+
+int vp_port_queue_stop(struct vp_port *p, unsigned q)
+{
+	return stop_within(p, q, p->conf.answer_timeout_us);
 }
 
 bool vp_port_queue_running(const struct vp_port *p, unsigned q)
@@ -187,7 +198,7 @@ static bool ask_to_stop(struct vp_port *p)
 	if (!p->online || !p->attached || p->driver == VP_PORT_NO_DRIVER)
 		return false;
 	for (unsigned q = 0; q < p->nqueues; q++)
-		wait |= vp_port_queue_stop(p, q) == VP_PORT_LATER;
+		wait |= stop_within(p, q, FALL_TIMEOUTS * p->conf.answer_timeout_us) == VP_PORT_LATER;
 	p->falling = wait || p->falling;
 	return wait;
 }
@@ -264,7 +275,7 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
 	for (unsigned q = 0; q < p->nqueues; q++)
 		if (p->q[q].stopping && p->q[q].deadline <= now) {
 			snprintf(why, sizeof(why), "it did not stop queue %u within %llu ms", q,
-				 (unsigned long long)p->conf.answer_timeout_us / 1000);
+				 (unsigned long long)p->conf.answer_timeout_us / 1000 * (p->falling ? FALL_TIMEOUTS : 1));
 			cut(p, why);
 			break;
 		}
