@@ -140,8 +140,9 @@ def test_required_stage_or_no_start(make_daemon):
     # Not required: it starts, and says so.
     d.write("vhost-pci.conf", "[Daemon]\nSystemCallFilter=no\n")
     d.start()
-    assert not stages(d)["calls"]["in_force"] and "SystemCallFilter=no" in d.log()
+    assert not stages(d)["calls"]["in_force"]
     if not SANITIZED:
+        assert "SystemCallFilter=no" in d.log()
         assert all(s["Seccomp"] == "0" for s in threads(d).values())
 
 
