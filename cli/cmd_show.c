@@ -51,6 +51,8 @@ static void show_port(const json_t *s)
 	if (up && cli_int(s, "driver_us") && cli_int(s, "up_us") >= cli_int(s, "driver_us"))
 		printf("  took       %.1f ms since the driver's queues ran\n",
 		       (double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
+	printf("  signals    straight through: %lld kicks, %lld calls; forwarded so far: %lld\n", cli_int(s, "kicks_direct"),
+	       cli_int(s, "calls_direct"), cli_int(s, "signals_forwarded"));
 	printf("  commands   %lld, refused %lld; attached %lld times, cut off %lld times\n", cli_int(s, "commands"),
 	       cli_int(s, "refused"), cli_int(s, "attaches"), cli_int(s, "cuts"));
 	json_array_foreach(windows, i, e) {

@@ -102,7 +102,7 @@ static void report_stopped(struct agent *a, unsigned int i, uint32_t run, uint32
 		       strerror(-rc));
 	else if (rc != VHP_ST_OK && rc != VHP_ST_STALE)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the daemon refused the stop: %s", a->port->what, i,
-		       port_status_name((uint32_t)rc));
+		       vp_port_status_str((uint32_t)rc));
 	else
 		vp_log(VP_LOG_DEBUG, "%s: queue %u: run %u stopped at %#x%s%s", a->port->what, i, run, base,
 		       flags & VHP_STOPPED_F_BROKEN ? ", broken" : "",
@@ -165,7 +165,7 @@ static void poke(int fd)
 
 static void queue_start(struct agent *a, unsigned int i, bool *lost)
 {
-	const struct port_queue *sq = &a->s.queues[i];
+	const struct vp_port_queue *sq = &a->s.queues[i];
 	struct agent_queue *q = &a->q[i];
 	struct dp_queue c = { .size = sq->size, .base = sq->base };
 	struct vp_err e = { 0 };
@@ -368,12 +368,12 @@ static int session_begin(struct agent *a, bool *lost)
 	if (rc)
 		return rc;
 	a->up = true;
-	a->epoch = a->s.epoch;
+	a->epoch = a->s.link_epoch;
 	memcpy(a->features, a->s.features, sizeof(a->features));
 	a->down_reason = ~0u;
 	a->quiet = QUIET_NONE;
 	vp_log(VP_LOG_NOTICE, "%s: link up: mode %s, %u queues, driver VM number %llu, %u region%s, features %s",
-	       a->port->what, port_mode_name(a->s.mode), a->s.nqueues, (unsigned long long)a->epoch,
+	       a->port->what, vp_port_mode_str(a->s.mode), a->s.nqueues, (unsigned long long)a->epoch,
 	       a->map->nregions, a->map->nregions == 1 ? "" : "s",
 	       features_names(a->features, a->s.device_type, names, sizeof(names)));
 	if (a->s.nqueues > a->dp->ops->max_queues(a->dp))
@@ -405,8 +405,8 @@ static int try_attach(struct agent *a)
 			 "serves %u", a->s.device_type, a->dp->ops->name, a->dp->ops->device_type);
 		return 0;
 	}
-	missing[0] = a->s.required[0] & ~f[0];
-	missing[1] = a->s.required[1] & ~f[1];
+	missing[0] = a->s.required_features[0] & ~f[0];
+	missing[1] = a->s.required_features[1] & ~f[1];
 	if (missing[0] | missing[1]) {
 		if (missing[0] != a->refused[0] || missing[1] != a->refused[1])
 			a->quiet = QUIET_NONE;
@@ -442,7 +442,7 @@ static int try_attach(struct agent *a)
 			 features_names(value, a->s.device_type, names, sizeof(names)));
 	else
 		complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: %s; trying again",
-			 port_status_name((uint32_t)rc));
+			 vp_port_status_str((uint32_t)rc));
 	retry_at(a, a->attach_ms);
 	return 0;
 }
@@ -457,7 +457,7 @@ static void apply_config(struct agent *a)
 		return;
 	a->config_seen = true;
 	a->config_generation = a->s.config_generation;
-	memcpy(c.features, a->s.offered, sizeof(c.features));
+	memcpy(c.features, a->s.offered_features, sizeof(c.features));
 	a->dp->ops->config(a->dp, &c);
 }
 
@@ -465,7 +465,7 @@ static void apply_config(struct agent *a)
 static void apply_stops(struct agent *a, bool *lost)
 {
 	for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++) {
-		const struct port_queue *sq = &a->s.queues[i];
+		const struct vp_port_queue *sq = &a->s.queues[i];
 		struct agent_queue *q = &a->q[i];
 		bool mine = run_current(a, i, q->run);
 		uint32_t flags = i < a->s.nqueues ? sq->flags : 0;
@@ -495,7 +495,7 @@ static void apply_queues(struct agent *a, bool *lost)
 	unsigned int running = 0;
 
 	for (unsigned int i = 0; i < n && !*lost; i++) {
-		const struct port_queue *sq = &a->s.queues[i];
+		const struct vp_port_queue *sq = &a->s.queues[i];
 		struct agent_queue *q = &a->q[i];
 		uint32_t startable = VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_BROKEN;
 		bool on = sq->flags & VHP_QUEUE_ENABLED;
@@ -560,7 +560,7 @@ static int pass(struct agent *a)
 	apply_config(a);
 	if (a->attached && !(a->s.flags & VHP_STATE_ATTACHED)) {
 		vp_log(VP_LOG_WARNING, "%s: the daemon ended the attachment: %s", a->port->what,
-		       port_reason_name(a->s.link_reason));
+		       vp_port_reason_str(a->s.link_reason));
 		a->attached = false;
 		session_end(a, false, &lost);
 		a->attach_ms = now_ms() + ATTACH_AGAIN_MS;
@@ -572,15 +572,15 @@ static int pass(struct agent *a)
 	}
 	apply_stops(a, &lost);
 	want = session_wanted(a);
-	if (a->up && (!want || a->epoch != a->s.epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
+	if (a->up && (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
 		vp_log(VP_LOG_NOTICE, "%s: link %s: %s", a->port->what, want ? "changed" : "down",
-		       want ? "the driver VM or its driver is a new one" : port_reason_name(a->s.link_reason));
+		       want ? "the driver VM or its driver is a new one" : vp_port_reason_str(a->s.link_reason));
 		a->down_reason = want ? ~0u : a->s.link_reason;
 		session_end(a, true, &lost);
 	}
 	if (a->attached && !want && a->down_reason != a->s.link_reason) {
 		a->down_reason = a->s.link_reason;
-		vp_log(VP_LOG_INFO, "%s: link is down: %s", a->port->what, port_reason_name(a->s.link_reason));
+		vp_log(VP_LOG_INFO, "%s: link is down: %s", a->port->what, vp_port_reason_str(a->s.link_reason));
 	}
 	rc = 0;
 	if (want && !lost) {

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "port/state.h"
 #include "vhost-pci/abi.h"
 #include "vhost-pci/uapi.h"
 
@@ -47,36 +48,6 @@ struct port {
 	char what[64];			/* "/dev/vhost-pci0", for messages */
 };
 
-struct port_queue {
-	uint64_t desc, avail, used;	/* link addresses */
-	uint32_t size, base, flags, run;
-};
-
-struct port_win {
-	uint64_t size;
-	uint64_t locator;
-	uint32_t serial, kind, flags;
-};
-
-struct port_region {
-	uint64_t addr, size, offset;
-	uint32_t window, flags;
-};
-
-/* The state page in native byte order, one consistent reading. */
-struct port_state {
-	uint32_t generation;
-	uint32_t flags, link_status, link_reason, mode;
-	uint64_t epoch;
-	uint32_t device_type, max_queues, nqueues, nregions, nwindows;
-	uint32_t config_size, config_generation, regions_generation;
-	uint64_t features[2], required[2], offered[2];
-	uint8_t config[VHP_CONFIG_MAX];
-	struct port_queue queues[VHP_MAX_QUEUES];
-	struct port_win windows[VHP_MAX_WINDOWS];
-	struct port_region regions[VHP_MAX_REGIONS];
-};
-
 /*
  * Open a port: a path, or "auto" for the first port that is free, or a port's name. owner:
  * false only observes. -ENOENT (no such port), -EBUSY (somebody else owns it), -ENODEV, ...
@@ -89,15 +60,10 @@ void port_close(struct port *p);
  * event. -EPROTO: the state contradicts itself, *e says where; the caller takes the link as down.
  * -ENODEV: the port is gone.
  */
-int port_read_state(struct port *p, struct port_state *s, struct vp_err *e);
+int port_read_state(struct port *p, struct vp_port_state *s, struct vp_err *e);
 
 /* One command with up to 4 arguments. Returns -errno, or the answer's VHP_ST_* (>= 0). value may be NULL. */
 int port_command(struct port *p, uint32_t opcode, const uint64_t args[4], unsigned int timeout_ms,
 		 uint64_t value[6]);
-
-/* Names for people; never NULL. reason of an unknown number is "reason N" in a static buffer. */
-const char *port_reason_name(uint32_t reason);
-const char *port_status_name(uint32_t status);
-const char *port_mode_name(uint32_t mode);
 
 #endif

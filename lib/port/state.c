@@ -2,9 +2,9 @@
 #include "port/state.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
-
 
 #define READ_TIMEOUT_NS 100000000u
 
@@ -28,7 +28,8 @@ int vp_port_header_check(const void *ctrl, struct vp_err *e)
 				  VHP_ABI_VER_MAJOR(le32toh(h.abi_version)), VHP_ABI_VER_MINOR(le32toh(h.abi_version)),
 				  VHP_ABI_MAJOR, VHP_ABI_MINOR);
 	if (le32toh(h.state_offset) != VHP_CTRL_STATE_OFF || le32toh(h.state_size) != VHP_CTRL_STATE_SIZE ||
-	    le32toh(h.command_offset) != VHP_CTRL_COMMAND_OFF || !h.max_queues ||
+	    le32toh(h.header_size) != sizeof(h) || le32toh(h.command_offset) != VHP_CTRL_COMMAND_OFF ||
+	    le32toh(h.command_size) != VHP_CTRL_COMMAND_SIZE || !h.max_queues ||
 	    le32toh(h.max_queues) > VHP_MAX_QUEUES || le32toh(h.nsignals) < 1 + le32toh(h.max_queues))
 		return vp_err_set(e, -EPROTO, "the port's header is not laid out as ABI %u.%u says", VHP_ABI_MAJOR, VHP_ABI_MINOR);
 	return 0;
@@ -93,16 +94,16 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
 
 static int check_queues(const struct vp_port_state *s, struct vp_err *e)
 {
-	bool packed = s->features[0] >> 34 & 1; /* VIRTIO_F_RING_PACKED */
 	unsigned i;
 
 	for (i = 0; i < s->nqueues; i++) {
 		const struct vp_port_queue *q = &s->queues[i];
 
-		if (!(q->flags & VHP_QUEUE_STARTED))
-			continue;
-		if (!q->run || !q->size || q->size > 32768 || (!packed && !vp_is_pow2(q->size)))
-			return vp_err_set(e, -EPROTO, "state page: queue %u has size %u and run %u", i, q->size, q->run);
+		/* Size and addresses come from the driver VM: they are checked where the ring is set up, and break only that. */
+		if (q->flags & VHP_QUEUE_STOP && !(q->flags & VHP_QUEUE_STARTED))
+			return vp_err_set(e, -EPROTO, "state page: queue %u is to stop but was not started", i);
+		if (q->flags & VHP_QUEUE_STARTED && !q->run)
+			return vp_err_set(e, -EPROTO, "state page: queue %u is started as run 0", i);
 	}
 	return 0;
 }
@@ -111,6 +112,13 @@ static int check_regions(const struct vp_port_state *s, struct vp_err *e)
 {
 	unsigned i;
 
+	for (i = 0; i < s->nwindows; i++) {
+		const struct vp_port_window *w = &s->windows[i];
+
+		if (w->kind != VHP_WINDOW_NONE && (!w->size || w->size & 4095 || !w->serial))
+			return vp_err_set(e, -EPROTO, "state page: window %u has size 0x%llx and serial %u", i,
+					  (unsigned long long)w->size, w->serial);
+	}
 	for (i = 0; i < s->nregions; i++) {
 		const struct vp_port_region *r = &s->regions[i];
 		uint64_t end;
@@ -153,10 +161,14 @@ int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_er
 			return vp_err_set(e, -EAGAIN, "the state page is being written for more than 100 ms");
 	}
 	out->generation = g;
-	if (out->nqueues > VHP_MAX_QUEUES || out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
+	if (out->abi_version != VHP_ABI_VERSION)
+		ret = vp_err_set(e, -EPROTO, "the daemon speaks vhost-pci ABI %u.%u, this program %u.%u: install matching versions",
+				 VHP_ABI_VER_MAJOR(out->abi_version), VHP_ABI_VER_MINOR(out->abi_version), VHP_ABI_MAJOR,
+				 VHP_ABI_MINOR);
+	else if (out->max_queues > VHP_MAX_QUEUES || out->nqueues > out->max_queues || out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
 	    out->config_size > VHP_CONFIG_MAX)
-		ret = vp_err_set(e, -EPROTO, "state page: %u queues, %u windows, %u regions, %u bytes of config space are beyond the limits",
-				 out->nqueues, out->nwindows, out->nregions, out->config_size);
+		ret = vp_err_set(e, -EPROTO, "state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are beyond the limits",
+				 out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
 	else
 		ret = check_queues(out, e);
 	if (!ret)
@@ -205,7 +217,12 @@ const char *vp_port_reason_str(uint32_t reason)
 		[VHP_REASON_LIMIT] = "more regions, windows or queues than the ABI carries",
 	};
 
-	return reason < VP_ARRAY_SIZE(str) ? str[reason] : "unknown";
+	static __thread char number[24];
+
+	if (reason < VP_ARRAY_SIZE(str))
+		return str[reason];
+	snprintf(number, sizeof(number), "reason %u", reason);
+	return number;
 }
 
 const char *vp_port_mode_str(uint32_t mode)

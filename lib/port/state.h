@@ -65,8 +65,8 @@ VP_INLINE uint32_t vp_port_generation(const void *ctrl)
 /*
  * Copy the state out of the control block and validate it.
  * 0; -EAGAIN: the writer did not finish within 100 ms (out is not usable, try at the next signal);
- * -EPROTO: counts beyond the limits, regions that wrap, overlap or leave their window, queue
- * sizes that are not valid (e says which; out holds the header fields, and link_status is down).
+ * -EPROTO: another version, counts beyond the limits, regions that wrap, overlap or leave their window, windows of
+ * no size, queues that are to stop but do not run (e says which; out holds the header fields, and link_status is down).
  */
 int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_err *e);
 
@@ -77,7 +77,7 @@ int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_er
 const struct vp_port_region *vp_port_region_find(const struct vp_port_state *s, uint64_t addr,
 						 uint64_t len, uint32_t need, uint64_t *offset);
 
-/* For people. Unknown values give "unknown". */
+/* For people. Unknown values give "unknown", unknown reasons their number (of the calling thread, until its next call). */
 const char *vp_port_reason_str(uint32_t reason);
 const char *vp_port_mode_str(uint32_t mode);
 const char *vp_port_status_str(uint32_t status); /* of an answer */

@@ -142,7 +142,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_stat
 	const struct vp_port_queue *pq = &s->queues[i];
 	struct vhp_queue *q = &p->q[i];
 	struct vp_vq_conf c = {
-		.size = (uint16_t)pq->size, .base = pq->base, .features = s->features[0], .out_only = i & 1,
+		.size = pq->size > UINT16_MAX ? 0 : (uint16_t)pq->size, .base = pq->base, .features = s->features[0], .out_only = i & 1,
 		.desc = pq->desc, .driver = pq->avail, .device = pq->used, .tab = p->tab,
 	};
 	int ret;

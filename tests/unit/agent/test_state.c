@@ -13,7 +13,7 @@
 #include "vfeatures.h"
 
 static struct fake_port f;
-static struct port_state s;
+static struct vp_port_state s;
 
 static int setup(void **state)
 {
@@ -44,7 +44,7 @@ static void test_reads_all(void **state)
 	assert_int_equal(s.nregions, 1);
 	assert_int_equal(s.regions[0].addr, 0x10000);
 	assert_int_equal(s.windows[0].size, 1 << 20);
-	assert_int_equal(s.epoch, 1);
+	assert_int_equal(s.link_epoch, 1);
 	assert_true(s.features[0] == F_V1);
 }
 
@@ -92,8 +92,8 @@ static void test_never_torn(void **state)
 			continue;
 		good++;
 		for (int q = 0; q < 4; q++)
-			if (s.queues[q].base != (uint32_t)s.epoch)
-				fail_msg("torn: queue %d has %u, epoch %u", q, s.queues[q].base, (uint32_t)s.epoch);
+			if (s.queues[q].base != (uint32_t)s.link_epoch)
+				fail_msg("torn: queue %d has %u, epoch %u", q, s.queues[q].base, (uint32_t)s.link_epoch);
 	}
 	writer_stop = true;
 	pthread_join(t, NULL);
@@ -273,7 +273,7 @@ static void test_map_pending(void **state)
 static void test_rings(void **state)
 {
 	struct memmap *m = build(NULL, false, 0);
-	struct port_queue q = s.queues[0];
+	struct vp_port_queue q = s.queues[0];
 	struct mm_ring r;
 	struct vp_err e = { 0 };
 
@@ -318,7 +318,7 @@ static void test_names(void **state)
 	assert_true(strlen(features_names(v, 1, buf, sizeof(buf))) < sizeof(buf));
 	v[0] = v[1] = 0;
 	assert_string_equal(features_names(v, 1, buf, sizeof(buf)), "none");
-	assert_string_equal(port_reason_name(99), "reason 99");
+	assert_string_equal(vp_port_reason_str(99), "reason 99");
 }
 
 int main(void)
