@@ -57,7 +57,7 @@ class Chain:
 
 
 def run(opt):
-    seconds, n = (0.3, 3) if opt.quick else (0.6, opt.pairs)
+    seconds, n = (0.3, 3) if opt.quick else (0.4, opt.pairs)
     cpus = harness.two_cpus()
     harness.need_hugepages(200)
     lengths = [2, 5] if opt.quick else [2, 3, 4, 5]

@@ -114,7 +114,7 @@ def rows_of(case, names, got, size, ring):
 
 
 def run(opt):
-    seconds, n = (0.25, 3) if opt.quick else (0.4, opt.pairs)
+    seconds, n = (0.25, 3) if opt.quick else (0.3, opt.pairs)
     cpus = harness.two_cpus()
     rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
     todo = sizes(opt)

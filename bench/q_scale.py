@@ -196,9 +196,9 @@ def run(opt):
     results = []
     need_files(16 * n + 1000)
     many(opt, n, 2 if opt.quick else 10, results)
-    growth(opt, [16] if opt.quick else [2, 16, 64, 256], 3 if opt.quick else opt.pairs, 0.4 if opt.quick else 1.0, results)
+    growth(opt, [16] if opt.quick else [2, 16, 64, 256], 3 if opt.quick else opt.pairs, 0.3 if opt.quick else 0.5, results)
     pairs = 3 if opt.quick else opt.pairs
-    queue_pairs(opt, [8] if opt.quick else [2, 4, 8], pairs, 0.3 if opt.quick else 0.6, results)
+    queue_pairs(opt, [8] if opt.quick else [2, 4, 8], pairs, 0.3 if opt.quick else 0.4, results)
     regions(opt, [509] if opt.quick else [2, 8, 64, 509], pairs, 50 if opt.quick else 200, results)
     plot(opt, results)
     return results

@@ -64,7 +64,7 @@ def switched(s):
 
 
 def run(opt):
-    seconds, n = (0.3, 3) if opt.quick else (0.6, opt.pairs)
+    seconds, n = (0.3, 3) if opt.quick else (0.4, opt.pairs)
     cpus = harness.two_cpus()
     harness.need_hugepages(200)
     rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
