@@ -87,6 +87,10 @@ class End:
     def put(self, field, v):
         struct.pack_into("<Q", self.link.pages, 1024 * (1 + self.index) + OFFSET[field], v)
 
+    def began(self):
+        """Has the process come as far as its page? A starved machine takes long to start one."""
+        return self.get("life") == self.life
+
     def epoch_seen(self):
         return struct.unpack_from("<I", self.link.pages, 1024 * (1 + self.index) + EPOCH_SEEN)[0]
 
@@ -99,6 +103,7 @@ class End:
 
     def start(self):
         self.link.rig.lives += 1
+        self.life = self.link.rig.lives
         self.proc = subprocess.Popen(self.base_command + ["--pages", str(self.link.file), "--link", str(self.link.number),
                                                           "--end", str(self.index), "--life", str(self.link.rig.lives)],
                                      stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
