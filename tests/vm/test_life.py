@@ -239,24 +239,19 @@ class TestLife:
             life.back('%s first' % first if first != 'both' else 'both at once', 'mib=4')
 
 
-@points(FAST_72, FAST_IV11, FAST_SHMEM)
+@points(FAST_72, FAST_IV11)
 class TestPlug:
-    """The port itself comes and goes while the device VM runs, with the agent there."""
+    """The port itself comes and goes while the device VM runs, with the agent there. (Not shmem: QEMU 11.1.3 aborts when its
+    device is plugged behind a root port, where the capabilities of two shared memory regions don't fit.)"""
 
     def plug(self, life):
-        dev = dict(driver='ivshmem-doorbell', vectors=3) if life.attachment == 'ivshmem' else \
-            {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16, 'addr': '1'}
-        hotplug.plug(life.device, life.port.id, life.port.sock, bus=life.port.id + 'p', **dev)
+        hotplug.plug(life.device, life.port.id, life.port.sock, driver='ivshmem-doorbell', vectors=3, bus=life.port.id + 'p')
 
     def test_plug(self, life):
         vm, port = life.device, life.port
         args = port.args(vm, 0)
         vm.nets.remove(port)
         vm.extra += [x for pair in zip(args[::2], args[1::2]) if 'pcie-root-port' in pair[1] for x in pair]
-        if life.attachment == 'shmem':
-            # A conventional bridge: behind a root port the device has a PCI Express capability, beside which those of two
-            # shared memory regions don't fit, and QEMU aborts. Its window has to hold the aperture and a small BAR.
-            vm.extra += ['-device', 'pci-bridge,id=%sp,chassis_nr=9,pref64-reserve=128G' % port.id]
         life.daemon.start()
         life.lab.boot(*life.vms)
         life.up_driver()
