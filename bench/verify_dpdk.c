@@ -27,7 +27,7 @@
 #define BURST      32
 #define MIN_SIZE   34      /* HEAD */
 #define MAX_QUEUES 8
-#define SILENCE_MS 3000    /* nothing came for so long: what is missing is lost */
+#define SILENCE_MS 15000   /* nothing came for so long, on a busy machine too: what is missing is lost */
 #define K          UINT64_C(0x9e3779b97f4a7c15)
 
 /* Behind the Ethernet addresses and type. All on the same host: no byte order. */
