@@ -156,6 +156,9 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 		cl->pool = NULL;
 		return vp_err_set(e, -errno, "pool of %llu bytes cannot be mapped: %m", (unsigned long long)cl->pool_size);
 	}
+	/* That of an earlier process holds what its driver VM left. */
+	if (vp_port_was_kept(pl->port))
+		pool_scrub(pl);
 	/* Link addresses: where the pool lies behind a control block; never 0, aligned like the file. */
 	cl->pool_addr = VHP_CTRL_POOL_OFF;
 	r[0] = (struct vp_port_region){ .addr = cl->pool_addr, .size = rings_size(cl),

@@ -279,7 +279,21 @@ static void port_down(void *ctx)
 	update(ctx);
 }
 
-static const struct vp_port_ops port_ops = { .up = port_up, .down = port_down, .queue_stopped = port_queue_stopped };
+static int open_driver_side(struct vp_plink *pl, struct vp_err *e);
+
+static void port_settled(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+	struct vp_err e;
+
+	/* att: not while it is still being made, or freed. */
+	if (pl->att && !pl->peer && !pl->closing && open_driver_side(pl, &e))
+		vp_log(VP_LOG_ERR, "%s: %s", pl->name, e.msg);
+}
+
+static const struct vp_port_ops port_ops = {
+	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled,
+};
 
 /* Started, be it that its translation is awaited. */
 static bool ring_lives(const struct vp_vdev_ring *r)
@@ -490,6 +504,16 @@ static const struct vp_peer_ops peer_ops = {
 	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .closed = drv_closed,
 };
 
+/* The driver VM may connect. */
+static int open_driver_side(struct vp_plink *pl, struct vp_err *e)
+{
+	struct vp_link *l = pl->l;
+	char act[VP_CONF_NAME_MAX + 16];
+
+	snprintf(act, sizeof(act), "%s.driver", l->conf.name);
+	return vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops, pl, e);
+}
+
 /* ---- link ops ------------------------------------------------------------------------------------------------ */
 
 void vp_plink_stop(struct vp_link *l)
@@ -513,7 +537,7 @@ void vp_plink_stop(struct vp_link *l)
 }
 
 static const struct {
-	void (*conf)(const struct vp_conf_link *l, struct vp_port_conf *pc);
+	void (*conf)(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 	int (*make)(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 } attachments[] = {
 	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new },
@@ -534,10 +558,15 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 	int r;
 
 	memcpy(pc.name, conf->name, strnlen(conf->name, sizeof(pc.name)));
-	attachments[conf->attachment].conf(conf, &pc);
+	attachments[conf->attachment].conf(ac.d, conf, &pc);
 	r = pl->m->init(pl, &pc, e);
 	if (!r)
 		r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
+	if (r && pc.kept) {
+		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s", pl->dev_name, e->msg);
+		pc.kept = false;
+		r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
+	}
 	if (r)
 		return r;
 	profile(pl, &cfg);
@@ -554,7 +583,6 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e)
 {
 	struct vp_plink *pl = calloc(1, m->size);
-	char act[VP_CONF_NAME_MAX + 16];
 	int r = 0;
 
 	if (!pl)
@@ -572,10 +600,9 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 		r = vp_forward_new(&l->d->forward, e);
 	if (!r)
 		r = make_port(pl, e);
-	if (!r) {
-		snprintf(act, sizeof(act), "%s.driver", l->conf.name);
-		r = vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops, pl, e);
-	}
+	/* Else when it is: port_settled(). */
+	if (!r && vp_port_is_settled(pl->port))
+		r = open_driver_side(pl, e);
 	if (r)
 		vp_plink_stop(l);
 	return r;

@@ -358,7 +358,7 @@ struct vu_backend *vp_peer_session(const struct vp_peer *p)
 
 void vp_peer_get_info(const struct vp_peer *p, struct vp_peer_info *i)
 {
-	*i = p->info;
+	*i = p ? p->info : (struct vp_peer_info){ .state = VP_PEER_WAITING };
 }
 
 static int start_listening(struct vp_peer *p, const char *activation, struct vp_err *e)

@@ -56,6 +56,7 @@ struct vu_backend *vp_peer_session(const struct vp_peer *p);
 void vp_peer_rearm(struct vp_peer *p);
 /* End the session soon (from the event loop), for this reason; safe in callbacks. */
 void vp_peer_kick_out(struct vp_peer *p, const char *why);
+/* p may be NULL: nobody can connect yet. */
 void vp_peer_get_info(const struct vp_peer *p, struct vp_peer_info *i);
 
 #endif

@@ -54,9 +54,9 @@ struct vp_attach {
 };
 
 /* Fill pc with what the attachment asks of its port. Then make the port, then the attachment. */
-void vp_local_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc);
-void vp_shmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc);
-void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc);
+void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
+void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
+void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 
 /* Listens; the port is told when somebody is there. The port outlives the attachment. */
 int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);

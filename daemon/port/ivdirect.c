@@ -46,7 +46,8 @@ struct vp_ivdirect {
 	sd_event           *event;
 	const char         *vm, *name;
 	struct vp_port     *port;
-	unsigned            first_peer, nsig, used;
+	unsigned            first_peer, nsig;
+	uint32_t           *used;    /* doorbells; outlives this process, as they do */
 	uint32_t            default_doorbell;
 	int                 sock;    /* -1 = no device */
 	bool                waiting; /* doorbells are on their way to QEMU */
@@ -64,7 +65,7 @@ static unsigned vm_used(const char *vm)
 
 	for (const struct vp_ivdirect *x = all; x; x = x->next)
 		if (!strcmp(x->vm, vm))
-			n += x->used + 2 * x->nsig;
+			n += *x->used + 2 * x->nsig;
 	return n;
 }
 
@@ -122,19 +123,19 @@ static void look_later(struct vp_ivdirect *x)
 /* A doorbell of its own for fd; 0 = cannot be had. */
 static uint32_t make_doorbell(struct vp_ivdirect *x, int fd)
 {
-	uint32_t peer = x->first_peer + x->used / x->nsig, vector = x->used % x->nsig;
+	uint32_t peer = x->first_peer + *x->used / x->nsig, vector = *x->used % x->nsig;
 
 	if (vm_used(x->vm) >= DOORBELLS_VM || peer >= VHP_IVSHMEM_WINDOW_ID) {
 		if (!x->full)
 			vp_log(VP_LOG_NOTICE, "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
-			       x->name, x->used);
+			       x->name, *x->used);
 		x->full = true;
 		return 0;
 	}
 	/* Vectors of a peer are numbered in the order of their messages. What does not fit now was not sent at all. */
 	if (vp_ivshmem_send(x->sock, peer, fd))
 		return 0;
-	x->used++;
+	++*x->used;
 	look_later(x);
 	return VHP_IVSHMEM_DOORBELL(peer, vector);
 }
@@ -187,10 +188,11 @@ void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call)
 		publish(x, q);
 }
 
-void vp_ivdirect_device(struct vp_ivdirect *x, int sock)
+void vp_ivdirect_device(struct vp_ivdirect *x, int sock, bool fresh)
 {
 	x->sock = sock;
-	x->used = 0;
+	if (fresh)
+		*x->used = 0;
 	x->full = x->waiting = false;
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++) {
 		forget(&x->q[q]);
@@ -206,7 +208,7 @@ unsigned vp_ivdirect_count(const struct vp_ivdirect *x, unsigned *used)
 
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
 		n += x->q[q].straight;
-	*used = x->used;
+	*used = *x->used;
 	return n;
 }
 
@@ -219,7 +221,7 @@ int vp_ivdirect_new(struct vp_ivdirect **out, sd_event *event, const char *vm, c
 		return -ENOMEM;
 	*x = (struct vp_ivdirect){
 		.next = all, .event = event, .vm = vm, .name = name, .port = p, .first_peer = first_peer, .nsig = nsig,
-		.default_doorbell = default_doorbell, .sock = -1,
+		.default_doorbell = default_doorbell, .sock = -1, .used = vp_port_attachment_word(p),
 	};
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
 		for (unsigned i = 0; i < CACHE; i++)

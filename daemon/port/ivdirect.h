@@ -28,7 +28,7 @@ int  vp_ivdirect_new(struct vp_ivdirect **out, sd_event *event, const char *vm, 
 void vp_ivdirect_free(struct vp_ivdirect *x);
 
 /* The handshake is complete; sock stays the caller's. Or (-1) the device has gone, and its doorbells with it. */
-void vp_ivdirect_device(struct vp_ivdirect *x, int sock);
+void vp_ivdirect_device(struct vp_ivdirect *x, int sock, bool fresh);
 /* Queue q's calls are wanted on this eventfd (stays the caller's), -1 = none. The page changes when QEMU has the doorbell. */
 void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call);
 /* Queues whose calls go straight through now; *used: doorbells given out. */

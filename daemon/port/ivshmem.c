@@ -7,7 +7,7 @@
  * live as long as the link: they go on working in the VM whatever becomes of this connection.
  *
  * Threat model: the client is the device VM's VMM. It says nothing in this protocol; what it sends is
- * dropped. What QEMU does not survive (seen with 7.2 and 11.1), so what is never done: own vectors
+ * dropped. All of it outlives this process where the service manager keeps fds (keep.h). What QEMU does not survive (seen with 7.2 and 11.1), so what is never done: own vectors
  * before the memory, a peer's disconnect message, memory whose size is not a power of two, silence.
  */
 #include <errno.h>
@@ -25,6 +25,7 @@
 #include "daemon.h"
 #include "ivdirect.h"
 #include "ivwin.h"
+#include "keep.h"
 #include "policy.h"
 #include "sock.h"
 
@@ -62,9 +63,10 @@ static void client_gone(struct ivshmem *v, const char *why)
 	v->io = NULL;
 	vp_close(&v->fd);
 	v->complete = false;
-	vp_ivdirect_device(v->direct, -1);
+	vp_ivdirect_device(v->direct, -1, true);
 	vp_port_online(v->port, false);
 	vp_ivwins_lost(v->wins);
+	vp_keep_drop(v->c.link->name, "conn");
 }
 
 /* Message number n of the handshake. */
@@ -82,6 +84,15 @@ static int hello(struct ivshmem *v, unsigned n)
 	return vp_ivshmem_send(v->fd, PORT_ID, v->sig[n - v->nsig]);
 }
 
+/* fresh: it was given nothing before by an earlier process. */
+static void device_there(struct ivshmem *v, bool fresh)
+{
+	v->complete = true;
+	vp_ivdirect_device(v->direct, v->fd, fresh);
+	vp_port_online(v->port, true);
+	vp_eventfd_raise(v->sig0);
+}
+
 /* As much of the handshake as the socket takes. 0 or -errno. */
 static int go_on(struct ivshmem *v)
 {
@@ -96,12 +107,10 @@ static int go_on(struct ivshmem *v)
 	}
 	if (v->complete)
 		return 0;
-	v->complete = true;
 	sd_event_source_set_io_events(v->io, EPOLLIN);
 	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
-	vp_ivdirect_device(v->direct, v->fd);
-	vp_port_online(v->port, true);
-	vp_eventfd_raise(v->sig0);
+	device_there(v, true);
+	vp_keep_put(v->c.link->name, "conn", v->fd);
 	return 0;
 }
 
@@ -245,12 +254,48 @@ static void ivshmem_show(struct vp_attach *a, json_t *o)
 	vp_ivwins_show(v->wins, o);
 }
 
+/* fd of signal i is kept under this name. */
+static const char *sig_name(char *buf, size_t size, const char *which, unsigned i)
+{
+	snprintf(buf, size, "%s%u", which, i);
+	return buf;
+}
+
+static void keep_all(struct ivshmem *v)
+{
+	const char *link = v->c.link->name;
+	char s[16];
+
+	vp_keep_put(link, "mem", vp_port_memfd(v->port, NULL));
+	vp_keep_put(link, "state", vp_port_keep_fd(v->port));
+	for (unsigned i = 0; i < v->nsig; i++) {
+		vp_keep_put(link, sig_name(s, sizeof(s), "sig", i), v->sig[i]);
+		vp_keep_put(link, sig_name(s, sizeof(s), "bell", i), v->bell[i]);
+	}
+}
+
+static void keep_nothing(struct ivshmem *v)
+{
+	const char *link = v->c.link->name;
+	char s[16];
+
+	vp_keep_drop(link, "conn");
+	vp_keep_drop(link, "mem");
+	vp_keep_drop(link, "state");
+	for (unsigned i = 0; i < v->nsig; i++) {
+		vp_keep_drop(link, sig_name(s, sizeof(s), "sig", i));
+		vp_keep_drop(link, sig_name(s, sizeof(s), "bell", i));
+	}
+}
+
 static void ivshmem_free(struct vp_attach *a)
 {
 	struct ivshmem *v = (struct ivshmem *)a;
 
 	if (!v)
 		return;
+	if (!v->c.d->stopping)
+		keep_nothing(v);
 	if (v->wins)
 		vp_ivwins_free(v->wins);
 	sd_event_source_disable_unref(v->io);
@@ -279,8 +324,18 @@ static const struct vp_attach_ops attach_ops = {
 	.signal_fd = ivshmem_signal_fd, .direct = ivshmem_direct,
 };
 
-void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
+void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
+	int mem = vp_keep_take(&d->activation, l->name, "mem"), state = vp_keep_take(&d->activation, l->name, "state");
+
+	if (mem >= 0 && state >= 0) {
+		pc->kept = true;
+		pc->kept_memfd = mem;
+		pc->kept_state = state;
+	} else {
+		vp_close(&mem);
+		vp_close(&state);
+	}
 	pc->attachment = VHP_ATTACHMENT_IVSHMEM;
 	pc->nsignals = 1 + pc->max_queues;
 	pc->driver_vm = l->side[VP_SIDE_DRIVER].vm;
@@ -292,7 +347,26 @@ void vp_ivshmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
 	pc->slow_take = true;
 }
 
-static int make_signals(struct ivshmem *v)
+/* Those that the device of a running VM was given by the daemon before us: true when that is all of them. */
+static bool kept_signals(struct ivshmem *v)
+{
+	struct vp_activation *a = &v->c.d->activation;
+	bool all = true;
+	char s[16];
+
+	for (unsigned i = 0; i < v->nsig; i++) {
+		v->sig[i] = vp_keep_take(a, v->c.link->name, sig_name(s, sizeof(s), "sig", i));
+		v->bell[i] = vp_keep_take(a, v->c.link->name, sig_name(s, sizeof(s), "bell", i));
+		all &= v->sig[i] >= 0 && v->bell[i] >= 0;
+	}
+	for (unsigned i = 0; i < v->nsig && !all; i++) {
+		vp_close(&v->sig[i]);
+		vp_close(&v->bell[i]);
+	}
+	return all;
+}
+
+static int make_signals(struct ivshmem *v, bool *kept)
 {
 	int r;
 
@@ -300,10 +374,9 @@ static int make_signals(struct ivshmem *v)
 	v->bell = malloc(v->nsig * sizeof(int));
 	if (!v->sig || !v->bell)
 		return -ENOMEM;
-	for (unsigned i = 0; i < v->nsig; i++)
-		v->sig[i] = v->bell[i] = -1;
+	*kept = kept_signals(v);
 	r = vp_eventfd_new(&v->sig0);
-	for (unsigned i = 0; i < v->nsig && !r; i++) {
+	for (unsigned i = 0; i < v->nsig && !r && !*kept; i++) {
 		r = vp_eventfd_new(&v->sig[i]);
 		if (!r)
 			r = vp_eventfd_new(&v->bell[i]);
@@ -313,11 +386,37 @@ static int make_signals(struct ivshmem *v)
 	return r;
 }
 
+/* The device of a running VM, whose handshake was over long ago. */
+static int take_over(struct ivshmem *v, bool kept)
+{
+	const struct vp_conf_vm *vm = vp_conf_vm_find(v->c.d->conf, v->c.link->side[VP_SIDE_DEVICE].vm);
+	int fd = vp_keep_take(&v->c.d->activation, v->c.link->name, "conn"), r;
+
+	if (fd < 0)
+		return 0;
+	if (!kept || vp_sock_peer(fd, &v->cred) || !vp_policy_user_ok(vm, v->cred.uid, geteuid())) {
+		vp_log(VP_LOG_WARNING, "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again", v->c.name,
+		       kept ? ": its user may not run the VM" : ", the port is another one");
+		vp_keep_drop(v->c.link->name, "conn");
+		close(fd);
+		return 0;
+	}
+	v->fd = fd;
+	v->sent = HELLO + 2 * v->nsig;
+	r = sd_event_add_io(v->c.d->event, &v->io, fd, EPOLLIN, on_client, v);
+	if (r < 0)
+		return r;
+	vp_log(VP_LOG_INFO, "%s: device taken over (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
+	device_there(v, false);
+	return 0;
+}
+
 int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
 {
 	const struct vp_conf_side *side = &c->link->side[VP_SIDE_DEVICE];
 	const struct vp_conf_vm *vm = vp_conf_vm_find(c->d->conf, side->vm);
 	struct ivshmem *v = calloc(1, sizeof(*v));
+	bool kept = false;
 	int r;
 
 	if (!v)
@@ -327,7 +426,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->port = p;
 	v->nsig = 1 + 2 * c->link->pairs;
 	v->lfd = v->fd = v->sig0 = -1;
-	r = make_signals(v);
+	r = make_signals(v, &kept);
 	if (!r)
 		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
@@ -352,5 +451,10 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	}
 	vp_port_set_attachment(p, &port_ops, v);
 	*out = &v->a;
-	return 0;
+	kept &= vp_port_was_kept(p);
+	if (!kept) {
+		keep_nothing(v);
+		keep_all(v);
+	}
+	return take_over(v, kept);
 }

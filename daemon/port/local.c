@@ -344,7 +344,7 @@ static const struct vp_attach_ops attach_ops = {
 	.signal_fd = local_signal_fd, .direct = local_direct,
 };
 
-void vp_local_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
+void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
 	pc->attachment = VHP_ATTACHMENT_LOCAL;
 	pc->nsignals = 1 + pc->max_queues;

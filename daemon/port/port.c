@@ -263,6 +263,26 @@ static void cut(struct vp_port *p, const char *why)
 	vp_port_commit(p);
 }
 
+/* ---- taken over from an earlier process ----------------------------------------- */
+
+/* A data path that finds itself not attached any more lets go at once and asks again after a second. */
+#define SETTLE_US 3000000u
+
+static void settle(struct vp_port *p)
+{
+	p->was_running = false;
+	if (!p->settle_deadline)
+		return;
+	p->settle_deadline = 0;
+	if (p->ops->settled)
+		p->ops->settled(p->ctx);
+}
+
+bool vp_port_is_settled(const struct vp_port *p)
+{
+	return !p->settle_deadline;
+}
+
 /* ---- time ------------------------------------------------------------------ */
 
 static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
@@ -281,6 +301,8 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
 		}
 	if (p->busy && p->busy_deadline && p->busy_deadline <= now)
 		port_command_done(p);
+	if (p->settle_deadline && p->settle_deadline <= now)
+		settle(p);
 	port_windows_timer(p, now);
 	port_evaluate(p);
 	vp_port_commit(p);
@@ -300,6 +322,7 @@ void port_arm(struct vp_port *p)
 		t = sooner(t, p->q[q].deadline);
 	if (p->busy)
 		t = sooner(t, p->busy_deadline);
+	t = sooner(t, p->settle_deadline);
 	if (!t) {
 		if (p->timer)
 			sd_event_source_set_enabled(p->timer, SD_EVENT_OFF);
@@ -480,6 +503,9 @@ void vp_port_command(struct vp_port *p)
 	if (!p->cmd.seq)
 		return;
 	vp_port_begin(p);
+	/* Who attaches, or detaches, has let go of what it had. */
+	if (le32toh(p->cmd.opcode) == VHP_CMD_ATTACH || le32toh(p->cmd.opcode) == VHP_CMD_DETACH)
+		settle(p);
 	execute(p);
 	if (p->falling)
 		port_evaluate(p);
@@ -501,7 +527,11 @@ void vp_port_online(struct vp_port *p, bool online)
 		return;
 	vp_port_begin(p);
 	p->online = online;
-	if (!online) {
+	if (online && p->was_running) {
+		p->was_running = false;
+		p->settle_deadline = port_now(p) + SETTLE_US;
+	} else if (!online) {
+		settle(p);
 		p->cut = p->bad_features = false;
 		p->busy = false;
 		port_windows_lost(p);
@@ -616,7 +646,8 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 		p->conf.answer_timeout_us = 1000000;
 	p->ops = ops;
 	p->ctx = ctx;
-	p->memfd = -1;
+	p->memfd = conf->kept ? conf->kept_memfd : -1;
+	p->keepfd = conf->kept ? conf->kept_state : -1;
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		p->win[i].fd = -1;
 	p->next = ports;

@@ -44,6 +44,12 @@ struct vp_port_conf {
 	bool     slow_take;           /* DETACH is answered after TAKE_MAX even if windows are still going (ivshmem) */
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
 	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
+	/*
+	 * The port of an earlier process: its memory and its keep (vp_port_keep_fd()), the port's from now on; a new
+	 * port unless kept is set.
+	 */
+	bool     kept;
+	int      kept_memfd, kept_state;
 };
 
 /* ---- towards the attachment ------------------------------------------------------------------ */
@@ -88,6 +94,17 @@ void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint3
 
 /* The control memfd and its size; both the port's. */
 int vp_port_memfd(const struct vp_port *p, uint64_t *size);
+/* What a later process needs to know of this port beside its memory; the port's, and nobody else's to see. */
+int vp_port_keep_fd(const struct vp_port *p);
+/* A word for the attachment that outlives this process as well; 0 at first. Valid as long as the port. */
+uint32_t *vp_port_attachment_word(struct vp_port *p);
+/* It is the port of an earlier process. */
+bool vp_port_was_kept(const struct vp_port *p);
+/*
+ * False for a while after a port was taken over with queues that the device VM was processing: until its guest has let go of them,
+ * or its time to do so is over. Till then the owner must not touch the driver VM's rings.
+ */
+bool vp_port_is_settled(const struct vp_port *p);
 /* Where the pool lies in it; 0 bytes when there is none. */
 uint64_t vp_port_pool(const struct vp_port *p, uint64_t *size);
 
@@ -107,6 +124,8 @@ struct vp_port_ops {
 	void (*down)(void *ctx);
 	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
 	void (*queue_stopped)(void *ctx, unsigned q, const struct vp_port_stop *s);
+	/* vp_port_is_settled() has become true. */
+	void (*settled)(void *ctx);
 };
 
 /* name for messages. The memfd exists and its header is complete when this returns. */

@@ -39,32 +39,51 @@ static void put_header(struct vp_port *p)
 	vp_st64(p->page, 0, VHP_MAGIC_LE64);
 }
 
+/* The last process's page is a torn read to the guest until the first commit, which finds it blank, as put_changes() expects. */
+static void blank_state(struct vp_port *p)
+{
+	vp_st32(p->page, STATE, p->generation - 1);
+	/* Pairs with the reader's acquire fence. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	for (size_t i = 8; i < sizeof(p->st); i += 8)
+		vp_st64(p->page, STATE + i, 0);
+}
+
 int port_page_make(struct vp_port *p, struct vp_err *e)
 {
 	char name[64];
 	uint64_t size = VHP_CTRL_SIZE;
+	int r;
 
 	if (p->conf.pool_size)
 		size = VHP_CTRL_POOL_OFF + vp_align_up(p->conf.pool_size, 4096);
 	if (p->conf.pow2)
 		while (!vp_is_pow2(size))
 			size += size & -size;
-	snprintf(name, sizeof(name), "vhost-pci:%.31s", p->conf.name);
 	p->mem_size = size;
 	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
-	p->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (p->memfd < 0)
-		return vp_err_set(e, -errno, "control memory: %m");
-	/* The guest's VMM has this fd: it must not be able to take the pages away from us. */
-	if (ftruncate(p->memfd, (off_t)size) < 0 ||
-	    fcntl(p->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-		return vp_err_set(e, -errno, "control memory of %llu bytes: %m", (unsigned long long)size);
+	/* Else made, and sealed, by these lines in an earlier process. */
+	if (!p->conf.kept) {
+		snprintf(name, sizeof(name), "vhost-pci:%.31s", p->conf.name);
+		p->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (p->memfd < 0)
+			return vp_err_set(e, -errno, "control memory: %m");
+		/* The guest's VMM has this fd: it must not be able to take the pages away from us. */
+		if (ftruncate(p->memfd, (off_t)size) < 0 ||
+		    fcntl(p->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+			return vp_err_set(e, -errno, "control memory of %llu bytes: %m", (unsigned long long)size);
+	}
 	p->map = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, p->memfd, 0);
 	if (p->map == MAP_FAILED) {
 		p->map = NULL;
 		return vp_err_set(e, -errno, "control memory cannot be mapped: %m");
 	}
 	p->page = vp_gptr_from_map(p->map);
+	r = port_keep_make(p, e);
+	if (r)
+		return r;
+	if (p->conf.kept)
+		blank_state(p);
 	p->st.abi_version = htole32(VHP_ABI_VERSION);
 	vp_st32(p->page, STATE + offsetof(struct vhp_abi_state, abi_version), VHP_ABI_VERSION);
 	put_header(p);
@@ -76,6 +95,7 @@ void port_page_free(struct vp_port *p)
 	if (p->map)
 		munmap(p->map, VHP_CTRL_SIZE);
 	vp_close(&p->memfd);
+	port_keep_free(p);
 }
 
 void port_touch_regions(struct vp_port *p)
@@ -117,6 +137,7 @@ void vp_port_commit(struct vp_port *p)
 	if (!memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
 		return;
 	p->n_updates++;
+	port_keep_save(p);
 	vp_st32(p->page, STATE, ++p->generation);
 	/* Pairs with the reader's acquire fence: who sees a new field sees that generation is odd, or later. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);

@@ -70,6 +70,8 @@ struct vp_port {
 	uint64_t                      mem_size;
 	void                         *map;
 	vp_gptr                       page;
+	struct port_keep             *keep;
+	int                           keepfd;
 	uint32_t                      generation;
 	unsigned                      depth;
 	bool                          regions_dirty;
@@ -96,10 +98,17 @@ struct vp_port {
 	bool                          busy;         /* a command waits for windows to be taken */
 	struct vhp_abi_command         cmd;          /* it, private copy */
 	uint64_t                      busy_deadline;
+	bool                          was_running;  /* in the process before us */
+	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
 	/* statistics */
 	uint64_t                      n_commands, n_refused, n_cuts, n_attaches, n_updates;
 };
+
+/* port_keep.c: counters that must go on counting in a later process */
+int  port_keep_make(struct vp_port *p, struct vp_err *e);
+void port_keep_save(struct vp_port *p);
+void port_keep_free(struct vp_port *p);
 
 /* port_page.c */
 int  port_page_make(struct vp_port *p, struct vp_err *e);

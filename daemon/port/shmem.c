@@ -548,7 +548,7 @@ static const struct vp_attach_ops attach_ops = {
 	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
 };
 
-void vp_shmem_port_conf(const struct vp_conf_link *l, struct vp_port_conf *pc)
+void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
 	pc->attachment = VHP_ATTACHMENT_SHMEM;
 	pc->nsignals = 1 + pc->max_queues;

@@ -401,6 +401,8 @@ class Ivshmem(Port):
 
     def window(self, slot):
         size, locator, serial, kind, _ = self.state().windows[slot]
+        if kind == 1:
+            return memoryview(self.mem)[locator:locator + size]
         assert kind == 2 and locator >= 0x8000
         return self.vmm.window(locator, size)
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon is killed and started again by a service manager that kept its fds: ports of running device VMs go on."""
+import array
+import fcntl
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+
+import portclient as pc
+import vu
+from conftest import Control, Daemon
+from test_port import forward
+
+
+class Manager:
+    """What systemd does of a service's fd store: FDSTORE=1, FDSTOREREMOVE=1, LISTEN_FDS at the next start."""
+
+    def __init__(self, tmp):
+        self.path = str(tmp / "notify")
+        self.store = []          # (name, fd)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.bind(self.path)
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
+            except OSError:
+                return
+            fds = array.array("i")
+            for level, kind, raw in ctl:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds.frombytes(raw[:len(raw) - len(raw) % fds.itemsize])
+            words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
+            with self.lock:
+                if words.get("FDSTORE") == "1":
+                    self.store += [(words["FDNAME"], fd) for fd in fds]
+                elif words.get("FDSTOREREMOVE") == "1":
+                    for name, fd in [e for e in self.store if e[0] == words["FDNAME"]]:
+                        self.store.remove((name, fd))
+                        os.close(fd)
+                else:
+                    for fd in fds:
+                        os.close(fd)
+
+    def names(self):
+        with self.lock:
+            return sorted(name for name, _ in self.store)
+
+    def close(self):
+        with self.lock:
+            self.sock.close()
+            for _, fd in self.store:
+                os.close(fd)
+            self.store = []
+
+
+class Service(Daemon):
+    manager = None
+
+    def start(self):
+        self.log_path = self.tmp / "log"
+        old = self.log().count("ready:") if self.log_path.exists() else 0
+        with self.manager.lock:
+            store = list(self.manager.store)
+        env = dict(os.environ, NOTIFY_SOCKET=self.manager.path)
+        if store:
+            env.update(LISTEN_FDS=str(len(store)), LISTEN_FDNAMES=":".join(name for name, _ in store))
+
+        def place():
+            # Out of the way first: they go to 3, 4, 5, ...
+            for i, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for _, fd in store]):
+                os.dup2(fd, 3 + i)
+
+        with open(self.log_path, "ab") as log:
+            self.proc = subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.command()], stderr=log, env=env,
+                                         stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=place)
+        deadline = time.monotonic() + 60
+        while self.log().count("ready:") == old:
+            assert self.proc.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
+        self.control = Control(self.run / "control.sock")
+        return self
+
+    def kill(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.control.close()
+        self.control = None
+
+
+@pytest.fixture
+def service():
+    tmp = pathlib.Path(tempfile.mkdtemp(prefix="vp"))
+    d = Service(tmp)
+    d.manager = Manager(tmp)
+    yield d
+    try:
+        assert d.stop() == 0, d.log()
+    finally:
+        d.manager.close()
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def listens(path):
+    """Somebody accepts connections there; a daemon that was killed leaves the socket's file."""
+    with socket.socket(socket.AF_UNIX) as s:
+        return s.connect_ex(path) == 0
+
+
+def link(d, mode, **keys):
+    d.link("ab", Link_Mode=mode, Device_Endpoint="port", Device_Attachment="ivshmem", **keys)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_fast(service, how):
+    d = service
+    qmp = pc.Qmp(str(d.tmp / "qmp"))
+    link(d, "fast", Device_QMP=str(d.tmp / "qmp"), Device_HotplugBus="rp0 rp1")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        p.vmm = qmp
+        assert p.attach() == pc.OK
+        runs, generations = [0], [0]
+        for life in range(3):
+            with vu.Nic(d.sock("ab", "driver")) as nic:
+                s = p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+                assert s.generation > generations[-1], "the guest would take a new state for one that it knows"
+                assert s.queues[1].run > runs[-1], "the guest would take a new run for one that it knows"
+                runs.append(s.queues[1].run)
+                generations.append(s.generation)
+                nic.send_packet(vu.frame(life, 100))
+                assert forward(p, 1)[0] == [vu.frame(life, 100)]
+                assert pc.raised(nic.rings[1].call_fd)
+                if how == "kill":
+                    d.kill()
+                    assert p.state().attached, "nothing changes until there is a daemon again"
+                else:
+                    d.stop()
+                d.start()
+                assert not p.state().attached
+                assert d.show("ab")["sides"]["device"]["online"]
+                if how == "kill":
+                    # The guest still has the driver VM's rings: nobody else may touch them, no driver VM connects.
+                    time.sleep(0.3)
+                    assert not listens(d.sock("ab", "driver"))
+            # The guest lets go and asks again, with the next number: the old command is not executed twice.
+            assert p.attach() == pc.OK
+            d.wait(lambda: listens(d.sock("ab", "driver")))
+    d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
+    assert "keep.ab.conn" not in d.manager.names()
+    qmp.close()
+
+
+def test_guest_that_does_not_let_go(service):
+    """The driver VM waits for it three seconds, not for ever."""
+    d = service
+    qmp = pc.Qmp(str(d.tmp / "qmp"))
+    link(d, "fast", Device_QMP=str(d.tmp / "qmp"), Device_HotplugBus="rp0 rp1")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        p.vmm = qmp
+        p.attach()
+        with vu.Nic(d.sock("ab", "driver")):
+            p.wait(lambda s: s.up)
+            d.kill()
+        d.start()
+        t = time.monotonic()
+        d.wait(lambda: listens(d.sock("ab", "driver")), timeout=10)
+        assert time.monotonic() - t < 6
+    qmp.close()
+
+
+def test_copy(service):
+    """The pool is part of the device's memory and goes on with it."""
+    d = service
+    link(d, "copy")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        for life in range(3):
+            assert p.attach(pc.ALL & ~vu.bit(vu.PACKED)) == pc.OK  # the scripted device side knows split rings
+            with vu.Nic(d.sock("ab", "driver")) as nic:
+                p.wait(lambda s: s.up and s.queues[1].avail)
+                nic.send_packet(vu.frame(life, 100))
+                assert forward(p, 1)[0] == [vu.frame(life, 100)]
+            d.wait(lambda: not p.state().up)
+            d.kill()
+            d.start()
+            assert not p.state().attached
+
+
+def test_device_vm_gone_meanwhile(service):
+    d = service
+    link(d, "copy")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        p.attach()
+        d.kill()
+    d.start()
+    d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        assert p.attach() == pc.OK
+
+
+def test_other_size(service):
+    """The device VM's device has the memory it was made with: with another pool the port starts anew, and says so."""
+    d = service
+    link(d, "copy")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        p.attach()
+        d.kill()
+        link(d, "copy", Device_PoolSize="64M")
+        d.start()
+        d.wait_log("another size")
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        assert p.attach() == pc.OK
+
+
+def test_link_gone(service):
+    """Nothing stays in the store for a link that is removed, be it while the daemon is down."""
+    d = service
+    link(d, "copy")
+    d.start()
+    d.wait(lambda: "keep.ab.mem" in d.manager.names())
+    d.kill()
+    (d.conf / "ab.link").unlink()
+    d.start()
+    d.wait(lambda: not d.manager.names())
+    link(d, "copy")
+    d.call("daemon.reload")
+    d.wait(lambda: "keep.ab.bell2" in d.manager.names())
+    d.call("link.remove", name="ab")
+    d.wait(lambda: not d.manager.names())
