@@ -284,6 +284,11 @@ def test_each_serves_the_other(lab, there, back, qemu):
     t = ab.wait()
     n, _ = rate([flow])
     v.note('one link down and up: answers after %.1f s, %d MiB on the other meanwhile' % (t, n >> 20))
+    if b.qemu.version < (8, 0):
+        # QEMU 7.2 ended with SIGSEGV here: a reset that takes windows away from a VM with a vhost-user device of its own.
+        v.note('system_reset left out: %s does not survive it' % b.qemu.label)
+        all_well(d, a, b)
+        return
     t = b.reset()
     for x in (ab, ba):
         x.up_driver() if x.driver is b else x.start_agent()
