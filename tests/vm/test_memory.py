@@ -70,7 +70,7 @@ def link(request, new_lab, huge):
         yield p
         assert lab.daemon.alive(), lab.daemon.tail()
         for m in p.vms:
-            # Without the first second: kernel 6.1 complains when it boots with a DIMM in place, link or no link.
+            # Without the first second: the kernel complains of CPUs of one socket in two nodes, link or no link.
             log = '\n'.join(x for x in m.sh('dmesg').splitlines() if not x.startswith('[    0.'))
             for bad in ('Call Trace', 'is not a head', 'NETDEV WATCHDOG'):
                 assert bad not in log, '%s: %s\n%s' % (m.name, bad, log[-3000:])
