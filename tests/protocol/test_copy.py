@@ -289,7 +289,7 @@ def test_isolation(copy):
             with attached(copy) as p:
                 s = up(p)
                 for i in range(20):
-                    nic.send_packet(vu.frame(i, 100), cut=[12, 50])
+                    nic.send_packet(vu.frame(i, 100), cut=[12, 50] if i % 2 else None)  # in pieces, and whole
                 time.sleep(0.02)
                 pool = bytes(p.mem)
                 assert CANARY not in pool and CANARY[4:] + CANARY[:4] not in pool
