@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Port links under load and in company: all kinds of traffic over two queues, several ports in a VM, VMs that serve each other."""
 
+import os
 import time
 
 import portlink
@@ -284,10 +285,11 @@ def test_each_serves_the_other(lab, there, back, qemu):
     t = ab.wait()
     n, _ = rate([flow])
     v.note('one link down and up: answers after %.1f s, %d MiB on the other meanwhile' % (t, n >> 20))
-    if b.qemu.version < (8, 0):
-        # QEMU 7.2 ended with SIGSEGV here: a reset that takes windows away from a VM with a vhost-user device of its own.
-        v.note('system_reset left out: %s does not survive it' % b.qemu.label)
-        all_well(d, a, b)
+    for x in (ab, ba):
+        assert v.tcp(x.driver, x.device, x.addr_device, 'mib=4')['bytes'] == 4 << 20
+    all_well(d, a, b)
+    if not os.environ.get('VHOST_PCI_TEST_QEMU_BUGS'):
+        v.note('system_reset left out: %s ends with SIGSEGV (VHOST_PCI_TEST_QEMU_BUGS=1 shows it)' % b.qemu.label)
         return
     t = b.reset()
     for x in (ab, ba):
