@@ -107,9 +107,12 @@ static void wdev_free(struct wdev *v)
 
 static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
 {
+	int r;
+
 	sd_event_source_disable_unref(v->timer);
 	v->timer = NULL;
-	if (sd_event_add_time_relative(v->w->d->event, &v->timer, CLOCK_MONOTONIC, us, 10000, fn, v) < 0)
+	r = sd_event_add_time_relative(v->w->d->event, &v->timer, CLOCK_MONOTONIC, us, 10000, fn, v);
+	if (r < 0 && r != -ESTALE)  /* the loop has ended */
 		vp_log(VP_LOG_ERR, "%s: out of memory", v->w->name);
 }
 

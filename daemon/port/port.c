@@ -329,7 +329,10 @@ void port_arm(struct vp_port *p)
 		return;
 	}
 	if (!p->timer) {
-		if (sd_event_add_time(p->event, &p->timer, CLOCK_MONOTONIC, t, 10000, on_timer, p) < 0)
+		int r = sd_event_add_time(p->event, &p->timer, CLOCK_MONOTONIC, t, 10000, on_timer, p);
+
+		/* -ESTALE: the loop has ended, and so will this port. */
+		if (r < 0 && r != -ESTALE)
 			vp_log(VP_LOG_ERR, "port %.32s: out of memory: no timer", p->conf.name);
 		return;
 	}
