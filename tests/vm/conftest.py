@@ -26,6 +26,36 @@ def new_dir():
     return d
 
 
+# Class or function, and a part of its point's name. These ask at a further pairing of mode, attachment and QEMU what is asked at the others as
+# well. Under emulation, where a VM takes ten times as long, they are left out unless --all is given.
+REPEATS = [
+    ('test_backend', 'passt-copy-ivshmem'), ('test_backend', 'dpdk-testpmd-fast-shmem'),
+    ('test_life.py::TestLife', 'fast-shmem'),
+    ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', '-11'),
+    ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
+    ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
+]
+
+
+def pytest_addoption(parser):
+    parser.addoption('--all', action='store_true', help='under emulation too, run the tests that repeat others at a further point of the matrix')
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--all') or v.accel() != 'tcg':
+        return
+    out = [i for i in items if any(a in i.nodeid.split('[')[0] and b in i.nodeid.partition('[')[2] for a, b in REPEATS)]
+    config.hook.pytest_deselected(items=out)
+    config.left_out = len(out)
+    items[:] = [i for i in items if i not in set(out)]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if getattr(config, 'left_out', 0):
+        terminalreporter.line('%d tests repeat others at a further point of the matrix and are left out under emulation; --all runs them' %
+                              config.left_out)
+
+
 _since = [time.time()]
 
 
@@ -56,6 +86,8 @@ def pytest_runtest_makereport(item, call):
     r = out.get_result()
     if not r.failed:
         return
+    # At once: the whole report comes after all the tests.
+    v.note('%s %s failed: %s' % (item.name, r.when, r.longreprtext[-1500:]))
     # Consoles, QEMU's messages and the daemon's log stay where CI can collect them.
     keep = os.path.join(BUILD, 'vm-logs', item.name.replace('/', '_'))
     os.makedirs(keep, exist_ok=True)
