@@ -245,7 +245,7 @@ class Noisy(Exception):
 
 def rounds(samplers, n, on_step=None):
     """n rounds of one sample of each, in turn. A sample is a dict of numbers with 'disturbed'."""
-    out, spare = [], n  # as many repetitions as rounds
+    out, spare = [], max(n // 2, 1)  # repetitions
     while len(out) < n:
         got = tuple(s() for s in samplers)
         if max(g["disturbed"] for g in got) > MAX_DISTURBED and spare > 0:
