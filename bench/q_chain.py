@@ -14,8 +14,8 @@ import middle
 from q_relay import PEER, RINGS, PeerMiddle
 from q_vm_to_vm import Circle
 
-BURSTS = 2   # of 32 packets each way on each link
-RING = 128   # twice what is in flight: with more, it is the drivers' receive buffers that fill the cache as the chain grows
+BURSTS = 1   # of 32 packets each way on each link
+RING = 64    # twice what is in flight: with more, the drivers' receive buffers fill the cache as the chain grows
 
 
 def in_order(sockets):
@@ -65,7 +65,7 @@ def run(opt):
     flavours = ["fwd", "copy", "switch"]
     names = {"fwd": "forward", "copy": "copy"}
     progress = harness.Progress("chain", len(rings) * len(lengths) * n)
-    results, costs = [], {}
+    results = []
     for ring_name, ring in rings:
         for vms in lengths:
             chain = Chain(opt, cpus, vms, ring)
@@ -84,19 +84,33 @@ def run(opt):
                 results.append(harness.compare("chain", case + ", forwarding VM", "busy cycles/packet", pair, "forwarder", True,
                                                PEER + " and the VM behind it", **more))
                 results.append(harness.compare("chain", case, "packets/s each way", pair, "pps", False, PEER, **more))
-            for i, f in enumerate(flavours):
-                costs[ring_name, vms, f] = [g[i]["cpp"] for g in got]
-        for f in flavours[:2]:
-            growth(results, ring_name, names[f], costs[ring_name, lengths[0], f], costs[ring_name, lengths[-1], f], lengths)
+        results += growth(opt, cpus, ring_name, ring, lengths, n, seconds)
     plot(opt, results)
     return results
 
 
-def growth(results, ring, flavour, short, long, lengths):
-    """Does a hop cost more in a long chain?"""
-    pairs = [({"cpp": a, "disturbed": 0}, {"cpp": b, "disturbed": 0}) for a, b in zip(long, short)]
-    results.append(harness.compare("chain", "%s, %s, %d VMs against %d" % (ring, flavour, lengths[-1], lengths[0]),
-                                   "busy cycles/hop", pairs, "cpp", True, "the same with %d VMs" % lengths[0], ring=ring))
+def growth(opt, cpus, ring_name, ring, lengths, n, seconds):
+    """Does a hop cost more in a long chain? The shortest and the longest, in turn."""
+    ends, chains, results = [], [], []
+    try:
+        for vms in (lengths[-1], lengths[0]):
+            name = "lib%d" % vms
+            ends.append(middle.Vpload(opt, cpus[1], ports=vms - 1, name=name))
+            chains.append((vms, Circle(name, ends[-1], cpus, opt.workdir, ring, in_order(ends[-1].sockets), depth=RING)))
+            ends.append(chains[-1][1])
+
+        def sample(vms, circle, flavour):
+            s = circle.sample(64, seconds, flavour, BURSTS)
+            return dict(s, cpp=(s["cycles"] + s["drv_cycles"]) / (s["rx"] + s["packets"]))
+
+        for flavour, name in (("fwd", "forward"), ("copy", "copy")):
+            got = harness.rounds([lambda c=c: sample(*c, flavour) for c in chains], n)
+            results.append(harness.compare("chain", "%s, %s, %d VMs against %d" % (ring_name, name, lengths[-1], lengths[0]),
+                                           "busy cycles/hop", got, "cpp", True, "the same with %d VMs" % lengths[0], ring=ring_name))
+    finally:
+        for e in reversed(ends):
+            e.end()
+    return results
 
 
 def plot(opt, results):
