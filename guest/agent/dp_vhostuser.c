@@ -253,9 +253,8 @@ static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 }
 
 /*
- * The back-end should let go of the memory. Region by region it can be told to; with a bare
- * SET_MEM_TABLE it keeps the last table, its rings stopped, until the next one, and the module revokes what
- * it still has mapped.
+ * The back-end should let go of the memory. Region by region it can be told to. With a bare SET_MEM_TABLE it can't, and some
+ * (passt) look for the rings of the last run in the next table, and end when they are not there: they are left, and met again as new.
  */
 static void vu_reset(struct datapath *d)
 {
@@ -263,8 +262,12 @@ static void vu_reset(struct datapath *d)
 	struct vp_err e = { 0 };
 	int rc;
 
-	if (!v->fe || !v->nmem || !(vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS)))
+	if (!v->fe || !v->nmem)
 		return;
+	if (!(vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS))) {
+		disconnect(v);
+		return;
+	}
 	rc = vu_frontend_set_mem(v->fe, NULL, NULL, 0, &e);
 	if (rc)
 		failed(v, rc, &e);
