@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "control.h"
 #include "daemon.h"
+#include "vdev.h"
 
 struct vp_links {
 	struct vp_daemon *d;
@@ -74,6 +75,25 @@ struct vp_link *vp_link_find(struct vp_links *ls, const char *name)
 	unsigned i = place(ls, name);
 
 	return i < ls->n && !strcmp(ls->v[i]->conf.name, name) ? ls->v[i] : NULL;
+}
+
+/* Is vm the device VM of a port? */
+static bool has_port(const struct vp_links *ls, const char *vm)
+{
+	for (unsigned i = 0; i < ls->n; i++) {
+		const struct vp_conf_link *c = &ls->v[i]->conf;
+
+		if (c->endpoint == VP_ENDPOINT_PORT && !strcmp(c->side[VP_SIDE_DEVICE].vm, vm))
+			return true;
+	}
+	return false;
+}
+
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, struct vu_backend_cfg *cfg)
+{
+	vp_vdev_backend_cfg(&l->conf, side, cfg);
+	if (has_port(l->d->links, l->conf.side[side].vm))
+		cfg->pf &= ~VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS);
 }
 
 static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, const char **rule, struct vp_err *e)

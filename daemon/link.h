@@ -10,6 +10,7 @@
 
 #include "conf.h"
 #include "policy.h"
+#include "vhostuser/backend.h"
 
 struct vp_daemon;
 struct vp_link;
@@ -48,6 +49,12 @@ struct vp_link {
 extern const struct vp_link_ops vp_link_relay_ops;
 extern const struct vp_link_ops vp_link_fast_ops;
 extern const struct vp_link_ops vp_link_copy_ops;
+
+/*
+ * As vp_vdev_backend_cfg(), with what depends on other links: a VM that has a port as well gets its memory table
+ * whole, at most 8 regions. With CONFIGURE_MEM_SLOTS QEMU (7.2 and 11.1) does not survive a reset during which a port's windows leave it.
+ */
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, struct vu_backend_cfg *cfg);
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d);
 void vp_links_free(struct vp_links *ls);  /* removes them all */

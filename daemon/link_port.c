@@ -439,7 +439,7 @@ static const struct vp_vdev_ops vdev_ops = {
 
 static void profile(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 {
-	vp_vdev_backend_cfg(&pl->l->conf, VP_SIDE_DRIVER, cfg);
+	vp_link_backend_cfg(pl->l, VP_SIDE_DRIVER, cfg);
 	if (pl->m->profile)
 		pl->m->profile(&pl->l->conf, cfg);
 }

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Port links under load and in company: all kinds of traffic over two queues, several ports in a VM, VMs that serve each other."""
 
-import os
 import time
 
 import portlink
@@ -288,9 +287,7 @@ def test_each_serves_the_other(lab, there, back, qemu):
     for x in (ab, ba):
         assert v.tcp(x.driver, x.device, x.addr_device, 'mib=4')['bytes'] == 4 << 20
     all_well(d, a, b)
-    if not os.environ.get('VHOST_PCI_TEST_QEMU_BUGS'):
-        v.note('system_reset left out: %s ends with SIGSEGV (VHOST_PCI_TEST_QEMU_BUGS=1 shows it)' % b.qemu.label)
-        return
+    # QEMU 7.2 and 11.1 end here with SIGSEGV when the driver's connection has CONFIGURE_MEM_SLOTS.
     t = b.reset()
     for x in (ab, ba):
         x.up_driver() if x.driver is b else x.start_agent()
