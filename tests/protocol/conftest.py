@@ -77,12 +77,17 @@ class Daemon:
         return [str(BUILD / "daemon/vhost-pcid"), "--config", str(self.conf), "--runtime-dir", str(self.run),
                 "--log-level", "debug", *self.args, *more]
 
+    def spawn(self, log):
+        return subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL)
+
     def start(self):
+        """May be called again when the process has ended; the log goes on."""
         self.log_path = self.tmp / "log"
         with open(self.log_path, "ab") as log:
-            self.proc = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL)
+            lives = self.log().count("ready:")
+            self.proc = self.spawn(log)
         deadline = time.monotonic() + 60
-        while "ready:" not in self.log():
+        while self.log().count("ready:") == lives:
             assert self.proc.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.01)

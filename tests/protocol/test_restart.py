@@ -15,7 +15,7 @@ import pytest
 
 import portclient as pc
 import vu
-from conftest import Control, Daemon
+from conftest import Daemon
 from test_port import forward
 
 
@@ -67,9 +67,7 @@ class Manager:
 class Service(Daemon):
     manager = None
 
-    def start(self):
-        self.log_path = self.tmp / "log"
-        old = self.log().count("ready:") if self.log_path.exists() else 0
+    def spawn(self, log):
         with self.manager.lock:
             store = list(self.manager.store)
         env = dict(os.environ, NOTIFY_SOCKET=self.manager.path)
@@ -81,16 +79,8 @@ class Service(Daemon):
             for i, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for _, fd in store]):
                 os.dup2(fd, 3 + i)
 
-        with open(self.log_path, "ab") as log:
-            self.proc = subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.command()], stderr=log, env=env,
-                                         stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=place)
-        deadline = time.monotonic() + 60
-        while self.log().count("ready:") == old:
-            assert self.proc.poll() is None, self.log()
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.01)
-        self.control = Control(self.run / "control.sock")
-        return self
+        return subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.command()], stderr=log, env=env,
+                                stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=place)
 
     def kill(self):
         self.proc.kill()
@@ -120,6 +110,7 @@ def listens(path):
 
 def link(d, mode, **keys):
     d.link("ab", Link_Mode=mode, Device_Endpoint="port", Device_Attachment="ivshmem", **keys)
+    return d
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -183,9 +174,7 @@ def test_guest_that_does_not_let_go(service):
 
 def test_copy(service):
     """The pool is part of the device's memory and goes on with it."""
-    d = service
-    link(d, "copy")
-    d.start()
+    d = link(service, "copy").start()
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         for life in range(3):
             assert p.attach(pc.ALL & ~vu.bit(vu.PACKED)) == pc.OK  # the scripted device side knows split rings
@@ -200,9 +189,7 @@ def test_copy(service):
 
 
 def test_device_vm_gone_meanwhile(service):
-    d = service
-    link(d, "copy")
-    d.start()
+    d = link(service, "copy").start()
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         p.attach()
         d.kill()
@@ -214,9 +201,7 @@ def test_device_vm_gone_meanwhile(service):
 
 def test_other_size(service):
     """The device VM's device has the memory it was made with: with another pool the port starts anew, and says so."""
-    d = service
-    link(d, "copy")
-    d.start()
+    d = link(service, "copy").start()
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         p.attach()
         d.kill()
@@ -229,9 +214,7 @@ def test_other_size(service):
 
 def test_link_gone(service):
     """Nothing stays in the store for a link that is removed, be it while the daemon is down."""
-    d = service
-    link(d, "copy")
-    d.start()
+    d = link(service, "copy").start()
     d.wait(lambda: "keep.ab.mem" in d.manager.names())
     d.kill()
     (d.conf / "ab.link").unlink()
