@@ -214,7 +214,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 		struct vp_bounce_slot *sl = pending(b, 0);
 		const uint32_t len = sl->len, plen = len - hlen;
 		const uint64_t off = sl->addr - w.start;
-		vp_gptr from = pool_of(b, sl), to = vp_gptr_add(w.host, off);
+		vp_gptr from = pool_of(b, sl), to;
 
 		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 || off >= w.size ||
 				len > w.size - off))
@@ -228,6 +228,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 			if (next->nseg == 1 && next->addr - w.start < w.size && w.size - (next->addr - w.start) >= next->len)
 				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), pool_of(b, next), next->len);
 		}
+		to = vp_gptr_add(w.host, off);
 		vp_copy_out(to, vp_pkt_plain_hdr, hlen);
 		vp_pkt_copy_peer(vp_gptr_add(to, hlen), vp_gptr_add(from, hlen), plen);
 		g->bytes += plen;
