@@ -30,7 +30,7 @@ def new_dir():
 # well. Under emulation, where a VM takes ten times as long, they are left out unless --all is given.
 REPEATS = [
     ('test_backend', 'passt-copy-ivshmem'), ('test_backend', 'dpdk-testpmd-fast-shmem'),
-    ('test_life.py::TestLife', 'fast-shmem'),
+    ('TestPort', 'fast-shmem'), ('TestPort', 'copy-ivshmem'), ('test_life.py::TestLife', 'fast-shmem'),
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', '-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
