@@ -267,7 +267,15 @@ def main():
                     raise ConnectionError("the daemon went away")
                 port.idle() if o.attachment == "shmem" else None
                 agent.look()
-                if not agent.work():
+                try:
+                    busy = agent.work()
+                except KeyError as err:
+                    # A ring whose memory went with its driver VM; the state page says so in a moment. If it does not, nothing moves any
+                    # more on this link, and that is seen.
+                    traffic.bad("errors", "descriptor at %s" % err)
+                    agent.q.clear()
+                    busy = True
+                if not busy:
                     time.sleep(0.004)
             if signal.SIGTERM in asked:
                 port.command(pc.DETACH)
