@@ -113,12 +113,17 @@ def link(d, mode, **keys):
     return d
 
 
+def start_fast(d):
+    """A fast link's daemon, and the QMP server of its device VM."""
+    qmp = pc.Qmp(str(d.tmp / "qmp"))
+    link(d, "fast", Device_QMP=str(d.tmp / "qmp"), Device_HotplugBus="rp0 rp1").start()
+    return qmp
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_fast(service, how):
     d = service
-    qmp = pc.Qmp(str(d.tmp / "qmp"))
-    link(d, "fast", Device_QMP=str(d.tmp / "qmp"), Device_HotplugBus="rp0 rp1")
-    d.start()
+    qmp = start_fast(d)
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         p.vmm = qmp
         assert p.attach() == pc.OK
@@ -156,9 +161,7 @@ def test_fast(service, how):
 def test_guest_that_does_not_let_go(service):
     """The driver VM waits for it three seconds, not for ever."""
     d = service
-    qmp = pc.Qmp(str(d.tmp / "qmp"))
-    link(d, "fast", Device_QMP=str(d.tmp / "qmp"), Device_HotplugBus="rp0 rp1")
-    d.start()
+    qmp = start_fast(d)
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         p.vmm = qmp
         p.attach()
