@@ -88,21 +88,18 @@ def pytest_runtest_makereport(item, call):
         return
     # At once: the whole report comes after all the tests.
     v.note('%s %s failed: %s' % (item.name, r.when, r.longreprtext[-1500:]))
-    # Consoles, QEMU's messages and the daemon's log stay where CI can collect them.
+    # Consoles, QEMU's messages and the daemon's log stay where CI can collect them; their ends are said at once.
     keep = os.path.join(BUILD, 'vm-logs', item.name.replace('/', '_'))
     os.makedirs(keep, exist_ok=True)
     for d in _dirs:
-        if not os.path.isdir(d):
-            continue
-        for f in os.listdir(d):
+        for f in sorted(os.listdir(d)):
             p = os.path.join(d, f)
             if f.endswith(('.console', '.qemu', '.log')) and os.path.getsize(p):
                 shutil.copy(p, keep)
-                if f.endswith(('.console', '.qemu', 'vhost-pcid.log')):
-                    with open(p, errors='replace') as fh:
-                        text = '\n'.join(x[:300] for x in fh.read().splitlines()[-30:])
-                    r.sections.append(('end of ' + f, text))
-    r.sections.append(('logs', 'kept in ' + keep))
+                with open(p, errors='replace') as fh:
+                    end = fh.read().splitlines()[-12:]
+                v.note('end of %s:\n%s' % (f, '\n'.join('        | ' + x[:160] for x in end)))
+    v.note('logs are in ' + keep)
 
 
 def pytest_unconfigure(config):
@@ -158,6 +155,10 @@ class Lab:
             m.kill()
         if self._daemon:
             self._daemon.kill()
+        # The logs of what ended well would only be in the way of those of a later failure.
+        if self.dir in _dirs:
+            _dirs.remove(self.dir)
+        shutil.rmtree(self.dir, ignore_errors=True)
 
 
 @pytest.fixture
