@@ -293,13 +293,23 @@ unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, u
 	return pass;
 }
 
+/*
+ * Publish what was moved: the sender's chains [from, to), then the receiver's buffers. A daemon that is killed
+ * between the two loses these packets; the other way round, its successor would deliver them again.
+ */
+static void settle(struct run *r, unsigned from, unsigned to)
+{
+	vp_vq_complete(&r->src->vq, r->s->used_src + from, to - from);
+	r->filled |= vp_rxfill_flush(&r->rx);
+}
+
 /* Move n fetched packets; how many were dealt with. */
 static unsigned forward(struct run *r, unsigned n)
 {
 	struct vp_relay_queue *src = r->src, *dst = r->dst;
 	struct vp_relay_scratch *s = r->s;
 	uint64_t bytes = 0, sent = 0;
-	unsigned i, want = n;
+	unsigned i, settled = 0, want = n;
 
 	vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 	for (i = 0; i < n; i++) {
@@ -323,7 +333,8 @@ static unsigned forward(struct run *r, unsigned n)
 			/* Packets that take several buffers each: look once whether there are more. */
 			if (s->dst.n < want || want == VP_BURST || dst->vq.broken)
 				break;
-			r->filled |= vp_rxfill_flush(&r->rx);
+			settle(r, settled, i);
+			settled = i;
 			want = VP_BURST;
 			vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 			i--;
@@ -339,10 +350,9 @@ static unsigned forward(struct run *r, unsigned n)
 		}
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 	}
-	r->filled |= vp_rxfill_flush(&r->rx);
+	settle(r, settled, i);
 	if (i) {
 		vp_vq_advance(&src->vq, &s->src, i);
-		vp_vq_complete(&src->vq, s->used_src, i);
 		stat_add(&src->stats.packets, sent);
 		stat_add(&src->stats.bytes, bytes);
 	}

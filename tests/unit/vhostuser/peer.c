@@ -307,7 +307,7 @@ bool peer_answer(struct peer *p, struct vu_msg *m, int *fd)
 
 uint64_t peer_expect_u64(struct peer *p, uint32_t id)
 {
-	struct vu_msg m;
+	struct vu_msg m = { 0 };
 	int rc = peer_run(p);
 
 	if (rc)
