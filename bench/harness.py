@@ -110,6 +110,38 @@ def _end_children():
             p.wait()
 
 
+class Lines:
+    """A program of ours that takes commands on standard input, one a line, and answers each by one line of JSON."""
+
+    def __init__(self, argv, cpu, log=None, greets=True):
+        """log: a file for what it complains of; greets: it prints a first line by itself when it is ready."""
+        self.log = open(log, "wb") if log else None
+        self.p = spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1)
+        self.pid = self.p.pid
+        if greets:
+            self._answer()
+
+    def _answer(self):
+        line = self.p.stdout.readline()
+        if not line:
+            raise BenchError("%s ended%s" % (os.path.basename(self.p.args[0]), "; see " + self.log.name if self.log else ""))
+        return json.loads(line)
+
+    def cmd(self, line):
+        try:
+            self.p.stdin.write(line + "\n")
+        except BrokenPipeError:
+            pass  # the answer says so
+        return self._answer()
+
+    def end(self):
+        if self.p.poll() is None:
+            self.p.stdin.close()
+        reap(self.p)
+        if self.log:
+            self.log.close()
+
+
 def meminfo(key):
     for line in read("/proc/meminfo").splitlines():
         if line.startswith(key + ":"):

@@ -100,7 +100,7 @@ def fast_link(driver, port, queues=1):
             "Device": {"VM": "c", "Endpoint": "port", "Attachment": "local", "Socket": port}}
 
 
-class Vpload:
+class Vpload(harness.Lines):
     """The device side on libvhostpci: links of mode fast with local ports, and one program that serves them all."""
     kind = "libvhostpci"
 
@@ -111,23 +111,10 @@ class Vpload:
         self.d = Daemon(opt, None, [("%s%d" % (name, i), fast_link(a + ".driver", a + ".port", queues))
                                     for i, a in enumerate(at)], name=name)
         wait_sockets(self.d.p, [a + ".port" for a in at])
-        self.log = open(os.path.join(opt.workdir, name + ".log"), "wb")
-        self.p = harness.spawn([program(opt, "bench", "vpload"), *("unix:" + a + ".port" for a in at)], cpu=cpu,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1)
-        self.pid = self.p.pid
-        self._answer()
+        super().__init__([program(opt, "bench", "vpload"), *("unix:" + a + ".port" for a in at)], cpu,
+                         os.path.join(opt.workdir, name + ".log"))
         if queues > 1:
             self.cmd("pairs %d" % queues)
-
-    def _answer(self):
-        line = self.p.stdout.readline()
-        if not line:
-            raise harness.BenchError("vpload ended; see %s" % self.log.name)
-        return json.loads(line)
-
-    def cmd(self, line):
-        self.p.stdin.write(line + "\n")
-        return self._answer()
 
     def wait_up(self, timeout=10):
         end = time.monotonic() + timeout
@@ -153,10 +140,7 @@ class Vpload:
         return d["packets"], d["busy_cycles"], d["unsent"]
 
     def end(self):
-        if self.p.poll() is None:
-            self.p.stdin.close()
-        harness.reap(self.p)
-        self.log.close()
+        super().end()
         self.d.end()
 
 
@@ -195,21 +179,18 @@ class DaemonRelay:
         self.d.end()
 
 
-class RelayHost:
+class RelayHost(harness.Lines):
     """The relay engine without a daemon; nothing in it sleeps, so signals stop it while the peer runs."""
     kind = "engine"
 
     def __init__(self, opt, cpu):
         self.sockets = [os.path.join(opt.workdir, "ours%d.sock" % i) for i in range(2)]
-        self.p = harness.spawn([program(opt, "bench", "relay_host"), *self.sockets], cpu=cpu,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.pid = self.p.pid
+        super().__init__([program(opt, "bench", "relay_host"), *self.sockets], cpu, greets=False)
         self.per_burst = None
         wait_sockets(self.p, self.sockets)
 
     def _stats(self):
-        self.p.stdin.write("stats\n")
-        return json.loads(self.p.stdout.readline())
+        return self.cmd("stats")
 
     def start(self):
         os.kill(self.pid, signal.SIGCONT)
@@ -227,5 +208,4 @@ class RelayHost:
 
     def end(self):
         self.start()
-        self.p.stdin.close()
-        harness.reap(self.p)
+        super().end()

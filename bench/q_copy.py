@@ -9,9 +9,7 @@ between, so that there it is all. The peer of that figure is the fast link: 0.5 
 Both ends run on one core and the process between on the other, so that every line that changes hands crosses between
 cores, as it would with three. On a fast link the device VM has the second core.
 """
-import json
 import os
-import subprocess
 import time
 
 import harness
@@ -22,57 +20,21 @@ from testpmd import RING
 SIZES = [64, 1518]
 
 
-class Ends:
+class Ends(harness.Lines):
     """bench/ends_dpdk: a driver VM, and with a port a device VM."""
 
     def __init__(self, opt, cpu, name, socket, ring, port=None):
         argv = [middle.program(opt, "bench", "ends_dpdk"), "-l", str(cpu), "--in-memory", "--no-pci", "-m", "64",
                 "--single-file-segments", "--file-prefix", "vpends-%d-%s" % (os.getpid(), name), "--log-level", "4",
                 "--vdev", "net_virtio_user0,path=%s,queue_size=%d,%s" % (socket, RING, ring), "--"]
-        self.log = open(os.path.join(opt.workdir, name + ".log"), "wb")
-        self.p = harness.spawn(argv + ([port] if port else []), cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=self.log, text=True, bufsize=1)
-        self.pid = self.p.pid
-        self._answer()
-
-    def _answer(self):
-        line = self.p.stdout.readline()
-        if not line:
-            raise harness.BenchError("ends_dpdk ended; see %s" % self.log.name)
-        return json.loads(line)
-
-    def cmd(self, line):
-        self.p.stdin.write(line + "\n")
-        return self._answer()
-
-    def end(self):
-        self.p.stdin.close()
-        harness.reap(self.p)
-        self.log.close()
+        super().__init__(argv + ([port] if port else []), cpu, os.path.join(opt.workdir, name + ".log"))
 
 
-class Load:
+class Load(harness.Lines):
     """bench/vpload: a device VM alone, that sends back what it receives."""
 
     def __init__(self, opt, cpu, port):
-        self.p = harness.spawn([middle.program(opt, "bench", "vpload"), port], cpu=cpu, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, bufsize=1)
-        self.pid = self.p.pid
-        self._answer()
-
-    def _answer(self):
-        line = self.p.stdout.readline()
-        if not line:
-            raise harness.BenchError("vpload ended")
-        return json.loads(line)
-
-    def cmd(self, line):
-        self.p.stdin.write(line + "\n")
-        return self._answer()
-
-    def end(self):
-        self.p.stdin.close()
-        harness.reap(self.p)
+        super().__init__([middle.program(opt, "bench", "vpload"), port], cpu)
 
 
 class PortLink:
