@@ -27,6 +27,45 @@ struct vp_lane {
 
 static void update(struct vp_plink *pl);
 
+/* ---- events ------------------------------------------------------------------------------------ */
+
+static void remember(struct vp_plink *pl)
+{
+	pl->said = vp_plink_status(pl->l);
+	pl->said_online = vp_port_is_online(pl->port);
+}
+
+static void say(struct vp_plink *pl, const char *why)
+{
+	remember(pl);
+	vp_link_event(pl->l, "link.state", why);
+}
+
+/* The port changed: an event if that shows in the link's status. */
+static void port_changed(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+	const char *status;
+	char why[64];
+
+	if (pl->quiet || pl->closing)
+		return;
+	status = vp_plink_status(pl->l);
+	if (pl->said_online != vp_port_is_online(pl->port))
+		say(pl, pl->said_online ? "device side disconnected" : "device side connected");
+	else if (strcmp(status, pl->said)) {
+		if (!strcmp(status, "up"))
+			snprintf(why, sizeof(why), "link up");
+		else if (!strcmp(status, "broken"))
+			snprintf(why, sizeof(why), "a queue broke; see link.show");
+		else if (vp_port_is_up(pl->port))
+			snprintf(why, sizeof(why), "the device VM gave a queue up");
+		else
+			snprintf(why, sizeof(why), "link down: %s", vp_port_reason_str(vp_port_reason(pl->port)));
+		say(pl, why);
+	}
+}
+
 /* ---- data threads ------------------------------------------------------------------------------ */
 
 static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
@@ -292,7 +331,7 @@ static void port_settled(void *ctx)
 }
 
 static const struct vp_port_ops port_ops = {
-	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled,
+	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled, .changed = port_changed,
 };
 
 /* Started, be it that its translation is awaited. */
@@ -460,8 +499,8 @@ static void drv_opened(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 
+	say(pl, "driver side connected");
 	update(pl);
-	vp_link_event(pl->l, "link.state", "driver side connected");
 }
 
 static void drv_gone(struct vp_plink *pl)
@@ -497,7 +536,7 @@ static void drv_closed(void *ctx, const char *why)
 	struct vp_plink *pl = ctx;
 
 	drv_gone(pl);  /* the session never began */
-	vp_link_event(pl->l, "link.state", why);
+	say(pl, why);
 }
 
 static const struct vp_peer_ops peer_ops = {
@@ -522,6 +561,7 @@ void vp_plink_stop(struct vp_link *l)
 
 	if (!pl)
 		return;
+	pl->quiet++;
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
 	vp_port_goodbye(pl->port);
@@ -589,6 +629,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	pl->m = m;
 	pl->l = l;
+	pl->quiet = 1;
 	l->impl = pl;
 	pl->n = 2 * l->conf.pairs;
 	snprintf(pl->name, sizeof(pl->name), "link %s, driver side", l->conf.name);
@@ -603,16 +644,24 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 	/* Else when it is: port_settled(). */
 	if (!r && vp_port_is_settled(pl->port))
 		r = open_driver_side(pl, e);
-	if (r)
+	if (r) {
 		vp_plink_stop(l);
+	} else {
+		pl->quiet = 0;
+		remember(pl);
+	}
 	return r;
 }
 
+/* The caller sends the event. */
 void vp_plink_admin(struct vp_link *l)
 {
 	struct vp_plink *pl = l->impl;
 
+	pl->quiet++;
 	vp_port_set_hold(pl->port, l->up ? 0 : VP_PORT_HOLD_ADMIN);
+	pl->quiet--;
+	remember(pl);
 }
 
 bool vp_plink_busy(const struct vp_link *l)
@@ -632,8 +681,10 @@ void vp_plink_reap(struct vp_link *l)
 		broke |= pl->q[i].handed && pl->m->broken(pl->m->lane(pl, i));
 	if (!broke)
 		return;
+	pl->quiet++;
 	update(pl);
-	vp_link_event(l, "link.state", "a queue broke; see link.show");
+	pl->quiet--;
+	say(pl, "a queue broke; see link.show");
 }
 
 const char *vp_plink_status(const struct vp_link *l)

@@ -97,6 +97,9 @@ struct vp_plink {
 	struct vp_plink_queue *q;
 	struct vp_lane       *lane;     /* [n] while a front-end is connected */
 	bool                  closing, in_update, again;
+	const char           *said;     /* status in the last event, and whether the device side was there */
+	bool                  said_online;
+	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
 	uint64_t              signals;  /* of wires that have gone */
 	struct vp_relay_stats past, past_back;
 };

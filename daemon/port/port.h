@@ -126,6 +126,8 @@ struct vp_port_ops {
 	void (*queue_stopped)(void *ctx, unsigned q, const struct vp_port_stop *s);
 	/* vp_port_is_settled() has become true. */
 	void (*settled)(void *ctx);
+	/* ? Something may look different now, by vp_port_is_up() or another function below; at the end of every vp_port_commit(). */
+	void (*changed)(void *ctx);
 };
 
 /* name for messages. The memfd exists and its header is complete when this returns. */

@@ -129,10 +129,8 @@ void vp_port_begin(struct vp_port *p)
 	p->depth++;
 }
 
-void vp_port_commit(struct vp_port *p)
+static void publish(struct vp_port *p)
 {
-	if (--p->depth)
-		return;
 	p->regions_dirty = false;
 	if (!memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
 		return;
@@ -146,4 +144,13 @@ void vp_port_commit(struct vp_port *p)
 	vp_st32_release(p->page, STATE, ++p->generation);
 	if (p->online && p->aops)
 		p->aops->signal(p->att, 0);
+}
+
+void vp_port_commit(struct vp_port *p)
+{
+	if (--p->depth)
+		return;
+	publish(p);
+	if (p->ops->changed)
+		p->ops->changed(p->ctx);
 }

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import conftest
 import portclient as pc
 import vu
 
@@ -329,6 +330,56 @@ def test_admin_down(fast):
         assert not s.up and not s.regions
         fast.call("link.up", name="ab")
         assert p.wait(lambda s: s.up)
+
+
+def test_events(fast):
+    """Whoever watches sees each change of the link's status, once, with a reason."""
+    sub = conftest.Control(fast.run / "control.sock")
+    sub.call("events.subscribe")
+
+    def event():
+        e = sub.line()
+        assert e["event"] == "link.state" and e["data"]["link"] == "ab"
+        return e["data"]["status"], e["data"]["why"]
+
+    with vu.Nic(drv(fast)) as nic:
+        assert event() == ("partial", "driver side connected")
+        with pc.Local(dev(fast)) as p:
+            assert event() == ("partial", "device side connected")
+            p.attach()
+            assert event() == ("up", "link up")
+            p.wait(lambda s: s.up)
+            p.command(pc.DETACH)
+            assert event() == ("partial", "link down: not attached")
+            p.attach()
+            assert event() == ("up", "link up")
+            s = p.wait(lambda s: s.up)
+            assert p.stopped(0, s.queues[0].run, 0, 1) == pc.OK
+            assert event() == ("broken", "a queue broke; see link.show")
+            nic.stop_ring(0)
+            nic.start_ring(0, nic.rings[0])
+            assert event() == ("up", "link up")
+            fast.call("link.down", name="ab")
+            assert event() == ("down", "set down")
+            p.wait(lambda s: all(q.flags & pc.STOP for q in s.queues))
+            p.let_go()
+            p.wait(lambda s: not s.up)
+            fast.call("link.up", name="ab")
+            assert event() == ("up", "set up")
+            p.wait(lambda s: s.up)
+        assert event() == ("partial", "device side disconnected")
+    assert event() == ("waiting", "the front-end went away")
+    with pc.Local(dev(fast)) as p:
+        assert event() == ("partial", "device side connected")
+        p.attach()
+        with vu.Nic(drv(fast)):
+            assert event() == ("partial", "driver side connected")
+            assert event() == ("up", "link up")
+        assert event() == ("partial", "the front-end went away")
+    assert event() == ("waiting", "device side disconnected")
+    fast.call("link.remove", name="ab")
+    assert sub.line()["event"] == "link.removed"
+    sub.close()
 
 
 def test_fast_needs_one_trust_group(make_daemon):
