@@ -30,10 +30,13 @@ int vp_header_check(struct device *dev, const struct vhp_abi_header *h, u32 atta
 			VHP_ABI_MINOR);
 		return -EPROTO;
 	}
-	if (le32_to_cpu(h->state_offset) != VHP_CTRL_STATE_OFF ||
+	/* Constants in major version 0. */
+	if (le32_to_cpu(h->header_size) != sizeof(*h) ||
+	    le32_to_cpu(h->state_offset) != VHP_CTRL_STATE_OFF ||
 	    le32_to_cpu(h->state_size) != VHP_CTRL_STATE_SIZE ||
 	    le32_to_cpu(h->command_offset) != VHP_CTRL_COMMAND_OFF ||
 	    le32_to_cpu(h->command_size) != VHP_CTRL_COMMAND_SIZE ||
+	    (h->pool_size && le64_to_cpu(h->pool_offset) != VHP_CTRL_POOL_OFF) ||
 	    le32_to_cpu(h->attachment) != attachment) {
 		dev_err(dev, "port's header is not that of ABI %u.%u\n", VHP_ABI_MAJOR,
 			VHP_ABI_MINOR);

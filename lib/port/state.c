@@ -30,6 +30,7 @@ int vp_port_header_check(const void *ctrl, struct vp_err *e)
 	if (le32toh(h.state_offset) != VHP_CTRL_STATE_OFF || le32toh(h.state_size) != VHP_CTRL_STATE_SIZE ||
 	    le32toh(h.header_size) != sizeof(h) || le32toh(h.command_offset) != VHP_CTRL_COMMAND_OFF ||
 	    le32toh(h.command_size) != VHP_CTRL_COMMAND_SIZE || !h.max_queues ||
+	    (h.pool_size && le64toh(h.pool_offset) != VHP_CTRL_POOL_OFF) ||
 	    le32toh(h.max_queues) > VHP_MAX_QUEUES || le32toh(h.nsignals) < 1 + le32toh(h.max_queues))
 		return vp_err_set(e, -EPROTO, "the port's header is not laid out as ABI %u.%u says", VHP_ABI_MAJOR, VHP_ABI_MINOR);
 	return 0;

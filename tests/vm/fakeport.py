@@ -96,7 +96,8 @@ class FakePort:
 
     next_window = 0x8001
 
-    def __init__(self, dir, queues=4, window=0, name='fake', bar=4 << 20, bus='rp0', wbus='rp1', magic=b'VHOSTPCI'):
+    def __init__(self, dir, queues=4, window=0, name='fake', bar=4 << 20, bus='rp0', wbus='rp1', magic=b'VHOSTPCI',
+                 header_size=0x80):
         self.dir, self.queues, self.window, self.bus, self.wbus, self.name = dir, queues, window, bus, wbus, name
         self.vm = None
         self.lock = threading.RLock()
@@ -106,7 +107,7 @@ class FakePort:
         n = 1 + queues
         self.kick = [eventfd() for _ in range(n)]
         self.call = [eventfd() for _ in range(n)]
-        struct.pack_into('<IIIIIIQQIIII32s', self.m, 8, 1, 0x80, STATE, 0x10000, COMMAND, 0x1000, POOL if pool else 0, pool,
+        struct.pack_into('<IIIIIIQQIIII32s', self.m, 8, 1, header_size, STATE, 0x10000, COMMAND, 0x1000, POOL if pool else 0, pool,
                          1, queues, n, 1 << 16, name.encode())
         self.pool = pool
         if pool:

@@ -36,7 +36,7 @@ class Guest:
             pytest.skip(str(e))
         st = guestmod.selftest(lab.dir)
         self.ports = [fakeport.FakePort(lab.dir, **p) for p in ports]
-        args = fakeport.FakePort.ports(5)
+        args = fakeport.FakePort.ports(6)
         for p in self.ports:
             args += p.args()
         self.vm = lab.vm('m', qemu=qemu, kernel=kernel, cpu='max,vendor=GenuineIntel' if v.accel() == 'tcg' else None,
@@ -158,15 +158,18 @@ class TestModule:
         guest.clean()
 
     def test_others(self, guest):
-        """Other ivshmem devices stay unbound: no magic; an id in the window range that nobody names."""
+        """Other ivshmem devices stay unbound: no magic; a header of another size; an id in the window range that nobody names."""
         alien = fakeport.FakePort(guest.lab.dir, name='alien', bus='rp3', magic=b'NOTMAGIC')
         stranger = fakeport.Server(guest.lab.dir + '/str', 0x9000, fakeport.memory(4 * MIB, 'stranger'), [fakeport.eventfd()])
-        guest.ports.append(alien)
-        alien.vm = guest.vm
-        alien.add()
+        odd = fakeport.FakePort(guest.lab.dir, name='odd', bus='rp5', header_size=0x60)
+        for p in alien, odd:
+            guest.ports.append(p)
+            p.vm = guest.vm
+            p.add()
         hotplug.plug(guest.vm, 's', stranger.path, driver='ivshmem-doorbell', vectors=1, bus='rp4')
         cmd = 'grep -l 0x1110 /sys/bus/pci/devices/*/device'
-        wait(lambda: len(guest.vm.sh(cmd).split()) == 4, 'four ivshmem devices')
+        wait(lambda: len(guest.vm.sh(cmd).split()) == 5, 'five ivshmem devices')
+        wait(lambda: 'header is not that of ABI' in guest.vm.sh('dmesg'), 'word about the odd header')
         guest.st(guest.dev('pool'), 'commands')
         bound = guest.vm.sh('ls -d /sys/bus/pci/drivers/vhost_pci_ivshmem/0000:*').split()
         assert len(bound) == 2, bound
