@@ -7,7 +7,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import answer_stop, forward
+from test_port import SIGNALS, answer_stop, count, forward
 
 
 @pytest.fixture
@@ -152,3 +152,33 @@ def test_signals_without_buffers_are_dropped(fast):
         nic.kick(1)
         fast.wait(lambda: ring.get())
         assert fast.alive()
+
+
+def test_two_system_calls_a_signal(fast):
+    """Signals pass the forwarder, in both directions, for epoll_wait and write; no other thread of the daemon wakes up."""
+    with vu.Nic(drv(fast)) as nic, pc.Shmem(dev(fast)) as p:
+        p.attach()
+        p.wait(lambda s: s.up)
+        ring = p.rings[2]
+        time.sleep(0.3)
+        for fd in (p.signals[2], nic.rings[0].call_fd):
+            while pc.raised(fd, 0):
+                pass
+
+        def kick():
+            nic.kick(1)
+            assert pc.raised(p.signals[2])
+            while ring.get():
+                ring.add([(p.fe.mem.alloc(8, 8), 8, True)])
+
+        def call():
+            pc.one(p.doorbells[1])
+            assert pc.raised(nic.rings[0].call_fd)
+
+        before = fast.show("ab")["sides"]["device"]["signals_forwarded"]
+        for what in kick, call:
+            calls = count(fast, what)
+            assert SIGNALS <= len(calls) <= 2 * SIGNALS + 20, "".join(calls[:20])
+        side = fast.show("ab")["sides"]["device"]
+        assert side["signals_forwarded"] - before == 2 * SIGNALS
+        assert side["kicks_direct"] == side["calls_direct"] == 0
