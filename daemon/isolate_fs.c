@@ -141,7 +141,8 @@ int vp_isolate_files(const struct vp_conf *c, const struct vp_conf_paths *paths,
 #endif
 	abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
 	if (abi < 1)
-		return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "this kernel has no landlock (%s)", strerror(errno));
+		return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "%s (%s)",
+					  errno == EPERM ? "landlock's calls are forbidden here" : "this kernel has no landlock", strerror(errno));
 	a.handled_access_fs |= (abi >= 2 ? FS_REFER : 0) | (abi >= 3 ? FS_TRUNCATE : 0) | (abi >= 5 ? FS_IOCTL_DEV : 0);
 	if (notify && *notify == '@')
 		a.scoped &= ~UINT64_C(1);

@@ -172,3 +172,10 @@ def daemon(make_daemon):
     d.link("ab")
     d.link("cd", driver="c", device="d")
     return d.start()
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Meson's sign for a skip, where a whole file was skipped: as a pass it would be counted."""
+    stats = session.config.pluginmanager.getplugin("terminalreporter").stats
+    if exitstatus == 0 and stats.get("skipped") and not stats.get("passed"):
+        session.exitstatus = 77

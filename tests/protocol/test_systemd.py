@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The installed unit under a real systemd, in a container whose /etc and /var are empty and whose /usr/local is our `make install`.
+
+What the service manager promises the daemon elsewhere in these tests (test_restart.py plays it), it must keep itself here.
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+import portclient as pc
+import vu
+from conftest import BUILD
+from test_port import forward
+
+NSPAWN = shutil.which("systemd-nspawn")
+DROP_IN = "etc/systemd/system/vhost-pcid.service.d/test.conf"
+
+
+def run(*cmd):
+    return subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+class Box:
+    """A container with systemd as process 1."""
+
+    def __init__(self, tmp, usr_local):
+        self.log = open(tmp / "container.log", "w+")
+        # Of the calls that the container's own filter holds back by default, the daemon needs landlock's.
+        self.proc = subprocess.Popen(
+            [NSPAWN, "--quiet", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
+             "--console=pipe", "--boot", f"--machine=vhost-pci-{os.getpid()}", f"--bind-ro={usr_local}:/usr/local",
+             "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self", "systemd.unit=basic.target"],
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+        self.init = None
+        self.wait(self.booted, "the container did not boot")
+        self.root = pathlib.Path(f"/proc/{self.init}/root")
+
+    def said(self):
+        self.log.flush()
+        return pathlib.Path(self.log.name).read_text(errors="replace")
+
+    def wait(self, what, why, timeout=90):
+        end = time.monotonic() + timeout
+        while not what():
+            assert self.proc.poll() is None, "the container ended\n" + self.said()
+            assert time.monotonic() < end, f"{why}\n{self.said()}\n{self.journal() if self.init else ''}"
+            time.sleep(0.1)
+
+    def booted(self):
+        kids = pathlib.Path(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children").read_text().split()
+        for kid in kids:
+            self.init = int(kid)
+            if self.do("systemctl", "is-active", "basic.target").stdout.strip() == "active":
+                return True
+        return False
+
+    def do(self, *cmd):
+        return run("nsenter", "-t", str(self.init), "-m", "-u", "-i", "-n", "-p", "-C", *cmd)
+
+    def ok(self, *cmd):
+        r = self.do(*cmd)
+        assert not r.returncode, f"{cmd}: {r.stdout}\n{self.journal()}"
+        return r.stdout
+
+    def journal(self):
+        return self.do("journalctl", "--no-pager", "-q", "-u", "vhost-pcid", "-o", "cat").stdout
+
+    def unit(self, name):
+        return self.ok("systemctl", "show", "-P", name, "vhost-pcid").strip()
+
+    def ctl(self, *args):
+        return json.loads(self.ok("/usr/local/bin/vhost-pcictl", "--json", *args))
+
+    def write(self, path, text):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def close(self):
+        self.proc.send_signal(signal.SIGTERM)  # an orderly shutdown
+        try:
+            self.proc.wait(30)
+        except subprocess.TimeoutExpired:
+            self.proc.kill()
+            self.proc.wait()
+        self.log.close()
+
+
+def lacking():
+    if os.geteuid():
+        return "containers need root"
+    if not NSPAWN:
+        return "systemd-nspawn is not installed (package systemd-container)"
+    if not os.path.islink("/sbin"):
+        return "/usr is not merged"
+    # Whether this machine lets anybody make such a container at all: asked without systemd in it.
+    r = run(NSPAWN, "--quiet", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
+            "--pipe", f"--machine=vhost-pci-{os.getpid()}", "true")
+    return f"systemd-nspawn does not work here: {r.stdout.strip()[-200:]}" if r.returncode else None
+
+
+@pytest.fixture(scope="module")
+def box():
+    why = lacking()
+    if why:
+        pytest.skip(why)
+    tmp = pathlib.Path(tempfile.mkdtemp(prefix="vpsd"))
+    made = run("env", f"DESTDIR={tmp}/d", "meson", "install", "-C", str(BUILD), "--no-rebuild")
+    assert not made.returncode, made.stdout
+    b = Box(tmp, tmp / "d/usr/local")
+    try:
+        b.ok("systemctl", "start", "vhost-pcid")
+        yield b
+    finally:
+        b.close()
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def test_as_installed(box):
+    """The user comes from sysusers.d, the directories from the unit, and all of the sandbox is in force."""
+    status = box.ctl("status")
+    assert box.unit("ActiveState") == "active" and int(box.unit("MainPID"))
+    assert box.unit("NRestarts") == "0"
+    off = [s for s in status["isolation"] if not s["in_force"]]
+    kernel = [s for s in off if s["name"] == "files" and "no landlock" in s["what"]]
+    assert off == kernel, off
+    main = f"/proc/{box.unit('MainPID')}/status"
+    seen = dict(line.split(":\t", 1) for line in box.ok("cat", main).splitlines() if ":\t" in line)
+    assert seen["Uid"].split()[0] == box.ok("id", "-u", "vhost-pci").strip() != "0"
+    assert int(seen["CapPrm"], 16) == int(seen["CapBnd"], 16) == 0 and seen["NoNewPrivs"].strip() == "1"
+    score = box.ok("systemd-analyze", "security", "--no-pager", "vhost-pcid").splitlines()[-1]
+    assert float(score.split(":")[1].split()[0]) < 1.0, score
+    warned = [x for x in box.do("systemd-analyze", "verify", "--man=no", "vhost-pcid.service").stdout.splitlines() if "vhost-pci" in x]
+    assert not warned
+
+
+def test_port_outlives_the_daemon(box):
+    """Reload, traffic, SIGKILL, a hang that the watchdog ends: the device VM's port goes on through all of it."""
+    for vm, group in (("a", "blue"), ("b", "red")):
+        box.write(f"etc/vhost-pci/{vm}.vm", f"[VM]\nTrustGroup={group}\n")
+    box.write("etc/vhost-pci/ab.link", "[Link]\nMode=copy\n[Driver]\nVM=a\n[Device]\nVM=b\nEndpoint=port\nAttachment=ivshmem\n")
+    box.ok("systemctl", "reload", "vhost-pcid")
+    driver, device = (str(box.root / f"run/vhost-pci/ab.{side}.sock") for side in ("driver", "device"))
+    box.wait(lambda: os.path.exists(driver) and os.path.exists(device), "the reload made no sockets")
+    # A watchdog that a test can wait for.
+    box.write(DROP_IN, "[Service]\nWatchdogSec=2\nRestartSec=100ms\n")
+    box.ok("systemctl", "daemon-reload")
+    box.ok("systemctl", "restart", "vhost-pcid")
+    with pc.Ivshmem(device) as p:
+        for life, sign in enumerate((None, "SIGKILL", "SIGSTOP")):
+            if sign:
+                box.ok("systemctl", "kill", "--kill-whom=main", "-s", sign, "vhost-pcid")
+                box.wait(lambda: box.unit("NRestarts") == str(life), f"no restart after {sign}")
+                box.wait(lambda: box.unit("ActiveState") == "active", f"not up again after {sign}")
+            assert p.attach(pc.ALL & ~vu.bit(vu.PACKED)) == pc.OK
+            assert int(box.unit("NFileDescriptorStore")) > 3
+            box.wait(lambda: not run("test", "-S", driver).returncode, "no driver socket")
+            with vu.Nic(driver) as nic:
+                p.wait(lambda s: s.up and s.queues[1].avail)
+                nic.send_packet(vu.frame(life, 100))
+                assert forward(p, 1)[0] == [vu.frame(life, 100)]
+            p.wait(lambda s: not s.up)
+    assert "Watchdog timeout" in box.ok("journalctl", "--no-pager", "-q", "-o", "cat")
+
+
+def test_stop(box):
+    """An end that is asked for is a success, and nothing stays."""
+    box.ok("systemctl", "stop", "vhost-pcid")
+    assert (box.unit("ActiveState"), box.unit("Result"), box.unit("ExecMainStatus")) == ("inactive", "success", "0")
+    assert not (box.root / "run/vhost-pci").exists() or not list((box.root / "run/vhost-pci").glob("*.sock"))
