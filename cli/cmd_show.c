@@ -6,7 +6,7 @@
 
 static void show_side(const char *name, const json_t *s)
 {
-	json_t *queues = json_object_get(s, "queues"), *q;
+	json_t *queues = json_object_get(s, "queues"), *carrier = json_object_get(s, "carrier"), *q;
 	size_t i;
 
 	printf("\n%s side: VM %s\n", name, cli_str(s, "vm"));
@@ -19,6 +19,9 @@ static void show_side(const char *name, const json_t *s)
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
 	printf("  sessions   %lld, refused connections %lld\n", cli_int(s, "sessions"), cli_int(s, "refused"));
+	if (json_is_object(carrier))
+		printf("  carrier    %s; QMP: %s%s%s\n", json_is_true(json_object_get(carrier, "up")) ? "up" : "down", cli_str(carrier, "qmp"),
+		       json_is_string(json_object_get(carrier, "error")) ? ", set_link: " : "", cli_str(carrier, "error"));
 	if (json_is_string(json_object_get(s, "mac")))
 		printf("  MAC        %s\n", cli_str(s, "mac"));
 	if (json_is_string(json_object_get(s, "features")))

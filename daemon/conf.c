@@ -235,7 +235,13 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 
 static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 {
+	if (!l->driver_qmp[0] != !l->nic[0])
+		return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its network device there");
+	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
+		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
 	if (l->endpoint != VP_ENDPOINT_PORT) {
+		if (l->driver_qmp[0])
+			return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= are for Endpoint=port");
 		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->plain || l->pool)
 			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize=, PackedRings= and PlainRings= are for Endpoint=port");
 		return 0;

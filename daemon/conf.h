@@ -78,6 +78,8 @@ struct vp_conf_link {
 	bool     plain;        /* fast mode: it is offered neither indirect descriptors nor event indices */
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
+	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
+	char     nic[VP_CONF_NAME_MAX];         /* its network device there, whose carrier is to follow the link; set if driver_qmp is */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	struct vp_conf_side side[VP_SIDES];

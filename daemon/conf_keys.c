@@ -450,6 +450,8 @@ static const struct key link_keys[] = {
 	{ "Driver", "VM", parse_name, L(side[VP_SIDE_DRIVER].vm) },
 	{ "Driver", "Socket", parse_path, L(side[VP_SIDE_DRIVER].socket) },
 	{ "Driver", "SocketMode", parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
+	{ "Driver", "QMP", parse_path, L(driver_qmp) },
+	{ "Driver", "NIC", parse_name, L(nic) },
 	{ "Device", "VM", parse_name, L(side[VP_SIDE_DEVICE].vm) },
 	{ "Device", "Endpoint", parse_enum, L(endpoint), .words = endpoint_names },
 	{ "Device", "Socket", parse_path, L(side[VP_SIDE_DEVICE].socket) },

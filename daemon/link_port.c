@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "carrier.h"
 #include "daemon.h"
 
 /* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
@@ -48,6 +49,9 @@ static void port_changed(void *ctx)
 	const char *status;
 	char why[64];
 
+	/* Not with the driver's queues: without a carrier they do not run. */
+	if (pl->port)
+		vp_carrier_set(pl->carrier, pl->l->up && vp_port_attached(pl->port));
 	if (pl->quiet || pl->closing)
 		return;
 	status = vp_plink_status(pl->l);
@@ -501,6 +505,7 @@ static void drv_opened(void *ctx)
 
 	say(pl, "driver side connected");
 	update(pl);
+	vp_carrier_connected(pl->carrier);
 }
 
 static void drv_gone(struct vp_plink *pl)
@@ -564,6 +569,8 @@ void vp_plink_stop(struct vp_link *l)
 	pl->quiet++;
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
+	vp_carrier_free(pl->carrier);
+	pl->carrier = NULL;
 	vp_port_goodbye(pl->port);
 	if (pl->att)
 		pl->att->ops->free(pl->att);
@@ -639,6 +646,8 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 		r = vp_err_set(e, -ENOMEM, "out of memory");
 	if (!r && !l->d->forward)
 		r = vp_forward_new(&l->d->forward, e);
+	if (!r)
+		r = vp_carrier_new(&pl->carrier, l->d, &l->conf, pl->name, e);
 	if (!r)
 		r = make_port(pl, e);
 	/* Else when it is: port_settled(). */
@@ -725,7 +734,7 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 {
 	struct vp_plink *pl = l->impl;
 	struct vp_relay_stats sent, back = pl->past_back;
-	json_t *sides = json_object(), *dev = device_json(pl), *c;
+	json_t *sides = json_object(), *dev = device_json(pl), *drv, *c;
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);
 	/* What went to the driver VM: receive queues. Nothing is known of them where the device VM does the work. */
@@ -738,8 +747,11 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 		json_object_set(dev, "rx", json_object_get(c, "rx"));
 		json_decref(c);
 	}
-	json_object_set_new(sides, "driver", counters ? vp_stats_json(&sent, &back, pl->slot.v) :
-			    vp_stats_show(&l->conf.side[VP_SIDE_DRIVER], pl->peer, pl->slot.v));
+	drv = counters ? vp_stats_json(&sent, &back, pl->slot.v) :
+			 vp_stats_show(&l->conf.side[VP_SIDE_DRIVER], pl->peer, pl->slot.v);
+	if (!counters)
+		json_object_set_new(drv, "carrier", vp_carrier_json(pl->carrier));
+	json_object_set_new(sides, "driver", drv);
 	json_object_set_new(sides, "device", dev);
 	return sides;
 }

@@ -92,6 +92,7 @@ struct vp_plink {
 	struct vp_peer       *peer;
 	struct vp_port       *port;
 	struct vp_attach     *att;
+	struct vp_carrier    *carrier;  /* NULL = the driver VM's is not ours to set */
 	char                  name[VP_CONF_NAME_MAX + 24], dev_name[VP_CONF_NAME_MAX + 24];
 	unsigned              n;        /* queues */
 	struct vp_plink_queue *q;

@@ -425,6 +425,7 @@ class Qmp:
         self.listener.listen(4)
         self.buses, self.devices, self.chardevs, self.fds = list(buses), {}, {}, {}
         self.bar, self.release, self.log, self.conn = True, True, [], None
+        self.carrier = {"d0": []}
         self.stop = False
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -502,6 +503,10 @@ class Qmp:
                 for i, d in self.devices.items()]}]
         elif cmd == "qom-list":
             return [{"name": i, "type": "child<ivshmem-doorbell>"} for i in self.devices] + [{"name": "type", "type": "string"}]
+        elif cmd == "set_link":
+            if a["name"] not in self.carrier:
+                raise KeyError("Device '%s' not found" % a["name"])
+            self.carrier[a["name"]].append(a["up"])
         elif cmd != "qmp_capabilities":
             raise KeyError("The command %s has not been found" % cmd)
         return {}
@@ -517,4 +522,6 @@ class Qmp:
         self.stop = True
         self.listener.close()
         if self.conn:
+            with contextlib.suppress(OSError):
+                self.conn.shutdown(socket.SHUT_RDWR)  # a thread may be reading it
             self.conn.close()

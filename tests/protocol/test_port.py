@@ -590,6 +590,56 @@ def test_carrier_follows_the_device_side(fast):
     other.close()
 
 
+def test_carrier_by_qmp(make_daemon):
+    """A VMM that keeps the link state to itself is told by QMP, whether or not the driver's queues run."""
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast", Driver_QMP=path, Driver_NIC="d0")
+    d.start()
+    qmp = pc.Qmp(path)
+    told = qmp.carrier["d0"]
+    carrier = lambda: d.show("ab")["sides"]["driver"]["carrier"]
+    d.wait(lambda: told == [False])
+    assert carrier() == {"up": False, "qmp": "connected", "error": None}
+    with pc.Local(dev(d)) as p:
+        p.attach()
+        d.wait(lambda: told == [False, True])
+        with vu.Nic(drv(d)):
+            # QEMU takes the link for up when its front-end has connected, before or after it hears of us.
+            d.wait(lambda: told == [False, True, True, True])
+            p.wait(lambda s: s.up)
+            d.call("link.down", name="ab")
+            d.wait(lambda: told[4:] == [False])
+            p.let_go()
+            p.wait(lambda s: not s.up)
+            d.call("link.up", name="ab")
+            d.wait(lambda: told[4:] == [False, True])
+        assert p.command(pc.DETACH) == pc.OK
+        d.wait(lambda: told[6:] == [False])
+        p.attach()
+        d.wait(lambda: told[6:] == [False, True])
+    d.wait(lambda: told[8:] == [False])
+    assert carrier()["up"] is False
+    # A QEMU that starts anew, with another device.
+    qmp.close()
+    os.unlink(path)
+    d.wait(lambda: carrier()["qmp"] != "connected")
+    qmp = pc.Qmp(path)
+    qmp.carrier = {"d1": []}
+    d.wait(lambda: carrier()["error"] == "Device 'd0' not found", 10)
+    qmp.close()
+
+
+@pytest.mark.parametrize("keys, word", [(dict(Driver_QMP="/x"), "go together"), (dict(Driver_NIC="d0"), "go together"),
+                                        (dict(Driver_QMP="x", Driver_NIC="d0"), "not an absolute path"),
+                                        (dict(Driver_QMP="/x", Driver_NIC="d0", Device_Endpoint="virtio-net"), "Endpoint=port")])
+def test_carrier_keys(make_daemon, keys, word):
+    d = make_daemon()
+    d.link("ab", **dict(dict(Device_Endpoint="port"), **keys))
+    r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
+    assert r.returncode and word in r.stdout + r.stderr
+
+
 def test_second_front_ends_are_logged_once(fast):
     with vu.Nic(drv(fast)):
         for _ in range(2):
