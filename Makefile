@@ -29,7 +29,7 @@ check: ## build and run every test; the last line is "N passed, N failed, N skip
 	@scripts/check --builddir $(BUILDDIR)
 
 bench: ## run the benchmarks, write JSON and plots under build/bench
-	@scripts/setup
+	@scripts/setup --bench
 	@$(MAKE) --no-print-directory all
 	@scripts/bench --builddir $(BUILDDIR)
 
