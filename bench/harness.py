@@ -11,10 +11,12 @@ import atexit
 import ctypes
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 HUGE_TOTAL = "/proc/sys/vm/nr_hugepages"
@@ -66,6 +68,17 @@ def read(path, default=None):
 _children = []
 
 
+def raise_priority(nice=NICE):
+    """Of this process: the harness sleeps between samples, and must not be late for the next among pollers."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        # Where the scheduler groups by session, nice counts inside the session only.
+        with open("/proc/self/autogroup", "w") as f:
+            f.write(str(nice))
+    except OSError:
+        pass
+
+
 def _child_setup(cpu, nice):
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -74,13 +87,7 @@ def _child_setup(cpu, nice):
         os.setsid()
         if cpu is not None:
             os.sched_setaffinity(0, {cpu} if isinstance(cpu, int) else set(cpu))
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-            # Where the scheduler groups by session, nice counts inside the session only.
-            with open("/proc/self/autogroup", "w") as f:
-                f.write(str(nice))
-        except OSError:
-            pass
+        raise_priority(nice)
     return setup
 
 
@@ -118,8 +125,7 @@ class Lines:
         self.log = open(log, "wb") if log else None
         self.p = spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, bufsize=1)
         self.pid = self.p.pid
-        if greets:
-            self._answer()
+        self.first = self._answer() if greets else None
 
     def _answer(self):
         line = self.p.stdout.readline()
@@ -196,12 +202,43 @@ def two_cpus():
     return cpus[0], cpus[1]
 
 
+def schedstat(pid):
+    """{thread: (ns that it ran, ns that it waited for a CPU)}"""
+    out = {}
+    for tid in os.listdir("/proc/%d/task" % pid):
+        f = read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()
+        out[tid] = int(f[0]), int(f[1])
+    return out
+
+
 def cpu_ns(pid):
     """CPU time of all threads in ns."""
-    total = 0
-    for tid in os.listdir("/proc/%d/task" % pid):
-        total += int(read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()[0])
-    return total
+    return sum(run for run, _ in schedstat(pid).values())
+
+
+class Stops(threading.Thread):
+    """Freezes one of these processes at a time, at random: whatever waits for the other side must get over it."""
+
+    def __init__(self, pids, longest):
+        super().__init__(daemon=True)
+        self.pids, self.longest, self.over, self.count = pids, longest, threading.Event(), 0
+        self.start()
+
+    def run(self):
+        rng = random.Random(1)
+        while not self.over.wait(rng.uniform(0.001, 0.02)):
+            pid = rng.choice(self.pids)
+            try:
+                os.kill(pid, signal.SIGSTOP)
+                self.over.wait(self.longest * rng.random() ** 8)
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                return
+            self.count += 1
+
+    def end(self):
+        self.over.set()
+        self.join()
 
 
 class Disturbance:
@@ -213,9 +250,7 @@ class Disturbance:
     def _wait_ns(self):
         total = {}
         for pid in self.pids:
-            for tid in os.listdir("/proc/%d/task" % pid):
-                f = read("/proc/%d/task/%s/schedstat" % (pid, tid), "0 0 0").split()
-                total[tid] = int(f[1])
+            total.update({tid: wait for tid, (_, wait) in schedstat(pid).items()})
         return total
 
     def _steal(self):
@@ -242,11 +277,11 @@ def window(disturbance, seconds, read, slice_s=0.08):
     """What read() (a tuple of counters) grew by in `seconds` of undisturbed slices, how long those were, and the share of
     disturbance that remained. A slice that was disturbed is left out, unless there are too few others."""
     clean, dirty = [], []
-    end = time.monotonic() + 3 * seconds
     last = read()
     t0 = time.monotonic()
+    end = t0 + 3 * seconds
     disturbance.start()
-    while sum(c[0] for c in clean) < seconds and time.monotonic() < end:
+    while not clean + dirty or sum(c[0] for c in clean) < seconds and time.monotonic() < end:
         time.sleep(slice_s)
         now = read()
         t = time.monotonic()

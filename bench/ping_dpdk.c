@@ -5,7 +5,8 @@
  *   ping_dpdk EAL-OPTIONS -- COUNT SIZE [intr]
  *
  * With intr the driver sleeps in epoll until its interrupt (call eventfd) comes, else it polls.
- * Prints one JSON object: cycles (TSC) of the 50th, 99th and 99.9th percentile, and the clock.
+ * Prints one JSON object: cycles (TSC) of the 50th, 99th and 99.9th percentile, and the clock; of these, how many the driver
+ * spent (median) in the call that sent ("tx") and in the one that received ("rx").
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -53,11 +54,11 @@ static bool wait_packet(void)
 	return n > 0;
 }
 
-/* Cycles of one round trip; 0: no answer. */
-static uint64_t ping(unsigned size)
+/* Cycles of one round trip; 0: no answer. Those of the two calls that moved the packet in *tx and *rx. */
+static uint64_t ping(unsigned size, uint64_t *tx, uint64_t *rx)
 {
 	struct rte_mbuf *m = rte_pktmbuf_alloc(pool), *r[8];
-	uint64_t t0, end;
+	uint64_t t0, t1, end;
 	unsigned n;
 
 	if (!m)
@@ -72,13 +73,16 @@ static uint64_t ping(unsigned size)
 			return 0;
 		}
 	}
+	*tx = rte_rdtsc() - t0;
 	for (;;) {
+		t1 = rte_rdtsc();
 		n = rte_eth_rx_burst(0, 0, r, 8);
 		if (n) {
-			uint64_t t = rte_rdtsc() - t0;
+			uint64_t t = rte_rdtsc();
 
+			*rx = t - t1;
 			rte_pktmbuf_free_bulk(r, n);
-			return t;
+			return t - t0;
 		}
 		if (intr ? !wait_packet() : rte_rdtsc() > end)
 			return 0;
@@ -96,7 +100,7 @@ int main(int argc, char **argv)
 {
 	unsigned long count, got = 0, failed = 0;
 	unsigned size;
-	uint64_t *t;
+	uint64_t *t, *tx, *rx;
 	int ret = rte_eal_init(argc, argv);
 
 	if (ret < 0)
@@ -110,17 +114,19 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: ping_dpdk EAL-OPTIONS -- COUNT SIZE [intr]\n");
 		return 2;
 	}
-	t = calloc(count, sizeof(*t));
+	t = calloc(count + 1, sizeof(*t));
+	tx = calloc(count + 1, sizeof(*tx));
+	rx = calloc(count + 1, sizeof(*rx));
 	pool = rte_pktmbuf_pool_create("packets", 1023, 0, 0, RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
-	if (!t || !pool || port_start()) {
+	if (!t || !tx || !rx || !pool || port_start()) {
 		fprintf(stderr, "ping_dpdk: cannot start the port: %s\n", rte_strerror(rte_errno));
 		return 2;
 	}
 	for (unsigned i = 0; i < 1000 && failed < 5; i++) /* until the other side is there, and warm */
-		failed += !ping(size);
+		failed += !ping(size, tx, rx);
 	failed = 0;
 	while (got < count && failed < 100) {
-		t[got] = ping(size);
+		t[got] = ping(size, tx + got, rx + got);
 		if (t[got])
 			got++;
 		else
@@ -131,8 +137,11 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	qsort(t, got, sizeof(*t), by_value);
+	qsort(tx, got, sizeof(*tx), by_value);
+	qsort(rx, got, sizeof(*rx), by_value);
 	printf("{\"count\": %lu, \"failed\": %lu, \"hz\": %" PRIu64 ", \"p50\": %" PRIu64 ", \"p99\": %" PRIu64 ", \"p999\": %" PRIu64
-	       ", \"min\": %" PRIu64 "}\n", got, failed, rte_get_tsc_hz(), t[got / 2], t[got * 99 / 100], t[got * 999 / 1000], t[0]);
+	       ", \"min\": %" PRIu64 ", \"tx\": %" PRIu64 ", \"rx\": %" PRIu64 "}\n", got, failed, rte_get_tsc_hz(), t[got / 2],
+	       t[got * 99 / 100], t[got * 999 / 1000], t[0], tx[got / 2], rx[got / 2]);
 	fflush(stdout);
 	rte_eth_dev_stop(0);
 	rte_eth_dev_close(0);

@@ -84,33 +84,43 @@ def run(opt):
                 results.append(harness.compare("chain", case + ", forwarding VM", "busy cycles/packet", pair, "forwarder", True,
                                                PEER + " and the VM behind it", **more))
                 results.append(harness.compare("chain", case, "packets/s each way", pair, "pps", False, PEER, **more))
-        results += growth(opt, cpus, ring_name, ring, lengths, n, seconds)
+        for depth in [RING] if opt.quick else [RING, 2 * RING, 4 * RING]:
+            results += growth(opt, cpus, ring_name, ring, lengths, n, seconds, depth)
     plot(opt, results)
     return results
 
 
-def growth(opt, cpus, ring_name, ring, lengths, n, seconds):
-    """Does a hop cost more in a long chain? The shortest and the longest, in turn."""
+def growth(opt, cpus, ring_name, ring, lengths, n, seconds, depth):
+    """Does a hop cost more in a long chain? The shortest and the longest, in turn. depth: entries of the driver VMs' rings; all of
+    them are filled with receive buffers, and all driver VMs share one core's cache."""
     ends, chains, results = [], [], []
     try:
         for vms in (lengths[-1], lengths[0]):
-            name = "lib%d" % vms
+            name = "lib%d-%d" % (vms, depth)
             ends.append(middle.Vpload(opt, cpus[1], ports=vms - 1, name=name))
-            chains.append((vms, Circle(name, ends[-1], cpus, opt.workdir, ring, in_order(ends[-1].sockets), depth=RING)))
+            chains.append((vms, Circle(name, ends[-1], cpus, opt.workdir, ring, in_order(ends[-1].sockets), depth=depth)))
             ends.append(chains[-1][1])
 
         def sample(vms, circle, flavour):
             s = circle.sample(64, seconds, flavour, BURSTS)
             return dict(s, cpp=(s["cycles"] + s["drv_cycles"]) / (s["rx"] + s["packets"]))
 
-        for flavour, name in (("fwd", "forward"), ("copy", "copy")):
+        for flavour, name in (("fwd", "forward"), ("copy", "copy"))[:2 if depth == RING else 1]:
             got = harness.rounds([lambda c=c: sample(*c, flavour) for c in chains], n)
-            results.append(harness.compare("chain", "%s, %s, %d VMs against %d" % (ring_name, name, lengths[-1], lengths[0]),
-                                           "busy cycles/hop", got, "cpp", True, "the same with %d VMs" % lengths[0], ring=ring_name))
+            results.append(harness.compare("chain", "%s, %s, %d VMs against %d, rings of %d" % (ring_name, name, lengths[-1], lengths[0], depth),
+                                           "busy cycles/hop", got, "cpp", True, "the same with %d VMs" % lengths[0], ring=ring_name,
+                                           note="drivers %s, with %d VMs %s; device VMs %s, %s" % (
+                                               part(got, 0, "drv_cpp"), lengths[0], part(got, 1, "drv_cpp"), part(got, 0, "serve_cpp"),
+                                               part(got, 1, "serve_cpp"))))
     finally:
         for e in reversed(ends):
             e.end()
     return results
+
+
+def part(got, i, key):
+    """One side's cycles per packet."""
+    return "%.0f" % harness.middle_of([g[i][key] for g in got])
 
 
 def plot(opt, results):

@@ -2,7 +2,9 @@
 """hop: packets from a driver VM to the device side, with libvhostpci, DPDK's net_vhost and memif.
 
 One sender, one receiver, a core each; the receiver looks at nothing. Copy: packets arrive in the receiver's memory. In
-place: it reads a word of each where it lies. The roofline is this machine's memcpy of as many bytes from as many buffers.
+place: it reads a word of each where it lies. The sender is DPDK's virtio driver with packets that were made before
+(bench/send_dpdk); "testpmd sends": dpdk-testpmd makes each packet, as it must for memif. "written": the sender writes every byte
+anew. The rooflines are memcpy of as many bytes from as many buffers, in the core's own cache, or just written by the sender's core.
 """
 import time
 
@@ -10,9 +12,11 @@ import harness
 import middle
 from q_relay import PACKED, RINGS, SPLIT, verify_case
 from roofline import Roof
+from sender import Sender
 from testpmd import RING, DriverVms, VhostPort, memif
 
 SIZES = [64, 128, 256, 512, 1024, 1518, 9000]
+MORE = (64, 1518)  # sizes at which everything is asked
 BIG = ("--mbuf-size=9344",)
 PEER = "testpmd, net_vhost"
 MEMIF = "testpmd, memif"
@@ -22,7 +26,7 @@ def one_way(src, dst, src_mode, dst_mode, size, seconds, cpus):
     """A sample of packets that go from src to dst; counted by dst."""
     dst.run(dst_mode, size)
     src.run(src_mode, size)
-    time.sleep(0.08 + seconds / 5)
+    time.sleep(0.05 + seconds / 5)
     src.mark()
     dst.mark()
     (packets, cycles, sent, src_cycles), dt, disturbed = harness.window(
@@ -30,21 +34,24 @@ def one_way(src, dst, src_mode, dst_mode, size, seconds, cpus):
     src.halt()
     dst.halt()
     return {"pps": packets / dt, "cpp": cycles / packets if packets else 0, "disturbed": disturbed,
-            "src_cpp": src_cycles / max(sent, 1)}
+            "src_cpp": src_cycles / max(sent, 1), "busy": cycles / dt, "src_busy": src_cycles / dt}
 
 
 class Hop:
-    """Everything that takes part at one ring format and buffer size."""
+    """Everything that takes part at one ring format and buffer size. What is not measured sleeps."""
 
     def __init__(self, opt, cpus, ring, big, with_memif):
         kw = {"args": BIG, "mem": 160} if big else {}
         self.cpus, self.all = cpus, []
         try:
-            self.ours = self._keep(middle.Vpload(opt, cpus[1]))
-            self.peer = self._keep(VhostPort("vhost", cpus[1], opt.workdir, **kw))
-            self.drv = [self._keep(DriverVms(n, cpus[0], s.sockets, opt.workdir, ring, **kw))
-                        for n, s in (("ours-driver", self.ours), ("peer-driver", self.peer))]
+            self.ours, self.peer = self._device_sides(opt, "", kw)
+            self.drv = [self._keep(Sender(opt, n, cpus[0], s.sockets[0], ring)) for n, s in (("ours-sender", self.ours), ("peer-sender", self.peer))]
+            self.hz = self.drv[0].first["hz"]
+            self.t_ours, self.t_peer = self._device_sides(opt, "-testpmd", kw)
+            self.t_drv = [self._keep(DriverVms(n, cpus[0], s.sockets, opt.workdir, ring, **kw))
+                          for n, s in (("ours-driver", self.t_ours), ("peer-driver", self.t_peer))]
             self.ours.wait_up()
+            self.t_ours.wait_up()
             self.memif = None
             if with_memif:
                 room = 9216 if big else 2048
@@ -60,28 +67,37 @@ class Hop:
         self.all.append(x)
         return x
 
-    def samplers(self, size, seconds, both_ways):
-        def ours(mode):
-            return lambda: one_way(self.drv[0], self.ours, "txonly", mode, size, seconds, self.cpus)
+    def _device_sides(self, opt, name, kw):
+        return (self._keep(middle.Vpload(opt, self.cpus[1], name="lib" + name)),
+                self._keep(VhostPort("vhost" + name, self.cpus[1], opt.workdir, **kw)))
 
-        def back(drv, dst, mode):
-            # The device side sends; it counts what it sent.
+    def samplers(self, size, seconds, everything):
+        def way(src, dst, src_mode, dst_mode):
             def sample():
-                return one_way(drv, dst, "rxonly", mode, size, seconds, self.cpus)
+                r = one_way(src, dst, src_mode, dst_mode, size, seconds, self.cpus)
+                return dict(r, busy=r["busy"] / self.hz, src_busy=r["src_busy"] / self.hz)
             return sample
 
-        s = {"copy": ours("recv"), "in place": ours("borrow"),
-             "vhost": lambda: one_way(self.drv[1], self.peer, "txonly", "rxonly", size, seconds, self.cpus),
-             "roof": lambda: self._roof(size, seconds / 2)}
-        if both_ways:
-            s["send"] = back(self.drv[0], self.ours, "send")
-            s["vhost send"] = back(self.drv[1], self.peer, "txonly")
+        drv, t_drv = self.drv, self.t_drv
+        s = {"copy": way(drv[0], self.ours, "send", "recv"), "in place": way(drv[0], self.ours, "send", "borrow"),
+             "vhost": way(drv[1], self.peer, "send", "rxonly"), "roof": lambda: self._roof(size, seconds / 2)}
+        if everything:
+            s["written"] = way(drv[0], self.ours, "write", "recv")
+            s["vhost written"] = way(drv[1], self.peer, "write", "rxonly")
+            s["roof written"] = lambda: self._roof(size, seconds / 2, self.cpus[0])
+            # The device side sends; it counts what it sent.
+            s["send"] = way(drv[0], self.ours, "take", "send")
+            s["vhost send"] = way(drv[1], self.peer, "take", "txonly")
+        if everything or self.memif:
+            s["t copy"] = way(t_drv[0], self.t_ours, "txonly", "recv")
+        if everything:
+            s["t vhost"] = way(t_drv[1], self.t_peer, "txonly", "rxonly")
         if self.memif:
-            s["memif"] = lambda: one_way(self.memif[1], self.memif[0], "txonly", "rxonly", size, seconds, self.cpus)
+            s["memif"] = way(self.memif[1], self.memif[0], "txonly", "rxonly")
         return s
 
-    def _roof(self, size, seconds):
-        r = self.roof.sample(size, RING, 32, seconds)
+    def _roof(self, size, seconds, writer=None):
+        r = self.roof.sample(size, RING, 32, seconds, writer)
         r["cpp"] = r["cycles"]
         return r
 
@@ -91,34 +107,48 @@ class Hop:
 
 
 def sizes(opt):
-    return [64, 1518] if opt.quick else SIZES
+    return list(MORE) if opt.quick else SIZES
+
+
+def limit(name, sample):
+    """Who set the pace."""
+    src, dst = sample["src_busy"], sample["busy"]
+    return "%s by the %s (%.0f %% busy)" % (name, "sender" if src > dst else "receiver", 100 * min(max(src, dst), 1))
 
 
 def rows_of(case, names, got, size, ring):
-    def compare(what, unit, a, b, key, peer, **more):
+    def middle_sample(name):
+        return sorted((g[names.index(name)] for g in got), key=lambda r: r["pps"])[len(got) // 2]
+
+    def compare(what, unit, a, b, peer):
         col = harness.column(got, names.index(a), names.index(b))
+        key, more = ("cpp", {}) if unit != "packets/s" else ("pps", {"driver_cycles": round(middle_sample(a)["src_cpp"], 1)})
+        if key == "pps" and "send" not in a:
+            more["note"] = "paced %s, %s" % (limit("ours", middle_sample(a)), limit("peer", middle_sample(b)))
         return harness.compare("hop", "%s %s" % (case, what), unit, col, key, key == "cpp", peer, size=size, ring=ring, **more)
 
-    out = [compare("copy", "packets/s", "copy", "vhost", "pps", PEER,
-                   driver_cycles=round(harness.middle_of([g[names.index("copy")]["src_cpp"] for g in got]), 1)),
-           compare("copy", "busy cycles/packet", "copy", "vhost", "cpp", PEER),
-           compare("in place", "busy cycles/packet", "in place", "vhost", "cpp", PEER),
-           compare("copy, roofline", "busy cycles/packet", "copy", "roof", "cpp", "memcpy")]
-    if "send" in names:
-        out += [compare("send", "packets/s", "send", "vhost send", "pps", PEER),
-                compare("send", "busy cycles/packet", "send", "vhost send", "cpp", PEER)]
+    def both(what, a, b, peer):
+        return [compare(what, unit, a, b, peer) for unit in ("packets/s", "busy cycles/packet")]
+
+    out = both("copy", "copy", "vhost", PEER)
+    out += [compare("in place", "busy cycles/packet", "in place", "vhost", PEER),
+            compare("copy, roofline", "busy cycles/packet", "copy", "roof", "memcpy")]
+    if "written" in names:
+        out += both("copy, written", "written", "vhost written", PEER)
+        out.append(compare("copy, written, roofline", "busy cycles/packet", "written", "roof written", "memcpy, written by the other core"))
+        out += both("send", "send", "vhost send", PEER)
+        out += both("copy, testpmd sends", "t copy", "t vhost", PEER)
     if "memif" in names:
-        out += [compare("copy", "packets/s", "copy", "memif", "pps", MEMIF),
-                compare("copy", "busy cycles/packet", "copy", "memif", "cpp", MEMIF)]
+        out += both("copy, testpmd sends", "t copy", "memif", MEMIF)
     return out
 
 
 def run(opt):
-    seconds, n = (0.25, 3) if opt.quick else (0.3, opt.pairs)
+    seconds, n = (0.2, 3) if opt.quick else (0.24, opt.pairs)
     cpus = harness.two_cpus()
     rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
     todo = sizes(opt)
-    harness.need_hugepages(600 if 9000 in todo else 330)
+    harness.need_hugepages(900 if 9000 in todo else 480)
     progress = harness.Progress("hop", len(rings) * len(todo) * n)
     results = []
     for ring_name, ring in rings:
@@ -130,7 +160,7 @@ def run(opt):
             try:
                 for size in here:
                     case = "%s %d B" % (ring_name, size)
-                    s = hop.samplers(size, seconds, size in (64, 1518))
+                    s = hop.samplers(size, seconds, size in MORE)
                     got = harness.rounds(list(s.values()), n, lambda: progress.step(case))
                     results += rows_of(case, list(s), got, size, ring_name)
             finally:
@@ -165,6 +195,10 @@ def verify(opt):
             if opt.only in (None, case[0]):
                 few = case[3] > 2000 or case[4] > 1
                 results.append(verify_case(opt, cpus, case, packets // 20 if few else packets, "hop", Through(mode)))
+        for name, ring in RINGS[:2]:
+            case = ("%s, %s, frozen now and then" % (flavour, name), ring, ring, 1518, 1, 1, 0)
+            if opt.only in (None, case[0]):
+                results.append(verify_case(opt, cpus, case, packets // 20, "hop", Through(mode), stops=1))
     return results
 
 
@@ -177,7 +211,7 @@ def plot(opt, results):
 
     cols = [("libvhostpci copy, split", "split", "copy", PEER, "ours"), ("libvhostpci in place, split", "split", "in place", PEER, "ours"),
             ("libvhostpci copy, packed", "packed", "copy", PEER, "ours"), ("net_vhost, split", "split", "copy", PEER, "peer"),
-            ("net_vhost, packed", "packed", "copy", PEER, "peer"), ("memif", "split", "copy", MEMIF, "peer"),
+            ("net_vhost, packed", "packed", "copy", PEER, "peer"), ("memif", "split", "copy, testpmd sends", MEMIF, "peer"),
             ("memcpy alone", "split", "copy, roofline", "memcpy", "peer")]
     rows = []
     for size in sorted({r["size"] for r in results}):

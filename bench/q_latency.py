@@ -25,7 +25,7 @@ def _json(argv, cpu=None):
     if p.returncode or not text.strip():
         raise harness.BenchError("%s ended with code %d" % (os.path.basename(argv[0]), p.returncode))
     r = json.loads(text.strip().splitlines()[-1])
-    return dict({k: r[k] * 1e9 / r["hz"] for k in ("p50", "p99", "p999")}, disturbed=0)
+    return dict({k: r[k] * 1e9 / r["hz"] for k in ("p50", "p99", "p999", "tx", "rx") if k in r}, hz=r["hz"], disturbed=0)
 
 
 def ping(opt, cpus, serve, mode, ring, intr, count):
@@ -34,10 +34,13 @@ def ping(opt, cpus, serve, mode, ring, intr, count):
             "--single-file-segments", "--file-prefix", "vpping-%d" % os.getpid(), "--log-level", "4",
             "--vdev", "net_virtio_user0,path=%s,queue_size=256,%s" % (serve.sockets[0], ring), "--", str(count), "64"]
     serve.run(mode, 64)
+    serve.mark()
     try:
-        return _json(argv + (["intr"] if intr else []), cpus[0])
+        r = _json(argv + (["intr"] if intr else []), cpus[0])
+        packets, cycles, _ = serve.since()
     finally:
         serve.halt()
+    return dict(r, device=cycles / max(packets, 1) * 1e9 / r["hz"])
 
 
 def bare(opt, cpus, kind, count):
@@ -69,6 +72,7 @@ def run(opt):
                                   lambda: bare(opt, cpus, "message", count), lambda: bare(opt, cpus, "ring", count)], n, lambda: progress.step(case))
             add(results, case, got, [(1, "testpmd, net_vhost"), (2, "a cache line bounced"), (3, "a 64 B message bounced"),
                                      (4, "the lines of a split ring bounced")])
+            parts(results, case, got)
             case, few = ring_name + " interrupts", count // 20
             got = harness.rounds([ours("sleep-echo", True, few), vhost(True, few), lambda: bare(opt, cpus, "eventfd", few)], n,
                                  lambda: progress.step(case))
@@ -87,10 +91,23 @@ def add(results, case, got, peers):
                                            percentile=key, kind=case))
 
 
+def parts(results, case, got):
+    """Where a round trip's time goes: the calls that moved the packet on either side, and waiting in between."""
+    for who, text in (("tx", "driver sends"), ("device", "device side receives and sends"), ("rx", "driver receives")):
+        results.append(harness.compare("latency", "%s, of these: %s" % (case, text), UNIT, got_parts(got), who, True,
+                                       "testpmd, net_vhost", part=who))
+    results.append(harness.compare("latency", case + ", of these: lines on their way, and noticing them", UNIT, got_parts(got), "rest",
+                                   True, "testpmd, net_vhost", part="rest"))
+
+
+def got_parts(got):
+    return [tuple(dict(r, rest=r["p50"] - r["tx"] - r["device"] - r["rx"]) for r in g[:2]) for g in got]
+
+
 def plot(opt, results):
     """Bars of the three percentiles, one group per subject."""
     groups = {}
-    for r in results:
+    for r in (r for r in results if "percentile" in r):
         groups.setdefault("%s: libvhostpci" % r["kind"], {})[r["percentile"]] = r["ours"]
         groups.setdefault("%s: %s" % (r["kind"], r["peer_name"].split(" (")[0]), {})[r["percentile"]] = r["peer"]
     rows = ["subject p50 p99 p999"] + ['"%s" %s' % (g, " ".join("%.0f" % v[k] for k, _ in PERCENTILES)) for g, v in groups.items()]

@@ -145,7 +145,13 @@ VERIFY = [
 ]
 
 
-def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonRelay):
+def waited(side, pid):
+    ran, wait = [sum(v) / 1e9 for v in zip(*harness.schedstat(pid).values())]
+    return "%s ran %.1f s and waited %.1f s for a CPU" % (side, ran, wait)
+
+
+def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonRelay, stops=0):
+    """stops: seconds for which either side is frozen at most, now and then."""
     name, ring_a, ring_b, size, queues, segs, idle = case
     ours = start(opt, cpus[1], queues=queues)
     argv = [middle.program(opt, "bench", "verify_dpdk"), "-l", str(cpus[0]), "--in-memory", "--no-pci", "-m",
@@ -156,14 +162,17 @@ def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonR
     try:
         ours.mark()
         p = harness.spawn(argv, cpu=cpus[0], stdout=subprocess.PIPE, text=True)
+        freezer = harness.Stops([p.pid, ours.pid], stops) if stops else None
         text = p.communicate()[0]
-        dropped = ours.since()[2]
+        if freezer:
+            freezer.end()
+        dropped, cpu = ours.since()[2], waited("the device side", ours.pid)
     finally:
         ours.end()
     harness.reap(p)
     if p.returncode and hasattr(ours, "log"):
         with open(ours.log.name) as log, open(ours.d.log.name) as daemon:
-            harness.say("%s: the device side said: %s; the daemon: %s" % (name, log.read()[-400:] or "nothing", daemon.read()[-800:]))
+            harness.say("%s: %s and said: %s; the daemon: %s" % (name, cpu, log.read()[-400:] or "nothing", daemon.read()[-800:]))
     if not text.strip():
         raise harness.BenchError("%s: verify_dpdk ended with code %d" % (name, p.returncode))
     r = json.loads(text.strip().splitlines()[-1])
@@ -172,7 +181,7 @@ def verify_case(opt, cpus, case, packets, question="relay", start=middle.DaemonR
                                                           " " + str(bad) if bad else ""))
     return {"question": question + "-verify", "case": name, "unit": "packets", "ours": r["received"], "peer": r["sent"],
             "peer_name": "sent", "ratio": None, "runs": 1, "spread": None, "failed": p.returncode != 0,
-            "bytes": r["bytes"], "seconds": r["seconds"], "dropped": dropped,
+            "bytes": r["bytes"], "seconds": r["seconds"], "dropped": dropped, "cpu": cpu, "stops": freezer.count if freezer else 0,
             "note": "FAILED: " + (str(bad) or "incomplete") if p.returncode else "all once, whole, in order",
             **{k: r[k] for k in ("lost", "late", "corrupt", "foreign")}}
 

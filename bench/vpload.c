@@ -61,43 +61,36 @@ static struct vhp_loan *loan, *room;
 static struct vhp_mover *mover;
 static volatile uint64_t sink;
 
-static void prepare(struct vhp_packet *pkt, bool out)
+/* What is received into, and what is sent: where and how much stays the same, vhp_recv() sets the rest. */
+static struct vhp_packet in[BURST], out[BURST];
+
+static void prepare(void)
 {
 	for (unsigned i = 0; i < BURST; i++) {
-		pkt[i].data = buffers + (size_t)i * STRIDE + 128;
-		pkt[i].room = MAX_PACKET;
-		pkt[i].len = out ? size : 0;
-		memset(&pkt[i].hdr, 0, sizeof(pkt[i].hdr));
+		in[i] = (struct vhp_packet){ .data = buffers + (size_t)i * STRIDE + 128, .room = MAX_PACKET };
+		out[i] = in[i];
+		out[i].len = size;
 	}
 }
 
 static int do_recv(struct vhp_port *p, unsigned pair)
 {
-	struct vhp_packet pkt[BURST];
-
-	prepare(pkt, false);
-	return vhp_recv(p, pair, pkt, BURST);
+	return vhp_recv(p, pair, in, BURST);
 }
 
 static int do_send(struct vhp_port *p, unsigned pair)
 {
-	struct vhp_packet pkt[BURST];
-
-	prepare(pkt, true);
-	return vhp_send(p, pair, pkt, BURST);
+	return vhp_send(p, pair, out, BURST);
 }
 
 /* Receive and send on; packets wait for buffers. */
 static int do_copy(struct vhp_port *from, struct vhp_port *to, unsigned pair)
 {
-	struct vhp_packet pkt[BURST];
 	uint64_t since = 0;
-	int n, done = 0;
+	int n = vhp_recv(from, pair, in, BURST), done = 0;
 
-	prepare(pkt, false);
-	n = vhp_recv(from, pair, pkt, BURST);
 	while (n > 0 && done < n) {
-		int k = vhp_send(to, pair, pkt + done, (unsigned)(n - done));
+		int k = vhp_send(to, pair, in + done, (unsigned)(n - done));
 
 		if (k < 0 || (!k && since && vp_cycles() - since > PATIENCE))
 			break;
@@ -379,6 +372,7 @@ static bool command(enum mode *m)
 		npairs = VP_MAX(arg, 1);
 	else if (arg >= 14 && arg <= MAX_PACKET)
 		size = arg;
+	prepare();
 	answer();
 	return true;
 }
@@ -403,6 +397,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	memset(buffers, 0x5a, BUFFERS * STRIDE);
+	prepare();
 	for (; nports < (unsigned)argc - 1; nports++) {
 		struct vhp_error e = { 0 };
 
