@@ -581,8 +581,10 @@ static void on_events_changed(void *ctx)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 
-	if (v)
-		v->ops->events_changed(v->ctx);
+	if (!v)
+		return;
+	v->ops->events_changed(v->ctx);
+	vp_vdev_iommu_events(v);
 }
 
 const struct vu_backend_ops vp_vdev_vu_ops = {

@@ -7,11 +7,13 @@
  * answers with an error breaks the queue that asked.
  *
  * A ring whose areas are not translated (yet, or any more) waits, withdrawn, and goes on with the update that
- * brings them. An invalidation is acknowledged after a grace period: no data thread then uses what it took away.
+ * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data thread then
+ * uses what it took away.
  */
 #include <errno.h>
 #include <linux/vhost_types.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include <urcu/urcu-qsbr.h>
 
@@ -96,6 +98,8 @@ int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *
 		return vp_err_set(e, -EINVAL, "IOTLB message without VIRTIO_F_ACCESS_PLATFORM");
 	switch (m->type) {
 	case VHOST_IOTLB_UPDATE:
+		if (vp_iotlb_changes(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm))
+			invalidate(v, m->iova, m->size);
 		ret = vp_iotlb_update(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm);
 		if (ret)
 			return vp_err_set(e, ret, "IOTLB update of 0x%llx (0x%llx bytes) does not lie inside one memory region",
@@ -122,14 +126,34 @@ static void answered(void *arg, int result)
 {
 	struct asked *a = arg;
 	struct vp_vdev *v = a->slot->v;
+	const char *what = a->acc == VP_WRITE ? "writing" : "reading";
 
-	if (result == -EREMOTEIO && v && v->iotlb && v->life == a->life) {
-		vp_log(VP_LOG_WARNING, "%s: its vIOMMU does not map 0x%llx for %s", v->name, (unsigned long long)a->iova,
-		       a->acc == VP_WRITE ? "writing" : "reading");
+	if (!v || !v->iotlb || v->life != a->life)
+		goto out;
+	if (result == -EREMOTEIO) {
+		vp_log(VP_LOG_WARNING, "%s: its vIOMMU does not map 0x%llx for %s", v->name, (unsigned long long)a->iova, what);
 		vp_iotlb_refuse(v->iotlb, a->iova);
 		retry_rings(v);
+	} else if (!result && vp_iotlb_deny(v->iotlb, a->iova, a->acc)) {
+		vp_log(VP_LOG_WARNING, "%s: its vIOMMU maps 0x%llx, but not for %s", v->name, (unsigned long long)a->iova, what);
+		vu_backend_iotlb_access_fail(v->ops->session(v->ctx), a->iova, a->acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO,
+					     NULL, NULL);
+		retry_rings(v);
 	}
+	if (result && result != -EREMOTEIO)
+		v->unsent = true; /* the channel went, and the question with it */
+	else if (v->unsent)
+		vp_vdev_iommu_events(v);
+out:
 	free(a);
+}
+
+void vp_vdev_iommu_events(struct vp_vdev *v)
+{
+	if (!v->iotlb || !v->unsent)
+		return;
+	v->resend = true;
+	wake(v);
 }
 
 void vp_vdev_iommu_poll(struct vp_vdev *v)
@@ -137,7 +161,14 @@ void vp_vdev_iommu_poll(struct vp_vdev *v)
 	enum vp_access acc;
 	uint64_t iova;
 
-	while (v->iotlb && vp_iotlb_next_miss(v->iotlb, &iova, &acc)) {
+	if (!v->iotlb)
+		return;
+	if (v->resend && vu_backend_has_req(v->ops->session(v->ctx))) {
+		v->unsent = v->resend = false;
+		vp_iotlb_forget_misses(v->iotlb);
+		retry_rings(v);
+	}
+	while (vp_iotlb_next_miss(v->iotlb, &iova, &acc)) {
 		struct asked *a = malloc(sizeof(*a));
 		int ret = -ENOMEM;
 
@@ -146,11 +177,13 @@ void vp_vdev_iommu_poll(struct vp_vdev *v)
 			ret = vu_backend_iotlb_miss(v->ops->session(v->ctx), iova,
 						    acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, answered, a);
 		}
-		if (ret) {
-			free(a);
-			vp_log(VP_LOG_WARNING, "%s: a vIOMMU miss cannot be sent: %d", v->name, ret);
-			vp_iotlb_forget_misses(v->iotlb);
-			return;
-		}
+		if (!ret)
+			continue;
+		free(a);
+		/* It counts as asked, or data threads would find it again at once, and again. See vp_vdev_iommu_events(). */
+		if (!v->unsent_said)
+			vp_log(VP_LOG_WARNING, "%s: a vIOMMU miss cannot be sent: %s; its queue waits", v->name,
+			       ret == -ENOTCONN ? "the front-end has set no request channel" : strerror(-ret));
+		v->unsent = v->unsent_said = true;
 	}
 }

@@ -18,6 +18,9 @@ struct vp_vdev {
 	bool                       carrier;
 	struct vp_memtab          *tab;       /* NULL = no memory yet */
 	struct vp_iotlb           *iotlb;     /* NULL = addresses are guest physical */
+	bool                       unsent;    /* some miss could not be asked for, */
+	bool                       unsent_said;
+	bool                       resend;    /* but now it might */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
@@ -31,5 +34,7 @@ int vp_vdev_iommu_set(struct vp_vdev *v, bool on);
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e);
 /* Ask the front-end for what data threads missed. */
 void vp_vdev_iommu_poll(struct vp_vdev *v);
+/* The request channel may be another one, or have room again. */
+void vp_vdev_iommu_events(struct vp_vdev *v);
 
 #endif

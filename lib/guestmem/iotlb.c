@@ -10,16 +10,26 @@
 
 #include "base/cycles.h"
 
+#define GPA_SHIFT 4
+
+enum miss_state {
+	MISS_FREE,
+	MISS_FILLING,
+	MISS_NOTED,
+	MISS_SENT,
+	MISS_SHORT,  /* an update came since, without the permission that was asked for */
+};
+
 struct entry {
 	uint64_t iova, last; /* inclusive */
 	uint64_t host;       /* our address of iova, as a number */
-	uint64_t gpa_perm;   /* guest physical address of iova << 2 | permissions */
+	uint64_t gpa_perm;   /* guest physical address of iova << GPA_SHIFT | what is denied << 2 | permissions */
 };
 
 struct miss {
 	uint64_t iova;
 	uint32_t acc;
-	uint32_t state; /* 0 free, 1 being filled, 2 noted, 3 sent */
+	uint32_t state; /* enum miss_state */
 };
 
 struct vp_iotlb {
@@ -52,6 +62,11 @@ static struct entry entry_get(const struct entry *e)
 static unsigned entry_perm(const struct entry *e)
 {
 	return (unsigned)(e->gpa_perm & 3);
+}
+
+static bool entry_denies(const struct entry *e, enum vp_access acc)
+{
+	return e->gpa_perm >> 2 & (1u << acc);
 }
 
 static void write_begin(struct vp_iotlb *t)
@@ -111,7 +126,7 @@ static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
 static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 {
 	struct miss *slot = NULL;
-	uint32_t none = 0;
+	uint32_t none = MISS_FREE;
 	unsigned i;
 
 	iova &= ~UINT64_C(4095);
@@ -119,17 +134,17 @@ static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 		struct miss *m = &t->miss[i];
 		uint32_t state = __atomic_load_n(&m->state, __ATOMIC_ACQUIRE);
 
-		if (!state && !slot)
+		if (state == MISS_FREE && !slot)
 			slot = m;
-		if (state >= 2 && GET(m->iova) == iova && GET(m->acc) == (uint32_t)acc)
+		if (state >= MISS_NOTED && GET(m->iova) == iova && GET(m->acc) == (uint32_t)acc)
 			return;
 	}
-	if (!slot || !__atomic_compare_exchange_n(&slot->state, &none, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+	if (!slot || !__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 		return;
 	SET(slot->iova, iova);
 	SET(slot->acc, (uint32_t)acc);
 	/* Pairs with the writer's acquire, and is before the wake: the writer that wakes up sees it. */
-	__atomic_store_n(&slot->state, 2, __ATOMIC_RELEASE);
+	__atomic_store_n(&slot->state, MISS_NOTED, __ATOMIC_RELEASE);
 	__atomic_fetch_add(&t->misses, 1, __ATOMIC_RELAXED);
 	if (t->wake)
 		t->wake(t->arg);
@@ -147,8 +162,8 @@ static int iotlb_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, 
 		return -EAGAIN;
 	}
 	if (!(entry_perm(&e) & (1u << acc))) {
-		if (!entry_perm(&e))
-			return -EFAULT; /* refused */
+		if (entry_denies(&e, acc))
+			return -EFAULT;
 		note_miss(t, iova, acc);
 		return -EAGAIN;
 	}
@@ -165,7 +180,7 @@ static int iotlb_gpa(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint6
 
 	if (!find(t, iova, &e) || !entry_perm(&e))
 		return -EFAULT;
-	*gpa = (e.gpa_perm >> 2) + (iova - e.iova);
+	*gpa = (e.gpa_perm >> GPA_SHIFT) + (iova - e.iova);
 	*span = e.last - iova + 1;
 	return 0;
 }
@@ -242,7 +257,7 @@ static void cut(struct vp_iotlb *t, uint64_t first, uint64_t last)
 		keep[k] = t->e[end - 1];
 		keep[k].iova += off;
 		keep[k].host += off;
-		keep[k].gpa_perm += off << 2;
+		keep[k].gpa_perm += off << GPA_SHIFT;
 		k++;
 	}
 	splice(t, at, end - at, keep, k);
@@ -252,19 +267,19 @@ static bool continues(const struct entry *a, const struct entry *b)
 {
 	uint64_t size = a->last - a->iova + 1;
 
-	return a->last + 1 == b->iova && a->host + size == b->host && a->gpa_perm + (size << 2) == b->gpa_perm;
+	return a->last + 1 == b->iova && a->host + size == b->host && a->gpa_perm + (size << GPA_SHIFT) == b->gpa_perm;
 }
 
-/* Misses that this range answers may be noted again. */
-static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last)
+/* Misses that this range answers may be noted again; those that it answers with less than was asked for wait for vp_iotlb_deny(). */
+static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned perm)
 {
 	unsigned i;
 
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
 		struct miss *m = &t->miss[i];
 
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == 3 && (m->iova | 4095) >= first && m->iova <= last)
-			__atomic_store_n(&m->state, 0, __ATOMIC_RELEASE);
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && (m->iova | 4095) >= first && m->iova <= last)
+			__atomic_store_n(&m->state, perm & (1u << m->acc) ? MISS_FREE : MISS_SHORT, __ATOMIC_RELEASE);
 	}
 }
 
@@ -296,30 +311,56 @@ static void insert(struct vp_iotlb *t, struct entry e)
 	}
 	splice(t, at, del, &e, 1);
 	write_end(t);
-	misses_answered(t, first, last);
+	misses_answered(t, first, last, entry_perm(&e));
 }
 
-int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
-		    unsigned perm)
+static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr, unsigned perm)
 {
-	struct entry e = { .iova = iova };
 	const struct vp_region *r;
 	uint64_t gpa, end;
 	int i;
 
 	if (!size || vp_add_overflow(iova, size - 1, &end) || vp_add_overflow(uaddr, size - 1, &gpa))
 		return -EINVAL;
-	if (!tab || vp_memtab_uva_to_gpa(tab, uaddr, size, &gpa) || (gpa >> 62))
+	if (!tab || vp_memtab_uva_to_gpa(tab, uaddr, size, &gpa) || gpa >> (64 - GPA_SHIFT))
 		return -EFAULT;
 	i = vp_memtab_find(tab, gpa);
 	r = i < 0 ? NULL : &tab->r[i];
 	if (!r || !r->map)
 		return -EFAULT;
-	e.last = end;
-	e.host = vp_gptr_addr(vp_gptr_add(r->host, gpa - r->gpa));
 	if (!(perm & 3))
 		return -EINVAL;
-	e.gpa_perm = gpa << 2 | (perm & 3);
+	*e = (struct entry){ .iova = iova, .last = end, .host = vp_gptr_addr(vp_gptr_add(r->host, gpa - r->gpa)),
+			     .gpa_perm = gpa << GPA_SHIFT | (perm & 3) };
+	return 0;
+}
+
+bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		      unsigned perm)
+{
+	struct entry e;
+	unsigned i;
+
+	if (make_entry(&e, tab, iova, size, uaddr, perm))
+		return false;
+	for (i = lower(t, t->n, iova); i < t->n && t->e[i].iova <= e.last; i++) {
+		const struct entry *old = &t->e[i];
+
+		/* Differences modulo 2^64: an entry that begins before e, or behind its start, goes on in step with it. */
+		if (entry_perm(old) && (old->host - old->iova != e.host - e.iova || entry_perm(old) & ~entry_perm(&e)))
+			return true;
+	}
+	return false;
+}
+
+int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		    unsigned perm)
+{
+	struct entry e;
+	int ret = make_entry(&e, tab, iova, size, uaddr, perm);
+
+	if (ret)
+		return ret;
 	t->updates++;
 	insert(t, e);
 	return 0;
@@ -328,7 +369,37 @@ int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t io
 void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova)
 {
 	iova &= ~UINT64_C(4095);
-	insert(t, (struct entry){ .iova = iova, .last = iova | 4095 });
+	insert(t, (struct entry){ .iova = iova, .last = iova | 4095, .gpa_perm = 3 << 2 });
+}
+
+bool vp_iotlb_deny(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
+{
+	struct miss *m;
+	struct entry e;
+	uint64_t off;
+	unsigned i;
+
+	iova &= ~UINT64_C(4095);
+	for (i = 0; i < VP_IOTLB_MISSES; i++) {
+		m = &t->miss[i];
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == MISS_SHORT && m->iova == iova && m->acc == (uint32_t)acc)
+			break;
+	}
+	if (i == VP_IOTLB_MISSES)
+		return false;
+	__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
+	/* Of the page, what is mapped without the permission. Entries need not begin and end with pages. */
+	i = lower(t, t->n, iova);
+	if (i == t->n || t->e[i].iova > (iova | 4095) || entry_perm(&t->e[i]) & (1u << acc))
+		return false;
+	e = t->e[i];
+	off = e.iova < iova ? iova - e.iova : 0;
+	e.iova += off;
+	e.host += off;
+	e.gpa_perm = (e.gpa_perm + (off << GPA_SHIFT)) | 1u << acc << 2;
+	e.last = VP_MIN(e.last, iova | 4095);
+	insert(t, e);
+	return true;
 }
 
 void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)
@@ -343,7 +414,7 @@ void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)
 	write_begin(t);
 	cut(t, iova, last);
 	write_end(t);
-	misses_answered(t, iova, last);
+	misses_answered(t, iova, last, ~0u);
 	/* Readers drop their windows at the next burst. Pairs with the acquire in vp_xlate_sync(). */
 	__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);
 }
@@ -363,11 +434,11 @@ int vp_iotlb_next_miss(struct vp_iotlb *t, uint64_t *iova, enum vp_access *acc)
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
 		struct miss *m = &t->miss[i];
 
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) != 2)
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) != MISS_NOTED)
 			continue;
 		*iova = GET(m->iova);
 		*acc = (enum vp_access)GET(m->acc);
-		__atomic_store_n(&m->state, 3, __ATOMIC_RELEASE);
+		__atomic_store_n(&m->state, MISS_SENT, __ATOMIC_RELEASE);
 		return 1;
 	}
 	return 0;
@@ -378,8 +449,8 @@ void vp_iotlb_forget_misses(struct vp_iotlb *t)
 	unsigned i;
 
 	for (i = 0; i < VP_IOTLB_MISSES; i++)
-		if (__atomic_load_n(&t->miss[i].state, __ATOMIC_ACQUIRE) == 3)
-			__atomic_store_n(&t->miss[i].state, 0, __ATOMIC_RELEASE);
+		if (__atomic_load_n(&t->miss[i].state, __ATOMIC_ACQUIRE) >= MISS_SENT)
+			__atomic_store_n(&t->miss[i].state, MISS_FREE, __ATOMIC_RELEASE);
 }
 
 void vp_iotlb_stats(const struct vp_iotlb *t, struct vp_iotlb_stats *s)

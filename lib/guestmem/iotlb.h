@@ -39,8 +39,21 @@ struct vp_iommu *vp_iotlb_iommu(struct vp_iotlb *t);
 int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
 		    unsigned perm);
 
+/*
+ * Would that update take something away: an address leads elsewhere, or a permission goes? Then readers may hold what it was, and
+ * it has to be treated as an invalidation first. False also for an update that vp_iotlb_update() refuses.
+ */
+bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		      unsigned perm);
+
 /* The page of iova is not to be had: accesses fail with -EFAULT, not with a miss, until it is updated or invalidated. */
 void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova);
+
+/*
+ * The front-end has answered the miss at iova. True: with an update that lacks the permission which was asked for, and
+ * has it not meanwhile; from now on such accesses fail with -EFAULT, until the page is updated or invalidated. Before the answer they wait.
+ */
+bool vp_iotlb_deny(struct vp_iotlb *t, uint64_t iova, enum vp_access acc);
 
 /* Forget [iova, iova + size); size may reach to the end of the address space. */
 void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size);
@@ -51,7 +64,7 @@ void vp_iotlb_clear(struct vp_iotlb *t);
 /* A miss that was noted: 1 and where, 0 none. The writer's. */
 int vp_iotlb_next_miss(struct vp_iotlb *t, uint64_t *iova, enum vp_access *acc);
 
-/* Misses that were collected and never answered may be noted again: call once in a while (a second). */
+/* Misses that were collected may be noted again: they could not be sent, or their answers were lost. */
 void vp_iotlb_forget_misses(struct vp_iotlb *t);
 
 struct vp_iotlb_stats {

@@ -131,6 +131,7 @@ static void test_bad_updates(void **state)
 	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA - PAGE, 3), -EFAULT);
 	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 2 * PAGE, UVA + (PAGES - 1) * PAGE, 3), -EFAULT);
 	assert_int_equal(vp_iotlb_update(t, NULL, IOVA, PAGE, UVA, 3), -EFAULT);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 0), -EINVAL);
 	vp_iotlb_free(t);
 }
 
@@ -167,6 +168,61 @@ static void test_misses(void **state)
 	for (i = 0; vp_iotlb_next_miss(t, &iova, &acc); i++)
 		;
 	assert_int_equal(i, VP_IOTLB_MISSES);
+	vp_iotlb_free(t);
+}
+
+/* An answer with less than was asked for: accesses wait for the front-end's word, and fail from then on. */
+static void test_deny(void **state)
+{
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	enum vp_access acc;
+	uint64_t iova, span;
+	vp_gptr host;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+	assert_false(vp_iotlb_deny(t, iova, acc)); /* no update yet */
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA, 1), 0);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 0);
+	assert_true(vp_iotlb_deny(t, IOVA + 2 * PAGE + 5, VP_WRITE));
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EFAULT);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE + 8, 8, VP_READ, &host, &span), 0);
+	assert_int_equal(vp_gptr_addr(host), vp_gptr_addr(map->host) + 2 * PAGE + 8);
+	/* That page only. */
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 3 * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + PAGE, 8, VP_READ, &host, &span), 0);
+	/* A second answer that grants it. */
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 1), 0);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 3), 0);
+	assert_false(vp_iotlb_deny(t, iova, acc));
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 3 * PAGE, 8, VP_WRITE, &host, &span), 0);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 3), 0);
+	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), 0);
+	vp_iotlb_free(t);
+}
+
+/* Updates that take something away, and those that do not. */
+static void test_changes(void **state)
+{
+	struct vp_iotlb *t;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	assert_false(vp_iotlb_changes(t, tab, IOVA, PAGE, UVA, 3));
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + PAGE, 4 * PAGE, UVA + PAGE, 1), 0);
+	assert_false(vp_iotlb_changes(t, tab, IOVA, 8 * PAGE, UVA, 1));
+	assert_false(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 3));
+	assert_true(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 2));
+	assert_true(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 3 * PAGE, 1));
+	assert_true(vp_iotlb_changes(t, tab, IOVA, 2 * PAGE, UVA + PAGE, 1));
+	assert_false(vp_iotlb_changes(t, tab, IOVA + 5 * PAGE, PAGE, UVA, 1));
+	assert_false(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, 0, UVA, 1)); /* refused anyway */
+	vp_iotlb_refuse(t, IOVA + 9 * PAGE);
+	assert_false(vp_iotlb_changes(t, tab, IOVA + 9 * PAGE, PAGE, UVA, 3));
 	vp_iotlb_free(t);
 }
 
@@ -261,7 +317,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_model), cmocka_unit_test(test_merge), cmocka_unit_test(test_bad_updates),
 		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
-		cmocka_unit_test(test_full),
+		cmocka_unit_test(test_full), cmocka_unit_test(test_deny), cmocka_unit_test(test_changes),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
