@@ -20,6 +20,7 @@
 #include "daemon.h"
 #include "guestmem/map.h"
 #include "link_port.h"
+#include "timer.h"
 
 /* Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have. */
 #define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
@@ -152,8 +153,7 @@ static int on_nudge(sd_event_source *s, uint64_t usec, void *arg)
 		sd_event_source_set_enabled(s, SD_EVENT_OFF);
 		return 0;
 	}
-	sd_event_source_set_time_relative(s, nudge_us[--f->shots]);
-	sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+	vp_timer_in(f->pl.l->d->event, &f->timer, nudge_us[--f->shots], on_nudge, f, f->pl.name);
 	return 0;
 }
 
@@ -162,12 +162,7 @@ static void nudge(struct fast *f, unsigned i, int call)
 {
 	vp_plink_wire(&f->pl, &f->q[i].late, f->nudge_fd, call, "calls");
 	f->shots = VP_ARRAY_SIZE(nudge_us);
-	if (f->timer) {
-		sd_event_source_set_time_relative(f->timer, 0);
-		sd_event_source_set_enabled(f->timer, SD_EVENT_ONESHOT);
-	} else if (sd_event_add_time_relative(f->pl.l->d->event, &f->timer, CLOCK_MONOTONIC, 0, 1000, on_nudge, f) < 0) {
-		vp_log(VP_LOG_ERR, "%s: out of memory", f->pl.name);
-	}
+	vp_timer_in(f->pl.l->d->event, &f->timer, 0, on_nudge, f, f->pl.name);
 }
 
 /* Kick of the driver VM to signal 1 + q of the port, doorbell 1 + q to the driver VM's call. */

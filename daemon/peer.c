@@ -22,6 +22,7 @@
 #include "daemon.h"
 #include "policy.h"
 #include "sock.h"
+#include "timer.h"
 
 #define RETRY_MIN_US   100000u
 #define RETRY_MAX_US   3000000u
@@ -82,9 +83,8 @@ static uint32_t epoll_mask(short events)
 
 static int arm_timer(struct vp_peer *p, uint64_t in_us, sd_event_time_handler_t fn)
 {
-	sd_event_source_disable_unref(p->timer);
-	p->timer = NULL;
-	return sd_event_add_time_relative(p->d->event, &p->timer, CLOCK_MONOTONIC, in_us, in_us / 10, fn, p);
+	vp_timer_end(&p->timer); /* it may be the other function's */
+	return vp_timer_in(p->d->event, &p->timer, in_us, fn, p, p->name);
 }
 
 /* ---- client mode: connect, and try again --------------------------------- */
@@ -93,8 +93,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg);
 
 static void retry_later(struct vp_peer *p)
 {
-	if (arm_timer(p, p->retry_us, on_retry) < 0)
-		vp_log(VP_LOG_ERR, "%s: out of memory; will not connect again", p->name);
+	arm_timer(p, p->retry_us, on_retry);
 	p->retry_us = VP_MIN(2 * p->retry_us, RETRY_MAX_US);
 }
 
@@ -228,8 +227,8 @@ static void run_next(struct vp_peer *p)
 {
 	if (p->defer)
 		sd_event_source_set_enabled(p->defer, SD_EVENT_ONESHOT);
-	else if (sd_event_add_defer(p->d->event, &p->defer, on_next, p) < 0)
-		vp_log(VP_LOG_ERR, "%s: out of memory", p->name);
+	else
+		vp_event_added(sd_event_add_defer(p->d->event, &p->defer, on_next, p), p->name, "deferred call");
 }
 
 /* ---- session -------------------------------------------------------------- */

@@ -18,6 +18,7 @@
 #include "base/util.h"
 #include "fds.h"
 #include "ivwin.h"
+#include "timer.h"
 
 /*
  * KVM has room for 1000 ioeventfds and such in a VM, and QEMU ends the VM when there is no more. What a device's handshake needs (two for
@@ -95,8 +96,7 @@ static int on_look(sd_event_source *s, uint64_t usec, void *arg)
 		return 0;
 	if (!taken(x)) {
 		x->look_us = VP_MIN(2 * x->look_us, LOOK_MAX_US);
-		sd_event_source_set_time_relative(s, x->look_us);
-		sd_event_source_set_enabled(s, SD_EVENT_ONESHOT);
+		vp_timer_in(x->event, &x->timer, x->look_us, on_look, x, x->name);
 		return 0;
 	}
 	x->waiting = false;
@@ -112,12 +112,7 @@ static void look_later(struct vp_ivdirect *x)
 {
 	x->waiting = true;
 	x->look_us = LOOK_US;
-	if (x->timer) {
-		sd_event_source_set_time_relative(x->timer, LOOK_US);
-		sd_event_source_set_enabled(x->timer, SD_EVENT_ONESHOT);
-	} else if (sd_event_add_time_relative(x->event, &x->timer, CLOCK_MONOTONIC, LOOK_US, 500, on_look, x) < 0) {
-		vp_log(VP_LOG_ERR, "%s: out of memory", x->name);
-	}
+	vp_timer_in(x->event, &x->timer, LOOK_US, on_look, x, x->name);
 }
 
 /* A doorbell of its own for fd; 0 = cannot be had. */

@@ -20,6 +20,7 @@
 #include "fds.h"
 #include "policy.h"
 #include "qmp.h"
+#include "timer.h"
 
 #define BUSES_MAX    64
 #define BAR_LOOK_US  200000u
@@ -107,13 +108,8 @@ static void wdev_free(struct wdev *v)
 
 static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
 {
-	int r;
-
-	sd_event_source_disable_unref(v->timer);
-	v->timer = NULL;
-	r = sd_event_add_time_relative(v->w->d->event, &v->timer, CLOCK_MONOTONIC, us, 10000, fn, v);
-	if (r < 0 && r != -ESTALE)  /* the loop has ended */
-		vp_log(VP_LOG_ERR, "%s: out of memory", v->w->name);
+	vp_timer_end(&v->timer); /* it may be the other function's */
+	vp_timer_in(v->w->d->event, &v->timer, us, fn, v, v->w->name);
 }
 
 /* The device is gone, or never was. */

@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "port_priv.h"
+#include "timer.h"
 
 /* Nobody waits for a link to go down, unlike for a driver's stop: a slow guest is given that many times longer. */
 #define FALL_TIMEOUTS 5
@@ -328,16 +329,7 @@ void port_arm(struct vp_port *p)
 			sd_event_source_set_enabled(p->timer, SD_EVENT_OFF);
 		return;
 	}
-	if (!p->timer) {
-		int r = sd_event_add_time(p->event, &p->timer, CLOCK_MONOTONIC, t, 10000, on_timer, p);
-
-		/* -ESTALE: the loop has ended, and so will this port. */
-		if (r < 0 && r != -ESTALE)
-			vp_log(VP_LOG_ERR, "port %.32s: out of memory: no timer", p->conf.name);
-		return;
-	}
-	sd_event_source_set_time(p->timer, t);
-	sd_event_source_set_enabled(p->timer, SD_EVENT_ONESHOT);
+	vp_timer_at(p->event, &p->timer, t, on_timer, p, p->conf.name);
 }
 
 /* ---- commands -------------------------------------------------------------- */

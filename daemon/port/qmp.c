@@ -19,6 +19,7 @@
 #include "base/util.h"
 #include "fds.h"
 #include "sock.h"
+#include "timer.h"
 
 #define QMP_LINE_MAX  (4u << 20)
 #define QMP_INFLIGHT  64
@@ -67,10 +68,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg);
 
 static void retry_later(struct vp_qmp *q)
 {
-	sd_event_source_disable_unref(q->timer);
-	q->timer = NULL;
-	if (sd_event_add_time_relative(q->event, &q->timer, CLOCK_MONOTONIC, q->retry_us, 10000, on_retry, q) < 0)
-		vp_log(VP_LOG_ERR, "%s: out of memory; QMP will not be tried again", q->name);
+	vp_timer_in(q->event, &q->timer, q->retry_us, on_retry, q, q->name);
 	q->retry_us = VP_MIN(2 * q->retry_us, RETRY_MAX_US);
 }
 
@@ -273,7 +271,7 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const cha
 		.event = event, .path = path, .name = name, .ops = ops, .ctx = ctx, .fd = -1, .retry_us = RETRY_MIN_US,
 		.why = "not connected yet",
 	};
-	r = sd_event_add_time_relative(event, &q->timer, CLOCK_MONOTONIC, 0, 1000, on_retry, q);
+	r = vp_timer_in(event, &q->timer, 0, on_retry, q, name);
 	if (r < 0) {
 		free(q);
 		return vp_err_set(e, r, "%s: QMP: %s", name, strerror(-r));
