@@ -235,10 +235,7 @@ static void run(void)
 
 static int options(int argc, char **argv)
 {
-	unsigned link = 0, end = 1;
-	const char *file = NULL;
-	double rate = 500;
-	uint64_t life = 1;
+	struct end_options o = END_DEFAULTS(1);
 
 	for (int i = 1; i < argc; i++) {
 		const char *v = i + 1 < argc ? argv[i + 1] : "";
@@ -251,22 +248,12 @@ static int options(int argc, char **argv)
 			d.poll = true;
 		else if (!strcmp(argv[i], "--port") && ++i)
 			d.where = v;
-		else if (!strcmp(argv[i], "--pages") && ++i)
-			file = v;
-		else if (!strcmp(argv[i], "--link") && ++i)
-			link = (unsigned)atoi(v);
-		else if (!strcmp(argv[i], "--end") && ++i)
-			end = !!atoi(v);
-		else if (!strcmp(argv[i], "--life") && ++i)
-			life = strtoull(v, NULL, 10);
-		else if (!strcmp(argv[i], "--rate") && ++i)
-			rate = atof(v);
-		else
+		else if (!end_option(&o, argc, argv, &i))
 			return -EINVAL;
 	}
-	if (!d.where || rate <= 0 || (!file && !d.echo))
+	if (!d.where || (!o.file && !d.echo))
 		return -EINVAL;
-	return end_open(&d.end, file, link, end, life, rate);
+	return end_open(&d.end, &o);
 }
 
 int main(int argc, char **argv)
@@ -276,7 +263,7 @@ int main(int argc, char **argv)
 	sigset_t set;
 
 	if (ret) {
-		fprintf(stderr, "usage: fault-device --port WHERE --pages FILE [--link N] [--end 0|1] [--life N] [--rate N] [--in-place] [--poll]\n"
+		fprintf(stderr, "usage: fault-device --port WHERE " END_USAGE " [--in-place] [--poll]\n"
 			"       fault-device --port WHERE --echo: %s\n", strerror(-ret));
 		return 2;
 	}

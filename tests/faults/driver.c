@@ -396,10 +396,7 @@ static int run(struct vp_err *e)
 
 static int options(int argc, char **argv)
 {
-	unsigned link = 0, end = 0;
-	const char *file = NULL;
-	double rate = 500;
-	uint64_t life = 1;
+	struct end_options o = END_DEFAULTS(0);
 
 	d.size = SIZE;
 	d.rx_len = STRIDE;
@@ -417,24 +414,14 @@ static int options(int argc, char **argv)
 			d.poll = true;
 		else if (!strcmp(argv[i], "--socket") && ++i)
 			d.path = v;
-		else if (!strcmp(argv[i], "--pages") && ++i)
-			file = v;
-		else if (!strcmp(argv[i], "--link") && ++i)
-			link = (unsigned)atoi(v);
-		else if (!strcmp(argv[i], "--end") && ++i)
-			end = !!atoi(v);
-		else if (!strcmp(argv[i], "--life") && ++i)
-			life = strtoull(v, NULL, 10);
-		else if (!strcmp(argv[i], "--rate") && ++i)
-			rate = atof(v);
 		else if (!strcmp(argv[i], "--rx-len") && ++i)
 			d.rx_len = VP_MIN(VP_MAX((unsigned)atoi(v), 128u), STRIDE);
-		else
+		else if (!end_option(&o, argc, argv, &i))
 			return -EINVAL;
 	}
-	if (!file || !d.path || rate <= 0)
+	if (!o.file || !d.path)
 		return -EINVAL;
-	return end_open(&d.end, file, link, end, life, rate);
+	return end_open(&d.end, &o);
 }
 
 int main(int argc, char **argv)
@@ -443,7 +430,7 @@ int main(int argc, char **argv)
 	int ret = options(argc, argv);
 
 	if (ret) {
-		fprintf(stderr, "usage: fault-driver --socket PATH --pages FILE [--link N] [--end 0|1] [--life N] [--rate N] [--rx-len N]\n"
+		fprintf(stderr, "usage: fault-driver --socket PATH " END_USAGE " [--rx-len N]\n"
 			"                    [--packed] [--event-idx] [--in-order] [--poll]: %s\n", strerror(-ret));
 		return 2;
 	}

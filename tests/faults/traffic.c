@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -49,10 +50,30 @@ static uint32_t crc32(const uint8_t *p, size_t n)
 	return ~c;
 }
 
-int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint64_t life, double rate)
+bool end_option(struct end_options *o, int argc, char **argv, int *i)
+{
+	const char *name = argv[*i], *v = *i + 1 < argc ? argv[*i + 1] : "";
+
+	if (!strcmp(name, "--pages"))
+		o->file = v;
+	else if (!strcmp(name, "--link"))
+		o->link = (unsigned)atoi(v);
+	else if (!strcmp(name, "--end"))
+		o->end = !!atoi(v);
+	else if (!strcmp(name, "--life"))
+		o->life = strtoull(v, NULL, 10);
+	else if (!strcmp(name, "--rate"))
+		o->rate = atof(v);
+	else
+		return false;
+	++*i;
+	return true;
+}
+
+int end_open(struct end *e, const struct end_options *o)
 {
 	/* Without a file: pages of one's own. */
-	int fd = file ? open(file, O_RDWR | O_CLOEXEC) : memfd_create("pages", MFD_CLOEXEC);
+	int fd = o->file ? open(o->file, O_RDWR | O_CLOEXEC) : memfd_create("pages", MFD_CLOEXEC);
 	uint8_t *p;
 
 	for (uint32_t i = 0; i < 256; i++) {
@@ -62,9 +83,11 @@ int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint6
 			c = c >> 1 ^ (c & 1 ? 0xedb88320 : 0);
 		crc_table[i] = c;
 	}
+	if (o->rate <= 0)
+		return -EINVAL;
 	if (fd < 0)
 		return -errno;
-	if (!file && ftruncate(fd, PAGES) < 0) {
+	if (!o->file && ftruncate(fd, PAGES) < 0) {
 		close(fd);
 		return -errno;
 	}
@@ -73,11 +96,11 @@ int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint6
 	if (p == MAP_FAILED)
 		return -errno;
 	*e = (struct end){
-		.ctl = (struct ctl_page *)(p + PAGE_CTL), .page = (struct end_page *)(p + PAGE_END * (1 + end)),
-		.id = 2 * link + end, .life = life, .rate = rate, .burst = 8, .token_ns = now_ns(), .progress_ns = now_ns(),
+		.ctl = (struct ctl_page *)(p + PAGE_CTL), .page = (struct end_page *)(p + PAGE_END * (1 + o->end)),
+		.id = 2 * o->link + o->end, .life = o->life, .rate = o->rate, .burst = 8, .token_ns = now_ns(), .progress_ns = now_ns(),
 	};
-	e->rng = (life << 20 | e->id << 8 | 1) * UINT64_C(0x9e3779b97f4a7c15);
-	__atomic_store_n(&e->page->life, life, __ATOMIC_RELEASE);
+	e->rng = (o->life << 20 | e->id << 8 | 1) * UINT64_C(0x9e3779b97f4a7c15);
+	__atomic_store_n(&e->page->life, o->life, __ATOMIC_RELEASE);
 	e->page->running = 0;
 	return 0;
 }

@@ -63,8 +63,22 @@ struct end {
 uint64_t now_ns(void);
 uint64_t end_random(struct end *e);
 
-/* -errno; file may be NULL: then nobody else sees the pages. Link numbers are below 2^31, end is 0 or 1. */
-int end_open(struct end *e, const char *file, unsigned link, unsigned end, uint64_t life, double rate);
+/* What both programs take: --pages FILE, --link N, --end 0|1, --life N, --rate N (packets per second). */
+#define END_USAGE "--pages FILE [--link N] [--end 0|1] [--life N] [--rate N]"
+
+struct end_options {
+	const char *file;        /* NULL: nobody else sees the pages */
+	unsigned    link, end;   /* link numbers are below 2^31 */
+	uint64_t    life;
+	double      rate;
+};
+#define END_DEFAULTS(end_) { .end = (end_), .life = 1, .rate = 500 }
+
+/* One of them with its value? Then *i moves to the value. */
+bool end_option(struct end_options *o, int argc, char **argv, int *i);
+
+/* -errno */
+int end_open(struct end *e, const struct end_options *o);
 
 /* How many packets may be sent now (rate, window, pause). */
 unsigned end_may_send(struct end *e);
