@@ -87,9 +87,9 @@ int vp_sock_listen(const char *path, mode_t mode, int *out, struct vp_err *e)
 			       errno == EACCES ? "; name its directory in SocketDirectories= of vhost-pci.conf, writable for the daemon's user" : "");
 		goto fail;
 	}
-	if (chmod(path, mode) || listen(fd, 128)) {
-		r = vp_err_set(e, -errno, "%s: cannot listen: %s", path, strerror(errno));
-		unlink(path);
+	if (chmod(a.sun_path, mode) || listen(fd, 128)) {
+		r = vp_err_set(e, -errno, "%s: cannot listen: %s", a.sun_path, strerror(errno));
+		unlink(a.sun_path);
 		goto fail;
 	}
 	*out = fd;
