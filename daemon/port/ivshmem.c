@@ -3,12 +3,13 @@
  * The ivshmem attachment: we are the "ivshmem server" of a stock
  * ivshmem-doorbell device (docs/spec.md, "ivshmem"; QEMU's ivshmem-spec.rst for the messages).
  *
- * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours that
- * live as long as the link: they go on working in the VM whatever becomes of this connection.
+ * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours: they go on
+ * working in the VM whatever becomes of this connection. Doorbells live as long as the link, vectors as long as their device.
  *
  * Threat model: the client is the device VM's VMM. It says nothing in this protocol; what it sends is
  * dropped. All of it outlives this process where the service manager keeps fds (keep.h). What QEMU does not survive (seen with 7.2 and 11.1), so what is never done: own vectors
- * before the memory, a peer's disconnect message, memory whose size is not a power of two, silence.
+ * before the memory, a peer's disconnect message, memory whose size is not a power of two, silence, a vector of a device that was unplugged
+ * (without KVM, QEMU goes on watching those, and jumps into what was freed: seen with 11.1.3).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -43,6 +44,7 @@ struct ivshmem {
 	unsigned              nsig;
 	int                   lfd, fd;
 	bool                  complete;   /* handshake sent */
+	bool                  had_device; /* that was given sig[] */
 	unsigned              sent;       /* messages of the handshake sent so far */
 	sd_event_source      *listen_io, *io, *bell_io;
 	struct ucred          cred;
@@ -142,6 +144,40 @@ static int on_bell(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static const char *sig_name(char *buf, size_t size, const char *which, unsigned i);
+
+/* Vectors for another device: those of the last one are not to be raised any more. All or none of them. */
+static int renew_vectors(struct ivshmem *v)
+{
+	struct vp_wire *wire0 = NULL;
+	int sig[VHP_MAX_SIGNALS], r = 0;
+	unsigned n = 0;
+	char s[16];
+
+	while (!r && n < v->nsig) {
+		r = vp_eventfd_new(&sig[n]);
+		n += !r;
+	}
+	if (!r)
+		r = vp_wire_new(&wire0, v->c.f, v->sig0, sig[0]);
+	if (r) {
+		while (n--)
+			close(sig[n]);
+		return r;
+	}
+	vp_wire_free(v->wire0);
+	v->wire0 = wire0;
+	for (unsigned i = 0; i < v->nsig; i++) {
+		sig_name(s, sizeof(s), "sig", i);
+		vp_keep_drop(v->c.link->name, s);
+		close(v->sig[i]);
+		v->sig[i] = sig[i];
+		vp_keep_put(v->c.link->name, s, sig[i]);
+	}
+	v->c.wires_changed(v->c.ctx);
+	return 0;
+}
+
 static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct ivshmem *v = arg;
@@ -166,6 +202,13 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		close(fd);
 		return 0;
 	}
+	r = v->had_device ? renew_vectors(v) : 0;
+	if (r) {
+		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name, (int)cred.pid, cred.uid, strerror(-r));
+		close(fd);
+		return 0;
+	}
+	v->had_device = true;
 	v->fd = fd;
 	v->cred = cred;
 	v->sent = 0;
@@ -402,6 +445,7 @@ static int take_over(struct ivshmem *v, bool kept)
 		return 0;
 	}
 	v->fd = fd;
+	v->had_device = true;
 	v->sent = HELLO + 2 * v->nsig;
 	r = sd_event_add_io(v->c.d->event, &v->io, fd, EPOLLIN, on_client, v);
 	if (r < 0)
@@ -427,6 +471,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->nsig = 1 + 2 * c->link->pairs;
 	v->lfd = v->fd = v->sig0 = -1;
 	r = make_signals(v, &kept);
+	v->had_device = kept;
 	if (!r)
 		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
