@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from deb import Unavailable
-from machine import TOP, VMError, die_with_parent
+from machine import TOP, VMError, die_with_parent, limit
 
 
 def ini(sections):
@@ -65,7 +65,7 @@ class Daemon:
         self.proc = subprocess.Popen(self.wrapper + [self.bin, '--config', self.conf, '--control', self.control],
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
         log.close()
-        end = time.time() + timeout
+        end = time.time() + limit(timeout)
         while True:
             if self.proc.poll() is not None:
                 raise VMError('vhost-pcid ended with status %d\n%s' % (self.proc.returncode, self.tail()))
@@ -91,7 +91,7 @@ class Daemon:
         if p.poll() is None:
             p.send_signal(sig)
         try:
-            return p.wait(timeout)
+            return p.wait(limit(timeout))
         except subprocess.TimeoutExpired:
             p.kill()
             p.wait()
@@ -102,7 +102,7 @@ class Daemon:
 
     def ctl(self, *args, check=True):
         """vhost-pcictl ARGS --json, decoded."""
-        r = subprocess.run([self.cli, '--control', self.control, *args, '--json'], capture_output=True, text=True, timeout=30)
+        r = subprocess.run([self.cli, '--control', self.control, *args, '--json'], capture_output=True, text=True, timeout=limit(30))
         if r.returncode and check:
             raise VMError('vhost-pcictl %s: status %d\n%s%s' % (' '.join(args), r.returncode, r.stdout, r.stderr))
         return json.loads(r.stdout) if r.stdout.strip() else None
@@ -139,7 +139,7 @@ class Testpmd:
         log = open(self.log, 'w')
         self.proc = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=die_with_parent)
         log.close()
-        end = time.time() + timeout
+        end = time.time() + limit(timeout)
         while not all(os.path.exists(s) for s in self.socks):
             if self.proc.poll() is not None or time.time() > end:
                 with open(self.log) as f:

@@ -3,7 +3,7 @@
 
 import time
 
-from machine import VMError
+from machine import VMError, limit
 
 
 def devices(buses):
@@ -24,6 +24,7 @@ def plug(vm, id, sock, **device):
 
 def wait_unplugged(vm, id, timeout=20):
     """Wait until the guest has let go of device @id."""
+    timeout = limit(timeout)
     end = time.time() + timeout
     while any(d['qdev_id'] == id for d in devices(vm.qmp('query-pci'))):
         if time.time() > end:
@@ -38,11 +39,12 @@ def unplug(vm, id, timeout=20):
     wait_unplugged(vm, id, timeout)
     t = time.time() - t0
     # The device lets go of its chardev a moment after it was unplugged (QEMU frees it in an RCU callback).
-    for i in range(100):
+    end = time.time() + limit(5)
+    while True:
         try:
             vm.qmp('chardev-remove', id='c-' + id)
             return t
         except VMError as e:
-            if 'busy' not in str(e) or i == 99:
+            if 'busy' not in str(e) or time.time() > end:
                 raise
             time.sleep(0.05)

@@ -22,9 +22,33 @@ class VMError(Exception):
     pass
 
 
+class _Steal:
+    """What part of the processors' time the host of this machine has taken lately."""
+
+    share, at, total, steal = 0.0, 0.0, 0, 0
+
+    @classmethod
+    def now(cls):
+        if time.time() - cls.at > 2:
+            with open('/proc/stat') as f:
+                w = [int(x) for x in f.readline().split()[1:9]]
+            total, steal = sum(w), w[7]
+            if total > cls.total:
+                cls.share = (steal - cls.steal) / (total - cls.total)
+            cls.at, cls.total, cls.steal = time.time(), total, steal
+        return cls.share
+
+
 def patience():
     """How much longer than usual things may take now: 1 on an idle machine, up to 4 on one that others keep busy."""
-    return max(1.0, min(4.0, os.getloadavg()[0] / (os.cpu_count() or 1) / 2))
+    load = os.getloadavg()[0] / (os.cpu_count() or 1) / 2
+    return max(1.0, min(4.0, load / (1 - min(_Steal.now(), 0.75)), 1 / (1 - min(_Steal.now(), 0.75))))
+
+
+def limit(seconds):
+    """How long to wait for what normally takes less than @seconds. Ample under emulation: waiting for too short a time
+    fails a test that nothing is wrong with, waiting too long only makes a failure come later."""
+    return seconds * (3 if os.environ.get('VHOST_PCI_ACCEL') == 'tcg' else 1) * patience()
 
 
 # ---- which QEMU, which accelerator --------------------------------------------------------------------------------------
@@ -403,8 +427,8 @@ class VM:
     # -- commands in the guest
 
     def spawn(self, text, timeout=30):
-        """Start a shell command; Job.result() waits for it."""
-        timeout *= patience()
+        """Start a shell command; Job.result() waits for it. @timeout as for limit()."""
+        timeout = limit(timeout)
         job = Job(self, text, timeout)
         with self._ready:
             n = self._next
@@ -416,6 +440,12 @@ class VM:
     def sh(self, text, timeout=30, check=True):
         """Run a shell command in the guest and return its output (stdout and stderr)."""
         return self.spawn(text, timeout).result(check=check)
+
+    def until(self, condition, timeout=20, otherwise=''):
+        """Wait until a shell condition holds in the guest. @otherwise: commands that say more when it does not in time."""
+        n = int(limit(timeout) * 10)
+        self.sh('for i in $(seq %d); do { %s; } && exit 0; sleep 0.1; done; %s exit 1' % (n, condition, otherwise and otherwise + ';'),
+                2 * timeout + 30)
 
     def status(self, text, timeout=30):
         """Run a shell command, return (status, output)."""
@@ -502,6 +532,7 @@ class VM:
 
     def qmp(self, cmd, _timeout=20, **args):
         """One QMP command; returns what it returned. Raises VMError with QEMU's message."""
+        _timeout = limit(_timeout)
         with self._qlock:
             if self._qmp is None:
                 end = time.time() + _timeout
@@ -526,7 +557,10 @@ class VM:
         while b'\n' not in buf:
             if not select.select([s], [], [], max(0, end - time.time()))[0]:
                 raise VMError('%s: no answer on QMP within %d s' % (self.name, timeout))
-            d = s.recv(65536)
+            try:
+                d = s.recv(65536)
+            except ConnectionResetError:
+                d = b''
             if not d:
                 self._qmp = None
                 raise VMError('%s: QMP closed\n%s' % (self.name, self.tail()))
@@ -551,6 +585,7 @@ class VM:
 
     def wait_event(self, name, timeout=15):
         """Wait for the QMP event @name (takes it out of self.events)."""
+        timeout = limit(timeout)
         end = time.time() + timeout
         while time.time() < end:
             for i, e in enumerate(self.events):

@@ -52,11 +52,11 @@ class Link:
 
     @net the third-last byte of its addresses: 10.NET.0.1 is the driver VM, 10.NET.0.2 the device VM's tap vp(NET - 1).
     @mode 'fast' or 'copy', @attachment 'ivshmem' or 'shmem', @nic more arguments of v.Net, @port more of v.Port,
-    @link more keys of the link's [Link] section, @net_keys and @device_keys those of [Net] and [Device].
+    @link more keys of the link's [Link] section, @net_keys, @device_keys and @driver_keys those of [Net], [Device] and [Driver].
     """
 
     def __init__(self, daemon, name, driver, device, mode, attachment, net=1, pairs=1, mac=None, nic=None, port=None, link=None,
-                 net_keys=None, device_keys=None):
+                 net_keys=None, device_keys=None, driver_keys=None):
         d = daemon.dir
         self.daemon, self.name, self.driver, self.device = daemon, name, driver, device
         self.mode, self.attachment, self.pairs = mode, attachment, pairs
@@ -69,18 +69,16 @@ class Link:
         more = dict(link or {})
         if pairs > 1:
             more['Queues'] = pairs
-        socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys,
+        socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys, driver_keys=driver_keys,
                             device_keys=dict(self.port.link_keys(d, device.name), **(device_keys or {})), **more)
         device.nets.append(self.port)
         driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 
     def start_agent(self, args='', tap=None, addr=True):
         """Start the agent in the device VM, with @addr give the tap its address. @tap overrides what --tap says."""
-        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --port %s --tap %s %s %s >>%s 2>&1 & '
-                       'echo $! >%s); for i in $(seq 200); do [ -e /sys/class/net/%s ] && exit 0; sleep 0.1; done; '
-                       'cat %s; dmesg | tail; exit 1' %
-                       (self.name, tap or self.tap, '' if tap else '--mac %s --up --wait' % self.mac_tap, args, self.log, self.pid,
-                        'lo' if tap else self.tap, self.log), 60)
+        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --port %s --tap %s %s %s >>%s 2>&1 & echo $! >%s)' %
+                       (self.name, tap or self.tap, '' if tap else '--mac %s --up --wait' % self.mac_tap, args, self.log, self.pid))
+        self.device.until('[ -e /sys/class/net/%s ]' % ('lo' if tap else self.tap), 20, 'cat %s; dmesg | tail' % self.log)
         if addr and not tap:
             self.up_device()
 
@@ -89,8 +87,8 @@ class Link:
 
     def end_agent(self, sig='TERM'):
         """End the agent by a signal and wait until it is gone."""
-        self.device.sh('p=$(cat %s); kill -%s $p; for i in $(seq 50); do kill -0 $p 2>/dev/null || exit 0; sleep 0.1; done; exit 1' %
-                       (self.pid, sig))
+        self.device.sh('kill -%s $(cat %s)' % (sig, self.pid))
+        self.device.until('! kill -0 $(cat %s) 2>/dev/null' % self.pid, 5)
 
     def agent_runs(self):
         return self.device.status('kill -0 $(cat %s)' % self.pid)[0] == 0
@@ -136,13 +134,13 @@ class PortLink(Link):
 
     def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', kernel=None, pairs=1, groups=None,
                  names=('left', 'right'), mac='52:54:00:0d:00:01', net=None, link=None, smp=1, mem=256, net_keys=None, driver=None,
-                 device=None, port=None, device_keys=None):
+                 device=None, port=None, device_keys=None, driver_keys=None):
         groups = groups or (('blue', 'blue') if mode == 'fast' else ('blue', 'red'))
         a = guest(daemon, names[0], groups[0], kernel=kernel, **dict(dict(qemu=driver_qemu, smp=smp, mem=mem), **(driver or {})))
         b = guest(daemon, names[1], groups[1], device=True, kernel=kernel,
                   **dict(dict(qemu=device_qemu, smp=smp, mem=mem), **(device or {})))
         self.kernel = a.kernel
         super().__init__(daemon, LINK, a, b, mode, attachment, pairs=pairs, mac=mac, nic=net, link=link, net_keys=net_keys, port=port,
-                         device_keys=device_keys)
+                         device_keys=device_keys, driver_keys=driver_keys)
         self.log, self.pid = '/run/agent.log', '/run/agent.pid'
         self.vms = [a, b]

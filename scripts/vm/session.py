@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -105,7 +104,7 @@ class Session:
         self.host('vhost-pcictl stats %s' % link.name)
         self.say('The driver VM is killed (SIGKILL of its QEMU), and started again:')
         self.driver.kill()
-        time.sleep(1)
+        self.device.until('[ "$(cat /sys/class/net/%s/carrier)" = 0 ]' % link.tap)
         self.host('vhost-pcictl list')
         self.guest(self.device, 'ip link show ' + link.tap, 'cat %s/link %s/reason' % (DEVICE, DEVICE))
         self.driver.start()

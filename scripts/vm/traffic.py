@@ -4,7 +4,7 @@
 import re
 import time
 
-from machine import VMError, patience
+from machine import VMError, limit
 
 
 def kv(text):
@@ -16,24 +16,37 @@ def kv(text):
     return {}
 
 
-def ping(vm, addr, count=5, interval=0.2, timeout=None):
-    """Loss in percent."""
-    st, out = vm.status('ping -q -c %d -i %g -W 2 %s' % (count, interval, addr), timeout or count * (interval + 2) + 10)
+def ping(vm, addr, count=5, interval=0.2, wait=None):
+    """Loss in percent. @wait: seconds that the last answer may take, ample unless told."""
+    wait = wait or int(limit(3))
+    st, out = vm.status('ping -q -c %d -i %g -W %d %s' % (count, interval, wait, addr), count * (interval + 2) + wait + 10)
     m = re.search(r'(\d+)% packet loss', out)
     if not m:
         raise VMError('%s: ping: %s' % (vm.name, out))
     return int(m.group(1))
 
 
+def silent(vm, addr, count=1):
+    """Nobody answers there."""
+    return ping(vm, addr, count, wait=2) == 100
+
+
 def wait_ping(vm, addr, timeout=20):
     """Seconds until the first answer."""
     t0 = time.time()
-    timeout *= patience()
+    tries = 0
     while True:
-        if vm.status('ping -q -c 1 -W 1 %s' % addr, 10)[0] == 0:
+        # An answer may take longer than a second; but most come soon, and how soon is of interest.
+        tries += 1
+        if vm.status('ping -q -c 1 -W %d %s' % (min(1 + tries // 5, 5), addr), 10)[0] == 0:
             return time.time() - t0
-        if time.time() - t0 > timeout:
-            raise VMError('%s: %s does not answer within %d s' % (vm.name, addr, timeout))
+        if time.time() - t0 > limit(timeout):
+            raise VMError('%s: %s does not answer within %d s' % (vm.name, addr, time.time() - t0))
+
+
+def bound(vm, port):
+    """Wait until a program of @vm listens on UDP port @port."""
+    vm.until('grep -qi ":%04X 00000000:0000" /proc/net/udp' % port)
 
 
 _port = [5100]
@@ -59,8 +72,8 @@ def tcp(src, dst, addr, amount='secs=3', timeout=120):
 def udp(src, dst, addr, count=2000, size=1400, pps=2000, timeout=120):
     """UDP datagrams with numbers and checksums: {'got', 'lost', 'reordered', 'bad'}."""
     port = next_port()
-    rx = dst.spawn('vmtool urx %d %d %g' % (port, count, count / pps * 2 + 10), timeout)
-    time.sleep(0.5)
+    rx = dst.spawn('vmtool urx %d %d %g' % (port, count, limit(count / pps * 2 + 10)), timeout)
+    bound(dst, port)
     src.sh('vmtool utx %s %d %d %d %d' % (addr, port, count, size, pps), timeout)
     return kv(rx.result())
 

@@ -362,7 +362,7 @@ static int tcp_listen(int port)
 static int tcp_connect(const char *host, int port)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
-	double end = now() + 10;
+	double end = now() + 60;
 	int s;
 
 	inet_pton(AF_INET, host, &a.sin_addr);

@@ -31,7 +31,7 @@ def new_dir():
 REPEATS = [
     ('test_backend', 'passt-copy-ivshmem'), ('test_backend', 'dpdk-testpmd-fast-shmem'),
     ('TestPort', 'fast-shmem'), ('TestPort', 'copy-ivshmem'), ('test_life.py::TestLife', 'fast-shmem'),
-    ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', '-11'),
+    ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
 ]

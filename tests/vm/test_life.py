@@ -23,6 +23,8 @@ FAST_IV11 = ('fast', 'ivshmem', '11')
 FAST_SHMEM = ('fast', 'shmem', '11')
 COPY_72 = ('copy', 'ivshmem', 'system')
 COPY_SHMEM = ('copy', 'shmem', '11')
+# With an aperture that a bridge has room for.
+FAST_SHMEM_1G = FAST_SHMEM + ({'device_keys': {'ApertureSize': '1G'}},)
 
 # Seconds from the driver's first running queue to the link being up.
 SOON, WITH_WINDOW = 0.1, 2.0
@@ -30,7 +32,7 @@ SOON, WITH_WINDOW = 0.1, 2.0
 
 def points(*links):
     """Run a class of tests on these links, each with VMs of its own."""
-    return pytest.mark.parametrize('life', links, indirect=True, scope='class', ids=['%s-%s-%s' % x for x in links])
+    return pytest.mark.parametrize('life', links, indirect=True, scope='class', ids=['%s-%s-%s' % x[:3] for x in links])
 
 
 def linkup():
@@ -77,8 +79,7 @@ class Life(test_fast.Fixture):
 
     def ready(self):
         """Wait until the agent has attached to the port."""
-        self.device.sh('for i in $(seq 300); do grep -qs 1 /sys/class/vhost-pci/vhost-pci0/attached && exit 0; sleep 0.1; done; '
-                       'cat /run/agent.log; exit 1', 60)
+        self.device.until('grep -qs 1 /sys/class/vhost-pci/vhost-pci0/attached', 30, 'cat /run/agent.log')
 
     def ensure(self):
         if self.daemon.alive() and all(m.alive() for m in self.vms):
@@ -100,7 +101,7 @@ class Life(test_fast.Fixture):
         for a, b, addr, port in ((self.driver, self.device, self.addr_device, 4801), (self.device, self.driver, self.addr_driver, 4802)):
             b.sh('(setsid vmtool rx %d >/dev/null 2>&1 &)' % port)
             a.sh('(setsid timeout %d vmtool tx %s %d secs=%d >/dev/null 2>&1 &)' % (seconds, addr, port, seconds))
-        end = time.time() + 10 * v.patience()
+        end = time.time() + v.limit(10)
         while self.packets() - before < 200:
             assert time.time() < end, 'no traffic\n' + self.story()
             time.sleep(0.1)
@@ -123,32 +124,35 @@ class Life(test_fast.Fixture):
 @pytest.fixture(scope='class')
 def life(request, new_lab):
     with new_lab() as lab:
-        yield Life(lab, *request.param)
+        yield Life(lab, *request.param[:3], **(request.param[3] if len(request.param) > 3 else {}))
 
 
 @points(FAST_72, FAST_IV11, FAST_SHMEM, COPY_72, COPY_SHMEM)
 class TestLinkUp:
     """A device VM that is ready, a driver VM whose driver starts: first with memory that the device VM has never seen, then again."""
 
-    def once(self, life, limit, what):
-        r = v.kv(life.driver.sh('linkup %s %s %s 20' % (life.nic(), life.addr_driver, life.addr_device), 60))
+    def once(self, life, what):
+        """Seconds until the link is up (the daemon's clock), and until an answer comes (the driver VM's)."""
+        r = v.kv(life.driver.sh('linkup %s %s %s %d' % (life.nic(), life.addr_driver, life.addr_device, v.limit(20)), 60))
         up = life.up_seconds()
         v.note('%s: link up %.1f ms after the first queue ran (daemon\'s clock); in the driver VM %.0f ms from DRIVER_OK to the '
                'first answer, after %.0f ms of binding' % (what, up * 1e3, r['answer'], r['bind']))
-        assert 0 <= up < limit * v.patience(), 'link up after %.3f s' % up
-        return r['answer'] / 1e3
+        assert 0 <= up < WITH_WINDOW * v.patience(), 'link up after %.3f s' % up
+        return up, r['answer'] / 1e3
 
     def test_link_up(self, life):
         life.daemon.start()
         v.note('device VM first: %s up in %.1f s, the driver VM in %.1f s' % (
             life.device.qemu.label, life.device.start(), (life.ready(), life.driver.start())[1]))
         window = life.mode == 'fast' and life.attachment == 'ivshmem'
-        limit = WITH_WINDOW if window else SOON
-        first = self.once(life, limit, 'new memory')
-        again = [self.once(life, SOON, 'driver bound again') for _ in range(3)]
-        # One slow round is the machine's doing, and an emulator translates what runs for the first time.
-        soon = (SOON if v.accel() == 'kvm' else 3 * SOON) * v.patience()
-        assert first < WITH_WINDOW * v.patience() and sorted(again)[1] < soon, (first, again)
+        first = self.once(life, 'new memory')
+        again = [self.once(life, 'driver bound again') for _ in range(3)]
+        # One slow round is the machine's doing where VMs are emulated, and an emulator translates what runs for the first time.
+        kvm = v.accel() == 'kvm'
+        up = sorted(u for u, _ in again + ([] if window else [first]))
+        assert up[-1 if kvm else len(up) // 2] < SOON * v.patience(), up
+        answer = sorted(a for _, a in again)
+        assert first[1] < WITH_WINDOW * v.patience() and answer[1] < (SOON if kvm else 3 * SOON) * v.patience(), (first, again)
         life.up_driver()
         life.back('both ways')
         life.clean()
@@ -228,7 +232,7 @@ class TestLife:
                 life.driver.start()
                 life.up_driver()
                 # An unplugged cable: what is sent is dropped and counted, nothing hangs.
-                assert v.ping(life.driver, life.addr_device, 3, 0.2) == 100
+                assert v.silent(life.driver, life.addr_device, 3)
                 tx = life.show()['sides']['driver']['queues'][1]
                 assert tx['state'] == 'running', tx
                 life.device.start()
@@ -239,23 +243,29 @@ class TestLife:
             life.back('%s first' % first if first != 'both' else 'both at once', 'mib=4')
 
 
-@points(FAST_72, FAST_IV11)
+@points(FAST_72, FAST_IV11, FAST_SHMEM_1G)
 class TestPlug:
-    """The port itself comes and goes while the device VM runs, with the agent there. (Not shmem: QEMU 11.1.3 aborts when its
-    device is plugged behind a root port, where the capabilities of two shared memory regions don't fit.)"""
+    """The port itself comes and goes while the device VM runs, with the agent there."""
 
     def plug(self, life):
-        hotplug.plug(life.device, life.port.id, life.port.sock, driver='ivshmem-doorbell', vectors=3, bus=life.port.id + 'p')
+        how = {'driver': 'ivshmem-doorbell', 'vectors': 3}
+        if life.attachment == 'shmem':
+            how = {'driver': 'vhost-user-test-device-pci', 'virtio-id': 22, 'num_vqs': 3, 'config_size': 16}
+        hotplug.plug(life.device, life.port.id, life.port.sock, bus=life.port.id + 'p', **how)
 
     def test_plug(self, life):
         vm, port = life.device, life.port
         args = port.args(vm, 0)
         vm.nets.remove(port)
-        vm.extra += [x for pair in zip(args[::2], args[1::2]) if 'pcie-root-port' in pair[1] for x in pair]
+        if life.attachment == 'shmem':
+            # Not a root port: QEMU 11.1.3 aborts when its PCI Express capability is to go beside those of two shared memory regions.
+            vm.extra += ['-device', 'pci-bridge,id=%sp,chassis_nr=7,pref64-reserve=2G' % port.id]
+        else:
+            vm.extra += [x for pair in zip(args[::2], args[1::2]) if 'pcie-root-port' in pair[1] for x in pair]
         life.daemon.start()
         life.lab.boot(*life.vms)
         life.up_driver()
-        assert v.ping(life.driver, life.addr_device, 1) == 100
+        assert v.silent(life.driver, life.addr_device)
         for n in range(3):
             t0 = time.time()
             self.plug(life)
@@ -267,12 +277,46 @@ class TestPlug:
             t = hotplug.unplug(vm, port.id, 30)
             v.note('port unplugged during a transfer, with the agent at it: gone in %.1f s' % t)
             # The interface stays, without a carrier, and the agent waits for the next port.
-            vm.sh('for i in $(seq 50); do [ ! -e /dev/vhost-pci0 ] && [ "$(cat /sys/class/net/%s/carrier)" = 0 ] && '
-                  'pidof vhost-pci-agent && exit 0; sleep 0.1; done; ls /dev/vhost*; ip addr show %s; tail /run/agent.log; exit 1' %
-                  (life.tap, life.tap))
-            assert v.ping(life.driver, life.addr_device, 1) == 100
+            vm.until('[ ! -e /dev/vhost-pci0 ] && [ "$(cat /sys/class/net/%s/carrier)" = 0 ] && pidof vhost-pci-agent' % life.tap, 10,
+                     'ls /dev/vhost*; ip addr show %s; tail /run/agent.log' % life.tap)
+            assert v.silent(life.driver, life.addr_device)
             assert life.daemon.alive() and not life.show()['sides']['device']['online']
         self.plug(life)
         life.back('plugged once more', 'mib=4')
         assert vm.boots == life.driver.boots == 1
         life.clean()
+
+
+@pytest.mark.parametrize('mode,attachment,qemu', [COPY_SHMEM], ids=['%s-%s-%s' % COPY_SHMEM])
+def test_carrier(lab, mode, attachment, qemu):
+    """With QMP= and NIC= the driver VM's interface has a carrier when somebody is at the other end."""
+    life = Life(lab, mode, attachment, qemu, driver_keys={'QMP': lab.daemon.path('left.qmpd'), 'NIC': 'dn0'})
+
+    def carrier(is_, what):
+        t0 = time.time()
+        life.driver.until('[ "$(cat /sys/class/net/eth0/carrier)" = %d ]' % is_, 20, 'ip addr')
+        v.note('%s: carrier %d within %.1f s' % (what, is_, time.time() - t0))
+
+    life.daemon.start()
+    life.driver.start()
+    life.up_driver()
+    carrier(0, 'alone')
+    life.device.start()
+    carrier(1, 'the device VM has booted')
+    life.back('traffic', 'mib=4')
+    life.daemon.ctl('down', life.name)
+    carrier(0, 'set down')
+    life.daemon.ctl('up', life.name)
+    carrier(1, 'set up')
+    life.pump()
+    life.device.kill()
+    carrier(0, 'SIGKILL of the device VM')
+    assert v.silent(life.driver, life.addr_device)
+    life.device.start()
+    carrier(1, 'the device VM is back')
+    life.back('traffic again', 'mib=4')
+    life.driver.reset()
+    life.up_driver()
+    carrier(1, 'the driver VM has restarted')
+    life.back('after it', 'mib=4')
+    life.clean()
