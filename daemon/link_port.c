@@ -334,8 +334,17 @@ static void port_settled(void *ctx)
 		vp_log(VP_LOG_ERR, "%s: %s", pl->name, e.msg);
 }
 
+static void port_released(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	if (pl->slot.v && !pl->closing)
+		update(pl);
+}
+
 static const struct vp_port_ops port_ops = {
 	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled, .changed = port_changed,
+	.released = port_released,
 };
 
 /* Started, be it that its translation is awaited. */
@@ -381,7 +390,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 		if (q->rewire)
 			wire(pl, i);
 	}
-	if (r->usable && !q->handed && up && !q->given_up)
+	if (r->usable && !q->handed && up && !q->given_up && vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
 		lane_publish(pl, i);

@@ -53,7 +53,45 @@ static void end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 	flags_change(p, q, s->broken ? VHP_QUEUE_BROKEN : 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
 	if (s->base_known)
 		entry(p, q)->base = htole32(s->base);
+	/*
+	 * Shadow rings and pool are the same ones in every run. A guest in the middle of a burst would take buffers of the next run
+	 * for those of the last, and put what it still has into them. It says with SYNC that it has seen this update.
+	 */
+	if (s->lost && p->attached && le32toh(p->st.mode) == VHP_MODE_COPY) {
+		port_touch_regions(p);
+		p->q[q].lingers = true;
+		p->q[q].gen = le32toh(p->st.regions_generation);
+	}
 	p->ops->queue_stopped(p->ctx, q, s);
+}
+
+/*
+ * The guest is at work on no queue whose run is over: it has said so (SYNC of gen), or (NULL) it has gone, detached, or was cut and
+ * must attach first. Whether the owner waits for one of them.
+ */
+static bool let_go(struct vp_port *p, const uint32_t *gen)
+{
+	bool awaited = false;
+
+	for (unsigned q = 0; q < p->nqueues; q++) {
+		if (!p->q[q].lingers || (gen && (int32_t)(*gen - p->q[q].gen) < 0))
+			continue;
+		awaited |= p->q[q].await != 0;
+		p->q[q].lingers = false;
+		p->q[q].await = 0;
+	}
+	return awaited;
+}
+
+int vp_port_queue_await(struct vp_port *p, unsigned q)
+{
+	if (q >= p->nqueues || !p->q[q].lingers)
+		return 0;
+	if (!p->q[q].await) {
+		p->q[q].await = port_now(p) + PORT_SYNC_US;
+		port_arm(p);
+	}
+	return VP_PORT_LATER;
 }
 
 static void end_all_runs(struct vp_port *p)
@@ -73,7 +111,7 @@ int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *
 		return -ERANGE;
 	if (!vp_port_is_up(p))
 		return -ENOTCONN;
-	if (p->q[q].running)
+	if (p->q[q].running || p->q[q].lingers)
 		return -EBUSY;
 	vp_port_begin(p);
 	e = entry(p, q);
@@ -244,6 +282,7 @@ static void detach(struct vp_port *p)
 {
 	p->attached = false;
 	p->falling = false;
+	let_go(p, NULL);
 	if (p->up) {
 		p->up = false;
 		p->up_us = 0;
@@ -299,6 +338,10 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
 				 (unsigned long long)p->conf.answer_timeout_us / 1000 * (p->falling ? FALL_TIMEOUTS : 1));
 			cut(p, why);
 			break;
+		} else if (p->q[q].await && p->q[q].await <= now) {
+			snprintf(why, sizeof(why), "it did not let go of queue %u within %u ms", q, PORT_SYNC_US / 1000);
+			cut(p, why);
+			break;
 		}
 	if (p->busy && p->busy_deadline && p->busy_deadline <= now)
 		port_command_done(p);
@@ -320,7 +363,7 @@ void port_arm(struct vp_port *p)
 	uint64_t t = port_windows_deadline(p);
 
 	for (unsigned q = 0; q < p->nqueues; q++)
-		t = sooner(t, p->q[q].deadline);
+		t = sooner(sooner(t, p->q[q].deadline), p->q[q].await);
 	if (p->busy)
 		t = sooner(t, p->busy_deadline);
 	t = sooner(t, p->settle_deadline);
@@ -453,6 +496,8 @@ static void sync_regions(struct vp_port *p)
 	}
 	port_windows_sync(p, gen);
 	answer(p, VHP_ST_OK, 0, 0);
+	if (let_go(p, &gen) && p->ops->released)
+		p->ops->released(p->ctx);
 	port_evaluate(p);
 }
 

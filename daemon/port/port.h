@@ -126,6 +126,8 @@ struct vp_port_ops {
 	void (*queue_stopped)(void *ctx, unsigned q, const struct vp_port_stop *s);
 	/* vp_port_is_settled() has become true. */
 	void (*settled)(void *ctx);
+	/* ? What vp_port_queue_await() was told to wait for has happened, for one queue or more. */
+	void (*released)(void *ctx);
 	/* ? Something may look different now, by vp_port_is_up() or another function below; at the end of every vp_port_commit(). */
 	void (*changed)(void *ctx);
 };
@@ -170,7 +172,12 @@ struct vp_port_ring {
 	uint32_t size, base;
 	bool     enabled;
 };
-/* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on, -ERANGE. */
+/*
+ * May a run of q begin, as far as the last one is concerned? 0: yes. VP_PORT_LATER (copy mode): that ended without the guest's
+ * word, and the guest may be in a burst of it: `released` follows when it has let go, or it is cut.
+ */
+int vp_port_queue_await(struct vp_port *p, unsigned q);
+/* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
 /* 0: q does not run; VP_PORT_LATER: queue_stopped follows within the time bound, never from inside this call. */

@@ -9,7 +9,7 @@
 #include "guestmem/access.h"
 #include "port.h"
 
-#define PORT_SYNC_US     1000000u   /* how long a removed window waits for SYNC */
+#define PORT_SYNC_US     1000000u   /* how long a removed window, or a queue's next run, waits for SYNC */
 /*
  * How long DETACH waits for windows where answering before they are gone is harmless. Short: while the guest
  * unplugs the port itself, its PCI hot-plug lock keeps our windows from leaving until the answer is there.
@@ -55,6 +55,10 @@ struct port_queue {
 	bool     running, stopping;
 	uint64_t deadline;
 	uint32_t run;
+	/* Copy mode: the last run ended without the guest's word, which may still be at work on it. */
+	bool     lingers;
+	uint32_t gen;           /* SYNC of this generation: it has let go */
+	uint64_t await;         /* the next run is wanted: it must have by then; 0 = nobody waits */
 };
 
 struct vp_port {

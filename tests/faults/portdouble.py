@@ -163,7 +163,7 @@ class Agent:
     """Attached: runs what the state page says."""
 
     def __init__(self, port, traffic):
-        self.port, self.traffic, self.q, self.generation = port, traffic, {}, None
+        self.port, self.traffic, self.q, self.generation, self.synced = port, traffic, {}, None, None
         if port.state().attached:
             port.command(pc.DETACH)
         if port.attach(PATH) != pc.OK:
@@ -199,6 +199,10 @@ class Agent:
                     self.traffic.add("sessions")
                 except (KeyError, AssertionError):
                     self.generation = None  # the window is on its way
+        # It works on nothing any more that the state does not show.
+        if s.regions_generation != self.synced:
+            self.synced = s.regions_generation
+            self.port.command(pc.SYNC, self.synced)
 
     def work(self):
         busy = False

@@ -347,6 +347,44 @@ def test_dirty_log(copy):
             assert len(dirty) <= 4
 
 
+def test_next_run_waits_for_the_last_one(copy):
+    """A driver VM that goes and comes at once: the device side may be in a burst on the same shadow ring, which it must not
+    go on with in the new run. It would put a packet into a buffer that is another one by now."""
+    with attached(copy) as p:
+        with vu.Nic(drv(copy)) as nic:
+            up(p)
+            rx = Device(p, 0)
+            bufs, head = rx.take()
+            old = [q.run for q in p.state().queues]
+            gen = p.state().regions_generation
+        with vu.Nic(drv(copy)) as nic:
+            s = p.wait(lambda s: s.up and s.regions_generation != gen)
+            time.sleep(0.1)
+            assert not any(q.flags & pc.STARTED for q in p.state().queues)
+            # The end of the burst. The address is still that of the pool; the state page says no more of the ring.
+            entry = rx.entry
+            p.view(bufs[0][0], 112)[:] = b"o" * 112
+            p.give_back(entry, rx.at, head, 112)
+            assert p.command(pc.SYNC, gen) == pc.OK  # of an earlier update: says nothing
+            assert not any(q.flags & pc.STARTED for q in p.state().queues)
+            assert p.command(pc.SYNC, s.regions_generation) == pc.OK
+            s = up(p)
+            assert all(q.run != r for q, r in zip(s.queues, old))
+            tx, rx = Device(p, 1), Device(p, 0)
+            nic.send_packet(vu.frame(1, 64))
+            assert tx.packet() == vu.frame(1, 64)
+            rx.send(vu.frame(2, 99))
+            assert nic.recv_packet()[1] == vu.frame(2, 99)
+        # One that never says that it has seen the end is cut, and may attach again.
+        with vu.Nic(drv(copy)) as nic:
+            assert p.wait(lambda s: s.reason == pc.TIMEOUT)
+            assert p.attach(PATH) == pc.OK
+            up(p)
+            rx = Device(p, 0)
+            rx.send(vu.frame(3, 99))
+            assert nic.recv_packet()[1] == vu.frame(3, 99)
+
+
 def test_pool_is_empty_for_the_next_driver(copy):
     with attached(copy) as p:
         with vu.Nic(drv(copy)) as nic:

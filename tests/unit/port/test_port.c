@@ -23,7 +23,7 @@ struct fake {
 	struct vp_port *p;
 	volatile struct vhp_abi_control *c;
 	int give_result;              /* what give answers */
-	unsigned gives, takes, signals, ups, downs, stops;
+	unsigned gives, takes, signals, ups, downs, stops, releases;
 	int last_slot;
 	bool take_later;
 	struct vp_port_stop last;
@@ -80,7 +80,12 @@ static void on_stopped(void *ctx, unsigned q, const struct vp_port_stop *s)
 	f->last = *s;
 }
 
-static const struct vp_port_ops ops = { on_up, on_down, on_stopped };
+static void on_released(void *ctx)
+{
+	((struct fake *)ctx)->releases++;
+}
+
+static const struct vp_port_ops ops = { .up = on_up, .down = on_down, .queue_stopped = on_stopped, .released = on_released };
 
 static int setup_with(void **state, bool slow)
 {
@@ -399,6 +404,53 @@ static void test_cut(void **state)
 	assert_int_equal(f->ups, 2);
 }
 
+/* Copy mode: the rings are the same in every run, and a guest may be in a burst of one that ended without its word. */
+static void test_next_run_waits(void **state)
+{
+	struct vp_port_ring r = { .desc = 0x1000, .avail = 0x2000, .used = 0x3000, .size = 256, .enabled = true };
+	struct fake *f = *state;
+	uint32_t before;
+
+	bring_up(f);
+	vp_port_set_link(f->p, 1, VHP_MODE_COPY, 2, 0x1f, 0x0f);
+	for (unsigned q = 0; q < 2; q++)
+		assert_int_equal(vp_port_queue_run(f->p, q, &r), 0);
+	/* With its word it is over. */
+	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 0, 0), VHP_ST_OK);
+	assert_int_equal(vp_port_queue_await(f->p, 0), 0);
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	/* The driver VM goes and comes. */
+	before = regions_gen(f);
+	vp_port_set_driver(f->p, VP_PORT_NO_DRIVER, 0);
+	vp_port_set_driver(f->p, VP_PORT_DRIVER_RUNS, 0x3);
+	assert_int_equal(le32toh(f->c->state.link_status), VHP_LINK_UP);
+	assert_int_equal(vp_port_queue_await(f->p, 0), VP_PORT_LATER);
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), -EBUSY);
+	/* What it says of an earlier update is no promise about this one. */
+	assert_int_equal(command(f, VHP_CMD_SYNC, before, 0, 0, 0), VHP_ST_OK);
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), -EBUSY);
+	assert_int_equal(f->releases, 0);
+	assert_int_equal(command(f, VHP_CMD_SYNC, regions_gen(f), 0, 0, 0), VHP_ST_OK);
+	assert_int_equal(f->releases, 1);
+	assert_int_equal(vp_port_queue_await(f->p, 0), 0);
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	assert_int_equal(vp_port_queue_run(f->p, 1, &r), 0);
+	/* One queue alone; nobody is cut as long as nobody waits. */
+	before = regions_gen(f);
+	vp_port_queue_end(f->p, 1);
+	assert_true(regions_gen(f) != before);
+	run_for(f, 1100000);
+	assert_true(vp_port_attached(f->p));
+	assert_int_equal(vp_port_queue_await(f->p, 0), 0);
+	assert_int_equal(vp_port_queue_await(f->p, 1), VP_PORT_LATER);
+	run_for(f, 1100000);
+	assert_int_equal(reason(f), VHP_REASON_TIMEOUT);
+	/* Who attaches has let go. */
+	assert_int_equal(vp_port_queue_await(f->p, 1), 0);
+	assert_int_equal(attach(f), VHP_ST_OK);
+	assert_int_equal(vp_port_queue_run(f->p, 1, &r), 0);
+}
+
 static void test_sync(void **state)
 {
 	struct fake *f = *state;
@@ -605,7 +657,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs),
 		T(test_falls_gently), T(test_cut),
-		T(test_sync), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
+		T(test_sync), T(test_next_run_waits), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
 		cmocka_unit_test_setup_teardown(test_slow_take, setup_slow, teardown),
 	};
 
