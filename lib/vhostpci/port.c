@@ -248,6 +248,7 @@ static int apply(struct vhp_port *p, const struct vp_port_state *s, struct vp_er
 		return ret;
 	fresh = !p->have || s->regions_generation != p->cur->regions_generation || p->map_pending;
 	if (fresh) {
+		p->up = false; /* whatever fails here: what the queues would use is not what the page says */
 		ret = build_memory(p, s, e);
 		p->map_pending = ret != 0;
 		if (ret && ret != -EAGAIN)
