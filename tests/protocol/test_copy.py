@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A copy link between a scripted driver and a scripted, and hostile, device side on the local attachment."""
+import bisect
 import os
 import random
 import struct
@@ -13,6 +14,7 @@ import vu
 from test_port import count, SIGNALS
 
 POOL = 0x200000
+PAGE = 4096
 VIEWS = [vu.BASIC | vu.bit(vu.NET_MRG_RXBUF), vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.PACKED),
          vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.EVENT_IDX), vu.BASIC]
 PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
@@ -262,13 +264,30 @@ def test_num_buffers_is_counted(copy):
 CANARY = bytes.fromhex("c0ffeec0deadbeef")
 
 
+def host_addresses(d, data):
+    """Words of data that point into the daemon's address space."""
+    with open(f"/proc/{d.proc.pid}/maps") as f:
+        spans = sorted(tuple(int(x, 16) for x in line.split()[0].split("-")) for line in f)
+    starts = [a for a, _ in spans]
+    found = []
+    for word in set(memoryview(data).cast("Q")):
+        i = bisect.bisect(starts, word) - 1
+        if i >= 0 and word < spans[i][1]:
+            found.append(hex(word))
+    return found
+
+
 def test_isolation(copy):
     """Canaries everywhere in the driver's memory; a device side that reads all it has and corrupts all it can."""
     rnd = random.Random(1)
     mem = vu.Memory(16 << 20)
     mem.map[:] = CANARY * ((16 << 20) // 8)
-    with vu.Nic(drv(copy), mem=mem, bufsize=1536) as nic:
+    with vu.Nic(drv(copy), mem=mem, bufsize=1536, fill=False) as nic:
         mine = bytearray(16 << 20)  # what the driver handed over or offered, and its rings
+        for _ in range(64):  # with canaries before and behind each
+            off = mem.alloc(PAGE, PAGE) + 1000
+            nic.rings[0].add([(off, nic.bufsize, True)], off)
+        nic.kick(0)
 
         def may_change(off, n):
             mine[off:off + n] = b"\1" * n
@@ -280,8 +299,9 @@ def test_isolation(copy):
             for _, _, bufs in r.chains.values():
                 for off, length, write in bufs:
                     may_change(off, length)
-        for off in nic.tx_free:
-            may_change(off, 2000)
+        tx = list(nic.tx_free)
+        for off in tx:
+            may_change(off, 112)  # by the driver itself, see the end
         end = time.monotonic() + 4
         rounds = 0
         while time.monotonic() < end or rounds < 10:
@@ -293,6 +313,15 @@ def test_isolation(copy):
                 time.sleep(0.02)
                 pool = bytes(p.mem)
                 assert CANARY not in pool and CANARY[4:] + CANARY[:4] not in pool
+                assert not host_addresses(copy, pool)
+                # All that a buffer could hold and more, into each kind of chain.
+                for q in (0, 1):
+                    r = Device(p, q)
+                    if (got := r.take(0.1)) is not None:
+                        bufs, head = got
+                        p.view(bufs[0][0], bufs[0][1])[:] = bytes(10) + b"\1\0" + b"z" * (bufs[0][1] - 12)
+                        r.back(head, rnd.choice([0xffffffff, 70000, bufs[0][1] + 64, bufs[0][1]]))
+                time.sleep(0.01)
                 assert all(kind in (0, 1) for _, _, _, kind, _ in s.windows)
                 for _ in range(200):  # scribble anywhere behind the control block: rings above all
                     at = POOL + rnd.randrange(128 << 10 if rnd.random() < 0.9 else len(p.mem) - POOL - 8)
@@ -316,12 +345,70 @@ def test_isolation(copy):
                 continue
             for i in range(4096):
                 assert now[i] == CANARY[i % 8] or mine[page + i], f"byte {page + i:#x} was changed"
+        sent = {bytes(12) + vu.frame(i, 100) for i in range(20)}
+        assert all(mem.map[off:off + 112] in sent or mem.map[off:off + 112] == CANARY * 14 for off in tx), "a packet that was sent was changed"
         # And still of use.
         with attached(copy) as p:
             up(p)
             rx = Device(p, 0)
             rx.send(vu.frame(2, 100))
             assert nic.recv_packet()[1] == vu.frame(2, 100)
+
+
+@pytest.mark.parametrize("features", VIEWS)
+@pytest.mark.parametrize("before", [False, True], ids=["alone", "in front"])
+def test_receive_buffer_that_may_not_be_written(copy, before, features):
+    """A device-readable descriptor in the receive queue: nothing of it is changed, whatever the device side writes and says."""
+    with vu.Nic(drv(copy), features, fill=False) as nic, attached(copy) as p:
+        off = nic.mem.alloc(2 * PAGE, PAGE)
+        nic.mem.map[off:off + 2 * PAGE] = CANARY * (2 * PAGE // 8)
+        nic.rings[0].add([(off, 2048, False)] + ([(off + PAGE, 2048, True)] if before else []), off)
+        nic.kick(0)
+        up(p) if before else None
+        end = time.monotonic() + 1
+        while time.monotonic() < end and copy.show("ab")["sides"]["driver"]["queues"][0]["state"] != "broken":
+            queues = p.state().queues
+            if not queues or not queues[0].flags & pc.STARTED:
+                continue
+            rx = Device(p, 0)
+            if (got := rx.take(0.05)) is None:
+                continue
+            for a, n, w in got[0]:
+                p.view(a, n)[:] = bytes(10) + b"\1\0" + b"z" * (n - 12)
+            rx.back(got[1], 4096)
+            time.sleep(0.05)
+            break
+        assert nic.mem.map[off:off + PAGE] == CANARY * (PAGE // 8)
+        assert CANARY not in bytes(p.mem), "a receive queue shows the driver's bytes"
+
+
+def test_queues_have_areas_of_their_own(make_daemon):
+    """What one queue's buffers hold is never in another's, nor in the rings."""
+    d = make_daemon()
+    d.link("ab", device="stranger", Device_Endpoint="port", Device_Attachment="local", Link_Queues=2)
+    d.start()
+    with vu.Nic(drv(d), VIEWS[0] | vu.bit(vu.NET_MQ), pairs=2) as nic, attached(d) as p:
+        s = up(p)
+        assert len(s.queues) == 4
+        for pair in (0, 1):
+            for i in range(30):
+                nic.send_packet(bytes([pair + 1]) * 1000, pair=pair)
+        time.sleep(0.1)
+        spans = []
+        for q in range(4):
+            e = s.queues[q]
+            spans += [(e.desc, 16 * e.size, -1 - 3 * q), (e.avail, 6 + 2 * e.size, -2 - 3 * q), (e.used, 6 + 8 * e.size, -3 - 3 * q)]
+            dev = Device(p, q)
+            for _ in range(30):
+                bufs, _ = dev.take()
+                dev.at += 1
+                for addr, n, write in bufs:
+                    assert write == (q % 2 == 0)
+                    assert q % 2 == 0 or bytes(p.view(addr, n))[12:] == bytes([q // 2 + 1]) * 1000
+                    spans.append((addr, n, q))
+        spans.sort()
+        for (a, n, q), (b, _, other) in zip(spans, spans[1:]):
+            assert a + n <= b, f"queues {q} and {other} share bytes at {b:#x}"
 
 
 def test_dirty_log(copy):
