@@ -230,6 +230,114 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 	return i;
 }
 
+/* The next n slots, of one descriptor each, go into the shadow ring, and that to the device VM. */
+VP_INLINE void add_plain(struct vp_bounce *b, const struct vp_drvq_one *one, unsigned n, bool write)
+{
+	const uint32_t first = b->head, mask = b->mask;
+	uint16_t *by_id = b->by_id;
+	uint16_t id[VP_RELAY_BURST];
+	unsigned i;
+
+	vp_drvq_add_run(&b->shadow, one, n, write, id);
+	for (i = 0; i < n; i++)
+		by_id[id[i]] = (uint16_t)((first + i) & mask);
+	b->head = first + n;
+	vp_drvq_publish(&b->shadow);
+}
+
+/* As many as make it worth while; fewer are taken along with those of other kinds. */
+#define PLAIN_MIN 4
+
+/* hand_early() for the usual packets, and nothing else: how many, 0 when there are too few of them. */
+static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
+{
+	const unsigned hlen = b->hdr_len, max = hlen + VP_PKT_MAX, min = hlen + VP_PKT_MIN;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
+	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	const uint32_t first = b->head, mask = b->mask;
+	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_bounce_slot *slots = b->slot;
+	struct vp_bounce_fifo out = b->out;
+	struct vp_plain p[VP_RELAY_BURST];
+	uint32_t ahead = out.head;
+	struct vp_drvq_one one[VP_RELAY_BURST];
+	uint64_t bytes = 0;
+	unsigned i, n = vp_vq_fetch_plain(&rq->vq, p, room, VP_READ);
+
+	for (i = 0; i < n && p[i].len >= min && p[i].len <= max; i++) {
+		/* Where this burst will probably go: the device VM's cores had these lines last. */
+		if (vp_likely(ahead < out.size)) {
+			vp_prefetchw(area, ahead);
+			vp_prefetchw(area, ahead + 64);
+			ahead += (p[i].len + 63u) & ~63u;
+		}
+	}
+	n = i;
+	if (n < PLAIN_MIN)
+		return 0;
+	for (i = 0; i < n; i++) {
+		const uint32_t len = p[i].len;
+		struct vp_bounce_slot *sl = &slots[(first + i) & mask];
+		uint32_t at, taken = fifo_take(&out, (len + 63u) & ~63u, &at);
+
+		if (vp_unlikely(!taken))
+			break;
+		/* The next one behind this one; a guess when the FIFO begins anew. */
+		if (len > 128 && i + 1 < n && out.head + 2048 <= out.size)
+			vp_pkt_prefetch_rest(vp_gptr_add(area, out.head), p[i + 1].p, p[i + 1].len);
+		vp_pkt_copy_peer(vp_gptr_add(area, at), p[i].p, len);
+		sl->take_out = taken;
+		sl->take_in = sl->take_seg = 0;
+		sl->state = VP_BOUNCE_AWAY;
+		one[i] = (struct vp_drvq_one){ addr + at, len };
+		bytes += len;
+	}
+	if (!i)
+		return 0;
+	b->out = out;
+	add_plain(b, one, i, false);
+	vp_vq_advance_plain(&rq->vq, i);
+	vp_vq_complete_plain(&rq->vq, p, i);
+	vp_bounce_stat(&rq->stats.packets, i);
+	vp_bounce_stat(&rq->stats.bytes, bytes - (uint64_t)hlen * i);
+	return i;
+}
+
+/* hand_away() for buffers of one piece, and nothing else: as hand_plain_early(). */
+static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
+{
+	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	const uint32_t first = b->head, mask = b->mask;
+	struct vp_bounce_slot *slots = b->slot;
+	struct vp_bounce_fifo in = b->in;
+	struct vp_plain p[VP_RELAY_BURST];
+	struct vp_drvq_one one[VP_RELAY_BURST];
+	unsigned i, n = vp_vq_fetch_plain(&b->c.rq->vq, p, room, VP_WRITE);
+
+	if (n < PLAIN_MIN)
+		return 0;
+	for (i = 0; i < n; i++) {
+		const uint32_t len = p[i].len;
+		uint32_t at, taken;
+
+		/* The rounding up must not wrap. */
+		if (vp_unlikely(len > in.size))
+			break;
+		taken = fifo_take(&in, (len + 63u) & ~63u, &at);
+		if (vp_unlikely(!taken))
+			break;
+		slots[(first + i) & mask] = (struct vp_bounce_slot){
+			.addr = p[i].addr, .take_in = taken, .in_off = at, .nseg = 1, .id = p[i].id, .slots = 1 };
+		one[i] = (struct vp_drvq_one){ addr + at, len };
+	}
+	if (!i)
+		return 0;
+	b->in = in;
+	add_plain(b, one, i, true);
+	vp_vq_advance_plain(&b->c.rq->vq, i);
+	return i;
+}
+
 /* Chains that stay with the device VM until it returns them. As hand_over(). */
 static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
 {
@@ -281,6 +389,12 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 		b->blocked = true;
 		return 0;
 	}
+	if (!b->c.early)
+		n = b->c.out.size ? 0 : hand_plain_away(b, room);
+	else
+		n = b->c.net && !vp_relay_limited(rq) ? hand_plain_early(b, room) : 0;
+	if (n || vq->broken)
+		return n;
 	n = b->c.out.size ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
 	if (!n)
 		return 0;

@@ -35,21 +35,19 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 }
 
 /*
- * The usual chain: one descriptor in the usual direction, inside window w. Everything that
- * the fetch loops keep in registers is passed in; false leaves all to the slow path.
- * desc_flags are the descriptor's NEXT, WRITE and INDIRECT bits.
+ * The usual chain, which the descriptor's flags have been seen to be: one descriptor (no NEXT, no INDIRECT) in the usual
+ * direction. Here: inside window w. Everything that the fetch loops keep in registers is passed in; false leaves all to
+ * the slow path.
  */
 VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_window *w,
-			       uint64_t addr, uint32_t len, unsigned desc_flags, enum vp_access hint,
-			       uint16_t id)
+			       uint64_t addr, uint32_t len, enum vp_access hint, uint16_t id)
 {
 	struct vp_chain *c = &b->chain[n];
 	struct vp_seg *s = &b->seg[nseg];
 	uint64_t off = addr - w->start;
 
 	/* A length of zero becomes the largest there is, and fails like any other that is too large. */
-	if (vp_unlikely(desc_flags != (hint == VP_WRITE ? VRING_DESC_F_WRITE : 0) || off >= w->size ||
-			(uint64_t)len - 1 >= w->size - off))
+	if (vp_unlikely(off >= w->size || (uint64_t)len - 1 >= w->size - off))
 		return false;
 	s->p = vp_gptr_add(w->host, off);
 	s->addr = addr;
@@ -62,6 +60,23 @@ VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, co
 	c->slots = 1;
 	c->id = id;
 	c->seg = nseg;
+	return true;
+}
+
+/* The same for vp_vq_fetch_plain(). */
+VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_window *w, uint64_t addr, uint32_t len, enum vp_access hint,
+			      uint16_t id)
+{
+	uint64_t off = addr - w->start;
+
+	/* A length of zero becomes the largest there is, and fails like any other that is too large. */
+	if (vp_unlikely(off >= w->size || (uint64_t)len - 1 >= w->size - off))
+		return false;
+	o->p = vp_gptr_add(w->host, off);
+	o->addr = addr;
+	o->len = len;
+	o->id = id;
+	vp_seg_prefetch(o->p, len, hint == VP_WRITE);
 	return true;
 }
 

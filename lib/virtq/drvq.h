@@ -134,6 +134,57 @@ VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t le
 	return id;
 }
 
+/* n chains of one buffer each, all in one direction; their ids. num_free >= n and not broken: the caller has seen to it. */
+struct vp_drvq_one {
+	uint64_t addr;
+	uint32_t len;
+};
+VP_INLINE void vp_drvq_add_run(struct vp_drvq *q, const struct vp_drvq_one *o, unsigned n, bool write, uint16_t *ids)
+{
+	const uint64_t avail = UINT64_C(1) << (48 + VRING_PACKED_DESC_F_AVAIL), used = UINT64_C(1) << (48 + VRING_PACKED_DESC_F_USED);
+	uint64_t flags = (q->avail_wrap ? avail : used) | (write ? (uint64_t)VRING_DESC_F_WRITE << 48 : 0);
+	const unsigned size = q->size;
+	const vp_gptr desc = q->desc;
+	unsigned at = q->avail, i;
+	uint16_t id = q->free_id;
+
+	if (vp_unlikely(!n))
+		return;
+	if (!q->packed || vp_unlikely(q->in_order)) {
+		for (i = 0; i < n; i++)
+			ids[i] = vp_drvq_add_one(q, o[i].addr, o[i].len, write);
+		return;
+	}
+	/* vp_drvq_add_one() with everything in registers. */
+	for (i = 0; i < n; i++) {
+		struct vp_drvq_id *s = &q->id[id];
+		const uint64_t word = o[i].len | (uint64_t)id << 32 | flags;
+
+		s->ndesc = 1;
+		s->in_len = write ? o[i].len : 0;
+		vp_st64(desc, 16 * (size_t)at, o[i].addr);
+		if (vp_likely(i || q->head_pending)) {
+			vp_st64(desc, 16 * (size_t)at + 8, word);
+		} else {
+			q->head_pending = true;
+			q->head_slot = (uint16_t)at;
+			q->head_word = word;
+		}
+		if (vp_unlikely(++at == size)) {
+			at = 0;
+			flags ^= avail | used;
+		}
+		ids[i] = id;
+		id = s->next;
+	}
+	q->free_id = id;
+	q->avail = (uint16_t)at;
+	q->avail_wrap = flags & avail;
+	q->added = (uint16_t)(q->added + n);
+	q->num_free = (uint16_t)(q->num_free - n);
+	q->outstanding = (uint16_t)(q->outstanding + n);
+}
+
 /* Ask for calls; true: something is there already. */
 bool vp_drvq_enable_calls(struct vp_drvq *q);
 void vp_drvq_disable_calls(struct vp_drvq *q);

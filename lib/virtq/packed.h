@@ -52,51 +52,113 @@ VP_INLINE void vp_packed_step(unsigned size, uint16_t *slot, bool *wrap, unsigne
 VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				   enum vp_access hint)
 {
+	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
 	struct vp_window w = vq->xl.hot[hint];
 	const unsigned size = vq->size;
 	const vp_gptr desc = vq->desc;
-	unsigned taken = 0, n = 0, nseg = 0;
+	unsigned more = 0, n = 0, nseg = 0; /* more: slots of chains beyond their first */
 	uint16_t slot = vq->last_avail;
 	bool wrap = vq->avail_wrap;
+	/* What the flags of the usual chain are: available, one descriptor, in the usual direction. */
+	uint64_t usual = ((wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
+			  (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
 
-	max = VP_MIN(max, VP_BURST);
+	/* A ring holds size descriptors. */
+	max = VP_MIN(VP_MIN(max, VP_BURST), size);
 	while (n < max) {
 		uint64_t word = vp_packed_load(desc, slot), addr;
-		unsigned slots = 1;
+		unsigned slots;
 
+		if (!(slot & 3) && vp_likely(vp_packed_is_avail(word, wrap)))
+			vp_prefetch(desc, 16 * (size_t)slot + 256);
+		if (vp_likely((word & look) == usual)) {
+			addr = vp_ld64(desc, 16 * (size_t)slot);
+			if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word), hint, VP_PACKED_ID(word)))) {
+				nseg++;
+				n++;
+				if (vp_unlikely(++slot == size)) {
+					slot = 0;
+					wrap = !wrap;
+					usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+				}
+				continue;
+			}
+		}
 		if (!vp_packed_is_avail(word, wrap))
 			break;
-		if (!(slot & 3))
-			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		addr = vp_ld64(desc, 16 * (size_t)slot);
-		if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word),
-					      VP_PACKED_FLAGS(word) & VP_DESC_FLAGS, hint,
-					      VP_PACKED_ID(word)))) {
-			nseg++;
-		} else {
-			b->n = n;
-			b->nseg = nseg;
-			if (!vp_packed_chain(vq, b, slot, word))
-				break;
-			nseg = b->nseg;
-			slots = b->chain[n].slots;
-			w = vq->xl.hot[hint];
-		}
-		taken += slots;
-		if (vp_unlikely(taken >= size)) {
-			/* A ring holds size descriptors; a driver that offers more laps itself. */
-			if (taken > size)
-				vp_vq_break(vq, VP_VQ_BAD_CHAIN);
-			else
-				n++;
+		b->n = n;
+		b->nseg = nseg;
+		if (!vp_packed_chain(vq, b, slot, word))
+			break;
+		nseg = b->nseg;
+		slots = b->chain[n].slots;
+		w = vq->xl.hot[hint];
+		/* A driver that offers more than its ring holds laps itself. */
+		if (n + more + slots > size) {
+			vp_vq_break(vq, VP_VQ_BAD_CHAIN);
 			break;
 		}
 		n++;
+		more += slots - 1;
+		max = VP_MIN(max, size - more);
 		vp_packed_step(size, &slot, &wrap, slots);
+		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) | (uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
 	}
 	b->n = n;
 	b->nseg = nseg;
 	return n;
+}
+
+VP_INLINE unsigned vp_packed_fetch_plain(const struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+{
+	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
+	const struct vp_window w = vq->xl.hot[hint];
+	const unsigned size = vq->size;
+	const vp_gptr desc = vq->desc;
+	unsigned slot = vq->last_avail, n;
+	/* As in vp_packed_fetch(). */
+	uint64_t usual = ((vq->avail_wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
+			  (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
+
+	max = VP_MIN(max, size);
+	for (n = 0; n < max; n++) {
+		const uint64_t word = vp_packed_load(desc, (uint16_t)slot);
+
+		if (vp_unlikely((word & look) != usual))
+			break;
+		if (!(slot & 3))
+			vp_prefetch(desc, 16 * (size_t)slot + 256);
+		if (!vp_chain_plain(&p[n], &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint, VP_PACKED_ID(word)))
+			break;
+		if (vp_unlikely(++slot == size)) {
+			slot = 0;
+			usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+		}
+	}
+	return n;
+}
+
+VP_INLINE void vp_packed_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n)
+{
+	const uint64_t used = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+	const unsigned first = vq->used_idx, size = vq->size;
+	uint64_t flags = vq->used_wrap ? used : 0;
+	const uint64_t head = (uint64_t)p[0].id << 32 | flags;
+	const vp_gptr desc = vq->desc;
+	unsigned slot = first, i;
+
+	for (i = 0; i < n; i++) {
+		if (vp_likely(i))
+			vp_st64(desc, 16 * (size_t)slot + 8, (uint64_t)p[i].id << 32 | flags);
+		if (vp_unlikely(++slot == size)) {
+			slot = 0;
+			flags ^= used;
+		}
+	}
+	/* The first one last, as in vp_packed_complete(). */
+	vp_st64_release(desc, 16 * (size_t)first + 8, head);
+	vq->used_idx = (uint16_t)slot;
+	vq->used_wrap = flags != 0;
 }
 
 static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n)
@@ -108,36 +170,39 @@ static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst 
 	vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, slots);
 }
 
-VP_INLINE uint64_t vp_packed_used_word(const struct vp_used *u, bool wrap)
-{
-	uint64_t flags = wrap ? VP_PACKED_AVAIL | VP_PACKED_USED : 0;
-
-	if (u->len)
-		flags |= VRING_DESC_F_WRITE;
-	return u->len | (uint64_t)u->id << 32 | flags << 48;
-}
-
 static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
 {
-	uint16_t first = vq->used_idx, slot = first;
-	uint64_t word = vp_packed_used_word(&u[0], vq->used_wrap);
-	unsigned i;
+	const uint64_t used = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48, wrote = (uint64_t)VRING_DESC_F_WRITE << 48;
+	const unsigned first = vq->used_idx, size = vq->size;
+	uint64_t flags = vq->used_wrap ? used : 0, head = 0;
+	const bool log = vq->log;
+	const vp_gptr desc = vq->desc;
+	unsigned slot = first, i;
 
-	vp_packed_step(vq->size, &slot, &vq->used_wrap, u[0].slots);
-	for (i = 1; i < n; i++) {
-		vp_st64(vq->desc, 16 * (size_t)slot + 8, vp_packed_used_word(&u[i], vq->used_wrap));
-		if (vp_unlikely(vq->log))
-			vp_packed_log_used(vq, slot);
-		vp_packed_step(vq->size, &slot, &vq->used_wrap, u[i].slots);
+	for (i = 0; i < n; i++) {
+		const uint64_t word = u[i].len | (uint64_t)u[i].id << 32 | flags | (u[i].len ? wrote : 0);
+
+		if (vp_likely(i))
+			vp_st64(desc, 16 * (size_t)slot + 8, word);
+		else
+			head = word;
+		if (vp_unlikely(log) && i)
+			vp_packed_log_used(vq, (uint16_t)slot);
+		slot += u[i].slots;
+		if (vp_unlikely(slot >= size)) {
+			slot -= size;
+			flags ^= used;
+		}
 	}
 	/*
 	 * The first one last: the driver, which looks at this slot next, sees all or
 	 * none. Pairs with the driver's read barrier behind its test of the flags.
 	 */
-	vp_st64_release(vq->desc, 16 * (size_t)first + 8, word);
-	if (vp_unlikely(vq->log))
-		vp_packed_log_used(vq, first);
-	vq->used_idx = slot;
+	vp_st64_release(desc, 16 * (size_t)first + 8, head);
+	if (vp_unlikely(log))
+		vp_packed_log_used(vq, (uint16_t)first);
+	vq->used_idx = (uint16_t)slot;
+	vq->used_wrap = flags != 0;
 }
 
 #endif

@@ -40,6 +40,7 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 				  enum vp_access hint)
 {
 	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
+	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
 	const vp_gptr desc = vq->desc, driver = vq->driver;
 	struct vp_window w = vq->xl.hot[hint];
 	unsigned i, avail, n = 0, nseg = 0;
@@ -61,8 +62,8 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
 		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
 
-		if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_SPLIT_LEN(word),
-					      VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS, hint, head[i]))) {
+		if (vp_likely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) == usual &&
+			      vp_chain_single(b, n, nseg, &w, addr, VP_SPLIT_LEN(word), hint, head[i]))) {
 			n++;
 			nseg++;
 			continue;
@@ -78,6 +79,36 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 	b->n = n;
 	b->nseg = nseg;
 	return n;
+}
+
+VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+{
+	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
+	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
+	const vp_gptr desc = vq->desc, driver = vq->driver;
+	const struct vp_window w = vq->xl.hot[hint];
+	unsigned i, avail;
+	uint16_t head[VP_BURST];
+
+	max = VP_MIN(max, VP_BURST);
+	avail = vp_split_avail(vq, max);
+	avail = VP_MIN(avail, max);
+	for (i = 0; i < avail; i++) {
+		head[i] = vp_ld16(driver, 4 + 2 * ((last + i) & mask));
+		if (vp_unlikely(head[i] >= size))
+			break;
+		vp_prefetch(desc, 16 * (size_t)head[i]);
+	}
+	avail = i;
+	for (i = 0; i < avail; i++) {
+		const uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+
+		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual))
+			break;
+		if (!vp_chain_plain(&p[i], &w, vp_ld64(desc, 16 * (size_t)head[i]), VP_SPLIT_LEN(word), hint, head[i]))
+			break;
+	}
+	return i;
 }
 
 static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)

@@ -47,6 +47,14 @@ struct vp_burst {
 	struct vp_seg   seg[VP_BURST_SEGS + VP_BURST];
 };
 
+/* A chain of the usual kind, which is all in its one descriptor. */
+struct vp_plain {
+	vp_gptr  p;
+	uint64_t addr; /* as the driver named it */
+	uint32_t len;  /* bytes, > 0 */
+	uint16_t id;   /* to return in vp_used */
+};
+
 /* What goes back to the driver for a chain. */
 struct vp_used {
 	uint32_t len;   /* bytes written into the writable segments */
@@ -156,6 +164,18 @@ VP_INLINE unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned
 VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				   enum vp_access hint);
 
+/*
+ * For queues that are busy: only chains of one descriptor, in the direction of the hint (a constant), whose buffer lies in the
+ * piece of memory where the last one did. Their number; it ends before the first that is of another kind, which is vp_vq_fetch()'s.
+ */
+VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint);
+
+/* Consume n of those. */
+static inline void vp_vq_advance_plain(struct vp_virtq *vq, unsigned n);
+
+/* Give n of them back, nothing was written into them. */
+VP_INLINE void vp_vq_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n);
+
 /* Consume the first n chains of the last fetch; they must be completed later, in any order. */
 static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n);
 
@@ -210,6 +230,37 @@ static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, 
 		vp_packed_complete(vq, u, n);
 	else
 		vp_split_complete(vq, u, n);
+}
+
+VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+{
+	if (vp_unlikely(vq->broken))
+		return 0;
+	vq->stalled = false;
+	vp_xlate_sync(&vq->xl);
+	return vq->packed ? vp_packed_fetch_plain(vq, p, max, hint) : vp_split_fetch_plain(vq, p, max, hint);
+}
+
+static inline void vp_vq_advance_plain(struct vp_virtq *vq, unsigned n)
+{
+	if (vq->packed)
+		vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, n);
+	else
+		vq->last_avail = (uint16_t)(vq->last_avail + n);
+}
+
+VP_INLINE void vp_vq_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n)
+{
+	struct vp_used u[VP_BURST];
+	unsigned i;
+
+	if (vp_likely(vq->packed && !vq->log)) {
+		vp_packed_complete_plain(vq, p, n);
+		return;
+	}
+	for (i = 0; i < n; i++)
+		u[i] = (struct vp_used){ .len = 0, .id = p[i].id, .slots = 1 };
+	vp_vq_complete(vq, u, n);
 }
 
 static inline bool vp_vq_has_avail(struct vp_virtq *vq)
