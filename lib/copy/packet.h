@@ -67,6 +67,25 @@ VP_INLINE void vp_pkt_prefetch_rest(vp_gptr dst, vp_gptr src, uint32_t len)
 	}
 }
 
+/* The same where only one side is a peer's, and the other in our cache. */
+VP_INLINE void vp_pkt_prefetch_src(vp_gptr src, uint32_t len)
+{
+	uint32_t off;
+
+	len = VP_MIN(len, 2048);
+	for (off = 128; off < len; off += VP_CACHELINE)
+		vp_prefetch(src, off);
+}
+
+VP_INLINE void vp_pkt_prefetch_dst(vp_gptr dst, uint32_t len)
+{
+	uint32_t off;
+
+	len = VP_MIN(len, 2048);
+	for (off = 128; off < len; off += VP_CACHELINE)
+		vp_prefetchw(dst, off);
+}
+
 /* Copy n bytes at cur into private memory and move on; the chain holds at least n more. */
 void vp_pkt_gather(struct vp_cursor *cur, void *dst, uint32_t n);
 

@@ -90,6 +90,8 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && plen <= o->room))
 			vp_copy_in(&asks, s->p, sizeof(asks));
 		if (vp_likely(!asks)) {
+			if (plen > 128 && i + 1 < n)
+				vp_pkt_prefetch_src(q->burst->seg[c[1].seg].p, q->burst->seg[c[1].seg].len);
 			memset(&o->hdr, 0, sizeof(o->hdr));
 			vp_pkt_copy_in(o->data, vp_gptr_add(s->p, hlen), plen);
 			o->len = plen;
@@ -132,6 +134,8 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			const struct vp_seg *s = &f.b->seg[c->seg];
 
 			if (vp_likely(c->nin == 1 && !c->nout && o->len <= VP_PKT_MAX && o->len + f.hdr_len <= s->len)) {
+				if (o->len > 128 && i + 1 < n && f.taken + 1 < f.b->n)
+					vp_pkt_prefetch_dst(f.b->seg[c[1].seg].p, VP_MIN(o[1].len, f.b->seg[c[1].seg].len));
 				vp_copy_out(s->p, vp_pkt_plain_hdr, f.hdr_len);
 				vp_pkt_copy_out(vp_gptr_add(s->p, f.hdr_len), o->data, o->len);
 				f.used[f.taken++] = (struct vp_used){ .len = f.hdr_len + o->len, .id = c->id,
