@@ -43,9 +43,9 @@ class Backend(test_fast.Fixture):
 
     def kill(self):
         """SIGKILL of the back-end. Nobody answers then."""
-        self.device.sh('kill -9 $(pidof %s) && for i in $(seq 50); do pidof %s >/dev/null || exit 0; sleep 0.1; done; exit 1' %
-                       (self.program, self.program))
-        assert v.ping(self.driver, self.addr_device, 1) == 100
+        self.device.sh('kill -9 $(pidof %s)' % self.program)
+        self.device.until('! pidof %s >/dev/null' % self.program, 5)
+        assert v.silent(self.driver, self.addr_device)
 
 
 class Dpdk(Backend):
@@ -111,7 +111,7 @@ class Passt(Backend):
         out.append(v.tcp(self.driver, self.device, self.addr_device, 'mib=8'))
         rx = self.driver.spawn('vmtool rx 5001')
         # passt takes the connection before the driver VM does.
-        self.driver.sh('until grep -q "%04X 00000000:0000 0A" /proc/net/tcp; do sleep 0.05; done' % 5001)
+        self.driver.until('grep -q ":%04X 00000000:0000 0A" /proc/net/tcp' % 5001)
         self.device.sh('vmtool tx 127.0.0.1 5001 mib=8', 60)
         out.append(v.kv(rx.result()))
         assert [(r['bytes'], r['bad']) for r in out] == 2 * [(8 << 20, 0)], out
@@ -127,7 +127,7 @@ def test_backend(lab, kind, link):
     b = kind(lab, *link)
     b.boot()
     b.agent()
-    assert v.ping(b.driver, b.addr_device, 1) == 100
+    assert v.silent(b.driver, b.addr_device)
     b.start()
     v.note('%s serves the link: %s' % (b.program, b.check()))
     b.reload_driver()
@@ -136,7 +136,7 @@ def test_backend(lab, kind, link):
     b.start()
     v.note('%s killed and started again, the agent stayed: %s' % (b.program, b.check()))
     b.end_agent('TERM')
-    assert v.ping(b.driver, b.addr_device, 1) == 100
+    assert v.silent(b.driver, b.addr_device)
     b.agent()
     v.note('agent ended and started again, %s stayed: %s' % (b.program, b.check()))
     t = b.driver.reset()

@@ -107,7 +107,7 @@ def plug(vm, name, how, node):
     t = time.time()
     vm.qmp('object-add', qom_type='memory-backend-memfd', id='m' + name, size=DIMM * MIB, share=True)
     vm.qmp('device_add', driver='pc-dimm', id=name, memdev='m' + name, node=node)
-    end = t + 20 * v.patience()
+    end = t + v.limit(20)
     while not blocks(vm, 'offline'):
         assert time.time() < end, 'the guest does not see the memory\n' + vm.sh('dmesg | tail')
         time.sleep(0.1)
@@ -125,7 +125,7 @@ def unplug(vm, name, its):
         if st:
             return None
     vm.qmp('device_del', id=name)
-    vm.wait_event('DEVICE_DELETED', 20 * v.patience())
+    vm.wait_event('DEVICE_DELETED', 20)
     vm.qmp('object-del', id='m' + name)
     return time.time() - t
 
