@@ -40,7 +40,7 @@ class Daemon:
         self.conf = os.path.join(self.dir, "conf")
         self.control = os.path.join(self.dir, "control")
         os.makedirs(self.conf, exist_ok=True)
-        keys = {"Threads": 1, "RuntimeDirectory": self.dir}
+        keys = {"Threads": 1, "RuntimeDirectory": self.dir, "SocketDirectories": opt.workdir}
         if cpu is not None:
             keys["CPUs"] = cpu
         keys.update(daemon_keys or {})

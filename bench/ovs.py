@@ -20,7 +20,7 @@ NAME = "Open vSwitch with DPDK"
 class Ovs:
     """`ports` vhost-user ports that are joined in pairs by two flows each, one polling thread on the given CPU.
 
-    It polls while it lives, so it is frozen while others are measured.
+    It polls while it lives: halt() freezes it while others are measured, once its drivers are connected.
     """
 
     def __init__(self, opt, cpu, ports=2, name="ovs"):
@@ -55,7 +55,6 @@ class Ovs:
         except Exception:
             self.end()
             raise
-        self.halt()
 
     def _at(self, name):
         return os.path.join(self.dir, name)

@@ -85,8 +85,11 @@ def run(opt):
             try:
                 if not why:
                     peers.append((ovs.NAME, join("ovs", ovs.Ovs(opt, cpus[1], name="ovs-" + ring_name))))
+                    ends[-2].halt()
             except harness.BenchError as e:
                 why = str(e)
+                if isinstance(ends[-1], ovs.Ovs):
+                    ends.pop().end()
             for size in todo:
                 case = "%s %d B" % (ring_name, size)
                 t, c = time.monotonic(), harness.cpu_ns(ends[0].d.pid)

@@ -119,7 +119,7 @@ class VhostPort(Testpmd):
 def memif(name, cpu, workdir, server, room=2048, **kw):
     """One end of a shared-memory interface; the server first."""
     return Testpmd(name, cpu, ["net_memif0,role=%s,id=0,socket=%s,socket-abstract=no,bsize=%d,rsize=8" %
-                               ("server" if server else "client", os.path.join(workdir, "memif.sock"), room)], workdir, **kw)
+                               ("server" if server else "client", os.path.join(workdir, "memif-%d.sock" % room), room)], workdir, **kw)
 
 
 class DriverVms(Testpmd):

@@ -341,13 +341,20 @@ static void rest(enum mode m, int ms)
 
 static void answer(void)
 {
+	uint64_t unsent = stats.unsent;
 	unsigned up = 0;
 
-	for (unsigned i = 0; i < nports; i++)
+	for (unsigned i = 0; i < nports; i++) {
+		struct vhp_counters c;
+
 		up += port[i].up;
+		/* What the library gave up: packets that vhp_forward() found no room for, malformed ones. */
+		for (unsigned k = 0; k < npairs && !vhp_pair_info(port[i].p, k, &c); k++)
+			unsent += c.recv_errors + c.send_errors;
+	}
 	printf("{\"up\": %u, \"packets\": %llu, \"bursts\": %llu, \"busy_cycles\": %llu, \"unsent\": %llu, \"sleeps\": %llu}\n", up,
 	       (unsigned long long)stats.packets, (unsigned long long)stats.bursts, (unsigned long long)stats.busy,
-	       (unsigned long long)stats.unsent, (unsigned long long)stats.sleeps);
+	       (unsigned long long)unsent, (unsigned long long)stats.sleeps);
 	fflush(stdout);
 }
 
