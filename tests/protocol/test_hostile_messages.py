@@ -59,7 +59,7 @@ RAW = {
 def test_raw(guarded, name):
     with start(guarded) as f:
         f.raw(RAW[name])
-        f.sock.settimeout(1)
+        f.sock.settimeout(0.3)
         try:
             f.sock.recv(4096)
         except (TimeoutError, ConnectionResetError):
