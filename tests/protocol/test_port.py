@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A fast link between a scripted driver and a scripted device side on the local attachment."""
 import os
+import pathlib
 import shutil
 import signal
 import socket
@@ -430,14 +431,20 @@ class Strace:
             pytest.skip("strace is not installed")
         self.out = str(d.tmp / "strace")
         pid = d.proc.pid
+        self.threads = pathlib.Path(f"/proc/{pid}/task")
         which = ["-f", "-p", str(pid)]
         if thread:
-            which = ["-p", next(t for t in os.listdir(f"/proc/{pid}/task")
-                                if open(f"/proc/{pid}/task/{t}/comm").read().strip() == thread)]
+            self.threads, = [t for t in self.threads.iterdir() if (t / "comm").read_text().strip() == thread]
+            which = ["-p", self.threads.name]
         self.proc = subprocess.Popen(["strace", "-q", "-e", "trace=!futex", *which, "-o", self.out], stderr=subprocess.PIPE)
-        time.sleep(0.5)
+        d.wait(lambda: self.proc.poll() is not None or self.traced())
         if self.proc.poll() is not None:
             pytest.skip("strace may not attach: " + self.proc.stderr.read().decode())
+
+    def traced(self):
+        """strace has got hold of all that it was told to: from now on it misses no call."""
+        of = [self.threads] if (self.threads / "status").exists() else list(self.threads.iterdir())
+        return all(f"TracerPid:\t{self.proc.pid}\n" in (t / "status").read_text() for t in of)
 
     def end(self):
         time.sleep(0.1)
