@@ -19,6 +19,7 @@ MIB = 1 << 20
 
 
 def wait(cond, what, timeout=20):
+    timeout = v.limit(timeout)
     end = time.time() + timeout
     while not cond():
         assert time.time() < end, 'no %s within %d s' % (what, timeout)
@@ -43,6 +44,7 @@ class Guest:
                          files={'lib/modules/vhost_pci.ko': ko, 'bin/st': (st, 0o755)}, extra=args)
         for p in self.ports:
             p.vm = self.vm
+        self.holds = 0
         self.vm.start()
         self.load()
 
@@ -51,11 +53,19 @@ class Guest:
 
     def dev(self, name):
         """The name of the device of port @name, which may take a moment to appear."""
-        return self.vm.sh('for i in $(seq 100); do cd /sys/class/vhost-pci && f=$(grep -lx %s */name) && echo ${f%%/name} && exit; '
-                          'sleep 0.1; done; dmesg | tail; exit 1' % name).strip()
+        self.vm.until('grep -qsx %s /sys/class/vhost-pci/*/name' % name, 10, 'dmesg | tail')
+        return self.vm.sh('cd /sys/class/vhost-pci && f=$(grep -lx %s */name) && echo ${f%%/name}' % name).strip()
 
     def gone(self, name):
-        self.vm.sh('for i in $(seq 100); do grep -qx %s /sys/class/vhost-pci/*/name || exit 0; sleep 0.1; done; exit 1' % name)
+        self.vm.until('! grep -qsx %s /sys/class/vhost-pci/*/name' % name, 10)
+
+    def hold(self, dev, secs=3600, timeout=300):
+        """A program that holds all of the port open and mapped; it does when this returns."""
+        self.holds += 1
+        log = '/run/hold%d' % self.holds
+        job = self.vm.spawn('st -d /dev/%s hold %d >%s 2>&1; s=$?; cat %s; exit $s' % (dev, secs, log, log), timeout)
+        self.vm.until('grep -qs "^ok hold" ' + log, 30, 'cat ' + log)
+        return job
 
     def st(self, dev, what, timeout=60):
         out = self.vm.sh('st -d /dev/%s %s' % (dev, what), timeout=timeout)
@@ -114,8 +124,8 @@ class TestModule:
         assert not port.attached
         # an owner that is killed: the port is detached for it
         n = port.detached
-        job = vm.spawn('st -d /dev/%s hold & sleep 2; cat %slink; kill -9 $!; wait; sleep 1' % (d, sys), timeout=30)
-        assert 'up' in job.result()
+        g.hold(d)
+        assert vm.sh('cat %slink; kill -9 $(pidof st)' % sys).strip() == 'up'
         wait(lambda: port.detached == n + 1 and not port.attached, 'DETACH after the owner died')
         assert int(vm.sh('cat %sstatistics/commands' % sys)) > 200
         g.clean()
@@ -141,16 +151,18 @@ class TestModule:
             port.add()
         guest.st(guest.dev('win'), 'signals 200')
         # sysfs unbind with everything open is the same from inside
-        out = guest.vm.sh('st -d /dev/%s hold 6 & sleep 3; cd /sys/bus/pci/drivers/vhost_pci_ivshmem; '
-                          'for d in 0000:*; do echo $d > unbind; done; wait $!; echo status $?' % guest.dev('win'), timeout=60)
-        assert 'status 0' in out
+        job = guest.hold(guest.dev('win'), 10)
+        guest.vm.sh('cd /sys/bus/pci/drivers/vhost_pci_ivshmem; for d in 0000:*; do echo $d > unbind; done', timeout=60)
+        assert 'ok hold' in job.result()
         guest.vm.sh('rmmod vhost_pci; insmod /lib/modules/vhost_pci.ko', timeout=60)
         guest.clean()
 
     def test_reload(self, guest):
         """Busy while open, else it comes and goes; a device unplugged and plugged while the module is loaded."""
         d = guest.dev('pool')
-        assert guest.vm.status('st -d /dev/%s hold 3 & sleep 1; rmmod vhost_pci; r=$?; wait; exit $r' % d)[0] != 0
+        job = guest.hold(d, 10)
+        assert guest.vm.status('rmmod vhost_pci')[0] != 0
+        job.result()
         t0 = time.time()
         guest.vm.sh('for i in $(seq 20); do rmmod vhost_pci || exit 1; insmod /lib/modules/vhost_pci.ko || exit 2; done', timeout=120)
         v.note('20 rmmod/insmod in %.1f s' % (time.time() - t0))
@@ -178,7 +190,7 @@ class TestModule:
     def test_reset(self, guest):
         """The guest is reset without a word while attached: its next life detaches first."""
         port = guest.ports[POOL]
-        guest.vm.spawn('st -d /dev/%s hold' % guest.dev('pool'), timeout=300)
+        guest.hold(guest.dev('pool'))
         wait(lambda: port.up, 'link up')
         n = port.commands.count(2)
         guest.vm.reset()
@@ -187,7 +199,7 @@ class TestModule:
         guest.st(guest.dev('pool'), 'signals 100')
         assert port.commands.count(2) >= n + 2
         # an orderly reboot detaches on its way down
-        guest.vm.spawn('st -d /dev/%s hold' % guest.dev('pool'), timeout=300)
+        guest.hold(guest.dev('pool'))
         wait(lambda: port.up, 'link up')
         n = port.commands.count(2)
         guest.vm.spawn('sleep 0.1; reboot -f', 20)
