@@ -6,13 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <systemd/sd-event.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "daemon.h"
 #include "policy.h"
 #include "port/qmp.h"
+#include "timer.h"
 
 /* When QEMU is told once more, after the front-end has connected: its own set_link may come behind ours. */
 #define AGAIN_US 1000000u
@@ -84,8 +84,7 @@ void vp_carrier_connected(struct vp_carrier *c)
 	if (!c)
 		return;
 	tell(c);
-	sd_event_source_set_time_relative(c->timer, AGAIN_US);
-	sd_event_source_set_enabled(c->timer, SD_EVENT_ONESHOT);
+	vp_timer_in(c->d->event, &c->timer, AGAIN_US, on_again, c, c->name);
 }
 
 json_t *vp_carrier_json(const struct vp_carrier *c)
@@ -108,10 +107,7 @@ int vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp
 	if (!c)
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*c = (struct vp_carrier){ .d = d, .l = l, .name = name };
-	r = sd_event_add_time_relative(d->event, &c->timer, CLOCK_MONOTONIC, 0, 10000, on_again, c);
-	if (r >= 0)
-		r = sd_event_source_set_enabled(c->timer, SD_EVENT_OFF);
-	r = r < 0 ? vp_err_set(e, r, "%s: %s", name, strerror(-r)) : vp_qmp_new(&c->qmp, d->event, l->driver_qmp, name, &qmp_ops, c, e);
+	r = vp_qmp_new(&c->qmp, d->event, l->driver_qmp, name, &qmp_ops, c, e);
 	if (r) {
 		vp_carrier_free(c);
 		return r;
@@ -125,6 +121,6 @@ void vp_carrier_free(struct vp_carrier *c)
 	if (!c)
 		return;
 	vp_qmp_free(c->qmp);
-	sd_event_source_disable_unref(c->timer);
+	vp_timer_end(&c->timer);
 	free(c);
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the campaign breaks: a daemon, links, and the processes that stand for VMs at their ends."""
+import ctypes
 import mmap
 import os
 import pathlib
@@ -33,7 +34,9 @@ class Daemon(conftest.Daemon):
 
     def launch(self):
         with open(self.tmp / "log", "ab") as log:
-            self.proc = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL)
+            # It ends with us, however we end.
+            self.proc = subprocess.Popen(self.command(), stderr=log, stdin=subprocess.DEVNULL,
+                                         preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
 
     def start(self):
         self.log_path = self.tmp / "log"
