@@ -336,9 +336,8 @@ int main(int argc, char **argv)
 		now = rte_get_timer_cycles();
 		if (n)
 			last = now;
-		if (all)
-			last = RTE_MIN(last, now - hz / 1000 * SILENCE_MS + hz / 10); /* a moment more, for duplicates */
-		if (now - last > hz / 1000 * SILENCE_MS)
+		/* With all there, a moment more, for duplicates. */
+		if (now - last > (all ? hz / 10 : hz / 1000 * SILENCE_MS))
 			break;
 		if (idle && got >= 20000) {
 			/* Drain, rest, go on. */
