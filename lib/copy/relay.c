@@ -359,6 +359,12 @@ static unsigned forward(struct run *r, unsigned n)
 	return i;
 }
 
+/* Microseconds that packets wait for buffers of q. */
+static uint64_t patience(const struct vp_relay_queue *q)
+{
+	return q->vq.stalled ? VP_RELAY_VIOMMU_PATIENCE_US : VP_RELAY_PATIENCE_US;
+}
+
 unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		      struct vp_relay_scratch *s)
 {
@@ -397,11 +403,17 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	} else if (!src->blocked_since) {
 		src->blocked_since = start;
 		return 0;
-	} else if (start - src->blocked_since < s->hz / 1000000 * VP_RELAY_PATIENCE_US) {
+	} else if (start - src->blocked_since < s->hz / 1000000 * patience(dst)) {
 		return 0;
 	} else {
 		/* Out of patience, and for as long as no buffer comes: no second wait per burst. */
 		drop(&r, n, VP_DROP_NO_BUFFER);
+		/*
+		 * But for an answer of a vIOMMU: it was asked for these, and what it says may be taken back before the
+		 * next ones come. Without a wait of their own they would never arrive.
+		 */
+		if (dst->vq.stalled)
+			src->blocked_since = 0;
 	}
 out:
 	/* What was given back before the look at the event fields of both. Pairs with the drivers' barriers. */

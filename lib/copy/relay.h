@@ -22,6 +22,8 @@
 
 #define VP_RELAY_BURST       32
 #define VP_RELAY_PATIENCE_US 10000
+/* The same for a receiver whose vIOMMU is asked where its buffers are: its VMM has to answer for each. */
+#define VP_RELAY_VIOMMU_PATIENCE_US 200000
 
 /* Why a packet did not arrive. Counted per sender queue. */
 enum vp_drop {

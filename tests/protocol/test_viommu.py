@@ -197,6 +197,22 @@ def test_everything_invalidated(lab):
         lab.wait_up()
 
 
+@pytest.mark.parametrize("lab", ["relay"], indirect=True)
+def test_slow_answers(lab):
+    """Packets to a driver whose translations are all taken back between any two, as a lazy guest's are: each one's buffer is asked for
+    anew, and each is waited for, though the answer takes longer than a receiver that has no buffers would be given."""
+    nic = lab.driver()
+    lab.there_and_back(0)
+    before = lab.d.stats("ab")["device"]["tx"]["dropped"]
+    for n in range(1, 8):
+        nic.iotlb(3, 0, (1 << 64) - 1)
+        lab.wait_up()
+        lab.far.send_packet(vu.frame(n))
+        time.sleep(0.03)
+        assert nic.recv_packet(timeout=10)[1] == vu.frame(n)
+    assert lab.d.stats("ab")["device"]["tx"]["dropped"] == before
+
+
 def test_memory_replaced(lab):
     """Another file under the same addresses: translations into the old one are gone."""
     nic = lab.driver()
