@@ -86,3 +86,14 @@ class Lab:
         if self.proc:
             self.proc.terminate()
             self.proc.wait(20)
+
+
+def lab_of(kind, make_daemon, mode):
+    """What a fixture yields from: a lab that is well at the end, and leaves no fd behind."""
+    one = kind(make_daemon(), mode)
+    before = one.d.fds()
+    yield one
+    one.check()
+    one.stack.close()
+    one.d.wait(lambda: one.d.fds() <= before)
+    one.close()

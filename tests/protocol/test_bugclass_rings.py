@@ -9,7 +9,7 @@ import time
 import pytest
 
 import vu
-from bugclass import MODES, MRG, Lab
+from bugclass import MODES, MRG, Lab, lab_of
 from test_hostile_rings import CASES, HEADERS
 
 PACKED = vu.bit(vu.PACKED)
@@ -18,13 +18,7 @@ FORMATS = pytest.mark.parametrize("ring", [0, PACKED], ids=["split", "packed"])
 
 @pytest.fixture(params=MODES)
 def lab(make_daemon, request):
-    one = Lab(make_daemon(), request.param)
-    before = one.d.fds()
-    yield one
-    one.check()
-    one.stack.close()
-    one.d.wait(lambda: one.d.fds() <= before)
-    one.close()
+    yield from lab_of(Lab, make_daemon, request.param)
 
 
 def broken(lab, q):

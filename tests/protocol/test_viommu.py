@@ -8,7 +8,7 @@ import time
 import pytest
 
 import vu
-from bugclass import MRG, Lab
+from bugclass import MRG, Lab, lab_of
 from viommu import ACCESS_PLATFORM, IOVA, PAGE, RO, RW, UPDATE, WO, Memory, Nic
 
 PACKED = vu.bit(vu.PACKED)
@@ -71,13 +71,7 @@ class IoLab(Lab):
 
 @pytest.fixture(params=["relay", "copy"])
 def lab(make_daemon, request):
-    one = IoLab(make_daemon(), request.param)
-    before = one.d.fds()
-    yield one
-    one.check()
-    one.stack.close()
-    one.d.wait(lambda: one.d.fds() <= before)
-    one.close()
+    yield from lab_of(IoLab, make_daemon, request.param)
 
 
 def pages(off, length):
