@@ -34,6 +34,12 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 	}
 }
 
+/* len bytes at off of the window? A length of zero becomes the largest there is, and fails like any other that is too large. */
+VP_INLINE bool vp_window_holds(const struct vp_window *w, uint64_t off, uint32_t len)
+{
+	return off < w->size && (uint64_t)len - 1 < w->size - off;
+}
+
 /*
  * The usual chain, which the descriptor's flags have been seen to be: one descriptor (no NEXT, no INDIRECT) in the usual
  * direction. Here: inside window w. Everything that the fetch loops keep in registers is passed in; false leaves all to
@@ -46,8 +52,7 @@ VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, co
 	struct vp_seg *s = &b->seg[nseg];
 	uint64_t off = addr - w->start;
 
-	/* A length of zero becomes the largest there is, and fails like any other that is too large. */
-	if (vp_unlikely(off >= w->size || (uint64_t)len - 1 >= w->size - off))
+	if (vp_unlikely(!vp_window_holds(w, off, len)))
 		return false;
 	s->p = vp_gptr_add(w->host, off);
 	s->addr = addr;
@@ -69,8 +74,7 @@ VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_window *w, uin
 {
 	uint64_t off = addr - w->start;
 
-	/* A length of zero becomes the largest there is, and fails like any other that is too large. */
-	if (vp_unlikely(off >= w->size || (uint64_t)len - 1 >= w->size - off))
+	if (vp_unlikely(!vp_window_holds(w, off, len)))
 		return false;
 	o->p = vp_gptr_add(w->host, off);
 	o->addr = addr;

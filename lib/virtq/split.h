@@ -36,28 +36,39 @@ static inline bool vp_split_has_avail(struct vp_virtq *vq)
 	return vp_split_avail(vq, 1) > 0;
 }
 
-VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
-				  enum vp_access hint)
+/* Up to max (and VP_BURST) available heads, their descriptors on the way to the cache; *bad: one out of range follows. */
+VP_INLINE unsigned vp_split_heads(struct vp_virtq *vq, uint16_t *head, unsigned max, bool *bad)
 {
 	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
-	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
 	const vp_gptr desc = vq->desc, driver = vq->driver;
-	struct vp_window w = vq->xl.hot[hint];
-	unsigned i, avail, n = 0, nseg = 0;
-	uint16_t head[VP_BURST];
+	unsigned i, avail;
 
 	max = VP_MIN(max, VP_BURST);
 	avail = vp_split_avail(vq, max);
 	avail = VP_MIN(avail, max);
 	for (i = 0; i < avail; i++) {
 		head[i] = vp_ld16(driver, 4 + 2 * ((last + i) & mask));
-		if (vp_unlikely(head[i] >= size)) {
-			vp_vq_break(vq, VP_VQ_BAD_DESC);
+		if (vp_unlikely(head[i] >= size))
 			break;
-		}
 		vp_prefetch(desc, 16 * (size_t)head[i]);
 	}
-	avail = i;
+	*bad = i < avail;
+	return i;
+}
+
+VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				  enum vp_access hint)
+{
+	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
+	const vp_gptr desc = vq->desc;
+	struct vp_window w = vq->xl.hot[hint];
+	unsigned i, avail, n = 0, nseg = 0;
+	uint16_t head[VP_BURST];
+	bool bad;
+
+	avail = vp_split_heads(vq, head, max, &bad);
+	if (vp_unlikely(bad))
+		vp_vq_break(vq, VP_VQ_BAD_DESC);
 	for (i = 0; i < avail; i++) {
 		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
 		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
@@ -84,22 +95,13 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
 {
 	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
-	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
-	const vp_gptr desc = vq->desc, driver = vq->driver;
+	const vp_gptr desc = vq->desc;
 	const struct vp_window w = vq->xl.hot[hint];
 	unsigned i, avail;
 	uint16_t head[VP_BURST];
+	bool bad; /* left to vp_split_fetch() */
 
-	max = VP_MIN(max, VP_BURST);
-	avail = vp_split_avail(vq, max);
-	avail = VP_MIN(avail, max);
-	for (i = 0; i < avail; i++) {
-		head[i] = vp_ld16(driver, 4 + 2 * ((last + i) & mask));
-		if (vp_unlikely(head[i] >= size))
-			break;
-		vp_prefetch(desc, 16 * (size_t)head[i]);
-	}
-	avail = i;
+	avail = vp_split_heads(vq, head, max, &bad);
 	for (i = 0; i < avail; i++) {
 		const uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
 
