@@ -69,6 +69,12 @@ static bool entry_denies(const struct entry *e, enum vp_access acc)
 	return e->gpa_perm >> 2 & (1u << acc);
 }
 
+/* The permissions of which it says whether they are there. */
+static unsigned entry_settles(const struct entry *e)
+{
+	return (unsigned)((e->gpa_perm | e->gpa_perm >> 2) & 3);
+}
+
 static void write_begin(struct vp_iotlb *t)
 {
 	SET(t->seq, t->seq + 1);
@@ -122,26 +128,38 @@ static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
 	}
 }
 
+static bool settled(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
+{
+	struct entry e;
+
+	return find(t, iova, &e) && entry_settles(&e) & (1u << acc);
+}
+
 /* Note a miss once; a full list means that the reader asks again later. */
 static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 {
+	const uint64_t page = iova & ~UINT64_C(4095);
 	struct miss *slot = NULL;
 	uint32_t none = MISS_FREE;
 	unsigned i;
 
-	iova &= ~UINT64_C(4095);
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
 		struct miss *m = &t->miss[i];
 		uint32_t state = __atomic_load_n(&m->state, __ATOMIC_ACQUIRE);
 
 		if (state == MISS_FREE && !slot)
 			slot = m;
-		if (state >= MISS_NOTED && GET(m->iova) == iova && GET(m->acc) == (uint32_t)acc)
+		if (state >= MISS_NOTED && GET(m->iova) == page && GET(m->acc) == (uint32_t)acc)
 			return;
 	}
 	if (!slot || !__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
 		return;
-	SET(slot->iova, iova);
+	/* The answer to another reader's miss may have come since we looked; its slot is free again after that. */
+	if (settled(t, iova, acc)) {
+		__atomic_store_n(&slot->state, MISS_FREE, __ATOMIC_RELEASE);
+		return;
+	}
+	SET(slot->iova, page);
 	SET(slot->acc, (uint32_t)acc);
 	/* Pairs with the writer's acquire, and is before the wake: the writer that wakes up sees it. */
 	__atomic_store_n(&slot->state, MISS_NOTED, __ATOMIC_RELEASE);
@@ -270,8 +288,8 @@ static bool continues(const struct entry *a, const struct entry *b)
 	return a->last + 1 == b->iova && a->host + size == b->host && a->gpa_perm + (size << GPA_SHIFT) == b->gpa_perm;
 }
 
-/* Misses that this range answers may be noted again; those that it answers with less than was asked for wait for vp_iotlb_deny(). */
-static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned perm)
+/* Misses that this range settles may be noted again; those that it answers with less than was asked for wait for vp_iotlb_deny(). */
+static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned settles)
 {
 	unsigned i;
 
@@ -279,7 +297,7 @@ static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last, u
 		struct miss *m = &t->miss[i];
 
 		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && (m->iova | 4095) >= first && m->iova <= last)
-			__atomic_store_n(&m->state, perm & (1u << m->acc) ? MISS_FREE : MISS_SHORT, __ATOMIC_RELEASE);
+			__atomic_store_n(&m->state, settles & (1u << m->acc) ? MISS_FREE : MISS_SHORT, __ATOMIC_RELEASE);
 	}
 }
 
@@ -311,7 +329,7 @@ static void insert(struct vp_iotlb *t, struct entry e)
 	}
 	splice(t, at, del, &e, 1);
 	write_end(t);
-	misses_answered(t, first, last, entry_perm(&e));
+	misses_answered(t, first, last, entry_settles(&e));
 }
 
 static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr, unsigned perm)
@@ -387,18 +405,19 @@ bool vp_iotlb_deny(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 	}
 	if (i == VP_IOTLB_MISSES)
 		return false;
-	__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
 	/* Of the page, what is mapped without the permission. Entries need not begin and end with pages. */
 	i = lower(t, t->n, iova);
-	if (i == t->n || t->e[i].iova > (iova | 4095) || entry_perm(&t->e[i]) & (1u << acc))
+	if (i == t->n || t->e[i].iova > (iova | 4095) || entry_perm(&t->e[i]) & (1u << acc)) {
+		__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
 		return false;
+	}
 	e = t->e[i];
 	off = e.iova < iova ? iova - e.iova : 0;
 	e.iova += off;
 	e.host += off;
 	e.gpa_perm = (e.gpa_perm + (off << GPA_SHIFT)) | 1u << acc << 2;
 	e.last = VP_MIN(e.last, iova | 4095);
-	insert(t, e);
+	insert(t, e); /* frees the slot: readers that see it free see the denial */
 	return true;
 }
 

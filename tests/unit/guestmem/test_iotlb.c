@@ -206,6 +206,79 @@ static void test_deny(void **state)
 	vp_iotlb_free(t);
 }
 
+/* Pages that are not to be had take no room among the notes. */
+static void test_refusals(void **state)
+{
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	enum vp_access acc;
+	uint64_t iova, span;
+	vp_gptr host;
+	unsigned i;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	for (i = 0; i < 3 * VP_IOTLB_MISSES; i++) {
+		assert_int_equal(vp_xlate_piece(&x, IOVA + i * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
+		assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+		assert_int_equal(iova, IOVA + i * PAGE);
+		vp_iotlb_refuse(t, iova);
+		assert_int_equal(vp_xlate_piece(&x, IOVA + i * PAGE, 8, VP_WRITE, &host, &span), -EFAULT);
+	}
+	vp_iotlb_free(t);
+}
+
+struct reader {
+	struct vp_iotlb *t;
+	unsigned faults;
+	bool stop;
+};
+
+static void *reads(void *arg)
+{
+	struct reader *r = arg;
+	struct vp_xlate x;
+	uint64_t span;
+	vp_gptr host;
+
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(r->t));
+	while (!__atomic_load_n(&r->stop, __ATOMIC_RELAXED))
+		if (vp_xlate_piece(&x, IOVA, 8, VP_WRITE, &host, &span) == -EFAULT)
+			__atomic_fetch_add(&r->faults, 1, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+/* A reader that looks all the time asks once, whether the answer is a refusal or grants less. */
+static void test_asked_once(void **state)
+{
+	struct reader r = { 0 };
+	enum vp_access acc;
+	pthread_t reader;
+	uint64_t iova;
+	unsigned i, before;
+
+	assert_int_equal(vp_iotlb_new(&r.t, NULL, NULL), 0);
+	assert_int_equal(pthread_create(&reader, NULL, reads, &r), 0);
+	for (i = 0; i < 20000; i++) {
+		while (!vp_iotlb_next_miss(r.t, &iova, &acc))
+			;
+		if (i & 1) {
+			vp_iotlb_refuse(r.t, iova);
+		} else {
+			assert_int_equal(vp_iotlb_update(r.t, tab, IOVA, 4 * PAGE, UVA, 1), 0);
+			assert_true(vp_iotlb_deny(r.t, iova, acc));
+		}
+		before = __atomic_load_n(&r.faults, __ATOMIC_RELAXED);
+		while (__atomic_load_n(&r.faults, __ATOMIC_RELAXED) < before + 2)
+			;
+		assert_int_equal(vp_iotlb_next_miss(r.t, &iova, &acc), 0);
+		vp_iotlb_invalidate(r.t, IOVA, 4 * PAGE);
+	}
+	r.stop = true;
+	pthread_join(reader, NULL);
+	vp_iotlb_free(r.t);
+}
+
 /* Updates that take something away, and those that do not. */
 static void test_changes(void **state)
 {
@@ -317,7 +390,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_model), cmocka_unit_test(test_merge), cmocka_unit_test(test_bad_updates),
 		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
-		cmocka_unit_test(test_full), cmocka_unit_test(test_deny), cmocka_unit_test(test_changes),
+		cmocka_unit_test(test_full), cmocka_unit_test(test_deny), cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_asked_once), cmocka_unit_test(test_changes),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
