@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Devices that come and go while their VM runs, over QMP."""
 
+import re
 import time
 
 from machine import VMError, limit
@@ -22,21 +23,32 @@ def plug(vm, id, sock, **device):
     vm.qmp('device_add', id=id, chardev='c-' + id, **device)
 
 
-def wait_unplugged(vm, id, timeout=20):
-    """Wait until the guest has let go of device @id."""
+def wait_unplugged(vm, id, timeout=20, ask=None):
+    """Wait until the guest has let go of device @id. @ask is called every 5 s, the first time at once."""
     timeout = limit(timeout)
-    end = time.time() + timeout
+    start = asked = time.time()
     while any(d['qdev_id'] == id for d in devices(vm.qmp('query-pci'))):
-        if time.time() > end:
+        now = time.time()
+        if now > start + timeout:
             raise VMError('%s: the guest did not release %s within %d s\n%s' % (vm.name, id, timeout, vm.tail()))
+        if ask and now >= asked:
+            ask()
+            asked = now + 5
         time.sleep(0.05)
 
 
 def unplug(vm, id, timeout=20):
     """The opposite of plug(). Returns the seconds until the guest has let go of the device."""
+    def ask():
+        try:
+            vm.qmp('device_del', id=id)
+        except VMError as e:
+            # A slot that has just been plugged, or is being unplugged, does not listen; a guest may miss a request.
+            if not re.search('busy|in the process of unplug|not found', str(e)):
+                raise
+
     t0 = time.time()
-    vm.qmp('device_del', id=id)
-    wait_unplugged(vm, id, timeout)
+    wait_unplugged(vm, id, timeout, ask)
     t = time.time() - t0
     # The device lets go of its chardev a moment after it was unplugged (QEMU frees it in an RCU callback).
     end = time.time() + limit(5)

@@ -68,7 +68,10 @@ class Guest:
         return job
 
     def st(self, dev, what, timeout=60):
-        out = self.vm.sh('st -d /dev/%s %s' % (dev, what), timeout=timeout)
+        try:
+            out = self.vm.sh('st -d /dev/%s %s' % (dev, what), timeout=timeout)
+        except v.VMError as e:
+            raise v.VMError('%s\nthe host: %s' % (e, [p.errors for p in self.ports]))
         m = re.search(r'^ok .*', out, re.M)
         assert m, out
         v.note(m.group(0))
