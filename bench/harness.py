@@ -401,8 +401,29 @@ def table(results, out=sys.stdout):
     out.flush()
 
 
+def markdown(results):
+    """The same as tables to paste into a document, one for each question."""
+    out = []
+    for q in dict.fromkeys(r["question"] for r in results):
+        rows = [r for r in results if r["question"] == q]
+        notes = any(r.get("note") for r in rows)
+        head = ["case", "unit", "ours", "peer", "ratio", "spread", "pairs"] + ["note"] * notes
+        out += ["### `%s`" % q, "", "| %s |" % " | ".join(head), "|" + " --- |" * len(head)]
+        for r in rows:
+            ratio = "-"
+            if r["ratio"] is not None:
+                ratio = "**%.2f**" % r["ratio"]
+            elif r.get("refused"):
+                ratio = "refused" + (" (%.2f to %.2f)" % (r["ratio_min"], r["ratio_max"]) if r.get("ratio_min") is not None else "")
+            cells = [r["case"], r["unit"], number(r["ours"]), ", ".join(x for x in (number(r["peer"]), r["peer_name"]) if x), ratio,
+                     "-" if r["spread"] is None else "%.0f %%" % (100 * r["spread"]), str(r["runs"])] + [r.get("note") or ""] * notes
+            out.append("| %s |" % " | ".join(cells))
+        out.append("")
+    return "\n".join(out)
+
+
 def store(outdir, question, results):
-    """results.json holds all questions' newest results; those of this question are replaced."""
+    """results.json holds all questions' newest results; those of this question are replaced. results.md shows them."""
     path = os.path.join(outdir, "results.json")
     old = json.loads(read(path, "[]"))
     new = [r for r in old if r["question"] != question] + results
@@ -410,6 +431,8 @@ def store(outdir, question, results):
         json.dump(new, f, indent=1)
         f.write("\n")
     os.rename(path + ".new", path)
+    with open(os.path.join(outdir, "results.md"), "w") as f:
+        f.write(markdown(new))
 
 
 def gnuplot(outdir, name, script, files):
