@@ -8,10 +8,12 @@
  *
  * Commands on standard input, one a line; each is answered by one line of JSON:
  *   start SIZE BURSTS   let BURSTS bursts of 32 packets of SIZE bytes go round
+ *   use SIZE BURSTS     the same, and both ends use them (use.h): read all of what comes, then write all of what goes
+ *   cost SIZE           cycles that reading and writing a packet take when it lies in this core's cache
  *   stop                takes all of them out again, and sleeps
  *   stats               packets and busy cycles of both ends since the start
  *   quit
- * Busy cycles are those of rounds that moved packets, as dpdk-testpmd counts them.
+ * Busy cycles are those of rounds that moved packets, as dpdk-testpmd counts them; using packets is part of them.
  */
 #include <inttypes.h>
 #include <poll.h>
@@ -29,6 +31,8 @@
 
 #include <vhost-pci/vhostpci.h>
 
+#include "use.h"
+
 #define BURST      32
 #define RING       256
 #define MBUFS      4095
@@ -40,7 +44,7 @@
 static struct rte_mempool *pool;
 static struct vhp_port *port;
 static uint8_t *buffers;
-static bool up;
+static bool up, using;
 
 static struct {
 	uint64_t packets, bursts, busy;
@@ -87,6 +91,10 @@ static void driver_round(bool back)
 
 	if (!n)
 		return;
+	for (unsigned i = 0; using && i < n; i++)
+		use_read(rte_pktmbuf_mtod(m[i], void *), m[i]->data_len);
+	for (unsigned i = 0; using && back && i < n; i++)
+		use_write(rte_pktmbuf_mtod(m[i], void *), m[i]->data_len);
 	k = back ? rte_eth_tx_burst(0, 0, m, (uint16_t)n) : 0;
 	if (k < n) {
 		rte_pktmbuf_free_bulk(m + k, n - k);
@@ -110,6 +118,10 @@ static void device_round(void)
 	n = vhp_recv(port, 0, p, BURST);
 	if (n <= 0)
 		return;
+	for (int i = 0; using && i < n; i++)
+		use_read(p[i].data, p[i].len);
+	for (int i = 0; using && i < n; i++)
+		use_write(p[i].data, p[i].len);
 	while (done < n && k > 0) {
 		k = vhp_send(port, 0, p + done, (unsigned)(n - done));
 		done += k > 0 ? k : 0;
@@ -146,6 +158,34 @@ static void rounds(unsigned n, bool back)
 	}
 }
 
+static int by_value(const void *a, const void *b)
+{
+	const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* Medians over bursts, in the buffers and in the order that the device VM has them. */
+static void cost(unsigned size)
+{
+	uint64_t rd[1001], wr[1001], t0, t1;
+
+	for (unsigned k = 0; k < RTE_DIM(rd); k++) {
+		t0 = rte_rdtsc();
+		for (unsigned i = 0; i < BURST; i++)
+			use_read(buffers + (size_t)i * STRIDE + 128, size);
+		t1 = rte_rdtsc();
+		for (unsigned i = 0; i < BURST; i++)
+			use_write(buffers + (size_t)i * STRIDE + 128, size);
+		wr[k] = rte_rdtsc() - t1;
+		rd[k] = t1 - t0;
+	}
+	qsort(rd, RTE_DIM(rd), sizeof(rd[0]), by_value);
+	qsort(wr, RTE_DIM(wr), sizeof(wr[0]), by_value);
+	printf("{\"read\": %.1f, \"write\": %.1f}\n", (double)rd[RTE_DIM(rd) / 2] / BURST, (double)wr[RTE_DIM(wr) / 2] / BURST);
+	fflush(stdout);
+}
+
 static void answer(void)
 {
 	printf("{\"up\": %d, \"hz\": %" PRIu64 ", \"packets\": %" PRIu64 ", \"driver_bursts\": %" PRIu64 ", \"driver_cycles\": %" PRIu64
@@ -165,7 +205,12 @@ static bool command(bool *on)
 	sscanf(line, "%31s %u %u", word, &size, &bursts);
 	if (!strcmp(word, "quit"))
 		return false;
-	if (!strcmp(word, "start") && size >= 14 && size <= MAX_PACKET) {
+	if (!strcmp(word, "cost") && size >= 14 && size <= MAX_PACKET) {
+		cost(size);
+		return true;
+	}
+	if ((!strcmp(word, "start") || !strcmp(word, "use")) && size >= 14 && size <= MAX_PACKET) {
+		using = word[0] == 'u';
 		look();
 		inject(size, bursts);
 		*on = true;

@@ -7,6 +7,15 @@ VM in its driver and the device VM in libvhostpci, receiving into and sending fr
 fast link, which has no process between: 0.5 means twice its cost. "cycles/packet without the driver VM" is the same but for
 what the driver VM spends.
 
+In those rows nobody looks at a packet's payload, but for the copies themselves: the driver VM sends back the buffer that it
+received, whose bytes thus never leave one core's cache on a fast link. "cycles/packet, whole path, ends that use their packets"
+is the whole path once more, on both links, with ends that use what they get (bench/use.h): each VM reads every byte of each packet
+that it received (a sum over 8-byte words), then writes every byte of it anew (memset), and sends it. The device VM does so in its
+own buffers, between copying in and copying out, the driver VM in the buffers of its ring. Cycles of using are part of the busy
+cycles of the end that uses, on both sides of the comparison: on each way one VM writes a packet and the other reads it. What that takes when the bytes lie in the own
+cache is measured beside it and given with the row ("using"): take it off both numbers to see what remains, the links and the
+misses. It cannot be taken off a sample exactly, as the misses overlap with it.
+
 Both ends run on one core and the process between on the other, so that every line that changes hands crosses between
 cores, as it would with three. On a fast link the device VM has the second core.
 """
@@ -70,10 +79,10 @@ class PortLink:
             m.update(device_packets=v["packets"], device_cycles=v["busy_cycles"])
         return m
 
-    def sample(self, size, seconds):
+    def sample(self, size, seconds, use=False):
         if self.load:
-            self.load.cmd("echo")
-        self.ends.cmd("start %d %d" % (size, BURSTS))
+            self.load.cmd("use-echo" if use else "echo")
+        self.ends.cmd("%s %d %d" % ("use" if use else "start", size, BURSTS))
         time.sleep(0.1 + seconds / 5)
         dist = harness.Disturbance([self.d.pid, self.ends.pid] + ([self.load.pid] if self.load else []), self.cpus)
         dist.start()
@@ -105,6 +114,14 @@ def middle_of(samples, side, key):
     return round(sorted(s[side][key] for s in samples)[len(samples) // 2], 1)
 
 
+def parts(got, more):
+    """Who spends what: into more, and in words."""
+    for k in ("device", "driver"):
+        more[k], more[k + "_fast"] = middle_of(got, 0, k), middle_of(got, 1, k)
+    return "driver VM %s, host %s, device VM %s; fast: %s and %s" % (
+        more["driver"], more["host"], more["device"], more["driver_fast"], more["device_fast"])
+
+
 def measure(opt, ring_name, ring, seconds, n, cpus, step):
     results = []
     ours, peer = PortLink(opt, "copy", cpus, ring), PeerMiddle(cpus[1], opt.workdir)
@@ -119,12 +136,16 @@ def measure(opt, ring_name, ring, seconds, n, cpus, step):
             results.append(harness.compare("copy", case, "busy cycles/packet", got, "cpp", True, PEER, **more))
             got = harness.pairs(lambda: ours.sample(size, seconds), lambda: fast.sample(size, seconds), n, lambda: step(case))
             more = {"size": size, "ring": ring_name, "host": middle_of(got, 0, "cpp")}
-            for k in ("device", "driver"):
-                more[k], more[k + "_fast"] = middle_of(got, 0, k), middle_of(got, 1, k)
-            note = "driver VM %s, host %s, device VM %s; fast: %s and %s" % (
-                more["driver"], more["host"], more["device"], more["driver_fast"], more["device_fast"])
+            note = parts(got, more)
             results.append(harness.compare("copy", case, "cycles/packet, whole path", got, "whole", True, "fast link", note=note, **more))
             results.append(harness.compare("copy", case, "cycles/packet without the driver VM", got, "served", True, "fast link", **more))
+            got = harness.pairs(lambda: ours.sample(size, seconds, True), lambda: fast.sample(size, seconds, True), n, lambda: step(case))
+            cost = ours.ends.cmd("cost %d" % size)
+            more = {"size": size, "ring": ring_name, "host": middle_of(got, 0, "cpp"), "using": cost}
+            note = "%s; of both, using in the own cache takes %.1f (write) and %.1f (read)" % (
+                parts(got, more), cost["write"], cost["read"])
+            results.append(harness.compare("copy", case, "cycles/packet, whole path, ends that use their packets", got, "whole", True,
+                                           "fast link", note=note, **more))
     finally:
         for x in (b, peer, ours, fast):
             x.end()
@@ -138,7 +159,7 @@ def run(opt):
     seconds, n = (0.4, 3) if opt.quick else (1.0, opt.pairs)
     cpus = harness.two_cpus()
     harness.need_hugepages(230)
-    progress = harness.Progress("copy", len(rings) * len(SIZES) * 2 * n)
+    progress = harness.Progress("copy", len(rings) * len(SIZES) * 3 * n)
     results = []
     for ring_name, ring in rings:
         results += measure(opt, ring_name, ring, seconds, n, cpus, progress.step)

@@ -10,6 +10,7 @@
  *   send SIZE       to every port from private buffers (copy)
  *   reserve SIZE    write a header and the first bytes into reserved buffers (in place)
  *   echo            recv, then send the same packets back to the same port
+ *   use-echo        the same, and use them (use.h): read all of what comes, then write all of what goes
  *   loop            vhp_forward() from every port to itself
  *   fwd             vhp_forward() from every port to its partner: 0 and 1, 2 and 3, ...; a last odd one is its own
  *   copy            the same by recv and send
@@ -32,6 +33,8 @@
 #include "base/util.h"
 #include <vhost-pci/vhostpci.h>
 
+#include "use.h"
+
 #define MAX_PORTS  16
 #define BURST      32
 #define BUFFERS    BURST /* the same for every burst, as those of a pool that gives out what came back last */
@@ -40,9 +43,9 @@
 #define LOOK_EVERY 4096
 #define PATIENCE   20000000 /* cycles that a packet waits for a receive buffer */
 
-enum mode { STOP, RECV, BORROW, SEND, RESERVE, ECHO, LOOP, FWD, COPY, PLACE, SLEEP_ECHO };
+enum mode { STOP, RECV, BORROW, SEND, RESERVE, ECHO, LOOP, FWD, COPY, PLACE, SLEEP_ECHO, USE_ECHO };
 static const char *const mode_names[] = { "stop", "recv", "borrow", "send", "reserve", "echo", "loop", "fwd", "copy",
-					  "place", "sleep-echo" };
+					  "place", "sleep-echo", "use-echo" };
 
 static struct {
 	struct vhp_port *p;
@@ -83,12 +86,16 @@ static int do_send(struct vhp_port *p, unsigned pair)
 	return vhp_send(p, pair, out, BURST);
 }
 
-/* Receive and send on; packets wait for buffers. */
-static int do_copy(struct vhp_port *from, struct vhp_port *to, unsigned pair)
+/* Receive and send on; packets wait for buffers. use: as use.h says. */
+static int do_copy(struct vhp_port *from, struct vhp_port *to, unsigned pair, bool use)
 {
 	uint64_t since = 0;
 	int n = vhp_recv(from, pair, in, BURST), done = 0;
 
+	for (int i = 0; use && i < n; i++)
+		use_read(in[i].data, in[i].len);
+	for (int i = 0; use && i < n; i++)
+		use_write(in[i].data, in[i].len);
 	while (n > 0 && done < n) {
 		int k = vhp_send(to, pair, in + done, (unsigned)(n - done));
 
@@ -257,13 +264,14 @@ static int work(enum mode m, unsigned i, unsigned pair)
 		return do_reserve(p, pair);
 	case ECHO:
 	case SLEEP_ECHO:
-		return do_copy(p, p, pair);
+	case USE_ECHO:
+		return do_copy(p, p, pair, m == USE_ECHO);
 	case LOOP:
 		return vhp_forward(p, pair, p, pair, mover);
 	case FWD:
 		return vhp_forward(p, pair, port[to].p, pair, mover);
 	case COPY:
-		return do_copy(p, port[to].p, pair);
+		return do_copy(p, port[to].p, pair, false);
 	case PLACE:
 		return do_place(p, port[to].p, pair);
 	default:
