@@ -45,7 +45,8 @@ bool vp_net_hdr_accepted(const struct virtio_net_hdr *h, uint64_t dst_features);
 
 /*
  * The same for a header that a device hands to a driver with these negotiated (GUEST_*) features. Flags and types that the
- * driver did not ask for are errors; DATA_VALID stays where the driver accepts it.
+ * driver did not ask for are errors. DATA_VALID stays: whoever sends the packet could as well give it a right checksum, and
+ * passt sets it, with no checksum in the packet, for drivers without GUEST_CSUM too (which virtio 1.3, 5.1.6.4.1, does not allow; Linux takes it).
  */
 int vp_net_hdr_check_in(struct virtio_net_hdr *h, uint32_t len, uint64_t dst_features);
 

@@ -73,7 +73,8 @@ static const struct {
 	{ { .flags = CSUM, .csum_start = 0xffff, .csum_offset = 0xffff }, GUEST_CSUM, 60, false, 0 },
 	{ { .flags = CSUM, .hdr_len = 61, .csum_start = 34, .csum_offset = 6 }, GUEST_CSUM, 60, false, 0 },
 	{ { .flags = VALID }, GUEST_CSUM, 60, true, VALID },
-	{ { .flags = VALID }, 0, 60, true, 0 },
+	{ { .flags = VALID }, 0, 60, true, VALID }, /* as on a fast link */
+	{ { .flags = VALID | CSUM, .csum_start = 34, .csum_offset = 6 }, 0, 60, false, 0 },
 	{ { .flags = 0x84 }, GUEST_CSUM, 60, true, 0 }, /* flags that were not negotiated */
 	{ { .flags = CSUM, .gso_type = TCP4, .gso_size = 536, .csum_start = 34, .csum_offset = 16, .hdr_len = 54 },
 	  GUEST_CSUM | GUEST_TSO4, 1400, true, CSUM },
