@@ -29,7 +29,7 @@ def new_dir():
 # Class or function, and a part of its point's name. These ask at a further pairing of mode, attachment and QEMU what is asked at the others as
 # well. Under emulation, where a VM takes ten times as long, they are left out unless --all is given.
 REPEATS = [
-    ('test_backend', 'passt-copy-ivshmem'), ('test_backend', 'dpdk-testpmd-fast-shmem'),
+    ('test_backend', 'dpdk-testpmd-fast-shmem'),
     ('TestPort', 'fast-shmem'), ('TestPort', 'copy-ivshmem'), ('test_life.py::TestLife', 'fast-shmem'),
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
