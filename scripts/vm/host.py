@@ -25,7 +25,8 @@ def ini(sections):
 class Daemon:
     """vhost-pcid with a configuration directory of its own."""
 
-    def __init__(self, dir, builddir=None, wrapper=()):
+    def __init__(self, dir, builddir=None, wrapper=(), manager=None):
+        """@manager: a fdstore.Manager, that fds survive a restart."""
         self.dir = dir
         self.builddir = builddir or os.environ.get('VHOST_PCI_BUILD') or os.path.join(TOP, 'build')
         self.bin = os.path.join(self.builddir, 'daemon/vhost-pcid')
@@ -34,6 +35,7 @@ class Daemon:
         self.control = os.path.join(dir, 'control')
         self.log = os.path.join(dir, 'vhost-pcid.log')
         self.wrapper = list(wrapper)
+        self.manager = manager
         self.proc = None
         os.makedirs(self.conf, exist_ok=True)
         if not os.path.exists(self.bin):
@@ -62,8 +64,11 @@ class Daemon:
 
     def start(self, timeout=10):
         log = open(self.log, 'a')
-        self.proc = subprocess.Popen(self.wrapper + [self.bin, '--config', self.conf, '--control', self.control],
-                                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        cmd = self.wrapper + [self.bin, '--config', self.conf, '--control', self.control]
+        if self.manager:
+            self.proc = self.manager.spawn(cmd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        else:
+            self.proc = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
         log.close()
         end = time.time() + limit(timeout)
         while True:

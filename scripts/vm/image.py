@@ -208,17 +208,21 @@ class Cpio:
         return b + b'\0' * (-len(b) % 512)
 
 
-def vmtool():
-    """The static guest program, built when its source has changed."""
-    src = os.path.join(HERE, 'vmtool.c')
+def program(src):
+    """A guest program of one source file, linked statically; built when its source has changed."""
     with open(src, 'rb') as f:
         tag = hashlib.sha256(f.read()).hexdigest()[:12]
-    out = os.path.join(cache_dir(), 'vmtool-' + tag)
+    out = os.path.join(cache_dir(), '%s-%s' % (os.path.basename(src).partition('.')[0], tag))
     if not os.path.exists(out):
         tmp = '%s.%d' % (out, os.getpid())
         subprocess.run(['gcc', '-D_GNU_SOURCE', '-static', '-O2', '-Wall', '-Wextra', '-o', tmp, src], check=True)
         os.rename(tmp, out)
     return out
+
+
+def vmtool():
+    """The guest program that every image has."""
+    return program(os.path.join(HERE, 'vmtool.c'))
 
 
 def busybox():
@@ -341,4 +345,4 @@ def initramfs(k, out, files=None, programs=(), boot_modules=(), rc=None):
     return out
 
 
-__all__ = ['Kernel', 'KERNELS', 'kernel', 'initramfs', 'vmtool', 'Unavailable', 'progress', 'shutil']
+__all__ = ['Kernel', 'KERNELS', 'kernel', 'initramfs', 'program', 'vmtool', 'Unavailable', 'progress', 'shutil']

@@ -45,6 +45,10 @@ def patience():
     return max(1.0, min(4.0, load / (1 - min(_Steal.now(), 0.75)), 1 / (1 - min(_Steal.now(), 0.75))))
 
 
+# What a healthy guest's kernel never says, whatever happens around it.
+COMPLAINT = re.compile('WARNING:|BUG:|Oops|general protection|Call Trace|hung task|is not a head|NETDEV WATCHDOG|Kernel panic')
+
+
 def limit(seconds):
     """How long to wait for what normally takes less than @seconds. Ample under emulation: waiting for too short a time
     fails a test that nothing is wrong with, waiting too long only makes a failure come later."""
@@ -452,6 +456,14 @@ class VM:
         job = self.spawn(text, timeout)
         out = job.result(check=False)
         return job.status, out
+
+    def complain(self):
+        """A job that says what complaints() returns, for asking several guests at once."""
+        return self.spawn("dmesg | grep -E '%s'" % COMPLAINT.pattern)
+
+    def complaints(self, job=None):
+        """Lines of the kernel's log that tell of something broken."""
+        return (job or self.complain()).result(check=False).splitlines()
 
     def _send(self, payload):
         s = self._agent

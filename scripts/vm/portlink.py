@@ -47,7 +47,26 @@ def guest(daemon, name, group='blue', device=False, kernel=None, **kw):
     return v.VM(name, daemon.dir, kernel=k, **kw)
 
 
-class Link:
+class Addresses:
+    """What both ends of the link number @net (1, 2, ...) are called."""
+
+    def __init__(self, net):
+        self.addr_driver, self.addr_device, self.tap = '10.%d.0.1' % net, '10.%d.0.2' % net, 'vp%d' % (net - 1)
+        self.mac_tap = '52:54:00:0d:%02x:02' % (net - 1)
+
+
+def agent_files(name):
+    """The agent's log and pid file in the device VM."""
+    return '/run/agent-%s.log' % name, '/run/agent-%s.pid' % name
+
+
+def agent_command(name, tap, mac=None, args='', log=None):
+    """Shell text that starts the agent for the port of link @name in the background. Without @mac: the tap is there and stays as it is."""
+    return 'setsid vhost-pci-agent --port %s --tap %s %s %s >>%s 2>&1 &' % (
+        name, tap, '--mac %s --up --wait' % mac if mac else '', args, log or agent_files(name)[0])
+
+
+class Link(Addresses):
     """The link @name from VM @driver to a port of VM @device, both not started yet.
 
     @net the third-last byte of its addresses: 10.NET.0.1 is the driver VM, 10.NET.0.2 the device VM's tap vp(NET - 1).
@@ -57,13 +76,13 @@ class Link:
 
     def __init__(self, daemon, name, driver, device, mode, attachment, net=1, pairs=1, mac=None, nic=None, port=None, link=None,
                  net_keys=None, device_keys=None, driver_keys=None):
+        super().__init__(net)
         d = daemon.dir
         self.daemon, self.name, self.driver, self.device = daemon, name, driver, device
         self.mode, self.attachment, self.pairs = mode, attachment, pairs
-        self.addr_driver, self.addr_device, self.tap = '10.%d.0.1' % net, '10.%d.0.2' % net, 'vp%d' % (net - 1)
         self.eth = 'eth%d' % sum(isinstance(n, v.Net) for n in driver.nets)
-        self.mac, self.mac_tap = mac or '52:54:00:0d:%02x:01' % (net - 1), '52:54:00:0d:%02x:02' % (net - 1)
-        self.log, self.pid = '/run/agent-%s.log' % name, '/run/agent-%s.pid' % name
+        self.mac = mac or '52:54:00:0d:%02x:01' % (net - 1)
+        self.log, self.pid = agent_files(name)
         n = sum(isinstance(p, v.Port) for p in device.nets)
         self.port = v.Port(daemon.path(name + '-device.sock'), attachment, pairs, id='port%d' % n, **(port or {}))
         more = dict(link or {})
@@ -76,8 +95,8 @@ class Link:
 
     def start_agent(self, args='', tap=None, addr=True):
         """Start the agent in the device VM, with @addr give the tap its address. @tap overrides what --tap says."""
-        self.device.sh('modprobe tun; modprobe vhost_net; (setsid vhost-pci-agent --port %s --tap %s %s %s >>%s 2>&1 & echo $! >%s)' %
-                       (self.name, tap or self.tap, '' if tap else '--mac %s --up --wait' % self.mac_tap, args, self.log, self.pid))
+        self.device.sh('modprobe tun; modprobe vhost_net; (%s echo $! >%s)' %
+                       (agent_command(self.name, tap or self.tap, None if tap else self.mac_tap, args, self.log), self.pid))
         self.device.until('[ -e /sys/class/net/%s ]' % ('lo' if tap else self.tap), 20, 'cat %s; dmesg | tail' % self.log)
         if addr and not tap:
             self.up_device()
@@ -87,8 +106,9 @@ class Link:
 
     def end_agent(self, sig='TERM'):
         """End the agent by a signal and wait until it is gone."""
-        self.device.sh('kill -%s $(cat %s)' % (sig, self.pid))
-        self.device.until('! kill -0 $(cat %s) 2>/dev/null' % self.pid, 5)
+        pid = int(self.device.sh('cat %s' % self.pid))
+        self.device.sh('kill -%s %d' % (sig, pid))
+        self.device.until('! kill -0 %d 2>/dev/null' % pid, 5)
 
     def agent_runs(self):
         return self.device.status('kill -0 $(cat %s)' % self.pid)[0] == 0

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The daemon is killed and started again by a service manager that kept its fds: ports of running device VMs go on."""
-import array
-import fcntl
-import os
 import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
-import threading
 import time
 
 import pytest
@@ -18,69 +15,15 @@ import vu
 from conftest import Daemon
 from test_port import forward
 
-
-class Manager:
-    """What systemd does of a service's fd store: FDSTORE=1, FDSTOREREMOVE=1, LISTEN_FDS at the next start."""
-
-    def __init__(self, tmp):
-        self.path = str(tmp / "notify")
-        self.store = []          # (name, fd)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.sock.bind(self.path)
-        self.lock = threading.Lock()
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            try:
-                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
-            except OSError:
-                return
-            fds = array.array("i")
-            for level, kind, raw in ctl:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    fds.frombytes(raw[:len(raw) - len(raw) % fds.itemsize])
-            words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
-            with self.lock:
-                if words.get("FDSTORE") == "1":
-                    self.store += [(words["FDNAME"], fd) for fd in fds]
-                elif words.get("FDSTOREREMOVE") == "1":
-                    for name, fd in [e for e in self.store if e[0] == words["FDNAME"]]:
-                        self.store.remove((name, fd))
-                        os.close(fd)
-                else:
-                    for fd in fds:
-                        os.close(fd)
-
-    def names(self):
-        with self.lock:
-            return sorted(name for name, _ in self.store)
-
-    def close(self):
-        with self.lock:
-            self.sock.close()
-            for _, fd in self.store:
-                os.close(fd)
-            self.store = []
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "vm"))
+from fdstore import Manager  # noqa: E402
 
 
 class Service(Daemon):
     manager = None
 
     def spawn(self, log):
-        with self.manager.lock:
-            store = list(self.manager.store)
-        env = dict(os.environ, NOTIFY_SOCKET=self.manager.path)
-        if store:
-            env.update(LISTEN_FDS=str(len(store)), LISTEN_FDNAMES=":".join(name for name, _ in store))
-
-        def place():
-            # Out of the way first: they go to 3, 4, 5, ...
-            for i, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for _, fd in store]):
-                os.dup2(fd, 3 + i)
-
-        return subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *self.command()], stderr=log, env=env,
-                                stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=place)
+        return self.manager.spawn(self.command(), stderr=log, stdin=subprocess.DEVNULL)
 
     def kill(self):
         self.proc.kill()
@@ -93,7 +36,7 @@ class Service(Daemon):
 def service():
     tmp = pathlib.Path(tempfile.mkdtemp(prefix="vp"))
     d = Service(tmp)
-    d.manager = Manager(tmp)
+    d.manager = Manager(str(tmp / "notify"))
     yield d
     try:
         assert d.stop() == 0, d.log()
