@@ -576,6 +576,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (!pl)
 		return;
 	pl->quiet++;
+	vp_port_leave(pl->port);
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
 	vp_carrier_free(pl->carrier);

@@ -184,6 +184,14 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	ret = ring_addrs(v, vr, packed, &c, e);
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
+	/*
+	 * A front-end that lost its connection notes where the used index was just then. A device VM that outlives a daemon goes on with
+	 * the ring for a while: what it has returned must not be returned once more.
+	 */
+	if (!ret && !packed && (uint16_t)(c.base - r->rq.vq.used_idx) > c.size) {
+		c.base = r->rq.vq.used_idx;
+		ret = vp_vq_start(&r->rq.vq, &c, e);
+	}
 	if (ret == -EAGAIN) {
 		r->wait = VP_VDEV_WAIT_START;
 		return 0;
@@ -204,7 +212,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	r->starts++;
 	ring_set_log(v, q);
 	vp_log(VP_LOG_DEBUG, "%s: queue %u started: %s ring of %u at index %u%s", v->name, q, packed ? "packed" : "split",
-	       vr->num, vr->base & (packed ? 0x7fff : 0xffff), vr->enabled ? "" : ", disabled");
+	       vr->num, c.base & (packed ? 0x7fff : 0xffff), vr->enabled ? "" : ", disabled");
 	return 0;
 }
 

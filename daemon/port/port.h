@@ -135,6 +135,12 @@ struct vp_port_ops {
 /* name for messages. The memfd exists and its header is complete when this returns. */
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
 		void *ctx, struct vp_err *e);
+
+/*
+ * The daemon ends, the guest does not: who takes the port over will know of queues that are in the guest's hands now, though they are
+ * about to be taken from it without an answer. Before the driver side is closed. NULL is allowed.
+ */
+void vp_port_leave(struct vp_port *p);
 /* Tell the guest that the daemon goes away: link down, reason "daemon", no queues. Before the attachment is freed. NULL is allowed. */
 void vp_port_goodbye(struct vp_port *p);
 /* After the attachment was freed. Takes nothing, calls nobody. */

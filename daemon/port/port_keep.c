@@ -73,11 +73,11 @@ int port_keep_make(struct vp_port *p, struct vp_err *e)
 void port_keep_save(struct vp_port *p)
 {
 	struct port_keep *k = p->keep;
-	bool running = false;
+	bool running = p->left_running || p->was_running || p->settle_deadline;
 
 	for (unsigned q = 0; q < p->nqueues; q++) {
 		k->run[q] = p->q[q].run;
-		running |= p->q[q].running;
+		running |= p->q[q].running || p->q[q].lingers;
 	}
 	k->running = running;
 	k->generation = p->generation + 2;
@@ -87,6 +87,12 @@ void port_keep_save(struct vp_port *p)
 	k->serial = p->serial;
 	k->answered = p->answered;
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);  /* a process that is killed here stopped between two instructions */
+}
+
+void vp_port_leave(struct vp_port *p)
+{
+	for (unsigned q = 0; p && q < p->nqueues; q++)
+		p->left_running |= p->q[q].running || p->q[q].lingers;
 }
 
 void port_keep_free(struct vp_port *p)

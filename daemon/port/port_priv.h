@@ -103,6 +103,7 @@ struct vp_port {
 	struct vhp_abi_command         cmd;          /* it, private copy */
 	uint64_t                      busy_deadline;
 	bool                          was_running;  /* in the process before us */
+	bool                          left_running; /* for the process behind us */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
 	/* statistics */

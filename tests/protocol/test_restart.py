@@ -89,15 +89,48 @@ def test_fast(service, how):
                 d.start()
                 assert not p.state().attached
                 assert d.show("ab")["sides"]["device"]["online"]
-                if how == "kill":
-                    # The guest still has the driver VM's rings: nobody else may touch them, no driver VM connects.
-                    time.sleep(0.3)
-                    assert not listens(d.sock("ab", "driver"))
+                # The guest still has the driver VM's rings: nobody else may touch them, no driver VM connects.
+                time.sleep(0.3)
+                assert not listens(d.sock("ab", "driver"))
             # The guest lets go and asks again, with the next number: the old command is not executed twice.
             assert p.attach() == pc.OK
             d.wait(lambda: listens(d.sock("ab", "driver")))
     d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
     d.wait(lambda: "keep.ab.conn" not in d.manager.names())
+    qmp.close()
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_guest_goes_on(service, how):
+    """Where a ring stands says its used index, not a front-end that noted it when it lost the daemon: the guest went on."""
+    d = service
+    qmp = start_fast(d)
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        p.vmm = qmp
+        p.attach()
+        with vu.Nic(d.sock("ab", "driver")) as nic:
+            p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+            for n in range(4):
+                nic.send_packet(vu.frame(n, 100))
+            forward(p, 1)
+            used = nic.rings[1].used + 2
+            noted = nic.mem.r("H", used)
+            for end in (d.kill, d.kill) if how == "kill" else (d.stop, d.stop):
+                end()
+                d.start()
+                time.sleep(0.3)
+                assert not listens(d.sock("ab", "driver")), "nobody has asked the guest"
+            nic.mem.w("H", used, 4)
+            p.attach()
+            d.wait(lambda: listens(d.sock("ab", "driver")))
+            with vu.Frontend(d.sock("ab", "driver")) as again:
+                again.negotiate(nic.features)
+                again.set_memory(nic.mem)
+                for q in (0, 1):
+                    again.start_ring(q, nic.rings[q], base=(0, noted)[q])
+                s = p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+                assert (noted, s.queues[1].base, s.queues[0].base) == (1, 4, 0)
+                again.mem = None    # the other one's
     qmp.close()
 
 
