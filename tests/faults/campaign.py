@@ -22,6 +22,7 @@ from rig import FIELDS, Rig, run_delay, stolen
 
 GAP_BOUND = 0.5      # seconds without a packet on a link that nobody touched
 QUIET_BOUND = 5.0    # until fds and mappings are back where they were
+SANITIZERS = ["ERROR: AddressSanitizer", "runtime error:"]
 MEMORY_KIB = 16384   # anonymous memory that the daemon may gain over a campaign
 
 
@@ -186,17 +187,21 @@ def possible(link, kind):
 
 
 class Campaign:
+    faults = FAULTS
+    neighbours = 2       # links that no fault is meant for: the first ones
+    report_every = 10.0  # seconds
+    possible = staticmethod(possible)
+
     def __init__(self, rig, seed, bound=20.0, say=None, max_violations=20):
         self.rig, self.seed, self.bound = rig, seed, bound
         self.rnd = random.Random(seed)
         self.say = say or (lambda line: None)
-        self.neighbours = rig.links[:2]
-        self.targets = rig.links[2:]
+        self.targets = rig.links[self.neighbours:]
         self.setup = {(link, e): 8 for link in rig.links for e in (0, 1)}
         self.violations, self.max_violations = [], max_violations
         self.kinds, self.by_mode = {}, {}
-        self.allowed = set(FAULTS)
-        self.cycle = self.recoveries = self.not_fired = self.excused = 0
+        self.allowed = set(self.faults)
+        self.cycle = self.recoveries = self.not_fired = self.excused = self.resets = 0
         self.worst_gap = 0
         self.near_lost = 0
         self.blamed = {}
@@ -212,11 +217,14 @@ class Campaign:
         self.violations.append(v)
         self.note("VIOLATION %s" % json.dumps(v))
         if link:
-            self.note("  daemon: %s" % json.dumps(self.rig.daemon.show(link.name)))
-            self.note("  counters: %s" % json.dumps(self.rig.daemon.stats(link.name)))
-            for e in link.ends:
-                self.note("  end %d: %s" % (e.index, json.dumps({f: e.get(f) for f in FIELDS})))
+            self.describe(link)
         self.say("VIOLATION in cycle %d (%s on %s): %s: %s" % (self.cycle, self.doing, v["link"], what, text))
+
+    def describe(self, link):
+        self.note("  daemon: %s" % json.dumps(self.rig.daemon.show(link.name)))
+        self.note("  counters: %s" % json.dumps(self.rig.daemon.stats(link.name)))
+        for e in link.ends:
+            self.note("  end %d: %s" % (e.index, json.dumps({f: e.get(f) for f in FIELDS})))
 
     def look_at_packets(self):
         for link in self.rig.links:
@@ -282,20 +290,51 @@ class Campaign:
             if fds <= base[0] and maps <= base[1]:
                 return
             if time.monotonic() > end:
-                self.violation(link, "leak", "%d fds instead of %d, %d shared mappings instead of %d" % (fds, base[0], maps, base[1]))
+                more, less = self.rig.daemon.fds() - self.fds, self.fds - self.rig.daemon.fds()
+                self.violation(link, "leak", "%d fds instead of %d, %d shared mappings instead of %d; more: %s, less: %s" % (
+                    fds, base[0], maps, base[1], dict(more), dict(less)))
                 self.base = fds, maps
                 return
             time.sleep(0.005)
 
-    def one(self):
+    def choose(self):
+        """A link and the faults that it is to suffer: mostly one."""
         self.cycle += 1
         link = self.rnd.choice(self.targets)
-        kinds = [k for k in FAULTS if possible(link, k) and k in self.allowed]
-        chosen = [self.rnd.choices(kinds, [FAULTS[k][0] for k in kinds])[0]]
+        end = {k: f[1] for k, f in self.faults.items()}
+        kinds = [k for k in self.faults if self.possible(link, k) and k in self.allowed]
+        chosen = [self.rnd.choices(kinds, [self.faults[k][0] for k in kinds])[0]]
         if self.rnd.random() < TWICE:
-            more = [k for k in kinds if k not in DAEMON_WIDE and FAULTS[k][1] is not None and FAULTS[k][1] != FAULTS[chosen[0]][1]]
+            more = [k for k in kinds if k not in DAEMON_WIDE and end[k] is not None and end[k] != end[chosen[0]]]
             chosen += [self.rnd.choice(more)] if more else []
         self.doing = "+".join(chosen)
+        return link, chosen
+
+    def strike(self, link, chosen):
+        """When the damage began, and when all was repaired that is up to others."""
+        self.note("cycle %d: %s on %s" % (self.cycle, self.doing, link.name))
+        began = time.monotonic()
+        running = [self.faults[k][2](self, link, self.faults[k][1]) for k in chosen]
+        for f in running:
+            next(f)
+        for f in running:
+            next(f, None)
+        return began, time.monotonic()
+
+    def count(self, link, chosen, back):
+        """back: seconds until the links were well, or None."""
+        k = self.kinds.setdefault(self.doing if len(chosen) == 1 else "two at once", {"cycles": 0, "recovered": 0, "outages": []})
+        k["cycles"] += 1
+        m = self.by_mode.setdefault(link.name, {"cycles": 0, "outages": []})
+        m["cycles"] += 1
+        if back is not None:
+            self.recoveries += 1
+            k["recovered"] += 1
+            k["outages"].append(back)
+            m["outages"].append(back)
+
+    def one(self):
+        link, chosen = self.choose()
         wide = bool(set(chosen) & DAEMON_WIDE)
         others = [l for l in self.rig.links if l is not link]
         lost = {(l, i): l.ends[i].get("lost") for l in others for i in (0, 1)}
@@ -307,27 +346,12 @@ class Campaign:
                 e.put("max_gap_ns", 0)
 
         renewed = [(e, e.get("sessions")) for l in self.rig.links for e in l.ends if wide and set(chosen) & DAEMON_ENDS]
-        renewed += [(link.ends[FAULTS[k][1]], link.ends[FAULTS[k][1]].get("sessions")) for k in chosen if k in RENEWS]
-        self.note("cycle %d: %s on %s" % (self.cycle, self.doing, link.name))
-        began = time.monotonic()
-        running = [FAULTS[k][2](self, link, FAULTS[k][1]) for k in chosen]
-        for f in running:
-            next(f)
-        for f in running:
-            next(f, None)
-        over = time.monotonic()
+        renewed += [(link.ends[self.faults[k][1]], link.ends[self.faults[k][1]].get("sessions")) for k in chosen if k in RENEWS]
+        began, over = self.strike(link, chosen)
         back = self.recover(self.rig.links if wide else [link], over, renewed)
 
         self.note("  over after %.3f s, recovered %s s later" % (over - began, back and round(back, 3)))
-        k = self.kinds.setdefault(self.doing if len(chosen) == 1 else "two at once", {"cycles": 0, "recovered": 0, "outages": []})
-        k["cycles"] += 1
-        m = self.by_mode.setdefault(link.name, {"cycles": 0, "outages": []})
-        m["cycles"] += 1
-        if back is not None:
-            self.recoveries += 1
-            k["recovered"] += 1
-            k["outages"].append(back)
-            m["outages"].append(back)
+        self.count(link, chosen, back)
         self.look_at_packets()
         if not wide:
             for l in others:
@@ -348,15 +372,19 @@ class Campaign:
                     self.violation(l, "disturbed", "%d packets lost during a fault of link %s" % (gone, link.name))
         self.settle(link, self.base)
 
+    def progress(self, cycles, seconds):
+        return "%5d of %d cycles, %d recoveries, %d violations, %.2f s a cycle" % (
+            self.cycle, cycles, self.recoveries, len(self.violations), seconds / self.cycle)
+
     def warm_up(self):
-        self.doing, self.resets = "start", 0
+        self.doing = "start"
         bound, self.bound = self.bound, 90  # a busy machine takes its time to start so many processes
         if self.recover(self.rig.links, time.monotonic()) is None:
             raise RuntimeError("the links do not come up")
         self.bound = bound
         # Every way once that keeps something for good: a client of the control socket, the log.
         time.sleep(0.3)
-        self.base = self.rig.daemon.resources()
+        self.base, self.fds = self.rig.daemon.resources(), self.rig.daemon.fds()
         self.memory = self.rig.daemon.memory_kib()
 
     def run(self, cycles, seconds=None):
@@ -368,10 +396,9 @@ class Campaign:
                 self.say("too many violations, giving up")
                 break
             now = time.monotonic()
-            if now - shown > 10:
+            if now - shown > self.report_every:
                 shown = now
-                self.say("%5d of %d cycles, %d recoveries, %d violations, %.2f s a cycle" % (
-                    self.cycle, cycles, self.recoveries, len(self.violations), (now - start) / self.cycle))
+                self.say(self.progress(cycles, now - start))
         self.seconds = time.monotonic() - start
         return self.result()
 
@@ -388,7 +415,7 @@ class Campaign:
             "seed": self.seed, "cycles": self.cycle, "recoveries": self.recoveries, "seconds": round(self.seconds, 1),
             "packets": sum(l["packets"] for l in links.values()),
             "worst_outage_s": max((k["worst_outage_s"] for k in kinds.values()), default=0),
-            "neighbours": {"packets": sum(links[n.name]["packets"] for n in self.neighbours),
+            "neighbours": {"packets": sum(links[n.name]["packets"] for n in self.rig.links[:self.neighbours]),
                            "lost_undisturbed": self.near_lost, "worst_gap_s": round(self.worst_gap, 3)},
             "resources": {"fds": self.base[0], "mappings": self.base[1], "memory_kib": self.rig.daemon.memory_kib()},
             "resets_of_packed_fast": self.resets, "gaps_for_want_of_cpu": self.excused,
@@ -408,27 +435,31 @@ def table(r):
         print("  ".join(str(c).rjust(w) if i else str(c).ljust(w) for i, (c, w) in enumerate(zip(row, width))).rstrip())
 
 
-def campaign(build, cycles, seed=None, seconds=None, quick=False, say=None, keep=None, only=None, faults=None):
+def campaign(build, cycles, seed=None, seconds=None, quick=False, say=None, keep=None, only=None, faults=None, vms=False):
     """Run one; the result as a dictionary. keep: a directory for the logs when there were violations."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     tmp = tempfile.mkdtemp(prefix="vpf")
-    rig = Rig(tmp, build)
-    try:
+    if vms:
+        import vms
+        rig, kind = vms.Rig(tmp, build, quick, say, only), vms.Campaign
+    else:
+        rig, kind = Rig(tmp, build), Campaign
         default_links(rig, quick)
+    try:
         rig.start()
-        c = Campaign(rig, seed, say=say)
+        c = kind(rig, seed, say=say)
         if only:
             c.targets = [l for l in c.targets if l.name in only]
         c.allowed &= set(faults or c.allowed)
         r = c.run(cycles, seconds)
     finally:
         code = rig.stop()
-        bad = code or rig.daemon.log().count("ERROR: AddressSanitizer") or rig.daemon.log().count("runtime error:")
+        bad = code or any(x in rig.log() for x in SANITIZERS)
         if keep and (bad or "r" not in locals() or r["violations"]):
             shutil.rmtree(keep, ignore_errors=True)
             os.makedirs(keep, exist_ok=True)
             for f in os.listdir(tmp):
-                if f == "log" or f.endswith((".log", ".pages")):
+                if f == "log" or f.endswith((".log", ".pages", ".console", ".qemu")):
                     shutil.copy(os.path.join(tmp, f), keep)
         shutil.rmtree(tmp, ignore_errors=True)
     if bad:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the campaign breaks: a daemon, links, and the processes that stand for VMs at their ends."""
+import collections
 import ctypes
 import mmap
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -24,7 +26,32 @@ OFFSET = {f: 8 * i for i, f in enumerate(FIELDS)}
 EPOCH_SEEN, RUNNING, MSG = 8 * len(FIELDS), 8 * len(FIELDS) + 4, 8 * len(FIELDS) + 8
 
 
-class Daemon(conftest.Daemon):
+class Process:
+    """What the kernel says of self.proc."""
+
+    def resources(self):
+        """(fds, mappings of files that may be shared)"""
+        pid = self.proc.pid
+        with open(f"/proc/{pid}/maps") as f:
+            maps = sum(1 for line in f if line.split()[1][3] == "s")
+        return len(os.listdir(f"/proc/{pid}/fd")), maps
+
+    def fds(self):
+        """How many fds there are of each kind, by what they are called less numbers."""
+        kinds = collections.Counter()
+        for f in os.listdir(f"/proc/{self.proc.pid}/fd"):
+            try:
+                kinds[re.sub("[0-9]+", "N", os.readlink(f"/proc/{self.proc.pid}/fd/{f}"))] += 1
+            except OSError:
+                pass
+        return kinds
+
+    def memory_kib(self):
+        with open(f"/proc/{self.proc.pid}/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith("RssAnon"))
+
+
+class Daemon(Process, conftest.Daemon):
     """One that is killed and started anew, again and again."""
 
     def command(self, *more):
@@ -59,17 +86,6 @@ class Daemon(conftest.Daemon):
         code = self.proc.wait(30)
         self.start()
         return code
-
-    def resources(self):
-        """(fds, mappings of files that may be shared) as the kernel counts them."""
-        pid = self.proc.pid
-        with open(f"/proc/{pid}/maps") as f:
-            maps = sum(1 for line in f if line.split()[1][3] == "s")
-        return len(os.listdir(f"/proc/{pid}/fd")), maps
-
-    def memory_kib(self):
-        with open(f"/proc/{self.proc.pid}/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith("RssAnon"))
 
 
 class End:
@@ -246,6 +262,9 @@ class Rig:
     def link(self, *args, **kw):
         self.links.append(Link(self, *args, **kw))
         return self.links[-1]
+
+    def log(self):
+        return self.daemon.log()
 
     def start(self):
         self.daemon.start()
