@@ -57,6 +57,7 @@ struct vp_ivwins {
 	unsigned                   n_bus, next_bus;
 	char                       prefix[VP_CONF_NAME_MAX + 8];
 	uint64_t                   n_plugged, n_unplugged;
+	bool                       listed;  /* what an earlier daemon left plugged is in the list */
 	bool                       freeing;
 };
 
@@ -312,6 +313,18 @@ static int free_bus(struct vp_ivwins *w)
 	return -1;
 }
 
+/*
+ * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
+ * one: behind a root port the guest looks for one device only, and never finds it.
+ */
+static bool left_behind(const struct vp_ivwins *w)
+{
+	for (const struct wdev *v = w->list; v; v = v->next)
+		if (v->bus < 0)
+			return true;
+	return !w->listed;
+}
+
 static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct vp_err *e)
 {
 	if (!w->qmp)
@@ -323,6 +336,8 @@ static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct v
 				  (unsigned long long)req->size >> 20);
 	if (!vp_qmp_is_up(w->qmp))
 		return vp_err_set(e, -EAGAIN, "QMP %s: %.120s", w->l->qmp, vp_qmp_why(w->qmp));
+	if (left_behind(w))
+		return vp_err_set(e, -EAGAIN, "the device VM has not released the windows of an earlier daemon yet");
 	return 0;
 }
 
@@ -434,6 +449,7 @@ static void on_list(void *arg, json_t *ret, const char *err)
 	json_t *o;
 	size_t i;
 
+	w->listed = true;
 	if (!ret)
 		return;
 	for (v = w->list; v; v = v->next)
@@ -481,6 +497,7 @@ static void on_down(void *ctx)
 	struct vp_ivwins *w = ctx;
 	struct wdev *v, *next;
 
+	w->listed = false;
 	for (v = w->list; v; v = next) {
 		next = v->next;
 		if (v->state == W_ADDING)

@@ -173,6 +173,28 @@ def test_left_behind_by_an_earlier_daemon(lab):
     assert "vhp-ab-other-8001" in lab.qmp.devices, "another link's window was removed"
 
 
+def test_left_behind_and_not_released(lab):
+    """As long as it may be in any root port, nothing is plugged: QEMU takes a second device into one, and no guest finds that."""
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        p.wait(lambda s: s.up)
+        old = list(lab.qmp.devices)
+        lab.qmp.release = False
+        lab.d.proc.kill()
+        lab.d.proc.wait()
+        lab.d.control = None
+    lab.d.log_path.unlink()
+    lab.d.start()
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        lab.d.wait(lambda: lab.device()["windows"][0]["error"])
+        assert lab.qmp.log.count("device_add") == 1 and lab.qmp.devices[old[0]]["leaving"]
+        lab.qmp.release = True
+        p.wait(lambda s: s.up, timeout=15)
+
+
 def test_device_gone_and_back(lab):
     """Each device has vectors of its own: QEMU may still watch those of one that was unplugged, and does not survive their being raised."""
     old = []
