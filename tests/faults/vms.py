@@ -141,6 +141,8 @@ class Rig:
                     DEVICE_BOOT % self.words(n, l[0]) for n, l in links if l[3] == where), q)
             driver = self.guest("d%d" % number, "blue" if mode == "fast" else "red", False, DRIVER_BOOT % self.words(number, name))
             self.links.append(Link(number, self.daemon, name, driver, device, mode, attachment))
+        if not self.links:
+            raise SystemExit("faults --vms: no link is left; there are %s" % ", ".join(l[0] for l in LINKS))
 
     def words(self, number, name):
         a = portlink.Addresses(number)
@@ -166,7 +168,8 @@ class Rig:
 
     def ready(self):
         for vm in self.vms:
-            vm.wait_ready(self.expected[vm][1])
+            # All of them may boot at once, with what others leave of the CPUs.
+            vm.wait_ready(self.expected[vm][1], 400)
 
     def log(self):
         with open(self.daemon.log, errors="replace") as f:
