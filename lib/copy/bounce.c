@@ -35,6 +35,26 @@ VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
 	return skip + n;
 }
 
+/*
+ * The same for one of several in a row: *room is what is free right behind the last one, 0 at first; that is looked for
+ * again when it is used up.
+ */
+VP_INLINE uint32_t fifo_next(struct vp_bounce_fifo *f, uint32_t n, uint32_t *room, uint32_t *at)
+{
+	uint32_t taken;
+
+	if (vp_likely(n <= *room)) {
+		*at = f->head;
+		f->head += n;
+		f->used += n;
+		*room -= n;
+		return n;
+	}
+	taken = fifo_take(f, n, at);
+	*room = VP_MIN(f->size - f->head, f->size - f->used);
+	return taken;
+}
+
 /* ---- driver VM to device VM -------------------------------------------------- */
 
 VP_INLINE void copy_out(const struct vp_bounce *b, uint32_t at, const struct vp_seg *sg, unsigned n)
@@ -113,7 +133,7 @@ static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const st
 		id = vp_drvq_add(&b->shadow, buf, n);
 		if (id < 0)
 			goto no_room;
-		b->by_id[id] = (uint16_t)(b->head & b->mask);
+		vp_drvq_set_tag(&b->shadow, (uint16_t)id, (uint16_t)(b->head & b->mask));
 	} else {
 		/* A chain of nothing: no need to ask the device VM. */
 		sl->state = VP_BOUNCE_BACK;
@@ -202,8 +222,8 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 				sl->take_out = taken;
 				sl->take_in = sl->take_seg = 0;
 				sl->state = VP_BOUNCE_AWAY;
-				b->by_id[vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false)] =
-					(uint16_t)(b->head & b->mask);
+				vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false),
+						(uint16_t)(b->head & b->mask));
 				b->head++;
 				packets++;
 				bytes += c->out_len - hlen;
@@ -230,21 +250,6 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 	return i;
 }
 
-/* The next n slots, of one descriptor each, go into the shadow ring, and that to the device VM. */
-VP_INLINE void add_plain(struct vp_bounce *b, const struct vp_drvq_one *one, unsigned n, bool write)
-{
-	const uint32_t first = b->head, mask = b->mask;
-	uint16_t *by_id = b->by_id;
-	uint16_t id[VP_RELAY_BURST];
-	unsigned i;
-
-	vp_drvq_add_run(&b->shadow, one, n, write, id);
-	for (i = 0; i < n; i++)
-		by_id[id[i]] = (uint16_t)((first + i) & mask);
-	b->head = first + n;
-	vp_drvq_publish(&b->shadow);
-}
-
 /* As many as make it worth while; fewer are taken along with those of other kinds. */
 #define PLAIN_MIN 4
 
@@ -259,8 +264,8 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	struct vp_bounce_slot *slots = b->slot;
 	struct vp_bounce_fifo out = b->out;
 	struct vp_plain p[VP_RELAY_BURST];
-	uint32_t ahead = out.head;
-	struct vp_drvq_one one[VP_RELAY_BURST];
+	uint32_t ahead = out.head, contig = 0;
+	struct vp_drvq_run run;
 	uint64_t bytes = 0;
 	unsigned i, n = vp_vq_fetch_plain(&rq->vq, p, room, VP_READ);
 
@@ -275,10 +280,11 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	n = i;
 	if (n < PLAIN_MIN)
 		return 0;
+	run = vp_drvq_run_begin(&b->shadow, n, false);
 	for (i = 0; i < n; i++) {
-		const uint32_t len = p[i].len;
-		struct vp_bounce_slot *sl = &slots[(first + i) & mask];
-		uint32_t at, taken = fifo_take(&out, (len + 63u) & ~63u, &at);
+		const uint32_t len = p[i].len, k = (first + i) & mask;
+		struct vp_bounce_slot *sl = &slots[k];
+		uint32_t at, taken = fifo_next(&out, (len + 63u) & ~63u, &contig, &at);
 
 		if (vp_unlikely(!taken))
 			break;
@@ -289,13 +295,15 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 		sl->take_out = taken;
 		sl->take_in = sl->take_seg = 0;
 		sl->state = VP_BOUNCE_AWAY;
-		one[i] = (struct vp_drvq_one){ addr + at, len };
+		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
 		bytes += len;
 	}
 	if (!i)
 		return 0;
 	b->out = out;
-	add_plain(b, one, i, false);
+	b->head = first + i;
+	vp_drvq_run_end(&run);
+	vp_drvq_publish(&b->shadow);
 	vp_vq_advance_plain(&rq->vq, i);
 	vp_vq_complete_plain(&rq->vq, p, i);
 	vp_bounce_stat(&rq->stats.packets, i);
@@ -311,29 +319,40 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 	struct vp_bounce_slot *slots = b->slot;
 	struct vp_bounce_fifo in = b->in;
 	struct vp_plain p[VP_RELAY_BURST];
-	struct vp_drvq_one one[VP_RELAY_BURST];
+	struct vp_drvq_run run;
+	uint32_t contig = 0;
 	unsigned i, n = vp_vq_fetch_plain(&b->c.rq->vq, p, room, VP_WRITE);
 
 	if (n < PLAIN_MIN)
 		return 0;
+	run = vp_drvq_run_begin(&b->shadow, n, true);
 	for (i = 0; i < n; i++) {
-		const uint32_t len = p[i].len;
+		const uint32_t len = p[i].len, k = (first + i) & mask;
+		struct vp_bounce_slot *sl = &slots[k];
 		uint32_t at, taken;
 
 		/* The rounding up must not wrap. */
 		if (vp_unlikely(len > in.size))
 			break;
-		taken = fifo_take(&in, (len + 63u) & ~63u, &at);
+		taken = fifo_next(&in, (len + 63u) & ~63u, &contig, &at);
 		if (vp_unlikely(!taken))
 			break;
-		slots[(first + i) & mask] = (struct vp_bounce_slot){
-			.addr = p[i].addr, .take_in = taken, .in_off = at, .nseg = 1, .id = p[i].id, .slots = 1 };
-		one[i] = (struct vp_drvq_one){ addr + at, len };
+		sl->addr = p[i].addr;
+		sl->take_out = sl->take_seg = 0;
+		sl->take_in = taken;
+		sl->in_off = at;
+		sl->nseg = 1;
+		sl->id = p[i].id;
+		sl->slots = 1;
+		sl->state = VP_BOUNCE_AWAY;
+		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
 	}
 	if (!i)
 		return 0;
 	b->in = in;
-	add_plain(b, one, i, true);
+	b->head = first + i;
+	vp_drvq_run_end(&run);
+	vp_drvq_publish(&b->shadow);
 	vp_vq_advance_plain(&b->c.rq->vq, i);
 	return i;
 }
@@ -358,7 +377,8 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 			sl = &b->slot[b->head & b->mask];
 			*sl = (struct vp_bounce_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
 						       .nseg = 1, .id = c->id, .slots = c->slots };
-			b->by_id[vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true)] = (uint16_t)(b->head & b->mask);
+			vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true),
+					(uint16_t)(b->head & b->mask));
 			b->head++;
 			continue;
 		}
@@ -641,12 +661,11 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	/* Room for one chain of the longest kind besides what a full ring of two-piece buffers needs. */
 	b->segs.size = c->in.size ? VP_BURST_SEGS + VP_BURST + 2u * slots : 0;
 	b->slot = calloc(slots, sizeof(*b->slot));
-	b->by_id = calloc(size, sizeof(*b->by_id));
 	b->pend = calloc(slots, sizeof(*b->pend));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
 	/* One packet takes at most as many as there are slots; a burst comes on top. */
 	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
-	ret = b->slot && b->by_id && b->pend && b->seg && b->given ?
+	ret = b->slot && b->pend && b->seg && b->given ?
 		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
 	if (ret) {
 		vp_bounce_free(b);
@@ -663,7 +682,6 @@ void vp_bounce_free(struct vp_bounce *b)
 		return;
 	vp_drvq_fini(&b->shadow);
 	free(b->slot);
-	free(b->by_id);
 	free(b->pend);
 	free(b->seg);
 	free(b->given);

@@ -91,8 +91,7 @@ struct vp_bounce {
 	uint32_t        pend_head, pend_tail;
 	uint32_t        order;         /* in_order: the first slot that was not added to them */
 	uint64_t        kicks;         /* notifications to the device VM */
-	struct vp_bounce_slot *slot;   /* [mask + 1] */
-	uint16_t       *by_id;         /* shadow id to slot */
+	struct vp_bounce_slot *slot;   /* [mask + 1]; their number is the tag in the shadow ring */
 	uint16_t       *pend;          /* [mask + 1] */
 	struct vp_used *given;         /* of one run */
 	struct vp_bounce_seg  *seg;    /* [segs.size] */

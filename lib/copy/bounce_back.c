@@ -36,7 +36,7 @@ unsigned vp_bounce_reclaim(struct vp_bounce *b, unsigned max)
 	unsigned i, n = vp_drvq_get_burst(&b->shadow, u, VP_MIN(max, VP_BURST));
 
 	for (i = 0; i < n; i++)
-		b->slot[b->by_id[u[i].id]].state = VP_BOUNCE_DONE;
+		b->slot[u[i].tag].state = VP_BOUNCE_DONE;
 	release(b);
 	return n;
 }
@@ -53,15 +53,14 @@ static unsigned take(struct vp_bounce *b, unsigned max)
 	unsigned i, n = vp_drvq_get_burst(&b->shadow, u, VP_MIN(max, VP_BURST));
 
 	for (i = 0; i < n; i++) {
-		const uint16_t at = b->by_id[u[i].id];
-		struct vp_bounce_slot *sl = &b->slot[at];
+		struct vp_bounce_slot *sl = &b->slot[u[i].tag];
 
 		sl->len = u[i].len;
 		sl->state = VP_BOUNCE_BACK;
 		vp_prefetch(pool_of(b, sl), 0);
 		vp_prefetch(pool_of(b, sl), 64);
 		if (!b->in_order)
-			vp_bounce_pend(b, at);
+			vp_bounce_pend(b, u[i].tag);
 	}
 	if (b->in_order)
 		vp_bounce_pend_in_order(b);
@@ -208,33 +207,46 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 {
 	const struct vp_window w = b->c.rq->vq.xl.hot[VP_WRITE];
 	const unsigned count = VP_MIN(b->pend_head - b->pend_tail, max);
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.in.off);
+	const uint32_t tail = b->pend_tail, mask = b->mask;
+	struct vp_bounce_slot *const slots = b->slot;
+	struct vp_used *const given = b->given + g->n;
+	const uint16_t *const pend = b->pend;
+	const bool mergeable = b->mergeable;
+	uint64_t bytes = 0;
 	unsigned i;
 
 	for (i = 0; i < count; i++) {
-		struct vp_bounce_slot *sl = pending(b, 0);
+		struct vp_bounce_slot *sl = &slots[pend[(tail + i) & mask]];
 		const uint32_t len = sl->len, plen = len - hlen;
 		const uint64_t off = sl->addr - w.start;
-		vp_gptr from = pool_of(b, sl), to;
+		const vp_gptr from = vp_gptr_add(area, sl->in_off);
+		vp_gptr to;
 
 		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 || off >= w.size ||
 				len > w.size - off))
 			break;
 		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
-		if (vp_unlikely(vp_ld16(from, 0) || (b->mergeable && vp_ld16(from, 10) > 1)))
+		if (vp_unlikely(vp_ld16(from, 0) || (mergeable && vp_ld16(from, 10) > 1)))
 			break;
 		if (plen > 128 && i + 1 < count) {
-			const struct vp_bounce_slot *next = pending(b, 1);
+			const struct vp_bounce_slot *next = &slots[pend[(tail + i + 1) & mask]];
 
 			if (next->nseg == 1 && next->addr - w.start < w.size && w.size - (next->addr - w.start) >= next->len)
-				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), pool_of(b, next), next->len);
+				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), vp_gptr_add(area, next->in_off),
+						     next->len);
 		}
 		to = vp_gptr_add(w.host, off);
 		vp_copy_out(to, vp_pkt_plain_hdr, hlen);
 		vp_pkt_copy_peer(vp_gptr_add(to, hlen), vp_gptr_add(from, hlen), plen);
-		g->bytes += plen;
-		g->packets++;
-		give(b, g, sl, len);
+		bytes += plen;
+		given[i] = (struct vp_used){ .len = len, .id = sl->id, .slots = sl->slots };
+		sl->state = VP_BOUNCE_DONE;
 	}
+	g->n += i;
+	g->packets += i;
+	g->bytes += bytes;
+	b->pend_tail = tail + i;
 }
 
 /* What is pending, up to max chains (and the rest of a packet). */

@@ -308,7 +308,7 @@ static unsigned get_split(struct vp_drvq *q, struct vp_drvq_used *u, unsigned ma
 		s = &q->id[id];
 		if (vp_unlikely(s->ndesc != 1))
 			break;
-		u[i] = (struct vp_drvq_used){ VP_MIN(len, s->in_len), (uint16_t)id };
+		u[i] = (struct vp_drvq_used){ VP_MIN(len, s->in_len), (uint16_t)id, s->tag };
 		s->ndesc = 0;
 		s->next = q->free_id;
 		q->free_id = (uint16_t)id;
@@ -319,33 +319,38 @@ static unsigned get_split(struct vp_drvq *q, struct vp_drvq_used *u, unsigned ma
 
 static unsigned get_packed(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max)
 {
+	const uint64_t look = (uint64_t)(F_AVAIL | F_USED) << 48;
+	struct vp_drvq_id *const ids = q->id;
 	const unsigned size = q->size;
+	const vp_gptr desc = q->desc;
+	uint64_t want = q->used_wrap ? look : 0;
+	uint16_t free_id = q->free_id;
 	unsigned at = q->used, i;
-	uint64_t want = q->used_wrap ? F_AVAIL | F_USED : 0;
 
 	max = VP_MIN(max, q->outstanding);
 	for (i = 0; i < max; i++) {
 		/* Pairs with the device's release of the flags. */
-		const uint64_t w = vp_ld64_acquire(q->desc, 16 * (size_t)at + 8);
+		const uint64_t w = vp_ld64_acquire(desc, 16 * (size_t)at + 8);
 		const uint16_t id = (uint16_t)(w >> 32);
 		struct vp_drvq_id *s;
 
-		if (((w >> 48) & (F_AVAIL | F_USED)) != want || vp_unlikely(id >= size))
+		if ((w & look) != want || vp_unlikely(id >= size))
 			break;
-		s = &q->id[id];
+		s = &ids[id];
 		if (vp_unlikely(s->ndesc != 1))
 			break;
-		u[i] = (struct vp_drvq_used){ VP_MIN((uint32_t)w, s->in_len), id };
+		u[i] = (struct vp_drvq_used){ VP_MIN((uint32_t)w, s->in_len), id, s->tag };
 		s->ndesc = 0;
-		s->next = q->free_id;
-		q->free_id = id;
+		s->next = free_id;
+		free_id = id;
 		if (vp_unlikely(++at == size)) {
 			at = 0;
-			q->used_wrap = !q->used_wrap;
-			want ^= F_AVAIL | F_USED;
+			want ^= look;
 		}
 	}
 	q->used = (uint16_t)at;
+	q->used_wrap = want != 0;
+	q->free_id = free_id;
 	return i;
 }
 
@@ -368,6 +373,7 @@ unsigned vp_drvq_get_burst(struct vp_drvq *q, struct vp_drvq_used *u, unsigned m
 		/* None, or one of the other kinds. */
 		if (vp_drvq_get(q, &u[n].id, &u[n].len) <= 0)
 			break;
+		u[n].tag = q->id[u[n].id].tag;
 		n++;
 	}
 	return n;

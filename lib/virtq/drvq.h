@@ -23,6 +23,7 @@ struct vp_drvq_id {
 	uint16_t next_desc;  /* split: the chain's second descriptor */
 	uint16_t ndesc;      /* 0 = not outstanding */
 	uint16_t next;       /* free list, or the one added after it (IN_ORDER) */
+	uint16_t tag;        /* the owner's, for whatever it is that it keeps beside the chain */
 };
 
 struct vp_drvq {
@@ -83,8 +84,15 @@ int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len);
 struct vp_drvq_used {
 	uint32_t len;
 	uint16_t id;
+	uint16_t tag;
 };
 unsigned vp_drvq_get_burst(struct vp_drvq *q, struct vp_drvq_used *u, unsigned max);
+
+/* The owner's tag of an outstanding chain, for vp_drvq_used. */
+VP_INLINE void vp_drvq_set_tag(struct vp_drvq *q, uint16_t id, uint16_t tag)
+{
+	q->id[id].tag = tag;
+}
 
 /* vp_drvq_add() of one buffer, inline. num_free > 0 and not broken: the caller has seen to it. */
 VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t len, bool write)
@@ -134,55 +142,74 @@ VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t le
 	return id;
 }
 
-/* n chains of one buffer each, all in one direction; their ids. num_free >= n and not broken: the caller has seen to it. */
-struct vp_drvq_one {
-	uint64_t addr;
-	uint32_t len;
+/*
+ * vp_drvq_add_one() for several buffers in one direction, with everything in registers: begin, put each with its tag, end. Nothing
+ * else is done to the queue in between. num_free is at least their number and it is not broken: the caller has seen to it.
+ */
+struct vp_drvq_run {
+	struct vp_drvq    *q;
+	struct vp_drvq_id *ids;
+	vp_gptr  desc;
+	uint64_t flags;
+	unsigned at, size, n;
+	uint16_t id;
+	bool     write, plain; /* plain: packed, without IN_ORDER */
 };
-VP_INLINE void vp_drvq_add_run(struct vp_drvq *q, const struct vp_drvq_one *o, unsigned n, bool write, uint16_t *ids)
+
+#define VP_DRVQ_WORD_AVAIL (UINT64_C(1) << (48 + VRING_PACKED_DESC_F_AVAIL))
+#define VP_DRVQ_WORD_USED  (UINT64_C(1) << (48 + VRING_PACKED_DESC_F_USED))
+
+/* n: how many it will be, at most; a hint. */
+VP_INLINE struct vp_drvq_run vp_drvq_run_begin(struct vp_drvq *q, unsigned n, bool write)
 {
-	const uint64_t avail = UINT64_C(1) << (48 + VRING_PACKED_DESC_F_AVAIL), used = UINT64_C(1) << (48 + VRING_PACKED_DESC_F_USED);
-	uint64_t flags = (q->avail_wrap ? avail : used) | (write ? (uint64_t)VRING_DESC_F_WRITE << 48 : 0);
-	const unsigned size = q->size;
-	const vp_gptr desc = q->desc;
-	unsigned at = q->avail, i;
-	uint16_t id = q->free_id;
+	/* The device had these lines last, and the stores would wait for them one after the other. */
+	for (unsigned i = 0; q->packed && i < n && q->avail + i < q->size; i += VP_CACHELINE / 16)
+		vp_prefetchw(q->desc, 16 * (size_t)(q->avail + i));
+	return (struct vp_drvq_run){
+		.q = q, .ids = q->id, .desc = q->desc, .at = q->avail, .size = q->size, .id = q->free_id, .write = write,
+		.flags = (q->avail_wrap ? VP_DRVQ_WORD_AVAIL : VP_DRVQ_WORD_USED) | (write ? (uint64_t)VRING_DESC_F_WRITE << 48 : 0),
+		.plain = q->packed && !q->in_order && !q->head_pending,
+	};
+}
 
-	if (vp_unlikely(!n))
-		return;
-	if (!q->packed || vp_unlikely(q->in_order)) {
-		for (i = 0; i < n; i++)
-			ids[i] = vp_drvq_add_one(q, o[i].addr, o[i].len, write);
+VP_INLINE void vp_drvq_run_put(struct vp_drvq_run *r, uint64_t addr, uint32_t len, uint16_t tag)
+{
+	const uint64_t word = len | (uint64_t)r->id << 32 | r->flags;
+	struct vp_drvq_id *s = &r->ids[r->id];
+
+	if (vp_unlikely(!r->plain)) {
+		vp_drvq_set_tag(r->q, vp_drvq_add_one(r->q, addr, len, r->write), tag);
 		return;
 	}
-	/* vp_drvq_add_one() with everything in registers. */
-	for (i = 0; i < n; i++) {
-		struct vp_drvq_id *s = &q->id[id];
-		const uint64_t word = o[i].len | (uint64_t)id << 32 | flags;
-
-		s->ndesc = 1;
-		s->in_len = write ? o[i].len : 0;
-		vp_st64(desc, 16 * (size_t)at, o[i].addr);
-		if (vp_likely(i || q->head_pending)) {
-			vp_st64(desc, 16 * (size_t)at + 8, word);
-		} else {
-			q->head_pending = true;
-			q->head_slot = (uint16_t)at;
-			q->head_word = word;
-		}
-		if (vp_unlikely(++at == size)) {
-			at = 0;
-			flags ^= avail | used;
-		}
-		ids[i] = id;
-		id = s->next;
+	s->in_len = r->write ? len : 0;
+	s->ndesc = 1;
+	s->tag = tag;
+	vp_st64(r->desc, 16 * (size_t)r->at, addr);
+	if (vp_likely(r->n++))
+		vp_st64(r->desc, 16 * (size_t)r->at + 8, word);
+	else
+		r->q->head_word = word; /* kept for last, as in vp_drvq_add_one() */
+	if (vp_unlikely(++r->at == r->size)) {
+		r->at = 0;
+		r->flags ^= VP_DRVQ_WORD_AVAIL | VP_DRVQ_WORD_USED;
 	}
-	q->free_id = id;
-	q->avail = (uint16_t)at;
-	q->avail_wrap = flags & avail;
-	q->added = (uint16_t)(q->added + n);
-	q->num_free = (uint16_t)(q->num_free - n);
-	q->outstanding = (uint16_t)(q->outstanding + n);
+	r->id = s->next;
+}
+
+VP_INLINE void vp_drvq_run_end(const struct vp_drvq_run *r)
+{
+	struct vp_drvq *q = r->q;
+
+	if (!r->plain || !r->n)
+		return;
+	q->head_pending = true;
+	q->head_slot = q->avail;
+	q->free_id = r->id;
+	q->avail = (uint16_t)r->at;
+	q->avail_wrap = r->flags & VP_DRVQ_WORD_AVAIL;
+	q->added = (uint16_t)(q->added + r->n);
+	q->num_free = (uint16_t)(q->num_free - r->n);
+	q->outstanding = (uint16_t)(q->outstanding + r->n);
 }
 
 /* Ask for calls; true: something is there already. */

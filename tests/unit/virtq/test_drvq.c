@@ -153,6 +153,96 @@ static void test_laps(void **state)
 			laps(features[i] & F_PACKED ? packed[k] : split[k], features[i]);
 }
 
+/* Runs of single buffers, now and then another chain between them; returned in bursts and told apart by their tags. */
+static void runs(uint16_t size, uint64_t f)
+{
+	static struct { bool out; uint32_t in; } tagged[512];
+	uint64_t seed = 88172645463325252u + size, returned = 0;
+	uint16_t order[512], unused[512];
+	unsigned n_held = 0, n_unused = 0, added = 0, published = 0, taken = 0, i;
+	struct vp_drvq_used u[VP_BURST];
+
+	rig_new(size, f);
+	memset(tagged, 0, sizeof(tagged));
+	while (n_unused < VP_ARRAY_SIZE(unused)) {
+		unused[n_unused] = (uint16_t)n_unused;
+		n_unused++;
+	}
+	while (returned < 20u * size + 2000) {
+		uint64_t x = drv_rand(&seed);
+		const bool write = x & 1, two = x & 2;
+		struct vp_drvq_run run;
+		unsigned n;
+
+		if (x & 4 && r.q.num_free >= 2) {
+			const struct vp_drvq_buf b[2] = { { 0x200000 + added % 512, 5, false }, { 0x300000, 7, true } };
+			const uint16_t tag = unused[--n_unused];
+			int id = vp_drvq_add(&r.q, b, two ? 2 : 1);
+
+			assert_true(id >= 0);
+			vp_drvq_set_tag(&r.q, (uint16_t)id, tag);
+			tagged[tag].out = true;
+			tagged[tag].in = two ? 7 : 0;
+			order[added++ % 512] = tag;
+		}
+		n = VP_MIN((unsigned)(x >> 3) % 40, r.q.num_free);
+		run = vp_drvq_run_begin(&r.q, n, write);
+		for (i = 0; i < n; i++) {
+			const uint32_t len = 1 + (uint32_t)(drv_rand(&seed) % 5000);
+			const uint16_t tag = unused[--n_unused];
+
+			vp_drvq_run_put(&run, 0x200000 + added % 512, len, tag);
+			tagged[tag].out = true;
+			tagged[tag].in = write ? len : 0;
+			order[added++ % 512] = tag;
+		}
+		vp_drvq_run_end(&run);
+		/* Nothing is seen of what was not published. */
+		if (x & 64) {
+			vp_drvq_publish(&r.q);
+			published = added;
+		}
+		n = vp_vq_fetch(&r.vq, &r.b, VP_BURST);
+		for (i = 0; i < n; i++) {
+			const struct vp_chain *c = &r.b.chain[i];
+
+			assert_int_equal(r.b.seg[c->seg].addr, 0x200000 + taken % 512);
+			assert_int_equal(c->in_len, tagged[order[taken++ % 512]].in);
+			held[n_held++].u = (struct vp_used){ .len = c->in_len, .id = c->id, .slots = c->slots };
+		}
+		assert_true(taken <= published);
+		vp_vq_advance(&r.vq, &r.b, n);
+		assert_false(r.vq.broken);
+		for (i = (x >> 8) % 50; i && n_held; i--) {
+			unsigned k = f & F_IN_ORDER ? 0 : (unsigned)(drv_rand(&seed) % n_held);
+
+			vp_vq_complete(&r.vq, &held[k].u, 1);
+			memmove(&held[k], &held[k + 1], (n_held - k - 1) * sizeof(held[0]));
+			n_held--;
+		}
+		n = vp_drvq_get_burst(&r.q, u, VP_BURST);
+		for (i = 0; i < n; i++) {
+			assert_true(u[i].tag < VP_ARRAY_SIZE(tagged) && tagged[u[i].tag].out);
+			assert_int_equal(u[i].len, tagged[u[i].tag].in);
+			tagged[u[i].tag].out = false;
+			unused[n_unused++] = u[i].tag;
+		}
+		returned += n;
+		assert_false(r.q.broken);
+	}
+	rig_free();
+}
+
+static void test_runs(void **state)
+{
+	static const uint16_t sizes[] = { 1, 2, 7, 32, 256 };
+
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(sizes); i++)
+		for (unsigned k = 0; k < VP_ARRAY_SIZE(features); k++)
+			if (features[k] & F_PACKED || vp_is_pow2(sizes[i]))
+				runs(sizes[i], features[k]);
+}
+
 static void test_sizes(void **state)
 {
 	static uint8_t mem[16 * 4] __attribute__((aligned(64)));
@@ -411,7 +501,7 @@ static void test_our_fields_are_not_read_back(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sizes), cmocka_unit_test(test_laps), cmocka_unit_test(test_notifications),
+		cmocka_unit_test(test_sizes), cmocka_unit_test(test_laps), cmocka_unit_test(test_runs), cmocka_unit_test(test_notifications),
 		cmocka_unit_test(test_in_order_batches), cmocka_unit_test(test_bad_ids), cmocka_unit_test(test_bad_index),
 		cmocka_unit_test(test_same_id_twice), cmocka_unit_test(test_lengths_are_cut),
 		cmocka_unit_test(test_our_fields_are_not_read_back),
