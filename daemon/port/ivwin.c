@@ -113,6 +113,18 @@ static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
 	vp_timer_in(v->w->d->event, &v->timer, us, fn, v, v->w->name);
 }
 
+/*
+ * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
+ * one: behind a root port the guest looks for one device only, and never finds it.
+ */
+static bool left_behind(const struct vp_ivwins *w)
+{
+	for (const struct wdev *v = w->list; v; v = v->next)
+		if (v->bus < 0)
+			return true;
+	return !w->listed;
+}
+
 /* The device is gone, or never was. */
 static void wdev_finish(struct wdev *v)
 {
@@ -123,6 +135,8 @@ static void wdev_finish(struct wdev *v)
 	w->n_unplugged++;
 	if (slot >= 0 && !w->freeing)
 		vp_port_window_taken(w->port, (unsigned)slot);
+	else if (!w->freeing && !left_behind(w))
+		vp_port_windows_retry(w->port);
 }
 
 static void chardev_removed(void *arg, json_t *ret, const char *err)
@@ -313,18 +327,6 @@ static int free_bus(struct vp_ivwins *w)
 	return -1;
 }
 
-/*
- * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
- * one: behind a root port the guest looks for one device only, and never finds it.
- */
-static bool left_behind(const struct vp_ivwins *w)
-{
-	for (const struct wdev *v = w->list; v; v = v->next)
-		if (v->bus < 0)
-			return true;
-	return !w->listed;
-}
-
 static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct vp_err *e)
 {
 	if (!w->qmp)
@@ -482,6 +484,8 @@ static void on_list(void *arg, json_t *ret, const char *err)
 		else if (v->unwanted && v->state != W_ADDING)
 			wdev_remove(v);
 	}
+	if (!left_behind(w))
+		vp_port_windows_retry(w->port);
 }
 
 static void on_up(void *ctx)

@@ -89,6 +89,8 @@ void vp_port_window_given(struct vp_port *p, unsigned slot, int result, const ch
 void vp_port_window_taken(struct vp_port *p, unsigned slot);
 /* A window that was given does not work after all (its BAR got no address): takes READY back. */
 void vp_port_window_failed(struct vp_port *p, unsigned slot, const char *why);
+/* What may have kept windows from being given has gone: they are tried again now, not in 3 s. From the event loop; calls back later. */
+void vp_port_windows_retry(struct vp_port *p);
 /* From now on queue q's kicks come as this signal, its calls leave by this doorbell. */
 void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint32_t doorbell);
 

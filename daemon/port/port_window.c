@@ -410,6 +410,14 @@ void vp_port_window_failed(struct vp_port *p, unsigned slot, const char *why)
 	vp_port_commit(p);
 }
 
+void vp_port_windows_retry(struct vp_port *p)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		if (p->win[i].state == WIN_FAILED && !p->win[i].dead)
+			p->win[i].deadline = port_now(p);
+	port_arm(p);
+}
+
 /* ---- the memory ------------------------------------------------------------------ */
 
 void port_mem_free(struct vp_port *p)
