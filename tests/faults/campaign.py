@@ -21,6 +21,7 @@ import time
 from rig import FIELDS, Rig, run_delay, stolen
 
 GAP_BOUND = 0.5      # seconds without a packet on a link that nobody touched
+FRESH = 1.0          # seconds for which losses of a link may be those of its own last fault
 QUIET_BOUND = 5.0    # until fds and mappings are back where they were
 SANITIZERS = ["ERROR: AddressSanitizer", "runtime error:"]
 MEMORY_KIB = 16384   # anonymous memory that the daemon may gain over a campaign
@@ -204,6 +205,7 @@ class Campaign:
         self.cycle = self.recoveries = self.not_fired = self.excused = self.resets = 0
         self.worst_gap = 0
         self.near_lost = 0
+        self.healed = {}     # link: when it came back from its own last fault
         self.blamed = {}
 
     def note(self, line):
@@ -337,6 +339,8 @@ class Campaign:
         link, chosen = self.choose()
         wide = bool(set(chosen) & DAEMON_WIDE)
         others = [l for l in self.rig.links if l is not link]
+        # What a link's own last fault cost may show a moment later: a cut session is noticed at the next message.
+        fresh = {l for l in others if time.monotonic() - self.healed.get(l, 0) < FRESH}
         lost = {(l, i): l.ends[i].get("lost") for l in others for i in (0, 1)}
         pids = [self.rig.daemon.proc.pid] + [e.pid for l in others for e in l.ends]
         delay = {p: run_delay(p) for p in pids}
@@ -352,6 +356,7 @@ class Campaign:
 
         self.note("  over after %.3f s, recovered %s s later" % (over - began, back and round(back, 3)))
         self.count(link, chosen, back)
+        self.healed.update({l: time.monotonic() for l in (self.rig.links if wide else [link])})
         self.look_at_packets()
         if not wide:
             for l in others:
@@ -367,7 +372,7 @@ class Campaign:
                 else:
                     self.worst_gap = max(self.worst_gap, gap)
                 gone = sum(l.ends[i].get("lost") - lost[l, i] for i in (0, 1))
-                if gone:
+                if gone and l not in fresh:
                     self.near_lost += gone
                     self.violation(l, "disturbed", "%d packets lost during a fault of link %s" % (gone, link.name))
         self.settle(link, self.base)

@@ -197,8 +197,8 @@ class Agent:
                 try:
                     self.q[i] = Queue(self.port, entry)
                     self.traffic.add("sessions")
-                except (KeyError, AssertionError):
-                    self.generation = None  # the window is on its way
+                except (KeyError, IndexError, AssertionError):
+                    self.generation = None  # the window is on its way, or the state is another one by now
         # It works on nothing any more that the state does not show.
         if s.regions_generation != self.synced:
             self.synced = s.regions_generation
