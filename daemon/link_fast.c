@@ -39,7 +39,7 @@ struct fast {
 	sd_event_source   *timer;
 };
 
-static const uint32_t nudge_us[] = { 500000, 50000, 5000 };  /* from the last one to the first */
+static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind each, from the last one to the first */
 
 static struct fast *fast_of(struct vp_plink *pl)
 {
@@ -147,12 +147,13 @@ static int on_nudge(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct fast *f = arg;
 
-	vp_eventfd_raise(f->nudge_fd);
 	if (!f->shots) {
-		/* The wires stay until the next shot would come: the forwarder has to see this one. They cost nothing. */
-		sd_event_source_set_enabled(s, SD_EVENT_OFF);
+		/* Not with the last shot: the forwarder has to see that one. */
+		for (unsigned i = 0; i < f->pl.n; i++)
+			vp_plink_unwire(&f->pl, &f->q[i].late);
 		return 0;
 	}
+	vp_eventfd_raise(f->nudge_fd);
 	vp_timer_in(f->pl.l->d->event, &f->timer, nudge_us[--f->shots], on_nudge, f, f->pl.name);
 	return 0;
 }
