@@ -54,10 +54,11 @@ static void end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 	if (s->base_known)
 		entry(p, q)->base = htole32(s->base);
 	/*
-	 * Shadow rings and pool are the same ones in every run. A guest in the middle of a burst would take buffers of the next run
-	 * for those of the last, and put what it still has into them. It says with SYNC that it has seen this update.
+	 * The next run may be of the same ring: shadow rings and pool always are, the driver VM's own where only its connection was lost.
+	 * A guest in the middle of a burst would take buffers of the next run for those of the last, and put what it still has into
+	 * them. It says with SYNC that it has seen this update.
 	 */
-	if (s->lost && p->attached && le32toh(p->st.mode) == VHP_MODE_COPY) {
+	if (s->lost && p->attached) {
 		port_touch_regions(p);
 		p->q[q].lingers = true;
 		p->q[q].gen = le32toh(p->st.regions_generation);

@@ -55,7 +55,7 @@ struct port_queue {
 	bool     running, stopping;
 	uint64_t deadline;
 	uint32_t run;
-	/* Copy mode: the last run ended without the guest's word, which may still be at work on it. */
+	/* The last run ended without the guest's word, which may still be at work on it. */
 	bool     lingers;
 	uint32_t gen;           /* SYNC of this generation: it has let go */
 	uint64_t await;         /* the next run is wanted: it must have by then; 0 = nobody waits */

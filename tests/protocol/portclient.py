@@ -114,6 +114,10 @@ class Port:
     def stopped(self, q, run, base=0, flags=0):
         return self.command(QUEUE_STOPPED, q, run, base, flags)
 
+    def sync(self):
+        """Nothing older than what is published now is in use any more."""
+        assert self.command(SYNC, self.state().regions_generation) == OK
+
     def let_go(self):
         """Answer the requests to stop queues; returns how many there were."""
         asked = [(q, e) for q, e in enumerate(self.state().queues) if e.flags & STOP]
