@@ -105,7 +105,7 @@ static bool lane_arm(struct worker_job *j)
 	if (own)
 		return ln->m->arm(own, ln->kick_seen >= 0);
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
-	return rq && !rq->vq.broken && vp_vq_enable_kicks(&rq->vq);
+	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq);
 }
 
 static void lane_disarm(struct worker_job *j)
@@ -484,8 +484,18 @@ static int vdev_attention_fd(void *ctx)
 	return worker_attention_fd(pl->l->d->workers);
 }
 
+/* Lanes sleep while they wait for this. */
+static void vdev_translated(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	for (unsigned i = 0; pl->lane && i < pl->n; i++)
+		if (pl->lane[i].published)
+			worker_poke(&pl->lane[i].job);
+}
+
 static const struct vp_vdev_ops vdev_ops = {
-	.withdraw = vdev_withdraw, .offer = vdev_offer, .stop = vdev_stop, .memory = vdev_memory,
+	.translated = vdev_translated, .withdraw = vdev_withdraw, .offer = vdev_offer, .stop = vdev_stop, .memory = vdev_memory,
 	.events_changed = vdev_events_changed, .session = vdev_session, .attention_fd = vdev_attention_fd,
 };
 

@@ -514,9 +514,11 @@ bool vp_bounce_arm(struct vp_bounce *b)
 	if (b->c.rq->vq.broken || b->shadow.broken)
 		return false;
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
-	if (!b->blocked && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
+	if (!b->blocked && !b->c.rq->vq.stalled && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
-	/* A vIOMMU's answer is awaited, or the rate allows no more: nobody would wake us. */
+	if (b->stalled)
+		return more;
+	/* The rate allows no more, or a run had enough: nobody would wake us. */
 	more |= b->again;
 	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
 	if (!b->c.early || b->blocked)
@@ -597,7 +599,7 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 		}
 	}
 	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
-	b->again = false;
+	b->again = b->stalled = false;
 	if (any && !vq->broken && vp_vq_need_call(vq))
 		vp_relay_call(b->c.rq, s);
 }

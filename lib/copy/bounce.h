@@ -85,6 +85,7 @@ struct vp_bounce {
 	bool            in_order;      /* complete in the order of arrival */
 	bool            blocked;       /* waits for the device VM to return something */
 	bool            again;         /* something is back that the next run can give to the driver */
+	bool            stalled;       /* what is back waits for the driver VM's vIOMMU: run it again when that has answered */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
 	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */
@@ -114,7 +115,10 @@ void vp_bounce_free(struct vp_bounce *b);
  */
 unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s);
 
-/* Ask both ends for notifications; true: there is work. And no more of them. */
+/*
+ * Ask both ends for notifications; true: there is work. And no more of them. What waits for a translation is no work: the owner
+ * runs the engine after each update of its IOTLB.
+ */
 bool vp_bounce_arm(struct vp_bounce *b);
 void vp_bounce_disarm(struct vp_bounce *b);
 

@@ -254,7 +254,7 @@ static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
 	bool wait = false;
-	int ret;
+	int ret = 0;
 
 	while (g->n < max && b->pend_tail != b->pend_head) {
 		if (vp_likely(!vq->log)) {
@@ -273,6 +273,7 @@ static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
 			break;
 	}
 	b->again = b->pend_tail != b->pend_head && !wait;
+	b->stalled = ret == -EAGAIN;
 	if (g->packets) {
 		vp_bounce_stat(&b->c.rq->stats.packets, g->packets);
 		vp_bounce_stat(&b->c.rq->stats.bytes, g->bytes);
@@ -282,10 +283,12 @@ static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
 /* Any device: as many bytes as it says, up to what was offered. */
 static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 {
+	int ret = 0;
+
 	while (g->n < max && b->pend_tail != b->pend_head) {
 		struct vp_bounce_slot *sl = pending(b, 0);
-		int ret = sl->len ? put(b, sl, 0, sl->len, NULL) : 0;
 
+		ret = sl->len ? put(b, sl, 0, sl->len, NULL) : 0;
 		if (ret == -EFAULT)
 			vp_vq_break(&b->c.rq->vq, VP_VQ_BAD_ADDR);
 		if (ret)
@@ -293,6 +296,7 @@ static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 		give(b, g, sl, sl->len);
 	}
 	b->again = b->pend_tail != b->pend_head;
+	b->stalled = ret == -EAGAIN;
 }
 
 unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, bool *gave)
