@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A driver VM with a vIOMMU on relay and copy links: misses, permissions, invalidations under traffic, bounds."""
 import random
+import select
 import struct
 import subprocess
 import time
@@ -406,6 +407,34 @@ def test_front_end_that_does_not_answer(lab):
     nic.start_ring(1, nic.rings[1], base=base)
     lab.wait_up()
     assert lab.answer() == vu.frame(2)
+
+
+@pytest.mark.parametrize("lab, q", [("relay", 1), ("copy", 1), ("copy", 0)], indirect=["lab"])
+def test_waiting_is_no_polling(lab, q):
+    """For a translation, of a packet or of the buffer that one is to go into: the data threads sleep, and go on with the answer."""
+    nic = lab.driver(fill=bool(q))
+    off = nic.mem.alloc(PAGE, PAGE)
+    if q:
+        lab.there_and_back(1)
+        lab.tx_from(off)
+    else:
+        nic.tx_free = [nic.mem.alloc(PAGE, PAGE)]
+        nic.update(nic.tx_free[0] // PAGE)
+        nic.update(off // PAGE)
+        nic.rings[0].add([(off, 2048, True)], off)
+        nic.kick(0)
+        time.sleep(0.1)
+        nic.invalidate(off // PAGE)
+    nic.silent = True
+    nic.send_packet(vu.frame(3))
+    assert select.select([nic.back], [], [], 10)[0], "nothing was asked"
+    rounds = lambda: sum(t["rounds"] for t in lab.d.call("daemon.show")["threads"])
+    time.sleep(0.1)
+    before = rounds()
+    time.sleep(0.2)
+    assert rounds() - before < 1000 and lab.answer(0.1) is None
+    nic.silent = False
+    assert lab.answer() == vu.frame(3)
 
 
 @pytest.mark.parametrize("when", ["before", "while it is asked"])
