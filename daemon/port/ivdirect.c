@@ -162,7 +162,6 @@ void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call)
 			d->want = make_doorbell(x, call);
 			if (d->want && id)
 				/* seccomp control: fcntl */
-				/* seccomp control: fcntl */
 				*k = (struct known){ fcntl(call, F_DUPFD_CLOEXEC, 3), id, d->want };
 		}
 	} else {

@@ -42,7 +42,7 @@ class _Steal:
 def patience():
     """How much longer than usual things may take now: 1 on an idle machine, up to 4 on one that others keep busy."""
     load = os.getloadavg()[0] / (os.cpu_count() or 1) / 2
-    return max(1.0, min(4.0, load / (1 - min(_Steal.now(), 0.75)), 1 / (1 - min(_Steal.now(), 0.75))))
+    return min(4.0, max(1.0, load) / (1 - min(_Steal.now(), 0.75)))
 
 
 # What a healthy guest's kernel never says, whatever happens around it.
