@@ -452,3 +452,23 @@ def gnuplot(outdir, name, script, files):
     if r.returncode:
         say("gnuplot: " + r.stderr.strip())
     return r.returncode == 0
+
+
+def plot_cycles(outdir, name, results, title, ours, more=""):
+    """Bars of ours beside the vSwitch's for all cases of results in busy cycles."""
+    rows = ["case ours peer ratio"]
+    for r in results:
+        if r["unit"] == "busy cycles/packet":
+            rows.append('"%s" %.1f %.1f %s' % (r["case"], r["ours"], r["peer"], r["ratio"] or "nan"))
+    gnuplot(outdir, name, """
+set title "%s"
+set style data histograms
+set style fill solid 0.8 border -1
+set boxwidth 0.9
+%s
+set ylabel "TSC cycles per packet"
+set yrange [0:*]
+plot '%s.dat' using 2:xtic(1) title '%s' lc rgb '#2060a0', \\
+     '' using 3 title 'testpmd io between two net_vhost' lc rgb '#c08040', \\
+     '' using 0:($2 > $3 ? $2 : $3):(sprintf("%%.2fx", $4)) with labels offset 0,0.7 notitle
+""" % (title, more, name, ours), {name + ".dat": "\n".join(rows) + "\n"})

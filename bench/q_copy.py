@@ -163,23 +163,6 @@ def run(opt):
     results = []
     for ring_name, ring in rings:
         results += measure(opt, ring_name, ring, seconds, n, cpus, progress.step)
-    plot(opt, results)
+    harness.plot_cycles(opt.outdir, "copy", results, "Copy link: busy cycles per packet of the process between the VMs (less is better)",
+                        "vhost-pcid, copy link")
     return results
-
-
-def plot(opt, results):
-    rows = ["case ours peer ratio"]
-    for r in results:
-        if r["unit"] == "busy cycles/packet":
-            rows.append('"%s" %.1f %.1f %s' % (r["case"], r["ours"], r["peer"], r["ratio"] or "nan"))
-    harness.gnuplot(opt.outdir, "copy", """
-set title "Copy link: busy cycles per packet of the process between the VMs (less is better)"
-set style data histograms
-set style fill solid 0.8 border -1
-set boxwidth 0.9
-set ylabel "TSC cycles per packet"
-set yrange [0:*]
-plot 'copy.dat' using 2:xtic(1) title 'vhost-pcid, copy link' lc rgb '#2060a0', \\
-     '' using 3 title 'testpmd io between two net_vhost' lc rgb '#c08040', \\
-     '' using 0:($2 > $3 ? $2 : $3):(sprintf("%.2fx", $4)) with labels offset 0,0.7 notitle
-""", {"copy.dat": "\n".join(rows) + "\n"})

@@ -122,7 +122,8 @@ def run(opt):
             b.end()
             ours.end()
             peer.end()
-    plot(opt, results)
+    harness.plot_cycles(opt.outdir, "relay", results, "Relay: busy cycles per packet of the process in the middle (less is better)",
+                        "vhost-pcid relay", "set xtics rotate by -40")
     return results
 
 
@@ -191,22 +192,3 @@ def verify(opt):
     harness.need_hugepages(250)
     packets = opt.packets or (400000 if opt.quick else 20000000)
     return [verify_case(opt, cpus, case, packets // 20 if case[6] else packets) for case in VERIFY]
-
-
-def plot(opt, results):
-    rows = ["case ours peer ratio"]
-    for r in results:
-        if r["unit"] == "busy cycles/packet":
-            rows.append('"%s" %.1f %.1f %s' % (r["case"], r["ours"], r["peer"], r["ratio"] or "nan"))
-    harness.gnuplot(opt.outdir, "relay", """
-set title "Relay: busy cycles per packet of the process in the middle (less is better)"
-set style data histograms
-set style fill solid 0.8 border -1
-set boxwidth 0.9
-set xtics rotate by -40
-set ylabel "TSC cycles per packet"
-set yrange [0:*]
-plot 'relay.dat' using 2:xtic(1) title 'vhost-pcid relay' lc rgb '#2060a0', \\
-     '' using 3 title 'testpmd io between two net_vhost' lc rgb '#c08040', \\
-     '' using 0:($2 > $3 ? $2 : $3):(sprintf("%.2fx", $4)) with labels offset 0,0.7 notitle
-""", {"relay.dat": "\n".join(rows) + "\n"})

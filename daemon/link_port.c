@@ -162,6 +162,9 @@ static void lane_publish(struct vp_plink *pl, unsigned i)
 
 	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !(i & 1)))
 		return;
+	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
+	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_PORT_LATER)
+		return;
 	ln->told = false;
 	watch(ln, r->kick_fd, &ln->kick_seen);
 	if (handed) {

@@ -281,14 +281,18 @@ void port_evaluate(struct vp_port *p)
 /* Afterwards the owner has all its queues back and windows are on their way out. */
 static void detach(struct vp_port *p)
 {
+	bool awaited;
+
 	p->attached = false;
 	p->falling = false;
-	let_go(p, NULL);
+	awaited = let_go(p, NULL);
 	if (p->up) {
 		p->up = false;
 		p->up_us = 0;
 		end_all_runs(p);
 		p->ops->down(p->ctx);
+	} else if (awaited && p->ops->released) {
+		p->ops->released(p->ctx);
 	}
 	port_windows_withdraw(p);
 }

@@ -181,8 +181,8 @@ struct vp_port_ring {
 	bool     enabled;
 };
 /*
- * May a run of q begin, as far as the last one is concerned? 0: yes. VP_PORT_LATER (copy mode): that ended without the guest's
- * word, and the guest may be in a burst of it: `released` follows when it has let go, or it is cut.
+ * May a run of q begin, as far as the last one is concerned? 0: yes. VP_PORT_LATER: that ended without the guest's
+ * word, and the guest may be in a burst of it: `released` (or `down`) follows when it has let go, or it is cut.
  */
 int vp_port_queue_await(struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */

@@ -135,10 +135,18 @@ class Daemon:
     def alive(self):
         return self.proc.poll() is None
 
-    def stop(self):
+    def hang_up(self):
         if self.control:
             self.control.close()
             self.control = None
+
+    def kill(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.hang_up()
+
+    def stop(self):
+        self.hang_up()
         if self.proc and self.alive():
             self.proc.send_signal(signal.SIGTERM)
             self.proc.wait(60)

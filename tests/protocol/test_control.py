@@ -230,10 +230,8 @@ def test_stop_unlinks_sockets(daemon):
 
 
 def test_restart_over_stale_sockets(daemon):
-    daemon.proc.kill()
-    daemon.proc.wait()
+    daemon.kill()
     daemon.log_path.unlink()
-    daemon.control.close()
     daemon.start()
     with vu.Nic(daemon.sock("ab", "driver")) as a, vu.Nic(daemon.sock("ab", "device")) as b:
         both_ways(a, b)

@@ -172,10 +172,7 @@ def test_daemon_dies(lib):
     with nic(d) as a:
         v.cmd("echo")
         goes_round(a, a, 5)
-        d.control.close()
-        d.control = None
-        d.proc.kill()
-        d.proc.wait()
+        d.kill()
         d.proc = None
         for _ in range(50):
             v.cmd("stats")

@@ -310,14 +310,27 @@ def test_next_run_waits_for_the_last_one(fast):
             gen = p.wait(started).regions_generation
         assert p.wait(lambda s: not s.up).regions_generation != gen
         with vu.Nic(drv(fast)) as nic:
+            used = lambda: nic.mem.r("H", nic.rings[1].used + 2)
             s = p.wait(lambda s: s.up)
             assert p.command(pc.SYNC, gen) == pc.OK  # of an earlier update: says nothing
+            nic.send_packet(vu.frame(1, 64))
             time.sleep(0.1)
             assert not any(q.flags & pc.STARTED for q in p.state().queues)
+            assert used() == 0, "the daemon drains the ring beside the guest"
             assert p.command(pc.SYNC, s.regions_generation) == pc.OK
             p.wait(started)
-            nic.send_packet(vu.frame(1, 64))
             assert forward(p)[0] == [vu.frame(1, 64)]
+        # One that detaches has let go, too.
+        p.wait(lambda s: not s.up)
+        with vu.Nic(drv(fast)) as nic:
+            p.wait(lambda s: s.up)
+            nic.send_packet(vu.frame(2, 64))
+            time.sleep(0.1)
+            assert used() == 0
+            assert p.command(pc.DETACH) == pc.OK
+            fast.wait(lambda: used() == 1)
+            assert p.attach() == pc.OK
+            p.wait(started)
         # One that never says that it has seen the end is cut, and may attach again.
         with vu.Nic(drv(fast)):
             assert p.wait(lambda s: s.reason == pc.TIMEOUT)

@@ -70,15 +70,15 @@ def test_drivers_come_and_go(lab):
                 p.wait(lambda s: s.up)
                 nic.send_packet(vu.frame(i, 64))
                 assert forward(p)[0] == [vu.frame(i, 64)]
-            s = p.wait(lambda s: not s.up)
-            p.command(pc.SYNC, s.regions_generation)
+            p.wait(lambda s: not s.up)
+            p.sync()
         lab.d.wait(lambda: not lab.qmp.devices)
         n = lab.d.fds()
         for i in range(3):
             with vu.Nic(lab.drv()):
                 p.wait(lambda s: s.up)
-            s = p.wait(lambda s: not s.up)
-            p.command(pc.SYNC, s.regions_generation)
+            p.wait(lambda s: not s.up)
+            p.sync()
         lab.d.wait(lambda: not lab.qmp.devices and lab.d.fds() <= n)
 
 
@@ -134,8 +134,8 @@ def test_guest_that_never_releases(lab):
         lab.qmp.release = False
         with vu.Nic(lab.drv()):
             p.wait(lambda s: s.up)
-        s = p.wait(lambda s: not s.up)
-        p.command(pc.SYNC, s.regions_generation)
+        p.wait(lambda s: not s.up)
+        p.sync()
         with vu.Nic(lab.drv()):
             p.wait(lambda s: s.up)
             assert sorted(d["bus"] for d in lab.qmp.devices.values()) == ["rp0", "rp1"]
@@ -157,17 +157,21 @@ def test_reset_ends_the_runs(lab):
         p.wait(lambda s: s.up)
 
 
-def test_left_behind_by_an_earlier_daemon(lab):
+def left_behind(lab):
+    """Names of the windows of a daemon that was killed."""
     with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
         p.vmm = lab.qmp
         p.attach()
         p.wait(lambda s: s.up)
         old = list(lab.qmp.devices)
-        lab.d.proc.kill()
-        lab.d.proc.wait()
-        lab.d.control = None
-    lab.qmp.devices["vhp-ab-other-8001"] = {"bus": "x", "pos": 1, "fd": -1, "size": 0, "leaving": False}
+        lab.d.kill()
     lab.d.log_path.unlink()
+    return old
+
+
+def test_left_behind_by_an_earlier_daemon(lab):
+    old = left_behind(lab)
+    lab.qmp.devices["vhp-ab-other-8001"] = {"bus": "x", "pos": 1, "fd": -1, "size": 0, "leaving": False}
     lab.d.start()
     lab.d.wait(lambda: not set(old) & set(lab.qmp.devices))
     assert "vhp-ab-other-8001" in lab.qmp.devices, "another link's window was removed"
@@ -175,16 +179,8 @@ def test_left_behind_by_an_earlier_daemon(lab):
 
 def test_left_behind_and_not_released(lab):
     """As long as it may be in any root port, nothing is plugged: QEMU takes a second device into one, and no guest finds that."""
-    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
-        p.vmm = lab.qmp
-        p.attach()
-        p.wait(lambda s: s.up)
-        old = list(lab.qmp.devices)
-        lab.qmp.release = False
-        lab.d.proc.kill()
-        lab.d.proc.wait()
-        lab.d.control = None
-    lab.d.log_path.unlink()
+    lab.qmp.release = False
+    old = left_behind(lab)
     lab.d.start()
     with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
         p.vmm = lab.qmp

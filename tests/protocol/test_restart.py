@@ -25,12 +25,6 @@ class Service(Daemon):
     def spawn(self, log):
         return self.manager.spawn(self.command(), stderr=log, stdin=subprocess.DEVNULL)
 
-    def kill(self):
-        self.proc.kill()
-        self.proc.wait()
-        self.control.close()
-        self.control = None
-
 
 @pytest.fixture
 def service():
