@@ -585,9 +585,12 @@ def test_process_that_does_not_read(fast):
     p = pc.Local(dev(fast))
     p.attach()
     gone = lambda: not fast.show("ab")["sides"]["device"]["connected"]
+    seq = p.state().answer[0]
     for i in range(2000):
         with vu.Nic(drv(fast)):
             fast.wait(lambda: fast.show("ab")["status"] != "waiting")
+        # Else it would be cut, and get no more.
+        p.command_raw(seq + i + 1, pc.SYNC, p.state().regions_generation)
         if gone():
             break
     fast.wait(gone)
