@@ -362,6 +362,8 @@ class Campaign:
             for l in others:
                 gap = max(max(e.get("max_gap_ns") / 1e9, min(time.monotonic() - e.get("last_rx_ns") / 1e9, time.monotonic() - began))
                           for e in l.ends)
+                # The end of its own last outage may be noted only now.
+                gap = min(gap, time.monotonic() - self.healed.get(l, 0))
                 if gap > GAP_BOUND:
                     wait = sum(max([run_delay(p).get(t, d) - d for t, d in delay[p].items()] or [0])
                                for p in [self.rig.daemon.proc.pid] + [e.pid for e in l.ends]) + stolen() - steal

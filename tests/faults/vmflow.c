@@ -6,7 +6,8 @@
  *   vmflow LINK END PEER PORT PPS FILE
  *
  * LINK, END: numbers that tell packets of one end from those of any other. At most WINDOW packets are under way, so a link that nobody
- * disturbs loses none, however slow the machine. FILE always holds a line of counters; SIGUSR1 begins a new longest gap (gap_ms).
+ * disturbs loses none, however slow the machine. FILE always holds a line of counters; SIGUSR1 begins a new longest gap (gap_ms). clock
+ * tells how fast this guest's seconds pass: a TSC that was measured while the emulator waited for a CPU may run several times too fast.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -137,9 +138,9 @@ static void report(const char *file, uint32_t life)
 	f = fopen(tmp, "we");
 	if (!f)
 		return;
-	fprintf(f, "life=%u tx=%u rx=%u lost=%u dup=%u bad=%u stale=%u foreign=%u errors=%u peer_life=%u peer_seq=%u gap_ms=%.0f\n", life, count.tx,
+	fprintf(f, "life=%u tx=%u rx=%u lost=%u dup=%u bad=%u stale=%u foreign=%u errors=%u peer_life=%u peer_seq=%u gap_ms=%.0f clock=%.3f\n", life, count.tx,
 		count.rx, count.lost, count.dup, count.bad, count.stale, count.foreign, count.errors, count.peer_life, count.peer_seq,
-		(gap > max_gap ? gap : max_gap) * 1e3);
+		(gap > max_gap ? gap : max_gap) * 1e3, now());
 	if (fclose(f) == 0)
 		rename(tmp, file);
 }
