@@ -442,7 +442,7 @@ def gnuplot(outdir, name, script, files):
             f.write(text)
     path = os.path.join(outdir, name + ".gp")
     with open(path, "w") as f:
-        f.write("set terminal pngcairo size 1000,600 font 'sans,11'\nset output '%s.png'\n" % name)
+        f.write("set terminal pngcairo noenhanced size 1000,600 font 'sans,11'\nset output '%s.png'\n" % name)
         f.write("set grid ytics\nset key top left\n" + script)
     try:
         r = subprocess.run(["gnuplot", os.path.basename(path)], cwd=outdir, capture_output=True, text=True)
