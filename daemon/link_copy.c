@@ -71,12 +71,14 @@ static unsigned lane_run(void *own, struct vp_relay_scratch *s)
 	return vp_bounce_run(own, s);
 }
 
-static bool lane_arm(void *own, bool kicked)
+static enum worker_next lane_arm(void *own, bool kicked)
 {
 	struct vp_bounce *b = own;
 
 	/* A driver without a kick fd expects to be polled. */
-	return vp_bounce_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken);
+	if (vp_bounce_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
+		return WORKER_AGAIN;
+	return vp_bounce_held(b) ? WORKER_LATER : WORKER_SLEEP;
 }
 
 static void lane_disarm(void *own)

@@ -96,7 +96,7 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 	return n;
 }
 
-static bool lane_arm(struct worker_job *j)
+static enum worker_next lane_arm(struct worker_job *j)
 {
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
 	void *own = rcu_dereference(ln->own);
@@ -105,7 +105,7 @@ static bool lane_arm(struct worker_job *j)
 	if (own)
 		return ln->m->arm(own, ln->kick_seen >= 0);
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
-	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq);
+	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
 }
 
 static void lane_disarm(struct worker_job *j)

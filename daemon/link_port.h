@@ -70,7 +70,7 @@ struct vp_plink_mode {
 	/* With lanes: what a data thread works on, and how. As struct worker_job_ops; kicked: there is a kick fd to wait for. */
 	void *(*lane)(struct vp_plink *pl, unsigned i);
 	unsigned (*run)(void *own, struct vp_relay_scratch *s);
-	bool (*arm)(void *own, bool kicked);
+	enum worker_next (*arm)(void *own, bool kicked);
 	void (*disarm)(void *own);
 	/* One of its two rings is broken. */
 	bool (*broken)(const void *own);

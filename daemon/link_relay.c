@@ -93,14 +93,14 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 	return work;
 }
 
-static bool lane_arm(struct worker_job *j)
+static enum worker_next lane_arm(struct worker_job *j)
 {
 	struct lane *lane = vp_container_of(j, struct lane, job);
 	struct view *v = rcu_dereference(lane->view);
 	bool more = false;
 
 	if (!v)
-		return false;
+		return WORKER_SLEEP;
 	for (unsigned i = 0; i < v->n; i++) {
 		struct vp_virtq *vq = &v->src[i].rq->vq;
 
@@ -108,7 +108,7 @@ static bool lane_arm(struct worker_job *j)
 			continue; /* side_translated() wakes those that wait for their vIOMMU */
 		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
 	}
-	return more;
+	return more ? WORKER_AGAIN : WORKER_SLEEP;
 }
 
 static void lane_disarm(struct worker_job *j)

@@ -20,6 +20,7 @@
 #define WORKER_SIGNAL  SIGUSR2    /* interrupts a hanging notification */
 #define SUPERVISE_MS   500
 #define WORKER_LOOK_US 20         /* while busy, between looks at the other jobs' kicks */
+#define WORKER_LATER_MS 1         /* until a job whose work must wait is run again */
 #define WORKER_RELAX   8          /* pauses after a round without work: the drivers' cores want their rings */
 
 /* Slots by number, replaced as a whole when it grows; read by the thread under RCU. */
@@ -42,6 +43,7 @@ struct worker {
 	struct worker_job **active;
 	unsigned  nactive, active_room;
 	bool      awake;
+	uint64_t  later;                /* when jobs that sleep are to be run anyway, 0 = none is */
 	uint64_t  rounds, sleeps;
 };
 
@@ -79,6 +81,7 @@ static void activate(struct worker *w, struct worker_job *j)
 		w->active_room = room;
 	}
 	j->active = true;
+	j->later = false;
 	j->last_work = vp_cycles();
 	w->active[w->nactive++] = j;
 	j->ops->disarm(j);
@@ -98,6 +101,24 @@ static void handle_poked(struct worker *w, const struct slot_table *t)
 	}
 }
 
+/* Jobs whose work had to wait for a while. */
+static void handle_later(struct worker *w, const struct slot_table *t)
+{
+	unsigned i;
+
+	if (!w->later || (int64_t)(vp_cycles() - w->later) < 0)
+		return;
+	w->later = 0;
+	for (i = 0; t && i < t->n; i++) {
+		struct worker_job *j = __atomic_load_n(&t->job[i], __ATOMIC_ACQUIRE);
+
+		if (j && j->later) {
+			activate(w, j);
+			j->last_work -= w->busy_poll; /* one look, no polling */
+		}
+	}
+}
+
 /* Look at the kicks, sleeping for them when no job is active. */
 static void wait_kicks(struct worker *w)
 {
@@ -112,7 +133,7 @@ static void wait_kicks(struct worker *w)
 		__atomic_store_n(&w->awake, false, __ATOMIC_RELAXED);
 		w->sleeps++;
 		urcu_qsbr_thread_offline();
-		n = epoll_wait(w->epfd, ev, WORKER_EVENTS, -1);
+		n = epoll_wait(w->epfd, ev, WORKER_EVENTS, w->later ? WORKER_LATER_MS : -1);
 		urcu_qsbr_thread_online();
 		__atomic_store_n(&w->awake, true, __ATOMIC_RELAXED);
 	}
@@ -128,6 +149,7 @@ static void wait_kicks(struct worker *w)
 			activate(w, j);
 	}
 	handle_poked(w, t);
+	handle_later(w, t);
 }
 
 static unsigned run_active(struct worker *w)
@@ -144,10 +166,16 @@ static unsigned run_active(struct worker *w)
 			j->last_work = vp_cycles();
 			work++;
 		} else if (vp_cycles() - j->last_work >= w->busy_poll) {
-			keep = j->ops->arm(j);
+			enum worker_next next = j->ops->arm(j);
+
+			keep = next == WORKER_AGAIN;
 			if (keep) {
 				j->ops->disarm(j);
 				j->last_work = vp_cycles();
+			} else if (next == WORKER_LATER) {
+				j->later = true;
+				if (!w->later)
+					w->later = vp_cycles() + vp_cycles_hz() / 1000 * WORKER_LATER_MS;
 			}
 		}
 		if (keep) {
@@ -392,7 +420,7 @@ void worker_job_del(struct worker_pool *p, struct worker_job *j)
 	w->jobs--;
 	j->w = NULL;
 	j->dead = false;
-	j->active = false;
+	j->active = j->later = false;
 }
 
 int worker_job_watch(struct worker_job *j, int fd)

@@ -24,11 +24,17 @@ struct worker;
 struct worker_pool;
 struct worker_job;
 
+enum worker_next {
+	WORKER_SLEEP, /* until a notification or worker_poke() */
+	WORKER_LATER, /* also when about a millisecond has passed: there is work that must wait */
+	WORKER_AGAIN, /* not at all: work is there already */
+};
+
 struct worker_job_ops {
 	/* Do a bounded piece of work; how much was done, 0 = nothing to do. */
 	unsigned (*run)(struct worker_job *j, struct vp_relay_scratch *s);
-	/* Before sleeping: ask for notifications; true when work is there already (then no sleep). */
-	bool (*arm)(struct worker_job *j);
+	/* Before sleeping: ask for notifications. */
+	enum worker_next (*arm)(struct worker_job *j);
 	/* Awake again: notifications are not needed. */
 	void (*disarm)(struct worker_job *j);
 };
@@ -40,7 +46,7 @@ struct worker_job {
 	struct worker *w;
 	uint32_t slot;
 	bool     dead, poked;
-	bool     active;
+	bool     active, later;
 	uint64_t last_work;
 };
 

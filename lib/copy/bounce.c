@@ -483,9 +483,11 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	} else if (vp_relay_limited(rq)) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
 		max = vp_relay_allow(rq, start, s->hz, max);
+		b->held = !max;
 		back = vp_bounce_collect(b, max, &gave);
 		vp_relay_give_back(rq, s->hz, max - VP_MIN(back, max));
 	} else {
+		b->held = false;
 		back = vp_bounce_collect(b, max, &gave);
 	}
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
@@ -511,14 +513,16 @@ bool vp_bounce_arm(struct vp_bounce *b)
 {
 	bool more = false;
 
-	if (b->c.rq->vq.broken || b->shadow.broken)
+	if (b->c.rq->vq.broken || b->shadow.broken) {
+		b->held = false;
 		return false;
+	}
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
 	if (!b->blocked && !b->c.rq->vq.stalled && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
-	if (b->stalled)
+	if (b->stalled || b->held)
 		return more;
-	/* The rate allows no more, or a run had enough: nobody would wake us. */
+	/* A run had enough: nobody would wake us. */
 	more |= b->again;
 	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
 	if (!b->c.early || b->blocked)
@@ -599,7 +603,7 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 		}
 	}
 	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
-	b->again = b->stalled = false;
+	b->again = b->stalled = b->held = false;
 	if (any && !vq->broken && vp_vq_need_call(vq))
 		vp_relay_call(b->c.rq, s);
 }

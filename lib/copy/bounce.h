@@ -86,6 +86,7 @@ struct vp_bounce {
 	bool            blocked;       /* waits for the device VM to return something */
 	bool            again;         /* something is back that the next run can give to the driver */
 	bool            stalled;       /* what is back waits for the driver VM's vIOMMU: run it again when that has answered */
+	bool            held;          /* what is back waits for the rate limit */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
 	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */
@@ -134,6 +135,12 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s);
 
 /* Index to give to the device VM for an empty shadow ring, as VHOST_SET_VRING_BASE. */
 uint32_t vp_bounce_base(const struct vp_bounce *b);
+
+/* After vp_bounce_arm(): the rate limit allows nothing now, so that it takes time, not a notification, until there is work. */
+static inline bool vp_bounce_held(const struct vp_bounce *b)
+{
+	return b->held;
+}
 
 /* Chains in the device VM's hands (or back and not yet released). */
 static inline unsigned vp_bounce_outstanding(const struct vp_bounce *b)

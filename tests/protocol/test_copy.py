@@ -121,6 +121,32 @@ def test_sender_cannot_change_what_it_sent(copy):
         assert tx.packet() == vu.frame(1, 500)
 
 
+def test_rate_holds_back_without_polling(make_daemon):
+    """A device VM over its rate waits, loses nothing, and costs its data thread a look a millisecond."""
+    d = make_daemon()
+    d.write("vhost-pci.conf", "[Daemon]\nBusyPollMicroseconds=0\n")
+    d.link("ab", device="stranger", Device_Endpoint="port", Device_Attachment="local", Net_PacketsPerSecond=100)
+    d.start()
+    n = 150
+    with vu.Nic(drv(d)) as nic, attached(d) as p:
+        up(p)
+        nic.fill_rx(n - 64)
+        rx = Device(p, 0)
+        start = time.monotonic()
+        for i in range(n):
+            rx.send(vu.frame(i))
+        got = lambda: d.stats("ab")["device"]["tx"]["packets"]
+        rounds = lambda: sum(t["rounds"] for t in d.call("daemon.show")["threads"])
+        d.wait(lambda: got() >= 64)
+        before, t = rounds(), time.monotonic()
+        time.sleep(0.3)
+        assert got() < n, "nothing was held back"
+        assert rounds() - before < 8000 * (time.monotonic() - t)
+        for i in range(n):
+            assert nic.recv_packet()[1] == vu.frame(i)
+        assert time.monotonic() - start > (n - 64) / 100 - 0.1
+
+
 @pytest.mark.parametrize("features", VIEWS)
 def test_stop_gives_an_exact_base(copy, features):
     packed = features >> vu.PACKED & 1
