@@ -386,7 +386,7 @@ class VM:
                 if self.proc is None or self.proc.poll() is not None:
                     raise VMError('%s: QEMU ended (status %s)\n%s' % (self.name, self.proc and self.proc.returncode, self.tail()))
                 if time.time() > end:
-                    raise VMError('%s: the guest did not come up within %d s\n%s' % (self.name, timeout, self.tail()))
+                    raise VMError('%s: the guest did not come up within %d s\n%s\n%s' % (self.name, timeout, self.where(), self.tail()))
 
     def alive(self):
         return self.proc is not None and self.proc.poll() is None
@@ -619,6 +619,25 @@ class VM:
             except FileNotFoundError:
                 continue
             out += ['--- %s of %s (%s)' % (what, self.name, path)] + [x[:300] for x in t if x.strip()]
+        return '\n'.join(out)
+
+    def where(self):
+        """What a guest that hangs is doing: each CPU's place, twice; where QEMU's threads sleep."""
+        out = []
+        for _ in range(2):
+            try:
+                r = self.qmp('human-monitor-command', command_line='info registers -a', _timeout=5)
+                out.append('CPUs: ' + '; '.join(re.findall(r'RIP=\w+|HLT=\d', r)))
+            except (VMError, OSError) as e:
+                out.append(str(e).splitlines()[0])
+            time.sleep(0.5)
+        tasks = '/proc/%d/task' % self.proc.pid
+        for t in sorted(os.listdir(tasks)):
+            try:
+                about = [open(os.path.join(tasks, t, f)).read().strip() for f in ('comm', 'wchan', 'stat')]
+                out.append('thread %s: state %s, in %s' % (about[0], about[2].rpartition(')')[2].split()[0], about[1]))
+            except OSError:
+                pass
         return '\n'.join(out)
 
     # -- convenience for a guest with one or more virtio-net interfaces

@@ -147,15 +147,17 @@ class Lab:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
-        self.close()
+    def __exit__(self, kind, *exc):
+        self.close(keep=kind not in (None, pytest.skip.Exception))
 
-    def close(self):
+    def close(self, keep=False):
         for m in self.vms:
             m.kill()
         if self._daemon:
             self._daemon.kill()
         # The logs of what ended well would only be in the way of those of a later failure.
+        if keep:
+            return
         if self.dir in _dirs:
             _dirs.remove(self.dir)
         shutil.rmtree(self.dir, ignore_errors=True)
