@@ -261,6 +261,10 @@ class Port:
         return out + ['-device', 'ivshmem-doorbell,id=%s,chardev=c%s,vectors=%d,bus=%sp' % (self.id, self.id, nsig, self.id)]
 
 
+# Seconds between bytes that are sent to a guest that says nothing: one interrupt of its serial port may have been lost.
+NUDGE = 5
+
+
 class Job:
     """A command that runs in the guest."""
 
@@ -272,12 +276,16 @@ class Job:
 
     def result(self, timeout=None, check=True):
         """The command's output. Raises VMError when it fails, or when there is no answer in time."""
-        end = time.time() + (self.timeout + 10 if timeout is None else timeout)
+        now = time.time()
+        end, nudge = now + (self.timeout + 10 if timeout is None else timeout), now + NUDGE
         while not self.event.wait(0.2):
             if self.vm.proc is None or self.vm.proc.poll() is not None:
                 raise VMError('%s: the VM ended during: %s\n%s' % (self.vm.name, self.text, self.vm.tail()))
             if time.time() > end:
                 raise VMError('%s: no answer within the time to: %s\n%s' % (self.vm.name, self.text, self.vm.tail()))
+            if time.time() > nudge:
+                self.vm.nudge()
+                nudge += NUDGE
         if self.status is None:
             raise VMError('%s: the guest restarted during: %s' % (self.vm.name, self.text))
         if check and self.status:
@@ -319,8 +327,10 @@ class VM:
         self._jobs = {}
         self._next = 1
         self._qlock = threading.Lock()
+        self._alock = threading.Lock()
         self._qmp = None
         self._agent = None
+        self._boot = None
 
     # -- life
 
@@ -361,7 +371,7 @@ class VM:
         cmd = self.command()
         self.boots = 0
         self.events = []
-        self._qmp = self._agent = None
+        self._qmp = self._agent = self._boot = None
         err = open(self.errlog, 'a')
         err.write('\n' + ' '.join(cmd) + '\n')
         err.flush()
@@ -379,10 +389,13 @@ class VM:
         """Wait until the guest's agent has answered @boots times since QEMU started."""
         if timeout is None:
             timeout = (40 if self.accel == 'kvm' else 120) * patience()
-        end = time.time() + timeout
+        end, nudge = time.time() + timeout, time.time() + NUDGE
         with self._ready:
             while self.boots < boots:
                 self._ready.wait(0.2)
+                if time.time() > nudge:
+                    self.nudge()
+                    nudge += NUDGE
                 if self.proc is None or self.proc.poll() is not None:
                     raise VMError('%s: QEMU ended (status %s)\n%s' % (self.name, self.proc and self.proc.returncode, self.tail()))
                 if time.time() > end:
@@ -471,9 +484,18 @@ class VM:
             raise VMError('%s: no connection to the guest' % self.name)
         body = b''.join(bytes((1, b ^ 0x40)) if 1 <= b <= 3 else bytes((b,)) for b in payload)
         try:
-            s.sendall(b'\2' + body + b'\3')
+            with self._alock:
+                s.sendall(b'\2' + body + b'\3')
         except OSError as e:
             raise VMError('%s: %s' % (self.name, e))
+
+    def nudge(self):
+        """Ask the guest who it is: what it had to say before is said then, too."""
+        try:
+            with self._alock:
+                self._agent.send(b'\5', socket.MSG_DONTWAIT)
+        except (AttributeError, OSError):
+            pass        # not there yet, or its port is full
 
     def _agent_reader(self, proc):
         s = None
@@ -523,6 +545,9 @@ class VM:
         head, _, body = data.partition(b'\n')
         w = head.split()
         if w and w[0] == b'H':
+            if w[1:] == self._boot:
+                return
+            self._boot = w[1:]
             self._drop_jobs()
             with self._ready:
                 self.boots += 1

@@ -5,7 +5,7 @@
  *
  * The agent speaks frames over a serial port: 0x02, payload, 0x03; inside the payload the bytes 0x01 to 0x03 are sent as
  * 0x01, byte ^ 0x40. So a frame cut short by a reset can never swallow the next one.
- *   guest to host:  "H uptime\n"                    the agent started (once per boot)
+ *   guest to host:  "H boot_id uptime\n"            the agent started; the same again for each 0x05 outside a frame
  *                   "R id status length\n" + output of a command (stdout and stderr together)
  *   host to guest:  "C id timeout_s\n" + shell text
  * Commands run concurrently. A command is over when its shell has ended, whatever it left in the background.
@@ -201,8 +201,13 @@ static int agent(const char *dev)
 	sigset_t block, orig;
 	struct sigaction sa = { .sa_handler = on_child };
 	int ser = open(dev, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-	char head[64];
+	char head[128], boot_id[64] = "";
+	int f = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
 
+	if (f >= 0 && read(f, boot_id, sizeof(boot_id) - 1) < 0)
+		return die("boot_id");
+	close(f);
+	boot_id[strcspn(boot_id, "\n")] = 0;
 	if (ser < 0)
 		return die(dev);
 	if (tcgetattr(ser, &t) == 0) {
@@ -218,7 +223,7 @@ static int agent(const char *dev)
 	sigdelset(&orig, SIGCHLD);
 	sigaction(SIGCHLD, &sa, NULL);
 
-	snprintf(head, sizeof(head), "H %.2f\n", now());
+	snprintf(head, sizeof(head), "H %s %.2f\n", boot_id, now());
 	send_frame(ser, head, "", 0);
 	for (;;) {
 		struct pollfd pf[1 + MAX_CMDS];
@@ -251,6 +256,8 @@ static int agent(const char *dev)
 					start_cmd(ser, frame);
 				} else if (ch == 1 && in) {
 					esc = 1;
+				} else if (ch == 5 && !in) {
+					send_frame(ser, head, "", 0);
 				} else if (in && n < sizeof(frame) - 1) {
 					frame[n++] = esc ? ch ^ 0x40 : ch;
 					esc = 0;
