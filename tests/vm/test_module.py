@@ -124,7 +124,7 @@ class TestModule:
         assert m[pool + 8] == 0xa5 and m[pool + 16] == 0x77
         g.st(d, 'signals 2000')
         g.st(d, 'orphan')
-        assert not port.attached
+        wait(lambda: not port.attached, 'DETACH after the last program')
         # an owner that is killed: the port is detached for it
         n = port.detached
         g.hold(d)
