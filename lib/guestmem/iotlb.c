@@ -6,6 +6,7 @@
 #include "guestmem/iotlb.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 
 #include "base/cycles.h"
@@ -42,6 +43,8 @@ struct vp_iotlb {
 	void    *arg;
 	uint64_t updates, invalidations, misses, lookups;
 };
+
+#define LOOK_PAUSES 256 /* 10 us or so */
 
 #define GET(field)    __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define SET(field, v) __atomic_store_n(&(field), (v), __ATOMIC_RELAXED)
@@ -106,7 +109,8 @@ static unsigned lower(const struct vp_iotlb *t, unsigned n, uint64_t iova)
 
 /* ---- readers ---------------------------------------------------------------------------------------- */
 
-static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
+/* 1 found, 0 there is none, -EBUSY: the writer took longer than `patience` pauses, UINT_MAX = wait for it. */
+static int look(struct vp_iotlb *t, uint64_t iova, struct entry *out, unsigned patience)
 {
 	uint32_t s;
 	unsigned i, n;
@@ -114,6 +118,9 @@ static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
 	for (;;) {
 		s = __atomic_load_n(&t->seq, __ATOMIC_ACQUIRE);
 		if (s & 1) {
+			if (!patience)
+				return -EBUSY;
+			patience -= patience != UINT_MAX;
 			vp_relax();
 			continue;
 		}
@@ -128,6 +135,11 @@ static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
 	}
 }
 
+static bool find(struct vp_iotlb *t, uint64_t iova, struct entry *out)
+{
+	return look(t, iova, out, UINT_MAX) > 0;
+}
+
 static bool settled(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 {
 	struct entry e;
@@ -139,21 +151,26 @@ static bool settled(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 {
 	const uint64_t page = iova & ~UINT64_C(4095);
-	struct miss *slot = NULL;
-	uint32_t none = MISS_FREE;
+	struct miss *slot;
+	uint32_t none;
 	unsigned i;
 
-	for (i = 0; i < VP_IOTLB_MISSES; i++) {
-		struct miss *m = &t->miss[i];
-		uint32_t state = __atomic_load_n(&m->state, __ATOMIC_ACQUIRE);
+	/* Again when another reader took the slot: it may not have kept it, and then would not wake for us. */
+	do {
+		slot = NULL;
+		none = MISS_FREE;
+		for (i = 0; i < VP_IOTLB_MISSES; i++) {
+			struct miss *m = &t->miss[i];
+			uint32_t state = __atomic_load_n(&m->state, __ATOMIC_ACQUIRE);
 
-		if (state == MISS_FREE && !slot)
-			slot = m;
-		if (state >= MISS_NOTED && GET(m->iova) == page && GET(m->acc) == (uint32_t)acc)
+			if (state == MISS_FREE && !slot)
+				slot = m;
+			if (state >= MISS_NOTED && GET(m->iova) == page && GET(m->acc) == (uint32_t)acc)
+				return;
+		}
+		if (!slot)
 			return;
-	}
-	if (!slot || !__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-		return;
+	} while (!__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
 	/* The answer to another reader's miss may have come since we looked; its slot is free again after that. */
 	if (settled(t, iova, acc)) {
 		__atomic_store_n(&slot->state, MISS_FREE, __ATOMIC_RELEASE);
@@ -173,9 +190,14 @@ static int iotlb_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, 
 {
 	struct vp_iotlb *t = vp_container_of(iommu, struct vp_iotlb, iommu);
 	struct entry e;
+	int ret;
 
 	SET(t->lookups, GET(t->lookups) + 1); /* may lose some to another thread: it is for people */
-	if (!find(t, iova, &e)) {
+	ret = look(t, iova, &e, LOOK_PAUSES);
+	/* Others need this thread, too. After each change the reader is run again, as after a miss. */
+	if (ret < 0)
+		return -EAGAIN;
+	if (!ret) {
 		note_miss(t, iova, acc);
 		return -EAGAIN;
 	}
@@ -311,6 +333,7 @@ static void insert(struct vp_iotlb *t, struct entry e)
 	cut(t, first, last);
 	if (t->n >= t->room) {
 		/* Full: make room anywhere else; what is still needed is missed again. */
+		__atomic_store_n(&t->iommu.forgets, true, __ATOMIC_RELAXED);
 		at = lower(t, t->n, first);
 		splice(t, at > t->n / 2 ? 0 : t->n - t->room / 8, t->room / 8, NULL, 0);
 		__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);

@@ -10,7 +10,8 @@
  * (synchronize_rcu), when every reader has started a new burst.
  *
  * A miss is noted and the reader goes on with other work; the writer collects the misses
- * (vp_iotlb_next_miss) when told through `wake`, and asks the front-end.
+ * (vp_iotlb_next_miss) when told through `wake`, and asks the front-end. A reader that finds the writer at a long change goes on with other
+ * work, too. The owner runs the readers again after each change.
  *
  * Security model: IOTLB messages come from the front-end, which owns the memory. Ranges are validated
  * against the region table; the number of entries and of noted misses is bounded.

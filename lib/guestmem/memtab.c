@@ -202,6 +202,15 @@ int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64
 	return 0;
 }
 
+static void mark_all(const struct vp_dirty_log *log)
+{
+	uint64_t page;
+
+	for (page = 0; page + 64 <= log->pages; page += 64)
+		vp_st64(log->map->host, page >> 3, UINT64_MAX);
+	vp_dirty_log_mark(log, page << 12, (log->pages - page) << 12);
+}
+
 void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xlate *x, uint64_t addr, uint64_t len)
 {
 	uint64_t gpa, span;
@@ -211,8 +220,12 @@ void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xla
 		return;
 	}
 	for (; len; addr += span, len -= span) {
-		if (x->iommu->gpa(x->iommu, addr, &gpa, &span))
-			return; /* invalidated since: the page is the guest's to care for again */
+		if (x->iommu->gpa(x->iommu, addr, &gpa, &span)) {
+			/* Invalidated since, then the page is the guest's to care for again; or forgotten, then it may be any page. */
+			if (__atomic_load_n(&x->iommu->forgets, __ATOMIC_RELAXED))
+				mark_all(log);
+			return;
+		}
 		span = VP_MIN(span, len);
 		vp_dirty_log_mark(log, gpa, span);
 	}

@@ -68,13 +68,14 @@ struct vp_window {
 /* A second translation stage in front of the table: a vIOMMU's IOTLB (iotlb.h). */
 struct vp_iommu {
 	/*
-	 * The window around iova that allows acc. -EAGAIN: a miss was noted, come back later; -EFAULT: not allowed.
+	 * The window around iova that allows acc. -EAGAIN: not yet, come back after the next change; -EFAULT: not allowed.
 	 */
 	int (*translate)(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc,
 			 struct vp_window *w);
 	/* The guest physical address of iova and the bytes that continue it: for the dirty log. -EFAULT: gone. */
 	int (*gpa)(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint64_t *span);
 	uint32_t generation; /* changes with every invalidation; atomic */
+	bool     forgets;    /* gpa() may fail for what is still mapped, because there is more than it can hold; atomic */
 };
 
 /*
