@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "copy/bounce.h"
@@ -55,7 +56,6 @@ struct copy {
 	void              *pool;
 	uint64_t           pool_size, pool_addr, area;
 	int                own_fd;   /* the pool's memfd when it is not the port's, else -1 */
-	struct vp_relay_scratch *scratch; /* for the end of runs */
 	uint64_t           spoiled;
 };
 
@@ -212,6 +212,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_bounce_conf bc = {
 		.rq = &r->rq, .features = shadow_features(pl), .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr,
 		.ring = ring_area(cl, i), .net = true, .early = i & 1, .kick_fd = q->kick_fd,
+		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
 	};
 	struct vp_err e = { 0 };
 	int ret;
@@ -238,13 +239,15 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 /* The driver's ring is ours again, at an exact place. */
 static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
 {
-	struct copy *cl = copy_of(pl);
-	struct copy_queue *q = &cl->q[i];
-	bool spoiled = q->spoiled;
+	struct copy_queue *q = &copy_of(pl)->q[i];
+	struct vp_vdev_ring *r = alive ? vp_vdev_ring(pl->slot.v, i) : NULL;
+	bool spoiled = q->spoiled, called = false;
 
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
-		vp_bounce_stop(q->b, vp_vdev_ring(pl->slot.v, i)->usable ? cl->scratch : NULL);
+		called = vp_bounce_stop(q->b, r->usable);
+	if (called)
+		worker_call(pl->l->d->workers, &r->rq);
 	vp_bounce_free(q->b);
 	q->b = NULL;
 	q->spoiled = false;
@@ -281,11 +284,10 @@ static int copy_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err
 	/* Over shmem only the control block of the port's file is mapped; the pool comes as a window. */
 	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM ? 0 : vp_conf_link_pool(&pl->l->conf);
 	cl->own_fd = -1;
-	cl->scratch = vp_relay_scratch_new();
 	cl->q = calloc(pl->n, sizeof(*cl->q));
 	for (unsigned i = 0; cl->q && i < pl->n; i++)
 		cl->q[i].kick_fd = -1;
-	r = cl->q && cl->scratch ? 0 : -ENOMEM;
+	r = cl->q ? 0 : -ENOMEM;
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		r = vp_eventfd_new(&cl->q[i].kick_fd);
 	return r ? vp_err_set(e, r, "%s", strerror(-r)) : 0;
@@ -303,7 +305,6 @@ static void copy_fini(struct vp_plink *pl)
 	if (cl->pool)
 		munmap(cl->pool, cl->pool_size);
 	vp_close(&cl->own_fd);
-	free(cl->scratch);
 	free(cl->q);
 }
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <urcu/urcu-qsbr.h>
 
+#include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "carrier.h"
@@ -237,7 +238,7 @@ void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, co
 
 	*w = NULL;
 	/* The new one first: no signal falls between them. */
-	r = src >= 0 && dst >= 0 ? vp_wire_new(w, pl->l->d->forward, src, dst) : 0;
+	r = src >= 0 && dst >= 0 ? vp_wire_new(w, pl->l->d->forward, src, dst, vp_blame_id(pl->l->conf.side[VP_SIDE_DRIVER].vm)) : 0;
 	if (r)
 		vp_log(VP_LOG_WARNING, "%s: its %s cannot be forwarded: %s", pl->name, what, strerror(-r));
 	vp_plink_unwire(pl, &old);
@@ -621,6 +622,7 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 	struct vp_port_conf pc = { .max_queues = pl->n };
 	struct vp_attach_conf ac = {
 		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = wires_changed, .ctx = pl,
+		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
 	};
 	struct vu_backend_cfg cfg;
 	uint8_t config[256];

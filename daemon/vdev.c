@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "policy.h"
@@ -632,6 +633,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 	for (unsigned q = 0; q < n; q++) {
 		v->ring[q].kick_fd = -1;
 		v->ring[q].rq.call_fd = -1;
+		v->ring[q].rq.who = vp_blame_id(conf->side[side].vm);
 		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
 		/* Odd queues are what the driver sends on. */
 		v->ring[q].rq.shared = q & 1 ? vp_rate_of(conf->side[side].vm) : NULL;

@@ -54,6 +54,8 @@ struct worker_pool {
 	pthread_mutex_t lock;    /* of stop, for the supervisor only */
 	pthread_cond_t  cond;
 	bool     stop;
+	pthread_t main;          /* may be in worker_call() */
+	struct vp_relay_scratch *scratch;
 	struct worker w[];
 };
 
@@ -227,6 +229,15 @@ static void on_signal(int sig)
 {
 }
 
+static void supervise(pthread_t thread, const struct vp_relay_scratch *s, uint64_t *seen)
+{
+	uint64_t seq = __atomic_load_n(&s->call_seq, __ATOMIC_RELAXED);
+
+	if ((seq & 1) && seq == *seen)
+		pthread_kill(thread, WORKER_SIGNAL);
+	*seen = seq;
+}
+
 /*
  * Interrupts a thread that hangs in a notification (see vp_relay_call()). A thread of its own,
  * because the main thread may be waiting for that very thread to pass a quiescent state.
@@ -234,6 +245,7 @@ static void on_signal(int sig)
 static void *supervisor_main(void *arg)
 {
 	struct worker_pool *p = arg;
+	uint64_t main_seen = 0;
 	struct timespec ts;
 	unsigned i;
 
@@ -245,14 +257,9 @@ static void *supervisor_main(void *arg)
 		ts.tv_sec += ts.tv_nsec / 1000000000;
 		ts.tv_nsec %= 1000000000;
 		pthread_cond_timedwait(&p->cond, &p->lock, &ts);
-		for (i = 0; i < p->n; i++) {
-			struct worker *w = &p->w[i];
-			uint64_t seq = __atomic_load_n(&w->scratch->call_seq, __ATOMIC_RELAXED);
-
-			if ((seq & 1) && seq == w->call_seen)
-				pthread_kill(w->thread, WORKER_SIGNAL);
-			w->call_seen = seq;
-		}
+		for (i = 0; i < p->n; i++)
+			supervise(p->w[i].thread, p->w[i].scratch, &p->w[i].call_seen);
+		supervise(p->main, p->scratch, &main_seen);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;
@@ -310,6 +317,12 @@ int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, 
 		p->w[i].epfd = p->w[i].wakefd = -1;
 	sigaction(WORKER_SIGNAL, &sa, NULL);
 	p->attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	p->main = pthread_self();
+	p->scratch = vp_relay_scratch_new();
+	if (!p->scratch) {
+		worker_pool_free(p);
+		return vp_err_set(e, -ENOMEM, "data threads: out of memory");
+	}
 	for (i = 0; i < c->threads; i++) {
 		p->n = i + 1;
 		ret = worker_start(&p->w[i], p, c, i, e);
@@ -360,6 +373,7 @@ void worker_pool_free(struct worker_pool *p)
 		free(w->active);
 	}
 	vp_close(&p->attention);
+	free(p->scratch);
 	free(p);
 }
 
@@ -441,6 +455,11 @@ void worker_poke(struct worker_job *j)
 	__atomic_store_n(&j->poked, true, __ATOMIC_RELEASE);
 	__atomic_store_n(&j->w->poked, true, __ATOMIC_RELEASE);
 	wake(j->w);
+}
+
+void worker_call(struct worker_pool *p, struct vp_relay_queue *q)
+{
+	vp_relay_call(q, p->scratch);
 }
 
 int worker_attention_fd(const struct worker_pool *p)

@@ -78,6 +78,12 @@ void worker_job_unwatch(struct worker_job *j, int fd);
 /* Have the job run soon: something that it looks at has changed. */
 void worker_poke(struct worker_job *j);
 
+/*
+ * vp_relay_call() from the main thread, which is interrupted like a data thread when the write blocks. q is in no data
+ * thread's hands.
+ */
+void worker_call(struct worker_pool *p, struct vp_relay_queue *q);
+
 /* Readable when a data thread called worker_attention(): a queue broke. The main thread reads it and looks. */
 int worker_attention_fd(const struct worker_pool *p);
 /* From a data thread. */

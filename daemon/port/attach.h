@@ -21,6 +21,7 @@ struct vp_attach_conf {
 	struct vp_forward         *f;
 	const struct vp_conf_link *link;
 	const char                *name;       /* "link a, device side": for messages; not owned */
+	uint64_t                   who;        /* the device VM, for base/blame.h */
 	/* Fds and places of signals changed: wire them anew. */
 	void                     (*wires_changed)(void *ctx);
 	void                      *ctx;

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "base/util.h"
@@ -33,6 +34,7 @@ struct vp_wire {
 	pthread_mutex_t    lock;      /* held while fn runs */
 	bool               dead;
 	uint64_t           count;     /* written by the thread only */
+	uint64_t           who;       /* whose dst is */
 	struct vp_wire    *next;      /* in the graveyard */
 };
 
@@ -68,8 +70,12 @@ static void fire(struct vp_forward *f, struct vp_wire *w)
 		if (!w->dead)
 			w->fn(w->arg);
 		pthread_mutex_unlock(&w->lock);
+	} else if (vp_blame_held(w->who)) {
+		__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);
 	} else if (write(w->dst, &one, sizeof(one)) < 0 && errno != EAGAIN) {
 		/* EAGAIN: full, so whoever reads it will see it. EINTR: it blocked until the supervisor lost patience. */
+		if (errno == EINTR)
+			vp_blame(w->who);
 		__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);
 	}
 	__atomic_store_n(&f->seq, f->seq + 1, __ATOMIC_RELAXED);
@@ -225,7 +231,7 @@ void vp_forward_free(struct vp_forward *f)
 	free(f);
 }
 
-static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int dst, void (*fn)(void *), void *arg)
+static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who, void (*fn)(void *), void *arg)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
 	struct vp_wire *w = calloc(1, sizeof(*w));
@@ -234,7 +240,7 @@ static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int ds
 	*out = NULL;
 	if (!w)
 		return -ENOMEM;
-	*w = (struct vp_wire){ .f = f, .src = -1, .dst = -1, .fn = fn, .arg = arg };
+	*w = (struct vp_wire){ .f = f, .src = -1, .dst = -1, .who = who, .fn = fn, .arg = arg };
 	pthread_mutex_init(&w->lock, NULL);
 	w->src = fcntl(src, F_DUPFD_CLOEXEC, 3);
 	if (!fn)
@@ -249,14 +255,14 @@ static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int ds
 	return 0;
 }
 
-int vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst)
+int vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who)
 {
-	return wire_make(out, f, src, dst, NULL, NULL);
+	return wire_make(out, f, src, dst, who, NULL, NULL);
 }
 
 int vp_wire_new_fn(struct vp_wire **out, struct vp_forward *f, int src, void (*fn)(void *arg), void *arg)
 {
-	return wire_make(out, f, src, -1, fn, arg);
+	return wire_make(out, f, src, -1, 0, fn, arg);
 }
 
 void vp_wire_free(struct vp_wire *w)

@@ -5,7 +5,7 @@
  *
  * Sources are watched edge-triggered and never read, so it does not matter who else
  * reads them, or whether they would block. A target whose write blocks (a hostile VMM can arrange that) is
- * interrupted within a second and given up; the other wires wait that long, once.
+ * interrupted within a second and given up; the other wires wait that long. Who does that again is held off (base/blame.h).
  *
  * All functions are the main thread's.
  */
@@ -27,9 +27,10 @@ void vp_forward_free(struct vp_forward *f);
 
 /*
  * From now on a write to src (an eventfd) is followed by a write to dst, or by fn(arg) on the forwarder's thread;
- * also once now if src holds a count already. The fds are duplicated and stay the caller's. -errno: -EPERM src cannot be watched.
+ * also once now if src holds a count already. The fds are duplicated and stay the caller's. who: whose dst is, for base/blame.h.
+ * -errno: -EPERM src cannot be watched.
  */
-int  vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst);
+int  vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who);
 int  vp_wire_new_fn(struct vp_wire **out, struct vp_forward *f, int src, void (*fn)(void *arg), void *arg);
 /*
  * NULL is allowed. A wire to an fd may still write once while this returns (to its own duplicate); fn is not running and

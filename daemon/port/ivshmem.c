@@ -159,7 +159,7 @@ static int renew_vectors(struct ivshmem *v)
 		n += !r;
 	}
 	if (!r)
-		r = vp_wire_new(&wire0, v->c.f, v->sig0, sig[0]);
+		r = vp_wire_new(&wire0, v->c.f, v->sig0, sig[0], v->c.who);
 	if (r) {
 		while (n--)
 			close(sig[n]);
@@ -256,7 +256,7 @@ static int ivshmem_wire(struct vp_attach *a, unsigned i, int src, struct vp_wire
 {
 	struct ivshmem *v = (struct ivshmem *)a;
 
-	return i < v->nsig ? vp_wire_new(out, v->c.f, src, v->sig[i]) : -EINVAL;
+	return i < v->nsig ? vp_wire_new(out, v->c.f, src, v->sig[i], v->c.who) : -EINVAL;
 }
 
 static int ivshmem_call_fd(struct vp_attach *a, unsigned i)
@@ -425,7 +425,7 @@ static int make_signals(struct ivshmem *v, bool *kept)
 			r = vp_eventfd_new(&v->bell[i]);
 	}
 	if (!r)
-		r = vp_wire_new(&v->wire0, v->c.f, v->sig0, v->sig[0]);
+		r = vp_wire_new(&v->wire0, v->c.f, v->sig0, v->sig[0], v->c.who);
 	return r;
 }
 

@@ -141,7 +141,7 @@ static int welcome(struct local *l, int fd)
 	if (!r)
 		r = send_msg(fd, VHP_LOCAL_READY, NULL, 0, NULL, 0);
 	if (!r)
-		r = vp_wire_new(&l->wire0, l->c.f, l->sig0, l->sig[0]);
+		r = vp_wire_new(&l->wire0, l->c.f, l->sig0, l->sig[0], l->c.who);
 	return r;
 }
 
@@ -256,7 +256,7 @@ static int local_wire(struct vp_attach *a, unsigned i, int src, struct vp_wire *
 
 	if (i >= l->nsig || l->fd < 0)
 		return -ENOTCONN;
-	return vp_wire_new(out, l->c.f, src, l->sig[i]);
+	return vp_wire_new(out, l->c.f, src, l->sig[i], l->c.who);
 }
 
 static int local_call_fd(struct vp_attach *a, unsigned i)

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "attach.h"
+#include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
@@ -93,8 +94,14 @@ static void fire(void *arg)
 		vp_vq_advance(&r->vq, s->burst, 1);
 		vp_vq_complete(&r->vq, &u, 1);
 		/* seccomp control: write; signal: write */
-		if (vp_vq_need_call(&r->vq) && r->call_fd >= 0 && write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);  /* it blocks: a VMM that is up to no good */
+		if (!vp_vq_need_call(&r->vq) || r->call_fd < 0) {
+			/* nobody wants to know */
+		} else if (vp_blame_held(s->c.who)) {
+			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
+		} else if (write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+			vp_blame(s->c.who);  /* it blocks: a VMM that is up to no good */
+			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
+		}
 	}
 	pthread_mutex_unlock(&s->lock);
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/cycles.h"
 #include "copy/bounce_priv.h"
 #include "copy/packet.h"
@@ -448,11 +449,17 @@ static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
 	const uint64_t one = 1;
 	ssize_t n;
 
+	if (vp_unlikely(vp_blame_held(b->c.kick_who))) {
+		b->shadow.broken = true;
+		return;
+	}
 	b->kicks++;
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	/* seccomp data: write */
 	n = write(b->c.kick_fd, &one, sizeof(one));
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	if (n < 0 && errno == EINTR)
+		vp_blame(b->c.kick_who);
 	if (n < 0 && errno != EAGAIN)  /* EAGAIN: full, so it is raised already */
 		b->shadow.broken = true;
 }
@@ -471,7 +478,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	struct vp_relay_queue *rq = b->c.rq;
 	uint64_t start = vp_cycles();
 	unsigned back = 0, handed, max = VP_RELAY_BURST, calls = 0;
-	bool gave = false;
+	struct vp_bounce_gave gave = { 0 };
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
@@ -485,7 +492,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 		max = vp_relay_allow(rq, start, s->hz, max);
 		b->held = !max;
 		back = vp_bounce_collect(b, max, &gave);
-		vp_relay_give_back(rq, s->hz, max - VP_MIN(back, max));
+		vp_relay_give_back(rq, s->hz, max - VP_MIN(gave.packets, max));
 	} else {
 		b->held = false;
 		back = vp_bounce_collect(b, max, &gave);
@@ -499,7 +506,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 		kick(b, s);
 		calls++;
 	}
-	if ((gave || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
+	if ((gave.chains || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
 		vp_relay_call(rq, s);
 		calls++;
 	}
@@ -577,23 +584,26 @@ static void complete_rest(struct vp_bounce *b)
 	}
 }
 
-void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
+bool vp_bounce_stop(struct vp_bounce *b, bool reachable)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
-	bool gave = false, any = false, hole = false;
+	struct vp_bounce_gave gave = { 0 };
+	bool any = false, hole = false;
 	unsigned n;
 	uint32_t i;
 
 	vp_bounce_set_open(b, false);
+	/* The last round may lie before an invalidation that has been acknowledged since. */
+	vp_xlate_sync(&vq->xl);
 	do {
-		n = s && !b->c.early ? vp_bounce_collect(b, VP_BURST, &gave) : 0;
-		any |= gave;
+		n = reachable && !b->c.early ? vp_bounce_collect(b, VP_BURST, &gave) : 0;
+		any |= gave.chains != 0;
 	} while (n && !vq->broken);
 	if (!vq->broken && !b->c.early) {
 		/* Everything before tail is done with, so whatever is done from there on was completed out of order. */
 		for (i = b->tail; i != b->head; i++)
 			hole |= b->slot[i & b->mask].state == VP_BOUNCE_DONE;
-		if (hole && !s) {
+		if (hole && !reachable) {
 			vp_vq_break(vq, VP_VQ_BAD_RING);
 		} else if (hole) {
 			complete_rest(b);
@@ -604,8 +614,7 @@ void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s)
 	}
 	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
 	b->again = b->stalled = b->held = false;
-	if (any && !vq->broken && vp_vq_need_call(vq))
-		vp_relay_call(b->c.rq, s);
+	return any && !vq->broken && vp_vq_need_call(vq);
 }
 
 /* ---- setting up -------------------------------------------------------------------- */

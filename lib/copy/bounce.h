@@ -46,6 +46,7 @@ struct vp_bounce_conf {
 	bool     net;                  /* virtio-net: count packets, without their headers */
 	bool     early;                /* give chains back when they have been copied (net transmit; needs in.size 0) */
 	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
+	uint64_t kick_who;             /* that device VM, for base/blame.h; 0 = nobody */
 };
 
 /* FIFO allocator in an area: contiguous pieces, released in the order in which they were taken. */
@@ -129,9 +130,10 @@ void vp_bounce_set_open(struct vp_bounce *b, bool open);
 /*
  * The device VM has let go: give back what it returned, then leave the driver's ring as if the rest had never been taken, or, where chains were
  * completed out of order, complete the rest with length 0. Then vp_vq_base() is exact. The engine is of no use afterwards.
- * s NULL: the driver's ring cannot be reached now, do without (a ring completed out of order breaks).
+ * reachable false: the driver's ring cannot be reached now, do without (a ring completed out of order breaks). True: the driver
+ * wants to be notified; that is the caller's to do, with vp_relay_call() where that is supervised.
  */
-void vp_bounce_stop(struct vp_bounce *b, struct vp_relay_scratch *s);
+bool vp_bounce_stop(struct vp_bounce *b, bool reachable);
 
 /* Index to give to the device VM for an empty shadow ring, as VHOST_SET_VRING_BASE. */
 uint32_t vp_bounce_base(const struct vp_bounce *b);

@@ -98,6 +98,8 @@ static int put(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t at
 	const struct vp_bounce_seg *sg;
 	int ret = 0;
 
+	if (!len)
+		return 0; /* at may be the chain's end, where no segment is */
 	if (sl->nseg == 1)
 		return put_piece(vq, sl->addr + at, len, from, priv);
 	for (sg = &b->seg[sl->seg]; at >= sg->len; sg++)
@@ -119,6 +121,7 @@ static int put(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t at
 struct giving {
 	unsigned n;              /* entries of b->given */
 	uint64_t packets, bytes;
+	unsigned refused;        /* what should have been packets */
 };
 
 VP_INLINE struct vp_bounce_slot *pending(const struct vp_bounce *b, unsigned k)
@@ -137,6 +140,7 @@ VP_INLINE void give(struct vp_bounce *b, struct giving *g, struct vp_bounce_slot
 static int drop(struct vp_bounce *b, struct giving *g, unsigned k, enum vp_drop why)
 {
 	vp_bounce_stat(&b->c.rq->stats.drops[why], 1);
+	g->refused++;
 	while (k--)
 		give(b, g, pending(b, 0), 0);
 	return 0;
@@ -158,6 +162,7 @@ static int give_slow(struct vp_bounce *b, struct giving *g)
 
 	if (!sl->len) {
 		give(b, g, sl, 0); /* returned unused */
+		g->refused++;
 		return 0;
 	}
 	if (sl->len < hlen)
@@ -299,7 +304,7 @@ static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 	b->stalled = ret == -EAGAIN;
 }
 
-unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, bool *gave)
+unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, struct vp_bounce_gave *gave)
 {
 	struct giving g = { 0 };
 	unsigned n = 0;
@@ -313,7 +318,7 @@ unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, bool *gave)
 		else
 			give_any(b, &g, max);
 	}
-	*gave = g.n;
+	*gave = (struct vp_bounce_gave){ .chains = g.n, .packets = b->c.net ? (unsigned)g.packets + g.refused : g.n };
 	if (g.n) {
 		vp_vq_complete(&b->c.rq->vq, b->given, g.n);
 		release(b);

@@ -26,7 +26,12 @@ VP_INLINE void vp_bounce_pend_in_order(struct vp_bounce *b)
 /* early: note up to max buffers that the device VM returned. How many. */
 unsigned vp_bounce_reclaim(struct vp_bounce *b, unsigned max);
 
-/* Take up to max returned buffers and give them to the driver. How many moved; *gave: chains were completed. */
-unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, bool *gave);
+struct vp_bounce_gave {
+	unsigned chains;   /* completed */
+	unsigned packets;  /* in them, or what a device VM returned instead; other devices than net: chains */
+};
+
+/* Take up to max returned buffers and give them to the driver. How many moved. */
+unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, struct vp_bounce_gave *gave);
 
 #endif

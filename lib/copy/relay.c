@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/cycles.h"
 #include "copy/packet.h"
 #include "net/offload.h"
@@ -206,12 +207,18 @@ int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s)
 
 	if (q->call_fd < 0)
 		return 0;
+	if (vp_unlikely(vp_blame_held(q->who))) {
+		vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+		return -EIO;
+	}
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	/* seccomp data: write */
 	n = write(q->call_fd, &one, sizeof(one));
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	if (n == sizeof(one) || (n < 0 && errno == EAGAIN))
 		return 0; /* EAGAIN: the counter is full, the driver has a notification pending */
+	if (n < 0 && errno == EINTR)
+		vp_blame(q->who);
 	vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
 	return -EIO;
 }
@@ -265,15 +272,17 @@ void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n)
 
 static unsigned own_take(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
 {
-	uint64_t dt = now - src->token_time, burst = VP_MAX(src->rate / 100, 64);
+	uint64_t dt = now - src->token_time, burst = VP_MAX(src->rate / 100, 64), gained;
 
-	if (!src->token_time || dt > hz)
+	if (!src->token_time || dt > hz) {
 		src->tokens = burst;
-	else
-		src->tokens = VP_MIN(burst, src->tokens + dt * src->rate / hz);
-	/* Advance the clock only by what was turned into whole tokens. */
-	if (!src->token_time || dt > hz || dt * src->rate / hz)
 		src->token_time = now;
+	} else {
+		gained = dt * src->rate / hz;
+		src->tokens = VP_MIN(burst, src->tokens + gained);
+		/* Only by what became whole tokens: the rest counts next time. */
+		src->token_time += gained * hz / src->rate;
+	}
 	n = (unsigned)VP_MIN(n, src->tokens);
 	src->tokens -= n;
 	return n;

@@ -60,6 +60,7 @@ struct vp_relay_queue {
 	uint64_t blocked_since;      /* vp_cycles(), 0 = not waiting for buffers */
 	uint64_t tokens, token_time; /* rate limit */
 	uint64_t rate;               /* packets per second, 0 = no limit */
+	uint64_t who;                /* whose driver it is, for base/blame.h; 0 = nobody's */
 	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
 };
 
@@ -108,7 +109,8 @@ void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n);
  *
  * A hostile front-end can make the write block: O_NONBLOCK belongs to the shared open file, not to
  * us. It never happens to an honest one, so the fast path only counts: a supervisor that sees the same odd s->call_seq
- * twice sends the thread a signal (handled, without SA_RESTART), and the interrupted queue is broken.
+ * twice sends the thread a signal (handled, without SA_RESTART), and the interrupted queue is broken. Whoever does it again and
+ * again is held off (base/blame.h): its queues are broken before the write.
  */
 int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s);
 

@@ -176,7 +176,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (; size >= 12; data += 12, size -= 12)
 		step(b, data);
 	vp_bounce_run(b, scratch);
-	vp_bounce_stop(b, data[-1] & 1 ? scratch : NULL);
+	vp_bounce_stop(b, data[-1] & 1);
 	REQUIRE(!vp_bounce_outstanding(b));
 	vp_bounce_free(b);
 	for (i = 0; i < RO_BYTES; i++)

@@ -147,6 +147,34 @@ def test_rate_holds_back_without_polling(make_daemon):
         assert time.monotonic() - start > (n - 64) / 100 - 0.1
 
 
+def test_blocking_call_fd_at_the_end(make_daemon):
+    """What is given back when a queue stops is told by the main thread. A call fd that blocks holds it up for a second, not for ever."""
+    d = make_daemon()
+    d.link("ab", device="stranger", Device_Endpoint="port", Device_Attachment="local", Net_PacketsPerSecond=1)
+    d.start()
+    with vu.Nic(drv(d)) as nic, attached(d) as p:
+        up(p)
+        nic.fill_rx(36)
+        rx = Device(p, 0)
+        for i in range(100):
+            rx.send(vu.frame(i))
+        for i in range(64):
+            assert nic.recv_packet()[1] == vu.frame(i)
+        call = nic.rings[0].call_fd
+        os.set_blocking(call, False)
+        os.write(call, struct.pack("<Q", 1))
+        os.read(call, 8)
+        os.write(call, struct.pack("<Q", (1 << 64) - 2))
+        os.set_blocking(call, True)
+        nic.send(vu.GET_VRING_BASE, struct.pack("<II", 0, 0), need_reply=False)
+        s = p.wait(lambda s: s.queues[0].flags & pc.STOP)
+        assert p.stopped(0, s.queues[0].run, 0) == pc.OK
+        assert struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE))[0] == 0
+        for i in range(64, 100):
+            assert nic.recv_packet()[1] == vu.frame(i)
+        assert d.show("ab")["up"]
+
+
 @pytest.mark.parametrize("features", VIEWS)
 def test_stop_gives_an_exact_base(copy, features):
     packed = features >> vu.PACKED & 1

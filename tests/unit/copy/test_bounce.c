@@ -428,7 +428,8 @@ static void stop_and_resume(uint64_t drv, uint64_t dev)
 		rig_run(&r);
 		assert_int_equal(vp_bounce_outstanding(r.b), 40);
 		fill(7, 0);
-		vp_bounce_stop(r.b, r.s);
+		if (vp_bounce_stop(r.b, true))
+			vp_relay_call(&r.rq, r.s);
 		while (drv_get_used(&r.d, &id, &len)) {
 			assert_int_equal(len, 112);
 			n++;
@@ -493,7 +494,8 @@ static void test_stop_with_holes(void **state)
 		post(10);
 		rig_run(&r);
 		fill(2, 3);
-		vp_bounce_stop(r.b, r.s);
+		if (vp_bounce_stop(r.b, true))
+			vp_relay_call(&r.rq, r.s);
 		while (drv_get_used(&r.d, &id, &len)) {
 			n++;
 			empty += !len;
@@ -514,7 +516,8 @@ static void test_stop_with_holes(void **state)
 		post(10);
 		rig_run(&r);
 		fill(2, 3);
-		vp_bounce_stop(r.b, r.s);
+		if (vp_bounce_stop(r.b, true))
+			vp_relay_call(&r.rq, r.s);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_int_equal(vp_vq_base(&r.rq.vq), f ? 0x80008000 : 0);
 		rig_free(&r);
@@ -556,11 +559,71 @@ static void test_merged_packets_are_whole(void **state)
 			vp_st16(r.burst.seg[r.burst.chain[12].seg].p, 10, 5);
 			vp_vq_complete(&r.dev, &u, 1);
 		}
-		vp_bounce_stop(r.b, r.s);
+		if (vp_bounce_stop(r.b, true))
+			vp_relay_call(&r.rq, r.s);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_int_equal(vp_vq_base(&r.rq.vq), f & 1 ? 0x800c800c : 12);
 		rig_free(&r);
 	}
+}
+
+/* A header that fills the first buffer, which is in pieces: nothing of the packet is left for it. */
+static void test_header_fills_a_buffer(void **state)
+{
+	struct rig_conf c = { RIG_RX, 64, F_VERSION_1 | VP_BIT(15), F_VERSION_1, 0 };
+	struct drv_buf b[2] = { { RIG_DATA + 100, 4, true }, { RIG_DATA + 0x1000, 8, true } };
+	static const uint32_t lens[] = { 12, 112 };
+	uint32_t len;
+	uint16_t id;
+
+	rig_new(&r, &c);
+	assert_true(drv_add(&r.d, b, 2, 0) >= 0);
+	post(1);
+	rig_run(&r);
+	assert_int_equal(vp_vq_fetch_dir(&r.dev, &r.burst, 2, VP_WRITE), 2);
+	vp_st16(r.burst.seg[r.burst.chain[0].seg].p, 10, 2);
+	for (unsigned i = 0; i < 2; i++)
+		vp_vq_complete(&r.dev, &(struct vp_used){ lens[i], r.burst.chain[i].id, r.burst.chain[i].slots }, 1);
+	rig_run(&r);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_true(drv_get_used(&r.d, &id, &len));
+		assert_int_equal(len, lens[i]);
+	}
+	assert_int_equal(*drv_ptr(&r.m, RIG_DATA + 0x1000 + 6), 2);
+	assert_false(r.rq.vq.broken || r.b->shadow.broken);
+	rig_free(&r);
+}
+
+/* Packets are counted, not their buffers, and each once, though it may take several runs to come in. */
+static void test_rate_counts_packets(void **state)
+{
+	struct rig_conf c = { RIG_RX, 256, F_VERSION_1 | VP_BIT(15), F_VERSION_1, 0 };
+	uint32_t len;
+	uint16_t id;
+	unsigned n;
+
+	rig_new(&r, &c);
+	r.rq.rate = 1; /* a burst of 64, then one a second */
+	post(200);
+	rig_run(&r);
+	rig_run(&r);
+	assert_int_equal(vp_vq_fetch_dir(&r.dev, &r.burst, 64, VP_WRITE), 64);
+	for (n = 0; n < 64; n++) {
+		vp_st16(r.burst.seg[r.burst.chain[n].seg].p, 10, 4);
+		vp_vq_complete(&r.dev, &(struct vp_used){ 1000, r.burst.chain[n].id, r.burst.chain[n].slots }, 1);
+		rig_run(&r);
+	}
+	vp_vq_advance(&r.dev, &r.burst, 64);
+	assert_int_equal(r.rq.stats.packets, 16);
+	for (n = 0; drv_get_used(&r.d, &id, &len); n++)
+		assert_int_equal(len, 1000);
+	assert_int_equal(n, 64);
+	fill(60, 0);
+	while (rig_run(&r))
+		;
+	assert_in_range(r.rq.stats.packets, 64, 66);
+	assert_true(vp_bounce_held(r.b));
+	rig_free(&r);
 }
 
 static void test_closed_takes_nothing(void **state)
@@ -622,7 +685,8 @@ static void test_iommu_miss_waits(void **state)
 		assert_false(vp_bounce_arm(r.b)); /* the answer wakes its owner */
 		if (f) {
 			/* Stopped meanwhile: as if it had never been used. */
-			vp_bounce_stop(r.b, r.s);
+			if (vp_bounce_stop(r.b, true))
+				vp_relay_call(&r.rq, r.s);
 			assert_int_equal(vp_vq_base(&r.rq.vq), 0);
 		} else {
 			iommu_miss = false;
@@ -656,7 +720,8 @@ static void test_memory_gone(void **state)
 	assert_int_equal(r.rq.vq.broken, VP_VQ_BAD_ADDR);
 	for (unsigned i = 0; i < 0x800; i++)
 		assert_int_equal(*drv_ptr(&r.m, RIG_DATA + i), 0);
-	vp_bounce_stop(r.b, r.s);
+	if (vp_bounce_stop(r.b, true))
+		vp_relay_call(&r.rq, r.s);
 	rig_free(&r);
 }
 
@@ -700,7 +765,8 @@ static void test_bad_used_breaks_the_shadow_only(void **state)
 		assert_false(r.rq.vq.broken);
 		assert_false(vp_bounce_arm(r.b));
 		assert_false(drv_get_used(&r.d, &id, &len));
-		vp_bounce_stop(r.b, r.s);
+		if (vp_bounce_stop(r.b, true))
+			vp_relay_call(&r.rq, r.s);
 		assert_int_equal(vp_vq_base(&r.rq.vq), 0); /* the driver's buffers are all there */
 		rig_free(&r);
 	}
@@ -782,7 +848,8 @@ int main(void)
 		cmocka_unit_test(test_bad_setup), cmocka_unit_test(test_other_sizes), cmocka_unit_test(test_there_and_back),
 		cmocka_unit_test(test_little_room), cmocka_unit_test(test_transmit_completes_early),
 		cmocka_unit_test(test_back_pressure), cmocka_unit_test(test_runts_and_giants),
-		cmocka_unit_test(test_wrong_direction), cmocka_unit_test(test_rate), cmocka_unit_test(test_stop_and_resume),
+		cmocka_unit_test(test_wrong_direction), cmocka_unit_test(test_rate), cmocka_unit_test(test_rate_counts_packets),
+		cmocka_unit_test(test_header_fills_a_buffer), cmocka_unit_test(test_stop_and_resume),
 		cmocka_unit_test(test_stop_with_holes), cmocka_unit_test(test_merged_packets_are_whole),
 		cmocka_unit_test(test_closed_takes_nothing),
 		cmocka_unit_test(test_iommu_miss_waits), cmocka_unit_test(test_memory_gone), cmocka_unit_test(test_dirty_log),

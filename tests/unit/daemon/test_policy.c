@@ -192,6 +192,16 @@ static void test_shared_bucket(void **state)
 	/* The own limit still holds within the shared one. */
 	n = run_bucket(&q[2], 1, hz, &now, 4);
 	assert_in_range(n, 390, 464);
+	/* However seldom and at whatever distance it is asked, no part of a token is lost. */
+	b.rate = 0;
+	for (unsigned rate = 900; rate <= 1800; rate += 900) {
+		q[2] = (struct vp_relay_queue){ .rate = rate };
+		n = 0;
+		for (unsigned i = 0; i < 2000; i++)
+			n += vp_relay_allow(&q[2], now += hz / 1000 + hz / 16000, hz, 32);
+		assert_in_range(n, rate * 21 / 10, rate * 22 / 10 + 64);
+	}
+	b.rate = 5000;
 	/* What is given back can be taken again. */
 	run_bucket(q, 2, hz, &now, 1);
 	n = vp_relay_allow(&q[0], now += hz, hz, 32);

@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "forward.h"
 
 static bool raised(int fd, int ms)
@@ -36,7 +37,7 @@ static void test_passes(void **state)
 	int a = eventfd(0, EFD_NONBLOCK), b = eventfd(0, EFD_NONBLOCK);
 
 	assert_int_equal(vp_forward_new(&f, NULL), 0);
-	assert_int_equal(vp_wire_new(&w, f, a, b), 0);
+	assert_int_equal(vp_wire_new(&w, f, a, b, 0), 0);
 	assert_false(raised(b, 50));
 	for (int i = 0; i < 1000; i++) {
 		hit(a);
@@ -47,7 +48,7 @@ static void test_passes(void **state)
 	hit(a);
 	assert_false(raised(b, 50));
 	/* What was raised before the wire existed is passed on when it comes. */
-	assert_int_equal(vp_wire_new(&w, f, a, b), 0);
+	assert_int_equal(vp_wire_new(&w, f, a, b, 0), 0);
 	assert_true(raised(b, 1000));
 	vp_wire_free(w);
 	vp_forward_free(f);
@@ -92,8 +93,8 @@ static void test_blocking_target(void **state)
 
 	assert_int_equal(write(b, &full, 8), 8);
 	assert_int_equal(vp_forward_new(&f, NULL), 0);
-	assert_int_equal(vp_wire_new(&bad, f, a, b), 0);
-	assert_int_equal(vp_wire_new(&good, f, c, d), 0);
+	assert_int_equal(vp_wire_new(&bad, f, a, b, 7), 0);
+	assert_int_equal(vp_wire_new(&good, f, c, d, 0), 0);
 	hit(a);
 	usleep(50000);
 	hit(c);
@@ -105,6 +106,21 @@ static void test_blocking_target(void **state)
 		hit(c);
 		assert_true(raised(d, 500));
 	}
+	/* Once more; from then on its owner is held off, and nobody waits for it. */
+	for (int i = 0; i < 10; i++) {
+		bool slow = i == 0;
+
+		vp_wire_free(bad);
+		assert_int_equal(vp_wire_new(&bad, f, a, b, 7), 0);
+		hit(a);
+		for (int k = 0; !vp_wire_dead(bad) && k < (slow ? 3000 : 400); k++)
+			usleep(1000);
+		assert_true(vp_wire_dead(bad));
+		hit(c);
+		assert_true(raised(d, 400));
+	}
+	assert_true(vp_blame_held(7) && !vp_blame_held(8) && !vp_blame_held(0));
+	vp_blame_forget();
 	vp_wire_free(bad);
 	vp_wire_free(good);
 	vp_forward_free(f);
@@ -120,7 +136,7 @@ static void test_refused(void **state)
 	struct vp_wire *w;
 
 	assert_int_equal(vp_forward_new(&f, NULL), 0);
-	assert_int_equal(vp_wire_new(&w, f, -1, -1), -EBADF);
+	assert_int_equal(vp_wire_new(&w, f, -1, -1, 0), -EBADF);
 	assert_null(w);
 	vp_wire_free(NULL);
 	vp_forward_free(f);
