@@ -31,8 +31,8 @@ void vp_audit_reopen(struct vp_audit *a);
 void vp_audit_free(struct vp_audit *a);
 
 /*
- * A link is added, or refused (r != 0, by rule, NULL = not by policy: e says why). Who asks is d->actor, or the
- * configuration when that is unset.
+ * A link is added, or refused (r != 0, by rule, NULL = not by policy: e says why); link.keep: it ran, and a reload refuses it.
+ * Who asks is d->actor, or the configuration when that is unset.
  */
 void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l, const struct vp_policy_decision *dec,
 		   const char *rule, int r, const struct vp_err *e);

@@ -115,6 +115,11 @@ static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, const
 	return r;
 }
 
+static int refused(const struct vp_policy_decision *dec, struct vp_err *e)
+{
+	return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
+}
+
 static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
 	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
 {
@@ -124,7 +129,7 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 
 	*rule = dec->rule;
 	if (!dec->allowed)
-		return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
+		return refused(dec, e);
 	r = check_new(ls, conf, rule, e);
 	if (r)
 		return r;
@@ -218,23 +223,106 @@ static bool unchanged(const struct vp_link *l, const struct vp_conf_link *conf, 
 	return !memcmp(&a, &b, sizeof(a)) && d.allowed && d.mode == l->decision.mode;
 }
 
-unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+/* May a runtime link stay, next to all[0..n)? *d is its decision under c. */
+static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *all, unsigned n, const struct vp_conf_link *conf,
+		    struct vp_policy_decision *d, const char **rule, struct vp_err *e)
+{
+	vp_policy_decide(c, conf, d);
+	*rule = NULL;
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		if (!vp_conf_vm_find(c, conf->side[s].vm))
+			return vp_err_set(e, -ENOENT, "VM %s is not configured any more", conf->side[s].vm);
+	*rule = d->rule;
+	if (!d->allowed)
+		return refused(d, e);
+	return vp_policy_limits(c, all, n, conf, rule, e);
+}
+
+/*
+ * Away with the runtime links that c does not allow. All of c's own links have room together, that was checked when it was
+ * loaded: they come first, then the runtime links by name, as long as there is room. Those whose mode is another one now keep
+ * their old decision, and run, until restart_runtime().
+ */
+static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	/* Without memory for it each is still held against the policy and, alone, against the limits. */
+	const struct vp_conf_link **all = calloc(c->n_links + ls->n + 1, sizeof(*all));
+	unsigned n = 0, touched = 0;
+
+	for (unsigned i = 0; all && i < c->n_links; i++)
+		all[n++] = &c->links[i];
+	for (unsigned i = 0; i < ls->n; i++) {
+		struct vp_link *l = ls->v[i];
+		struct vp_policy_decision d;
+		struct vp_err e = { 0 };
+		const char *rule;
+		int r;
+
+		if (l->origin != VP_ORIGIN_RUNTIME || vp_conf_link_find(c, l->conf.name))
+			continue;
+		r = may_stay(c, all, n, &l->conf, &d, &rule, &e);
+		if (!r) {
+			if (all)
+				all[n++] = &l->conf;
+			if (d.mode == l->decision.mode)
+				l->decision = d;
+			continue;
+		}
+		vp_conf_error(rep, "link %s, added at run time, is removed: %s", l->conf.name, e.msg);
+		vp_audit_link(ls->d, "link.keep", &l->conf, &d, rule, r, &e);
+		vp_link_remove(ls, l);
+		touched++;
+		i--;  /* the next one is here now */
+	}
+	free(all);
+	return touched;
+}
+
+/* Nobody else has the link's configuration, and what an operator has set down stays down. */
+static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_report *rep)
+{
+	struct vp_conf_link conf = l->conf;
+	struct vp_err e = { 0 };
+
+	conf.start_down = !l->up;
+	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
+	vp_link_remove(ls, l);
+	if (vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e))
+		vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+}
+
+/* Those that c allows, but in another mode than they run in. */
+static unsigned restart_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
 {
 	unsigned touched = 0;
-	struct vp_err e;
 
-	/* First away with what is gone or different, so that names, sockets and limits are free. */
+	/* From the end: one that cannot be set up anew is gone. */
+	for (unsigned i = ls->n; i-- > 0;) {
+		struct vp_link *l = ls->v[i];
+		struct vp_policy_decision d;
+
+		vp_policy_decide(c, &l->conf, &d);
+		if (l->origin != VP_ORIGIN_RUNTIME || d.mode == l->decision.mode)
+			continue;
+		restart(ls, l, rep);
+		touched++;
+	}
+	return touched;
+}
+
+/* Away with file-born links that are gone or different. Links that a file of their name describes as they are become its own. */
+static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
+{
+	unsigned touched = 0;
+
 	for (unsigned i = ls->n; i-- > 0;) {
 		struct vp_link *l = ls->v[i];
 		const struct vp_conf_link *want = vp_conf_link_find(c, l->conf.name);
-		bool keep = want ? unchanged(l, want, c) : l->origin == VP_ORIGIN_RUNTIME;
 
-		for (unsigned s = 0; s < VP_SIDES && keep; s++)
-			if (!vp_conf_vm_find(c, l->conf.side[s].vm))
-				keep = false;
-		if (keep) {
-			if (want)
-				l->origin = VP_ORIGIN_FILE;
+		if (!want && l->origin == VP_ORIGIN_RUNTIME)
+			continue;
+		if (want && unchanged(l, want, c)) {
+			l->origin = VP_ORIGIN_FILE;
 			vp_policy_decide(c, &l->conf, &l->decision);
 			continue;
 		}
@@ -242,6 +330,17 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 		vp_link_remove(ls, l);
 		touched += !want;
 	}
+	return touched;
+}
+
+unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	unsigned touched = 0;
+	struct vp_err e;
+
+	/* First away with what may not be or is different, so that names, sockets and limits are free. */
+	touched += refuse_runtime(ls, c, rep);
+	touched += remove_changed(ls, c);
 	for (unsigned i = 0; i < c->n_links; i++) {
 		if (vp_link_find(ls, c->links[i].name))
 			continue;
@@ -250,6 +349,7 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 		if (vp_link_add(ls, &c->links[i], VP_ORIGIN_FILE, &e))
 			vp_conf_error(rep, "link %s: %s", c->links[i].name, e.msg);
 	}
+	touched += restart_runtime(ls, c, rep);
 	return touched;
 }
 

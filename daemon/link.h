@@ -70,9 +70,10 @@ unsigned vp_links_count(const struct vp_links *ls);
 struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
 
 /*
- * Bring the file-born links in line with c: remove, replace, add; links added at run time
- * stay unless a file of the same name appeared. Problems of single links (a socket that cannot be
- * opened) are reported and do not stop the rest. Number of links touched.
+ * Bring the links in line with c: remove, replace, add the file-born ones. Those added at run time are decided anew: in the
+ * same mode they go on, in another one they are set up anew, and what policy or limits do not allow any more is removed, and
+ * reported. Where a limit has not room for all, c's own links come first, then the others by name. Problems of single
+ * links (a socket that cannot be opened) are reported and do not stop the rest. Number of links touched.
  */
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
 

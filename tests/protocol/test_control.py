@@ -174,9 +174,22 @@ def test_reload(daemon):
 
 
 def test_runtime_link_survives_reload(daemon):
+    """What others are given does not disturb it."""
     daemon.call("link.add", name="x", config={"Driver": {"VM": "a"}, "Device": {"VM": "b"}})
-    daemon.call("daemon.reload")
-    assert daemon.show("x")["origin"] == "runtime"
+    with vu.Nic(daemon.sock("x", "driver")) as a, vu.Nic(daemon.sock("x", "device")) as b:
+        both_ways(a, b)
+        daemon.link("new", driver="a", device="c")
+        daemon.write("a.vm", "[VM]\nTrustGroup=another\nMaxLinks=3\n")
+        (daemon.conf / "cd.link").unlink()
+        assert daemon.call("daemon.reload") == {"changed": 2, "links": 3}
+        both_ways(a, b)  # the same sessions
+        s = daemon.show("x")
+        assert s["origin"] == "runtime" and s["sides"]["driver"]["sessions"] == 1
+        # A file that says the same takes it over as it is.
+        daemon.link("x")
+        assert daemon.call("daemon.reload") == {"changed": 0, "links": 3}
+        both_ways(a, b)
+        assert daemon.show("x")["origin"] == "file"
 
 
 def test_drop_ins_and_precedence(make_daemon):

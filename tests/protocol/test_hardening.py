@@ -14,6 +14,7 @@ import time
 import pytest
 
 import conftest
+import portclient as pc
 import vu
 from test_relay import both_ways
 
@@ -329,6 +330,191 @@ def test_fast_cannot_hold_a_rate(make_daemon):
     assert not e["allowed"] and e["rule"] == "fast-has-no-rate-limit" and e["rules"][0]["where"] == [f"{d.conf}/a.vm:3"]
     e = explained(d, "x", **PORT)
     assert e["allowed"] and e["mode"] == "copy" and e["rule"] == "auto-rate-limited"
+
+
+# ---- runtime links at a reload ----------------------------------------------------------------------------------------------
+
+
+SPLIT = pc.ALL & ~vu.bit(vu.PACKED)
+
+
+def lasting(p):
+    """The port runs, and its guest has what it needs."""
+    return p.wait(lambda s: s.up and all(q.flags & pc.STARTED and q.flags & pc.ENABLED for q in s.queues))
+
+
+def cut_off(p):
+    """The daemon has let go of this device side; it may have said things before."""
+    with pytest.raises((pc.Gone, OSError)):
+        while True:
+            p.read_message()
+    return True
+
+
+def partly(d):
+    """A reload that is applied, but says what it removed."""
+    with pytest.raises(conftest.ControlError) as err:
+        d.call("daemon.reload")
+    assert err.value.code == "invalid" and "applied, but not all" in err.value.message
+    return err.value.message
+
+
+def names(d):
+    return [x["name"] for x in d.call("link.list")["links"]]
+
+
+def move(d, vm, group):
+    d.write(f"{vm}.vm", f"[VM]\nTrustGroup={group}\n")
+
+
+@pytest.mark.parametrize("why", ["group", "rate"])
+def test_reload_decides_a_runtime_link_anew(make_daemon, why):
+    """What was allowed to see all memory no longer is: the link goes on as a copy link, with new sessions."""
+    d = make_daemon()
+    d.start()
+    d.call("link.add", name="p", config={**PORT, "Net": {"MTU": 1400}})
+    with vu.Nic(d.sock("p", "driver")) as nic, pc.Local(d.sock("p", "device")) as p:
+        assert p.attach(SPLIT) == pc.OK
+        assert lasting(p).mode == 1 and d.show("p")["policy"]["rule"] == "auto-same-group"
+        if why == "group":
+            move(d, "b", "elsewhere")
+        else:
+            d.write("a.vm", "[VM]\nTrustGroup=test\nPacketsPerSecond=1000\n")
+        assert d.call("daemon.reload") == {"changed": 1, "links": 1}
+        assert not nic.alive() and cut_off(p)
+    s = d.show("p")
+    assert s["mode"] == s["policy"]["mode"] == "copy" and s["policy"]["asked"] == "auto" and s["policy"]["allowed"]
+    assert s["policy"]["rule"] == ("auto-across-groups" if why == "group" else "auto-rate-limited")
+    assert s["origin"] == "runtime" and s["up"] and s["mtu"] == 1400
+    with vu.Nic(d.sock("p", "driver")) as nic, pc.Local(d.sock("p", "device")) as p:
+        assert p.attach(SPLIT) == pc.OK
+        state = lasting(p)
+        assert state.mode == 3 and [w[3] for w in state.windows if w[0]] == [1], "the pool and nothing else"
+        # Back again; what is set down stays down.
+        d.call("link.down", name="p")
+        for vm in "ab":
+            move(d, vm, "test")
+        assert d.call("daemon.reload") == {"changed": 1, "links": 1}
+        assert not nic.alive()
+    s = d.show("p")
+    assert s["mode"] == "fast" and s["origin"] == "runtime" and not s["up"] and s["status"] == "down"
+    # A reload that changes nothing for it leaves it alone.
+    d.call("link.up", name="p")
+    with vu.Nic(d.sock("p", "driver")) as nic, pc.Local(d.sock("p", "device")) as p:
+        assert p.attach(SPLIT) == pc.OK
+        before = lasting(p)
+        for vm in "ab":
+            move(d, vm, "renamed")
+        d.link("cd", driver="c", device="d")
+        assert d.call("daemon.reload") == {"changed": 1, "links": 2}
+        assert nic.alive() and lasting(p).epoch == before.epoch
+        s = d.show("p")
+        assert s["sides"]["driver"]["sessions"] == 1 and "trust group renamed" in s["policy"]["why"]
+
+
+@pytest.mark.parametrize("why", ["group", "rate"])
+def test_reload_removes_a_runtime_link_that_is_not_allowed(make_daemon, why):
+    d = make_daemon()
+    d.start()
+    d.call("link.add", name="p", config={**PORT, "Link": {"Mode": "fast"}})
+    before = d.fds()
+    d.call("link.add", name="q", config={**PORT, "Link": {"Mode": "fast"}, "Device": {**PORT["Device"], "VM": "c"}})
+    with vu.Nic(d.sock("p", "driver")) as keeps, vu.Nic(d.sock("q", "driver")) as nic, pc.Local(d.sock("q", "device")) as p:
+        assert p.attach(SPLIT) == pc.OK
+        lasting(p)
+        sub = conftest.Control(d.run / "control.sock")
+        sub.call("events.subscribe")
+        if why == "group":
+            move(d, "c", "elsewhere")
+        else:
+            d.write("c.vm", "[VM]\nTrustGroup=test\nPacketsPerSecond=1000\n")
+        rule = "fast-needs-one-trust-group" if why == "group" else "fast-has-no-rate-limit"
+        message = partly(d)
+        assert "link q, added at run time, is removed" in message and f"refused by rule {rule}" in message
+        assert not nic.alive() and cut_off(p) and keeps.alive()
+        assert not os.path.exists(d.sock("q", "driver"))
+        assert names(d) == ["p"] and d.show("p")["sides"]["driver"]["sessions"] == 1
+        while (e := sub.line())["event"] == "link.state":
+            pass
+        assert e["event"] == "link.removed" and e["data"] == {"link": "q"}
+        assert sub.line()["event"] == "daemon.reloaded"
+        sub.close()
+    x = [x for x in audit_lines(d) if x["action"] == "link.keep"]
+    assert len(x) == 1 and x[0]["link"] == "q" and x[0]["rule"] == rule and not x[0]["allowed"]
+    assert f"{d.conf}/c.vm:{2 if why == 'group' else 3}" in x[0]["where"]
+    d.wait_fds(before)
+    d.call("daemon.reload")  # nothing is left to say
+
+
+def test_reload_puts_limits_in_force_on_runtime_links(make_daemon):
+    """Links of files first, then the others by name, each that has room."""
+    d = make_daemon()
+    d.link("zz")
+    d.start()
+    for name, pairs in (("x2", 1), ("x1", 4), ("x0", 2)):
+        d.call("link.add", name=name, config={"Driver": {"VM": "a"}, "Device": {"VM": "c"}, "Link": {"Queues": pairs}})
+    with vu.Nic(d.sock("x0", "driver")) as nic:
+        d.write("a.vm", "[VM]\nTrustGroup=test\nMaxQueues=4\n")
+        message = partly(d)
+        assert "link x1" in message and "refused by rule vm-max-queues" in message
+        assert names(d) == ["x0", "x2", "zz"]
+        # A file's link that comes with the lower limit has a place before those that are there.
+        d.link("zy", driver="a", device="d")
+        d.write("a.vm", "[VM]\nTrustGroup=test\nMaxLinks=3\n")
+        message = partly(d)
+        assert "link x2" in message and "refused by rule vm-max-links" in message
+        assert names(d) == ["x0", "zy", "zz"] and nic.alive()
+        # Those of files have to have room together, or nothing changes.
+        d.write("a.vm", "[VM]\nTrustGroup=test\nMaxLinks=1\n")
+        with pytest.raises(conftest.ControlError) as err:
+            d.call("daemon.reload")
+        assert "was not applied" in err.value.message and "vm-max-links" in err.value.message
+        assert names(d) == ["x0", "zy", "zz"] and nic.alive()
+        # The daemon's own limit.
+        d.write("a.vm", "[VM]\nTrustGroup=test\n")
+        d.write("vhost-pci.conf", "[Daemon]\nMaxLinks=2\n")
+        assert "refused by rule daemon-max-links" in partly(d)
+        assert names(d) == ["zy", "zz"] and not nic.alive()
+
+
+def test_reload_counts_the_pool_of_a_link_that_becomes_copy(make_daemon):
+    """Two fast links have no pools. As copy links they have, and there is room for one."""
+    d = make_daemon()
+    d.write("a.vm", "[VM]\nTrustGroup=test\nMaxPool=8M\n")
+    d.start()
+    d.call("link.add", name="p1", config=PORT)
+    d.call("link.add", name="p2", config=PORT)
+    move(d, "b", "elsewhere")
+    message = partly(d)
+    assert "link p2" in message and "refused by rule vm-max-pool" in message
+    assert names(d) == ["p1"] and d.show("p1")["mode"] == "copy"
+
+
+def test_reload_cannot_set_a_runtime_link_up_anew(make_daemon):
+    """The place of its socket is gone by then: so is the link, and the reload says so. It does not go on in the old mode."""
+    d = make_daemon()
+    place = d.tmp / "place"
+    place.mkdir()
+    d.write("vhost-pci.conf", f"[Daemon]\nSocketDirectories={place}\n")
+    d.start()
+    d.call("link.add", name="p1", config={**PORT, "Driver": {"VM": "a", "Socket": f"{place}/p1.sock"}})
+    d.call("link.add", name="p2", config=PORT)
+    shutil.rmtree(place)
+    place.touch()  # else a daemon that may makes it again
+    move(d, "b", "elsewhere")
+    assert "link p1, added at run time, is removed" in partly(d)
+    assert names(d) == ["p2"] and d.show("p2")["mode"] == "copy"
+
+
+def test_reload_without_the_vm_of_a_runtime_link(make_daemon):
+    d = make_daemon()
+    d.start()
+    d.call("link.add", name="x", config={"Driver": {"VM": "a"}, "Device": {"VM": "d"}})
+    (d.conf / "d.vm").unlink()
+    assert "VM d is not configured any more" in partly(d)
+    x = [x for x in audit_lines(d) if x["action"] == "link.keep"][0]
+    assert x["link"] == "x" and x["rule"] is None and not x["allowed"]
+    assert names(d) == []
 
 
 # ---- audit log ----------------------------------------------------------------------------------------------------------------
