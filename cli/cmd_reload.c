@@ -24,5 +24,6 @@ static int run(struct cli *c, int argc, char **argv)
 const struct cli_command cmd_reload = {
 	"reload", "", "Read the configuration again and apply what changed",
 	"Links that did not change are not touched. If the new configuration is not\n"
-	"valid, nothing changes and the first problem is printed.\n", run,
+	"valid, nothing changes and the first problem is printed. A link added at run\n"
+	"time that is not allowed any more is removed, and named.\n", run,
 };
