@@ -69,12 +69,13 @@ class State:
 class Port:
     """What all attachments share: self.mem is the control block."""
 
-    def state(self):
+    def state(self, torn=False):
+        """@torn: as it is, even if a writer that is gone left it in the middle of a change."""
         deadline = time.monotonic() + 1
         while True:
             g = struct.unpack_from("<I", self.mem, STATE)[0]
             raw = bytes(self.mem[STATE:STATE + 0x10000])
-            if not g & 1 and struct.unpack_from("<I", self.mem, STATE)[0] == g:
+            if torn or not g & 1 and struct.unpack_from("<I", self.mem, STATE)[0] == g:
                 return State(raw)
             assert time.monotonic() < deadline, "the state is always being written"
 
