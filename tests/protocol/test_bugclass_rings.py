@@ -30,14 +30,18 @@ def broken(lab, q):
     assert lab.queue(1 - q)["state"] == "running"
 
 
-def mend(lab, q):
-    """Set up again, it works again."""
+def restart(lab, q):
     nic = lab.nic
     nic.stop_ring(q)
     nic.rings[q].reset()
     nic.start_ring(q, nic.rings[q])
     if q == 0:
         nic.fill_rx(16)
+
+
+def mend(lab, q):
+    """Set up again, it works again."""
+    restart(lab, q)
     lab.d.wait(lambda: lab.d.show("ab")["status"] == "up")
 
 
@@ -231,19 +235,55 @@ def test_no_call_fd(lab):
         lab.there_and_back(n)
 
 
+def blocks(call):
+    os.set_blocking(call, False)
+    os.write(call, struct.pack("<Q", 1))
+    os.read(call, 8)
+    os.write(call, struct.pack("<Q", (1 << 64) - 2))
+    os.set_blocking(call, True)
+
+
 def test_blocking_call_fd(lab):
     """An eventfd that is full and blocks costs its own queue only, and not for ever."""
     nic = lab.driver()
     call = nic.rings[0].call_fd
-    os.set_blocking(call, False)
-    os.write(call, struct.pack("<Q", (1 << 64) - 2))
-    os.set_blocking(call, True)
+    blocks(call)
     for n in range(4):
         nic.send_packet(vu.frame(n))
     lab.check()
     assert lab.d.show("cd")
     os.read(call, 8)
     lab.echo()
+
+
+def test_blocking_again_and_again(lab):
+    """Twice it costs others a moment; then its VM is held off, and nobody waits for it. After a while it works again."""
+    nic = lab.driver()
+    with vu.Nic(lab.d.sock("cd", "driver")) as c, vu.Nic(lab.d.sock("cd", "device")) as d:
+        for k in range(5):
+            if k:
+                restart(lab, 0)
+                restart(lab, 1)
+            call = nic.rings[0].call_fd
+            blocks(call)
+            nic.send_packet(vu.frame(k))
+            worst, end = 0, time.monotonic() + 1.5 - (k > 1)
+            while time.monotonic() < end:
+                t = time.monotonic()
+                lab.echo()
+                c.send_packet(vu.frame(k))
+                c.reclaim()
+                assert d.recv_packet()[1] == vu.frame(k)
+                worst = max(worst, time.monotonic() - t)
+                time.sleep(0.01)
+            assert worst < (2 if k < 2 else 0.3), (k, worst)
+            os.read(call, 8)
+    time.sleep(2)
+    restart(lab, 1)
+    mend(lab, 0)
+    nic.send_packet(vu.frame(77))
+    while (got := lab.answer()) != vu.frame(77):
+        assert got
 
 
 def test_neighbouring_bytes(lab):
