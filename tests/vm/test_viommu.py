@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A driver VM whose vIOMMU narrows what its device may reach: on a relay link with an ordinary VM, and on a copy link."""
 
+import glob
+import os
+import shutil
+
+import image
 import portlink
 import pytest
 import vhostpci_vm as v
@@ -69,3 +74,76 @@ def test_copy(lab, name, append):
     v.note('first answer after %.1f s' % link.wait())
     assert 'ACCESS_PLATFORM' in link.show()['sides']['driver']['features']
     checked_traffic(lab.daemon, link.name, name, link.driver, link.device, link.addr_driver, link.addr_device)
+
+
+# ---- DPDK in the driver VM: its pools are mapped once, in huge pages ----------------------------------------------------------------
+
+POOLS = 64  # huge pages
+POOLED = dict(VIOMMU, extra=['-device', 'intel-iommu,device-iotlb=on,intremap=off,caching-mode=on'], mem=768, smp=2,
+              append='intel_iommu=on iommu.strict=1 hugepages=%d' % POOLS)
+DRIVERS = ('librte_mempool_ring', 'librte_net_virtio')
+
+
+def dpdk():
+    """Arguments of v.VM that bring testpmd, its drivers and VFIO into a driver VM."""
+    program, pmds = shutil.which('dpdk-testpmd'), sorted(glob.glob('/usr/lib/*/dpdk/pmds-*'))
+    if not program or not pmds:
+        pytest.skip('dpdk-testpmd or its drivers are not installed (scripts/setup)')
+    drivers = [sorted(glob.glob('%s/%s.so*' % (pmds[-1], n)))[0] for n in DRIVERS]
+    return dict(POOLED, programs=[(program, '/bin/dpdk-testpmd')] + [(d, '/pmd/' + os.path.basename(d)) for d in drivers],
+                boot_modules=[image.kernel('6.1').find('vfio_iommu_type1')])
+
+
+def answer_pings(a):
+    """The NIC is taken from the kernel and given to testpmd, which answers whatever is asked of it."""
+    dev = os.path.basename(a.sh('readlink -f /sys/class/net/eth0/device/..').strip())
+    a.sh('echo 1 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts; modprobe vfio_pci; mkdir -p /dev/hugepages /var/run; '
+         'mount -t hugetlbfs none /dev/hugepages; cd /sys/bus/pci/devices/%s && echo vfio-pci >driver_override && '
+         'echo %s >driver/unbind && echo %s >/sys/bus/pci/drivers_probe && ls -d /sys/bus/pci/drivers/vfio-pci/%s' % (dev, dev, dev, dev))
+    a.sh('chmod 755 / /pmd; (setsid dpdk-testpmd -l 0,1 -a %s -m %d --no-telemetry %s -- --forward-mode=icmpecho --auto-start --nb-cores=1 '
+         '--port-topology=loop --total-num-mbufs=4096 --stats-period=600 >/run/testpmd.log 2>&1 &)' %
+         (dev, 2 * POOLS - 16, ' '.join('-d /pmd/%s' % os.path.basename(d) for d in a.sh('ls -d /pmd/*').split())))
+
+
+def pooled(d, link, a, b, addr_a):
+    """Pings of the peer, answered out of pools: the IOTLB holds them, and asks for nothing more."""
+    try:
+        v.wait_ping(b, addr_a, 60)
+    except v.VMError as e:
+        raise v.VMError('%s\n%s\n%s' % (e, a.sh('tail -n 30 /run/testpmd.log; dmesg | tail -n 5', check=False), d.tail()))
+    iommu = lambda: d.ctl('show', link)['sides']['driver']['iommu']
+    assert v.ping(b, addr_a, 200, 0.01) == 0
+    before = iommu()
+    assert v.ping(b, addr_a, 200, 0.01) == 0
+    out = b.sh('ping -q -c 20 -i 0.05 -s 1400 ' + addr_a)
+    assert ' 0% packet loss' in out, out
+    v.note('IOTLB: %s, then %s' % (before, iommu()))
+    assert before['updates'] > 0 and iommu()['updates'] - before['updates'] < 10
+    assert 'broken' not in d.ctl('show', link)['status']
+
+
+def test_dpdk_relay(lab):
+    d = lab.daemon
+    d.vm('a', 'blue')
+    d.vm('b', 'red')
+    socks = d.link('ab', 'a', 'b')
+    d.start()
+    a = lab.vm('a', nets=[v.Net(socks[0], **NIC)], **dpdk())
+    b = lab.vm('b', qemu='11', nets=[v.Net(socks[1])])
+    v.note('booted in %.1f s' % lab.boot(a, b))
+    b.up(B + '/24')
+    answer_pings(a)
+    pooled(d, 'ab', a, b, A)
+
+
+def test_dpdk_copy(lab):
+    try:
+        link = portlink.PortLink(lab.daemon, 'copy', 'ivshmem', driver=dpdk(), net=NIC)
+    except v.Unavailable as e:
+        pytest.skip(str(e))
+    lab.vms += link.vms
+    lab.daemon.start()
+    v.note('booted in %.1f s' % lab.boot(*link.vms))
+    link.start_agent()
+    answer_pings(link.driver)
+    pooled(lab.daemon, link.name, link.driver, link.device, link.addr_driver)
