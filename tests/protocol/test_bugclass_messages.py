@@ -7,8 +7,9 @@ import pytest
 import vu
 from bugclass import Lab
 from test_hostile_messages import (  # noqa: F401 (tests that run here again, with this file's fixture)
-    start, test_bad_regions, test_cut_off_anywhere, test_features_not_offered, test_flood_of_fds, test_half_a_message_then_silence,
-    test_queue_sizes, test_raw, test_region_fd_that_is_no_memory, test_ring_addresses_outside_memory, test_ring_at_the_end_of_memory,
+    start, test_bad_regions, test_cut_at_every_message, test_cut_off_anywhere, test_does_not_read_answers, test_features_not_offered,
+    test_flood_of_fds, test_half_a_message_then_silence, test_notifiers_that_are_no_eventfds, test_queue_sizes, test_raw,
+    test_reconnect_storm, test_region_fd_that_is_no_memory, test_ring_addresses_outside_memory, test_ring_at_the_end_of_memory,
     test_ring_index_out_of_range, test_surplus_fds, test_table_announces_other_than_it_holds)
 
 
