@@ -104,6 +104,7 @@ class Memory:
 
 class SplitRing:
     packed = False
+    in_order = False  # descriptors are taken and come back in ring order, one used entry for each chain
 
     def __init__(self, mem, size=256):
         self.mem, self.size = mem, size
@@ -122,6 +123,9 @@ class SplitRing:
     def base(self):
         return self.avail_idx
 
+    def take(self):
+        return self.free.pop(0 if self.in_order else -1)
+
     def add(self, bufs, token=None, indirect=False):
         """bufs: list of (offset in memory, length, device may write)."""
         if indirect:
@@ -130,10 +134,10 @@ class SplitRing:
                 last = i == len(bufs) - 1
                 self.mem.w("QIHH", table + 16 * i, self.mem.gpa + off, length,
                            (DESC_WRITE if write else 0) | (0 if last else DESC_NEXT), 0 if last else i + 1)
-            ids = [self.free.pop()]
+            ids = [self.take()]
             self.raw_desc(ids[0], self.mem.gpa + table, 16 * len(bufs), DESC_INDIRECT, 0)
         else:
-            ids = [self.free.pop() for _ in bufs]
+            ids = [self.take() for _ in bufs]
             for i, (off, length, write) in enumerate(bufs):
                 last = i == len(bufs) - 1
                 self.raw_desc(ids[i], self.mem.gpa + off, length,
@@ -158,6 +162,7 @@ class SplitRing:
             return None
         head, length = self.mem.r("II", self.used + 4 + 8 * (self.used_idx % self.size))
         self.used_idx = (self.used_idx + 1) & 0xffff
+        assert not self.in_order or head == next(iter(self.chains)), f"chain {head} came back out of order"
         ids, token, bufs = self.chains.pop(head)
         self.free += ids
         return token, bufs, length
@@ -165,6 +170,7 @@ class SplitRing:
 
 class PackedRing:
     packed = True
+    in_order = False
 
     def __init__(self, mem, size=256):
         self.mem, self.size = mem, size
@@ -188,7 +194,7 @@ class PackedRing:
         return v | v << 16
 
     def add(self, bufs, token=None, indirect=False):
-        ident = self.free.pop()
+        ident = self.free.pop(0 if self.in_order else -1)
         entries = []
         if indirect:
             table = self.mem.alloc(16 * len(bufs), 16)
@@ -224,6 +230,7 @@ class PackedRing:
         if bool(flags & PACKED_AVAIL) != bool(self.used_wrap) or bool(flags & PACKED_USED) != bool(self.used_wrap):
             return None
         length, ident = self.mem.r("IH", self.desc + 16 * self.next_used + 8)
+        assert not self.in_order or ident == next(iter(self.chains)), f"chain {ident} came back out of order"
         n, token, bufs = self.chains.pop(ident)
         self.next_used += n
         self.room += n
@@ -398,7 +405,9 @@ class Nic(Frontend):
         self.bufsize, self.indirect, self.pairs = bufsize, indirect, pairs
         cls = PackedRing if self.features >> PACKED & 1 else SplitRing
         for q in range(2 * pairs):
-            self.start_ring(q, cls(self.mem, size))
+            ring = cls(self.mem, size)
+            ring.in_order = bool(self.features >> IN_ORDER & 1)
+            self.start_ring(q, ring)
         self.tx_free = [self.mem.alloc(66000) for _ in range(64)]
         if fill:
             for p in range(pairs):
