@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine driven from both sides at once. Input: kind, ring formats, size; then steps of 12 bytes, each a
+ * The copy engine driven from both sides at once. Input: kind and rate limit, ring formats, size; then steps of 12 bytes, each a
  * store into the driver's rings and tables, a store into the pool, a call of the engine, or something that an honest driver or
- * device would do (post a buffer, return some with any header and length), which takes the lies deeper. Every
+ * device would do (post a chain, return some with any header and length), which takes the lies deeper. Every
  * memory is an allocation of its own, so that AddressSanitizer sees one byte too far; the read-only region must
  * stay as it was, and memory that no region names is not there at all.
  *
@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "base/cycles.h"
 #include "copy/bounce.h"
 
 #define REQUIRE(x) do { if (!(x)) abort(); } while (0)
@@ -23,6 +24,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define RO_BYTES   0x1000u
 #define AREA       0x2000u
 #define POOL_ADDR  0x40000000u
+#define TABLES     0x6000u   /* indirect ones, behind the rings */
+#define MAX_SEGS   9
 
 static struct vp_map maps[4];
 static struct vp_memtab *tab, *pool_tab;
@@ -33,6 +36,7 @@ static struct vp_relay_scratch *scratch;
 static uint8_t *mem[3], *pool;
 static uint64_t pool_bytes;
 static int kick_fd, call_fd;
+static uint64_t granted;     /* packets, where there is a rate limit */
 
 static void setup(void)
 {
@@ -71,8 +75,47 @@ static void driver_posts(uint32_t at, uint32_t len, bool write)
 	vp_drvq_publish(&drv);
 }
 
-/* Up to n buffers, beginning with the 8 bytes of head, with this length or (0) all of it. */
-static void device_returns(unsigned n, uint64_t head, uint32_t len)
+/*
+ * A chain of 2 to MAX_SEGS pieces with these lengths (8 of them, repeated), gap bytes apart, the first of which the device may only
+ * read if so wished: descriptors of their own where two will do, else an indirect table.
+ */
+static void driver_posts_pieces(uint32_t at, const uint8_t *len, unsigned n, unsigned gap, bool read_first, bool write)
+{
+	struct vp_drvq_buf buf[MAX_SEGS];
+	static unsigned turn;
+	unsigned i, table;
+	uint16_t id;
+
+	for (i = 0; i < n; i++) {
+		buf[i] = (struct vp_drvq_buf){ at % (0x10000 + RO_BYTES), len[i % 8] & 63, write && (i || !read_first) };
+		at += buf[i].len + gap;
+	}
+	if (n == 2) {
+		vp_drvq_add(&drv, buf, n);
+	} else if (drv.num_free && !drv.broken) {
+		table = TABLES + turn++ % 32 * 256;
+		for (i = 0; i < n; i++) {
+			uint64_t flags = (buf[i].write ? 2u : 0) | (i + 1 < n ? 1u : 0);
+			uint64_t word[2] = { buf[i].addr, buf[i].len | flags << 32 | (uint64_t)(i + 1) << 48 };
+
+			if (drv.packed)
+				word[1] = buf[i].len | (flags & 2) << 48;
+			memcpy(mem[0] + table + 16 * i, word, 16);
+		}
+		id = vp_drvq_add_one(&drv, table, 16 * n, false);
+		if (drv.packed)
+			drv.head_word |= UINT64_C(4) << 48; /* VRING_DESC_F_INDIRECT, of what is about to be published */
+		else
+			vp_st16(drv.desc, 16 * (size_t)id + 12, 4);
+	}
+	vp_drvq_publish(&drv);
+}
+
+/*
+ * Up to n buffers, beginning with the 8 bytes of head, with this length or (0) all of it. packet: they are one, whose
+ * header says how many they are.
+ */
+static void device_returns(unsigned n, uint64_t head, uint32_t len, bool packet)
 {
 	n = vp_vq_fetch_dir(&dev, &burst, n, VP_WRITE);
 	for (unsigned i = 0; i < n; i++) {
@@ -81,7 +124,7 @@ static void device_returns(unsigned n, uint64_t head, uint32_t len)
 		const struct vp_seg *sg = &burst.seg[c->seg + c->nout];
 
 		for (unsigned k = 0; c->nin && k < 12 && k < sg->len; k++)
-			vp_st8(sg->p, k, k < 8 ? (uint8_t)(head >> 8 * k) : k == 10 ? (uint8_t)(head >> 60) : 0);
+			vp_st8(sg->p, k, k < 8 ? (uint8_t)(head >> 8 * k) : k != 10 ? 0 : packet ? (uint8_t)n : (uint8_t)(head >> 60));
 		vp_vq_complete(&dev, &u, 1);
 	}
 	vp_vq_advance(&dev, &burst, n);
@@ -90,9 +133,11 @@ static void device_returns(unsigned n, uint64_t head, uint32_t len)
 static void step(struct vp_bounce *b, const uint8_t *s)
 {
 	struct vp_drvq_used u[VP_BURST];
+	const uint64_t now = vp_cycles();
 	uint32_t at;
 	uint64_t v;
 
+	b->c.rq->token_time = now;
 	memcpy(&v, s + 4, 8);
 	at = s[1] | (uint32_t)s[2] << 8;
 	switch (s[0] % 12) {
@@ -111,16 +156,23 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	case 5:
 		if (vp_bounce_arm(b))
 			vp_bounce_disarm(b);
+		if (b->c.rq->rate) { /* as if time had passed */
+			b->c.rq->tokens += s[1] % 4;
+			granted += s[1] % 4;
+		}
 		break;
 	case 6:
 		vp_bounce_set_open(b, s[1] & 1);
 		vp_xlate_flush(&b->c.rq->vq.xl);
 		break;
 	case 7:
-		driver_posts(at, (uint32_t)v % 5000, s[3] & 1);
+		if (s[3] & 2)
+			driver_posts_pieces(at, s + 4, 2 + (s[3] >> 2) % (MAX_SEGS - 1), s[3] & 64 ? 0 : 5, s[3] & 32, s[3] & 1);
+		else
+			driver_posts(at, (uint32_t)v % 5000, s[3] & 1);
 		break;
 	case 8:
-		device_returns(1 + s[1] % 16, v, s[3] & 1 ? (uint32_t)(v >> 32) : 0);
+		device_returns(1 + s[1] % 16, v, s[3] & 1 ? (uint32_t)(v >> 32) : 0, s[3] & 2);
 		break;
 	case 9:
 		vp_drvq_get_burst(&drv, u, VP_BURST);
@@ -131,6 +183,9 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	REQUIRE(vp_bounce_outstanding(b) <= b->mask + 1);
 	REQUIRE(b->out.used <= b->out.size && b->in.used <= b->in.size && b->segs.used <= b->segs.size);
 	REQUIRE(b->shadow.outstanding <= b->shadow.size && b->shadow.num_free <= b->shadow.size);
+	if (b->c.rq->token_time != now) /* a second went by */
+		granted += 64;
+	REQUIRE(!b->c.rq->rate || b->c.rq->stats.packets + b->c.rq->tokens <= granted);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -149,6 +204,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(mem[1], 0x22, DATA_BYTES);
 	memset(mem[2], 0x33, RO_BYTES);
 	memset(pool, 0, pool_bytes);
+	/* So slow that time grants none by itself. */
+	if (data[0] & 0x80) {
+		rq.rate = 1;
+		rq.tokens = granted = data[3] >> 5;
+	}
 	vc.features = rq.features = features(data[1]);
 	vc.size = (uint16_t)(data[1] & 1 ? 1u + data[3] % 200u : 1u << data[3] % 8);
 	vc.base = data[1] & 1 ? 0x80008000 : 0;
