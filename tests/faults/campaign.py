@@ -7,7 +7,7 @@ libvhostpci, portdouble.py: a port over ivshmem or shmem). All send all the time
   recovered    both ends get packets that were sent after the fault was over, within --bound seconds
   intact       no packet was changed, came twice, out of order, from a former life or from another link: on any link
   undisturbed  the other links (the neighbours, and all that were not meant) lost nothing and had no long gap
-  no leak      the daemon has as many fds and shared mappings as before the first fault
+  no leak      the daemon has as many fds and shared mappings as before the first fault, and at most MEMORY_KIB more memory
 """
 import json
 import os
@@ -24,7 +24,7 @@ GAP_BOUND = 0.5      # seconds without a packet on a link that nobody touched
 FRESH = 1.0          # seconds for which losses of a link may be those of its own last fault
 QUIET_BOUND = 5.0    # until fds and mappings are back where they were
 SANITIZERS = ["ERROR: AddressSanitizer", "runtime error:"]
-MEMORY_KIB = 16384   # anonymous memory that the daemon may gain over a campaign
+MEMORY_KIB = 4096    # anonymous memory that a daemon may gain in its life; 300 cycles without its end cost about 100
 
 
 def default_links(rig, quick=False):
@@ -204,6 +204,7 @@ class Campaign:
         self.allowed = set(self.faults)
         self.cycle = self.recoveries = self.not_fired = self.excused = self.resets = 0
         self.worst_gap = 0
+        self.memory = {}     # pid of the daemon: KiB when it was well for the first time, and the most that it gained
         self.near_lost = 0
         self.healed = {}     # link: when it came back from its own last fault
         self.blamed = {}
@@ -299,6 +300,17 @@ class Campaign:
                 return
             time.sleep(0.005)
 
+    def weigh(self, link):
+        """Each life of the daemon on its own. Not under a sanitizer, which keeps freed memory for a while."""
+        daemon = self.rig.daemon
+        now, pid = daemon.memory_kib(), daemon.proc.pid
+        first, most = self.memory.setdefault(pid, (now, 0))
+        most = max(most, now - first)
+        if now - first > MEMORY_KIB and not daemon.sanitized():
+            self.violation(link, "leak", "%d KiB of memory instead of %d" % (now, first))
+            first = now
+        self.memory[pid] = first, most
+
     def choose(self):
         """A link and the faults that it is to suffer: mostly one."""
         self.cycle += 1
@@ -378,6 +390,7 @@ class Campaign:
                     self.near_lost += gone
                     self.violation(l, "disturbed", "%d packets lost during a fault of link %s" % (gone, link.name))
         self.settle(link, self.base)
+        self.weigh(link)
 
     def progress(self, cycles, seconds):
         return "%5d of %d cycles, %d recoveries, %d violations, %.2f s a cycle" % (
@@ -392,7 +405,7 @@ class Campaign:
         # Every way once that keeps something for good: a client of the control socket, the log.
         time.sleep(0.3)
         self.base, self.fds = self.rig.daemon.resources(), self.rig.daemon.fds()
-        self.memory = self.rig.daemon.memory_kib()
+        self.weigh(None)
 
     def run(self, cycles, seconds=None):
         self.warm_up()
@@ -424,7 +437,9 @@ class Campaign:
             "worst_outage_s": max((k["worst_outage_s"] for k in kinds.values()), default=0),
             "neighbours": {"packets": sum(links[n.name]["packets"] for n in self.rig.links[:self.neighbours]),
                            "lost_undisturbed": self.near_lost, "worst_gap_s": round(self.worst_gap, 3)},
-            "resources": {"fds": self.base[0], "mappings": self.base[1], "memory_kib": self.rig.daemon.memory_kib()},
+            "resources": {"fds": self.base[0], "mappings": self.base[1], "memory_kib": self.rig.daemon.memory_kib(),
+                          "memory_gained_kib": max(most for _, most in self.memory.values())},
+            "faults_not_fired": self.not_fired,
             "resets_of_packed_fast": self.resets, "gaps_for_want_of_cpu": self.excused,
             "boundaries": {"%s.%s" % (l.name, ("driver", "device")[e]): {"messages": self.setup[l, e], "rounds": l.cut_round[e], "next": l.cut_at[e]}
                            for l in self.targets for e in l.proxies},

@@ -46,6 +46,10 @@ class Process:
                 pass
         return kinds
 
+    def sanitized(self):
+        with open(f"/proc/{self.proc.pid}/maps") as f:
+            return "libasan" in f.read()
+
     def memory_kib(self):
         with open(f"/proc/{self.proc.pid}/status") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("RssAnon"))

@@ -388,6 +388,7 @@ class Campaign(campaign.Campaign):
             self.violation(link, "vm", str(e))
             self.anew(self.rig.links)
         self.settle(link, self.base)
+        self.weigh(link)
 
     def warm_up(self):
         super().warm_up()
