@@ -109,7 +109,8 @@ static int put(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t at
 
 		ret = put_piece(vq, sg->addr + at, k, from, priv);
 		from = vp_gptr_add(from, k);
-		priv += priv ? k : 0;
+		if (priv)
+			priv += k;
 		len -= k;
 	}
 	return ret;
