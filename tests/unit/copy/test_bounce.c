@@ -700,6 +700,33 @@ static void test_iommu_miss_waits(void **state)
 	}
 }
 
+/* The end of a run uses nothing that it remembers from before an invalidation, which has been acknowledged by then. */
+static void test_stop_after_an_invalidation(void **state)
+{
+	struct rig_conf c = { RIG_RX, 64, F_VERSION_1, F_VERSION_1, 0 };
+	struct vp_iommu io = { .translate = translate };
+	uint32_t len;
+	uint16_t id;
+
+	rig_new(&r, &c);
+	post(10);
+	iommu_miss = false;
+	vp_xlate_init(&r.rq.vq.xl, r.m.tab, &io);
+	rig_run(&r);
+	fill(1, 0);
+	rig_run(&r);
+	assert_true(drv_get_used(&r.d, &id, &len));
+	fill(1, 0); /* in the same page */
+	iommu_miss = true;
+	io.generation++;
+	memset(drv_ptr(&r.m, RIG_DATA), 0xee, 0x1000);
+	assert_false(vp_bounce_stop(r.b, true));
+	for (unsigned i = 0; i < 0x1000; i++)
+		assert_int_equal(*drv_ptr(&r.m, RIG_DATA + i), 0xee);
+	assert_int_equal(vp_vq_base(&r.rq.vq), 1);
+	rig_free(&r);
+}
+
 /* Memory that was taken away meanwhile: the driver's fault, its queue breaks, nothing is written. */
 static int translate_gone(struct vp_iommu *i, uint64_t iova, uint64_t len, enum vp_access acc, struct vp_window *w)
 {
@@ -852,7 +879,7 @@ int main(void)
 		cmocka_unit_test(test_header_fills_a_buffer), cmocka_unit_test(test_stop_and_resume),
 		cmocka_unit_test(test_stop_with_holes), cmocka_unit_test(test_merged_packets_are_whole),
 		cmocka_unit_test(test_closed_takes_nothing),
-		cmocka_unit_test(test_iommu_miss_waits), cmocka_unit_test(test_memory_gone), cmocka_unit_test(test_dirty_log),
+		cmocka_unit_test(test_iommu_miss_waits), cmocka_unit_test(test_memory_gone), cmocka_unit_test(test_stop_after_an_invalidation), cmocka_unit_test(test_dirty_log),
 		cmocka_unit_test(test_bad_used_breaks_the_shadow_only), cmocka_unit_test(test_nothing_else_in_the_pool),
 	};
 

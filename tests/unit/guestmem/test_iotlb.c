@@ -385,12 +385,39 @@ static void test_full(void **state)
 	vp_iotlb_free(t);
 }
 
+/* What was written where an entry has gone since: invalidated, it is the guest's affair; forgotten for want of room, any page is dirty. */
+static void test_dirty_log(void **state)
+{
+	struct vp_dirty_log log = { .pages = 1000 };
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	uint64_t i;
+	int fd = memfd_create("log", 0);
+
+	assert_false(fd < 0 || ftruncate(fd, PAGE) || vp_map_new(&log.map, fd, 0, PAGE, 0, NULL));
+	close(fd);
+	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	vp_iotlb_invalidate(t, IOVA, PAGE);
+	vp_dirty_log_mark_xlate(&log, &x, IOVA, 16);
+	for (i = 0; i < 128; i++)
+		assert_int_equal(vp_ld8(log.map->host, i), 0);
+	for (i = 0; i < VP_IOTLB_MAX + 10; i++)
+		assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
+	vp_dirty_log_mark_xlate(&log, &x, IOVA, 16);
+	for (i = 0; i < 128; i++)
+		assert_int_equal(vp_ld8(log.map->host, i), i < 125 ? 0xff : 0);
+	vp_iotlb_free(t);
+	vp_map_unref(log.map);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_model), cmocka_unit_test(test_merge), cmocka_unit_test(test_bad_updates),
 		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
-		cmocka_unit_test(test_full), cmocka_unit_test(test_deny), cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_full), cmocka_unit_test(test_dirty_log), cmocka_unit_test(test_deny), cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_asked_once), cmocka_unit_test(test_changes),
 	};
 
