@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Programs from Debian packages for a guest's image, with a root of their own: another suite's libraries don't mix with the image's."""
 
+import glob
 import os
+import shutil
 
-from deb import Apt, Lock, cache_dir
+from deb import Apt, Lock, Unavailable, cache_dir
 
 
 def tree(suite, *packages):
@@ -28,6 +30,22 @@ def files(root, under, *programs):
     out[under + '/etc/passwd'] = b'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n'
     out[under + '/etc/group'] = b'root:x:0:\nnogroup:x:65534:\n'
     return out
+
+
+def testpmd(*drivers):
+    """The image's programs for dpdk-testpmd of this machine with these @drivers (librte_…), which lie in /pmd. Raises Unavailable."""
+    program, pmds = shutil.which('dpdk-testpmd'), sorted(glob.glob('/usr/lib/*/dpdk/pmds-*'))
+    if not program:
+        raise Unavailable('dpdk-testpmd is not installed (scripts/setup)')
+    if not pmds:
+        raise Unavailable('DPDK has no drivers here (/usr/lib/*/dpdk/pmds-*)')
+    paths = [sorted(glob.glob('%s/%s.so*' % (pmds[-1], n)))[0] for n in drivers]
+    return [(program, '/bin/dpdk-testpmd')] + [(p, '/pmd/' + os.path.basename(p)) for p in paths]
+
+
+def testpmd_drivers(programs):
+    """Its arguments that load them, from what testpmd() returned."""
+    return ' '.join('-d ' + where for _, where in programs if where.startswith('/pmd/'))
 
 
 def enter(under, share):

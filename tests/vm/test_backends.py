@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Unmodified vhost-user back-ends in the device VM, which the agent hands a link to: DPDK's testpmd, and passt."""
 
-import glob
-import os
-import shutil
-
 import packages
 import pytest
 import test_fast
@@ -54,23 +50,19 @@ class Dpdk(Backend):
     program = 'dpdk-testpmd'
 
     def __init__(self, lab, *link):
-        if not shutil.which(self.program):
-            pytest.skip('dpdk-testpmd is not installed (scripts/setup)')
-        pmds = sorted(glob.glob('/usr/lib/*/dpdk/pmds-*'))
-        if not pmds:
-            pytest.skip('DPDK has no drivers here (/usr/lib/*/dpdk/pmds-*)')
-        # Not the vdev bus: the program brings it, and a second copy would find no device.
-        self.drivers = [sorted(glob.glob('%s/%s.so*' % (pmds[-1], n)))[0] for n in ('librte_mempool_ring', 'librte_net_vhost')]
-        programs = [(shutil.which(self.program), '/bin/' + self.program)]
-        programs += [(d, '/pmd/' + os.path.basename(d)) for d in self.drivers]
-        super().__init__(lab, *link, programs=programs, mem=768, smp=2)
+        try:
+            # Not the vdev bus: the program brings it, and a second copy would find no device.
+            self.programs = packages.testpmd('librte_mempool_ring', 'librte_net_vhost')
+        except v.Unavailable as e:
+            pytest.skip(str(e))
+        super().__init__(lab, *link, programs=self.programs, mem=768, smp=2)
 
     def start(self):
         # It refuses drivers from directories that others may write to.
         self.device.sh('mkdir -p /var/run; chmod 755 / /pmd; rm -f %s; (setsid dpdk-testpmd -l 0,1 --no-pci --no-huge -m 128 --no-telemetry %s '
                        '--vdev net_vhost0,iface=%s,queues=1,tso=1 -- --forward-mode=icmpecho --auto-start --nb-cores=1 '
                        '--port-topology=loop --total-num-mbufs=4096 --stats-period=600 >>/run/backend.log 2>&1 &)' %
-                       (SOCKET, ' '.join('-d /pmd/' + os.path.basename(d) for d in self.drivers), SOCKET))
+                       (SOCKET, packages.testpmd_drivers(self.programs), SOCKET))
 
     def check(self):
         self.wait(30)

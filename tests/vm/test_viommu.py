@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A driver VM whose vIOMMU narrows what its device may reach: on a relay link with an ordinary VM, and on a copy link."""
 
-import glob
 import os
-import shutil
 
 import image
+import packages
 import portlink
 import pytest
 import vhostpci_vm as v
@@ -20,6 +19,33 @@ IDENTITY = ('identity', 'intel_iommu=on iommu=pt')
 # QEMU 11 for the driver VM: of 7.2 under emulation the IOMMU's device IOTLB was not tried.
 VIOMMU = dict(qemu='11', extra=['-device', 'intel-iommu,device-iotlb=on,intremap=off'])
 NIC = dict(props='iommu_platform=on,ats=on,disable-legacy=on')
+
+
+def relay(lab, **driver):
+    """The driver VM and its peer on relay link ab, booted."""
+    d = lab.daemon
+    d.vm('a', 'blue')
+    d.vm('b', 'red')
+    socks = d.link('ab', 'a', 'b')
+    d.start()
+    a = lab.vm('a', nets=[v.Net(socks[0], **NIC)], **driver)
+    b = lab.vm('b', qemu='11', nets=[v.Net(socks[1])])
+    v.note('booted in %.1f s' % lab.boot(a, b))
+    b.up(B + '/24')
+    return a, b
+
+
+def copy(lab, **driver):
+    """A copy link whose VMs are booted, the agent at work."""
+    try:
+        link = portlink.PortLink(lab.daemon, 'copy', 'ivshmem', driver=driver, net=NIC)
+    except v.Unavailable as e:
+        pytest.skip(str(e))
+    lab.vms += link.vms
+    lab.daemon.start()
+    v.note('booted in %.1f s' % lab.boot(*link.vms))
+    link.start_agent()
+    return link
 
 
 def kernels(*which):
@@ -45,31 +71,16 @@ def checked_traffic(d, link, name, a, b, addr_a, addr_b):
 
 @kernels(STRICT, LAZY, IDENTITY)
 def test_relay(lab, name, append):
-    d = lab.daemon
-    d.vm('a', 'blue')
-    d.vm('b', 'red')
-    socks = d.link('ab', 'a', 'b')
-    d.start()
-    a = lab.vm('a', append=append, nets=[v.Net(socks[0], **NIC)], **VIOMMU)
-    b = lab.vm('b', qemu='11', nets=[v.Net(socks[1])])
-    v.note('booted in %.1f s' % lab.boot(a, b))
+    a, b = relay(lab, append=append, **VIOMMU)
     a.up(A + '/24')
-    b.up(B + '/24')
     v.note('first answer after %.1f s' % v.wait_ping(a, B, 30))
-    checked_traffic(d, 'ab', name, a, b, A, B)
+    checked_traffic(lab.daemon, 'ab', name, a, b, A, B)
 
 
 @kernels(STRICT, LAZY)
 def test_copy(lab, name, append):
     """The device VM, of another trust group, sees the pool; what the driver VM has not mapped not even the daemon touches."""
-    try:
-        link = portlink.PortLink(lab.daemon, 'copy', 'ivshmem', driver=dict(append=append, **VIOMMU), net=NIC)
-    except v.Unavailable as e:
-        pytest.skip(str(e))
-    lab.vms += link.vms
-    lab.daemon.start()
-    v.note('booted in %.1f s' % lab.boot(*link.vms))
-    link.start_agent()
+    link = copy(lab, append=append, **VIOMMU)
     link.up_driver()
     v.note('first answer after %.1f s' % link.wait())
     assert 'ACCESS_PLATFORM' in link.show()['sides']['driver']['features']
@@ -81,20 +92,18 @@ def test_copy(lab, name, append):
 POOLS = 64  # huge pages
 POOLED = dict(VIOMMU, extra=['-device', 'intel-iommu,device-iotlb=on,intremap=off,caching-mode=on'], mem=768, smp=2,
               append='intel_iommu=on iommu.strict=1 hugepages=%d' % POOLS)
-DRIVERS = ('librte_mempool_ring', 'librte_net_virtio')
 
 
 def dpdk():
     """Arguments of v.VM that bring testpmd, its drivers and VFIO into a driver VM."""
-    program, pmds = shutil.which('dpdk-testpmd'), sorted(glob.glob('/usr/lib/*/dpdk/pmds-*'))
-    if not program or not pmds:
-        pytest.skip('dpdk-testpmd or its drivers are not installed (scripts/setup)')
-    drivers = [sorted(glob.glob('%s/%s.so*' % (pmds[-1], n)))[0] for n in DRIVERS]
-    return dict(POOLED, programs=[(program, '/bin/dpdk-testpmd')] + [(d, '/pmd/' + os.path.basename(d)) for d in drivers],
-                boot_modules=[image.kernel('6.1').find('vfio_iommu_type1')])
+    try:
+        programs = packages.testpmd('librte_mempool_ring', 'librte_net_virtio')
+    except v.Unavailable as e:
+        pytest.skip(str(e))
+    return dict(POOLED, programs=programs, boot_modules=[image.kernel('6.1').find('vfio_iommu_type1')])
 
 
-def answer_pings(a):
+def answer_pings(a, programs):
     """The NIC is taken from the kernel and given to testpmd, which answers whatever is asked of it."""
     dev = os.path.basename(a.sh('readlink -f /sys/class/net/eth0/device/..').strip())
     a.sh('echo 1 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts; modprobe vfio_pci; mkdir -p /dev/hugepages /var/run; '
@@ -102,7 +111,7 @@ def answer_pings(a):
          'echo %s >driver/unbind && echo %s >/sys/bus/pci/drivers_probe && ls -d /sys/bus/pci/drivers/vfio-pci/%s' % (dev, dev, dev, dev))
     a.sh('chmod 755 / /pmd; (setsid dpdk-testpmd -l 0,1 -a %s -m %d --no-telemetry %s -- --forward-mode=icmpecho --auto-start --nb-cores=1 '
          '--port-topology=loop --total-num-mbufs=4096 --stats-period=600 >/run/testpmd.log 2>&1 &)' %
-         (dev, 2 * POOLS - 16, ' '.join('-d /pmd/%s' % os.path.basename(d) for d in a.sh('ls -d /pmd/*').split())))
+         (dev, 2 * POOLS - 16, packages.testpmd_drivers(programs)))
 
 
 def pooled(d, link, a, b, addr_a):
@@ -123,27 +132,14 @@ def pooled(d, link, a, b, addr_a):
 
 
 def test_dpdk_relay(lab):
-    d = lab.daemon
-    d.vm('a', 'blue')
-    d.vm('b', 'red')
-    socks = d.link('ab', 'a', 'b')
-    d.start()
-    a = lab.vm('a', nets=[v.Net(socks[0], **NIC)], **dpdk())
-    b = lab.vm('b', qemu='11', nets=[v.Net(socks[1])])
-    v.note('booted in %.1f s' % lab.boot(a, b))
-    b.up(B + '/24')
-    answer_pings(a)
-    pooled(d, 'ab', a, b, A)
+    driver = dpdk()
+    a, b = relay(lab, **driver)
+    answer_pings(a, driver['programs'])
+    pooled(lab.daemon, 'ab', a, b, A)
 
 
 def test_dpdk_copy(lab):
-    try:
-        link = portlink.PortLink(lab.daemon, 'copy', 'ivshmem', driver=dpdk(), net=NIC)
-    except v.Unavailable as e:
-        pytest.skip(str(e))
-    lab.vms += link.vms
-    lab.daemon.start()
-    v.note('booted in %.1f s' % lab.boot(*link.vms))
-    link.start_agent()
-    answer_pings(link.driver)
+    driver = dpdk()
+    link = copy(lab, **driver)
+    answer_pings(link.driver, driver['programs'])
     pooled(lab.daemon, link.name, link.driver, link.device, link.addr_driver)
