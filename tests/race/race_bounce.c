@@ -159,8 +159,7 @@ static void one(enum rig_kind kind, uint64_t drv, uint64_t dev, unsigned ms)
 				sched_yield();
 			}
 		}
-		if (vp_bounce_stop(t.r.b, true))
-			vp_relay_call(&t.r.rq, t.r.s);
+		rig_stop(&t.r);
 		t.stop = true;
 		pthread_join(th[0], NULL);
 		pthread_join(th[1], NULL);

@@ -86,6 +86,13 @@ static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf
 	}
 }
 
+/* The end of the device VM's run, and what the driver is told of it. */
+static void __attribute__((unused)) rig_stop(struct rig *r)
+{
+	if (vp_bounce_stop(r->b, true))
+		vp_relay_call(&r->rq, r->s);
+}
+
 static void __attribute__((unused)) rig_free(struct rig *r)
 {
 	vp_bounce_free(r->b);

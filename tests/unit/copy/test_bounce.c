@@ -428,8 +428,7 @@ static void stop_and_resume(uint64_t drv, uint64_t dev)
 		rig_run(&r);
 		assert_int_equal(vp_bounce_outstanding(r.b), 40);
 		fill(7, 0);
-		if (vp_bounce_stop(r.b, true))
-			vp_relay_call(&r.rq, r.s);
+		rig_stop(&r);
 		while (drv_get_used(&r.d, &id, &len)) {
 			assert_int_equal(len, 112);
 			n++;
@@ -494,8 +493,7 @@ static void test_stop_with_holes(void **state)
 		post(10);
 		rig_run(&r);
 		fill(2, 3);
-		if (vp_bounce_stop(r.b, true))
-			vp_relay_call(&r.rq, r.s);
+		rig_stop(&r);
 		while (drv_get_used(&r.d, &id, &len)) {
 			n++;
 			empty += !len;
@@ -516,8 +514,7 @@ static void test_stop_with_holes(void **state)
 		post(10);
 		rig_run(&r);
 		fill(2, 3);
-		if (vp_bounce_stop(r.b, true))
-			vp_relay_call(&r.rq, r.s);
+		rig_stop(&r);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_int_equal(vp_vq_base(&r.rq.vq), f ? 0x80008000 : 0);
 		rig_free(&r);
@@ -559,8 +556,7 @@ static void test_merged_packets_are_whole(void **state)
 			vp_st16(r.burst.seg[r.burst.chain[12].seg].p, 10, 5);
 			vp_vq_complete(&r.dev, &u, 1);
 		}
-		if (vp_bounce_stop(r.b, true))
-			vp_relay_call(&r.rq, r.s);
+		rig_stop(&r);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_int_equal(vp_vq_base(&r.rq.vq), f & 1 ? 0x800c800c : 12);
 		rig_free(&r);
@@ -660,6 +656,15 @@ static int translate(struct vp_iommu *i, uint64_t iova, uint64_t len, enum vp_ac
 	return 0;
 }
 
+/* Ten buffers that go to the device VM while all is mapped. */
+static void post_behind(struct vp_iommu *io)
+{
+	post(10);
+	iommu_miss = false;
+	vp_xlate_init(&r.rq.vq.xl, r.m.tab, io);
+	rig_run(&r);
+}
+
 static void test_iommu_miss_waits(void **state)
 {
 	for (unsigned f = 0; f < 2; f++) {
@@ -670,10 +675,7 @@ static void test_iommu_miss_waits(void **state)
 		uint16_t id;
 
 		rig_new(&r, &c);
-		post(10);
-		iommu_miss = false;
-		vp_xlate_init(&r.rq.vq.xl, r.m.tab, &io);
-		rig_run(&r);
+		post_behind(&io);
 		assert_int_equal(vp_bounce_outstanding(r.b), 10);
 		iommu_miss = true;
 		vp_xlate_flush(&r.rq.vq.xl);
@@ -685,8 +687,7 @@ static void test_iommu_miss_waits(void **state)
 		assert_false(vp_bounce_arm(r.b)); /* the answer wakes its owner */
 		if (f) {
 			/* Stopped meanwhile: as if it had never been used. */
-			if (vp_bounce_stop(r.b, true))
-				vp_relay_call(&r.rq, r.s);
+			rig_stop(&r);
 			assert_int_equal(vp_vq_base(&r.rq.vq), 0);
 		} else {
 			iommu_miss = false;
@@ -709,10 +710,7 @@ static void test_stop_after_an_invalidation(void **state)
 	uint16_t id;
 
 	rig_new(&r, &c);
-	post(10);
-	iommu_miss = false;
-	vp_xlate_init(&r.rq.vq.xl, r.m.tab, &io);
-	rig_run(&r);
+	post_behind(&io);
 	fill(1, 0);
 	rig_run(&r);
 	assert_true(drv_get_used(&r.d, &id, &len));
@@ -747,8 +745,7 @@ static void test_memory_gone(void **state)
 	assert_int_equal(r.rq.vq.broken, VP_VQ_BAD_ADDR);
 	for (unsigned i = 0; i < 0x800; i++)
 		assert_int_equal(*drv_ptr(&r.m, RIG_DATA + i), 0);
-	if (vp_bounce_stop(r.b, true))
-		vp_relay_call(&r.rq, r.s);
+	rig_stop(&r);
 	rig_free(&r);
 }
 
@@ -792,8 +789,7 @@ static void test_bad_used_breaks_the_shadow_only(void **state)
 		assert_false(r.rq.vq.broken);
 		assert_false(vp_bounce_arm(r.b));
 		assert_false(drv_get_used(&r.d, &id, &len));
-		if (vp_bounce_stop(r.b, true))
-			vp_relay_call(&r.rq, r.s);
+		rig_stop(&r);
 		assert_int_equal(vp_vq_base(&r.rq.vq), 0); /* the driver's buffers are all there */
 		rig_free(&r);
 	}
