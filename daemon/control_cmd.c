@@ -14,6 +14,7 @@
 #include "audit.h"
 #include "base/log.h"
 #include "daemon.h"
+#include "guard.h"
 #include "link.h"
 #include "isolate.h"
 #include "request.h"
@@ -79,7 +80,8 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 							 "sleeps", (json_int_t)w.sleeps));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
-	*result = json_pack("{s:s,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(), "links",
+	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(),
+			    "guard_pid", vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
 			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads", (int)c->d->reloads,
 			    "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
 			    "control_socket", conf->control_socket, "threads", threads, "isolation", isolation());

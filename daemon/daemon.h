@@ -19,6 +19,7 @@ struct worker_pool;
 struct vp_links;
 struct vp_forward;
 struct vp_audit;
+struct vp_guard;
 
 /* Listening sockets that a service manager made for us, by name. */
 struct vp_activation {
@@ -48,6 +49,7 @@ struct vp_daemon {
 	struct vp_control    *control;
 	struct vp_activation  activation;
 	struct vp_audit      *audit;
+	struct vp_guard      *guard;
 	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
 	DIR                  *fd_dir;      /* /proc/self/fd, opened while that could be done */
 	uint64_t              started_us;  /* CLOCK_MONOTONIC */

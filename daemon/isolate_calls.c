@@ -6,6 +6,7 @@
  * The control thread's list holds for all threads, for they are its children; the others narrow it down. The
  * programs are made by libseccomp before the first thread starts, so that a new thread only makes one system call.
  */
+#include <cap-ng.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -81,6 +82,7 @@ static const struct {
 	[VP_THREAD_CONTROL] = { calls_control, VP_ARRAY_SIZE(calls_control), "control" },
 	[VP_THREAD_DATA] = { calls_data, VP_ARRAY_SIZE(calls_data), "data" },
 	[VP_THREAD_SIGNAL] = { calls_signal, VP_ARRAY_SIZE(calls_signal), "signal" },
+	[VP_THREAD_GUARD] = { calls_guard, VP_ARRAY_SIZE(calls_guard), "guard" },
 };
 
 static struct sock_fprog prog[VP_THREADS];
@@ -202,6 +204,13 @@ static void on_denied(int sig, siginfo_t *si, void *uc)
 }
 #endif
 
+static void trap_denied(void)
+{
+#ifdef VP_SECCOMP_TRAP
+	sigaction(SIGSYS, &(struct sigaction){ .sa_sigaction = on_denied, .sa_flags = SA_SIGINFO }, NULL);
+#endif
+}
+
 /* Modules that look up users are loaded at the first look-up; executable memory is not to be had any more later. */
 static void warm_up(void)
 {
@@ -233,16 +242,35 @@ int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
 		r = build(k, e);
 	if (r)
 		return r;
-#ifdef VP_SECCOMP_TRAP
-	sigaction(SIGSYS, &(struct sigaction){ .sa_sigaction = on_denied, .sa_flags = SA_SIGINFO }, NULL);
-#endif
+	trap_denied();
 	r = load(VP_THREAD_CONTROL);
 	if (r == -EINVAL || r == -ENOSYS)
 		return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "this kernel has no seccomp filters");
 	if (r)
 		return vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
 	vp_thread_hook(narrow);
-	vp_isolate_done(VP_STAGE_CALLS, "seccomp: control thread %u rules, data threads %u, signal threads %u",
-			lists[VP_THREAD_CONTROL].n, lists[VP_THREAD_DATA].n, lists[VP_THREAD_SIGNAL].n);
+	vp_isolate_done(VP_STAGE_CALLS, "seccomp: control thread %u rules, data threads %u, signal threads %u, guard %u",
+			lists[VP_THREAD_CONTROL].n, lists[VP_THREAD_DATA].n, lists[VP_THREAD_SIGNAL].n, lists[VP_THREAD_GUARD].n);
 	return 0;
+}
+
+int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
+{
+	int r;
+
+	capng_clear(CAPNG_SELECT_CAPS);
+	if (capng_apply(CAPNG_SELECT_CAPS))
+		return vp_err_set(e, -EPERM, "cannot drop capabilities");
+#ifdef VP_INSTRUMENTED
+	return 0;
+#endif
+	if (c->no_filter)
+		return 0;
+	r = build(VP_THREAD_GUARD, e);
+	if (r)
+		return r;
+	trap_denied();
+	r = load(VP_THREAD_GUARD);
+	/* A kernel without filters is the daemon's to speak of. */
+	return !r || r == -EINVAL || r == -ENOSYS ? 0 : vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
 }

@@ -264,6 +264,8 @@ static void wires_changed(void *ctx)
 		if (vp_vdev_ring(pl->slot.v, i)->usable)
 			lane_publish(pl, i);
 	}
+	pl->guard_stale = true;
+	vp_plink_guard_update(pl);
 }
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
@@ -427,6 +429,7 @@ static void update(struct vp_plink *pl)
 		update_once(pl);
 	}
 	pl->in_update = false;
+	vp_plink_guard_update(pl);
 }
 
 /* ---- the driver side's device ---------------------------------------------------------------------------- */
@@ -551,6 +554,7 @@ static void drv_gone(struct vp_plink *pl)
 	lanes_free(pl);
 	if (pl->m->gone)
 		pl->m->gone(pl);
+	vp_plink_guard_update(pl);
 	pl->closing = false;
 }
 
@@ -590,6 +594,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (!pl)
 		return;
 	pl->quiet++;
+	vp_plink_guard_leave(pl);
 	vp_port_leave(pl->port);
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
@@ -602,6 +607,7 @@ void vp_plink_stop(struct vp_link *l)
 	lanes_free(pl);
 	pl->m->fini(pl);
 	vp_port_free(pl->port);
+	vp_plink_guard_left(pl);
 	free(pl->q);
 	free(pl);
 	l->impl = NULL;

@@ -98,6 +98,8 @@ struct vp_plink {
 	struct vp_plink_queue *q;
 	struct vp_lane       *lane;     /* [n] while a front-end is connected */
 	bool                  closing, in_update, again;
+	uint64_t              guard_id; /* link_guard.c; 0 = none yet */
+	bool                  guarded, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
@@ -126,6 +128,12 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
+/* Have the guard know what it must, after anything that this depends on has changed. */
+void vp_plink_guard_update(struct vp_plink *pl);
+/* The link is being taken away: what the guard knows stays as it is, until nothing writes to the port any more. */
+void vp_plink_guard_leave(struct vp_plink *pl);
+void vp_plink_guard_left(struct vp_plink *pl);
+
 void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
 uint64_t vp_plink_wire_count(const struct vp_wire *w);
 

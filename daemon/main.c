@@ -17,6 +17,7 @@
 #include "base/util.h"
 #include "control.h"
 #include "daemon.h"
+#include "guard.h"
 #include "guestmem/map.h"
 #include "isolate.h"
 #include "keep.h"
@@ -169,6 +170,8 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
+	vp_guard_await_last(&d->activation);
+	vp_guard_keep(d->guard);
 	vp_rate_apply(d->conf);
 	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
 	return 0;
@@ -199,6 +202,7 @@ static void close_all(struct vp_daemon *d)
 	vp_links_free(d->links);
 	vp_forward_free(d->forward);
 	worker_pool_free(d->workers);
+	vp_guard_free(d->guard);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		vp_close(&d->activation.s[i].fd);
 	free(d->activation.s);
@@ -228,8 +232,13 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 		r = vp_audit_new(&d->audit, c->audit_log, e);
 	if (!r)
 		r = vp_isolate_files(d->conf, &d->opt.paths, e);
+	/* Before processes cannot be made any more. */
+	if (!r)
+		r = vp_guard_start(&d->guard, c, e);
 	if (!r)
 		r = vp_isolate_calls(c, e);
+	if (!r)
+		r = vp_guard_watch(d->guard, d->event, e);
 	return r;
 }
 

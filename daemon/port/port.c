@@ -167,6 +167,14 @@ bool vp_port_queue_running(const struct vp_port *p, unsigned q)
 	return q < p->nqueues && p->q[q].running;
 }
 
+bool vp_port_in_guests_hands(const struct vp_port *p)
+{
+	for (unsigned q = 0; q < p->nqueues; q++)
+		if (p->q[q].running || p->q[q].lingers)
+			return true;
+	return false;
+}
+
 void vp_port_queue_end(struct vp_port *p, unsigned q)
 {
 	const struct vp_port_stop lost = { .lost = true };
@@ -709,10 +717,12 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 
 void vp_port_goodbye(struct vp_port *p)
 {
-	if (!p || !p->map)
+	if (!p || !p->keep || p->gone)
 		return;
 	vp_port_begin(p);
-	p->st.flags = 0;
+	/* With queues in its hands it stays attached, or it would not say SYNC: somebody may be waiting for that (guard.h). */
+	if (!p->left_running)
+		p->st.flags = 0;
 	p->st.link_status = htole32(VHP_LINK_DOWN);
 	p->st.link_reason = htole32(VHP_REASON_DAEMON);
 	for (unsigned q = 0; q < p->nqueues; q++)
@@ -721,6 +731,8 @@ void vp_port_goodbye(struct vp_port *p)
 		port_touch_regions(p);
 	p->st.nregions = 0;
 	vp_port_commit(p);
+	p->gone = true;
+	port_keep_left(p);
 }
 
 void vp_port_free(struct vp_port *p)

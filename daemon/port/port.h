@@ -143,7 +143,10 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
  * about to be taken from it without an answer. Before the driver side is closed. NULL is allowed.
  */
 void vp_port_leave(struct vp_port *p);
-/* Tell the guest that the daemon goes away: link down, reason "daemon", no queues. Before the attachment is freed. NULL is allowed. */
+/*
+ * Tell the guest that the daemon goes away: link down, reason "daemon", no queues; it stays attached if it had queues when
+ * vp_port_leave() was called. The page does not change any more. Before the attachment is freed. NULL is allowed.
+ */
 void vp_port_goodbye(struct vp_port *p);
 /* After the attachment was freed. Takes nothing, calls nobody. */
 void vp_port_free(struct vp_port *p);
@@ -191,6 +194,8 @@ void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
 /* 0: q does not run; VP_PORT_LATER: queue_stopped follows within the time bound, never from inside this call. */
 int vp_port_queue_stop(struct vp_port *p, unsigned q);
 bool vp_port_queue_running(const struct vp_port *p, unsigned q);
+/* Some queue is in the guest's hands, or was taken from it without its word and may still be. */
+bool vp_port_in_guests_hands(const struct vp_port *p);
 /* End a run at once, without asking (the driver VM is gone). Calls queue_stopped. */
 void vp_port_queue_end(struct vp_port *p, unsigned q);
 

@@ -1,34 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * What a later process must know of a port so that its guest, which lives on, sees one port: counters that go on counting, the last
- * command that was answered (so that it is not executed twice), and whether queues were in the guest's hands. It lies in a
- * memfd of its own, which only daemons ever have: nothing is read back from memory that the guest can write.
- */
+/* Written by the daemon whose port it is; read by the next one, here, and by what stays when the daemon has gone (orphan.c). */
 #include <errno.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "port_keep.h"
 #include "port_priv.h"
-
-#define KEEP_VERSION 1u
-
-struct port_keep {
-	uint32_t version;
-	uint32_t running;        /* some queue was in the guest's hands */
-	uint64_t mem_size;       /* of the port's memory */
-	uint64_t link_epoch;
-	uint32_t generation;     /* of the state page: no reader has seen a higher one */
-	uint32_t regions_generation, config_generation;
-	uint32_t serial, answered;
-	uint32_t attachment_word;
-	uint32_t run[VHP_MAX_QUEUES];
-};
 
 static void restore(struct vp_port *p)
 {
-	const struct port_keep *k = p->keep;
+	struct port_keep *k = p->keep;
 
 	/* Even: the state page itself is written anew. */
 	p->generation = ((k->generation + 1) & ~1u) + 2;
@@ -38,6 +21,7 @@ static void restore(struct vp_port *p)
 	p->serial = k->serial;
 	p->answered = k->answered;
 	p->was_running = k->running;
+	k->left = 0;
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
 		p->q[q].run = k->run[q];
 }
@@ -59,11 +43,11 @@ int port_keep_make(struct vp_port *p, struct vp_err *e)
 		return vp_err_set(e, -errno, "the port's state cannot be mapped: %m");
 	}
 	if (!p->conf.kept) {
-		*p->keep = (struct port_keep){ .version = KEEP_VERSION, .mem_size = p->mem_size };
+		*p->keep = (struct port_keep){ .version = PORT_KEEP_VERSION, .mem_size = p->mem_size };
 		return 0;
 	}
-	if (p->keep->version != KEEP_VERSION || p->keep->mem_size != p->mem_size)
-		return vp_err_set(e, -EINVAL, p->keep->version != KEEP_VERSION ? "the port's state was kept by another version of the daemon" :
+	if (p->keep->version != PORT_KEEP_VERSION || p->keep->mem_size != p->mem_size)
+		return vp_err_set(e, -EINVAL, p->keep->version != PORT_KEEP_VERSION ? "the port's state was kept by another version of the daemon" :
 				  "the port's memory is to have another size than the device VM's device");
 	restore(p);
 	return 0;
@@ -73,13 +57,10 @@ int port_keep_make(struct vp_port *p, struct vp_err *e)
 void port_keep_save(struct vp_port *p)
 {
 	struct port_keep *k = p->keep;
-	bool running = p->left_running || p->was_running || p->settle_deadline;
 
-	for (unsigned q = 0; q < p->nqueues; q++) {
+	for (unsigned q = 0; q < p->nqueues; q++)
 		k->run[q] = p->q[q].run;
-		running |= p->q[q].running || p->q[q].lingers;
-	}
-	k->running = running;
+	k->running = p->left_running || p->was_running || p->settle_deadline || vp_port_in_guests_hands(p);
 	k->generation = p->generation + 2;
 	k->regions_generation = le32toh(p->st.regions_generation);
 	k->config_generation = le32toh(p->st.config_generation);
@@ -89,10 +70,16 @@ void port_keep_save(struct vp_port *p)
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);  /* a process that is killed here stopped between two instructions */
 }
 
+void port_keep_left(struct vp_port *p)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	p->keep->left = 1;
+}
+
 void vp_port_leave(struct vp_port *p)
 {
-	for (unsigned q = 0; p && q < p->nqueues; q++)
-		p->left_running |= p->q[q].running || p->q[q].lingers;
+	if (p)
+		p->left_running |= vp_port_in_guests_hands(p);
 }
 
 void port_keep_free(struct vp_port *p)

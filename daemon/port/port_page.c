@@ -132,6 +132,8 @@ void vp_port_begin(struct vp_port *p)
 static void publish(struct vp_port *p)
 {
 	p->regions_dirty = false;
+	if (p->gone)
+		return;
 	if (!memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
 		return;
 	p->n_updates++;

@@ -104,6 +104,7 @@ struct vp_port {
 	uint64_t                      busy_deadline;
 	bool                          was_running;  /* in the process before us */
 	bool                          left_running; /* for the process behind us */
+	bool                          gone;         /* goodbye was said */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
 	/* statistics */
@@ -113,6 +114,8 @@ struct vp_port {
 /* port_keep.c: counters that must go on counting in a later process */
 int  port_keep_make(struct vp_port *p, struct vp_err *e);
 void port_keep_save(struct vp_port *p);
+/* Goodbye was said, the page is as it stays. */
+void port_keep_left(struct vp_port *p);
 void port_keep_free(struct vp_port *p);
 
 /* port_page.c */

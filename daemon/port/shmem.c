@@ -542,6 +542,8 @@ static void shmem_free(struct vp_attach *a)
 
 	if (!s)
 		return;
+	/* Who hears of it only by this signal has been told that the link goes away. */
+	vp_wire_flush(s->wire0, s->sig0);
 	vp_peer_free(s->peer);
 	vp_wire_free(s->wire0);
 	vp_close(&s->sig0);
