@@ -651,13 +651,56 @@ static void test_bad_memory(void **state)
 	close(r[0].fd);
 }
 
+/* A guest with queues stays attached, so that it says SYNC to whoever waits for it; the page is as it stays. */
+static void test_goodbye(void **state)
+{
+	struct fake *f = *state;
+	struct vp_port_ring r = { .size = 64 };
+	uint32_t gen, flags[2];
+
+	bring_up(f);
+	assert_int_equal(vp_port_queue_run(f->p, 0, &r), 0);
+	assert_true(vp_port_in_guests_hands(f->p));
+	vp_port_leave(f->p);
+	vp_port_set_driver(f->p, VP_PORT_NO_DRIVER, 0);
+	assert_int_equal(vp_port_set_memory(f->p, NULL, 0, NULL), 0);
+	/* Taken from it without its word. */
+	assert_true(vp_port_in_guests_hands(f->p));
+	vp_port_goodbye(f->p);
+	assert_int_equal(reason(f), VHP_REASON_DAEMON);
+	flags[0] = le32toh(f->c->state.flags);
+	flags[1] = le32toh(f->c->state.queues[0].flags);
+	assert_int_equal(flags[0], VHP_STATE_ATTACHED);
+	assert_int_equal(flags[1], 0);
+	gen = le32toh(f->c->state.generation);
+	vp_port_online(f->p, false);
+	assert_int_equal(le32toh(f->c->state.generation), gen);
+}
+
+/* What an older daemon kept is shorter. */
+static void test_kept_by_another_version(void **state)
+{
+	struct fake *f = *state;
+	struct vp_port_conf pc = {
+		.name = "kept", .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 4, .queue_doorbell = 1, .kept = true,
+		.kept_memfd = memfd_create("mem", 0), .kept_state = memfd_create("state", 0),
+	};
+	struct vp_port *p = NULL;
+	struct vp_err e = { 0 };
+
+	assert_int_equal(ftruncate(pc.kept_memfd, VHP_CTRL_SIZE), 0);
+	assert_int_equal(ftruncate(pc.kept_state, 8), 0);
+	assert_int_equal(vp_port_new(&p, f->event, &pc, &ops, f, &e), -EINVAL);
+	assert_non_null(strstr(e.msg, "older daemon"));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs),
 		T(test_falls_gently), T(test_cut),
-		T(test_sync), T(test_next_run_waits), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory),
+		T(test_sync), T(test_next_run_waits), T(test_revived), T(test_lent_memory), T(test_cancelled_give), T(test_detach_waits), T(test_offline), T(test_bad_memory), T(test_goodbye), T(test_kept_by_another_version),
 		cmocka_unit_test_setup_teardown(test_slow_take, setup_slow, teardown),
 	};
 
