@@ -22,9 +22,11 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "guestmem/map.h"
 #include "isolate.h"
 #include "keep.h"
 #include "port/fds.h"
+#include "port/lastsig.h"
 #include "port/orphan.h"
 
 /* A data path that hears of it lets go at once; the time is for one that gets no CPU. As long as the next daemon would wait (port.c). */
@@ -32,16 +34,18 @@
 #define LOOK_MS      1
 #define INTERRUPT_US 100000
 #define SOCK_FD      3
-#define MAX_FDS      5u
 
 enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF };
 
-/* One packet of a SEQPACKET socket. TAKE: driver, memfd, keepfd, then signal and conn as far as has_ says so. */
+/* What a ward consists of, in this order; those behind FD_KEEP may be missing. */
+enum { FD_DRIVER, FD_MEM, FD_KEEP, FD_CALL, FD_CONN, FD_HOLD, FD_RAM, MAX_FDS };
+
+/* One packet of a SEQPACKET socket. TAKE comes with the fds of the mask. */
 struct guard_msg {
-	uint32_t op;
-	uint16_t has_signal, has_conn;
+	uint32_t op, fds;
 	uint64_t id;
 	char     name[32];
+	struct vp_lastsig_conf signal;  /* but for its fds */
 };
 
 /* ---- the guard's side ----------------------------------------------------------------------- */
@@ -51,11 +55,11 @@ struct ward {
 	uint64_t          id;
 	char              name[32];
 	int               fd[MAX_FDS];  /* as in the message; -1 = none */
+	struct vp_lastsig_conf conf;
 	struct vp_orphan *orphan;       /* NULL = the daemon has it */
+	struct vp_lastsig *signal;
 	uint64_t          since_ms;
 };
-
-enum { FD_DRIVER, FD_MEM, FD_KEEP, FD_SIGNAL, FD_CONN };
 
 static uint64_t now_ms(void)
 {
@@ -71,16 +75,17 @@ static void ward_free(struct ward **at)
 
 	*at = w->next;
 	vp_orphan_free(w->orphan);
+	vp_lastsig_free(w->signal);
 	for (unsigned i = 0; i < MAX_FDS; i++)
 		vp_close(&w->fd[i]);
 	free(w);
 }
 
+/* The timer ends a write that blocks. */
 static void signal_guest(const struct ward *w)
 {
-	/* The timer ends a write that blocks; what is full is raised already. */
-	if (w->fd[FD_SIGNAL] >= 0)
-		vp_eventfd_raise(w->fd[FD_SIGNAL]);
+	if (w->signal)
+		vp_lastsig_raise(w->signal);
 }
 
 static void on_alarm(int sig)
@@ -99,6 +104,11 @@ static bool begin(struct ward *w)
 		return false;
 	}
 	w->since_ms = now_ms();
+	w->conf.call = w->fd[FD_CALL];
+	w->conf.ram = w->fd[FD_RAM];
+	r = vp_lastsig_new(&w->signal, &w->conf);
+	if (r)
+		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM cannot be signalled: %s", w->name, strerror(-r));
 	if (w->fd[FD_CONN] >= 0)
 		shutdown(w->fd[FD_CONN], SHUT_WR);
 	signal_guest(w);
@@ -130,8 +140,8 @@ static bool over(struct ward *w)
 		vp_log(VP_LOG_INFO, "guard: link %s: %s after %llu ms; the driver VM's connection ends", w->name,
 		       let_go ? "the device VM has let go" : "the driver VM has gone", (unsigned long long)ms);
 	else
-		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM has not let go of the driver VM's rings in %u s%s; the driver VM's connection ends all the same",
-		       w->name, PATIENCE_MS / 1000, w->fd[FD_SIGNAL] < 0 ? " (its VMM takes no signal any more)" : "");
+		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM has not let go of the driver VM's rings in %u s; the driver VM's connection ends all the same",
+		       w->name, PATIENCE_MS / 1000);
 	return true;
 }
 
@@ -160,6 +170,7 @@ static void take(struct ward **list, const struct guard_msg *m, const int *fd)
 	w->id = m->id;
 	memcpy(w->name, m->name, sizeof(w->name) - 1);
 	memcpy(w->fd, fd, sizeof(w->fd));
+	w->conf = m->signal;
 	w->next = *list;
 	*list = w;
 }
@@ -170,28 +181,25 @@ static void see_off(struct ward **at)
 		ward_free(at);
 }
 
+/* fd[MAX_FDS]: n that came, then -1. */
 static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigned n)
 {
+	const uint32_t must = 1u << FD_DRIVER | 1u << FD_MEM | 1u << FD_KEEP, may = (1u << MAX_FDS) - 1;
 	struct ward **at = find(list, m->id);
-	unsigned want = m->op == GUARD_TAKE ? 3u + !!m->has_signal + !!m->has_conn : 0;
 
-	if (n != want) {
-		for (unsigned i = 0; i < n; i++)
-			close(fd[i]);
+	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) && n == (unsigned)__builtin_popcount(m->fds)) {
+		/* From behind, each to its place. */
+		for (unsigned i = MAX_FDS; i-- > 0;)
+			fd[i] = m->fds & 1u << i ? fd[--n] : -1;
+		take(list, m, fd);
 		return;
 	}
-	if (m->op == GUARD_TAKE) {
-		/* In their places. */
-		if (m->has_conn && !m->has_signal) {
-			fd[FD_CONN] = fd[FD_SIGNAL];
-			fd[FD_SIGNAL] = -1;
-		}
-		take(list, m, fd);
-	} else if (m->op == GUARD_DROP && *at) {
+	for (unsigned i = 0; i < n; i++)
+		close(fd[i]);
+	if (m->op == GUARD_DROP && *at)
 		ward_free(at);
-	} else if (m->op == GUARD_SEE_OFF) {
+	else if (m->op == GUARD_SEE_OFF)
 		see_off(at);
-	}
 }
 
 /* False: the daemon has gone. */
@@ -204,7 +212,7 @@ static bool listen_to_daemon(struct ward **list)
 	struct guard_msg m;
 	struct iovec io = { &m, sizeof(m) };
 	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
-	int fd[MAX_FDS] = { -1, -1, -1, -1, -1 };
+	int fd[MAX_FDS] = { -1, -1, -1, -1, -1, -1, -1 };
 	unsigned n = 0;
 	/* seccomp guard: recvmsg close poll */
 	ssize_t len = recvmsg(SOCK_FD, &h, MSG_DONTWAIT);
@@ -236,9 +244,11 @@ _Noreturn static void guard_main(const struct vp_conf_daemon *c)
 	sigfillset(&set);
 	sigdelset(&set, SIGALRM);
 	sigdelset(&set, SIGSYS);
+	sigdelset(&set, SIGBUS);
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	sigaction(SIGALRM, &sa, NULL);
 	prctl(PR_SET_NAME, "vhost-pci-guard");
+	vp_map_guard_faults();
 	if (vp_isolate_guard(c, &e)) {
 		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
 		_exit(1);
@@ -378,15 +388,18 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
-	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .has_signal = w->signal >= 0, .has_conn = w->conn >= 0 };
-	int fd[MAX_FDS] = { w->driver, w->memfd, w->keepfd };
-	unsigned n = 3;
+	const int all[MAX_FDS] = { w->driver, w->memfd, w->keepfd, w->signal.call, w->signal.conn, w->signal.hold, w->signal.ram };
+	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .signal = w->signal };
+	int fd[MAX_FDS];
+	unsigned n = 0;
 
 	snprintf(m.name, sizeof(m.name), "%s", w->name);
-	if (m.has_signal)
-		fd[n++] = w->signal;
-	if (m.has_conn)
-		fd[n++] = w->conn;
+	for (unsigned i = 0; i < MAX_FDS; i++) {
+		if (all[i] < 0)
+			continue;
+		m.fds |= 1u << i;
+		fd[n++] = all[i];
+	}
 	return say(g, &m, fd, n);
 }
 

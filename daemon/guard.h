@@ -19,6 +19,7 @@
 #include "base/err.h"
 #include "conf.h"
 #include "daemon.h"
+#include "port/lastsig.h"
 
 struct vp_guard;
 
@@ -27,8 +28,7 @@ struct vp_guard_ward {
 	const char *name;    /* for messages, at most 31 characters are used */
 	int         driver;  /* connection of the driver VM's front-end */
 	int         memfd, keepfd;  /* vp_port_memfd(), vp_port_keep_fd() */
-	int         signal;  /* an eventfd whose write raises signal 0 to the guest; -1: it is not told, but looks */
-	int         conn;    /* connection of a local port's process, which lets go before it closes its end; -1 = none */
+	struct vp_lastsig_conf signal;
 };
 
 /*

@@ -17,7 +17,7 @@ static bool wanted(struct vp_plink *pl)
 void vp_plink_guard_update(struct vp_plink *pl)
 {
 	struct vp_guard *g = pl->l->d->guard;
-	struct vp_guard_ward w = { .name = pl->l->conf.name, .signal = -1, .conn = -1 };
+	struct vp_guard_ward w = { .name = pl->l->conf.name, .signal = VP_LASTSIG_NONE };
 	int r;
 
 	if (!g || pl->leaving)
@@ -36,10 +36,7 @@ void vp_plink_guard_update(struct vp_plink *pl)
 	w.driver = vu_backend_fd(vp_peer_session(pl->peer));
 	w.memfd = vp_port_memfd(pl->port, NULL);
 	w.keepfd = vp_port_keep_fd(pl->port);
-	if (pl->att->ops->signal_fd)
-		w.signal = pl->att->ops->signal_fd(pl->att, 0);
-	if (pl->att->ops->conn_fd)
-		w.conn = pl->att->ops->conn_fd(pl->att);
+	pl->att->ops->last_signal(pl->att, &w.signal);
 	r = vp_guard_take(g, &w);
 	if (r && r != -EPIPE)
 		vp_log(VP_LOG_ERR, "%s: the guard does not take it: %s", pl->name, strerror(-r));

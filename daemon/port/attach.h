@@ -11,6 +11,7 @@
 #include "conf.h"
 #include "fds.h"
 #include "forward.h"
+#include "lastsig.h"
 #include "port.h"
 
 struct vp_daemon;
@@ -40,8 +41,8 @@ struct vp_attach_ops {
 	 * The other end shares the file: a write may block (threads with a supervisor only).
 	 */
 	int  (*signal_fd)(struct vp_attach *a, unsigned i);
-	/* Optional: the connection of a process that lets go of everything before it closes its end; -1 = none now. Valid until wires_changed. */
-	int  (*conn_fd)(struct vp_attach *a);
+	/* What it takes to raise signal 0 when this process has gone; *c is VP_LASTSIG_NONE before. Valid until wires_changed. */
+	void (*last_signal)(struct vp_attach *a, struct vp_lastsig_conf *c);
 	/*
 	 * Optional, straight-through signals: from now on kick and call are the driver VM's own eventfds of queue q (-1 = none any
 	 * more); they stay the caller's. Only to be called when they are others than the last time. VP_ATTACH_KICK: kicks

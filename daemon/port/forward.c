@@ -21,7 +21,6 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "base/util.h"
-#include "fds.h"
 
 #define FORWARD_EVENTS 64
 #define FORWARD_SIGNAL SIGUSR2
@@ -64,6 +63,7 @@ static void fire(struct vp_forward *f, struct vp_wire *w)
 	/* seccomp signal: write */
 	const uint64_t one = 1;
 
+	__atomic_store_n(&w->count, w->count + 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&f->seq, f->seq + 1, __ATOMIC_RELAXED);
 	if (w->fn) {
 		pthread_mutex_lock(&w->lock);
@@ -78,7 +78,6 @@ static void fire(struct vp_forward *f, struct vp_wire *w)
 			vp_blame(w->who);
 		__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);
 	}
-	__atomic_store_n(&w->count, w->count + 1, __ATOMIC_RELEASE);
 	__atomic_store_n(&f->seq, f->seq + 1, __ATOMIC_RELAXED);
 }
 
@@ -287,26 +286,9 @@ void vp_wire_free(struct vp_wire *w)
 	wake(f);
 }
 
-void vp_wire_flush(struct vp_wire *w, int src)
-{
-	const struct timespec ms = { .tv_nsec = 1000000 };
-	unsigned i = 0;
-	uint64_t n;
-
-	if (!w)
-		return;
-	/* What is being passed on now began before. */
-	for (; i < 100 && __atomic_load_n(&w->f->seq, __ATOMIC_RELAXED) & 1; i++)
-		nanosleep(&ms, NULL);
-	n = vp_wire_count(w);
-	vp_eventfd_raise(src);
-	for (; i < 100 && vp_wire_count(w) == n && !vp_wire_dead(w); i++)
-		nanosleep(&ms, NULL);
-}
-
 uint64_t vp_wire_count(const struct vp_wire *w)
 {
-	return __atomic_load_n(&w->count, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&w->count, __ATOMIC_RELAXED);
 }
 
 bool vp_wire_dead(const struct vp_wire *w)

@@ -38,12 +38,6 @@ int  vp_wire_new_fn(struct vp_wire **out, struct vp_forward *f, int src, void (*
  */
 void vp_wire_free(struct vp_wire *w);
 
-/*
- * Raise src, w's source, of which this process has the only end, and wait until the forwarder has passed it on: 100 ms at most. NULL is
- * allowed.
- */
-void vp_wire_flush(struct vp_wire *w, int src);
-
 /* Signals passed so far; a wire whose target was given up. */
 uint64_t vp_wire_count(const struct vp_wire *w);
 bool vp_wire_dead(const struct vp_wire *w);

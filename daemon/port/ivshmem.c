@@ -273,6 +273,11 @@ static int ivshmem_signal_fd(struct vp_attach *a, unsigned i)
 	return i < v->nsig && v->complete ? v->sig[i] : -1;
 }
 
+static void ivshmem_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
+{
+	c->call = ivshmem_signal_fd(a, 0);
+}
+
 static unsigned ivshmem_direct(struct vp_attach *a, unsigned q, int kick, int call)
 {
 	struct ivshmem *v = (struct ivshmem *)a;
@@ -364,7 +369,7 @@ static void ivshmem_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = ivshmem_free, .wire = ivshmem_wire, .call_fd = ivshmem_call_fd, .show = ivshmem_show,
-	.signal_fd = ivshmem_signal_fd, .direct = ivshmem_direct,
+	.signal_fd = ivshmem_signal_fd, .last_signal = ivshmem_last_signal, .direct = ivshmem_direct,
 };
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

@@ -273,9 +273,12 @@ static int local_signal_fd(struct vp_attach *a, unsigned i)
 	return i < l->nsig ? l->sig[i] : -1;
 }
 
-static int local_conn_fd(struct vp_attach *a)
+static void local_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 {
-	return ((struct local *)a)->fd;
+	struct local *l = (struct local *)a;
+
+	c->call = l->sig[0];
+	c->conn = l->fd;
 }
 
 /* Give the process another eventfd for signal 1 + q: the driver VM's, or, without one, ours again. */
@@ -346,7 +349,7 @@ static void local_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = local_free, .wire = local_wire, .call_fd = local_call_fd, .show = local_show,
-	.signal_fd = local_signal_fd, .conn_fd = local_conn_fd, .direct = local_direct,
+	.signal_fd = local_signal_fd, .last_signal = local_last_signal, .direct = local_direct,
 };
 
 void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

@@ -28,6 +28,7 @@
 #include "base/util.h"
 #include "daemon.h"
 #include "peer.h"
+#include "sring.h"
 #include "vdev.h"
 #include "vhostuser/backend.h"
 #include "virtq/virtq.h"
@@ -83,25 +84,14 @@ static void fire(void *arg)
 	const uint64_t one = 1;
 
 	pthread_mutex_lock(&s->lock);
-	/*
-	 * What is signalled (state, or the driver VM's ring) before our look at the available ring. Pairs with the guest's
-	 * fence between giving the buffer back and acting on it (spec, "shmem").
-	 */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (r->live && !r->vq.broken && vp_vq_fetch(&r->vq, s->burst, 1)) {
-		struct vp_used u = { .id = s->burst->chain[0].id, .slots = s->burst->chain[0].slots };
-
-		vp_vq_advance(&r->vq, s->burst, 1);
-		vp_vq_complete(&r->vq, &u, 1);
-		/* seccomp control: write; signal: write */
-		if (!vp_vq_need_call(&r->vq) || r->call_fd < 0) {
-			/* nobody wants to know */
-		} else if (vp_blame_held(s->c.who)) {
-			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
-		} else if (write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
-			vp_blame(s->c.who);  /* it blocks: a VMM that is up to no good */
-			vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
-		}
+	/* seccomp control: write; signal: write */
+	if (!r->live || !vp_sring_return(&r->vq, s->burst) || r->call_fd < 0) {
+		/* nobody wants to know */
+	} else if (vp_blame_held(s->c.who)) {
+		vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
+	} else if (write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+		vp_blame(s->c.who);  /* it blocks: a VMM that is up to no good */
+		vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
 	}
 	pthread_mutex_unlock(&s->lock);
 }
@@ -520,6 +510,27 @@ static int shmem_call_fd(struct vp_attach *a, unsigned i)
 	return i < s->nsig ? s->ring[i].kick_fd : -1;
 }
 
+static void shmem_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
+{
+	struct shmem *s = (struct shmem *)a;
+	const struct sring *r = &s->ring[0];
+	int i = r->live ? vp_memtab_find(s->tab, r->vq.desc_addr) : -1;
+	const struct vp_region *m = i >= 0 ? &s->tab->r[i] : NULL;
+
+	if (!m || !m->map)
+		return;
+	c->call = r->call_fd;
+	c->hold = vu_backend_fd(session(s));
+	c->ram = m->map->fd;
+	c->num = r->vq.size;
+	c->gpa = m->gpa;
+	c->size = m->size;
+	c->offset = m->offset;
+	c->desc = r->vq.desc_addr;
+	c->avail = r->vq.driver_addr;
+	c->used = r->vq.device_addr;
+}
+
 static void shmem_show(struct vp_attach *a, json_t *o)
 {
 	struct shmem *s = (struct shmem *)a;
@@ -542,8 +553,6 @@ static void shmem_free(struct vp_attach *a)
 
 	if (!s)
 		return;
-	/* Who hears of it only by this signal has been told that the link goes away. */
-	vp_wire_flush(s->wire0, s->sig0);
 	vp_peer_free(s->peer);
 	vp_wire_free(s->wire0);
 	vp_close(&s->sig0);
@@ -555,6 +564,7 @@ static void shmem_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
+	.last_signal = shmem_last_signal,
 };
 
 void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
