@@ -121,4 +121,18 @@ static unsigned __attribute__((unused)) rig_run(struct rig *r)
 	return total;
 }
 
+/* What drivers and device sides negotiate. */
+static const uint64_t rig_drv_formats[] = {
+	0, F_EVENT_IDX, F_IN_ORDER, F_PACKED, F_PACKED | F_EVENT_IDX, F_PACKED | F_EVENT_IDX | F_IN_ORDER,
+	F_EVENT_IDX | F_INDIRECT, F_PACKED | F_INDIRECT,
+};
+static const uint64_t rig_dev_formats[] = { 0, F_EVENT_IDX, F_PACKED, F_PACKED | F_EVENT_IDX, F_IN_ORDER, F_PACKED | F_IN_ORDER };
+
+static void __attribute__((unused)) rig_each(void (*fn)(uint64_t drv, uint64_t dev))
+{
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(rig_drv_formats); i++)
+		for (unsigned k = 0; k < VP_ARRAY_SIZE(rig_dev_formats); k++)
+			fn(rig_drv_formats[i] | F_VERSION_1, rig_dev_formats[k] | F_VERSION_1);
+}
+
 #endif
