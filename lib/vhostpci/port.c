@@ -332,8 +332,12 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		p->next = s;
 		p->seen = p->cur->generation;
 		p->have = true;
-		if (!ret && !(p->cur->flags & VHP_STATE_ATTACHED) && p->cur->link_reason == VHP_REASON_TIMEOUT) {
-			/* We were too slow once (stopped by a debugger, a host that swaps) and were cut: here we are again. */
+		if (!ret && !(p->cur->flags & VHP_STATE_ATTACHED) &&
+		    (p->cur->link_reason == VHP_REASON_TIMEOUT || p->cur->link_reason == VHP_REASON_NOT_ATTACHED)) {
+			/*
+			 * We were too slow once (stopped by a debugger, a host that swaps) and were cut; or there is a new daemon, which
+			 * took the port over: here we are again.
+			 */
 			ret = attach(p, p->path, &e);
 			continue;
 		}

@@ -433,6 +433,42 @@ static void test_state_pages(void **state)
 	daemon_end();
 }
 
+/* One daemon goes, another takes the port over. */
+static void test_daemon_restarts(void **state)
+{
+	struct vhp_error e = { 0 };
+	struct vhp_port *p;
+
+	daemon_start(WELL);
+	p = opened();
+	link_up();
+	assert_int_equal(vhp_update(p, &e), 1);
+	begin();
+	d.c->state.link_status = VHP_LINK_DOWN;
+	d.c->state.link_reason = VHP_REASON_DAEMON;
+	d.c->state.nregions = 0;
+	d.c->state.regions_generation++;
+	commit();
+	d.opcode = 0;
+	assert_int_equal(vhp_update(p, &e), 0);
+	assert_int_equal(d.opcode, VHP_CMD_SYNC);
+	assert_int_equal(d.arg[0], d.c->state.regions_generation);
+	/* Nobody is there to be asked. */
+	begin();
+	d.c->state.flags = 0;
+	commit();
+	d.opcode = 0;
+	assert_int_equal(vhp_update(p, &e), 0);
+	assert_int_equal(d.opcode, 0);
+	begin();
+	d.c->state.link_reason = VHP_REASON_NOT_ATTACHED;
+	commit();
+	assert_int_equal(vhp_update(p, &e), 0);
+	assert_int_equal(d.opcode, VHP_CMD_ATTACH);
+	vhp_close(p);
+	daemon_end();
+}
+
 static void test_queues(void **state)
 {
 	struct vhp_counters c;
@@ -535,7 +571,7 @@ int main(void)
 	const struct CMUnitTest t[] = {
 		cmocka_unit_test(test_greetings), cmocka_unit_test(test_header), cmocka_unit_test(test_arguments),
 		cmocka_unit_test(test_attach_refused), cmocka_unit_test(test_cut_in_a_command), cmocka_unit_test(test_port_goes),
-		cmocka_unit_test(test_state_pages), cmocka_unit_test(test_queues), cmocka_unit_test(test_windows),
+		cmocka_unit_test(test_state_pages), cmocka_unit_test(test_daemon_restarts), cmocka_unit_test(test_queues), cmocka_unit_test(test_windows),
 	};
 
 	return cmocka_run_group_tests(t, NULL, NULL);
