@@ -346,6 +346,8 @@ static void port_released(void *ctx)
 
 	if (pl->slot.v && !pl->closing)
 		update(pl);
+	if (!vp_port_in_guests_hands(pl->port))
+		vp_peer_let_go(pl->peer);
 }
 
 static const struct vp_port_ops port_ops = {
@@ -571,8 +573,20 @@ static void drv_closed(void *ctx, const char *why)
 	say(pl, why);
 }
 
+/* We end it: its VMM goes to work on the rings itself then (guard.h), so the guest has to let go first. port_released() follows. */
+static bool drv_hold(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	if (pl->m->lanes || !vp_port_in_guests_hands(pl->port))
+		return false;
+	for (unsigned i = 0; i < pl->n; i++)
+		vp_port_queue_await(pl->port, i);
+	return true;
+}
+
 static const struct vp_peer_ops peer_ops = {
-	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .closed = drv_closed,
+	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .hold = drv_hold, .closed = drv_closed,
 };
 
 /* The driver VM may connect. */

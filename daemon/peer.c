@@ -7,6 +7,7 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,7 @@ struct vp_peer {
 	sd_event_source            *listen_io;
 	sd_event_source            *timer;     /* reconnect, or the waiting connection's end */
 	int                         held_fd;   /* second connection, waiting */
+	int                         past_fd;   /* of a session that is over, see ops->hold() */
 	struct ucred                held_cred;
 	uint32_t                    retry_us;
 	bool                        retry_logged;
@@ -334,6 +336,11 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	sd_event_source_disable_unref(p->vu_io);
 	sd_event_source_disable_unref(p->req_io);
 	p->vu_io = p->req_io = NULL;
+	if (p->ops->hold && !session_dead(p) && p->ops->hold(p->ctx)) {
+		vp_close(&p->past_fd);
+		/* seccomp control: fcntl */
+		p->past_fd = fcntl(vu_backend_fd(p->vu), F_DUPFD_CLOEXEC, 3);
+	}
 	vu_backend_destroy(p->vu);
 	p->vu = NULL;
 	p->info.state = VP_PEER_WAITING;
@@ -348,6 +355,12 @@ void vp_peer_kick_out(struct vp_peer *p, const char *why)
 		return;
 	snprintf(p->kick_why, sizeof(p->kick_why), "%s", why);
 	run_next(p);
+}
+
+void vp_peer_let_go(struct vp_peer *p)
+{
+	if (p)
+		vp_close(&p->past_fd);
 }
 
 struct vu_backend *vp_peer_session(const struct vp_peer *p)
@@ -388,7 +401,7 @@ int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, con
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*p = (struct vp_peer){
 		.d = d, .name = name, .conf = conf, .ops = ops, .vu_ops = vu_ops, .ctx = ctx,
-		.lfd = -1, .held_fd = -1, .req_fd = -1, .retry_us = RETRY_MIN_US,
+		.lfd = -1, .held_fd = -1, .past_fd = -1, .req_fd = -1, .retry_us = RETRY_MIN_US,
 	};
 	if (conf->socket_mode == VP_SOCKET_CLIENT)
 		r = arm_timer(p, 0, on_retry);
@@ -414,5 +427,6 @@ void vp_peer_free(struct vp_peer *p)
 		unlink(p->conf->socket);
 	vp_close(&p->lfd);
 	vp_close(&p->held_fd);
+	vp_close(&p->past_fd);
 	free(p);
 }

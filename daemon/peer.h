@@ -26,6 +26,11 @@ struct vp_peer_ops {
 	void (*opened)(void *ctx);
 	/* It is over: stop everything that uses its rings and memory. The session still exists. */
 	void (*closing)(void *ctx);
+	/*
+	 * Optional, after closing() of a session whose front-end is still there: must its connection stay open? The front-end finds no
+	 * one at it until vp_peer_let_go().
+	 */
+	bool (*hold)(void *ctx);
 	/* The reason, for people: "front-end went away", ... The session is gone. */
 	void (*closed)(void *ctx, const char *why);
 };
@@ -56,6 +61,8 @@ struct vu_backend *vp_peer_session(const struct vp_peer *p);
 void vp_peer_rearm(struct vp_peer *p);
 /* End the session soon (from the event loop), for this reason; safe in callbacks. */
 void vp_peer_kick_out(struct vp_peer *p, const char *why);
+/* Close what ops->hold() held. p may be NULL. */
+void vp_peer_let_go(struct vp_peer *p);
 /* p may be NULL: nobody can connect yet. */
 void vp_peer_get_info(const struct vp_peer *p, struct vp_peer_info *i);
 

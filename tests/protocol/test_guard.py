@@ -277,6 +277,32 @@ def test_neighbour_goes_on(lab):
             assert again.attach() == pc.OK
 
 
+@pytest.mark.parametrize("attachment", list(CLASSES))
+def test_front_end_that_is_cut_off(lab, attachment):
+    """The daemon ends the session of a front-end that breaks the protocol: for its VMM that is a lost back-end, too."""
+    l = lab(attachment)
+    l.since = time.monotonic()
+    l.nic.raw(struct.pack("<III", 9999, 1, 4) + bytes(4))
+    l.p.wait(lambda s: s.reason == pc.NO_DRIVER and not s.regions)
+    time.sleep(0.3)
+    assert not l.ended(), "the driver VM's VMM was set loose on rings that the guest may be at work on"
+    l.p.sync()
+    assert l.wait_ended() < 1
+    # A new one is served as ever.
+    with vu.Nic(l.d.sock("ab", "driver")) as nic:
+        l.p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+        nic.send_packet(vu.frame(3))
+        assert forward(l.p, 1)[0] == [vu.frame(3)]
+
+
+def test_front_end_that_is_cut_off_and_a_guest_that_does_not_let_go(lab):
+    l = lab("local")
+    l.since = time.monotonic()
+    l.nic.raw(struct.pack("<III", 9999, 1, 4) + bytes(4))
+    assert 0.8 < l.wait_ended() < 3
+    l.p.wait(lambda s: s.reason == pc.TIMEOUT)
+
+
 def test_guard_that_dies(lab):
     l = lab("local")
     os.kill(l.guard, signal.SIGKILL)
