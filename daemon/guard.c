@@ -196,6 +196,9 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 	}
 	for (unsigned i = 0; i < n; i++)
 		close(fd[i]);
+	if (m->op == GUARD_TAKE)
+		vp_log(VP_LOG_ERR, "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=", m->name, n,
+		       (unsigned)__builtin_popcount(m->fds));
 	if (m->op == GUARD_DROP && *at)
 		ward_free(at);
 	else if (m->op == GUARD_SEE_OFF)
@@ -211,7 +214,8 @@ static bool listen_to_daemon(struct ward **list)
 	} ctl;
 	struct guard_msg m;
 	struct iovec io = { &m, sizeof(m) };
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf) };
+	/* CMSG_LEN: the padding of CMSG_SPACE would have room for one more. */
+	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = CMSG_LEN(MAX_FDS * sizeof(int)) };
 	int fd[MAX_FDS] = { -1, -1, -1, -1, -1, -1, -1 };
 	unsigned n = 0;
 	/* seccomp guard: recvmsg close poll */
@@ -289,7 +293,7 @@ struct vp_guard {
 	pid_t            pid;
 	uint64_t         last_id;
 	sd_event_source *io;
-	bool             kept;
+	bool             kept, deaf;
 };
 
 static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
@@ -380,9 +384,12 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 	if (g->sock < 0)
 		return -EPIPE;
 	r = vp_send_fds(g->sock, m, sizeof(*m), fds, n);
-	/* It has nothing else to do, and will have read what is there in a moment. */
-	if (r == -EAGAIN && poll(&p, 1, 1000) == 1)
+	/* It has nothing else to do, and will have read what is there in a moment. Somebody may have stopped it: that is waited for once. */
+	if (r == -EAGAIN && !g->deaf && poll(&p, 1, 1000) == 1)
 		r = vp_send_fds(g->sock, m, sizeof(*m), fds, n);
+	if (r && !(r == -EAGAIN && g->deaf))
+		vp_log(VP_LOG_ERR, "the guard (pid %d) takes no messages: %s; fast links that change now are not in its care", (int)g->pid, strerror(-r));
+	g->deaf = r == -EAGAIN;
 	return r;
 }
 
@@ -406,10 +413,8 @@ int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 static void tell(struct vp_guard *g, enum guard_op op, uint64_t id)
 {
 	struct guard_msg m = { .op = op, .id = id };
-	int r = say(g, &m, NULL, 0);
 
-	if (r && r != -EPIPE)
-		vp_log(VP_LOG_ERR, "the guard takes no messages: %s", strerror(-r));
+	say(g, &m, NULL, 0);
 }
 
 void vp_guard_drop(struct vp_guard *g, uint64_t id)

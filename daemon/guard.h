@@ -8,7 +8,7 @@
  * the link away. For each such port (a ward) the guard has a duplicate of that connection and what is needed to tell the guest; when the
  * daemon has gone, or says so, it tells the guest, waits for its word (3 s at most), and only then closes the connection.
  *
- * It never touches a ring, and reads nothing from the connections. Main thread only.
+ * It never touches the driver VM's memory, and reads nothing from the connections. Main thread only.
  */
 #ifndef VP_DAEMON_GUARD_H
 #define VP_DAEMON_GUARD_H
@@ -46,7 +46,7 @@ void vp_guard_free(struct vp_guard *g);
 
 /* A number for a ward; never 0. */
 uint64_t vp_guard_id(struct vp_guard *g);
-/* From now on, or with other fds than before. They are duplicated and stay the caller's. -EPIPE: there is no guard any more; -errno. */
+/* From now on, or with other fds than before. They are duplicated and stay the caller's. -errno, which was logged; -EPIPE: there is no guard any more. */
 int  vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w);
 /* Its guest has nothing of the driver VM's any more: forget it. */
 void vp_guard_drop(struct vp_guard *g, uint64_t id);

@@ -2,10 +2,6 @@
 /* Port links: what the guard (guard.h) is told of them. Only fast links, whose device VM has the driver VM's own rings. */
 #include "link_port.h"
 
-#include <errno.h>
-#include <string.h>
-
-#include "base/log.h"
 #include "daemon.h"
 #include "guard.h"
 
@@ -18,7 +14,6 @@ void vp_plink_guard_update(struct vp_plink *pl)
 {
 	struct vp_guard *g = pl->l->d->guard;
 	struct vp_guard_ward w = { .name = pl->l->conf.name, .signal = VP_LASTSIG_NONE };
-	int r;
 
 	if (!g || pl->leaving)
 		return;
@@ -37,10 +32,7 @@ void vp_plink_guard_update(struct vp_plink *pl)
 	w.memfd = vp_port_memfd(pl->port, NULL);
 	w.keepfd = vp_port_keep_fd(pl->port);
 	pl->att->ops->last_signal(pl->att, &w.signal);
-	r = vp_guard_take(g, &w);
-	if (r && r != -EPIPE)
-		vp_log(VP_LOG_ERR, "%s: the guard does not take it: %s", pl->name, strerror(-r));
-	pl->guarded = !r;
+	pl->guarded = !vp_guard_take(g, &w);
 	pl->guard_stale = false;
 }
 

@@ -315,6 +315,22 @@ def test_guard_that_dies(lab):
     assert l.d.alive()
 
 
+def test_guard_that_is_stopped(lab):
+    """Somebody's debugger: the daemon does not hang with it."""
+    l = lab("local")
+    os.kill(l.guard, signal.SIGSTOP)
+    try:
+        since = time.monotonic()
+        assert l.d.stop() == 0
+        assert time.monotonic() - since < 8
+        assert not l.ended()
+    finally:
+        os.kill(l.guard, signal.SIGCONT)
+    deaf(l.p)
+    l.p.sync()
+    l.d.wait(lambda: gone(l.guard))
+
+
 def test_guard_ends_with_a_daemon_that_has_nothing(daemon):
     pid = daemon.call("daemon.show")["guard_pid"]
     daemon.kill()
