@@ -448,6 +448,7 @@ void vp_guard_await_last(struct vp_activation *a)
 
 void vp_guard_keep(struct vp_guard *g)
 {
-	vp_keep_put("", "guard", g->pidfd);
+	if (!g->kept)
+		vp_keep_put("", "guard", g->pidfd);
 	g->kept = true;
 }

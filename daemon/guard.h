@@ -61,6 +61,7 @@ pid_t vp_guard_pid(const struct vp_guard *g);
  * it waits for that, 4 s at most.
  */
 void vp_guard_await_last(struct vp_activation *a);
+/* There is a port that the next daemon may have. */
 void vp_guard_keep(struct vp_guard *g);
 
 #endif

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "daemon.h"
+#include "guard.h"
 #include "ivdirect.h"
 #include "ivwin.h"
 #include "keep.h"
@@ -501,6 +502,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	}
 	vp_port_set_attachment(p, &port_ops, v);
 	*out = &v->a;
+	vp_guard_keep(c->d->guard);
 	kept &= vp_port_was_kept(p);
 	if (!kept) {
 		keep_nothing(v);
