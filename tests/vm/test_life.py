@@ -5,6 +5,7 @@ The agent is started by the device VM's boot, as systemd would. SIGKILL and syst
 """
 
 import os
+import signal
 import time
 
 import hotplug
@@ -226,6 +227,32 @@ class TestLife:
                 life.lab.boot(*life.vms)
                 life.up_driver()
             life.back('%s first' % first if first != 'both' else 'both at once', 'mib=4')
+
+
+@points(FAST_72, FAST_SHMEM)
+class TestDaemonEnds:
+    def test_in_transfer(self, life):
+        """QEMU, without a back-end, empties the driver VM's transmit queue: only when the device VM has let go of it (daemon/guard.h)."""
+        life.ensure()
+        for sig in (signal.SIGKILL, signal.SIGTERM):
+            before = self.let_go(life)
+            life.pump()
+            life.daemon.stop(sig)
+            end = time.time() + v.limit(4)
+            while self.let_go(life) == before:
+                assert time.time() < end, life.daemon.tail(15)
+                time.sleep(0.05)
+            # Without a service manager that keeps fds the port has to be plugged anew.
+            life.device.kill()
+            life.daemon.start()
+            life.device.start()
+            life.back('%s of the daemon during a transfer, a new device VM' % sig.name, 'mib=4')
+        life.clean()
+
+    @staticmethod
+    def let_go(life):
+        with open(life.daemon.log) as f:
+            return f.read().count('guard: link %s: the device VM has let go' % life.name)
 
 
 @points(FAST_72, FAST_IV11, FAST_SHMEM_1G)
