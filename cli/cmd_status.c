@@ -20,6 +20,10 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("vhost-pcid %s, pid %lld, up %lld s: %lld links, %lld open fds, %lld reloads\n", cli_str(result, "version"),
 		       cli_int(result, "pid"), cli_int(result, "uptime_s"), cli_int(result, "links"), cli_int(result, "open_fds"),
 		       cli_int(result, "reloads"));
+		if (cli_int(result, "guard_pid") > 0)
+			printf("  guard: pid %lld\n", cli_int(result, "guard_pid"));
+		else
+			printf("  guard: NOT there, see vhost-pcid(8)\n");
 		json_array_foreach(json_object_get(result, "threads"), i, t) {
 			printf("  data thread %zu: tid %lld, ", i, cli_int(t, "tid"));
 			if (cli_int(t, "cpu") >= 0)

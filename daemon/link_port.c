@@ -7,25 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu/urcu-qsbr.h>
 
 #include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "carrier.h"
 #include "daemon.h"
-
-/* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
-struct vp_lane {
-	struct worker_job           job;    /* first */
-	const struct vp_plink_mode *m;
-	void                       *own;    /* RCU; the mode's, NULL = nothing */
-	struct vp_relay_queue      *drain;  /* RCU; NULL = nothing to drain */
-	bool                        told;   /* attention was asked for (data thread's own) */
-	/* main thread */
-	bool                        published, added;
-	int                         kick_seen, bell_seen;  /* watched fds, -1 = none */
-};
 
 static void update(struct vp_plink *pl);
 
@@ -71,152 +58,6 @@ static void port_changed(void *ctx)
 	}
 }
 
-/* ---- data threads ------------------------------------------------------------------------------ */
-
-static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
-{
-	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = own ? NULL : rcu_dereference(ln->drain);
-	unsigned n;
-	bool broken;
-
-	if (own) {
-		n = ln->m->run(own, s);
-		broken = ln->m->broken(own);
-	} else if (rq) {
-		n = vp_relay_run(rq, NULL, s);
-		broken = rq->vq.broken;
-	} else {
-		return 0;
-	}
-	if (vp_unlikely(broken && !ln->told)) {
-		ln->told = true;
-		worker_attention(j);
-	}
-	return n;
-}
-
-static enum worker_next lane_arm(struct worker_job *j)
-{
-	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
-
-	if (own)
-		return ln->m->arm(own, ln->kick_seen >= 0);
-	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
-	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
-}
-
-static void lane_disarm(struct worker_job *j)
-{
-	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
-
-	if (own)
-		ln->m->disarm(own);
-	else if (rq && !rq->vq.broken)
-		vp_vq_disable_kicks(&rq->vq);
-}
-
-static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm, .disarm = lane_disarm };
-
-/* True: a grace period is needed before what it used is touched. */
-static bool lane_unpublish(struct vp_lane *ln)
-{
-	if (!ln->published)
-		return false;
-	rcu_assign_pointer(ln->own, NULL);
-	rcu_assign_pointer(ln->drain, NULL);
-	worker_job_unwatch(&ln->job, ln->kick_seen);
-	worker_job_unwatch(&ln->job, ln->bell_seen);
-	ln->kick_seen = ln->bell_seen = -1;
-	ln->published = false;
-	return true;
-}
-
-/* Queues [first, first + n) are in no data thread's hands when it returns. */
-static void lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n)
-{
-	bool grace = false;
-
-	for (unsigned i = first; pl->lane && i < first + n; i++)
-		grace |= lane_unpublish(&pl->lane[i]);
-	if (grace)
-		urcu_qsbr_synchronize_rcu();
-}
-
-static void watch(struct vp_lane *ln, int fd, int *seen)
-{
-	if (fd >= 0 && !worker_job_watch(&ln->job, fd))
-		*seen = fd;
-}
-
-/* In its present hands: worked on, or drained. */
-static void lane_publish(struct vp_plink *pl, unsigned i)
-{
-	struct vp_lane *ln = pl->lane ? &pl->lane[i] : NULL;
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	bool handed = pl->q[i].handed;
-
-	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !(i & 1)))
-		return;
-	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
-	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_PORT_LATER)
-		return;
-	ln->told = false;
-	watch(ln, r->kick_fd, &ln->kick_seen);
-	if (handed) {
-		watch(ln, pl->att->ops->call_fd(pl->att, 1 + i), &ln->bell_seen);
-		if (pl->m->open)
-			pl->m->open(pl, i, r->enabled && !pl->q[i].stop_owed);
-		rcu_assign_pointer(ln->own, pl->m->lane(pl, i));
-	} else {
-		rcu_assign_pointer(ln->drain, &r->rq);
-	}
-	ln->published = true;
-	worker_poke(&ln->job);
-}
-
-static void lanes_free(struct vp_plink *pl)
-{
-	for (unsigned i = 0; pl->lane && i < pl->n; i++) {
-		lane_unpublish(&pl->lane[i]);
-		if (pl->lane[i].added)
-			worker_job_del(pl->l->d->workers, &pl->lane[i].job);
-	}
-	free(pl->lane);
-	pl->lane = NULL;
-}
-
-static int lanes_make(struct vp_plink *pl)
-{
-	if (pl->lane)
-		return 0;
-	pl->lane = calloc(pl->n, sizeof(*pl->lane));
-	if (!pl->lane)
-		return -ENOMEM;
-	for (unsigned i = 0; i < pl->n; i++) {
-		struct vp_lane *ln = &pl->lane[i];
-		int r;
-
-		ln->job.ops = &lane_ops;
-		ln->m = pl->m;
-		ln->kick_seen = ln->bell_seen = -1;
-		if (!pl->m->lanes && !(i & 1))
-			continue;  /* nobody drains a receive queue */
-		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);
-		if (r) {
-			lanes_free(pl);
-			return r;
-		}
-		ln->added = true;
-	}
-	return 0;
-}
-
 /* ---- signals -------------------------------------------------------------------------------------- */
 
 uint64_t vp_plink_wire_count(const struct vp_wire *w)
@@ -257,12 +98,12 @@ static void wires_changed(void *ctx)
 
 	if (!pl->slot.v || pl->closing)
 		return;
-	lanes_withdraw(pl, 0, pl->n);
+	vp_lanes_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++) {
 		if (pl->q[i].handed)
 			wire(pl, i);
 		if (vp_vdev_ring(pl->slot.v, i)->usable)
-			lane_publish(pl, i);
+			vp_lane_publish(pl, i);
 	}
 	pl->guard_stale = true;
 	vp_plink_guard_update(pl);
@@ -276,7 +117,7 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	struct vp_plink_queue *q = &pl->q[i];
 	struct vp_port_ring pr = { .enabled = r->enabled };
 
-	lanes_withdraw(pl, i, 1);
+	vp_lanes_withdraw(pl, i, 1);
 	if (r->rq.vq.broken)
 		return;
 	if (pl->m->begin(pl, i, &pr)) {
@@ -289,7 +130,7 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	}
 	q->handed = true;
 	wire(pl, i);
-	lane_publish(pl, i);
+	vp_lane_publish(pl, i);
 }
 
 static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop *s)
@@ -300,7 +141,7 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	struct vp_err e = { 0 };
 
 	pl->m->unwire(pl, i);
-	lanes_withdraw(pl, i, 1);
+	vp_lanes_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = false;
 	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed);
 	if (!alive)
@@ -401,7 +242,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	if (r->usable && !q->handed && up && !q->given_up && vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
-		lane_publish(pl, i);
+		vp_lane_publish(pl, i);
 }
 
 static void update_once(struct vp_plink *pl)
@@ -440,7 +281,7 @@ static void vdev_withdraw(void *ctx, unsigned first, unsigned n)
 {
 	struct vp_plink *pl = ctx;
 
-	lanes_withdraw(pl, first, n);
+	vp_lanes_withdraw(pl, first, n);
 	/* What is in the device VM's hands stays there, but its fds may change. Wires have duplicates of their own. */
 	for (unsigned i = first; i < first + n; i++)
 		pl->q[i].rewire = true;
@@ -498,9 +339,7 @@ static void vdev_translated(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 
-	for (unsigned i = 0; pl->lane && i < pl->n; i++)
-		if (pl->lane[i].published)
-			worker_poke(&pl->lane[i].job);
+	vp_lanes_poke(pl);
 }
 
 static const struct vp_vdev_ops vdev_ops = {
@@ -518,7 +357,7 @@ static void profile(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 {
 	struct vp_plink *pl = ctx;
-	int r = lanes_make(pl);
+	int r = vp_lanes_make(pl);
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
@@ -548,12 +387,12 @@ static void drv_gone(struct vp_plink *pl)
 	vdev_memory(pl);
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
-	lanes_withdraw(pl, 0, pl->n);
+	vp_lanes_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_stats_add(i & 1 ? &pl->past : &pl->past_back, &vp_vdev_ring(v, i)->rq.stats);
 	vp_vdev_free(v);
 	pl->slot.v = NULL;
-	lanes_free(pl);
+	vp_lanes_free(pl);
 	if (pl->m->gone)
 		pl->m->gone(pl);
 	vp_plink_guard_update(pl);
@@ -618,7 +457,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (pl->att)
 		pl->att->ops->free(pl->att);
 	pl->att = NULL;
-	lanes_free(pl);
+	vp_lanes_free(pl);
 	pl->m->fini(pl);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Inside of port links: link_port.c has what all have in common (the driver side's session, the port and
- * its attachment, whose hands a queue is in, draining, what is shown), link_fast.c and link_copy.c have what
- * differs. For these files only.
+ * its attachment, whose hands a queue is in, what is shown), link_lane.c what data threads do, link_guard.c what the guard is
+ * told, link_fast.c and link_copy.c have what differs. For these files only.
  *
  * A queue that the driver VM has started is in one of two hands:
  *   - the device VM's, while the port's link is up: a run of the port (vp_port_queue_run());
@@ -128,7 +128,17 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
-/* Have the guard know what it must, after anything that this depends on has changed. */
+/* link_lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
+int  vp_lanes_make(struct vp_plink *pl);
+void vp_lanes_free(struct vp_plink *pl);
+/* Have data threads do what there is to do of queue i in its present hands: it is worked on, or drained. Nothing, where that is nothing. */
+void vp_lane_publish(struct vp_plink *pl, unsigned i);
+/* Queues [first, first + n) are in no data thread's hands when it returns. */
+void vp_lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
+/* What they wait for may have come. */
+void vp_lanes_poke(struct vp_plink *pl);
+
+/* link_guard.c. Have the guard know what it must, after anything that this depends on has changed. */
 void vp_plink_guard_update(struct vp_plink *pl);
 /* The link is being taken away: what the guard knows stays as it is, until nothing writes to the port any more. */
 void vp_plink_guard_leave(struct vp_plink *pl);

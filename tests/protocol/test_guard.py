@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A driver VM's connection ends only when the device VM has let go of its rings, however the link ends (daemon/guard.h): a VMM that loses
 its back-end goes to work on them itself."""
+import contextlib
 import os
 import select
 import signal
@@ -112,6 +113,17 @@ def lab(make_daemon):
         l.close()
 
 
+@contextlib.contextmanager
+def neighbour(d):
+    """A second fast link, and both its ends."""
+    d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
+    d.call("daemon.reload")
+    with pc.Local(d.sock("ef", "device")) as p, vu.Nic(d.sock("ef", "driver")) as nic:
+        p.attach()
+        p.wait(lambda s: s.up and s.queues[1].avail)
+        yield p, nic
+
+
 def drain_signals(p):
     fd = p.signals[0]
     while select.select([fd], [], [], 0)[0]:
@@ -215,11 +227,7 @@ def test_signal_that_blocks(lab):
     """A device VM's VMM that fills its eventfd and makes it block keeps nobody else waiting."""
     l = lab("local")
     d = l.d
-    d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
-    d.call("daemon.reload")
-    with pc.Local(d.sock("ef", "device")) as p, vu.Nic(d.sock("ef", "driver")) as nic:
-        p.attach()
-        p.wait(lambda s: s.up and s.queues[1].avail)
+    with neighbour(d) as (p, nic):
         fd = l.p.signals[0]
         os.set_blocking(fd, True)
         os.kill(d.proc.pid, signal.SIGSTOP)
@@ -258,11 +266,7 @@ def test_neighbour_goes_on(lab):
     """One link is taken away; the device VM of another hears nothing of it, and its traffic runs."""
     l = lab("local")
     d = l.d
-    d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
-    d.call("daemon.reload")
-    with pc.Local(d.sock("ef", "device")) as p, vu.Nic(d.sock("ef", "driver")) as nic:
-        p.attach()
-        p.wait(lambda s: s.up and s.queues[1].avail)
+    with neighbour(d) as (p, nic):
         generation = p.state().generation
         l.end("remove")
         l.told()
