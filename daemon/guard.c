@@ -257,6 +257,8 @@ _Noreturn static void guard_main(const struct vp_conf_daemon *c)
 		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
 		_exit(1);
 	}
+	if (write(SOCK_FD, "", 1) != 1)
+		_exit(1);
 	while (daemon_lives || list) {
 		struct pollfd p = { .fd = daemon_lives ? SOCK_FD : -1, .events = POLLIN };
 		bool waiting = false;
@@ -299,6 +301,7 @@ struct vp_guard {
 static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
 {
 	int sv[2];
+	char ready;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
 		return -errno;
@@ -314,7 +317,10 @@ static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
 	if (g->pid < 0)
 		return -errno;
 	g->pidfd = (int)syscall(SYS_pidfd_open, g->pid, 0);
-	return g->pidfd < 0 ? -errno : 0;
+	if (g->pidfd < 0)
+		return -errno;
+	/* It ends at once where it cannot do what it needs, and has said why. */
+	return recv(g->sock, &ready, 1, 0) == 1 ? 0 : -ECHILD;
 }
 
 int vp_guard_start(struct vp_guard **out, const struct vp_conf_daemon *c, struct vp_err *e)

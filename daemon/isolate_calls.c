@@ -258,9 +258,13 @@ int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
 {
 	int r;
 
-	capng_clear(CAPNG_SELECT_CAPS);
-	if (capng_apply(CAPNG_SELECT_CAPS))
-		return vp_err_set(e, -EPERM, "cannot drop capabilities");
+	if (capng_get_caps_process())
+		return vp_err_set(e, -EPERM, "cannot read the process's capabilities; is /proc mounted?");
+	if (capng_have_capabilities(CAPNG_SELECT_CAPS) != CAPNG_NONE) {
+		capng_clear(CAPNG_SELECT_CAPS);
+		if (capng_apply(CAPNG_SELECT_CAPS))
+			return vp_err_set(e, -EPERM, "cannot drop capabilities");
+	}
 #ifdef VP_INSTRUMENTED
 	return 0;
 #endif

@@ -5,6 +5,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import struct
 import threading
 import time
@@ -90,6 +91,12 @@ def hung_up(sock):
     p = select.poll()
     p.register(sock, select.POLLRDHUP)
     return bool(p.poll(0))
+
+
+def listens(path):
+    """Somebody accepts connections there; a daemon that was killed leaves the socket's file."""
+    with socket.socket(socket.AF_UNIX) as s:
+        return s.connect_ex(path) == 0
 
 
 def gone(pid):

@@ -2,7 +2,6 @@
 """The daemon is killed and started again by a service manager that kept its fds: ports of running device VMs go on."""
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import pytest
 import portclient as pc
 import vu
 from conftest import Daemon
+from test_guard import listens
 from test_port import forward
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "vm"))
@@ -38,12 +38,6 @@ def service():
     finally:
         d.manager.close()
         shutil.rmtree(tmp, ignore_errors=True)
-
-
-def listens(path):
-    """Somebody accepts connections there; a daemon that was killed leaves the socket's file."""
-    with socket.socket(socket.AF_UNIX) as s:
-        return s.connect_ex(path) == 0
 
 
 def link(d, mode, **keys):

@@ -15,6 +15,7 @@ import time
 import pytest
 
 import portclient as pc
+import test_guard
 import vu
 from conftest import BUILD
 from test_port import forward
@@ -128,6 +129,7 @@ def test_as_installed(box):
     status = box.ctl("status")
     assert box.unit("ActiveState") == "active" and int(box.unit("MainPID"))
     assert box.unit("NRestarts") == "0"
+    assert status["guard_pid"]
     off = [s for s in status["isolation"] if not s["in_force"]]
     kernel = [s for s in off if s["name"] == "files" and "no landlock" in s["what"]]
     assert off == kernel, off
@@ -168,6 +170,30 @@ def test_port_outlives_the_daemon(box):
                 assert forward(p, 1)[0] == [vu.frame(life, 100)]
             p.wait(lambda s: not s.up)
     assert "Watchdog timeout" in box.ok("journalctl", "--no-pager", "-q", "-o", "cat")
+
+
+def test_guard_outlives_the_daemon(box):
+    """What the service manager ends of a daemon that was killed, or hung, does not end the guard before the device VM has let go."""
+    for vm in ("c", "d"):
+        box.write(f"etc/vhost-pci/{vm}.vm", "[VM]\nTrustGroup=green\n")
+    box.write("etc/vhost-pci/cd.link", "[Link]\nMode=fast\n[Driver]\nVM=c\n[Device]\nVM=d\nEndpoint=port\nAttachment=local\n")
+    box.ok("systemctl", "reload", "vhost-pcid")
+    driver, device = (str(box.root / f"run/vhost-pci/cd.{side}.sock") for side in ("driver", "device"))
+    for sign in ("SIGKILL", "SIGSTOP"):
+        box.wait(lambda: not run("test", "-S", driver).returncode and test_guard.listens(driver), "no driver socket")
+        restarts = int(box.unit("NRestarts"))
+        with pc.Local(device) as p, vu.Nic(driver) as nic:
+            p.attach()
+            p.wait(lambda s: s.up and s.queues[1].avail)
+            test_guard.deaf(p)
+            box.ok("systemctl", "kill", "--kill-whom=main", "-s", sign, "vhost-pcid")
+            p.wait(lambda s: s.reason == pc.DAEMON, timeout=10)
+            time.sleep(0.5)
+            assert not test_guard.hung_up(nic.sock), f"after {sign} the driver VM was set loose"
+            p.sync()
+            box.wait(lambda: test_guard.hung_up(nic.sock), "the driver VM is still held")
+        box.wait(lambda: int(box.unit("NRestarts")) == restarts + 1, f"no restart after {sign}")
+        box.wait(lambda: box.unit("ActiveState") == "active", f"not up again after {sign}")
 
 
 def test_stop(box):
