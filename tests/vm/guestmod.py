@@ -28,8 +28,9 @@ def _headers(k, tree, head):
     with Lock('headers'):
         if not os.path.isdir(tree):
             raise Unavailable('no headers of kernel %s on this machine, and no private tree (scripts/qemu11-tree)' % k.release)
-        if not os.path.exists(tree + '/usr/bin/gcc') or not os.path.exists(tree + '/usr/bin/make'):
-            _run([os.path.join(TOP, 'scripts/qemu11-tree'), '--add', 'gcc', 'make', 'libelf1t64', 'libssl3t64'], 'adding a compiler')
+        # The headers bring a vmlinux with type information (BTF), from which pahole makes the module's.
+        if not all(os.path.exists(tree + '/usr/bin/' + p) for p in ('gcc', 'make', 'pahole')):
+            _run([os.path.join(TOP, 'scripts/qemu11-tree'), '--add', 'gcc', 'make', 'pahole', 'libelf1t64', 'libssl3t64'], 'adding a compiler')
         if os.path.isdir(tree + head):
             return
         apt = Apt(k.suite)
