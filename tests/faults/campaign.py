@@ -102,7 +102,7 @@ def cut_setup(c, link, end, half=False):
     """At each message boundary of the set-up in turn; with half, in the middle of the message behind it."""
     p = link.proxies[end]
     if p.last_count > c.setup[link, end]:
-        c.setup[link, end] = min(p.last_count, 64)
+        c.setup[link, end] = min(p.last_count, c.most[link, end])
     k = link.cut_at[end]
     link.cut_at[end] += 1
     if link.cut_at[end] > c.setup[link, end]:
@@ -114,6 +114,11 @@ def cut_setup(c, link, end, half=False):
     if not p.fired.wait(3):
         c.not_fired += 1
         p.forget()
+        # A connection that lives on has more messages than its set-up. Or there were fewer this time, for the other end was away: once more.
+        if c.missed.get((link, end)) == k:
+            c.setup[link, end] = c.most[link, end] = max(k - 1, 1)
+        else:
+            c.missed[link, end] = link.cut_at[end] = k
     yield
     if dies(link, end):
         link.ends[end].start_again()
@@ -199,6 +204,8 @@ class Campaign:
         self.say = say or (lambda line: None)
         self.targets = rig.links[self.neighbours:]
         self.setup = {(link, e): 8 for link in rig.links for e in (0, 1)}
+        self.most = {x: 64 for x in self.setup}
+        self.missed = {}
         self.violations, self.max_violations = [], max_violations
         self.kinds, self.by_mode = {}, {}
         self.allowed = set(self.faults)
