@@ -28,6 +28,7 @@
 #include "port/fds.h"
 #include "port/lastsig.h"
 #include "port/orphan.h"
+#include "sock.h"
 
 /* A data path that hears of it lets go at once; the time is for one that gets no CPU. As long as the next daemon would wait (port.c). */
 #define PATIENCE_MS  3000u
@@ -115,24 +116,17 @@ static bool begin(struct ward *w)
 	return true;
 }
 
-static bool hung_up(int fd)
-{
-	struct pollfd p = { .fd = fd, .events = POLLRDHUP };
-
-	return fd >= 0 && poll(&p, 1, 0) == 1 && p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL);
-}
-
 /* Has it been seen off? */
 static bool over(struct ward *w)
 {
 	enum vp_orphan_state s = vp_orphan_look(w->orphan);
-	bool let_go = s == VP_ORPHAN_LET_GO || hung_up(w->fd[FD_CONN]);
+	bool let_go = s == VP_ORPHAN_LET_GO || vp_sock_hung_up(w->fd[FD_CONN]);
 	uint64_t ms = now_ms() - w->since_ms;
 
 	if (s == VP_ORPHAN_ANSWERED)
 		signal_guest(w);
 	/* A driver VM that is gone waits for nothing. */
-	if (!let_go && ms < PATIENCE_MS && !hung_up(w->fd[FD_DRIVER]))
+	if (!let_go && ms < PATIENCE_MS && !vp_sock_hung_up(w->fd[FD_DRIVER]))
 		return false;
 	vp_orphan_finish(w->orphan, let_go);
 	signal_guest(w);

@@ -135,10 +135,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 /* The session's front-end is gone, only its hang-up has not been handled yet. */
 static bool session_dead(struct vp_peer *p)
 {
-	struct pollfd pfd = { .fd = vu_backend_fd(p->vu), .events = POLLRDHUP };
-
-	/* seccomp control: poll */
-	return poll(&pfd, 1, 0) == 1 && pfd.revents & (POLLHUP | POLLERR | POLLRDHUP | POLLNVAL);
+	return vp_sock_hung_up(vu_backend_fd(p->vu));
 }
 
 static int on_hold_end(sd_event_source *s, uint64_t usec, void *arg)

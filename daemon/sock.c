@@ -2,6 +2,7 @@
 #include "sock.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,6 +19,14 @@ static int fill(struct sockaddr_un *a, const char *path, struct vp_err *e)
 		return vp_err_set(e, -ENAMETOOLONG, "%.60s...: longer than a UNIX socket's path may be; use a shorter one", path);
 	memcpy(a->sun_path, path, strlen(path));
 	return 0;
+}
+
+bool vp_sock_hung_up(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLRDHUP };
+
+	/* seccomp control: poll; guard: poll */
+	return poll(&p, 1, 0) == 1 && p.revents & (POLLHUP | POLLERR | POLLRDHUP | POLLNVAL);
 }
 
 int vp_sock_mkdir(const char *path)

@@ -3,6 +3,7 @@
 #ifndef VP_DAEMON_SOCK_H
 #define VP_DAEMON_SOCK_H
 
+#include <stdbool.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
@@ -20,6 +21,9 @@ int vp_sock_connect(const char *path, int *fd, struct vp_err *e);
 
 /* Credentials of the process at the other end when the connection was made. 0 or -errno. */
 int vp_sock_peer(int fd, struct ucred *cred);
+
+/* Has the other end of a connection closed it, or gone? Reads nothing; a negative fd has no other end: false. */
+bool vp_sock_hung_up(int fd);
 
 /* mkdir -p of the directory that path (a file) lies in, mode 0755. 0 or -errno. */
 int vp_sock_mkdir(const char *path);
