@@ -7,8 +7,8 @@
 
 #include "base/log.h"
 #include "base/util.h"
-#include "conf_keys.h"
-#include "daemon.h"
+#include "conf/keys.h"
+#include "context/context.h"
 
 static const char usage[] =
 	"Usage: vhost-pcid [OPTION]...\n"

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "policy.h"
+#include "conf/policy.h"
 
 static struct vp_conf_vm vms[] = {
 	{ .name = "blue1", .trust_group = "blue" },

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The daemon as a whole: what main() builds and everything else may reach.
+ * One per process; main thread only.
+ */
+#ifndef VP_DAEMON_DAEMON_H
+#define VP_DAEMON_DAEMON_H
+
+#include <dirent.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <systemd/sd-event.h>
+
+#include "conf/conf.h"
+
+struct vp_control;
+struct worker_pool;
+struct vp_links;
+struct vp_forward;
+struct vp_audit;
+struct vp_guard;
+
+/* Listening sockets that a service manager made for us, by name. */
+struct vp_activation {
+	unsigned n;
+	struct {
+		int  fd;
+		char name[VP_CONF_NAME_MAX + 16];
+	} *s;
+};
+
+struct vp_options {
+	struct vp_conf_paths paths;
+	const char *threads;  /* as written; override the files */
+	const char *cpus;
+	const char *user;
+	int         log_level;
+	bool        check_config;
+};
+
+struct vp_daemon {
+	sd_event             *event;
+	struct vp_options     opt;
+	struct vp_conf       *conf;     /* what the files say; links added at run time are not in it */
+	struct worker_pool   *workers;
+	struct vp_links      *links;
+	struct vp_forward    *forward;  /* made with the first port */
+	struct vp_control    *control;
+	struct vp_activation  activation;
+	struct vp_audit      *audit;
+	struct vp_guard      *guard;
+	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
+	DIR                  *fd_dir;      /* /proc/self/fd, opened while that could be done */
+	uint64_t              started_us;  /* CLOCK_MONOTONIC */
+	unsigned              reloads;
+	int                   spare_fd;    /* given up when fds run out */
+	uint64_t              last_shed_us;
+	bool                  stopping;
+};
+
+/* main.c: read options and files. 0, or an exit status > 0 with everything said. */
+int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done);
+int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_conf_report *rep);
+
+/*
+ * Read the files again and apply the differences. An invalid configuration changes nothing: -EINVAL,
+ * with the first problem in e and all of them in the log. *changed (may be NULL) counts links
+ * added, removed and replaced.
+ */
+int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e);
+
+/* Ask the loop to end; used by SIGTERM. */
+void vp_daemon_stop(struct vp_daemon *d);
+
+/* Take a socket-activation fd called name; -1 when there is none. */
+int vp_activation_take(struct vp_activation *a, const char *name);
+
+/*
+ * accept() said EMFILE: take one waiting connection with the fd kept in reserve and close it, so that the
+ * listening socket lfd does not stay readable for ever. what is for the log.
+ */
+void vp_daemon_shed(struct vp_daemon *d, int lfd, const char *what);
+
+#endif
