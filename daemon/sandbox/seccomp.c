@@ -72,7 +72,7 @@ struct vp_call_rule {
 /* The threads' own filters. */
 /* seccomp control: seccomp(arg0 == SECCOMP_SET_MODE_FILTER) */
 
-#include "seccomp_table.h"
+#include "sandbox/seccomp_table.h"
 
 static const struct {
 	const struct vp_call_rule *rule;
