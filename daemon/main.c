@@ -12,19 +12,21 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
-#include "context/audit.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "control/control.h"
+#include "context/audit.h"
 #include "context/context.h"
-#include "handover/guard.h"
+#include "control/control.h"
+#include "control/reload.h"
 #include "guestmem/map.h"
+#include "handover/guard.h"
+#include "link/link.h"
+#include "options.h"
 #include "sandbox/isolate.h"
 #include "sys/fdstore.h"
-#include "link/link.h"
 #include "sys/log_sink.h"
-#include "conf/policy.h"
 #include "threads/forward.h"
+#include "threads/rates.h"
 #include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)

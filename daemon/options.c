@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+#include "options.h"
+
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -8,7 +10,6 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "conf/keys.h"
-#include "context/context.h"
 
 static const char usage[] =
 	"Usage: vhost-pcid [OPTION]...\n"

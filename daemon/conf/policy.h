@@ -4,13 +4,12 @@
  * nothing else looks at trust groups. Default deny: `fast` exposes all memory
  * of the driver VM and needs both VMs in one trust group, whatever a link asks.
  *
- * Pure functions of the configuration (but for the rates); main thread.
+ * Pure functions of the configuration; main thread.
  */
 #ifndef VP_DAEMON_POLICY_H
 #define VP_DAEMON_POLICY_H
 
 #include "conf/conf.h"
-#include "engine/relay.h"
 
 struct vp_policy_decision {
 	bool        allowed;
@@ -54,10 +53,5 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep);
 /* The limits among vp_policy_steps(). -EDQUOT with a message that names the rule, and the rule in *rule. */
 int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n,
 		     const struct vp_conf_link *l, const char **rule, struct vp_err *e);
-
-/* The bucket of all that this VM sends. Lives as long as the process; NULL: out of memory, no limit. threads/rates.c. */
-struct vp_bucket *vp_rate_of(const char *vm);
-/* Put the rates of c in force, on running links too. */
-void vp_rate_apply(const struct vp_conf *c);
 
 #endif

@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The daemon as a whole: what main() builds and everything else may reach.
+ * The daemon as a whole: what main() builds and everything else may reach. What the pointers lead to is in the rooms above, and
+ * opaque here.
  * One per process; main thread only.
  */
 #ifndef VP_DAEMON_DAEMON_H
 #define VP_DAEMON_DAEMON_H
 
 #include <dirent.h>
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <systemd/sd-event.h>
 
 #include "conf/conf.h"
+#include "sys/activation.h"
 
 struct vp_control;
 struct worker_pool;
@@ -20,15 +23,6 @@ struct vp_links;
 struct vp_forward;
 struct vp_audit;
 struct vp_guard;
-
-/* Listening sockets that a service manager made for us, by name. */
-struct vp_activation {
-	unsigned n;
-	struct {
-		int  fd;
-		char name[VP_CONF_NAME_MAX + 16];
-	} *s;
-};
 
 struct vp_options {
 	struct vp_conf_paths paths;
@@ -50,6 +44,8 @@ struct vp_daemon {
 	struct vp_activation  activation;
 	struct vp_audit      *audit;
 	struct vp_guard      *guard;
+	void                (*on_event)(void *arg, const char *event, json_t *data);  /* events.h */
+	void                 *on_event_arg;
 	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
 	DIR                  *fd_dir;      /* /proc/self/fd, opened while that could be done */
 	uint64_t              started_us;  /* CLOCK_MONOTONIC */
@@ -59,22 +55,11 @@ struct vp_daemon {
 	bool                  stopping;
 };
 
-/* main.c: read options and files. 0, or an exit status > 0 with everything said. */
-int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done);
-int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_conf_report *rep);
-
-/*
- * Read the files again and apply the differences. An invalid configuration changes nothing: -EINVAL,
- * with the first problem in e and all of them in the log. *changed (may be NULL) counts links
- * added, removed and replaced.
- */
-int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e);
+/* "keep.LINK.WHAT" */
+_Static_assert(VP_ACTIVATION_NAME_MAX >= VP_CONF_NAME_MAX + 16, "a link's name has room in the name of an fd");
 
 /* Ask the loop to end; used by SIGTERM. */
 void vp_daemon_stop(struct vp_daemon *d);
-
-/* Take a socket-activation fd called name; -1 when there is none. */
-int vp_activation_take(struct vp_activation *a, const char *name);
 
 /*
  * accept() said EMFILE: take one waiting connection with the fd kept in reserve and close it, so that the

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "context/events.h"
 #include "control/request.h"
 #include "sys/sock.h"
 
@@ -352,6 +353,38 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	return 0;
 }
 
+/* Tell subscribers. Steals data. */
+static void on_event(void *arg, const char *event, json_t *data)
+{
+	struct vp_control *c = arg;
+	struct vp_client *cl;
+	bool any = false;
+	size_t len = 0;
+	char *line;
+
+	for (cl = c->clients; cl; cl = cl->next)
+		any |= cl->subscribed;
+	if (!any) {
+		json_decref(data);
+		return;
+	}
+	line = vp_event_line(event, data, &len);
+	for (cl = line ? c->clients : NULL; cl; cl = cl->next) {
+		if (!cl->subscribed || cl->closing)
+			continue;
+		/* Not freed here: the client may be the one whose request is being served. */
+		if (client_put(cl, strndup(line, len), len)) {
+			cl->closing = true;
+			cl->subscribed = false;
+			/* seccomp control: shutdown */
+			shutdown(cl->fd, SHUT_RDWR);
+			vp_log(VP_LOG_WARNING, "control: a subscriber did not read its events; cut off");
+		}
+		client_rearm(cl);
+	}
+	free(line);
+}
+
 int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
 		   struct vp_err *e)
 {
@@ -385,6 +418,7 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 		vp_err_set(e, r, "%s: cannot wait for clients: %s", path, strerror(-r));
 		goto fail;
 	}
+	vp_event_listen(d, on_event, c);
 	*out = c;
 	return 0;
 fail:
@@ -396,6 +430,7 @@ void vp_control_free(struct vp_control *c)
 {
 	if (!c)
 		return;
+	vp_event_listen(c->d, NULL, NULL);
 	while (c->clients)
 		client_free(c->clients);
 	sd_event_source_disable_unref(c->io);
@@ -408,34 +443,4 @@ void vp_control_free(struct vp_control *c)
 void vp_client_subscribe(struct vp_client *cl)
 {
 	cl->subscribed = true;
-}
-
-void vp_control_event(struct vp_control *c, const char *event, json_t *data)
-{
-	struct vp_client *cl;
-	bool any = false;
-	size_t len = 0;
-	char *line;
-
-	for (cl = c ? c->clients : NULL; cl; cl = cl->next)
-		any |= cl->subscribed;
-	if (!any) {
-		json_decref(data);
-		return;
-	}
-	line = vp_event_line(event, data, &len);
-	for (cl = line ? c->clients : NULL; cl; cl = cl->next) {
-		if (!cl->subscribed || cl->closing)
-			continue;
-		/* Not freed here: the client may be the one whose request is being served. */
-		if (client_put(cl, strndup(line, len), len)) {
-			cl->closing = true;
-			cl->subscribed = false;
-			/* seccomp control: shutdown */
-			shutdown(cl->fd, SHUT_RDWR);
-			vp_log(VP_LOG_WARNING, "control: a subscriber did not read its events; cut off");
-		}
-		client_rearm(cl);
-	}
-	free(line);
 }

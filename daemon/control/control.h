@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The control socket: accepts clients, checks who they are, reads request
- * lines, answers, pushes events to subscribers. What the methods do is
+ * lines, answers, pushes events (context/events.h) to subscribers. What the methods do is
  * methods.c's business. Main thread only.
  */
 #ifndef VP_DAEMON_CONTROL_H
@@ -30,9 +30,6 @@ struct vp_client;
 int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
 		   struct vp_err *e);
 void vp_control_free(struct vp_control *c);
-
-/* Tell subscribers. Steals data. */
-void vp_control_event(struct vp_control *c, const char *event, json_t *data);
 
 void vp_client_subscribe(struct vp_client *cl);
 

@@ -17,6 +17,7 @@
 #include "handover/guard.h"
 #include "link/link.h"
 #include "sandbox/isolate.h"
+#include "control/reload.h"
 #include "control/request.h"
 #include "threads/worker.h"
 

@@ -1,23 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What concerns the daemon as a whole: configuration in force, reload, activation sockets. */
-#include "context/context.h"
+#include "control/reload.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <systemd/sd-daemon.h>
-#include <unistd.h>
 
 #include "context/audit.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "conf/keys.h"
-#include "control/control.h"
+#include "context/events.h"
 #include "link/link.h"
-#include "conf/policy.h"
+#include "threads/rates.h"
 
 int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_conf_report *rep)
 {
@@ -90,47 +86,11 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	if (changed)
 		*changed = n;
 	vp_log(VP_LOG_INFO, "reloaded: %u link%s changed, %u in all", n, n == 1 ? "" : "s", vp_links_count(d->links));
-	vp_control_event(d->control, "daemon.reloaded", json_pack("{s:i}", "changed", (int)n));
+	vp_event_tell(d, "daemon.reloaded", json_pack("{s:i}", "changed", (int)n));
 	if (rep.errors)
 		r = vp_err_set(e, -EINVAL, "applied, but not all: %.200s", f.msg);
 out:
 	vp_audit_action(d, "daemon.reload", "", r, e);
 	sd_notifyf(0, "READY=1\nSTATUS=%u links%s", vp_links_count(d->links), r ? ", last reload had errors" : "");
 	return r;
-}
-
-void vp_daemon_stop(struct vp_daemon *d)
-{
-	d->stopping = true;
-	sd_notify(0, "STOPPING=1");
-	sd_event_exit(d->event, 0);
-}
-
-int vp_activation_take(struct vp_activation *a, const char *name)
-{
-	for (unsigned i = 0; i < a->n; i++)
-		if (a->s[i].fd >= 0 && !strcmp(a->s[i].name, name)) {
-			int fd = a->s[i].fd;
-
-			a->s[i].fd = -1;
-			return fd;
-		}
-	return -1;
-}
-
-void vp_daemon_shed(struct vp_daemon *d, int lfd, const char *what)
-{
-	uint64_t now = 0;
-	int fd;
-
-	vp_close(&d->spare_fd);
-	/* seccomp control: accept4 openat */
-	fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	vp_close(&fd);
-	d->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	sd_event_now(d->event, CLOCK_MONOTONIC, &now);
-	if (now - d->last_shed_us < 1000000)
-		return;
-	d->last_shed_us = now;
-	vp_log(VP_LOG_ERR, "%s: refused a connection, out of file descriptors; raise LimitNOFILE=", what);
 }

@@ -20,7 +20,7 @@
 #include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "conf/policy.h"
+#include "threads/rates.h"
 
 #ifndef VIRTIO_F_IN_ORDER
 #define VIRTIO_F_IN_ORDER 35

@@ -18,8 +18,8 @@
 
 #include "base/err.h"
 #include "conf/conf.h"
-#include "context/context.h"
 #include "handover/lastsig.h"
+#include "sys/activation.h"
 
 struct vp_guard;
 

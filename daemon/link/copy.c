@@ -26,10 +26,10 @@
 #include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "engine/bounce.h"
 #include "context/context.h"
+#include "engine/bounce.h"
 #include "link/port_link.h"
-#include "conf/policy.h"
+#include "threads/rates.h"
 
 /* Between the driver VM and us: ring formats, logging, translation. */
 #define RING_BITS \

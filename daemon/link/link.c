@@ -9,8 +9,8 @@
 #include "context/audit.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "control/control.h"
 #include "context/context.h"
+#include "context/events.h"
 #include "front/vdev.h"
 
 struct vp_links {
@@ -188,7 +188,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
-	vp_control_event(ls->d->control, "link.removed", json_pack("{s:s}", "link", l->conf.name));
+	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
 	ls->n--;
@@ -362,7 +362,7 @@ static json_t *maybe_string(const char *s)
 
 void vp_link_event(struct vp_link *l, const char *event, const char *why)
 {
-	vp_control_event(l->d->control, event,
+	vp_event_tell(l->d, event,
 			 json_pack("{s:s,s:s,s:b,s:o}", "link", l->conf.name, "status", l->ops->status(l), "up", l->up,
 				   "why", maybe_string(why ? why : "")));
 }

@@ -11,7 +11,7 @@
 #include "base/util.h"
 
 struct keep_name {
-	char s[sizeof(((struct vp_activation *)0)->s->name)];
+	char s[VP_ACTIVATION_NAME_MAX];
 };
 
 static struct keep_name name_of(const char *link, const char *what)

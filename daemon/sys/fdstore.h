@@ -9,7 +9,7 @@
 #ifndef VP_DAEMON_KEEP_H
 #define VP_DAEMON_KEEP_H
 
-#include "context/context.h"
+#include "sys/activation.h"
 
 /* Names in the store: "keep.LINK.WHAT". */
 #define VP_KEEP_PREFIX "keep."

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* PacketsPerSecond= of VMs at run time: one bucket for all that a VM sends, on whichever links and threads. */
+#include "threads/rates.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-#include "conf/policy.h"
 
 static struct rate {
 	struct vp_bucket bucket;
