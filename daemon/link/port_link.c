@@ -569,7 +569,8 @@ void vp_plink_reap(struct vp_link *l)
 
 	if (!pl->slot.v)
 		return;
-	broke = vp_vdev_check_memory(pl->slot.v) | vp_vdev_reap(pl->slot.v);
+	broke = vp_vdev_check_memory(pl->slot.v);
+	broke |= vp_vdev_reap(pl->slot.v);
 	for (unsigned i = 0; pl->m->lanes && i < pl->n; i++)
 		broke |= pl->q[i].handed && pl->m->broken(pl->m->lane(pl, i));
 	if (!broke)

@@ -479,8 +479,10 @@ static void relay_reap(struct vp_link *l)
 	bool broke = false;
 
 	for (unsigned s = 0; s < VP_SIDES; s++)
-		if (r->side[s].slot.v)
-			broke |= vp_vdev_check_memory(r->side[s].slot.v) | vp_vdev_reap(r->side[s].slot.v);
+		if (r->side[s].slot.v) {
+			broke |= vp_vdev_check_memory(r->side[s].slot.v);
+			broke |= vp_vdev_reap(r->side[s].slot.v);
+		}
 	if (broke)
 		vp_link_event(l, "link.state", "a queue broke; see link.show");
 }
