@@ -12,20 +12,22 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
-#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "control.h"
-#include "daemon.h"
-#include "guard.h"
+#include "context/audit.h"
+#include "context/context.h"
+#include "control/control.h"
+#include "control/reload.h"
 #include "guestmem/map.h"
-#include "isolate.h"
-#include "keep.h"
-#include "link.h"
-#include "log_sink.h"
-#include "policy.h"
-#include "port/forward.h"
-#include "worker.h"
+#include "handover/guard.h"
+#include "link/link.h"
+#include "options.h"
+#include "sandbox/isolate.h"
+#include "sys/fdstore.h"
+#include "sys/log_sink.h"
+#include "threads/forward.h"
+#include "threads/rates.h"
+#include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
 {

@@ -5,7 +5,7 @@
  * deadline. In fast mode the guest is trusted with the driver VM's memory (policy.c has seen
  * to that), but never with the daemon's: nothing it says becomes an index or an address before a check.
  */
-#include "port.h"
+#include "port/port.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -17,8 +17,8 @@
 #include <time.h>
 
 #include "base/log.h"
-#include "port_priv.h"
-#include "timer.h"
+#include "port/priv.h"
+#include "sys/timer.h"
 
 /* Nobody waits for a link to go down, unlike for a driver's stop: a slow guest is given that many times longer. */
 #define FALL_TIMEOUTS 5

@@ -5,10 +5,10 @@
 
 #include <vhost-pci/vhostpci.h>
 
-#include "copy/packet.h"
-#include "copy/relay.h"
+#include "engine/packet.h"
+#include "engine/relay.h"
 #include "net/offload.h"
-#include "port/state.h"
+#include "statepage/state.h"
 
 /* ---- transport: how this process reaches the port -------------------------------------------- */
 

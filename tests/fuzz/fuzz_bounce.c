@@ -13,7 +13,7 @@
 #include <sys/eventfd.h>
 
 #include "base/cycles.h"
-#include "copy/bounce.h"
+#include "engine/bounce.h"
 
 #define REQUIRE(x) do { if (!(x)) abort(); } while (0)
 

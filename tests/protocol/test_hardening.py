@@ -576,7 +576,7 @@ def test_completion_and_manual_know_every_key():
     top = pathlib.Path(__file__).parents[2]
     out = subprocess.run([str(conftest.BUILD / "daemon/vhost-pcid"), "--help"], capture_output=True, text=True)
     assert out.returncode == 0
-    source = (top / "daemon/conf_keys.c").read_text()
+    source = (top / "daemon/conf/keys.c").read_text()
     completion = (top / "packaging/completion/vhost-pcictl").read_text()
     import re
     keys = re.findall(r'\{ "(\w+)", "(\w+)", parse_', source)

@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "conf.h"
+#include "conf/conf.h"
 
 struct said {
 	char     text[8192];

@@ -9,7 +9,8 @@
 
 #include <cmocka.h>
 
-#include "policy.h"
+#include "conf/policy.h"
+#include "threads/rates.h"
 
 static struct vp_conf_vm vms[] = {
 	{ .name = "blue1", .trust_group = "blue" },

@@ -12,7 +12,7 @@
 #include <cmocka.h>
 #include <urcu/urcu-qsbr.h>
 
-#include "vdev_priv.h"
+#include "front/vdev_priv.h"
 
 #define PAGE  4096ull
 #define PAGES 16u

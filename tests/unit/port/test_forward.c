@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "base/blame.h"
-#include "forward.h"
+#include "threads/forward.h"
 
 static bool raised(int fd, int ms)
 {

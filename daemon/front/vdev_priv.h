@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What vdev.c and viommu.c share. */
+#ifndef VP_DAEMON_VDEV_PRIV_H
+#define VP_DAEMON_VDEV_PRIV_H
+
+#include "guestmem/iotlb.h"
+#include "front/vdev.h"
+
+struct vp_vdev {
+	const char                *name;
+	const struct vp_conf_link *conf;
+	unsigned                   side;
+	const struct vp_vdev_ops  *ops;
+	void                      *ctx;
+	uint32_t                   life;      /* differs from every other device's */
+	uint64_t                   features;  /* acknowledged, with bits 26 and 30 as they were sent */
+	uint8_t                    status;
+	bool                       carrier;
+	struct vp_memtab          *tab;       /* NULL = no memory yet */
+	struct vp_iotlb           *iotlb;     /* NULL = addresses are guest physical */
+	bool                       unsent;    /* some miss could not be asked for, */
+	bool                       unsent_said;
+	bool                       resend;    /* but now it might */
+	struct vp_dirty_log        log;       /* log.map NULL = none */
+	unsigned                   n;
+	struct vp_vdev_ring        ring[];
+};
+
+/* A waiting ring tries to start, or to go on. 0 also when it waits still. */
+int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
+
+/* viommu.c: no ring runs. */
+int vp_vdev_iommu_set(struct vp_vdev *v, bool on);
+int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e);
+/* Ask the front-end for what data threads missed. */
+void vp_vdev_iommu_poll(struct vp_vdev *v);
+/* The request channel may be another one, or have room again. */
+void vp_vdev_iommu_events(struct vp_vdev *v);
+
+#endif
