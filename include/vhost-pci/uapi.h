@@ -97,7 +97,8 @@ struct vhp_ioc_signal {
 /*
  * VHP_IOC_COMMAND: one command through the mailbox, serialised with those of the module itself.
  * Returns 0 once answered, whatever `status` says. ETIMEDOUT: no answer within the time (the
- * command may still be executed; commands are idempotent). EINTR: a signal, as above.
+ * command may still be executed; commands are idempotent). EINTR: a signal, as above. ENODEV: the
+ * port went meanwhile, DETACH included, which the module then sends itself.
  */
 struct vhp_ioc_command {
 	__u32	opcode;			/* in: VHP_CMD_* */

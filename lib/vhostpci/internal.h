@@ -25,8 +25,8 @@ struct vhp_transport_ops {
 	/* Map [offset, offset + size) of window `slot`. -EAGAIN: not there yet, pump() later. */
 	int (*map)(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e);
-	/* The eventfd of a to-guest signal; -1 = none. Stays the transport's. */
-	int (*kick_fd)(struct vhp_transport *t, uint32_t signal);
+	/* The eventfd that a kick of queue q makes readable, which to-guest signal `signal` carries; -1 = none. Stays the transport's. */
+	int (*kick_fd)(struct vhp_transport *t, unsigned q, uint32_t signal);
 	/* The eventfd whose write calls queue q; -1 = none. Stays the transport's. */
 	int (*call_fd)(struct vhp_transport *t, unsigned q, uint32_t doorbell);
 	void (*close)(struct vhp_transport *t);

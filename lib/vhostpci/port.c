@@ -178,7 +178,7 @@ static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_s
 	const struct vp_port_queue *pq = &s->queues[i];
 
 	p->q[i].rq.call_fd = p->t->ops->call_fd(p->t, i, pq->doorbell);
-	p->q[i].kick_fd = p->t->ops->kick_fd(p->t, pq->kick_signal);
+	p->q[i].kick_fd = p->t->ops->kick_fd(p->t, i, pq->kick_signal);
 }
 
 /* Stop what must stop, answering STOP requests; before the memory changes. */

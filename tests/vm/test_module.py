@@ -99,7 +99,7 @@ POOL, WIN = 0, 1
 def guest(request, new_lab):
     """One boot for each kernel: port "pool" on rp0, port "win" on rp1, whose windows go to rp2."""
     with new_lab() as lab:
-        g = Guest(lab, *request.param, ports=[dict(queues=4, name='pool', bus='rp0'),
+        g = Guest(lab, *request.param, ports=[dict(queues=4, name='pool', bus='rp0', signals=6),
                                               dict(queues=2, name='win', bus='rp1', wbus='rp2', window=64 * MIB)])
         yield g
         g.vm.kill()
@@ -123,6 +123,7 @@ class TestModule:
         m, pool = port.m, fakeport.POOL
         assert m[pool + 8] == 0xa5 and m[pool + 16] == 0x77
         g.st(d, 'signals 2000')
+        g.st(d, 'wiring 200')
         g.st(d, 'orphan')
         wait(lambda: not port.attached, 'DETACH after the last program')
         # an owner that is killed: the port is detached for it
@@ -148,10 +149,16 @@ class TestModule:
         for _ in range(3):
             d = guest.dev('win')
             guest.st(d, 'unplug', timeout=60)
-            wait(lambda: not port.attached and not port.up, 'DETACH of the unplugged port')
+            wait(lambda: not port.attached and not port.up and port.idle(), 'DETACH of the unplugged port')
             guest.gone('win')
             guest.clean()
             port.add()
+        # It goes while a program waits for the answer to DETACH: nobody spins, and nobody waits for that answer.
+        guest.st(guest.dev('win'), 'detach', timeout=120)
+        wait(lambda: not port.attached and not port.up and port.idle(), 'DETACH of the module')
+        guest.gone('win')
+        guest.clean()
+        port.add()
         guest.st(guest.dev('win'), 'signals 200')
         # sysfs unbind with everything open is the same from inside
         job = guest.hold(guest.dev('win'), 10)

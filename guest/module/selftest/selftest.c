@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -453,6 +454,73 @@ static void t_signals(int rounds)
 	printf("ok signals %d rounds, %.1f us per round trip\n", rounds, t / rounds * 1e6);
 }
 
+/* Which numbers carry the kicks is the host's choice, and it may change while the queues run. */
+static void t_wiring(int rounds)
+{
+	const struct vhp_abi_control *c;
+	struct vhp_abi_state s;
+	struct vhp_ioc_info info;
+	int fd = open_port(O_RDWR), kick[VHP_MAX_QUEUES], call[VHP_MAX_QUEUES], i;
+	uint64_t one = 1;
+	uint32_t q, map;
+
+	CHECK(!ioctl(fd, VHP_IOC_INFO, &info));
+	c = map_control(fd);
+	attach(fd);
+	wait_state(fd, c, &s, is_up, 20);
+	for (q = 0; q < info.max_queues; q++) {
+		kick[q] = eventfd(0, EFD_NONBLOCK);
+		call[q] = eventfd(0, EFD_NONBLOCK);
+		CHECK(!set_eventfd(fd, VHP_IOC_SET_KICK, 1 + q, kick[q]));
+		CHECK(!set_eventfd(fd, VHP_IOC_SET_CALL, 1 + q, call[q]));
+	}
+	for (map = 0; map < 4; map++) {
+		CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xcafe, map, 0, 0, NULL) == VHP_ST_OK);
+		for (i = 0; i < rounds; i++) {
+			q = i % info.max_queues;
+			/* others' kicks may come here, too; not later than ours */
+			wait_eventfd(kick[q], 0);
+			CHECK(write(call[q], &one, 8) == 8);
+			if (!wait_eventfd(kick[q], 2000))
+				fail("wiring %u: no kick on queue %u in round %d", map, q, i);
+		}
+	}
+	/* the usual one again: each queue's alone */
+	usleep(20000);
+	for (q = 0; q < info.max_queues; q++)
+		wait_eventfd(kick[q], 0);
+	CHECK(write(call[0], &one, 8) == 8 && wait_eventfd(kick[0], 2000));
+	for (q = 1; q < info.max_queues; q++)
+		CHECK(!wait_eventfd(kick[q], 0));
+	printf("ok wiring %u maps, %d rounds each\n", map, rounds);
+}
+
+/* The port goes while we wait for the answer to DETACH, which does not come. */
+static void t_detach(void)
+{
+	struct vhp_ioc_command cmd = { .opcode = VHP_CMD_DETACH, .timeout_ms = 60000 };
+	const struct vhp_abi_control *c;
+	struct vhp_abi_state s;
+	struct rusage u;
+	int fd = open_port(O_RDWR);
+	double t, cpu;
+
+	c = map_control(fd);
+	attach(fd);
+	wait_state(fd, c, &s, is_up, 20);
+	CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xdeaf, 0, 0, 0, NULL) == VHP_ST_OK);
+	t = now();
+	CHECK(ioctl(fd, VHP_IOC_COMMAND, &cmd) < 0);
+	t = now() - t;
+	CHECK(errno == ENODEV);
+	CHECK(!getrusage(RUSAGE_SELF, &u));
+	cpu = (double)u.ru_stime.tv_sec + (double)u.ru_stime.tv_usec / 1e6;
+	if (t > 45 || cpu > 10)
+		fail("%.1f s, %.1f s of them busy", t, cpu);
+	close(fd);
+	printf("ok detach left after %.1f s, busy for %.2f s\n", t, cpu);
+}
+
 /* Map a window, tell the host to take it away ("take" on stdout), expect SIGBUS; it comes again. */
 static void t_revoke(int cycles)
 {
@@ -619,8 +687,8 @@ int main(int argc, char **argv)
 		argv += 2;
 	}
 	if (argc < 2) {
-		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|revoke|"
-			"orphan|unplug|hold [n]\n", argv[0]);
+		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|wiring|"
+			"revoke|orphan|unplug|detach|hold [n]\n", argv[0]);
 		return 2;
 	}
 	test = argv[1];
@@ -634,12 +702,16 @@ int main(int argc, char **argv)
 		t_window();
 	else if (!strcmp(test, "signals"))
 		t_signals(argc > 2 ? atoi(argv[2]) : 1000);
+	else if (!strcmp(test, "wiring"))
+		t_wiring(argc > 2 ? atoi(argv[2]) : 100);
 	else if (!strcmp(test, "revoke"))
 		t_revoke(argc > 2 ? atoi(argv[2]) : 3);
 	else if (!strcmp(test, "orphan"))
 		t_orphan();
 	else if (!strcmp(test, "unplug"))
 		t_unplug();
+	else if (!strcmp(test, "detach"))
+		t_detach();
 	else if (!strcmp(test, "hold"))
 		t_hold(argc > 2 ? atoi(argv[2]) : 3600);
 	else
