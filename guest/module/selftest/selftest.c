@@ -30,13 +30,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <vhost-pci/abi.h>
-#include <vhost-pci/uapi.h>
+#include "selftest.h"
 
 static const char *dev = "/dev/vhost-pci0";
 static const char *test;
 
-static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *fmt, ...)
+void fail(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -49,9 +48,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *fmt
 	_exit(1);
 }
 
-#define CHECK(c) do { if (!(c)) fail("line %d: %s (%s)", __LINE__, #c, strerror(errno)); } while (0)
-
-static double now(void)
+double now(void)
 {
 	struct timespec ts;
 
@@ -59,7 +56,7 @@ static double now(void)
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
-static int open_port(int flags)
+int open_port(int flags)
 {
 	int fd = open(dev, flags | O_CLOEXEC);
 
@@ -68,7 +65,7 @@ static int open_port(int flags)
 	return fd;
 }
 
-static const struct vhp_abi_control *map_control(int fd)
+const struct vhp_abi_control *map_control(int fd)
 {
 	void *p = mmap(NULL, VHP_CTRL_SIZE, PROT_READ, MAP_SHARED, fd, 0);
 
@@ -77,7 +74,7 @@ static const struct vhp_abi_control *map_control(int fd)
 	return p;
 }
 
-static void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
+void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
 {
 	const _Atomic uint32_t *gen = (const _Atomic uint32_t *)&c->state.generation;
 	double end = now() + 2;
@@ -96,8 +93,8 @@ static void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
 }
 
 /* Wait until the state satisfies `ok`, woken by the port's fd alone. */
-static void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_state *s,
-		       bool (*ok)(const struct vhp_abi_state *), double secs)
+void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_state *s,
+		bool (*ok)(const struct vhp_abi_state *), double secs)
 {
 	double end = now() + secs;
 	struct vhp_event ev;
@@ -116,18 +113,18 @@ static void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_s
 	}
 }
 
-static bool is_up(const struct vhp_abi_state *s)
+bool is_up(const struct vhp_abi_state *s)
 {
 	return s->link_status == VHP_LINK_UP;
 }
 
-static bool is_down(const struct vhp_abi_state *s)
+bool is_down(const struct vhp_abi_state *s)
 {
 	return s->link_status != VHP_LINK_UP;
 }
 
-static uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
-			uint64_t *value)
+uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
+		 uint64_t *value)
 {
 	struct vhp_ioc_command c = { .opcode = op, .args = { a0, a1, a2, a3 } };
 
@@ -138,7 +135,7 @@ static uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t 
 	return c.status;
 }
 
-static void attach(int fd)
+void attach(int fd)
 {
 	uint32_t st = command(fd, VHP_CMD_ATTACH, VHP_ABI_VERSION, ~0ull, ~0ull, 0, NULL);
 
@@ -147,7 +144,7 @@ static void attach(int fd)
 }
 
 /* The window's fd; waits while the device that carries it is being plugged. */
-static int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window *out)
+int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window *out)
 {
 	double end = now() + 10;
 
@@ -161,14 +158,14 @@ static int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window 
 	}
 }
 
-static int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd)
+int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd)
 {
 	struct vhp_ioc_eventfd e = { .signal = signal, .fd = efd };
 
 	return ioctl(fd, req, &e) ? -errno : 0;
 }
 
-static uint64_t wait_eventfd(int efd, int ms)
+uint64_t wait_eventfd(int efd, int ms)
 {
 	struct pollfd p = { .fd = efd, .events = POLLIN };
 	uint64_t v = 0;
@@ -454,47 +451,6 @@ static void t_signals(int rounds)
 	printf("ok signals %d rounds, %.1f us per round trip\n", rounds, t / rounds * 1e6);
 }
 
-/* Which numbers carry the kicks is the host's choice, and it may change while the queues run. */
-static void t_wiring(int rounds)
-{
-	const struct vhp_abi_control *c;
-	struct vhp_abi_state s;
-	struct vhp_ioc_info info;
-	int fd = open_port(O_RDWR), kick[VHP_MAX_QUEUES], call[VHP_MAX_QUEUES], i;
-	uint64_t one = 1;
-	uint32_t q, map;
-
-	CHECK(!ioctl(fd, VHP_IOC_INFO, &info));
-	c = map_control(fd);
-	attach(fd);
-	wait_state(fd, c, &s, is_up, 20);
-	for (q = 0; q < info.max_queues; q++) {
-		kick[q] = eventfd(0, EFD_NONBLOCK);
-		call[q] = eventfd(0, EFD_NONBLOCK);
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_KICK, 1 + q, kick[q]));
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_CALL, 1 + q, call[q]));
-	}
-	for (map = 0; map < 4; map++) {
-		CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xcafe, map, 0, 0, NULL) == VHP_ST_OK);
-		for (i = 0; i < rounds; i++) {
-			q = i % info.max_queues;
-			/* others' kicks may come here, too; not later than ours */
-			wait_eventfd(kick[q], 0);
-			CHECK(write(call[q], &one, 8) == 8);
-			if (!wait_eventfd(kick[q], 2000))
-				fail("wiring %u: no kick on queue %u in round %d", map, q, i);
-		}
-	}
-	/* the usual one again: each queue's alone */
-	usleep(20000);
-	for (q = 0; q < info.max_queues; q++)
-		wait_eventfd(kick[q], 0);
-	CHECK(write(call[0], &one, 8) == 8 && wait_eventfd(kick[0], 2000));
-	for (q = 1; q < info.max_queues; q++)
-		CHECK(!wait_eventfd(kick[q], 0));
-	printf("ok wiring %u maps, %d rounds each\n", map, rounds);
-}
-
 /* The port goes while we wait for the answer to DETACH, which does not come. */
 static void t_detach(void)
 {
@@ -688,7 +644,7 @@ int main(int argc, char **argv)
 	}
 	if (argc < 2) {
 		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|wiring|"
-			"revoke|orphan|unplug|detach|hold [n]\n", argv[0]);
+			"revoke|orphan|unplug|detach|vfio ADDRESS|hold [n]\n", argv[0]);
 		return 2;
 	}
 	test = argv[1];
@@ -712,6 +668,8 @@ int main(int argc, char **argv)
 		t_unplug();
 	else if (!strcmp(test, "detach"))
 		t_detach();
+	else if (!strcmp(test, "vfio") && argc > 2)
+		t_vfio(argv[2]);
 	else if (!strcmp(test, "hold"))
 		t_hold(argc > 2 ? atoi(argv[2]) : 3600);
 	else
