@@ -14,7 +14,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/blame.h"
@@ -133,14 +132,9 @@ static void *supervisor_main(void *arg)
 	vp_thread_begin(VP_THREAD_SIGNAL, "vp-signal-watch");
 	pthread_mutex_lock(&f->lock);
 	while (!f->stop) {
-		struct timespec ts;
 		uint64_t seq;
 
-		clock_gettime(CLOCK_REALTIME, &ts);
-		ts.tv_nsec += SUPERVISE_MS * 1000000;
-		ts.tv_sec += ts.tv_nsec / 1000000000;
-		ts.tv_nsec %= 1000000000;
-		pthread_cond_timedwait(&f->cond, &f->lock, &ts);
+		vp_cond_wait_ms(&f->cond, &f->lock, SUPERVISE_MS);
 		seq = __atomic_load_n(&f->seq, __ATOMIC_RELAXED);
 		if ((seq & 1) && seq == seen)
 			/* seccomp signal: tgkill */
@@ -210,11 +204,7 @@ void vp_forward_free(struct vp_forward *f)
 	if (f->started) {
 		wake(f);
 		while (f->supervised) {
-			struct timespec ts;
-
-			clock_gettime(CLOCK_REALTIME, &ts);
-			ts.tv_sec++;
-			if (!pthread_timedjoin_np(f->thread, NULL, &ts))
+			if (vp_thread_join_ms(f->thread, 1000))
 				break;
 			pthread_kill(f->thread, FORWARD_SIGNAL);
 		}

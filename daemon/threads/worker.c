@@ -246,17 +246,12 @@ static void *supervisor_main(void *arg)
 {
 	struct worker_pool *p = arg;
 	uint64_t main_seen = 0;
-	struct timespec ts;
 	unsigned i;
 
 	vp_thread_begin(VP_THREAD_SIGNAL, "vp-watch");
 	pthread_mutex_lock(&p->lock);
 	while (!p->stop) {
-		clock_gettime(CLOCK_REALTIME, &ts);
-		ts.tv_nsec += SUPERVISE_MS * 1000000;
-		ts.tv_sec += ts.tv_nsec / 1000000000;
-		ts.tv_nsec %= 1000000000;
-		pthread_cond_timedwait(&p->cond, &p->lock, &ts);
+		vp_cond_wait_ms(&p->cond, &p->lock, SUPERVISE_MS);
 		for (i = 0; i < p->n; i++)
 			supervise(p->w[i].thread, p->w[i].scratch, &p->w[i].call_seen);
 		supervise(p->main, p->scratch, &main_seen);

@@ -186,6 +186,7 @@ struct vhp_loan *vhp_loan_new(void)
 	if (posix_memalign((void **)&l, VP_CACHELINE, sizeof(*l)))
 		return NULL;
 	l->q = NULL;
+	l->held = NULL;
 	l->b.n = 0;
 	return l;
 }
@@ -198,10 +199,22 @@ static void unlink_loan(struct vhp_loan *l)
 	l->q = NULL;
 }
 
+/* Nothing of it is looked at any more. */
+VP_INLINE void release(struct vhp_loan *l)
+{
+	if (vp_unlikely(l->held != NULL)) {
+		vhp_maps_unref(l->held);
+		l->held = NULL;
+	}
+}
+
 void vhp_loan_free(struct vhp_loan *l)
 {
-	if (l && l->q)
+	if (!l)
+		return;
+	if (l->q)
 		unlink_loan(l);
+	release(l);
 	free(l);
 }
 
@@ -232,6 +245,7 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 		return ret;
 	if (vp_unlikely(l->q))
 		return -EBUSY;
+	release(l);
 	n = vp_vq_fetch_dir(&q->rq.vq, &l->b, n, dir);
 	for (i = 0; i < n; i++) {
 		if (vp_unlikely(dir == VP_READ ? l->b.chain[i].nin : l->b.chain[i].nout)) {
@@ -267,8 +281,22 @@ static void complete(struct vhp_queue *q, struct vhp_loan *l, const uint32_t *le
 	l->b.n = 0;
 }
 
-void vhp_loans_end(struct vhp_queue *q)
+void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps)
 {
+	struct vhp_loan *l;
+
+	for (l = q->loans; l; l = l->next) {
+		/* What it holds already is older: the table that it was made under. */
+		if (l->held)
+			continue;
+		l->held = maps;
+		__atomic_fetch_add(&maps->refs, 1, __ATOMIC_RELAXED);
+	}
+}
+
+void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps)
+{
+	vhp_loans_keep(q, maps);
 	while (q->loans) {
 		struct vhp_loan *l = q->loans;
 
@@ -299,12 +327,14 @@ int vhp_return(struct vhp_port *p, struct vhp_loan *l)
 
 	if (!q) {
 		l->b.n = 0;
+		release(l);
 		return 0;
 	}
 	q->packets += l->b.n;
 	for (i = 0; i < l->b.n; i++)
 		q->bytes += l->b.chain[i].out_len - VP_MIN(p->hdr_len, l->b.chain[i].out_len);
 	complete(q, l, NULL);
+	release(l);
 	notify(p, q);
 	return 0;
 }
@@ -316,6 +346,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 
 	if (!q) {
 		l->b.n = 0;
+		release(l);
 		return 0;
 	}
 	for (i = 0; i < l->b.n; i++) {
@@ -325,6 +356,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 		q->bytes += len[i] - p->hdr_len;
 	}
 	complete(q, l, len);
+	release(l);
 	notify(p, q);
 	return 0;
 }

@@ -82,11 +82,12 @@ static int attach(struct dev *d, int *slot, unsigned long request, uint32_t sign
 	return *slot;
 }
 
-static int dev_kick_fd(struct vhp_transport *t, uint32_t signal)
+static int dev_kick_fd(struct vhp_transport *t, unsigned q, uint32_t signal)
 {
 	struct dev *d = vp_container_of(t, struct dev, t);
 
-	return d->kicks && signal < VHP_MAX_SIGNALS ? attach(d, &d->kick[signal], VHP_IOC_SET_KICK, signal) : -1;
+	/* Which signal carries the kicks is the module's business. */
+	return d->kicks && 1 + q < VHP_MAX_SIGNALS ? attach(d, &d->kick[1 + q], VHP_IOC_SET_KICK, 1 + q) : -1;
 }
 
 static int dev_call_fd(struct vhp_transport *t, unsigned q, uint32_t doorbell)

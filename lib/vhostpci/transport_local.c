@@ -280,7 +280,7 @@ static int local_map(struct vhp_transport *t, const struct vp_port_window *w, un
 	return vp_err_set(e, -EAGAIN, "window %u has not arrived yet", slot);
 }
 
-static int local_kick_fd(struct vhp_transport *t, uint32_t signal)
+static int local_kick_fd(struct vhp_transport *t, unsigned q, uint32_t signal)
 {
 	struct local *l = vp_container_of(t, struct local, t);
 
