@@ -25,7 +25,10 @@ struct vhp_transport_ops {
 	/* Map [offset, offset + size) of window `slot`. -EAGAIN: not there yet, pump() later. */
 	int (*map)(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e);
-	/* The eventfd that a kick of queue q makes readable, which to-guest signal `signal` carries; -1 = none. Stays the transport's. */
+	/*
+	 * The eventfd that a kick of queue q makes readable; `signal` is the to-guest signal that carries it.
+	 * -1 = none. Stays the transport's.
+	 */
 	int (*kick_fd)(struct vhp_transport *t, unsigned q, uint32_t signal);
 	/* The eventfd whose write calls queue q; -1 = none. Stays the transport's. */
 	int (*call_fd)(struct vhp_transport *t, unsigned q, uint32_t doorbell);
@@ -115,7 +118,10 @@ void vhp_maps_unref(struct vhp_maps *m);
 /* The loans of a queue keep maps, which the port is about to let go of. NULL only if there are no loans. */
 void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps);
 
-/* Give every loan of a queue back, on behalf of the program. It may still be at work in the memory: maps are kept. */
+/*
+ * Give every loan of a queue back, on behalf of the program. It may still be at work in the memory: the loans
+ * keep maps.
+ */
 void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps);
 
 #endif
