@@ -7,6 +7,7 @@ front-end, and the kicks and doorbells that data threads and the forwarder wait 
 import contextlib
 import os
 import select
+import signal
 import socket
 import struct
 import time
@@ -99,24 +100,26 @@ def test_request_channel_of_a_shmem_port_kept_open(shmem):
         spoil_channels(shmem.d, p.fe)
 
 
-def test_channels_replaced_in_one_go(lab):
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_channels_replaced_in_one_go(lab, n):
     """Two later the number of the daemon's fd is the same again; the last channel is the one that counts."""
     with vu.Frontend(lab.path()) as f:
         f.negotiate(vu.BASIC, PF)
-        pairs = [socket.socketpair() for _ in range(7)]
-        a, b = pairs[0]
-        f.tell(vu.SET_BACKEND_REQ_FD, b"", [b.fileno()])
-        for last in (1, 2, 3, 4, 5, 6):
-            f.send(vu.SET_BACKEND_REQ_FD, b"", [pairs[last][1].fileno()], need_reply=False)
+        pairs = [socket.socketpair() for _ in range(1 + n)]
+        f.tell(vu.SET_BACKEND_REQ_FD, b"", [pairs[0][1].fileno()])
+        lab.d.proc.send_signal(signal.SIGSTOP)  # so that it finds all of them at once
+        for _, theirs in pairs[1:]:
+            f.send(vu.SET_BACKEND_REQ_FD, b"", [theirs.fileno()], need_reply=False)
+        lab.d.proc.send_signal(signal.SIGCONT)
         assert f.alive()
-        for x, y in pairs:
-            y.close()
-        pairs[-1][0].settimeout(5)
+        for _, theirs in pairs:
+            theirs.close()
+        for ours, _ in pairs[:-1]:
+            assert closed(ours), "a channel that was replaced is open"
+            ours.close()
         pairs[-1][0].sendall(JUNK)
         assert closed(pairs[-1][0])
-        for x, _ in pairs:
-            assert closed(x), "a channel that was replaced is open"
-            x.close()
+        pairs[-1][0].close()
         assert f.alive()
 
 
