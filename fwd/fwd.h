@@ -45,8 +45,9 @@ struct fwd_port {
 	struct vhp_port *p;
 	bool             up;
 	struct pcap     *pcap;
-	struct vp_watch *watch, *kick[FWD_MAX_PAIRS]; /* of vhp_fd(), of vhp_recv_fd() while asleep was last asked for */
-	unsigned         fds_serial;                  /* of kick[] */
+	struct vp_watch *watch;               /* of vhp_fd() */
+	struct vp_watch *kick[FWD_MAX_PAIRS]; /* of vhp_recv_fd(), when we last slept */
+	unsigned         fds_serial;          /* of kick[] */
 	uint64_t         lost; /* sent to this port, but it offered no buffer */
 };
 

@@ -19,7 +19,7 @@ struct vp_lane {
 	bool                        told;   /* attention was asked for (data thread's own) */
 	/* main thread */
 	bool                        published, added;
-	struct vp_watch            *kick, *bell;  /* NULL = nothing to wait for; ours to ask about, not to use, in other threads */
+	struct vp_watch            *kick, *bell;  /* NULL = none; other threads only ask whether */
 };
 
 static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)

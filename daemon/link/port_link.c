@@ -516,15 +516,18 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 }
 
 /*
- * Where signals go straight through, the device VM's VMM or process has had each call eventfd since the queue was first handed over,
- * keeps it when the link goes down, and a VMM uses the same ones again and again. So it is for both to answer for all of them.
+ * Where signals go straight through, the device VM's VMM or process has had each call eventfd since
+ * the queue was first handed over, keeps it when the link goes down, and a VMM uses the same ones
+ * again and again. So it is for both to answer for all of them.
  */
 static uint64_t blame_for_calls(const struct vp_plink *pl)
 {
 	const struct vp_conf_side *side = pl->l->conf.side;
 	uint64_t driver = vp_blame_id(side[VP_SIDE_DRIVER].vm);
 
-	return pl->m->direct && pl->att->ops->direct ? vp_blame_either(driver, vp_blame_id(side[VP_SIDE_DEVICE].vm)) : driver;
+	if (!pl->m->direct || !pl->att->ops->direct)
+		return driver;
+	return vp_blame_either(driver, vp_blame_id(side[VP_SIDE_DEVICE].vm));
 }
 
 int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the device VM's VMM says which devices there are. It can name every id there is, which leaves its own VM without
- * windows; what is kept does not grow with what it says.
+ * Threat model: the device VM's VMM says which devices there are. It can name every id there is,
+ * which leaves its own VM without windows; what is kept does not grow with what it says.
  */
 #include "port/winid.h"
 
@@ -51,7 +51,10 @@ struct vp_winids *vp_winids_get(const char *vm)
 		if (!s)
 			return NULL;
 		snprintf(s->vm, sizeof(s->vm), "%s", vm);
-		/* Rather not those of a process before us, so that what it left is told apart in logs. */
+		/*
+		 * Rather not those of a process before us, so that what it left is told apart in
+		 * logs.
+		 */
 		s->at = (uint32_t)time(NULL) * 31 % IDS;
 		s->next = all;
 		all = s;

@@ -69,9 +69,9 @@ int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct wor
 void worker_job_del(struct worker_pool *p, struct worker_job *j);
 
 /*
- * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out) (base/watch.h), which comes before the job
- * goes. Edge-triggered and never read, so an fd that would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be
- * polled; -errno.
+ * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out)
+ * (base/watch.h), which comes before the job goes. Edge-triggered and never read, so an fd that
+ * would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
  */
 int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
 

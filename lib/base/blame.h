@@ -6,9 +6,9 @@
  *
  * A peer is a number, vp_blame_id() of its name; 0 is nobody. All functions: any thread.
  *
- * Who was given somebody else's eventfd can do the same with it, and it cannot be told which of the two it was. Then neither is to
- * blame, or one could have the other held off everywhere: what both have counts against the two of them together, vp_blame_either(),
- * and what each has alone goes on.
+ * Who was given somebody else's eventfd can do the same with it, and it cannot be told which of the
+ * two it was. Then neither is to blame, or one could have the other held off everywhere: what both
+ * have counts against the two of them together, vp_blame_either(), and what each has alone goes on.
  */
 #ifndef VP_BASE_BLAME_H
 #define VP_BASE_BLAME_H

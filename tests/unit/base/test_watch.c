@@ -44,7 +44,9 @@ static int make(int *theirs)
 	return fd;
 }
 
-/* Closed first, and the other end has it still: that is nobody's any more once the watch has ended. */
+/*
+ * Closed first, and the other end has it still: that is nobody's any more once the watch has ended.
+ */
 static void test_closed_first(void **state)
 {
 	struct vp_watch *w;
