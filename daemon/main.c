@@ -27,6 +27,7 @@
 #include "sys/log_sink.h"
 #include "threads/forward.h"
 #include "threads/rates.h"
+#include "sys/source.h"
 #include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
@@ -161,7 +162,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	r = worker_pool_new(&d->workers, &wc, e);
 	if (r)
 		return r;
-	r = sd_event_add_io(d->event, NULL, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
+	r = vp_source_add(&d->attention, d->event, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
 	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
 }
 
@@ -202,6 +203,7 @@ static void close_all(struct vp_daemon *d)
 	d->control = NULL;
 	vp_links_free(d->links);
 	vp_forward_free(d->forward);
+	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
 	for (unsigned i = 0; i < d->activation.n; i++)

@@ -28,6 +28,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "front/peer.h"
+#include "sys/source.h"
 #include "port/sring.h"
 #include "front/vdev.h"
 #include "vhostuser/backend.h"
@@ -62,7 +63,7 @@ struct shmem {
 	struct extent         ext[VHP_MAX_WINDOWS];
 	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
 	bool                  started, mapped;
-	sd_event_source      *bell_io;
+	struct vp_source     *bell_io;
 	int                   sig0;
 	struct vp_wire       *wire0;
 	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
@@ -261,6 +262,16 @@ static int on_bell(sd_event_source *src, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+/* The kick fd of ring 0 is a new one. */
+static void watch_bell(struct shmem *s)
+{
+	vp_source_end(&s->bell_io);
+	/* Edge-triggered and never read: the other end shares the file. */
+	if (s->ring[0].kick_fd >= 0 &&
+	    vp_source_add(&s->bell_io, s->c.d->event, s->ring[0].kick_fd, EPOLLIN | EPOLLET, on_bell, s) >= 0)
+		vp_source_limit(s->bell_io, 100000, 500);
+}
+
 static void stopped(struct shmem *s)
 {
 	if (!s->started)
@@ -269,8 +280,7 @@ static void stopped(struct shmem *s)
 	s->epoch++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has stopped", s->c.name);
 	online(s, false);
-	sd_event_source_disable_unref(s->bell_io);
-	s->bell_io = NULL;
+	vp_source_end(&s->bell_io);
 }
 
 static void maybe_started(struct shmem *s)
@@ -284,10 +294,7 @@ static void maybe_started(struct shmem *s)
 	s->epoch++;
 	s->n_starts++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has started", s->c.name);
-	/* Edge-triggered and never read: the other end shares the file. */
-	if (s->ring[0].kick_fd >= 0 &&
-	    sd_event_add_io(s->c.d->event, &s->bell_io, s->ring[0].kick_fd, EPOLLIN | EPOLLET, on_bell, s) >= 0)
-		sd_event_source_set_ratelimit(s->bell_io, 100000, 500);
+	watch_bell(s);
 	map_control(s);
 }
 
@@ -350,8 +357,11 @@ static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *
 	if (!r->enabled)
 		stopped(s);
 	maybe_started(s);
-	if (started && s->started && what & VU_RING_KICK)
+	if (started && s->started && what & VU_RING_KICK) {
+		if (!i)
+			watch_bell(s);
 		s->c.wires_changed(s->c.ctx);
+	}
 	return ret;
 }
 

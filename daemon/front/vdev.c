@@ -299,15 +299,32 @@ static int on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e)
 	return 0;
 }
 
+/* All rings are the main thread's, or nobody's. */
+static void reset_now(struct vp_vdev *v)
+{
+	v->ops->withdraw(v->ctx, 0, v->n);
+	for (unsigned q = 0; q < v->n; q++)
+		ring_release(v, q);
+	v->status = 0;
+	v->ops->offer(v->ctx, 0, v->n);
+}
+
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	uint32_t base = vu_ring_of(v, q)->base;
+	bool reset = v->resetting;
 
 	v->ops->withdraw(v->ctx, q, 1);
 	if (ring_has_base(v, q))
 		base = vp_vq_base(&v->ring[q].rq.vq);
 	ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);
+	if (reset && --v->resetting)
+		return 0;
+	if (reset) {
+		reset_now(v);
+		return vu_backend_done(v->ops->session(v->ctx), 0, e);
+	}
 	return vu_backend_ring_stopped(v->ops->session(v->ctx), q, base, e);
 }
 
@@ -349,11 +366,11 @@ static int on_reset(void *ctx, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 
-	v->ops->withdraw(v->ctx, 0, v->n);
-	for (unsigned q = 0; q < v->n; q++)
-		ring_release(v, q);
-	v->status = 0;
-	v->ops->offer(v->ctx, 0, v->n);
+	for (unsigned q = 0; v->ops->stop && q < v->n; q++)
+		v->resetting += v->ops->stop(v->ctx, q) == VU_LATER;
+	if (v->resetting)
+		return VU_LATER;
+	reset_now(v);
 	return 0;
 }
 

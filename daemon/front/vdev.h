@@ -45,8 +45,9 @@ struct vp_vdev_ops {
 	/* Rings became usable or changed their enabled flag; put to use what fits. */
 	void (*offer)(void *ctx, unsigned first, unsigned n);
 	/*
-	 * Optional. The ring is to be stopped, before withdraw(). 0, or VU_LATER while someone outside this process still uses
-	 * it: vp_vdev_ring_stopped() follows.
+	 * Optional. The ring is to be stopped, before withdraw(), alone or (RESET_DEVICE) with
+	 * others. 0, or VU_LATER while someone outside this process still uses it:
+	 * vp_vdev_ring_stopped() follows for each.
 	 */
 	int (*stop)(void *ctx, unsigned q);
 	/* Optional. The memory table was replaced (vp_vdev_memory()). */

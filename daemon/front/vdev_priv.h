@@ -22,6 +22,7 @@ struct vp_vdev {
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
+	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
 };

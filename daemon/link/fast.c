@@ -204,7 +204,7 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 }
 
 static const struct vp_plink_mode fast_mode = {
-	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .not_the_paths = VP_PLINK_NOT_THE_PATHS,
+	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_PLINK_NOT_THE_PATHS,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .features = fast_features, .memory = fast_memory,
 	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .unwire = fast_unwire, .show = fast_show,
 };

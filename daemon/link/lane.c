@@ -7,6 +7,7 @@
 #include <urcu/urcu-qsbr.h>
 
 #include "base/util.h"
+#include "base/watch.h"
 #include "context/context.h"
 
 /* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
@@ -18,7 +19,7 @@ struct vp_lane {
 	bool                        told;   /* attention was asked for (data thread's own) */
 	/* main thread */
 	bool                        published, added;
-	int                         kick_seen, bell_seen;  /* watched fds, -1 = none */
+	struct vp_watch            *kick, *bell;  /* NULL = none; other threads only ask whether */
 };
 
 static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
@@ -52,7 +53,7 @@ static enum worker_next lane_arm(struct worker_job *j)
 	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
 
 	if (own)
-		return ln->m->arm(own, ln->kick_seen >= 0);
+		return ln->m->arm(own, ln->kick != NULL);
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
 	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
 }
@@ -78,9 +79,8 @@ static bool lane_unpublish(struct vp_lane *ln)
 		return false;
 	rcu_assign_pointer(ln->own, NULL);
 	rcu_assign_pointer(ln->drain, NULL);
-	worker_job_unwatch(&ln->job, ln->kick_seen);
-	worker_job_unwatch(&ln->job, ln->bell_seen);
-	ln->kick_seen = ln->bell_seen = -1;
+	vp_watch_end(&ln->kick);
+	vp_watch_end(&ln->bell);
 	ln->published = false;
 	return true;
 }
@@ -95,17 +95,12 @@ void vp_lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n)
 		urcu_qsbr_synchronize_rcu();
 }
 
-static void watch(struct vp_lane *ln, int fd, int *seen)
-{
-	if (fd >= 0 && !worker_job_watch(&ln->job, fd))
-		*seen = fd;
-}
-
 void vp_lane_publish(struct vp_plink *pl, unsigned i)
 {
 	struct vp_lane *ln = pl->lane ? &pl->lane[i] : NULL;
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	bool handed = pl->q[i].handed;
+	int bell;
 
 	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !(i & 1)))
 		return;
@@ -113,9 +108,13 @@ void vp_lane_publish(struct vp_plink *pl, unsigned i)
 	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_PORT_LATER)
 		return;
 	ln->told = false;
-	watch(ln, r->kick_fd, &ln->kick_seen);
+	/* What cannot be waited for is polled. */
+	if (r->kick_fd >= 0)
+		worker_job_watch(&ln->kick, &ln->job, r->kick_fd);
 	if (handed) {
-		watch(ln, pl->att->ops->call_fd(pl->att, 1 + i), &ln->bell_seen);
+		bell = pl->att->ops->call_fd(pl->att, 1 + i);
+		if (bell >= 0)
+			worker_job_watch(&ln->bell, &ln->job, bell);
 		if (pl->m->open)
 			pl->m->open(pl, i, r->enabled && !pl->q[i].stop_owed);
 		rcu_assign_pointer(ln->own, pl->m->lane(pl, i));
@@ -150,7 +149,6 @@ int vp_lanes_make(struct vp_plink *pl)
 
 		ln->job.ops = &lane_ops;
 		ln->m = pl->m;
-		ln->kick_seen = ln->bell_seen = -1;
 		if (!pl->m->lanes && !(i & 1))
 			continue;  /* nobody drains a receive queue */
 		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);

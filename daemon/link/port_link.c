@@ -79,7 +79,7 @@ void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, co
 
 	*w = NULL;
 	/* The new one first: no signal falls between them. */
-	r = src >= 0 && dst >= 0 ? vp_wire_new(w, pl->l->d->forward, src, dst, vp_blame_id(pl->l->conf.side[VP_SIDE_DRIVER].vm)) : 0;
+	r = src >= 0 && dst >= 0 ? vp_wire_new(w, pl->l->d->forward, src, dst, pl->call_who) : 0;
 	if (r)
 		vp_log(VP_LOG_WARNING, "%s: its %s cannot be forwarded: %s", pl->name, what, strerror(-r));
 	vp_plink_unwire(pl, &old);
@@ -363,7 +363,11 @@ static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	profile(pl, cfg);
 	r = vp_vdev_new(&pl->slot.v, pl->name, &pl->l->conf, VP_SIDE_DRIVER, &vdev_ops, pl);
-	return r ? vp_err_set(e, r, "out of memory") : 0;
+	if (r)
+		return vp_err_set(e, r, "out of memory");
+	for (unsigned i = 0; i < pl->n; i++)
+		vp_vdev_ring(pl->slot.v, i)->rq.who = pl->call_who;
+	return 0;
 }
 
 static void drv_opened(void *ctx)
@@ -511,6 +515,21 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 	return r ? r : attachments[conf->attachment].make(&pl->att, pl->port, &ac, e);
 }
 
+/*
+ * Where signals go straight through, the device VM's VMM or process has had each call eventfd since
+ * the queue was first handed over, keeps it when the link goes down, and a VMM uses the same ones
+ * again and again. So it is for both to answer for all of them.
+ */
+static uint64_t blame_for_calls(const struct vp_plink *pl)
+{
+	const struct vp_conf_side *side = pl->l->conf.side;
+	uint64_t driver = vp_blame_id(side[VP_SIDE_DRIVER].vm);
+
+	if (!pl->m->direct || !pl->att->ops->direct)
+		return driver;
+	return vp_blame_either(driver, vp_blame_id(side[VP_SIDE_DEVICE].vm));
+}
+
 int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e)
 {
 	struct vp_plink *pl = calloc(1, m->size);
@@ -534,6 +553,8 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 		r = vp_carrier_new(&pl->carrier, l->d, &l->conf, pl->name, e);
 	if (!r)
 		r = make_port(pl, e);
+	if (!r)
+		pl->call_who = blame_for_calls(pl);
 	/* Else when it is: port_settled(). */
 	if (!r && vp_port_is_settled(pl->port))
 		r = open_driver_side(pl, e);

@@ -32,6 +32,7 @@ struct vp_plink_mode {
 	uint32_t mode;            /* VHP_MODE_* */
 	size_t   size;            /* of its own structure, which begins with a struct vp_plink */
 	uint64_t not_the_paths;   /* offered features that a data path need not support */
+	bool     direct;          /* attachments may be given the driver VM's eventfds */
 	bool     lanes;           /* its queues are worked on by our data threads while the device VM has them */
 
 	/* Before the port is made: *pc has what the attachment asks for. */
@@ -104,6 +105,7 @@ struct vp_plink {
 	bool                  said_online;
 	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
 	uint64_t              signals;  /* of wires that have gone */
+	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
 	struct vp_relay_stats past, past_back;
 };
 

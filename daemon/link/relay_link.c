@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "base/watch.h"
 #include "context/context.h"
 #include "guestmem/map.h"
 #include "link/link.h"
@@ -32,6 +33,7 @@ struct view {
 	struct {
 		struct vp_relay_queue *rq;
 		int  kick_fd;        /* -1 = the driver does not kick: never sleep */
+		struct vp_watch *kick; /* of it, while published */
 		bool drop;           /* ring disabled: take and discard */
 		bool src_broke, dst_broke; /* attention was asked for (data thread's own) */
 	} src[];
@@ -158,7 +160,7 @@ static struct view *lane_unpublish(struct lane *lane)
 	rcu_assign_pointer(lane->view, NULL);
 	lane->published = NULL;
 	for (unsigned i = 0; i < v->n; i++)
-		worker_job_unwatch(&lane->job, v->src[i].kick_fd);
+		vp_watch_end(&v->src[i].kick);
 	return v;
 }
 
@@ -168,7 +170,7 @@ static void lane_publish(struct relay *r, struct lane *lane, struct view *v)
 	if (v->dst && !v->dst->vq.broken)
 		vp_vq_disable_kicks(&v->dst->vq);
 	for (unsigned i = 0; i < v->n; i++)
-		if (v->src[i].kick_fd >= 0 && worker_job_watch(&lane->job, v->src[i].kick_fd))
+		if (v->src[i].kick_fd >= 0 && worker_job_watch(&v->src[i].kick, &lane->job, v->src[i].kick_fd))
 			v->src[i].kick_fd = -1;  /* cannot be waited for: poll */
 	lane->published = v;
 	rcu_assign_pointer(lane->view, v);

@@ -19,6 +19,7 @@
 #include "base/util.h"
 #include "sys/fds.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 #include "sys/timer.h"
 
 #define QMP_LINE_MAX  (4u << 20)
@@ -41,7 +42,8 @@ struct vp_qmp {
 	void                    *ctx;
 	enum state               state;
 	int                      fd;
-	sd_event_source         *io, *timer, *defer;
+	struct vp_source        *io;
+	sd_event_source         *timer, *defer;
 	uint32_t                 retry_us;
 	char                    *buf;
 	size_t                   len, cap;
@@ -78,8 +80,7 @@ static void disconnect(struct vp_qmp *q, const char *why)
 
 	snprintf(q->why, sizeof(q->why), "%s", why);
 	q->state = QMP_DOWN;
-	sd_event_source_disable_unref(q->io);
-	q->io = NULL;
+	vp_source_end(&q->io);
 	vp_close(&q->fd);
 	q->len = 0;
 	while (q->n)
@@ -200,6 +201,7 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	ssize_t n;
 	char *nl;
 
+	fd = q->fd;  /* until the connection is lost in the middle of this */
 	if (q->cap - q->len < 4096) {
 		char *b = q->cap < QMP_LINE_MAX ? realloc(q->buf, q->cap ? 2 * q->cap : 16384) : NULL;
 
@@ -251,11 +253,11 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 		return 0;
 	}
 	q->state = QMP_GREETING;
-	r = sd_event_add_io(q->event, &q->io, q->fd, EPOLLIN, on_io, q);
+	r = vp_source_add(&q->io, q->event, q->fd, EPOLLIN, on_io, q);
 	if (r < 0)
 		disconnect(q, strerror(-r));
 	else
-		sd_event_source_set_ratelimit(q->io, 100000, 1000);
+		vp_source_limit(q->io, 100000, 1000);
 	return 0;
 }
 
@@ -287,7 +289,7 @@ void vp_qmp_free(struct vp_qmp *q)
 	q->state = QMP_DOWN;
 	while (q->n)
 		complete(q, NULL, "the link is being taken away");
-	sd_event_source_disable_unref(q->io);
+	vp_source_end(&q->io);
 	sd_event_source_disable_unref(q->timer);
 	sd_event_source_disable_unref(q->defer);
 	vp_close(&q->fd);

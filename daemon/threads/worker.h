@@ -23,6 +23,7 @@
 struct worker;
 struct worker_pool;
 struct worker_job;
+struct vp_watch;
 
 enum worker_next {
 	WORKER_SLEEP, /* until a notification or worker_poke() */
@@ -68,12 +69,11 @@ int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct wor
 void worker_job_del(struct worker_pool *p, struct worker_job *j);
 
 /*
- * Wake the job's thread when fd (a kick eventfd) is signalled. Edge-triggered and never read,
- * so an fd that would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
+ * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out)
+ * (base/watch.h), which comes before the job goes. Edge-triggered and never read, so an fd that
+ * would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
  */
-int worker_job_watch(struct worker_job *j, int fd);
-/* Before the fd is closed. */
-void worker_job_unwatch(struct worker_job *j, int fd);
+int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
 
 /* Have the job run soon: something that it looks at has changed. */
 void worker_poke(struct worker_job *j);

@@ -444,6 +444,11 @@ int vhp_send_fd(const struct vhp_port *p, unsigned pair)
 	return q && q->started ? q->kick_fd : -1;
 }
 
+unsigned vhp_fds_serial(const struct vhp_port *p)
+{
+	return p->t->serial + p->kicks_serial;
+}
+
 int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c)
 {
 	const struct vhp_queue *r = vhp_rxq(p, pair), *t = vhp_txq(p, pair);

@@ -90,6 +90,7 @@ struct vhp_port {
 	struct vp_port_state *cur, *next; /* applied; being read */
 	uint32_t  seen;                   /* generation of cur */
 	unsigned  t_serial;
+	unsigned  kicks_serial;  /* changes when a queue has another signal */
 	bool      have, up, map_pending;
 	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;

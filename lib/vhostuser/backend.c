@@ -98,7 +98,6 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
 	vu_conn_init(&b->main, fd, VU_FROM_FRONTEND, false);
 	vu_conn_init(&b->req, -1, VU_FROM_BACKEND, true);
 	b->seen_events = POLLIN;
-	b->seen_req_fd = -1;
 	return b;
 
 nomem:
@@ -135,11 +134,11 @@ void vu_events_update(struct vu_backend *b)
 {
 	short ev = vu_backend_events(b), rev = vu_backend_req_events(b);
 
-	if (b->dead || (ev == b->seen_events && rev == b->seen_req_events && b->req.fd == b->seen_req_fd))
+	if (b->dead || (ev == b->seen_events && rev == b->seen_req_events && b->req_serial == b->seen_req))
 		return;
 	b->seen_events = ev;
 	b->seen_req_events = rev;
-	b->seen_req_fd = b->req.fd;
+	b->seen_req = b->req_serial;
 	if (b->ops->events_changed)
 		b->ops->events_changed(b->ctx);
 }

@@ -230,6 +230,11 @@ typedef void (*vu_req_done)(void *arg, int result);
 
 bool vu_backend_has_req(const struct vu_backend *b);
 int vu_backend_req_fd(const struct vu_backend *b);       /* -1 = none */
+/*
+ * Changes with each channel that comes or goes, unlike the number of its fd; 0 = there never was
+ * one.
+ */
+unsigned int vu_backend_req_serial(const struct vu_backend *b);
 short vu_backend_req_events(const struct vu_backend *b);
 /* Any event on it. Loss of the channel is not an error of the session: it fails the requests and calls events_changed. */
 void vu_backend_req_ready(struct vu_backend *b);
