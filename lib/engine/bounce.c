@@ -15,6 +15,9 @@
 /* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
 #define SOFT_WRAP (128u << 10)
 
+/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
+#define SEGS 4096u
+
 /* ---- FIFO ------------------------------------------------------------------ */
 
 /* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
@@ -673,8 +676,8 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 		.avail_addr = c->pool_addr + c->ring.off + driver,
 		.used_addr = c->pool_addr + c->ring.off + device,
 	};
-	/* Room for one chain of the longest kind besides what a full ring of two-piece buffers needs. */
-	b->segs.size = c->in.size ? VP_BURST_SEGS + VP_BURST + 2u * slots : 0;
+	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
+	b->segs.size = c->in.size ? SEGS + VP_BURST + 2u * slots : 0;
 	b->slot = calloc(slots, sizeof(*b->slot));
 	b->pend = calloc(slots, sizeof(*b->pend));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
