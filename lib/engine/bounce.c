@@ -199,7 +199,7 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 		vp_prefetchw(area, ahead + 64);
 		ahead += (uint32_t)vp_align_up(VP_MIN(s->src.chain[i].out_len, 1u << 16), 64);
 	}
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		const struct vp_seg *sg = &s->src.seg[c->seg];
 		struct vp_bounce_slot *sl;
@@ -285,7 +285,7 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	if (n < PLAIN_MIN)
 		return 0;
 	run = vp_drvq_run_begin(&b->shadow, n, false);
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const uint32_t len = p[i].len, k = (first + i) & mask;
 		struct vp_bounce_slot *sl = &slots[k];
 		uint32_t at, taken = fifo_next(&out, (len + 63u) & ~63u, &contig, &at);
@@ -365,9 +365,10 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
 {
 	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	uint64_t bytes = 0;
 	unsigned i;
 
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		struct vp_bounce_slot *sl;
 		uint32_t at, taken;
@@ -394,6 +395,7 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 			b->blocked = true;
 			break;
 		}
+		bytes += c->out_len;
 	}
 	return i;
 }
@@ -408,6 +410,10 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	b->blocked = false;
 	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		return 0;
+	if (vp_unlikely(b->c.early && vp_relay_limited(rq) && vp_relay_owes(rq, now, s->hz))) {
+		b->held = true;
+		return 0;
+	}
 	room = VP_MIN(VP_MIN(room, free_slots), VP_RELAY_BURST);
 	if (!room) {
 		b->blocked = true;
@@ -423,7 +429,11 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	if (!n)
 		return 0;
 	if (b->c.early) {
-		pass = vp_relay_limited(rq) ? vp_relay_allow(rq, now, s->hz, n) : n;
+		pass = n;
+		if (vp_relay_limited(rq)) {
+			pass = vp_relay_allow(rq, now, s->hz, n);
+			vp_relay_charge(rq, now, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		}
 		done = hand_early(b, s, n, pass);
 		if (done < pass && vp_relay_limited(rq))
 			vp_relay_give_back(rq, s->hz, pass - done);
@@ -488,6 +498,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	/* Before any use of a remembered translation in this round; see vp_xlate_sync(). */
 	vp_xlate_sync(&rq->vq.xl);
 	if (b->c.early) {
+		b->held = false;
 		if (wants_room(b))
 			back = vp_bounce_reclaim(b, VP_BURST);
 	} else if (vp_relay_limited(rq)) {
@@ -528,7 +539,8 @@ bool vp_bounce_arm(struct vp_bounce *b)
 		return false;
 	}
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
-	if (!b->blocked && !b->c.rq->vq.stalled && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
+	if (!b->blocked && !(b->c.early && b->held) && !b->c.rq->vq.stalled &&
+	    __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
 	if (b->stalled || b->held)
 		return more;
