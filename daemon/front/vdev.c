@@ -654,7 +654,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
 		/* Odd queues are what the driver sends on. */
 		v->ring[q].rq.shared = q & 1 ? vp_rate_of(conf->side[side].vm) : NULL;
-		v->ring[q].rq.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
+		v->ring[q].rq.own.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}
 	*out = v;
 	return 0;

@@ -222,7 +222,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	if (!(i & 1))
 		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
 	if (!(i & 1) && pl->l->conf.pps)
-		r->rq.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
+		r->rq.own.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
 	ret = vp_bounce_new(&q->b, &bc, &e);
 	if (ret) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);

@@ -54,6 +54,8 @@ static enum worker_next lane_arm(struct worker_job *j)
 
 	if (own)
 		return ln->m->arm(own, ln->kick != NULL);
+	if (rq && vp_relay_must_wait(rq))
+		return WORKER_LATER;
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
 	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
 }
@@ -130,8 +132,10 @@ void vp_lanes_free(struct vp_plink *pl)
 	for (unsigned i = 0; pl->lane && i < pl->n; i++) {
 		lane_unpublish(&pl->lane[i]);
 		if (pl->lane[i].added)
-			worker_job_del(pl->l->d->workers, &pl->lane[i].job);
+			worker_job_retire(pl->l->d->workers, &pl->lane[i].job);
 	}
+	/* All at once: each grace period lasts as long as a round of the slowest thread. */
+	worker_jobs_reap(pl->l->d->workers);
 	free(pl->lane);
 	pl->lane = NULL;
 }

@@ -44,7 +44,7 @@ struct lane {
 	struct view      *view;      /* RCU */
 	unsigned          lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
 	/* main thread */
-	struct view      *published;
+	struct view      *published, *last; /* last: taken away, while the lanes are freed */
 	bool              added;
 };
 
@@ -99,7 +99,7 @@ static enum worker_next lane_arm(struct worker_job *j)
 {
 	struct lane *lane = vp_container_of(j, struct lane, job);
 	struct view *v = rcu_dereference(lane->view);
-	bool more = false;
+	bool more = false, later = false;
 
 	if (!v)
 		return WORKER_SLEEP;
@@ -108,9 +108,13 @@ static enum worker_next lane_arm(struct worker_job *j)
 
 		if (vq->broken || vq->stalled)
 			continue; /* side_translated() wakes those that wait for their vIOMMU */
+		if (vp_unlikely(vp_relay_must_wait(v->src[i].rq))) {
+			later = true;
+			continue;
+		}
 		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
 	}
-	return more ? WORKER_AGAIN : WORKER_SLEEP;
+	return more ? WORKER_AGAIN : later ? WORKER_LATER : WORKER_SLEEP;
 }
 
 static void lane_disarm(struct worker_job *j)
@@ -293,13 +297,17 @@ static void side_offer(void *ctx, unsigned first, unsigned n)
 
 static void lanes_free(struct relay *r)
 {
-	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
-		struct view *v = lane_unpublish(&r->lanes[k]);
+	struct worker_pool *p = r->l->d->workers;
 
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
+		r->lanes[k].last = lane_unpublish(&r->lanes[k]);
 		if (r->lanes[k].added)
-			worker_job_del(r->l->d->workers, &r->lanes[k].job);
-		free(v);
+			worker_job_retire(p, &r->lanes[k].job);
 	}
+	/* All at once: each grace period lasts as long as a round of the slowest thread. */
+	worker_jobs_reap(p);
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
+		free(r->lanes[k].last);
 	free(r->lanes);
 	r->lanes = NULL;
 }

@@ -58,6 +58,7 @@ struct worker_pool {
 	pthread_cond_t  cond;
 	bool     stop;
 	pthread_t main;          /* may be in worker_call() */
+	struct worker_job *retired; /* main thread */
 	struct vp_relay_scratch *scratch;
 	struct worker w[];
 };
@@ -420,21 +421,32 @@ int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct wor
 	return 0;
 }
 
-void worker_job_del(struct worker_pool *p, struct worker_job *j)
+void worker_job_retire(struct worker_pool *p, struct worker_job *j)
 {
-	struct worker *w = j->w;
-
-	if (!w)
+	if (!j->w || j->dead)
 		return;
-	__atomic_store_n(&w->slots->job[j->slot], NULL, __ATOMIC_RELEASE);
+	__atomic_store_n(&j->w->slots->job[j->slot], NULL, __ATOMIC_RELEASE);
 	__atomic_store_n(&j->dead, true, __ATOMIC_RELEASE);
-	/* After the first grace period every round sees it dead and lets go; after the second, all have. */
+	j->retired = p->retired;
+	p->retired = j;
+}
+
+void worker_jobs_reap(struct worker_pool *p)
+{
+	struct worker_job *j;
+
+	if (!p->retired)
+		return;
+	/* After the first grace period every round sees them dead and lets go; after the second, all have. */
 	urcu_qsbr_synchronize_rcu();
 	urcu_qsbr_synchronize_rcu();
-	w->jobs--;
-	j->w = NULL;
-	j->dead = false;
-	j->active = j->later = false;
+	while ((j = p->retired)) {
+		p->retired = j->retired;
+		j->w->jobs--;
+		j->w = NULL;
+		j->retired = NULL;
+		j->dead = j->active = j->later = false;
+	}
 }
 
 int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd)

@@ -128,7 +128,8 @@ struct vhp_packet {
 };
 
 /*
- * Receive up to n packets. Number received (0 = none now). A packet that is larger than its room is
+ * Receive up to n packets. Number received (0 = none now; fewer than n: there may be more, when they lie in
+ * many pieces). A packet that is larger than its room is
  * given up and counted. -ENOLINK, -EIO.
  */
 VHP_API int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned n);

@@ -121,6 +121,20 @@ VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
 int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		   vp_gptr *host, uint64_t *span);
 
+/* The same without a look at the table where the last one of its kind was near by. For bursts: see vp_xlate_sync(). */
+VP_INLINE int vp_xlate_near(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc, vp_gptr *host,
+			    uint64_t *span)
+{
+	const struct vp_window *w = &x->hot[acc];
+	uint64_t off = addr - w->start;
+
+	if (vp_unlikely(off >= w->size))
+		return vp_xlate_piece(x, addr, len, acc, host, span);
+	*host = vp_gptr_add(w->host, off);
+	*span = VP_MIN(len, w->size - off);
+	return 0;
+}
+
 /* A range that must be contiguous (ring areas). 0, -EFAULT or -EAGAIN. len > 0. */
 int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		    vp_gptr *host);

@@ -274,7 +274,7 @@ int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct
 	default:
 		return -EINVAL;
 	}
-	if (!(h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) || !mss)
+	if (!(h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) || mss < (tcp ? VP_GSO_TCP_MSS_MIN : 1))
 		return -EINVAL;
 
 	l3 = parse_ether(pkt, len, &ethertype);
@@ -299,6 +299,9 @@ int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct
 		return -EINVAL;
 	/* The largest segment must fit the IP length field (IPv6 counts from behind its header). */
 	if (l4 + l4_len + VP_MIN(mss, len - l4 - l4_len) - l3 - (ipv6 ? IP6_LEN : 0) > UINT16_MAX)
+		return -EINVAL;
+
+	if (len - l4 - l4_len > mss * VP_GSO_SEGS_MAX)
 		return -EINVAL;
 
 	*g = (struct vp_gso){

@@ -66,12 +66,21 @@ struct vp_gso {
 	uint16_t ip_id;
 };
 
+/*
+ * What one packet may be cut into. A TCP segment carries at least 8 bytes (Linux's TCP_MIN_GSO_SIZE), and a packet
+ * becomes at most 160: 64 KiB with 410 bytes each. The least path MTU that Linux believes in (min_pmtu, 552)
+ * leaves 472 beside all TCP options there can be. Of UDP Linux sends at most 128.
+ */
+#define VP_GSO_TCP_MSS_MIN 8u
+#define VP_GSO_SEGS_MAX    160u
+
 #define VP_GSO_HDR_MAX 256 /* Ethernet + VLAN tags + IP with options/extensions + TCP with options */
 
 /*
  * Prepare to cut pkt (which stays the caller's until the last segment) as h says: TCPv4, TCPv6 (with
  * or without ECN), UDP_L4. The headers are found by parsing the packet, never by trusting
- * hdr_len. 0; -EINVAL: the packet is not what h says; -EOPNOTSUPP: a type that is not cut (UFO).
+ * hdr_len. 0; -EINVAL: the packet is not what h says, or would become too many segments; -EOPNOTSUPP: a type that is
+ * not cut (UFO).
  */
 int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct virtio_net_hdr *h);
 

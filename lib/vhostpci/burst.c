@@ -150,7 +150,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			continue;
 		}
 		ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
-		if (ret == -EAGAIN && f.b->n == want && (f.taken || want < VP_BURST)) {
+		if (ret == -EAGAIN && (f.b->n == want || f.b->more) && (f.taken || want < VP_BURST)) {
 			/* Packets that take several buffers each: look again for what is left. */
 			vp_rxfill_flush(&f);
 			want = VP_BURST;

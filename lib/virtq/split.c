@@ -30,8 +30,11 @@ static int split_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 
 bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head)
 {
-	struct vp_chain *c = vp_chain_begin(b);
+	struct vp_chain *c;
 
+	if (vp_burst_full(b))
+		return false;
+	c = vp_chain_begin(b);
 	c->id = head;
 	return vp_chain_end(vq, b, c, split_walk(vq, b, c, head));
 }

@@ -152,6 +152,17 @@ static void log_device_area(struct vp_virtq *vq, uint64_t off, uint64_t len)
 		vp_dirty_log_mark(vq->log, vq->log_addr + off, len);
 }
 
+/*
+ * May one more descriptor, or piece of one, be looked at? b->seg[] has room for whatever passed here. A chain for
+ * which the burst has nothing left comes first in the next one; one that comes first is too long then.
+ */
+VP_INLINE int spare(const struct vp_burst *b)
+{
+	if (vp_likely(vp_burst_looked(b) < VP_BURST_DESCS))
+		return 0;
+	return b->n ? -ENOSPC : VP_VQ_TOO_LONG;
+}
+
 int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
 		 uint32_t len, bool write)
 {
@@ -159,8 +170,11 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	uint64_t span, end;
 	int ret;
 
-	if (!len)
-		return 0; /* carries nothing; some drivers produce it */
+	if (!len) {
+		ret = spare(b); /* carries nothing; some drivers produce it */
+		b->empty += !ret;
+		return ret;
+	}
 	if (!write && c->nin)
 		return VP_VQ_BAD_ORDER;
 	if (vp_add_overflow(addr, len - 1, &end))
@@ -171,9 +185,10 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	while (len) {
 		struct vp_seg *s = &b->seg[b->nseg];
 
-		if (b->nseg >= VP_BURST_SEGS)
-			return c->seg ? -ENOSPC : VP_VQ_TOO_LONG;
-		ret = vp_xlate_piece(&vq->xl, addr, len, write, &s->p, &span);
+		ret = spare(b);
+		if (vp_unlikely(ret))
+			return ret;
+		ret = vp_xlate_near(&vq->xl, addr, len, write, &s->p, &span);
 		if (ret)
 			return ret == -EAGAIN ? ret : VP_VQ_BAD_ADDR;
 		vp_seg_prefetch(s->p, (uint32_t)span, write);
@@ -193,19 +208,25 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
 		      uint32_t len)
 {
-	uint32_t n = len / 16, i = 0, seen;
-	uint64_t d[2], w, end;
+	uint32_t n = len / 16, max = VP_MIN(n, vq->size), i = 0, seen;
+	uint64_t d[2], w, end, span;
+	vp_gptr at;
 	int ret;
 
 	if (!vq->indirect || !n || len % 16 || n > VP_VQ_MAX_SIZE ||
 	    vp_add_overflow(addr, len - 1, &end))
 		return VP_VQ_BAD_INDIRECT;
-	for (seen = 0; seen < n; seen++) {
+	/* 2.7.5.3.1: no chain is longer than the queue. Neither Linux's driver nor DPDK's makes one. */
+	for (seen = 0; seen < max; seen++) {
 		uint16_t flags;
 
 		/* One copy of the descriptor, and only the copy is looked at. */
-		ret = vp_xlate_copy_in(&vq->xl, d, addr + 16 * (uint64_t)i, 16);
-		if (ret)
+		ret = vp_xlate_near(&vq->xl, addr + 16 * (uint64_t)i, 16, VP_READ, &at, &span);
+		if (vp_likely(!ret && span == 16))
+			vp_copy_in(d, at, 16);
+		else if (!ret)
+			ret = vp_xlate_copy_in(&vq->xl, d, addr + 16 * (uint64_t)i, 16);
+		if (vp_unlikely(ret))
 			return ret == -EAGAIN ? ret : VP_VQ_BAD_ADDR;
 		w = le64toh(d[1]);
 		flags = vq->packed ? VP_PACKED_FLAGS(w) : VP_SPLIT_FLAGS(w);
@@ -230,16 +251,18 @@ int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 		if (i >= n)
 			return VP_VQ_BAD_INDIRECT;
 	}
-	return vq->packed ? 0 : VP_VQ_BAD_CHAIN;
+	return vq->packed && n == max ? 0 : VP_VQ_BAD_CHAIN;
 }
 
 bool vp_chain_end(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, int how)
 {
 	if (!how) {
 		b->n++;
+		b->bytes += c->out_len;
 		return true;
 	}
 	b->nseg = c->seg;
+	b->more = how == -ENOSPC;
 	vq->stalled = how == -EAGAIN;
 	if (how > 0)
 		vp_vq_break(vq, (enum vp_vq_broken)how);

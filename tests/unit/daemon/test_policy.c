@@ -179,11 +179,73 @@ static unsigned run_bucket(struct vp_relay_queue *q, unsigned n_queues, uint64_t
 	return passed;
 }
 
+/* A counter that has less than two ticks for a packet (25 MHz on arm64): the limit is kept all the same, own and shared. */
+static void test_rate_by_a_slow_clock(void **state)
+{
+	static const struct { uint64_t hz, rate; } c[] = {
+		{ 25000000, 15000000 }, { 25000000, 24000000 }, { 19200000, 14880952 }, { 1000000, 3000000 }, { 25000000, 999 },
+		{ 5000000000, 15000000 }, { 5000000000, 1 },
+	};
+
+	for (unsigned i = 0; i < 2 * VP_ARRAY_SIZE(c); i++) {
+		const uint64_t hz = c[i / 2].hz, rate = c[i / 2].rate;
+		struct vp_bucket b = { .rate = i & 1 ? rate : 0 };
+		struct vp_relay_queue q = { .shared = &b, .own.rate = i & 1 ? 0 : rate };
+		/* Near where the due time wraps around, and asked again after a few ticks each time. */
+		uint64_t start = (UINT64_C(1) << 48) - hz / 2, step = VP_MAX(hz / 4000000, 1), passed = 0;
+		uint64_t burst = VP_MAX(rate / 100, 64);
+
+		passed = vp_relay_allow(&q, start, hz, (unsigned)burst);
+		assert_int_equal(passed, burst);
+		for (uint64_t t = start; t < start + hz; t += step) {
+			unsigned n = vp_relay_allow(&q, t, hz, 32);
+
+			/* Half is given back: that must not round, either. */
+			vp_relay_give_back(&q, hz, n / 2);
+			passed += n - n / 2;
+		}
+		assert_in_range(passed - burst, rate - rate / 1000 - 1, rate + rate / 1000 + 1);
+	}
+}
+
+/* What packets cost beyond one each is owed, within bounds, and until it is paid nothing passes. */
+static void test_rate_debt(void **state)
+{
+	uint64_t hz = 25000000, now = hz;
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct vp_bucket b = { .rate = i ? 100000 : 0 };
+		struct vp_relay_queue q = { .shared = &b, .own.rate = i ? 0 : 100000 };
+
+		assert_false(vp_relay_owes(&q, now, hz));
+		assert_int_equal(vp_relay_allow(&q, now, hz, 2000), 1000);
+		assert_int_equal(vp_relay_allow(&q, now, hz, 1), 0);
+		assert_false(vp_relay_owes(&q, now, hz)); /* used up is not in debt */
+		vp_relay_charge(&q, now, hz, 500);
+		assert_true(vp_relay_owes(&q, now, hz));
+		assert_true(vp_relay_owes(&q, now + hz / 200 - 1, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 201, hz, 1), 0);
+		assert_false(vp_relay_owes(&q, now + hz / 200, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 200 + hz / 1000, hz, 2000), 100);
+		/* However much it was: no longer than a hundredth of a second. */
+		now += hz;
+		for (unsigned k = 0; k < 100; k++)
+			vp_relay_charge(&q, now, hz, 100000);
+		assert_true(vp_relay_owes(&q, now + hz / 101, hz));
+		assert_false(vp_relay_owes(&q, now + hz / 100, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 100 + hz / 1000, hz, 2000), 100);
+		now += hz;
+	}
+	/* 32 descriptors are free for each packet. */
+	assert_int_equal(vp_relay_extra(32, 32 * 19), 0);
+	assert_int_equal(vp_relay_extra(1, 1024), 31);
+}
+
 /* All that a VM sends shares one limit, however many queues; giving back is not losing. */
 static void test_shared_bucket(void **state)
 {
 	struct vp_bucket b = { .rate = 5000 };
-	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .rate = 100 } };
+	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .own.rate = 100 } };
 	uint64_t now = 1000, hz = 2600000000u;
 	unsigned n;
 
@@ -196,7 +258,7 @@ static void test_shared_bucket(void **state)
 	/* However seldom and at whatever distance it is asked, no part of a token is lost. */
 	b.rate = 0;
 	for (unsigned rate = 900; rate <= 1800; rate += 900) {
-		q[2] = (struct vp_relay_queue){ .rate = rate };
+		q[2] = (struct vp_relay_queue){ .own.rate = rate };
 		n = 0;
 		for (unsigned i = 0; i < 2000; i++)
 			n += vp_relay_allow(&q[2], now += hz / 1000 + hz / 16000, hz, 32);
@@ -238,7 +300,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_fast_needs_one_group), cmocka_unit_test(test_auto),
 		cmocka_unit_test(test_endpoint_and_mode_fit), cmocka_unit_test(test_users), cmocka_unit_test(test_limits),
-		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps), cmocka_unit_test(test_shared_bucket),
+		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps),
+		cmocka_unit_test(test_rate_by_a_slow_clock), cmocka_unit_test(test_rate_debt),
+		cmocka_unit_test(test_shared_bucket),
 		cmocka_unit_test(test_rates_follow_the_configuration),
 	};
 
