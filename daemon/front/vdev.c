@@ -722,7 +722,8 @@ bool vp_vdev_check_memory(struct vp_vdev *v)
 {
 	bool any = false;
 
-	if (!v->tab || !vp_memtab_lost(v->tab))
+	/* Of a dirty log's, marks have been lost: the pages that they were for would not be migrated again. */
+	if (!vp_memtab_lost(v->tab) && !(v->log.map && vp_map_lost(v->log.map)))
 		return false;
 	for (unsigned q = 0; q < v->n; q++)
 		any |= v->ring[q].usable && !v->ring[q].reported;
