@@ -175,6 +175,7 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
+	vp_memory_apply(d->conf);
 	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
 	return 0;
 }

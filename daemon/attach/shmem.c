@@ -24,11 +24,13 @@
 
 #include "attach/attach.h"
 #include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
 #include "front/peer.h"
 #include "sys/source.h"
+#include "conf/policy.h"
 #include "port/sring.h"
 #include "front/vdev.h"
 #include "vhostuser/backend.h"
@@ -59,6 +61,7 @@ struct shmem {
 	struct sring         *ring;
 	pthread_mutex_t       lock;   /* rings against the forwarder */
 	struct vp_memtab     *tab;
+	char                  unmapped[200];  /* why some of its memory is not; "" = none */
 	struct vp_burst      *burst;  /* the forwarder's, under lock */
 	struct extent         ext[VHP_MAX_WINDOWS];
 	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
@@ -303,7 +306,7 @@ static int take_fd(struct shmem *s, unsigned i, enum vu_ring_change which, int *
 	int fd = vu_backend_take_fd(session(s), i, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return vp_err_set(e, -EINVAL, "queue %u: an fd is not an eventfd", i);
 	}
 	vp_close(slot);
@@ -326,6 +329,9 @@ static int ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, stru
 	    vp_memtab_uva_to_gpa(s->tab, vr->used, vp_vq_device_bytes(c.size, false), &c.device))
 		return vp_err_set(e, -EFAULT, "queue %u does not lie in the device VM's memory", i);
 	r->live = !vp_vq_start(&r->vq, &c, e);
+	/* Regions that could not be mapped are in the table all the same. */
+	if (!r->live && s->unmapped[0])
+		vp_err_set(e, -EFAULT, "queue %u lies in memory that is not mapped: %s", i, s->unmapped);
 	return r->live ? 0 : -EFAULT;
 }
 
@@ -394,14 +400,22 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 {
 	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
 	struct shmem *s = ctx;
+	const char *vm = s->c.link->side[VP_SIDE_DEVICE].vm;
+	struct vp_map_use was = vp_memtab_use(s->tab);
+	struct vp_err why = { 0 };
 	struct vp_memtab *tab = NULL, *old = s->tab;
 	int r = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		d[i] = (struct vp_region_desc){ .gpa = m[i].gpa, .size = m[i].size, .uva = m[i].uva, .offset = m[i].mmap_offset };
-		/* Our own windows come back in here; only RAM matters, and what is missed shows when a ring lies in it. */
-		vp_map_new(&d[i].map, fds[i], m[i].mmap_offset, m[i].size, 0, NULL);
+	/* Our own windows come back in here, and come last; only RAM matters, and what is missed shows when a ring lies in it. */
+	for (unsigned i = 0; i < 2 * n; i++) {
+		const struct vu_mem_region *g = &m[i % n];
+
+		if (vp_port_lends(vm, fds[i % n]) != (i >= n))
+			continue;
+		d[i % n] = (struct vp_region_desc){ .gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset };
+		vp_memory_map(&d[i % n].map, vm, fds[i % n], g->mmap_offset, g->size, &was, i < n ? &why : NULL);
 	}
+	snprintf(s->unmapped, sizeof(s->unmapped), "%.190s", why.msg);
 	if (n)
 		r = vp_memtab_build(&tab, d, n, e);
 	for (unsigned i = 0; i < n; i++)

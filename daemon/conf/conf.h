@@ -24,7 +24,8 @@
 #define VP_CONF_MAX_DIRS   4
 #define VP_CONF_BUS_MAX    256  /* HotplugBus=, all names together */
 #define VP_CONF_MAX_PAIRS  64   /* queue pairs of one link */
-#define VP_CONF_DIRS_MAX   512  /* SocketDirectories=, all together */
+#define VP_CONF_DIRS_MAX   512  /* SocketDirectories=, and MemoryFrom=, all together */
+#define VP_CONF_MAX_MEMORY (UINT64_C(1) << 40)  /* MaxMemory= of a VM that has none */
 
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT };
@@ -52,6 +53,8 @@ struct vp_conf_vm {
 	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
 	uint64_t max_pool;    /* bytes of pools of all its links in copy mode; 0 = no limit */
 	uint32_t pps;         /* packets per second that it may send over all its links; 0 = no limit */
+	uint64_t max_memory;  /* bytes of its memory that are mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
+	char     memory_from[VP_CONF_DIRS_MAX];  /* MemoryFrom=: paths, one blank between them */
 };
 
 struct vp_conf_side {

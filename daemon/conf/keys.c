@@ -287,19 +287,36 @@ int vp_conf_parse_cpus(struct vp_conf_daemon *d, const char *v, struct vp_err *e
 	return 0;
 }
 
-/* "64G" and the like; a power of two, between the megabytes of min and max. */
-static int parse_size(void *field, const struct key *k, const char *v, struct vp_err *e)
+/* "64G" and the like, at most most of a unit; 0 = that is none. */
+static uint64_t bytes_of(const char *v, uint64_t most)
 {
 	static const char unit[] = "KMGT";
-	uint64_t n, size = 0;
+	uint64_t n;
 	const char *u;
 	char *end;
 
 	errno = 0;
 	n = strtoull(v, &end, 10);
 	u = *end ? strchr(unit, *end) : NULL;
-	if (isdigit((unsigned char)v[0]) && u && !end[1] && !errno && n <= 1024)
-		size = n << (10 * (u - unit + 1));
+	return isdigit((unsigned char)v[0]) && u && !end[1] && !errno && n <= most ? n << (10 * (u - unit + 1)) : 0;
+}
+
+/* Any number of bytes between the megabytes of min and max. */
+static int parse_bytes(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	uint64_t size = bytes_of(v, UINT64_C(1) << 20);
+
+	if (size >> 20 < k->min || size > (uint64_t)k->max << 20)
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a size from %uM to %uT, like 48G", k->name, v, k->min, k->max >> 20);
+	*(uint64_t *)field = size;
+	return 0;
+}
+
+/* A power of two, between the megabytes of min and max. */
+static int parse_size(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	uint64_t size = bytes_of(v, 1024);
+
 	if (!vp_is_pow2(size) || size >> 20 < k->min || size >> 20 > k->max)
 		return vp_err_set(e, -EINVAL, "%s=%.40s is not a power of two from %uM to %uG, like 64G", k->name, v, k->min,
 				  k->max / 1024);
@@ -358,14 +375,14 @@ static int parse_stages(void *field, const struct key *k, const char *v, struct 
 	return 0;
 }
 
-/* Absolute directories, separated by blanks or commas. */
+/* Absolute paths, separated by blanks or commas. */
 static int parse_dirs(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	char copy[VP_CONF_DIRS_MAX], *s = copy, *w, *out = field;
 	size_t n = 0;
 
 	if (strlen(v) >= sizeof(copy))
-		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer directories", k->name, VP_CONF_DIRS_MAX - 1);
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer of them", k->name, VP_CONF_DIRS_MAX - 1);
 	snprintf(copy, sizeof(copy), "%s", v);
 	memset(out, 0, VP_CONF_DIRS_MAX);
 	while ((w = next_word(&s))) {
@@ -439,6 +456,8 @@ static const struct key vm_keys[] = {
 	{ "VM", "MaxQueues", parse_u32, V(max_queues), 1, 65536 },
 	{ "VM", "MaxPool", parse_size, V(max_pool), 1, 1u << 23 },
 	{ "VM", "PacketsPerSecond", parse_u32, V(pps), 1, UINT32_MAX },
+	{ "VM", "MaxMemory", parse_bytes, V(max_memory), 1, 32u << 20 },
+	{ "VM", "MemoryFrom", parse_dirs, V(memory_from) },
 	{ NULL }
 };
 

@@ -18,6 +18,8 @@
 #include <unistd.h>
 
 #include "context/audit.h"
+#include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
@@ -234,16 +236,29 @@ static void run_next(struct vp_peer *p)
 
 /* ---- session -------------------------------------------------------------- */
 
+static uint64_t who(const struct vp_peer *p)
+{
+	return vp_blame_id(p->conf->vm);
+}
+
+static bool too_many_pending(const struct vp_peer *p)
+{
+	return vp_foreign_pending(who(p)) >= VP_FOREIGN_PENDING_MAX;
+}
+
 static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 	struct vp_err e = { 0 };
 	int r = 0;
 
+	vp_foreign_from(who(p));
 	if (revents & EPOLLOUT)
 		r = vu_backend_writable(p->vu, &e);
 	if (!r && revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		r = vu_backend_readable(p->vu, &e);
+	if (!r && too_many_pending(p))
+		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
 	if (r)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else
@@ -255,6 +270,7 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 
+	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);
 	return 0;
@@ -288,7 +304,8 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	struct vp_err e = { 0 };
 	int r;
 
-	r = p->ops->open(p->ctx, &cfg, &e);
+	r = too_many_pending(p) ? vp_err_set(&e, -EBUSY, "VM %.63s has sent files that cannot be closed yet, for whoever serves them does not answer; end that",
+					     p->conf->vm) : p->ops->open(p->ctx, &cfg, &e);
 	if (r) {
 		close(fd);
 		goto fail;
@@ -328,6 +345,7 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	snprintf(p->info.last, sizeof(p->info.last), "%.150s", why);
 	vp_log(quiet ? VP_LOG_INFO : VP_LOG_WARNING, "%s: session with pid %d ended: %s", p->name, (int)p->info.pid,
 	       p->info.last);
+	vp_foreign_from(who(p));
 	p->ops->closing(p->ctx);
 	vp_source_end(&p->vu_io);
 	vp_source_end(&p->req_io);

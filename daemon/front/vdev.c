@@ -18,8 +18,10 @@
 #include <unistd.h>
 
 #include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/policy.h"
 #include "threads/rates.h"
 
 #ifndef VIRTIO_F_IN_ORDER
@@ -142,7 +144,7 @@ static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which
 	int fd = vu_backend_take_fd(v->ops->session(v->ctx), q, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return vp_err_set(e, -EINVAL, "queue %u: its %s fd is not an eventfd", q, kick ? "kick" : "call");
 	}
 	vp_close(slot);
@@ -439,12 +441,13 @@ static void table_replace(struct vp_vdev *v, struct vp_memtab *tab)
 	vp_memtab_free(old);  /* withdraw() was the grace period */
 }
 
-static int map_region(const struct vu_mem_region *m, int fd, struct vp_region_desc *d, struct vp_err *e)
+static int map_region(struct vp_vdev *v, const struct vu_mem_region *m, int fd, const struct vp_map_use *instead,
+		      struct vp_region_desc *d, struct vp_err *e)
 {
 	int r;
 
 	*d = (struct vp_region_desc){ .gpa = m->gpa, .size = m->size, .uva = m->uva, .offset = m->mmap_offset };
-	r = vp_map_new(&d->map, fd, m->mmap_offset, m->size, 0, e);
+	r = vp_memory_map(&d->map, v->conf->side[v->side].vm, fd, m->mmap_offset, m->size, instead, e);
 	if (r && !e->code)
 		vp_err_set(e, r, "region at 0x%llx cannot be mapped: %s", (unsigned long long)m->gpa, strerror(-r));
 	return r;
@@ -467,11 +470,12 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 {
 	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
 	struct vp_vdev *v = vdev_of(ctx);
+	struct vp_map_use old = vp_memtab_use(v->tab);
 	struct vp_memtab *tab = NULL;
 	int r = 0;
 
 	for (unsigned i = 0; i < n && !r; i++)
-		r = map_region(&m[i], fds[i], &d[i], e);
+		r = map_region(v, &m[i], fds[i], &old, &d[i], e);
 	if (!r && n)
 		r = vp_memtab_build(&tab, d, n, e);
 	for (unsigned i = 0; i < n; i++)
@@ -492,7 +496,7 @@ static int on_mem_add(void *ctx, const struct vu_mem_region *m, int *fd, struct 
 	if (!d)
 		return -ENOMEM;
 	n = describe(v->tab, d, VP_MEMTAB_MAX);
-	r = map_region(m, *fd, &d[n], e);
+	r = map_region(v, m, *fd, NULL, &d[n], e);
 	if (!r)
 		r = vp_memtab_build(&tab, d, n + 1, e);
 	vp_map_unref(d[n].map);
@@ -541,7 +545,7 @@ static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_
 			return vp_err_set(e, -EINVAL, "a dirty log of %llu bytes does not cover memory up to 0x%llx",
 					  (unsigned long long)size, (unsigned long long)(g->gpa + g->size));
 	}
-	r = vp_map_new(&map, *fd, offset, size, 0, e);
+	r = vp_memory_map(&map, v->conf->side[v->side].vm, *fd, offset, size, NULL, e);
 	if (r)
 		return r;
 	v->ops->withdraw(v->ctx, 0, v->n);
@@ -739,7 +743,8 @@ bool vp_vdev_check_memory(struct vp_vdev *v)
 {
 	bool any = false;
 
-	if (!v->tab || !vp_memtab_lost(v->tab))
+	/* Of a dirty log's, marks have been lost: the pages that they were for would not be migrated again. */
+	if (!vp_memtab_lost(v->tab) && !(v->log.map && vp_map_lost(v->log.map)))
 		return false;
 	for (unsigned q = 0; q < v->n; q++)
 		any |= v->ring[q].usable && !v->ring[q].reported;

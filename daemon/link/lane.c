@@ -9,6 +9,7 @@
 #include "base/util.h"
 #include "base/watch.h"
 #include "context/context.h"
+#include "guestmem/map.h"
 
 /* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
 struct vp_lane {
@@ -17,6 +18,7 @@ struct vp_lane {
 	void                       *own;    /* RCU; the mode's, NULL = nothing */
 	struct vp_relay_queue      *drain;  /* RCU; NULL = nothing to drain */
 	bool                        told;   /* attention was asked for (data thread's own) */
+	unsigned                    lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
 	/* main thread */
 	bool                        published, added;
 	struct vp_watch            *kick, *bell;  /* NULL = none; other threads only ask whether */
@@ -27,7 +29,7 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
 	void *own = rcu_dereference(ln->own);
 	struct vp_relay_queue *rq = own ? NULL : rcu_dereference(ln->drain);
-	unsigned n;
+	unsigned n, lost;
 	bool broken;
 
 	if (own) {
@@ -41,6 +43,12 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 	}
 	if (vp_unlikely(broken && !ln->told)) {
 		ln->told = true;
+		worker_attention(j);
+	}
+	/* A file was truncated under somebody: whose it was, the main thread finds out. */
+	lost = vp_map_lost_count();
+	if (vp_unlikely(lost != ln->lost_seen)) {
+		ln->lost_seen = lost;
 		worker_attention(j);
 	}
 	return n;
@@ -153,6 +161,7 @@ int vp_lanes_make(struct vp_plink *pl)
 
 		ln->job.ops = &lane_ops;
 		ln->m = pl->m;
+		ln->lost_seen = vp_map_lost_count();
 		if (!pl->m->lanes && !(i & 1))
 			continue;  /* nobody drains a receive queue */
 		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "port/priv.h"
 #include "sys/timer.h"
@@ -678,6 +679,13 @@ bool port_lends(const char *vm, dev_t dev, ino_t ino)
 				return true;
 	}
 	return false;
+}
+
+bool vp_port_lends(const char *vm, int fd)
+{
+	struct stat st;
+
+	return vp_foreign_kind(fd, NULL, NULL) == VP_FOREIGN_MEMORY && !fstat(fd, &st) && port_lends(vm, st.st_dev, st.st_ino);
 }
 
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,

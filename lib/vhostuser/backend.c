@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 
@@ -298,7 +299,7 @@ static int handle(struct vu_backend *b, struct vp_err *e)
 	if (rc == VU_LATER) {
 		b->owed = m->hdr.request;
 		for (i = 0; i < b->main.rx_nfds; i++)
-			vp_close(&b->main.rx_fds[i]);
+			vp_close_foreign(&b->main.rx_fds[i]);
 		b->main.rx_nfds = 0;
 		return 0;
 	}

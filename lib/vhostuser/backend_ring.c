@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "base/foreign.h"
 #include "base/util.h"
 
 static bool any_started(const struct vu_backend *b)
@@ -66,7 +67,7 @@ void vu_ring_commit_stop(struct vu_backend *b, unsigned int q, uint32_t base)
 	r->base = vu_has(b->acked, VIRTIO_F_RING_PACKED) ? base : base & UINT16_MAX;
 	r->started = r->stopping = false;
 	r->kick_set = false;
-	vp_close(&r->kick_fd);
+	vp_close_foreign(&r->kick_fd);
 }
 
 void vu_rings_reset(struct vu_backend *b)
@@ -79,7 +80,7 @@ void vu_rings_reset(struct vu_backend *b)
 		r->started = r->stopping = r->enabled = false;
 		r->kick_set = r->addr_set = r->log = false;
 		r->num = r->base = 0;
-		vp_close(&r->kick_fd);
+		vp_close_foreign(&r->kick_fd);
 	}
 }
 
@@ -88,9 +89,9 @@ void vu_rings_close(struct vu_backend *b)
 	unsigned int i;
 
 	for (i = 0; i < b->cfg.max_queues; i++) {
-		vp_close(&b->rings[i].kick_fd);
-		vp_close(&b->rings[i].call_fd);
-		vp_close(&b->rings[i].err_fd);
+		vp_close_foreign(&b->rings[i].kick_fd);
+		vp_close_foreign(&b->rings[i].call_fd);
+		vp_close_foreign(&b->rings[i].err_fd);
 	}
 }
 
@@ -173,7 +174,7 @@ static int set_fd(struct vu_backend *b, struct vu_msg *m, unsigned int which, co
 			r->call_set = true;
 		rc = tell(b, q, which, e);
 	}
-	vp_close(&old);
+	vp_close_foreign(&old);
 	return rc;
 }
 

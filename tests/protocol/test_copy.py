@@ -2,7 +2,6 @@
 """A copy link between a scripted driver and a scripted, and hostile, device side on the local attachment."""
 import os
 import struct
-import tempfile
 import time
 
 import pytest
@@ -542,7 +541,7 @@ def test_dirty_log(copy, features):
         nic.start_ring(0, ring)
         nic.fill_rx(8)
         used = ring.desc if packed else ring.used + 4
-        with tempfile.TemporaryFile() as log, attached(copy) as p:
+        with os.fdopen(os.memfd_create("log"), "r+b") as log, attached(copy) as p:
             up(p)
             log.truncate(4096)
             nic.send(vu.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), [log.fileno()], need_reply=False)

@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Policy: default deny across trust groups, whatever a link asks for. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "base/util.h"
 #include "conf/policy.h"
 #include "threads/rates.h"
 
@@ -295,6 +299,120 @@ static void test_rates_follow_the_configuration(void **state)
 	assert_int_equal(b->rate, 0);
 }
 
+static int map_one(const char *vm, int fd, uint64_t size, const struct vp_map_use *instead, struct vp_map **out, struct vp_err *e)
+{
+	return vp_memory_map(out, vm, fd, 0, size, instead, e);
+}
+
+static int sparse(uint64_t size)
+{
+	int fd = memfd_create("sparse", MFD_CLOEXEC);
+
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	return fd;
+}
+
+static void test_max_memory(void **state)
+{
+	struct vp_map_use first = { 0 };
+	struct vp_map *a, *b;
+	struct vp_err e = { 0 };
+	int fd = sparse(64 << 20);
+
+	vms[2].max_memory = 100 << 20;
+	vp_memory_totals(0, 0);
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("loner1", fd, 64 << 20, NULL, &a, &e), 0);
+	first = vp_memory_used("loner1");
+	assert_true(first.maps == 1 && first.bytes == 64 << 20);
+	assert_int_equal(map_one("loner1", fd, 64 << 20, NULL, &b, &e), -EDQUOT);
+	assert_non_null(strstr(e.msg, "MaxMemory=100M; raise it in loner1.vm"));
+	assert_int_equal(map_one("loner1", fd, UINT64_MAX, NULL, &b, &e), -EDQUOT);
+	/* In place of the first, it is not too much; nor for another VM. */
+	assert_int_equal(map_one("loner1", fd, 64 << 20, &first, &b, &e), 0);
+	vp_map_unref(b);
+	assert_int_equal(map_one("loner2", fd, 64 << 20, NULL, &b, &e), 0);
+	vp_map_unref(b);
+	/* A limit that came down holds for what comes. */
+	vms[2].max_memory = 32 << 20;
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("loner1", fd, 4096, NULL, &b, &e), -EDQUOT);
+	vp_map_unref(a);
+	assert_int_equal(map_one("loner1", fd, 4096, NULL, &b, &e), 0);
+	vp_map_unref(b);
+	assert_int_equal(vp_memory_used("loner1").maps, 0);
+	vms[2].max_memory = 0;
+	close(fd);
+}
+
+/* Four of five VMs take what they can get: the fifth has its share, of mappings and of address space. */
+static void test_shares(void **state)
+{
+	static struct vp_map *m[4][256];
+	static const char *const greedy[] = { "blue1", "blue2", "loner1", "loner2" };
+	unsigned n[4] = { 0 }, sum = 0, k;
+	struct vp_map *mine[10];
+	struct vp_err e = { 0 };
+	int fd = sparse(UINT64_C(1) << 40);
+
+	for (unsigned bytes = 0; bytes < 2; bytes++) {
+		uint64_t size = bytes ? UINT64_C(1) << 30 : 4096;
+
+		/* 100 mappings, or 100 GiB. */
+		vp_memory_totals(bytes ? 10000 : 100, bytes ? UINT64_C(100) << 30 : UINT64_C(1) << 45);
+		vp_memory_apply(&conf);
+		sum = 0;
+		for (unsigned v = 0; v < 4; v++) {
+			for (n[v] = 0; n[v] < 256 && !map_one(greedy[v], fd, size, NULL, &m[v][n[v]], &e); n[v]++)
+				;
+			assert_int_equal(e.code, -ENOSPC);
+			assert_non_null(strstr(e.msg, greedy[v]));
+			assert_true(n[v] >= 10);
+			sum += n[v];
+		}
+		assert_true(n[0] > 10 && sum <= 90);
+		for (k = 0; k < 10; k++)
+			assert_int_equal(map_one("red", fd, size, NULL, &mine[k], &e), 0);
+		while (k--)
+			vp_map_unref(mine[k]);
+		for (unsigned v = 0; v < 4; v++)
+			while (n[v])
+				vp_map_unref(m[v][--n[v]]);
+	}
+	vp_memory_totals(0, 0);
+	close(fd);
+}
+
+static void test_memory_from(void **state)
+{
+	struct vp_map *m;
+	struct vp_err e = { 0 };
+	int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+
+	vp_memory_totals(0, 0);
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	assert_non_null(strstr(e.msg, "name it in MemoryFrom= of red.vm"));
+	snprintf(vms[4].memory_from, sizeof(vms[4].memory_from), "/nowhere /dev/zero /dev");
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), 0);
+	vp_map_unref(m);
+	assert_int_equal(map_one("loner1", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	if (fd >= 0 && !ftruncate(fd, 4096) && fcntl(fd, F_GET_SEALS) < 0) {
+		assert_int_equal(map_one("red", fd, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+		assert_non_null(strstr(e.msg, "MemoryFrom= of red.vm"));
+		assert_non_null(getcwd(vms[4].memory_from, sizeof(vms[4].memory_from)));
+		vp_memory_apply(&conf);
+		assert_int_equal(map_one("red", fd, 4096, NULL, &m, &e), 0);
+		vp_map_unref(m);
+		assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	}
+	vms[4].memory_from[0] = 0;
+	vp_memory_totals(0, 0);
+	vp_close(&fd);
+	close(zero);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -304,6 +422,7 @@ int main(void)
 		cmocka_unit_test(test_rate_by_a_slow_clock), cmocka_unit_test(test_rate_debt),
 		cmocka_unit_test(test_shared_bucket),
 		cmocka_unit_test(test_rates_follow_the_configuration),
+		cmocka_unit_test(test_max_memory), cmocka_unit_test(test_shares), cmocka_unit_test(test_memory_from),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
