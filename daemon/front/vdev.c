@@ -230,6 +230,7 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 			return 0;
 		r->wait = VP_VDEV_WAIT_NONE;
 		r->usable = true;
+		ring_set_log(v, q); /* what was said while it waited */
 		if (ret) {
 			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
 			r->reported = true;
@@ -250,6 +251,7 @@ static void ring_release(struct vp_vdev *v, unsigned q)
 	r->wait = VP_VDEV_WAIT_NONE;
 	r->error[0] = 0;
 	vp_close(&r->kick_fd);
+	vp_vdev_iommu_idle(v);
 }
 
 static bool ring_has_base(const struct vp_vdev *v, unsigned q)
@@ -266,6 +268,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 
 	v->ops->withdraw(v->ctx, q, 1);
 	if (what & VU_RING_STARTED) {
+		vp_vdev_iommu_idle(v);
 		/* A ring that cannot be used is the ring's trouble, not the session's: it is reported as broken. */
 		ret = ring_take_fds(v, q, e);
 		if (ret)
@@ -332,6 +335,7 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 		c.base = vq->used_idx;  /* what was not returned is handled again */
 		ret = vp_vq_start(vq, &c, e);
 	}
+	ring_set_log(v, q);
 	if (ret) {
 		vp_vq_break(vq, VP_VQ_BAD_RING);
 		r->reported = true;
