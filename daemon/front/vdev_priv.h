@@ -16,6 +16,7 @@ struct vp_vdev {
 	uint64_t                   features;  /* acknowledged, with bits 26 and 30 as they were sent */
 	uint8_t                    status;
 	bool                       carrier;
+	bool                       carrier_told; /* what the front-end knows of it */
 	struct vp_memtab          *tab;       /* NULL = no memory yet */
 	struct vp_iotlb           *iotlb;     /* NULL = addresses are guest physical */
 	struct asked              *asked;     /* misses without an answer, oldest first (viommu.c) */
