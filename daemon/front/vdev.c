@@ -61,10 +61,11 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_
 	cfg->features = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |
 			VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
 			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
-			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_STATUS) |
+			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_STATUS) |
 			offload_features(l->offloads);
+	/* Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1). Offloads= sees to those that it names. */
 	if (l->pairs > 1)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_CTRL_VQ);
+		cfg->features |= VP_BIT(VIRTIO_NET_F_MQ);
 	if (l->mtu)
 		cfg->features |= VP_BIT(VIRTIO_NET_F_MTU);
 	if (l->side[side].has_mac)
@@ -173,6 +174,12 @@ static int ring_take_fds(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	return ret;
 }
 
+/* As the half of a ring's base that says what was used. */
+static uint32_t used_place(const struct vp_virtq *vq)
+{
+	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
+}
+
 static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
@@ -188,11 +195,12 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*
-	 * A front-end that lost its connection notes where the used index was just then. A device VM that outlives a daemon goes on with
-	 * the ring for a while: what it has returned must not be returned once more.
+	 * What was taken and not returned is in nobody's hands: a back-end that stops returns everything, so it was lost with one that did
+	 * not, and is handled again. Of front-ends that lost their connection, QEMU says where the used index was just then, and a device VM that
+	 * outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
 	 */
-	if (!ret && !packed && (uint16_t)(c.base - r->rq.vq.used_idx) > c.size) {
-		c.base = r->rq.vq.used_idx;
+	if (!ret && (uint16_t)c.base != used_place(&r->rq.vq)) {
+		c.base = used_place(&r->rq.vq) * (packed ? 0x10001u : 1u);
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	}
 	if (ret == -EAGAIN) {
@@ -232,6 +240,7 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 			return 0;
 		r->wait = VP_VDEV_WAIT_NONE;
 		r->usable = true;
+		ring_set_log(v, q); /* what was said while it waited */
 		if (ret) {
 			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
 			r->reported = true;
@@ -252,11 +261,26 @@ static void ring_release(struct vp_vdev *v, unsigned q)
 	r->wait = VP_VDEV_WAIT_NONE;
 	r->error[0] = 0;
 	vp_close(&r->kick_fd);
+	vp_vdev_iommu_idle(v);
 }
 
 static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 {
 	return v->ring[q].usable || v->ring[q].wait == VP_VDEV_WAIT_REBIND;
+}
+
+/*
+ * The front-end asks for the config space anew. Nothing is sent to a device that is suspended, which it is while no ring
+ * runs (vhost-user, "Suspended device state"): the first ring that runs makes up for it.
+ */
+static void tell_carrier(struct vp_vdev *v)
+{
+	struct vu_backend *vu = v->ops->session(v->ctx);
+
+	if (v->carrier == v->carrier_told || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
+		return;
+	v->carrier_told = v->carrier;
+	vu_backend_config_change(vu, NULL, NULL);
 }
 
 static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *e)
@@ -268,6 +292,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 
 	v->ops->withdraw(v->ctx, q, 1);
 	if (what & VU_RING_STARTED) {
+		vp_vdev_iommu_idle(v);
 		/* A ring that cannot be used is the ring's trouble, not the session's: it is reported as broken. */
 		ret = ring_take_fds(v, q, e);
 		if (ret)
@@ -284,6 +309,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 	}
 	r->enabled = vr->enabled;
 	v->ops->offer(v->ctx, q, 1);
+	tell_carrier(v);
 	return ret;
 }
 
@@ -351,6 +377,7 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 		c.base = vq->used_idx;  /* what was not returned is handled again */
 		ret = vp_vq_start(vq, &c, e);
 	}
+	ring_set_log(v, q);
 	if (ret) {
 		vp_vq_break(vq, VP_VQ_BAD_RING);
 		r->reported = true;
@@ -586,6 +613,7 @@ static int on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, st
 	struct virtio_net_config c;
 
 	net_config(v->conf, v->side, v->carrier, &c);
+	v->carrier_told = v->carrier;
 	memset(buf, 0, len);
 	if (off < sizeof(c))
 		memcpy(buf, (uint8_t *)&c + off, VP_MIN(len, sizeof(c) - off));
@@ -768,9 +796,6 @@ bool vp_vdev_broken(const struct vp_vdev *v)
 
 void vp_vdev_set_carrier(struct vp_vdev *v, bool up)
 {
-	if (v->carrier == up)
-		return;
 	v->carrier = up;
-	if (vu_backend_has_req(v->ops->session(v->ctx)))
-		vu_backend_config_change(v->ops->session(v->ctx), NULL, NULL);
+	tell_carrier(v);
 }

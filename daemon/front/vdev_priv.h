@@ -16,8 +16,12 @@ struct vp_vdev {
 	uint64_t                   features;  /* acknowledged, with bits 26 and 30 as they were sent */
 	uint8_t                    status;
 	bool                       carrier;
+	bool                       carrier_told; /* what the front-end knows of it */
 	struct vp_memtab          *tab;       /* NULL = no memory yet */
 	struct vp_iotlb           *iotlb;     /* NULL = addresses are guest physical */
+	struct asked              *asked;     /* misses without an answer, oldest first (viommu.c) */
+	struct asked             **asked_end;
+	uint32_t                   run;       /* goes up when translations are forgotten because no ring runs */
 	bool                       unsent;    /* some miss could not be asked for, */
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
@@ -32,6 +36,10 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);
+/* Some ring was started and has not stopped. */
+bool vp_vdev_in_use(const struct vp_vdev *v);
+/* After the stop of any ring, and before the start: if none is in use, no translation is kept. */
+void vp_vdev_iommu_idle(struct vp_vdev *v);
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e);
 /* Ask the front-end for what data threads missed. */
 void vp_vdev_iommu_poll(struct vp_vdev *v);

@@ -143,7 +143,8 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	pl->m->unwire(pl, i);
 	vp_lanes_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = false;
-	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed);
+	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed && !q->taken);
+	q->taken = false;
 	if (!alive)
 		return;
 	if (owed) {
@@ -214,6 +215,15 @@ static enum vp_port_driver driver_state(struct vp_plink *pl)
 	return VP_PORT_DRIVER_IDLE;
 }
 
+/*
+ * What a driver sends on a queue that is not enabled is taken and discarded (vhost-user, "Ring states"). That is done here, whatever
+ * the data path would do: it has no such queue.
+ */
+static bool may_have(const struct vp_vdev_ring *r, unsigned i)
+{
+	return r->enabled || !(i & 1);
+}
+
 static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
@@ -232,6 +242,8 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 		vp_port_queue_end(pl->port, i);
 		return;
 	}
+	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_PORT_LATER)
+		q->taken = true;
 	if (q->handed) {
 		vp_port_queue_enable(pl->port, i, r->enabled);
 		if (pl->m->open)
@@ -239,7 +251,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 		if (q->rewire)
 			wire(pl, i);
 	}
-	if (r->usable && !q->handed && up && !q->given_up && vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
+	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) && vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
 		vp_lane_publish(pl, i);

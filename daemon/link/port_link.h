@@ -80,6 +80,7 @@ struct vp_plink_mode {
 struct vp_plink_queue {
 	bool handed;      /* the device VM has it */
 	bool stop_owed;   /* the front-end waits for GET_VRING_BASE's answer */
+	bool taken;       /* it is asked to stop, because the driver disabled the queue */
 	bool given_up;    /* by the data path, or taken from it: not handed over again while it is attached */
 	bool rewire;      /* its fds may have changed */
 };

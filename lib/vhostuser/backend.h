@@ -52,6 +52,12 @@ enum vu_ring_change {
 	VU_RING_LOG      = 0x20, /* only logging (VHOST_VRING_F_LOG, log address) changed while started */
 };
 
+enum vu_base_from {
+	VU_BASE_NONE,   /* nobody said: it starts anew */
+	VU_BASE_STOP,   /* where it stopped */
+	VU_BASE_SENT,   /* SET_VRING_BASE */
+};
+
 struct vu_ring {
 	uint32_t num;               /* entries; 0 = not set */
 	/*
@@ -60,6 +66,7 @@ struct vu_ring {
 	 * if the front-end left that half empty, as DPDK's does).
 	 */
 	uint32_t base;
+	enum vu_base_from base_from;
 	/* As sent: front-end user addresses, or IOVAs when ACCESS_PLATFORM was acknowledged. */
 	uint64_t desc, avail, used;
 	uint64_t log_addr;          /* guest physical; valid when log is true */

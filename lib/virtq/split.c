@@ -46,6 +46,6 @@ void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n)
 	if (!vq->log_ring)
 		return;
 	for (i = 0; i < n; i++)
-		vp_dirty_log_mark(vq->log, vq->log_addr + 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
-	vp_dirty_log_mark(vq->log, vq->log_addr, 4);
+		vp_vq_log_device(vq, 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
+	vp_vq_log_device(vq, 0, 4);
 }

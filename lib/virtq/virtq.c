@@ -146,9 +146,14 @@ void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool rin
 	vq->log_addr = ring_addr;
 }
 
-static void log_device_area(struct vp_virtq *vq, uint64_t off, uint64_t len)
+void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len)
 {
-	if (vq->log && vq->log_ring)
+	if (!vq->log || !vq->log_ring)
+		return;
+	/* Behind a vIOMMU front-ends send the IOVA of the used ring as its address for logging, too. */
+	if (vq->xl.iommu)
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, vq->device_addr + off, len);
+	else
 		vp_dirty_log_mark(vq->log, vq->log_addr + off, len);
 }
 
@@ -325,16 +330,16 @@ bool vp_vq_enable_kicks(struct vp_virtq *vq)
 	if (vq->packed && vq->event_idx) {
 		vp_st16(vq->device, 0, (uint16_t)(vq->last_avail | (vq->avail_wrap ? 0x8000 : 0)));
 		vp_st16_release(vq->device, 2, VRING_PACKED_EVENT_FLAG_DESC);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_ENABLE);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (vq->event_idx) {
 		vp_st16(vq->device, 4 + 8 * (size_t)vq->size, vq->last_avail);
-		log_device_area(vq, 4 + 8 * (uint64_t)vq->size, 2);
+		vp_vq_log_device(vq, 4 + 8 * (uint64_t)vq->size, 2);
 	} else {
 		vp_st16(vq->device, 0, 0);
-		log_device_area(vq, 0, 2);
+		vp_vq_log_device(vq, 0, 2);
 	}
 	vq->kicks_on = true;
 	/* The request before the look. Pairs with the driver's barrier between index and event field. */
@@ -349,10 +354,10 @@ void vp_vq_disable_kicks(struct vp_virtq *vq)
 	vq->kicks_on = false;
 	if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_DISABLE);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (!vq->event_idx) {
 		vp_st16(vq->device, 0, VRING_USED_F_NO_NOTIFY);
-		log_device_area(vq, 0, 2);
+		vp_vq_log_device(vq, 0, 2);
 	}
 	/* Split with EVENT_IDX: an avail_event that is left behind asks for nothing. */
 }

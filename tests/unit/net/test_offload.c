@@ -310,13 +310,22 @@ static void test_hdr_check_bounds(void **state)
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_start = 65535; h.csum_offset = 65535);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_start = 65530; h.csum_offset = 4);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_offset = 2965);
-	CHECK(-EINVAL, 3000, HOST_ALL, h.hdr_len = 3001);
+	/* A hint: what cannot be becomes what can. */
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 3001);
+	assert_int_equal(h.hdr_len, 3000);
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 0);
+	assert_int_equal(h.hdr_len, 54);
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 66);
+	assert_int_equal(h.hdr_len, 66);
+	CHECK(0, 60, HOST_ALL, h.hdr_len = 0xffff; h.csum_start = 44; h.csum_offset = 6);
+	assert_int_equal(h.hdr_len, 60);
 	CHECK(0, 3000, HOST_ALL, h.hdr_len = 3000);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.gso_size = 0);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.flags = 0);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.flags = VIRTIO_NET_HDR_F_DATA_VALID);
 	CHECK(-EINVAL, 0, HOST_ALL, );
-	CHECK(-EINVAL, 10, HOST_ALL, h.gso_type = 0; h.flags = 0; h.hdr_len = 11);
+	CHECK(0, 10, HOST_ALL, h.gso_type = 0; h.flags = 0; h.hdr_len = 11);
+	assert_int_equal(h.hdr_len, 0);
 	CHECK(-EINVAL, 10, HOST_ALL, h.gso_type = 0; h.hdr_len = 0);
 	CHECK(0, 100, HOST_ALL, h.gso_type = 0; h.gso_size = 0);
 #undef CHECK
