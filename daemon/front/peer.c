@@ -290,6 +290,7 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	int r;
 
 	r = p->ops->open(p->ctx, &cfg, &e);
+	cfg.name = p->name;
 	if (r) {
 		close(fd);
 		goto fail;
