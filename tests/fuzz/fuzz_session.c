@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <linux/vhost_types.h>
 #include <linux/virtio_ring.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -38,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define RINGS_AT   0x1000u            /* each has 0x1000 */
 #define FDS        32u
 #define CHANNELS   8u
-#define ACTIONS    20u
+#define ACTIONS    21u
 
 struct peer {
 	bool     device;                /* which end of the link */
@@ -48,8 +49,8 @@ struct peer {
 	int      kick[RINGS], call[RINGS];
 	uint16_t avail[RINGS];
 	bool     packed, iommu, reply;
-	int      memfd;
-	uint8_t *mem;
+	int      memfds[2], memfd;      /* one that can shrink, one that cannot */
+	uint8_t *mems[2], *mem;
 	uint8_t *ctrl;                  /* a port's control block */
 	size_t   ctrl_bytes;
 	int      bell[RINGS + 1];       /* doorbells that the daemon handed out */
@@ -201,14 +202,27 @@ static void write_tso(struct peer *p)
 
 static void make_memory(struct peer *p)
 {
-	p->memfd = memfd_create("guest", MFD_CLOEXEC);
-	if (p->memfd < 0 || ftruncate(p->memfd, MEM_BYTES))
-		rig_fault("memory");
-	p->mem = mmap(NULL, MEM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, p->memfd, 0);
-	if (p->mem == MAP_FAILED)
-		rig_fault("memory");
-	write_table(p);
-	write_tso(p);
+	for (unsigned i = 0; i < 2; i++) {
+		int fd = memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+		if (fd < 0 || ftruncate(fd, MEM_BYTES) || (i && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)))
+			rig_fault("memory");
+		p->memfds[i] = fd;
+		p->mems[i] = p->mem = mmap(NULL, MEM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		if (p->mem == MAP_FAILED)
+			rig_fault("memory");
+		write_table(p);
+		write_tso(p);
+	}
+}
+
+/* What a device VM's VMM is given must not shrink. */
+static void choose_memory(struct peer *p)
+{
+	bool sealed = lk->mode == RIG_FAST && lk->att != RIG_LOCAL;
+
+	p->memfd = p->memfds[sealed];
+	p->mem = p->mems[sealed];
 }
 
 static void add_region(struct peer *p, uint32_t id, unsigned i)
@@ -334,6 +348,7 @@ static void negotiate(struct peer *p, unsigned how)
 }
 
 static void take_port(struct peer *p);
+static void offer(struct peer *p, unsigned q, unsigned n, unsigned kind, unsigned arg);
 
 /* Bits: 0 packed, 1 vIOMMU, 2 wants replies, 3 event index, 4 takes TSO, 5 with a request channel, 6 nothing more than the connection, 7 not even that */
 static void come(struct peer *p, unsigned how)
@@ -352,8 +367,12 @@ static void come(struct peer *p, unsigned how)
 		new_channel(p);
 	mem_table(p, 0);
 	rig_run(4);
-	for (unsigned q = 0; q < 2; q++)
+	/* A port of this size has three signals. */
+	for (unsigned q = 0; q < (p->device && lk->att == RIG_SHMEM ? 3 : 2); q++) {
 		start_ring(p, q);
+		if (p->device && lk->att == RIG_SHMEM)
+			offer(p, q, RING_SIZE / 2, 0, 0);
+	}
 	rig_run(8);
 	listen_to(p->sock);
 	if (p->device && lk->att == RIG_SHMEM)
@@ -376,6 +395,62 @@ static void leave(struct peer *p)
 		p->kick[q] = p->call[q] = -1;
 }
 
+/* ---- a VMM's QMP: of the device VM of link fi ----------------------------------------------------------------------------- */
+
+static int qmp = -1;
+
+static void qmp_say(const char *text)
+{
+	if (qmp >= 0)
+		(void)!send(qmp, text, strlen(text), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* Whatever is asked for has been done. */
+static void qmp_serve(void)
+{
+	char buf[4096], *at;
+	int fds[4];
+	unsigned n;
+	ssize_t got;
+
+	if (qmp < 0) {
+		qmp = accept4(rig_qmp_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		qmp_say("{\"QMP\":{}}\n");
+	}
+	while (qmp >= 0 && (got = recv_fds(qmp, buf, sizeof(buf) - 1, fds, 4, &n)) >= 0) {
+		for (unsigned i = 0; i < n; i++)
+			keep(fds[i]);
+		if (!got) {
+			vp_close(&qmp);
+			break;
+		}
+		buf[got] = 0;
+		for (at = buf; (at = strstr(at, "\"id\":")); at++) {
+			int id;
+			char say_it[64];
+
+			/* A device's name is an id, too, and no number. */
+			if (sscanf(at + 5, "%d", &id) != 1)
+				continue;
+			snprintf(say_it, sizeof(say_it), "{\"return\":{},\"id\":%d}\n", id);
+			qmp_say(say_it);
+		}
+	}
+}
+
+static void qmp_event(unsigned what)
+{
+	static const char *const lines[] = {
+		"{\"event\":\"RESET\",\"data\":{}}\n", "{\"event\":\"DEVICE_DELETED\",\"data\":{\"device\":\"vhp-fi-8001\"}}\n",
+		"{\"return\":[{\"name\":\"vhp-fi-8001\"},{\"name\":\"vhp-fi-0001\"}],\"id\":2}\n", "{\"return\"", ":[]}\n", "\n", "{\"error\":{}}\n",
+	};
+
+	if (what % 8 == 7)
+		vp_close(&qmp);
+	else
+		qmp_say(lines[what % 8]);
+}
+
 /* ---- a device VM -------------------------------------------------------------------------------------------------------- */
 
 static void map_port(struct peer *p, int fd)
@@ -394,10 +469,14 @@ static void map_port(struct peer *p, int fd)
 /* Whatever the daemon sends of its port: memory is mapped, the first eventfds are bells, all others are kept. */
 static void take_port(struct peer *p)
 {
-	int from = p->vu ? (p->n_chan ? p->chan[(p->n_chan - 1) % CHANNELS] : -1) : p->sock, fds[32];
+	int from;
+	int fds[32];
 	union { uint8_t b[52]; struct vhp_local_msg l; int64_t id; struct vu_hdr h; } m;
 	unsigned n;
 
+	if (!p->device || lk->att == RIG_NONE)
+		return;
+	from = p->vu ? (p->n_chan ? p->chan[(p->n_chan - 1) % CHANNELS] : -1) : p->sock;
 	rig_run(4);
 	while (from >= 0 && recv_fds(from, &m, p->vu ? 52 : lk->att == RIG_LOCAL ? sizeof(m.l) : 8, fds, 32, &n) > 0) {
 		bool memory = p->vu || (lk->att == RIG_LOCAL ? m.l.type == VHP_LOCAL_HELLO : m.id == -1);
@@ -559,7 +638,7 @@ static void scribble(struct peer *p)
 static void truncate_memory(struct peer *p, unsigned to)
 {
 	if (ftruncate(p->memfd, to * 4096))
-		rig_fault("truncate");
+		return;
 	for (unsigned q = 0; q < 2; q++)
 		raise_fd(p->kick[q]);
 	rig_run(16);
@@ -650,6 +729,9 @@ static void act(struct peer *p, unsigned what)
 	case 19:
 		rig_sleep(1000u << byte() % 14);
 		break;
+	case 20:
+		qmp_event(byte());
+		break;
 	}
 }
 
@@ -677,6 +759,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	peers[1].device = true;
 	peers[0].vu = true;
 	peers[1].vu = lk->att == RIG_NONE || lk->att == RIG_SHMEM;
+	for (unsigned i = 0; i < 2; i++)
+		choose_memory(&peers[i]);
 	rig_input_begin();
 	for (unsigned i = 0; i < 2; i++)
 		setup[i] = byte();
@@ -684,7 +768,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		come(&peers[i], setup[i]);
 	if (!peers[1].vu || lk->att == RIG_SHMEM)
 		command(&peers[1], 1, 0, 0);
-	rig_run(16);
+	for (unsigned i = 0; i < 4; i++) {
+		rig_run(16);
+		take_port(&peers[1]);
+		qmp_serve();
+	}
 	for (unsigned n = 0; left && n < 40; n++) {
 		unsigned what = byte();
 
@@ -696,9 +784,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			else
 				take_port(&peers[i]);
 		}
+		qmp_serve();
 	}
+	if (getenv("VP_FUZZ_LOG"))
+		fprintf(stderr, "link %s: %s\n", lk->name, rig_status(lk));
 	leave(&peers[0]);
 	leave(&peers[1]);
+	vp_close(&qmp);
 	rig_peers_gone();
 	for (unsigned i = 0; i < FDS; i++)
 		vp_close(&kept[i]);

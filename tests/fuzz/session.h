@@ -35,6 +35,7 @@ struct rig_link {
 #define RIG_LINKS 7
 extern struct rig_link rig_links[RIG_LINKS];
 extern struct vp_daemon rig_daemon;
+extern int rig_qmp_fd;  /* listens for the QMP connection of link fi */
 
 /* Once; later calls do nothing. */
 void rig_start(void);
@@ -47,6 +48,9 @@ void rig_sleep(uint64_t us);
 void rig_begin(void);
 void rig_took(const char *what, unsigned ms);
 __attribute__((noreturn, format(printf, 1, 2))) void rig_fault(const char *fmt, ...);
+
+/* "up", "waiting" ... */
+const char *rig_status(const struct rig_link *l);
 
 /* Around an input; between them nothing is open that the caller opened. */
 void rig_input_begin(void);

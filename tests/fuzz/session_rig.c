@@ -10,7 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,6 +30,7 @@ struct rig_link rig_links[RIG_LINKS] = {
 	{ RIG_RELAY, RIG_NONE, "r" }, { RIG_FAST, RIG_LOCAL, "fl" }, { RIG_FAST, RIG_SHMEM, "fs" }, { RIG_FAST, RIG_IVSHMEM, "fi" },
 	{ RIG_COPY, RIG_LOCAL, "cl" }, { RIG_COPY, RIG_SHMEM, "cs" }, { RIG_COPY, RIG_IVSHMEM, "ci" },
 };
+int rig_qmp_fd = -1;
 static char dir[] = "/tmp/vpfuzzXXXXXX";
 static uint64_t begun, input_begun;
 static unsigned base_items, base_fds;
@@ -152,8 +156,12 @@ static void file(const char *name, const char *fmt, ...)
 
 static void write_files(void)
 {
+	char drop[64];
+
 	static const char *const att[] = { "", "local", "shmem", "ivshmem" }, *const mode[] = { "relay", "fast", "copy" };
 
+	snprintf(drop, sizeof(drop), "%s/fi.link.d", dir);
+	mkdir(drop, 0755);
 	file("a.vm", "[VM]\nTrustGroup=t\n");
 	file("b.vm", "[VM]\nTrustGroup=t\n");
 	for (unsigned i = 0; i < RIG_LINKS; i++) {
@@ -164,9 +172,22 @@ static void write_files(void)
 		file(name, "[Link]\nMode=%s\n[Driver]\nVM=a\n[Device]\nVM=b\nEndpoint=%s\n%s%s\n%s%s", mode[l->mode],
 		     l->att ? "port" : "virtio-net", l->att ? "Attachment=" : "", att[l->att],
 		     l->att == RIG_SHMEM ? "ApertureSize=1G\n" : "", l->mode == RIG_COPY ? "PoolSize=2M\n" : "");
+		if (l->mode == RIG_FAST && l->att == RIG_IVSHMEM)
+			file("fi.link.d/qmp.conf", "[Device]\nQMP=%s/qmp\nHotplugBus=rp0 rp1\n", dir);
 		snprintf(l->driver, sizeof(l->driver), "%s/run/%s.driver.sock", dir, l->name);
 		snprintf(l->device, sizeof(l->device), "%s/run/%s.device.sock", dir, l->name);
 	}
+}
+
+/* The device VM's QEMU, as far as the harness is it. */
+static void open_qmp(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s/qmp", dir);
+	rig_qmp_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (rig_qmp_fd < 0 || bind(rig_qmp_fd, (struct sockaddr *)&a, sizeof(a)) || listen(rig_qmp_fd, 8))
+		rig_fault("no QMP socket");
 }
 
 static void problem(void *arg, const char *msg)
@@ -205,6 +226,7 @@ void rig_start(void)
 		rig_fault("cannot start");
 	atexit(clean_up);
 	write_files();
+	open_qmp();
 	vp_log_set(no_log, VP_LOG_DEBUG);
 	signal(SIGPIPE, SIG_IGN);
 	snprintf(run, sizeof(run), "%s/run", dir);
@@ -295,6 +317,13 @@ static void settle(void)
 		rig_sleep(5000000);
 		rig_run(200);
 	}
+}
+
+const char *rig_status(const struct rig_link *l)
+{
+	const struct vp_link *link = vp_link_find(rig_daemon.links, l->name);
+
+	return link->ops->status(link);
 }
 
 void rig_input_begin(void)
