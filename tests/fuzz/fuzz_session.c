@@ -438,6 +438,18 @@ static void qmp_serve(void)
 	}
 }
 
+/* A QEMU that starts anew has no devices: what was plugged is forgotten. */
+static void end_qmp(void)
+{
+	vp_close(&qmp);
+	for (unsigned i = 0; lk->mode == RIG_FAST && lk->att == RIG_IVSHMEM && i < 8; i++) {
+		rig_run(50);
+		qmp_serve();
+		rig_sleep(1000000);
+	}
+	vp_close(&qmp);
+}
+
 static void qmp_event(unsigned what)
 {
 	static const char *const lines[] = {
@@ -790,7 +802,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		fprintf(stderr, "link %s: %s\n", lk->name, rig_status(lk));
 	leave(&peers[0]);
 	leave(&peers[1]);
-	vp_close(&qmp);
+	end_qmp();
 	rig_peers_gone();
 	for (unsigned i = 0; i < FDS; i++)
 		vp_close(&kept[i]);

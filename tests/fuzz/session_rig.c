@@ -309,6 +309,20 @@ static unsigned open_fds(void)
 	return n;
 }
 
+static void list_fds(void)
+{
+	char path[32], to[128];
+
+	for (int fd = 0; fd < 1024; fd++) {
+		ssize_t n;
+
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		n = readlink(path, to, sizeof(to) - 1);
+		if (n > 0)
+			fprintf(stderr, "fd %d: %.*s\n", fd, (int)n, to);
+	}
+}
+
 /* What waits for a peer gives up within 10 s of the loop's time, and starts anew. */
 static void settle(void)
 {
@@ -331,6 +345,8 @@ void rig_input_begin(void)
 	if (!base_fds) {
 		settle();
 		base_items = all_items();
+		if (getenv("VP_FUZZ_LOG"))
+			list_fds();
 		base_fds = open_fds();
 	}
 	input_begun = cpu_us();
@@ -352,6 +368,8 @@ void rig_input_end(void)
 {
 	unsigned n = open_fds();
 
-	if (n > base_fds)
-		rig_fault("leak: %u fds more than before", n - base_fds);
+	if (n <= base_fds)
+		return;
+	list_fds();
+	rig_fault("leak: %u fds more than before", n - base_fds);
 }
