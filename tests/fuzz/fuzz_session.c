@@ -543,8 +543,8 @@ static void describe(struct peer *p, unsigned q, unsigned i, unsigned kind, unsi
 	switch (kind % 6) {
 	case 0:
 		break;
-	case 1: /* a long table of nothing */
-		d = (struct vring_desc){ GPA + TABLE, 16u * VP_MIN(1u + arg * 128u, 32768u), VRING_DESC_F_INDIRECT, 0 };
+	case 1: /* a long table of nothing; it ends well if it is the whole one */
+		d = (struct vring_desc){ GPA + TABLE, 16u * 128u * (arg % 256 + 1), VRING_DESC_F_INDIRECT, 0 };
 		break;
 	case 2: /* a large segment with a small mss */
 		d = (struct vring_desc){ GPA + TSO, 64000, 0, 0 };
@@ -765,6 +765,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 		rig_start();
 	}
+	rig_trace(data, size);
 	in = data;
 	left = size;
 	lk = &rig_links[byte() % RIG_LINKS];

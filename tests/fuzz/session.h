@@ -52,6 +52,7 @@ __attribute__((noreturn, format(printf, 1, 2))) void rig_fault(const char *fmt, 
 /* "up", "waiting" ... */
 const char *rig_status(const struct rig_link *l);
 
+void rig_trace(const uint8_t *data, size_t size);
 /* Around an input; between them nothing is open that the caller opened. */
 void rig_input_begin(void);
 /* Its peers have gone; before the duplicates are closed. */

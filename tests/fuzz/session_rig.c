@@ -298,13 +298,16 @@ static unsigned all_items(void)
 	return n;
 }
 
+/* Pipes are the fuzzer's own. */
 static unsigned open_fds(void)
 {
 	DIR *d = opendir("/proc/self/fd");
+	struct dirent *e;
+	struct stat st;
 	unsigned n = 0;
 
-	while (d && readdir(d))
-		n++;
+	while (d && (e = readdir(d)))
+		n += e->d_name[0] != '.' && !fstat(atoi(e->d_name), &st) && !S_ISFIFO(st.st_mode);
 	closedir(d);
 	return n;
 }
@@ -338,6 +341,23 @@ const char *rig_status(const struct rig_link *l)
 	const struct vp_link *link = vp_link_find(rig_daemon.links, l->name);
 
 	return link->ops->status(link);
+}
+
+/* With VP_FUZZ_TRACE=DIR every input becomes a file there: a daemon outlives its peers, and a fault may need several. */
+void rig_trace(const uint8_t *data, size_t size)
+{
+	const char *to = getenv("VP_FUZZ_TRACE");
+	static unsigned n;
+	char path[256];
+	int fd;
+
+	if (!to)
+		return;
+	snprintf(path, sizeof(path), "%s/%06u", to, n++);
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || write(fd, data, size) != (ssize_t)size)
+		rig_fault("%s: %m", path);
+	close(fd);
 }
 
 void rig_input_begin(void)

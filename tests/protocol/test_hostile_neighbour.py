@@ -367,8 +367,9 @@ def port_reconnect_storm(r, shape):
             with socket.socket(socket.AF_UNIX) as s:
                 s.connect(r.device())
                 if i % 2:
-                    s.settimeout(1)
-                    s.recv(100)
+                    s.settimeout(0.01)
+                    with contextlib.suppress(TimeoutError):
+                        s.recv(100)
         yield
 
 
@@ -521,12 +522,15 @@ class Player:
         while True:
             with contextlib.suppress(*HOSTILE):
                 for _ in trick(links, shape):
-                    struct.pack_into("<Q", self.count, 0, self.played() + 1)
-            struct.pack_into("<Q", self.count, 8, struct.unpack_from("<Q", self.count, 8)[0] + 1)
+                    self.more(0)
+            self.more(8)
             time.sleep(0.002)
 
+    def more(self, at):
+        struct.pack_into("<Q", self.count, at, struct.unpack_from("<Q", self.count, at)[0] + 1)
+
     def played(self):
-        return struct.unpack_from("<Q", self.count)[0]
+        return sum(struct.unpack_from("<QQ", self.count))  # also where it was cut off
 
     def ended(self):
         return self.pid is None or os.waitpid(self.pid, os.WNOHANG)[0] != 0
@@ -549,20 +553,22 @@ class Neighbours:
         self.more = vu.Memory(4 << 20)
         self.n = 0
         tasks = f"/proc/{d.proc.pid}/task"
-        self.threads = [f"{tasks}/{t}/schedstat" for t in os.listdir(tasks)
-                        if t == str(d.proc.pid) or open(f"{tasks}/{t}/comm").read().startswith("vp-data")] + ["/proc/thread-self/schedstat"]
+        self.threads = [f"{tasks}/{d.proc.pid}/schedstat"] + [f"{tasks}/{t}/schedstat" for t in os.listdir(tasks)
+                                                              if open(f"{tasks}/{t}/comm").read().startswith("vp-data")]
 
-    def waited(self):
-        """Seconds for which each of the daemon's threads and this one wanted a CPU and got none."""
-        return [int(open(t).read().split()[1]) / 1e9 for t in self.threads]
+    def sample(self):
+        """Now; the seconds for which the daemon's main and data threads have run; those for which they and this one waited for a CPU."""
+        t = [[int(v) / 1e9 for v in open(p).read().split()[:2]] for p in self.threads + ["/proc/thread-self/schedstat"]]
+        return time.monotonic(), t[0][0], sum(c for c, _ in t[1:-1]), sum(w for _, w in t)
 
     @contextlib.contextmanager
     def timed(self, what):
-        w, t = self.waited(), time.monotonic()
+        before = self.sample()
         yield
-        t = time.monotonic() - t
-        # Not their sum: a data thread that is at the hostile VM's work all the time waits for a CPU all the time, too.
-        self.took[what].append(max(0, t - max(b - a for a, b in zip(w, self.waited()))))
+        all, main, data, waited = (b - a for a, b in zip(before, self.sample()))
+        # They may have waited at the same time. What was done meanwhile was not waiting in any case.
+        work = data if what == "packet" else max(main, data) if what == "stop" else main
+        self.took[what].append(max(all - waited, min(work, all)))
 
     def packet(self):
         for a, b in ((self.c, self.dd), (self.dd, self.c)):
