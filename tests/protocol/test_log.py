@@ -41,13 +41,12 @@ def lines(d, subject):
 
 def test_one_session_is_bounded_and_told_of(flooded):
     d, flood = flooded
-    t, n = time.monotonic(), 0
-    while time.monotonic() < t + 3:
+    t, n = time.monotonic(), 64 * 60
+    for _ in range(60):
         flood()
-        n += 64
     took = time.monotonic() - t
     said = lines(d, "link ab, driver side: queue 1")
-    assert n > 2000 and len(said) <= BURST + PER_S * (took + 1), f"{len(said)} lines of {n}"
+    assert len(said) <= BURST + PER_S * (took + 1), f"{len(said)} lines of {n}"
     # Also when nobody says anything any more; and the sum is right.
     d.wait(lambda: lines(d, "lines were left out"), TELL + 10)
     flood_over = sum(int(l.split("link ab, driver side: ")[1].split()[0]) for l in lines(d, "lines were left out"))
