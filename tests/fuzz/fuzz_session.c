@@ -35,11 +35,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define RINGS      4u
 #define RING_SIZE  32u
 #define TABLE      0x100000u          /* 32,768 empty entries */
-#define TSO        0x200000u          /* a packet of 64 KiB with an offload header */
+#define TSO        0x200000u          /* a packet of 32,000 bytes with an offload header */
+#define BIG        0x280000u          /* a receive ring of 32,768 small buffers */
+#define BIG_SIZE   32768u
 #define RINGS_AT   0x1000u            /* each has 0x1000 */
 #define FDS        32u
 #define CHANNELS   8u
-#define ACTIONS    21u
+#define ACTIONS    22u
 
 struct peer {
 	bool     device;                /* which end of the link */
@@ -193,11 +195,29 @@ static void write_tso(struct peer *p)
 {
 	static const uint8_t head[] = {
 		1, 1, 54, 0, 1, 0, 34, 0, 16, 0, 0, 0,  /* virtio_net_hdr: TSO, mss 1 */
-		2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0xfd, 0xe8, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+		2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0x7d, 0x28, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
 		0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x10, 3, 0xe8,
 	};
 
 	memcpy(p->mem + TSO, head, sizeof(head));
+}
+
+static void write_big(struct peer *p)
+{
+	struct vring_desc *d = (struct vring_desc *)(p->mem + BIG);
+	uint16_t *avail = (uint16_t *)(d + BIG_SIZE);
+
+	for (unsigned i = 0; i < BIG_SIZE; i++) {
+		d[i] = (struct vring_desc){ GPA + 0x80000, 128, VRING_DESC_F_WRITE, 0 };
+		avail[2 + i] = (uint16_t)i;
+	}
+}
+
+static void write_memory(struct peer *p)
+{
+	write_table(p);
+	write_tso(p);
+	write_big(p);
 }
 
 static void make_memory(struct peer *p)
@@ -211,8 +231,7 @@ static void make_memory(struct peer *p)
 		p->mems[i] = p->mem = mmap(NULL, MEM_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (p->mem == MAP_FAILED)
 			rig_fault("memory");
-		write_table(p);
-		write_tso(p);
+		write_memory(p);
 	}
 }
 
@@ -266,6 +285,23 @@ static void start_ring(struct peer *p, unsigned q)
 	ring_addr(p, q, 0);
 	say_u64(p, VU_SET_VRING_KICK, q, p->kick[q]);
 	say_state(p, VU_SET_VRING_ENABLE, q, 1);
+}
+
+/* Ring 0, all of it available. */
+static void start_big_ring(struct peer *p)
+{
+	uint64_t at = (p->iommu ? GPA : UVA) + BIG, avail = at + 16 * BIG_SIZE, used = (avail + 2 * BIG_SIZE + 6 + 3) & ~3ull;
+	struct vhost_vring_addr a = { .desc_user_addr = at, .avail_user_addr = avail, .used_user_addr = used };
+
+	memset(p->mem + BIG + (avail - at), 0, 4);
+	memset(p->mem + BIG + (used - at), 0, 4);
+	((uint16_t *)(p->mem + BIG + (avail - at)))[1] = BIG_SIZE - 1;
+	p->kick[0] = event();
+	say_state(p, VU_SET_VRING_NUM, 0, BIG_SIZE);
+	say_state(p, VU_SET_VRING_BASE, 0, 0);
+	say(p, VU_SET_VRING_ADDR, &a, sizeof(a), -1);
+	say_u64(p, VU_SET_VRING_KICK, 0, p->kick[0]);
+	say_state(p, VU_SET_VRING_ENABLE, 0, 1);
 }
 
 static void new_channel(struct peer *p)
@@ -547,7 +583,7 @@ static void describe(struct peer *p, unsigned q, unsigned i, unsigned kind, unsi
 		d = (struct vring_desc){ GPA + TABLE, 16u * 128u * (arg % 256 + 1), VRING_DESC_F_INDIRECT, 0 };
 		break;
 	case 2: /* a large segment with a small mss */
-		d = (struct vring_desc){ GPA + TSO, 64000, 0, 0 };
+		d = (struct vring_desc){ GPA + TSO, 12 + 54 + 32000, 0, 0 };
 		((uint16_t *)(p->mem + TSO))[2] = (uint16_t)(1 + arg * 4);
 		break;
 	case 3: /* somewhere */
@@ -656,8 +692,7 @@ static void truncate_memory(struct peer *p, unsigned to)
 	rig_run(16);
 	if (ftruncate(p->memfd, MEM_BYTES))
 		rig_fault("truncate");
-	write_table(p);
-	write_tso(p);
+	write_memory(p);
 }
 
 static void act(struct peer *p, unsigned what)
@@ -744,6 +779,9 @@ static void act(struct peer *p, unsigned what)
 	case 20:
 		qmp_event(byte());
 		break;
+	case 21:
+		start_big_ring(p);
+		break;
 	}
 }
 
@@ -800,7 +838,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		qmp_serve();
 	}
 	if (getenv("VP_FUZZ_LOG"))
-		fprintf(stderr, "link %s: %s\n", lk->name, rig_status(lk));
+		rig_show(lk);
 	leave(&peers[0]);
 	leave(&peers[1]);
 	end_qmp();

@@ -32,7 +32,7 @@ struct rig_link rig_links[RIG_LINKS] = {
 };
 int rig_qmp_fd = -1;
 static char dir[] = "/tmp/vpfuzzXXXXXX";
-static uint64_t begun, input_begun;
+static uint64_t input_begun;
 static unsigned base_items, base_fds;
 
 /* ---- the guard is a process of its own: not here ---------------------------------------------------------------- */
@@ -95,7 +95,7 @@ void rig_sleep(uint64_t us)
 	ahead_us += us;
 }
 
-static uint64_t cpu_us(void)
+uint64_t rig_cpu(void)
 {
 	struct timespec ts;
 
@@ -123,14 +123,9 @@ void rig_fault(const char *fmt, ...)
 	abort();
 }
 
-void rig_begin(void)
+void rig_took(const char *what, uint64_t since, unsigned ms)
 {
-	begun = cpu_us();
-}
-
-void rig_took(const char *what, unsigned ms)
-{
-	uint64_t us = cpu_us() - begun;
+	uint64_t us = rig_cpu() - since;
 
 	if (us > ms * UINT64_C(1000))
 		rig_fault("slow: %s took %llu us of CPU time, %u ms are allowed", what, (unsigned long long)us, ms);
@@ -253,9 +248,10 @@ void rig_run(unsigned turns)
 	bool more = true;
 
 	while (more && turns--) {
-		rig_begin();
+		uint64_t since = rig_cpu();
+
 		more = sd_event_run(rig_daemon.event, 0) > 0;
-		rig_took("a turn of the main loop", RIG_TURN_MS);
+		rig_took("a turn of the main loop", since, RIG_TURN_MS);
 		more |= rig_threads_step();
 		more |= rig_forward_step(rig_daemon.forward);
 	}
@@ -336,11 +332,15 @@ static void settle(void)
 	}
 }
 
-const char *rig_status(const struct rig_link *l)
+void rig_show(const struct rig_link *l)
 {
-	const struct vp_link *link = vp_link_find(rig_daemon.links, l->name);
+	struct vp_link *link = vp_link_find(rig_daemon.links, l->name);
+	json_t *o = link->ops->sides(link, true);
+	char *text = json_dumps(o, JSON_COMPACT);
 
-	return link->ops->status(link);
+	fprintf(stderr, "link %s: %s %s\n", l->name, link->ops->status(link), text ? text : "");
+	free(text);
+	json_decref(o);
 }
 
 /* With VP_FUZZ_TRACE=DIR every input becomes a file there: a daemon outlives its peers, and a fault may need several. */
@@ -369,7 +369,7 @@ void rig_input_begin(void)
 			list_fds();
 		base_fds = open_fds();
 	}
-	input_begun = cpu_us();
+	input_begun = rig_cpu();
 }
 
 void rig_peers_gone(void)
@@ -377,8 +377,7 @@ void rig_peers_gone(void)
 	unsigned n;
 
 	settle();
-	begun = input_begun;
-	rig_took("the input", RIG_INPUT_MS);
+	rig_took("the input", input_begun, RIG_INPUT_MS);
 	n = all_items();
 	if (n > base_items)
 		rig_fault("stale: %u more things are watched than before, and their owners have gone", n - base_items);

@@ -20,8 +20,12 @@ static struct worker_pool *pool;
 
 static void rounds(void)
 {
-	for (unsigned i = 0; pool && i < pool->n; i++)
+	for (unsigned i = 0; pool && i < pool->n; i++) {
+		uint64_t since = rig_cpu();
+
 		run_active(&pool->w[i]);
+		rig_took("a round of a data thread", since, RIG_ROUND_MS);
+	}
 }
 
 void rig_threads_are(struct worker_pool *p)
@@ -37,11 +41,9 @@ bool rig_threads_step(void)
 		struct worker *w = &pool->w[i];
 
 		wait_kicks(w);
-		rig_begin();
-		run_active(w);
-		rig_took("a round of a data thread", RIG_ROUND_MS);
 		busy |= w->nactive;
 	}
+	rounds();
 	return busy;
 }
 
