@@ -17,7 +17,7 @@
 struct vp_forward;
 struct worker_pool;
 
-/* CPU time in ms. The faults took 10 ms and more; sanitizers and coverage make everything about four times as dear. */
+/* CPU time in ms. The faults took 5 ms and more; sanitizers and coverage make everything about four times as dear. */
 #ifdef __SANITIZE_ADDRESS__
 #define RIG_SLOWER 4
 #elif defined(__has_feature)
@@ -28,7 +28,7 @@ struct worker_pool;
 #ifndef RIG_SLOWER
 #define RIG_SLOWER 1
 #endif
-#define RIG_ROUND_MS (5 * RIG_SLOWER)
+#define RIG_ROUND_MS (3 * RIG_SLOWER)
 #define RIG_TURN_MS  (10 * RIG_SLOWER)
 #define RIG_INPUT_MS (100 * RIG_SLOWER)
 
