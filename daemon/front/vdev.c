@@ -61,9 +61,12 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_
 	cfg->features = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |
 			VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
 			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
-			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_STATUS) |
-			offload_features(l->offloads);
-	/* Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1). Offloads= sees to those that it names. */
+			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) |
+			VP_BIT(VIRTIO_NET_F_STATUS) | offload_features(l->offloads);
+	/*
+	 * Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1).
+	 * Offloads= sees to those that it names.
+	 */
 	if (l->pairs > 1)
 		cfg->features |= VP_BIT(VIRTIO_NET_F_MQ);
 	if (l->mtu)
@@ -195,9 +198,10 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*
-	 * What was taken and not returned is in nobody's hands: a back-end that stops returns everything, so it was lost with one that did
-	 * not, and is handled again. Of front-ends that lost their connection, QEMU says where the used index was just then, and a device VM that
-	 * outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
+	 * What was taken and not returned is in nobody's hands: a back-end that stops returns
+	 * everything, so it was lost with one that did not, and is handled again. Of front-ends
+	 * that lost their connection, QEMU says where the used index was just then, and a device VM
+	 * that outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
 	 */
 	if (!ret && (uint16_t)c.base != used_place(&r->rq.vq)) {
 		c.base = used_place(&r->rq.vq) * (packed ? 0x10001u : 1u);
@@ -270,8 +274,9 @@ static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 }
 
 /*
- * The front-end asks for the config space anew. Nothing is sent to a device that is suspended, which it is while no ring
- * runs (vhost-user, "Suspended device state"): the first ring that runs makes up for it.
+ * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
+ * which it is while no ring runs (vhost-user, "Suspended device state"): the first ring that runs
+ * makes up for it.
  */
 static void tell_carrier(struct vp_vdev *v)
 {
