@@ -275,14 +275,14 @@ static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 
 /*
  * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
- * which it is while no ring runs (vhost-user, "Suspended device state"): the first ring that runs
- * makes up for it.
+ * which it is while no ring runs (vhost-user, "Suspended device state"), nor while its rings stop
+ * for a reset: the first ring that runs makes up for it.
  */
 static void tell_carrier(struct vp_vdev *v)
 {
 	struct vu_backend *vu = v->ops->session(v->ctx);
 
-	if (v->carrier == v->carrier_told || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
+	if (v->carrier == v->carrier_told || v->resetting || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
 		return;
 	v->carrier_told = v->carrier;
 	vu_backend_config_change(vu, NULL, NULL);
