@@ -453,9 +453,18 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 	q->served = false;
 	q->regive = (uint16_t)q->n;
 	/* What came back and could not be given yet is given by the next device side's run; it was done. */
-	for (uint16_t i = q->first; i != q->n; i = q->req[i].next)
-		if (q->req[i].state == VP_REQ_AWAY)
-			q->req[i].state = VP_REQ_WAITS;
+	for (uint16_t i = q->first, next; i != q->n; i = next) {
+		struct vp_req *r = &q->req[i];
+
+		next = r->next;
+		if (r->state != VP_REQ_AWAY)
+			continue;
+		r->state = VP_REQ_WAITS;
+		if (!q->c.once || !r->out_len || !reachable || vq->broken)
+			continue;
+		vp_req_fail(q, i);
+		total++;
+	}
 	return total && !vq->broken && vp_vq_need_call(vq);
 }
 

@@ -40,7 +40,9 @@ struct vp_reqq_conf {
 	struct vp_bounce_area ring;    /* at least vp_bounce_ring_bytes() */
 	struct vp_bounce_area data;    /* blocks, read and written by the device side */
 	bool     trust_len;            /* what the device says it wrote is what is copied back */
+	bool     once;                 /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
 	int      fail_status;          /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
+	bool     fuse;                 /* a failed request is told by a FUSE header, -EIO */
 	struct vp_inflight inflight;   /* on: split rings only */
 	const uint16_t *heads;         /* requests that an earlier daemon had taken, oldest first; copied */
 	unsigned n_heads;
@@ -82,7 +84,7 @@ struct vp_reqq {
 	unsigned        out;           /* requests taken and not completed */
 	uint64_t        seq;
 	uint64_t        kicks;
-	uint64_t        regiven;
+	uint64_t        regiven, failed;
 	uint64_t        too_big;       /* bytes that a request wanted and can never have */
 	bool            served;        /* a device side is there */
 	bool            blocked, again, stalled, open;
