@@ -67,6 +67,7 @@ uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, 
 	struct vp_profile come = { .features = b->features & VP_DEVICE_BITS, .queues = b->queues }, own = { 0 };
 	const struct vp_profile *p = pl->profile.known ? &pl->profile : &own;
 	struct vp_err e = { 0 };
+	bool again;
 	int r;
 
 	/* A longer one is cut: the type says what is of interest. */
@@ -78,12 +79,14 @@ uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, 
 			own.features &= conf->features;
 	}
 	r = vp_profile_fits(conf, p, &come, missing, &e);
+	again = r && !strncmp(pl->misfit, e.msg, sizeof(pl->misfit) - 1);
 	snprintf(pl->misfit, sizeof(pl->misfit), "%.199s", r ? e.msg : "");
-	if (r) {
+	if (r && !again) {
 		vp_log(VP_LOG_WARNING, "%s: the back-end does not fit: %s", pl->dev_name, e.msg);
 		vp_link_event(pl->l, "link.state", "the back-end does not fit; see link.show");
-		return *missing ? VHP_ST_FEATURES : VHP_ST_PROFILE;
 	}
+	if (r)
+		return *missing ? VHP_ST_FEATURES : VHP_ST_PROFILE;
 	if (!pl->profile.known)
 		learn(pl, &come);
 	else
