@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "device/device.h"
 #include "isolate.h"
 #include "sock.h"
 
@@ -124,7 +125,9 @@ static int allow_all(int rs, const struct vp_conf *c, const struct vp_conf_paths
 		for (unsigned s = 0; !r && s < VP_SIDES; s++)
 			if (c->links[i].side[s].socket_mode == VP_SOCKET_SERVER)
 				r = allow_parent(rs, c->links[i].side[s].socket, SOCKETS, true, e);
-	mkdir(c->daemon.state_dir, 0700);
+	for (unsigned i = 0; i < c->n_links; i++)
+		if (vp_device_of(&c->links[i])->waits)
+			mkdir(c->daemon.state_dir, 0700);
 	if (!r)
 		r = allow(rs, c->daemon.state_dir, STATE, e);
 	if (!r && *c->daemon.audit_log)

@@ -650,6 +650,11 @@ unsigned vp_vdev_rings(const struct vp_vdev *v)
 	return v->n;
 }
 
+unsigned vp_vdev_type(const struct vp_vdev *v)
+{
+	return v->conf->device_type;
+}
+
 enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q)
 {
 	return v->dev->use(q);

@@ -84,6 +84,8 @@ struct vp_vdev_slot {
 };
 
 unsigned vp_vdev_rings(const struct vp_vdev *v);
+/* Its virtio ID. */
+unsigned vp_vdev_type(const struct vp_vdev *v);
 enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q);
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q);
 uint64_t vp_vdev_features(const struct vp_vdev *v);

@@ -31,7 +31,7 @@
 #define CONNECT_AGAIN_MS 200u
 
 #define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
-			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ))
+			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE))
 
 struct vhostuser {
 	struct datapath dp;
@@ -320,7 +320,17 @@ static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 /*
  * The back-end should let go of the memory. Region by region it can be told to. With a bare SET_MEM_TABLE it can't, and some
  * (passt) look for the rings of the last run in the next table, and end when they are not there: they are left, and met again as new.
+ * So are those of QEMU's library that serve other devices (qemu-storage-daemon), which look for them whenever a region is added. Those that
+ * can be reset (virtiofsd) do not, and would end with their first connection.
  */
+static bool keeps_rings(const struct vhostuser *v)
+{
+	uint64_t pf = vu_frontend_pf(v->fe);
+
+	return !(pf & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS)) ||
+	       (v->type && v->type != VIRTIO_ID_NET && !(pf & VP_BIT(VU_PF_RESET_DEVICE)));
+}
+
 static void vu_reset(struct datapath *d)
 {
 	struct vhostuser *v = VU(d);
@@ -329,8 +339,9 @@ static void vu_reset(struct datapath *d)
 
 	if (!v->fe || !v->nmem)
 		return;
-	if (!(vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS))) {
+	if (keeps_rings(v)) {
 		disconnect(v);
+		v->connect_ms = 0; /* it has not failed */
 		return;
 	}
 	rc = vu_frontend_set_mem(v->fe, NULL, NULL, 0, &e);
