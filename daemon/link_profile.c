@@ -51,10 +51,15 @@ static void learn(struct vp_plink *pl, const struct vp_profile *come)
 
 static void refresh(struct vp_plink *pl, const struct vp_profile *come)
 {
+	uint8_t config[VP_DEVICE_CONFIG_MAX];
+	unsigned len;
+
 	if (!vp_profile_refresh(&pl->profile, come))
 		return;
 	vp_profile_save(&pl->l->d->conf->daemon, &pl->l->conf, &pl->profile);
-	vp_plink_publish_profile(pl);
+	/* Nothing else: queues may be running. */
+	len = pl->dev->config(&pl->l->conf, VP_SIDE_DRIVER, &pl->profile, true, config);
+	vp_port_set_config(pl->port, config, len);
 	vp_log(VP_LOG_NOTICE, "%s: the back-end's config space has changed; the driver VM is told", pl->dev_name);
 	if (pl->slot.v && !pl->closing)
 		vp_vdev_config_changed(pl->slot.v);
@@ -70,6 +75,9 @@ uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, 
 	bool again;
 	int r;
 
+	/* A network's is all configured. */
+	if (!pl->dev->waits)
+		return VHP_ST_OK;
 	/* A longer one is cut: the type says what is of interest. */
 	come.config_size = VP_MIN(b->config_size, wanted);
 	memcpy(come.config, b->config, come.config_size);

@@ -66,7 +66,7 @@ class Disk:
     def write_and_verify(self, seed):
         """Patterns with direct I/O of several sizes, and a file system."""
         d = self.driver
-        d.sh('modprobe virtio_blk; modprobe ext4; mkdir -p /mnt')
+        d.sh('modprobe virtio_blk; modprobe crc32c_generic 2>/dev/null; modprobe ext4; mkdir -p /mnt')
         d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
         d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=4 2>/dev/null')
         want = d.sh('sha256sum </tmp/pattern').split()[0]
