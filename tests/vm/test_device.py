@@ -166,7 +166,7 @@ class Files(Served):
         except v.Unavailable as e:
             pytest.skip(str(e))
         files = packages.files(root, self.under, '/usr/libexec/virtiofsd')
-        for lib in ('libgcc_s.so.1', 'libseccomp.so.2', 'libcap-ng.so.0'):
+        for lib in ('libm.so.6', 'libgcc_s.so.1', 'libseccomp.so.2', 'libcap-ng.so.0'):
             path = next(p for p in (root + d + '/x86_64-linux-gnu/' + lib for d in ('/usr/lib', '/lib')) if os.path.exists(p))
             files[self.under + '/lib/x86_64-linux-gnu/' + lib] = (os.path.realpath(path), 0o755)
         super().__init__(lab, *point, device=dict(files=files))
@@ -175,6 +175,7 @@ class Files(Served):
         self.device.sh('mkdir -p /srv; rm -f {s} {s}.pid; (setsid {u}/lib64/ld-linux-x86-64.so.2 --library-path {u}/lib/x86_64-linux-gnu '
                        '{u}/usr/libexec/virtiofsd --socket-path={s} --shared-dir=/srv --sandbox=none --seccomp=none --inode-file-handles=never '
                        '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(u=self.under, s=SOCKET))
+        self.device.until('[ -S %s ]' % SOCKET, 20, 'cat /run/backend.log')
 
 
 @pytest.mark.parametrize('mode', ['copy', 'fast'])
