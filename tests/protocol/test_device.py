@@ -644,3 +644,100 @@ def test_keys_that_do_not_fit_the_type(make_daemon, keys, why):
         d.write("ab.link", "[Link]\nType=blk\n[Driver]\nVM=a\n[Device]\nVM=b\n")
     r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
     assert r.returncode and re.search(why, r.stderr), r.stderr
+
+
+# ---- a driver VM with a vIOMMU, and one that is being migrated -------------------------------------------------------
+
+
+class IoDriver(Driver):
+    """Rings and requests hold IOVAs; misses are answered whenever somebody looks for answers."""
+
+    def __init__(self, path, features=0, **kw):
+        import viommu
+        self.back = None
+        self.io = viommu
+        self.misses, self.fails, self.perm, self.silent, self.grain = [], [], {}, False, 1
+        super().__init__(path, vu.bit(vu.VERSION_1, vu.INDIRECT, viommu.ACCESS_PLATFORM) | blk.FEATURES | features,
+                         mem=viommu.Memory(4 << 20), **kw)
+        assert self.features >> viommu.ACCESS_PLATFORM & 1
+
+    def __getattr__(self, name):
+        import viommu
+        if name in ("region", "set_channel", "iotlb", "update", "invalidate", "move", "answer", "serve"):
+            return getattr(viommu.Nic, name).__get__(self)
+        raise AttributeError(name)
+
+    def region(self, mem):
+        return struct.pack("<QQQQ", mem.real_gpa, mem.size, mem.real_uva, 0)
+
+    def set_memory(self, mem):
+        self.set_channel()
+        vu.Frontend.set_memory(self, mem)
+
+    def reap(self):
+        self.serve()
+        super().reap()
+
+    def close(self):
+        if self.back:
+            self.back.close()
+            self.back = None
+        super().close()
+
+
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+def test_viommu(make, fmt):
+    """Misses on the way there and back; pages that move while a request is under way; one that may not be written."""
+    d = make(Profile_Capacity="4M")
+    with IoDriver(drv(d), fmt) as f, dev(d) as p:
+        disk = Disk(p).attach()
+        d.wait(lambda: f.serve() or p.state().up)
+        disk.up()
+        with Serving(disk):
+            for i in range(8):
+                data = pattern(8192, i)
+                f.write(16 * i, data)
+                assert f.read(16 * i, 8192) == data
+        # The buffer moves while the disk has the request: the answer goes to the new place.
+        t = f.request(blk.IN, 0, length=4096)
+        f.serve(0.1)
+        got = disk.take()
+        page = f.open[t][2] // 4096
+        f.move(page)
+        disk.answer(got)
+        assert f.wait(t) == (blk.OK, pattern(8192)[:4096])
+        f.mem.check_left()
+        # It may not be written any more: no byte goes there, and the request is not answered as if one had.
+        t = f.request(blk.IN, 0, length=4096)
+        f.serve(0.1)
+        got = disk.take()
+        page = f.open[t][2] // 4096
+        f.perm[page] = 1
+        f.misses.clear()
+        f.move(page)
+        disk.answer(got)
+        d.wait(lambda: f.serve() or any(page == (iova - f.io.IOVA) // 4096 for iova, _ in f.misses + f.fails))
+        time.sleep(0.1)
+        f.reap()
+        f.mem.check_left()
+        assert t not in f.done
+
+
+def test_dirty_log(make):
+    """Live migration: what the disk's answers change in the driver's memory is logged, and no more."""
+    import tempfile
+    d = make(Profile_Capacity="4M")
+    mem = vu.Memory(4 << 20, gpa=0)
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT, vu.LOG_ALL) | blk.FEATURES, mem=mem,
+                protocol=blk.PF | vu.bit(vu.PF_LOG_SHMFD)) as f, dev(d) as p, tempfile.TemporaryFile() as log:
+        disk = Disk(p).attach().up()
+        log.truncate(4096)
+        f.send(vu.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), [log.fileno()], need_reply=False)
+        f.recv_reply(vu.SET_LOG_BASE)
+        t = f.request(blk.IN, 0, length=10000)
+        _, _, buf, n, status = f.open[t]
+        disk.serve(1)
+        assert f.wait(t)[0] == blk.OK
+        bits = os.pread(log.fileno(), 4096, 0)
+        dirty = {8 * i + b for i, byte in enumerate(bits) for b in range(8) if byte >> b & 1}
+        assert dirty == set(range(buf // 4096, (buf + n - 1) // 4096 + 1)) | {status // 4096}
