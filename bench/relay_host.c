@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 #include "base/cycles.h"
-#include "copy/relay.h"
+#include "engine/relay.h"
 #include "net/offload.h"
 #include "vhostuser/backend.h"
 

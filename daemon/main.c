@@ -12,20 +12,23 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
-#include "audit.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "control.h"
-#include "daemon.h"
-#include "guard.h"
+#include "context/audit.h"
+#include "context/context.h"
+#include "control/control.h"
+#include "control/reload.h"
 #include "guestmem/map.h"
-#include "isolate.h"
-#include "keep.h"
-#include "link.h"
-#include "log_sink.h"
-#include "policy.h"
-#include "port/forward.h"
-#include "worker.h"
+#include "handover/guard.h"
+#include "link/link.h"
+#include "options.h"
+#include "sandbox/isolate.h"
+#include "sys/fdstore.h"
+#include "sys/log_sink.h"
+#include "threads/forward.h"
+#include "threads/rates.h"
+#include "sys/source.h"
+#include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
 {
@@ -159,7 +162,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	r = worker_pool_new(&d->workers, &wc, e);
 	if (r)
 		return r;
-	r = sd_event_add_io(d->event, NULL, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
+	r = vp_source_add(&d->attention, d->event, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
 	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
 }
 
@@ -172,6 +175,7 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
+	vp_memory_apply(d->conf);
 	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
 	return 0;
 }
@@ -200,6 +204,7 @@ static void close_all(struct vp_daemon *d)
 	d->control = NULL;
 	vp_links_free(d->links);
 	vp_forward_free(d->forward);
+	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
 	for (unsigned i = 0; i < d->activation.n; i++)

@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+#include "options.h"
+
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -7,8 +9,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
-#include "conf_keys.h"
-#include "daemon.h"
+#include "conf/keys.h"
 
 static const char usage[] =
 	"Usage: vhost-pcid [OPTION]...\n"

@@ -56,15 +56,8 @@ static void any_written(const struct vp_conf_link *l, struct vp_profile *p)
 	p->features = l->features & VP_DEVICE_BITS;
 }
 
-static int any_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	if (l->capacity || l->block_size || l->read_only || l->tag[0] || l->cid)
-		return vp_err_set(e, -EINVAL, "Capacity=, BlockSize=, ReadOnly=, Tag= and CID= are not for Type=%u", l->device_type);
-	return 0;
-}
-
 const struct vp_device vp_device_any = {
 	.name = "any", .waits = true, .once = true, .fail_status = -1,
 	.queues = any_queues, .use = any_use, .offered = any_offered, .pf = any_pf, .config = any_config,
-	.writable = any_writable, .wanted = any_wanted, .written = any_written, .check = any_check,
+	.writable = any_writable, .wanted = any_wanted, .written = any_written,
 };

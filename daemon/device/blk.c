@@ -89,20 +89,9 @@ static int blk_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 	return 0;
 }
 
-static int blk_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	if (l->capacity % 512)
-		return vp_err_set(e, -EINVAL, "Capacity= is not a multiple of 512 bytes");
-	if (l->block_size && (l->block_size < 512 || l->block_size > 65536 || l->block_size & (l->block_size - 1)))
-		return vp_err_set(e, -EINVAL, "BlockSize=%u is not a power of two from 512 to 65536", l->block_size);
-	if (l->tag[0] || l->cid || l->config_size)
-		return vp_err_set(e, -EINVAL, "Tag=, CID= and ConfigSize= are not for Type=blk");
-	return 0;
-}
-
 const struct vp_device vp_device_blk = {
 	.id = VIRTIO_ID_BLOCK, .name = "blk", .waits = true, .inflight = true, .fail_status = VIRTIO_BLK_S_IOERR,
 	.not_the_paths = VP_BIT(VIRTIO_BLK_F_MQ) | VP_BIT(VIRTIO_BLK_F_RO),
 	.queues = blk_queues, .use = blk_use, .offered = blk_offered, .pf = blk_pf, .config = blk_config,
-	.writable = blk_writable, .wanted = blk_wanted, .written = blk_written, .fits = blk_fits, .check = blk_check,
+	.writable = blk_writable, .wanted = blk_wanted, .written = blk_written, .fits = blk_fits,
 };

@@ -13,8 +13,6 @@ static const struct vp_device *const devices[] = {
 	&vp_device_net, &vp_device_blk, &vp_device_scsi, &vp_device_vsock, &vp_device_fs,
 };
 
-#define ID_MAX 63u /* virtio IDs of modern devices (1.3, 5), as PCI device IDs have them */
-
 const struct vp_device *vp_device_of(const struct vp_conf_link *l)
 {
 	for (size_t i = 0; i < VP_ARRAY_SIZE(devices); i++)
@@ -23,56 +21,9 @@ const struct vp_device *vp_device_of(const struct vp_conf_link *l)
 	return &vp_device_any;
 }
 
-const char *vp_device_name(const struct vp_conf_link *l)
-{
-	static char number[16];
-	const struct vp_device *d = vp_device_of(l);
-
-	if (d->id)
-		return d->name;
-	snprintf(number, sizeof(number), "%u", l->device_type);
-	return number;
-}
-
-uint32_t vp_device_parse(const char *word)
-{
-	unsigned long n;
-	char *end;
-
-	for (size_t i = 0; i < VP_ARRAY_SIZE(devices); i++)
-		if (!strcmp(devices[i]->name, word))
-			return devices[i]->id;
-	n = strtoul(word, &end, 10);
-	return *word >= '1' && *word <= '9' && !*end && n <= ID_MAX ? (uint32_t)n : 0;
-}
-
-const char *vp_device_names(void)
-{
-	return "net, blk, fs, scsi, vsock or a virtio ID from 1 to 63";
-}
-
 unsigned vp_device_queues(const struct vp_conf_link *l)
 {
 	return vp_device_of(l)->queues(l);
-}
-
-int vp_device_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	const struct vp_device *d = vp_device_of(l);
-	struct vp_conf_link none = { .offloads = VP_OFFLOAD_ALL };
-
-	if (d == &vp_device_net) {
-		if (l->capacity || l->block_size || l->read_only || l->tag[0] || l->cid || l->config_size || l->has_features)
-			return vp_err_set(e, -EINVAL, "[Profile] is for other types than net");
-		return 0;
-	}
-	if (l->endpoint == VP_ENDPOINT_VIRTIO_NET)
-		return vp_err_set(e, -EINVAL, "Type=%s needs Endpoint=port; virtio-net joins network devices", vp_device_name(l));
-	if (l->mtu || l->pps || l->offloads != none.offloads || l->side[0].has_mac || l->side[1].has_mac)
-		return vp_err_set(e, -EINVAL, "[Net] is for Type=net");
-	if (l->driver_qmp[0])
-		return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= are for Type=net");
-	return d->check ? d->check(l, e) : 0;
 }
 
 /* ---- profiles ------------------------------------------------------------------ */

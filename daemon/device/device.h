@@ -13,7 +13,7 @@
 
 #include "base/err.h"
 #include "base/util.h"
-#include "conf.h"
+#include "conf/conf.h"
 
 #define VP_DEVICE_CONFIG_MAX 256 /* bytes of config space */
 
@@ -75,22 +75,12 @@ struct vp_device {
 	 * learned from it now). -EINVAL with a sentence that names what does not fit.
 	 */
 	int (*fits)(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, struct vp_err *e);
-	/* Are the keys of the link file good for this type? NULL: nothing to say. */
-	int (*check)(const struct vp_conf_link *l, struct vp_err *e);
 };
 
 extern const struct vp_device vp_device_net, vp_device_blk, vp_device_fs, vp_device_scsi, vp_device_vsock, vp_device_any;
 
 const struct vp_device *vp_device_of(const struct vp_conf_link *l);
-/* "net", or the number. Valid until the next call. */
-const char *vp_device_name(const struct vp_conf_link *l);
-/* The virtio ID that a word names ("blk", "26"); 0 = none. */
-uint32_t vp_device_parse(const char *word);
-/* Names for messages: "net, blk, ...". */
-const char *vp_device_names(void);
 unsigned vp_device_queues(const struct vp_conf_link *l);
-/* As device->check, and what holds for all types. */
-int vp_device_check(const struct vp_conf_link *l, struct vp_err *e);
 
 /* What the link file says. */
 void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p);

@@ -48,15 +48,7 @@ static unsigned fs_wanted(const struct vp_conf_link *l)
 	return 0;
 }
 
-static int fs_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	if (l->capacity || l->block_size || l->read_only || l->cid || l->config_size)
-		return vp_err_set(e, -EINVAL, "Capacity=, BlockSize=, ReadOnly=, CID= and ConfigSize= are not for Type=fs");
-	return 0;
-}
-
 const struct vp_device vp_device_fs = {
 	.id = VIRTIO_ID_FS, .name = "fs", .waits = true, .once = true, .fail_status = -1, .fuse = true,
 	.queues = fs_queues, .use = fs_use, .offered = fs_offered, .pf = fs_pf, .config = fs_config, .wanted = fs_wanted,
-	.check = fs_check,
 };

@@ -48,10 +48,12 @@ static uint64_t offload_features(uint32_t o)
 static uint64_t net_offered(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p)
 {
 	uint64_t f = VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ANY_LAYOUT) |
-		     VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_STATUS) | offload_features(l->offloads);
+		     VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_STATUS) |
+		     offload_features(l->offloads);
 
+	/* Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1). Offloads= sees to those that it names. */
 	if (l->pairs > 1)
-		f |= VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_CTRL_VQ);
+		f |= VP_BIT(VIRTIO_NET_F_MQ);
 	if (l->mtu)
 		f |= VP_BIT(VIRTIO_NET_F_MTU);
 	if (l->side[side].has_mac)

@@ -60,16 +60,9 @@ static unsigned scsi_wanted(const struct vp_conf_link *l)
 	return 0;
 }
 
-static int scsi_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	if (l->capacity || l->block_size || l->read_only || l->cid || l->tag[0] || l->config_size)
-		return vp_err_set(e, -EINVAL, "Capacity=, BlockSize=, ReadOnly=, Tag=, CID= and ConfigSize= are not for Type=scsi");
-	return 0;
-}
-
 const struct vp_device vp_device_scsi = {
 	.id = VIRTIO_ID_SCSI, .name = "scsi", .waits = true, .inflight = true, .fail_status = -1,
 	.not_the_paths = VP_BIT(VIRTIO_SCSI_F_HOTPLUG) | VP_BIT(VIRTIO_SCSI_F_CHANGE),
 	.queues = scsi_queues, .use = scsi_use, .offered = scsi_offered, .pf = scsi_pf, .config = scsi_config,
-	.writable = scsi_writable, .wanted = scsi_wanted, .check = scsi_check,
+	.writable = scsi_writable, .wanted = scsi_wanted,
 };

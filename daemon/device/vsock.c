@@ -63,17 +63,8 @@ static int vsock_fits(const struct vp_conf_link *l, const struct vp_profile *p, 
 	return 0;
 }
 
-static int vsock_check(const struct vp_conf_link *l, struct vp_err *e)
-{
-	if (l->pairs != 1)
-		return vp_err_set(e, -EINVAL, "Queues= is not for Type=vsock, which has one pair");
-	if (l->capacity || l->block_size || l->read_only || l->tag[0] || l->config_size)
-		return vp_err_set(e, -EINVAL, "Capacity=, BlockSize=, ReadOnly=, Tag= and ConfigSize= are not for Type=vsock");
-	return 0;
-}
-
 const struct vp_device vp_device_vsock = {
 	.id = VIRTIO_ID_VSOCK, .name = "vsock", .waits = true, .trust_len = true, .fail_status = -1,
 	.queues = vsock_queues, .use = vsock_use, .offered = vsock_offered, .pf = vsock_pf, .config = vsock_config,
-	.wanted = vsock_wanted, .written = vsock_written, .fits = vsock_fits, .check = vsock_check,
+	.wanted = vsock_wanted, .written = vsock_written, .fits = vsock_fits,
 };

@@ -3,7 +3,7 @@
  * Threat model: the guest's, as in port.c: it writes what it likes into the control block. A command is copied once; nothing else is
  * read there. What the daemon knew is read from its keep, which no guest has.
  */
-#include "orphan.h"
+#include "port/orphan.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 
 #include "guestmem/access.h"
-#include "port_keep.h"
+#include "port/keep.h"
 
 #define STATE VHP_CTRL_STATE_OFF
 #define AT(field) (STATE + offsetof(struct vhp_abi_state, field))
@@ -34,7 +34,7 @@ static void *map_file(int fd, size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-/* As in port_page.c: kept before it is shown; odd while it is being written, also if the daemon ended in the middle of that. */
+/* As in page.c: kept before it is shown; odd while it is being written, also if the daemon ended in the middle of that. */
 static void begin(struct vp_orphan *o)
 {
 	o->keep->generation = ((o->keep->generation + 1) & ~1u) + 2;

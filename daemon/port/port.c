@@ -5,7 +5,7 @@
  * deadline. In fast mode the guest is trusted with the driver VM's memory (policy.c has seen
  * to that), but never with the daemon's: nothing it says becomes an index or an address before a check.
  */
-#include "port.h"
+#include "port/port.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -16,9 +16,10 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
-#include "port_priv.h"
-#include "timer.h"
+#include "port/priv.h"
+#include "sys/timer.h"
 
 /* Nobody waits for a link to go down, unlike for a driver's stop: a slow guest is given that many times longer. */
 #define FALL_TIMEOUTS 5
@@ -738,6 +739,13 @@ bool port_lends(const char *vm, dev_t dev, ino_t ino)
 				return true;
 	}
 	return false;
+}
+
+bool vp_port_lends(const char *vm, int fd)
+{
+	struct stat st;
+
+	return vp_foreign_kind(fd, NULL, NULL) == VP_FOREIGN_MEMORY && !fstat(fd, &st) && port_lends(vm, st.st_dev, st.st_ino);
 }
 
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,

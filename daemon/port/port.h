@@ -192,6 +192,9 @@ struct vp_port_region {
  */
 int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
 
+/* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
+bool vp_port_lends(const char *vm, int fd);
+
 struct vp_port_ring {
 	uint64_t desc, avail, used;   /* link addresses */
 	uint32_t size, base;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * The checked copy of the state page (lib/port), and commands.
+ * The checked copy of the state page (lib/statepage), and commands.
  *
  * The port may be unplugged at any moment, which turns an access to the page into
  * SIGBUS: the copy is guarded and reports -ENODEV.

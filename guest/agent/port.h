@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
-#include "port/state.h"
+#include "statepage/state.h"
 #include "vhost-pci/abi.h"
 #include "vhost-pci/uapi.h"
 

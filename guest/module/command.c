@@ -49,8 +49,9 @@ static bool vp_answered(struct vp_port *port, u32 seq, struct vhp_abi_answer *a)
 }
 
 /*
- * Send one command and wait. 0 with c->status and c->value, -ETIMEDOUT, -EINTR, -ENODEV. May be
- * called with port->life held for reading.
+ * Send one command and wait. 0 with c->status and c->value, -ETIMEDOUT, -EINTR, -ENODEV. User
+ * space's commands are interruptible, may come with port->life held for reading, and end when the
+ * port goes, whichever they are. The module's own DETACH is not: it is what the port goes with.
  */
 int vp_command(struct vp_port *port, struct vhp_ioc_command *c, bool interruptible)
 {
@@ -67,6 +68,10 @@ int vp_command(struct vp_port *port, struct vhp_ioc_command *c, bool interruptib
 			return -EINTR;
 	} else {
 		mutex_lock(&port->cmd_lock);
+	}
+	if (interruptible && READ_ONCE(port->gone)) {
+		mutex_unlock(&port->cmd_lock);
+		return -ENODEV;
 	}
 
 	/* A value that neither the last command nor the last answer has. */
@@ -98,7 +103,7 @@ int vp_command(struct vp_port *port, struct vhp_ioc_command *c, bool interruptib
 			break;
 		}
 		ret = -ENODEV;
-		if (READ_ONCE(port->gone) && c->opcode != VHP_CMD_DETACH)
+		if (interruptible && READ_ONCE(port->gone))
 			break;
 		ret = -ETIMEDOUT;
 		if (time_after(jiffies, deadline))

@@ -54,15 +54,15 @@ int vp_header_check(struct device *dev, const struct vhp_abi_header *h, u32 atta
 /* Any context. */
 void vp_port_signalled(struct vp_port *port, u32 nr)
 {
-	u32 sig;
+	unsigned long q;
 
 	if (nr >= port->nnumbers)
 		return;
-	sig = READ_ONCE(port->number_map[nr]);
-	if (sig >= port->nsignals)
-		return;
-	vp_kick_deliver(&port->kick[sig]);
-	if (!sig) {
+	if (nr < port->nsignals)
+		vp_kick_deliver(&port->kick[nr]);
+	for_each_set_bit(q, port->number[nr].kicks, port->max_queues)
+		vp_kick_deliver(&port->kick[1 + q]);
+	if (!nr) {
 		wake_up_all(&port->wq);		/* somebody may wait for an answer */
 		if (!READ_ONCE(port->gone))
 			queue_work(vp_wq, &port->state_work);
@@ -90,25 +90,38 @@ static int vp_snap(struct vp_port *port, u32 *nq, u32 *nw)
 	return -EIO;
 }
 
+/*
+ * Number nr carries the kicks of queue q. It may be any number, that of another queue too; number
+ * 1 + q carries them in any case. Under snap_lock.
+ */
+static void vp_wire_kick(struct vp_port *port, u32 q, u32 nr)
+{
+	u32 old = port->kick_number[q];
+
+	if (nr == old)
+		return;
+	port->kick_number[q] = nr;
+	if (nr != 1 + q && nr < port->nnumbers)
+		set_bit(q, port->number[nr].kicks);
+	if (nr != 1 + q && (nr >= port->nnumbers || port->ops->listen(port, nr)))
+		dev_warn_ratelimited(&port->dev, "signal %u cannot be received\n", nr);
+	if (old != 1 + q && old < port->nnumbers)
+		clear_bit(q, port->number[old].kicks);
+	/* For one that came on the new number before it was known; too many harm nobody. */
+	vp_kick_deliver(&port->kick[1 + q]);
+}
+
 /* Which doorbell calls a queue, which number carries its kicks. Under snap_lock. */
 static void vp_wiring(struct vp_port *port, u32 nq)
 {
-	u32 i, nr;
+	const struct vhp_abi_queue *e = port->snap->queues;
+	u32 q;
 
-	for (i = 0; i < nq; i++)
-		WRITE_ONCE(port->doorbell[1 + i], le32_to_cpu(port->snap->queues[i].doorbell));
-	for (i = 1; i < port->nnumbers; i++) {
-		u16 sig = i < port->nsignals ? i : 0xffff;
-
-		for (nr = 0; i >= port->nsignals && nr < nq; nr++)
-			if (le32_to_cpu(port->snap->queues[nr].kick_signal) == i)
-				sig = 1 + nr;
-		if (READ_ONCE(port->number_map[i]) == sig)
-			continue;
-		WRITE_ONCE(port->number_map[i], sig);
-		if (sig != 0xffff && port->ops->listen(port, i))
-			dev_warn_ratelimited(&port->dev, "signal %u cannot be received\n", i);
-	}
+	for (q = 0; q < nq; q++)
+		WRITE_ONCE(port->doorbell[1 + q], le32_to_cpu(e[q].doorbell));
+	for (q = 0; q < port->max_queues; q++)
+		vp_wire_kick(port, q, q < nq && le32_to_cpu(e[q].flags) & VHP_QUEUE_STARTED ?
+				      le32_to_cpu(e[q].kick_signal) : 1 + q);
 }
 
 static void vp_uevent(struct vp_port *port, bool up, u32 reason)
@@ -326,7 +339,8 @@ static void vp_port_release(struct device *dev)
 	kfree(port->kick);
 	kfree(port->call);
 	kfree(port->doorbell);
-	kfree(port->number_map);
+	kfree(port->number);
+	kfree(port->kick_number);
 	kfree(port);
 }
 
@@ -389,14 +403,16 @@ struct vp_port *vp_port_register(const struct vp_port_setup *s)
 	port->kick = kcalloc(port->nsignals, sizeof(*port->kick), GFP_KERNEL);
 	port->call = kcalloc(port->nsignals, sizeof(*port->call), GFP_KERNEL);
 	port->doorbell = kcalloc(port->nsignals, sizeof(*port->doorbell), GFP_KERNEL);
-	port->number_map = kcalloc(port->nnumbers, sizeof(*port->number_map), GFP_KERNEL);
-	if (!port->snap || !port->kick || !port->call || !port->doorbell || !port->number_map)
+	port->number = kcalloc(port->nnumbers, sizeof(*port->number), GFP_KERNEL);
+	port->kick_number = kcalloc(port->max_queues, sizeof(*port->kick_number), GFP_KERNEL);
+	if (!port->snap || !port->kick || !port->call || !port->doorbell || !port->number ||
+	    !port->kick_number)
 		goto err;
 	for (i = 0; i < port->nsignals; i++)
 		spin_lock_init(&port->kick[i].lock);
 	port->doorbell[0] = port->doorbell0;
-	for (i = 0; i < port->nnumbers; i++)
-		port->number_map[i] = i < port->nsignals ? i : 0xffff;
+	for (i = 0; i < port->max_queues; i++)
+		port->kick_number[i] = 1 + i;
 	port->ctrl_map = vp_map_new(&back, true);
 	if (IS_ERR(port->ctrl_map)) {
 		ret = PTR_ERR(port->ctrl_map);

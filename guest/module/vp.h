@@ -29,6 +29,7 @@
 #define VP_H
 
 #include <linux/atomic.h>
+#include <linux/bitops.h>
 #include <linux/cdev.h>
 #include <linux/device.h>
 #include <linux/kref.h>
@@ -104,6 +105,11 @@ struct vp_kick {
 	u64 count;
 };
 
+/* What a number on the wire carries besides the signal of that number: kicks of further queues. */
+struct vp_number {
+	unsigned long kicks[BITS_TO_LONGS(VHP_MAX_QUEUES)];
+};
+
 /* One eventfd hooked to a signal from the guest. */
 struct vp_call {
 	wait_queue_entry_t wait;
@@ -168,7 +174,7 @@ struct vp_port {
 	u32 abi_version;
 	u32 max_queues;
 	u32 nsignals;			/* 1 + max_queues: meanings, the index of kick/call */
-	u32 nnumbers;			/* numbers on the wire, the index of number_map */
+	u32 nnumbers;			/* numbers on the wire, the index of number */
 	u32 doorbell0;
 	char name[33];
 
@@ -199,7 +205,8 @@ struct vp_port {
 	struct vp_kick *kick;		/* [nsignals] */
 	struct vp_call **call;		/* [nsignals], under lock */
 	u32 *doorbell;			/* [nsignals], READ_ONCE */
-	u16 *number_map;		/* [nnumbers] wire number -> meaning, READ_ONCE */
+	struct vp_number *number;	/* [nnumbers] */
+	u32 *kick_number;		/* [max_queues] as wired, under snap_lock */
 	atomic64_t calls, commands, revocations;
 };
 

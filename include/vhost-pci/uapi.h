@@ -15,7 +15,8 @@
  * mmap of a window's fd: offset 0 is the start of the window, shared, cached, in pages as large as
  * the alignment allows. The fd may be passed to other processes. A window that the daemon takes
  * back, that is detached or unplugged, is revoked: accesses raise SIGBUS (EFAULT in system calls),
- * new mmaps fail with ENODEV. A window fd never shows other memory than it did at first.
+ * new mmaps fail with ENODEV. A window fd never shows other memory than it did at first. Only VFIO
+ * (type 1) goes on with the address of a window that it was given: unmap it there before SYNC.
  *
  * read of the port's fd returns one struct vhp_event and blocks (or EAGAIN) while there is nothing
  * new since this fd's last read; poll says POLLIN. The first read returns at once. Events are
@@ -97,7 +98,8 @@ struct vhp_ioc_signal {
 /*
  * VHP_IOC_COMMAND: one command through the mailbox, serialised with those of the module itself.
  * Returns 0 once answered, whatever `status` says. ETIMEDOUT: no answer within the time (the
- * command may still be executed; commands are idempotent). EINTR: a signal, as above.
+ * command may still be executed; commands are idempotent). EINTR: a signal, as above. ENODEV: the
+ * port went meanwhile, DETACH included, which the module then sends itself.
  */
 struct vhp_ioc_command {
 	__u32	opcode;			/* in: VHP_CMD_* */

@@ -128,7 +128,8 @@ struct vhp_packet {
 };
 
 /*
- * Receive up to n packets. Number received (0 = none now). A packet that is larger than its room is
+ * Receive up to n packets. Number received (0 = none now; fewer than n: there may be more, when they lie in
+ * many pieces). A packet that is larger than its room is
  * given up and counted. -ENOLINK, -EIO.
  */
 VHP_API int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned n);
@@ -149,8 +150,16 @@ struct vhp_seg {
 	uint32_t len;
 };
 
-/* Packets or buffers on loan. Several may be out at a time; given back whole, in any order unless
- * VIRTIO_F_IN_ORDER was negotiated: then in the order in which they were borrowed. */
+/*
+ * Packets or buffers on loan. Several may be out at a time; given back whole, in any order unless
+ * VIRTIO_F_IN_ORDER was negotiated: then in the order in which they were borrowed.
+ *
+ * The pieces of a loan can be accessed until it is returned, committed, borrowed or reserved anew, or freed,
+ * whatever vhp_update() has done meanwhile: the loan holds its mappings, also after its pair was stopped, its
+ * region was removed, the link went down or the port was closed. Only that what is read there then need not be the
+ * packet any more, and what is written need not reach the driver VM. Give it back soon: until then the memory of a
+ * driver VM that has gone cannot be freed.
+ */
 struct vhp_loan;
 VHP_API struct vhp_loan *vhp_loan_new(void); /* about 110 KiB; NULL: out of memory */
 VHP_API void vhp_loan_free(struct vhp_loan *l);
@@ -164,10 +173,7 @@ VHP_API unsigned vhp_hdr_len(const struct vhp_port *p);
 
 /* Borrow up to n packets from the driver VM. Number, 0 = none now, -ENOLINK, -EIO, -EBUSY: the loan is in use. */
 VHP_API int vhp_borrow(struct vhp_port *p, unsigned pair, struct vhp_loan *l, unsigned n);
-/*
- * Give them back. Also after the link went down or changed (then it only frees the loan): the
- * memory must not be touched after vhp_update() said that the link is down.
- */
+/* Give them back. Also after the link went down or changed: then it only frees the loan and its mappings. */
 VHP_API int vhp_return(struct vhp_port *p, struct vhp_loan *l);
 
 /* Reserve up to n of the driver VM's receive buffers to write packets into. As vhp_borrow(). */
@@ -198,6 +204,12 @@ VHP_API int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_po
  */
 VHP_API int vhp_recv_fd(const struct vhp_port *p, unsigned pair);
 VHP_API int vhp_send_fd(const struct vhp_port *p, unsigned pair);
+/*
+ * Changes, at vhp_update(), when those fds may have become others, be it with the same numbers. An
+ * epoll set keeps an fd that was closed for as long as its file is open elsewhere: give it
+ * duplicates, take them out and close them when this changes, and put the new ones in.
+ */
+VHP_API unsigned vhp_fds_serial(const struct vhp_port *p);
 
 /* Ask for kicks before sleeping on the fd; true: there is work already, do not sleep. */
 VHP_API bool vhp_recv_arm(struct vhp_port *p, unsigned pair);

@@ -15,11 +15,23 @@ _Static_assert(offsetof(struct vhp_seg, addr) == offsetof(struct vp_seg, addr), 
 _Static_assert(offsetof(struct vhp_seg, len) == offsetof(struct vp_seg, len), "vhp_seg.len");
 _Static_assert(VHP_BURST_MAX == VP_BURST, "VHP_BURST_MAX");
 
-/* 0 when q can be worked on. */
-VP_INLINE int ready(const struct vhp_port *p, const struct vhp_queue *q)
+/* A file was truncated under somebody of this process. If it was this port's, what is read there is not what was sent. */
+static void look_for_loss(const struct vhp_port *p, struct vhp_queue *q, unsigned lost)
 {
+	q->lost_seen = lost;
+	if (vp_memtab_lost(p->tab))
+		vp_vq_break(&q->rq.vq, VP_VQ_LOST_MEMORY);
+}
+
+/* 0 when q can be worked on. */
+VP_INLINE int ready(const struct vhp_port *p, struct vhp_queue *q)
+{
+	unsigned lost = vp_map_lost_count();
+
 	if (vp_unlikely(!q || !p->up || !q->started || !q->enabled))
 		return -ENOLINK;
+	if (vp_unlikely(lost != q->lost_seen))
+		look_for_loss(p, q, lost);
 	return vp_unlikely(q->rq.vq.broken) ? -EIO : 0;
 }
 
@@ -150,7 +162,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			continue;
 		}
 		ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
-		if (ret == -EAGAIN && f.b->n == want && (f.taken || want < VP_BURST)) {
+		if (ret == -EAGAIN && (f.b->n == want || f.b->more) && (f.taken || want < VP_BURST)) {
 			/* Packets that take several buffers each: look again for what is left. */
 			vp_rxfill_flush(&f);
 			want = VP_BURST;
@@ -186,6 +198,7 @@ struct vhp_loan *vhp_loan_new(void)
 	if (posix_memalign((void **)&l, VP_CACHELINE, sizeof(*l)))
 		return NULL;
 	l->q = NULL;
+	l->held = NULL;
 	l->b.n = 0;
 	return l;
 }
@@ -198,10 +211,22 @@ static void unlink_loan(struct vhp_loan *l)
 	l->q = NULL;
 }
 
+/* Nothing of it is looked at any more. */
+VP_INLINE void release(struct vhp_loan *l)
+{
+	if (vp_unlikely(l->held != NULL)) {
+		vhp_maps_unref(l->held);
+		l->held = NULL;
+	}
+}
+
 void vhp_loan_free(struct vhp_loan *l)
 {
-	if (l && l->q)
+	if (!l)
+		return;
+	if (l->q)
 		unlink_loan(l);
+	release(l);
 	free(l);
 }
 
@@ -232,6 +257,7 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 		return ret;
 	if (vp_unlikely(l->q))
 		return -EBUSY;
+	release(l);
 	n = vp_vq_fetch_dir(&q->rq.vq, &l->b, n, dir);
 	for (i = 0; i < n; i++) {
 		if (vp_unlikely(dir == VP_READ ? l->b.chain[i].nin : l->b.chain[i].nout)) {
@@ -267,8 +293,22 @@ static void complete(struct vhp_queue *q, struct vhp_loan *l, const uint32_t *le
 	l->b.n = 0;
 }
 
-void vhp_loans_end(struct vhp_queue *q)
+void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps)
 {
+	struct vhp_loan *l;
+
+	for (l = q->loans; l; l = l->next) {
+		/* What it holds already is older: the table that it was made under. */
+		if (l->held)
+			continue;
+		l->held = maps;
+		__atomic_fetch_add(&maps->refs, 1, __ATOMIC_RELAXED);
+	}
+}
+
+void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps)
+{
+	vhp_loans_keep(q, maps);
 	while (q->loans) {
 		struct vhp_loan *l = q->loans;
 
@@ -299,12 +339,14 @@ int vhp_return(struct vhp_port *p, struct vhp_loan *l)
 
 	if (!q) {
 		l->b.n = 0;
+		release(l);
 		return 0;
 	}
 	q->packets += l->b.n;
 	for (i = 0; i < l->b.n; i++)
 		q->bytes += l->b.chain[i].out_len - VP_MIN(p->hdr_len, l->b.chain[i].out_len);
 	complete(q, l, NULL);
+	release(l);
 	notify(p, q);
 	return 0;
 }
@@ -316,6 +358,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 
 	if (!q) {
 		l->b.n = 0;
+		release(l);
 		return 0;
 	}
 	for (i = 0; i < l->b.n; i++) {
@@ -325,6 +368,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 		q->bytes += len[i] - p->hdr_len;
 	}
 	complete(q, l, len);
+	release(l);
 	notify(p, q);
 	return 0;
 }
@@ -410,6 +454,11 @@ int vhp_send_fd(const struct vhp_port *p, unsigned pair)
 	const struct vhp_queue *q = vhp_txq(p, pair);
 
 	return q && q->started ? q->kick_fd : -1;
+}
+
+unsigned vhp_fds_serial(const struct vhp_port *p)
+{
+	return p->t->serial + p->kicks_serial;
 }
 
 int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c)

@@ -5,10 +5,10 @@
 
 #include <vhost-pci/vhostpci.h>
 
-#include "copy/packet.h"
-#include "copy/relay.h"
+#include "engine/packet.h"
+#include "engine/relay.h"
 #include "net/offload.h"
-#include "port/state.h"
+#include "statepage/state.h"
 
 /* ---- transport: how this process reaches the port -------------------------------------------- */
 
@@ -25,8 +25,11 @@ struct vhp_transport_ops {
 	/* Map [offset, offset + size) of window `slot`. -EAGAIN: not there yet, pump() later. */
 	int (*map)(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e);
-	/* The eventfd of a to-guest signal; -1 = none. Stays the transport's. */
-	int (*kick_fd)(struct vhp_transport *t, uint32_t signal);
+	/*
+	 * The eventfd that a kick of queue q makes readable; `signal` is the to-guest signal that carries it.
+	 * -1 = none. Stays the transport's.
+	 */
+	int (*kick_fd)(struct vhp_transport *t, unsigned q, uint32_t signal);
 	/* The eventfd whose write calls queue q; -1 = none. Stays the transport's. */
 	int (*call_fd)(struct vhp_transport *t, unsigned q, uint32_t doorbell);
 	void (*close)(struct vhp_transport *t);
@@ -44,26 +47,6 @@ int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, 
 
 /* ---- port ------------------------------------------------------------------------------------- */
 
-struct vhp_loan {
-	struct vp_burst b;
-	struct vp_used  used[VP_BURST];
-	/* in use: linked into its queue */
-	struct vhp_queue *q;
-	struct vhp_loan  *next, **prev;
-};
-
-struct vhp_queue {
-	struct vp_relay_queue rq;     /* ring, features, call fd, counters of forwarding */
-	uint32_t run;                 /* of the state page, that this is or was */
-	bool     started, enabled;
-	bool     reported;            /* the daemon knows that it is broken */
-	int      kick_fd;
-	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
-	struct vp_used  *used;
-	struct vhp_loan *loans;
-	uint64_t packets, bytes, full, errors, calls;
-};
-
 struct vhp_region_map {
 	uint32_t slot, serial;
 	uint64_t offset, size;
@@ -71,16 +54,48 @@ struct vhp_region_map {
 	struct vp_map *map;
 };
 
+/*
+ * The mappings of one regions[]. The port has the newest; a loan that outlives them there keeps those that
+ * it was made under.
+ */
+struct vhp_maps {
+	unsigned refs; /* atomic: threads give loans of different pairs back */
+	unsigned n;
+	struct vhp_region_map m[];
+};
+
+struct vhp_loan {
+	struct vp_burst b;
+	struct vp_used  used[VP_BURST];
+	/* in use: linked into its queue */
+	struct vhp_queue *q;
+	struct vhp_loan  *next, **prev;
+	struct vhp_maps  *held; /* what its pieces lie in, once the port may let go of it; else NULL */
+};
+
+struct vhp_queue {
+	struct vp_relay_queue rq;     /* ring, features, call fd, counters of forwarding */
+	uint32_t run;                 /* of the state page, that this is or was */
+	bool     started, enabled;
+	bool     reported;            /* the daemon knows that it is broken */
+	unsigned lost_seen;           /* vp_map_lost_count() when last looked */
+	int      kick_fd;
+	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
+	struct vp_used  *used;
+	struct vhp_loan *loans;
+	uint64_t packets, bytes, full, errors, calls;
+};
+
 struct vhp_port {
 	struct vhp_transport *t;
 	struct vp_port_state *cur, *next; /* applied; being read */
 	uint32_t  seen;                   /* generation of cur */
 	unsigned  t_serial;
+	unsigned  kicks_serial;  /* changes when a queue has another signal */
 	bool      have, up, map_pending;
 	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;
-	struct vhp_region_map maps[VHP_MAX_REGIONS];
-	unsigned  nmaps;
+	struct vhp_maps *maps;            /* of tab; NULL = none yet */
 	unsigned  nq;
 	struct vhp_queue *q;              /* max_queues of the port */
 	unsigned  hdr_len;
@@ -99,7 +114,16 @@ static inline struct vhp_queue *vhp_txq(const struct vhp_port *p, unsigned pair)
 	return pair < p->nq / 2 ? &p->q[2 * pair] : NULL;
 }
 
-/* Give every loan of a queue back, on behalf of the program. */
-void vhp_loans_end(struct vhp_queue *q);
+/* Drop a reference; the last one unmaps. Any thread. NULL is allowed. */
+void vhp_maps_unref(struct vhp_maps *m);
+
+/* The loans of a queue keep maps, which the port is about to let go of. NULL only if there are no loans. */
+void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps);
+
+/*
+ * Give every loan of a queue back, on behalf of the program. It may still be at work in the memory: the loans
+ * keep maps.
+ */
+void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps);
 
 #endif

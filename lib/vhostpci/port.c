@@ -39,8 +39,8 @@ static const struct vhp_region_map *find_map(const struct vhp_port *p, const str
 {
 	unsigned i;
 
-	for (i = 0; i < p->nmaps; i++) {
-		const struct vhp_region_map *m = &p->maps[i];
+	for (i = 0; p->maps && i < p->maps->n; i++) {
+		const struct vhp_region_map *m = &p->maps->m[i];
 
 		if (m->slot == want->slot && m->serial == want->serial && m->offset == want->offset &&
 		    m->size == want->size && m->writable == want->writable)
@@ -49,43 +49,48 @@ static const struct vhp_region_map *find_map(const struct vhp_port *p, const str
 	return NULL;
 }
 
-static void drop_maps(struct vhp_region_map *m, unsigned n)
+void vhp_maps_unref(struct vhp_maps *m)
 {
-	while (n--)
-		vp_map_unref(m[n].map);
+	if (!m || __atomic_sub_fetch(&m->refs, 1, __ATOMIC_ACQ_REL))
+		return;
+	while (m->n)
+		vp_map_unref(m->m[--m->n].map);
+	free(m);
 }
 
 /* Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing. */
 static int build_memory(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
 {
 	struct vp_region_desc *d = calloc(s->nregions + 1, sizeof(*d));
-	struct vhp_region_map *maps = calloc(s->nregions + 1, sizeof(*maps));
+	struct vhp_maps *maps = calloc(1, sizeof(*maps) + s->nregions * sizeof(maps->m[0])), *old_maps = p->maps;
 	struct vp_memtab *tab = NULL, *old = p->tab;
-	unsigned i, n = 0;
+	unsigned i;
 	int ret = 0;
 
+	if (maps)
+		maps->refs = 1;
 	if (!d || !maps) {
 		ret = vp_err_set(e, -ENOMEM, "out of memory");
 		goto out;
 	}
 	for (i = 0; i < s->nregions; i++) {
+		struct vhp_region_map *m = &maps->m[i];
 		const struct vp_port_region *r = &s->regions[i];
 		const struct vp_port_window *w = &s->windows[r->window];
 		const struct vhp_region_map *have;
 
-		maps[i] = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size,
-						   r->flags & VHP_REGION_WRITE, NULL };
-		have = find_map(p, &maps[i]);
+		*m = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size, r->flags & VHP_REGION_WRITE, NULL };
+		have = find_map(p, m);
 		if (have) {
-			maps[i].map = vp_map_ref(have->map);
+			m->map = vp_map_ref(have->map);
 		} else {
-			ret = p->t->ops->map(p->t, w, r->window, r->offset, r->size, maps[i].writable, &maps[i].map, e);
+			ret = p->t->ops->map(p->t, w, r->window, r->offset, r->size, m->writable, &m->map, e);
 			if (ret)
 				goto out;
 		}
-		n = i + 1;
+		maps->n = i + 1;
 		d[i] = (struct vp_region_desc){ .gpa = r->addr, .size = r->size, .uva = r->addr,
-						.offset = r->offset, .map = maps[i].map };
+						.offset = r->offset, .map = m->map };
 	}
 	ret = vp_memtab_build(&tab, d, s->nregions, e);
 	if (ret)
@@ -95,18 +100,18 @@ static int build_memory(struct vhp_port *p, const struct vp_port_state *s, struc
 	for (i = 0; i < p->nq; i++) {
 		struct vhp_queue *q = &p->q[i];
 
-		if (q->started && vp_vq_rebind(&q->rq.vq, tab, NULL, e))
+		if (q->started && vp_vq_rebind(&q->rq.vq, tab, NULL, e)) {
+			/* Its ring is gone: a loan that is given back later must not find its way there. */
 			vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
+			vhp_loans_end(q, old_maps);
+		}
+		vhp_loans_keep(q, old_maps);
 	}
 	vp_memtab_free(old);
-	drop_maps(p->maps, p->nmaps);
-	memcpy(p->maps, maps, n * sizeof(*maps));
-	p->nmaps = n;
-	n = 0;
+	p->maps = maps;
+	maps = old_maps;
 out:
-	if (maps)
-		drop_maps(maps, n);
-	free(maps);
+	vhp_maps_unref(maps);
 	free(d);
 	return ret;
 }
@@ -115,8 +120,8 @@ static void drop_memory(struct vhp_port *p)
 {
 	vp_memtab_free(p->tab);
 	p->tab = NULL;
-	drop_maps(p->maps, p->nmaps);
-	p->nmaps = 0;
+	vhp_maps_unref(p->maps);
+	p->maps = NULL;
 }
 
 /* ---- queues ---------------------------------------------------------------------------------------- */
@@ -130,9 +135,9 @@ static int report_stopped(struct vhp_port *p, unsigned i, uint64_t flags, struct
 	return p->t->ops->command(p->t, VHP_CMD_QUEUE_STOPPED, args, 4, &status, NULL, e);
 }
 
-static void queue_stop(struct vhp_queue *q)
+static void queue_stop(struct vhp_port *p, struct vhp_queue *q)
 {
-	vhp_loans_end(q);
+	vhp_loans_end(q, p->maps);
 	q->started = false;
 	q->enabled = false;
 }
@@ -171,9 +176,11 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_stat
 static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_state *s)
 {
 	const struct vp_port_queue *pq = &s->queues[i];
+	int kick = p->t->ops->kick_fd(p->t, i, pq->kick_signal);
 
 	p->q[i].rq.call_fd = p->t->ops->call_fd(p->t, i, pq->doorbell);
-	p->q[i].kick_fd = p->t->ops->kick_fd(p->t, pq->kick_signal);
+	p->kicks_serial += kick != p->q[i].kick_fd;
+	p->q[i].kick_fd = kick;
 }
 
 /* Stop what must stop, answering STOP requests; before the memory changes. */
@@ -193,11 +200,11 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 		bool broken = q->rq.vq.broken;
 
 		if (q->started && (!same || stop)) {
-			queue_stop(q);
+			queue_stop(p, q);
 			if (stop)
 				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, e);
 		} else if (q->started && broken && !q->reported) {
-			queue_stop(q);
+			queue_stop(p, q);
 			q->reported = true;
 			ret = report_stopped(p, i, VHP_STOPPED_F_BROKEN, e);
 		} else if (i < s->nqueues && (pq->flags & both) == both && pq->run != q->run) {
@@ -350,7 +357,7 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 			unsigned i;
 
 			for (i = 0; i < p->nq; i++)
-				queue_stop(&p->q[i]);
+				queue_stop(p, &p->q[i]);
 			p->up = false;
 		}
 		return ret;
@@ -444,7 +451,7 @@ void vhp_close(struct vhp_port *p)
 		if (q->started) {
 			bool broken = q->rq.vq.broken;
 
-			queue_stop(q);
+			queue_stop(p, q);
 			if (!ret)
 				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, &e);
 		}

@@ -57,7 +57,8 @@ static int dev_map(struct vhp_transport *t, const struct vp_port_window *w, unsi
 
 	if (ioctl(t->fd, VHP_IOC_WINDOW, &iw) < 0)
 		return vp_err_set(e, errno == ESTALE ? -EAGAIN : -errno, "window %u: %m", slot);
-	ret = vp_map_new(out, iw.fd, offset, size, writable ? 0 : VP_MAP_READONLY, e);
+	/* A window of the module: memory of the host behind a BAR. */
+	ret = vp_map_new(out, iw.fd, offset, size, VP_MAP_VOUCHED | (writable ? 0 : VP_MAP_READONLY), e);
 	close(iw.fd);
 	return ret;
 }
@@ -82,11 +83,12 @@ static int attach(struct dev *d, int *slot, unsigned long request, uint32_t sign
 	return *slot;
 }
 
-static int dev_kick_fd(struct vhp_transport *t, uint32_t signal)
+static int dev_kick_fd(struct vhp_transport *t, unsigned q, uint32_t signal)
 {
 	struct dev *d = vp_container_of(t, struct dev, t);
 
-	return d->kicks && signal < VHP_MAX_SIGNALS ? attach(d, &d->kick[signal], VHP_IOC_SET_KICK, signal) : -1;
+	/* Which signal carries the kicks is the module's business. */
+	return d->kicks && 1 + q < VHP_MAX_SIGNALS ? attach(d, &d->kick[1 + q], VHP_IOC_SET_KICK, 1 + q) : -1;
 }
 
 static int dev_call_fd(struct vhp_transport *t, unsigned q, uint32_t doorbell)

@@ -122,10 +122,12 @@ def _tree_qemu(make):
     script = os.path.join(TOP, 'scripts/qemu11-tree')
     env = dict(os.environ, VHOST_PCI_CACHE=cache_dir())
     r = subprocess.run([script, '--path'], stdout=subprocess.PIPE, text=True, env=env)
-    if r.returncode and make:
+    if r.returncode and not make:
+        raise Unavailable('QEMU 11.1 is not on this machine, and it was not to be fetched')
+    if r.returncode:
         r = subprocess.run([script], stdout=subprocess.PIPE, stderr=subprocess.PIPE if not sys.stderr else None, text=True, env=env)
     if r.returncode:
-        raise Unavailable('QEMU 11.1 is not on this machine and scripts/qemu11-tree could not make a tree with it')
+        raise Unavailable('QEMU 11.1 is not on this machine, and scripts/qemu11-tree could not make a tree with it: its last lines say why')
     t = r.stdout.strip()
     lib = t + '/usr/lib/x86_64-linux-gnu'
     # The tree's own loader and libraries: no chroot, so no root, and sockets keep their paths.

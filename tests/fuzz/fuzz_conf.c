@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "conf.h"
-#include "policy.h"
+#include "conf/conf.h"
+#include "conf/policy.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
-#include "copy/request.h"
+#include "engine/request.h"
 
 #define REQUIRE(x) do { if (!(x)) abort(); } while (0)
 

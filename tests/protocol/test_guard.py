@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A driver VM's connection ends only when the device VM has let go of its rings, however the link ends (daemon/guard.h): a VMM that loses
+"""A driver VM's connection ends only when the device VM has let go of its rings, however the link ends (daemon/handover/guard.h): a VMM that loses
 its back-end goes to work on them itself."""
 import contextlib
 import os

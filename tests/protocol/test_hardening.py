@@ -319,7 +319,7 @@ def test_rate_of_a_vm_over_its_links(make_daemon):
         d.write("a.vm", "[VM]\nTrustGroup=test\n")
         d.call("daemon.reload")
         time.sleep(0.1)
-        while b.poll_packet() is not None:  # the last one that was let pass
+        while b.poll_packet() is not None:
             pass
         both_ways(a1, b)
 
@@ -578,7 +578,7 @@ def test_completion_and_manual_know_every_key():
     top = pathlib.Path(__file__).parents[2]
     out = subprocess.run([str(conftest.BUILD / "daemon/vhost-pcid"), "--help"], capture_output=True, text=True)
     assert out.returncode == 0
-    source = (top / "daemon/conf_keys.c").read_text()
+    source = (top / "daemon/conf/keys.c").read_text()
     completion = (top / "packaging/completion/vhost-pcictl").read_text()
     import re
     keys = re.findall(r'\{ "(\w+)", "(\w+)", parse_', source)

@@ -8,7 +8,7 @@
 #include <sched.h>
 #include <time.h>
 
-#include "../unit/copy/rig.h"
+#include "../unit/engine/rig.h"
 
 #define READABLE 0x200000u  /* offered for reading only */
 #define WRITABLE 0x400000u

@@ -10,7 +10,7 @@
 
 #include <linux/virtio_net.h>
 
-#include "copy/relay.h"
+#include "engine/relay.h"
 #include "mutator.h"
 
 #define F(x) VP_BIT(VIRTIO_NET_F_##x)

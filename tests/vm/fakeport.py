@@ -2,8 +2,9 @@
 """The host's side of an ivshmem port for tests of the guest module: the control block, signals and hot-plugged windows.
 
 It follows docs/spec.md and knows nothing of the daemon, so that both can be tested against a third party. Every call of
-queue q is answered by one kick of queue q. Two impossible QUEUE_STOPPED commands steer it from inside the guest: queue
-0xfade takes the link and its window down for a moment, queue 0xdead unplugs the port.
+queue q is answered by one kick of queue q. Impossible QUEUE_STOPPED commands steer it from inside the guest: queue
+0xfade takes the link and its window down for a moment, queue 0xdead unplugs the port, queue 0xdeaf has it do so instead of
+answering the next DETACH, queue 0xcafe makes other signals carry the kicks: those of KICKS[run].
 """
 
 import array
@@ -91,22 +92,27 @@ class Server:
             os.unlink(self.path)
 
 
+# kick_signal of queues 0 to 3: all the same, each another queue's, beyond all queues and the state's; and the usual ones.
+KICKS = [(1, 1, 1, 1), (4, 3, 2, 1), (5, 5, 0, 1), (1, 2, 3, 4)]
+
+
 class FakePort:
-    """@window: size of the hot-plugged window in bytes, 0 for the pool in BAR2."""
+    """@window: size of the hot-plugged window in bytes, 0 for the pool in BAR2. @signals: to the guest, 0 for as many as are needed."""
 
     next_window = 0x8001
 
     def __init__(self, dir, queues=4, window=0, name='fake', bar=4 << 20, bus='rp0', wbus='rp1', magic=b'VHOSTPCI',
-                 header_size=0x80):
+                 header_size=0x80, signals=0):
         self.dir, self.queues, self.window, self.bus, self.wbus, self.name = dir, queues, window, bus, wbus, name
         self.vm = None
         self.lock = threading.RLock()
         self.fd = memory(bar, 'vhost-pci-control')
         self.m = mmap.mmap(self.fd, bar)
         pool = 0 if window else bar - POOL
-        n = 1 + queues
+        n = signals or 1 + queues
+        self.signals, self.kicks, self.deaf = n, [1 + q for q in range(queues)], False
         self.kick = [eventfd() for _ in range(n)]
-        self.call = [eventfd() for _ in range(n)]
+        self.call = [eventfd() for _ in range(1 + queues)]
         struct.pack_into('<IIIIIIQQIIII32s', self.m, 8, 1, header_size, STATE, 0x10000, COMMAND, 0x1000, POOL if pool else 0, pool,
                          1, queues, n, 1 << 16, name.encode())
         self.pool = pool
@@ -124,7 +130,7 @@ class FakePort:
         self.path = os.path.join(dir, name + '.iv')
         self.server = Server(self.path, 0, self.fd, self.kick, [(1, self.call)])
         self.stop = threading.Event()
-        self.calls = [0] * n
+        self.calls = [0] * (1 + queues)
         self.work = queue.Queue()
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
@@ -134,7 +140,7 @@ class FakePort:
 
     def args(self):
         return ['-chardev', 'socket,id=c-%s,path=%s' % (self.name, self.path),
-                '-device', 'ivshmem-doorbell,id=%s,chardev=c-%s,vectors=%d,bus=%s' % (self.name, self.name, 1 + self.queues, self.bus)]
+                '-device', 'ivshmem-doorbell,id=%s,chardev=c-%s,vectors=%d,bus=%s' % (self.name, self.name, self.signals, self.bus)]
 
     @staticmethod
     def ports(n=3, reserve='256M'):
@@ -144,7 +150,7 @@ class FakePort:
         return out
 
     def add(self):
-        hotplug.plug(self.vm, self.name, self.path, driver='ivshmem-doorbell', vectors=1 + self.queues, bus=self.bus)
+        hotplug.plug(self.vm, self.name, self.path, driver='ivshmem-doorbell', vectors=self.signals, bus=self.bus)
 
     def remove(self):
         hotplug.unplug(self.vm, self.name)
@@ -165,7 +171,7 @@ class FakePort:
                 struct.pack_into('<IIIIQQ', m, s + 0x100, *answer)
             for q in range(self.queues):
                 struct.pack_into('<QQQIIIIII', m, s + 0x1000 + 64 * q, 0, 0x1000, 0x2000, 256, 0, 3 if self.up else 0, self.run,
-                                 1 + q, (1 << 16) | (1 + q))
+                                 self.kicks[q], (1 << 16) | (1 + q))
             if self.win:
                 kind, locator, size = self.win
                 struct.pack_into('<QQIIII', m, s + 0x8000, size, locator, self.serial, kind, 1, 0)
@@ -238,7 +244,7 @@ class FakePort:
                 except BlockingIOError:
                     continue
                 if n:
-                    ring(self.kick[n])
+                    ring(self.kick[self.kicks[n - 1]])
                 else:
                     self._command()
 
@@ -253,6 +259,12 @@ class FakePort:
             except Exception as e:
                 if not self.stop.is_set():
                     self.errors.append(repr(e))
+            finally:
+                self.work.task_done()
+
+    def idle(self):
+        """Nothing of this port is being plugged or unplugged: QEMU does not like both at once."""
+        return not self.work.unfinished_tasks
 
     def _command(self):
         cmd = bytes(self.m[COMMAND:COMMAND + 128])
@@ -261,6 +273,10 @@ class FakePort:
             return
         self.commands.append(op)
         status, value, later = 0, 0, None
+        if op == 2 and self.deaf:
+            self.deaf, self.answered = False, seq
+            self.work.put(self.remove)
+            return
         if op == 1:
             if REQUIRED & ~args[1]:
                 status, value = 4, REQUIRED & ~args[1]
@@ -280,6 +296,10 @@ class FakePort:
                 self.link_up()
         elif op == 3 and args[0] == 0xdead:
             later = self.remove
+        elif op == 3 and args[0] == 0xdeaf:
+            self.deaf = True
+        elif op == 3 and args[0] == 0xcafe:
+            self.kicks = list(KICKS[args[1]][:self.queues])
         elif op not in (3, 4):
             status = 1
         self.answered = seq

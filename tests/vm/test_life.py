@@ -232,7 +232,7 @@ class TestLife:
 @points(FAST_72, FAST_SHMEM)
 class TestDaemonEnds:
     def test_in_transfer(self, life):
-        """QEMU, without a back-end, empties the driver VM's transmit queue: only when the device VM has let go of it (daemon/guard.h)."""
+        """QEMU, without a back-end, empties the driver VM's transmit queue: only when the device VM has let go of it (daemon/handover/guard.h)."""
         life.ensure()
         for sig in (signal.SIGKILL, signal.SIGTERM):
             before = self.let_go(life)

@@ -29,7 +29,7 @@ def wait(cond, what, timeout=20):
 class Guest:
     """A VM with the module, its test program and fake ports."""
 
-    def __init__(self, lab, qemu, kernel, ports=()):
+    def __init__(self, lab, qemu, kernel, ports=(), extra=(), **vm):
         self.lab = lab
         try:
             ko, self.buildlog = guestmod.build(kernel, lab.dir + '/mod', check=True)
@@ -37,11 +37,11 @@ class Guest:
             pytest.skip(str(e))
         st = guestmod.selftest(lab.dir)
         self.ports = [fakeport.FakePort(lab.dir, **p) for p in ports]
-        args = fakeport.FakePort.ports(6)
+        args = list(extra) + fakeport.FakePort.ports(6)
         for p in self.ports:
             args += p.args()
         self.vm = lab.vm('m', qemu=qemu, kernel=kernel, cpu='max,vendor=GenuineIntel' if v.accel() == 'tcg' else None,
-                         files={'lib/modules/vhost_pci.ko': ko, 'bin/st': (st, 0o755)}, extra=args)
+                         files={'lib/modules/vhost_pci.ko': ko, 'bin/st': (st, 0o755)}, extra=args, **vm)
         for p in self.ports:
             p.vm = self.vm
         self.holds = 0
@@ -99,7 +99,7 @@ POOL, WIN = 0, 1
 def guest(request, new_lab):
     """One boot for each kernel: port "pool" on rp0, port "win" on rp1, whose windows go to rp2."""
     with new_lab() as lab:
-        g = Guest(lab, *request.param, ports=[dict(queues=4, name='pool', bus='rp0'),
+        g = Guest(lab, *request.param, ports=[dict(queues=4, name='pool', bus='rp0', signals=6),
                                               dict(queues=2, name='win', bus='rp1', wbus='rp2', window=64 * MIB)])
         yield g
         g.vm.kill()
@@ -123,6 +123,7 @@ class TestModule:
         m, pool = port.m, fakeport.POOL
         assert m[pool + 8] == 0xa5 and m[pool + 16] == 0x77
         g.st(d, 'signals 2000')
+        g.st(d, 'wiring 200')
         g.st(d, 'orphan')
         wait(lambda: not port.attached, 'DETACH after the last program')
         # an owner that is killed: the port is detached for it
@@ -148,10 +149,16 @@ class TestModule:
         for _ in range(3):
             d = guest.dev('win')
             guest.st(d, 'unplug', timeout=60)
-            wait(lambda: not port.attached and not port.up, 'DETACH of the unplugged port')
+            wait(lambda: not port.attached and not port.up and port.idle(), 'DETACH of the unplugged port')
             guest.gone('win')
             guest.clean()
             port.add()
+        # It goes while a program waits for the answer to DETACH: nobody spins, and nobody waits for that answer.
+        guest.st(guest.dev('win'), 'detach', timeout=120)
+        wait(lambda: not port.attached and not port.up and port.idle(), 'DETACH of the module')
+        guest.gone('win')
+        guest.clean()
+        port.add()
         guest.st(guest.dev('win'), 'signals 200')
         # sysfs unbind with everything open is the same from inside
         job = guest.hold(guest.dev('win'), 10)
@@ -208,6 +215,28 @@ class TestModule:
         n = port.commands.count(2)
         guest.vm.spawn('sleep 0.1; reboot -f', 20)
         wait(lambda: port.commands.count(2) == n + 1, 'DETACH on the way down', 30)
+
+
+@pytest.mark.parametrize('qemu,kernel', MATRIX, ids=['-'.join(m) for m in MATRIX])
+def test_vfio(new_lab, qemu, kernel):
+    """A device that was given a window by VFIO goes on with that address when the window has gone (docs/threat-model.md)."""
+    with new_lab() as lab:
+        try:
+            type1 = image.kernel(kernel).find('vfio_iommu_type1')
+        except v.Unavailable as e:
+            pytest.skip(str(e))
+        g = Guest(lab, qemu, kernel, ports=[dict(queues=2, name='win', bus='rp1', wbus='rp2', window=64 * MIB)],
+                  extra=['-device', 'intel-iommu,intremap=off', '-device', 'edu,addr=1c.0'], append='intel_iommu=on', boot_modules=[type1])
+        try:
+            dev = os.path.basename(g.vm.sh('dirname $(grep -l 0x11e8 /sys/bus/pci/devices/*/device)').strip())
+            g.vm.sh('echo 1 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts; modprobe vfio_pci; '
+                    'echo vfio-pci >/sys/bus/pci/devices/%s/driver_override; echo %s >/sys/bus/pci/drivers_probe' % (dev, dev))
+            said = g.st(g.dev('win'), 'vfio ' + dev, timeout=120)
+            g.clean()
+        finally:
+            g.vm.kill()
+            g.close()
+        assert 'takes windows' in said and 'keeps 2097152 bytes' in said and 'the next window was changed' in said
 
 
 def test_dkms(tmp_path):

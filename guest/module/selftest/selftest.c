@@ -22,6 +22,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -29,13 +30,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <vhost-pci/abi.h>
-#include <vhost-pci/uapi.h>
+#include "selftest.h"
 
 static const char *dev = "/dev/vhost-pci0";
 static const char *test;
 
-static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *fmt, ...)
+void fail(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -48,9 +48,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) fail(const char *fmt
 	_exit(1);
 }
 
-#define CHECK(c) do { if (!(c)) fail("line %d: %s (%s)", __LINE__, #c, strerror(errno)); } while (0)
-
-static double now(void)
+double now(void)
 {
 	struct timespec ts;
 
@@ -58,7 +56,7 @@ static double now(void)
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
-static int open_port(int flags)
+int open_port(int flags)
 {
 	int fd = open(dev, flags | O_CLOEXEC);
 
@@ -67,7 +65,7 @@ static int open_port(int flags)
 	return fd;
 }
 
-static const struct vhp_abi_control *map_control(int fd)
+const struct vhp_abi_control *map_control(int fd)
 {
 	void *p = mmap(NULL, VHP_CTRL_SIZE, PROT_READ, MAP_SHARED, fd, 0);
 
@@ -76,7 +74,7 @@ static const struct vhp_abi_control *map_control(int fd)
 	return p;
 }
 
-static void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
+void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
 {
 	const _Atomic uint32_t *gen = (const _Atomic uint32_t *)&c->state.generation;
 	double end = now() + 2;
@@ -95,8 +93,8 @@ static void read_state(const struct vhp_abi_control *c, struct vhp_abi_state *s)
 }
 
 /* Wait until the state satisfies `ok`, woken by the port's fd alone. */
-static void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_state *s,
-		       bool (*ok)(const struct vhp_abi_state *), double secs)
+void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_state *s,
+		bool (*ok)(const struct vhp_abi_state *), double secs)
 {
 	double end = now() + secs;
 	struct vhp_event ev;
@@ -115,18 +113,18 @@ static void wait_state(int fd, const struct vhp_abi_control *c, struct vhp_abi_s
 	}
 }
 
-static bool is_up(const struct vhp_abi_state *s)
+bool is_up(const struct vhp_abi_state *s)
 {
 	return s->link_status == VHP_LINK_UP;
 }
 
-static bool is_down(const struct vhp_abi_state *s)
+bool is_down(const struct vhp_abi_state *s)
 {
 	return s->link_status != VHP_LINK_UP;
 }
 
-static uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
-			uint64_t *value)
+uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
+		 uint64_t *value)
 {
 	struct vhp_ioc_command c = { .opcode = op, .args = { a0, a1, a2, a3 } };
 
@@ -137,7 +135,7 @@ static uint32_t command(int fd, uint32_t op, uint64_t a0, uint64_t a1, uint64_t 
 	return c.status;
 }
 
-static void attach(int fd)
+void attach(int fd)
 {
 	uint32_t st = command(fd, VHP_CMD_ATTACH, VHP_ABI_VERSION, ~0ull, ~0ull, 0, NULL);
 
@@ -146,7 +144,7 @@ static void attach(int fd)
 }
 
 /* The window's fd; waits while the device that carries it is being plugged. */
-static int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window *out)
+int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window *out)
 {
 	double end = now() + 10;
 
@@ -160,14 +158,14 @@ static int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window 
 	}
 }
 
-static int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd)
+int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd)
 {
 	struct vhp_ioc_eventfd e = { .signal = signal, .fd = efd };
 
 	return ioctl(fd, req, &e) ? -errno : 0;
 }
 
-static uint64_t wait_eventfd(int efd, int ms)
+uint64_t wait_eventfd(int efd, int ms)
 {
 	struct pollfd p = { .fd = efd, .events = POLLIN };
 	uint64_t v = 0;
@@ -453,6 +451,32 @@ static void t_signals(int rounds)
 	printf("ok signals %d rounds, %.1f us per round trip\n", rounds, t / rounds * 1e6);
 }
 
+/* The port goes while we wait for the answer to DETACH, which does not come. */
+static void t_detach(void)
+{
+	struct vhp_ioc_command cmd = { .opcode = VHP_CMD_DETACH, .timeout_ms = 60000 };
+	const struct vhp_abi_control *c;
+	struct vhp_abi_state s;
+	struct rusage u;
+	int fd = open_port(O_RDWR);
+	double t, cpu;
+
+	c = map_control(fd);
+	attach(fd);
+	wait_state(fd, c, &s, is_up, 20);
+	CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xdeaf, 0, 0, 0, NULL) == VHP_ST_OK);
+	t = now();
+	CHECK(ioctl(fd, VHP_IOC_COMMAND, &cmd) < 0);
+	t = now() - t;
+	CHECK(errno == ENODEV);
+	CHECK(!getrusage(RUSAGE_SELF, &u));
+	cpu = (double)u.ru_stime.tv_sec + (double)u.ru_stime.tv_usec / 1e6;
+	if (t > 45 || cpu > 10)
+		fail("%.1f s, %.1f s of them busy", t, cpu);
+	close(fd);
+	printf("ok detach left after %.1f s, busy for %.2f s\n", t, cpu);
+}
+
 /* Map a window, tell the host to take it away ("take" on stdout), expect SIGBUS; it comes again. */
 static void t_revoke(int cycles)
 {
@@ -619,8 +643,8 @@ int main(int argc, char **argv)
 		argv += 2;
 	}
 	if (argc < 2) {
-		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|revoke|"
-			"orphan|unplug|hold [n]\n", argv[0]);
+		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|wiring|"
+			"revoke|orphan|unplug|detach|vfio ADDRESS|hold [n]\n", argv[0]);
 		return 2;
 	}
 	test = argv[1];
@@ -634,12 +658,18 @@ int main(int argc, char **argv)
 		t_window();
 	else if (!strcmp(test, "signals"))
 		t_signals(argc > 2 ? atoi(argv[2]) : 1000);
+	else if (!strcmp(test, "wiring"))
+		t_wiring(argc > 2 ? atoi(argv[2]) : 100);
 	else if (!strcmp(test, "revoke"))
 		t_revoke(argc > 2 ? atoi(argv[2]) : 3);
 	else if (!strcmp(test, "orphan"))
 		t_orphan();
 	else if (!strcmp(test, "unplug"))
 		t_unplug();
+	else if (!strcmp(test, "detach"))
+		t_detach();
+	else if (!strcmp(test, "vfio") && argc > 2)
+		t_vfio(argv[2]);
 	else if (!strcmp(test, "hold"))
 		t_hold(argc > 2 ? atoi(argv[2]) : 3600);
 	else

@@ -12,6 +12,7 @@
 #include <linux/virtio_blk.h>
 #include <linux/virtio_net.h>
 
+#include "conf/types.h"
 #include "device/device.h"
 
 static struct vp_conf_link l;
@@ -20,7 +21,7 @@ static struct vp_err e;
 static void link_of(const char *type, unsigned queues)
 {
 	assert_int_equal(vp_conf_link_init(&l, "x", &e), 0);
-	l.device_type = vp_device_parse(type);
+	l.device_type = vp_type_parse(type);
 	l.endpoint = VP_ENDPOINT_PORT;
 	l.pairs = queues;
 }
@@ -39,15 +40,15 @@ static void test_types(void **state)
 	for (size_t i = 0; i < VP_ARRAY_SIZE(t); i++) {
 		link_of(t[i].word, t[i].pairs);
 		assert_int_equal(l.device_type, t[i].id);
-		assert_string_equal(vp_device_name(&l), t[i].name);
+		assert_string_equal(vp_type_name(l.device_type), t[i].name);
 		assert_int_equal(vp_device_queues(&l), t[i].queues);
 		assert_int_equal(vp_device_of(&l)->waits, t[i].id != 1);
 	}
-	assert_int_equal(vp_device_parse("0"), 0);
-	assert_int_equal(vp_device_parse("64"), 0);
-	assert_int_equal(vp_device_parse("2x"), 0);
-	assert_int_equal(vp_device_parse(""), 0);
-	assert_int_equal(vp_device_parse("disk"), 0);
+	assert_int_equal(vp_type_parse("0"), 0);
+	assert_int_equal(vp_type_parse("64"), 0);
+	assert_int_equal(vp_type_parse("2x"), 0);
+	assert_int_equal(vp_type_parse(""), 0);
+	assert_int_equal(vp_type_parse("disk"), 0);
 }
 
 static void test_queue_roles(void **state)
@@ -144,22 +145,22 @@ static void test_fits(void **state)
 static void test_keys(void **state)
 {
 	link_of("blk", 1);
-	assert_int_equal(vp_device_check(&l, &e), 0);
+	assert_int_equal(vp_type_check(&l, &e), 0);
 	l.mtu = 1500;
-	assert_int_equal(vp_device_check(&l, &e), -EINVAL);
+	assert_int_equal(vp_type_check(&l, &e), -EINVAL);
 	link_of("blk", 1);
 	l.endpoint = VP_ENDPOINT_VIRTIO_NET;
-	assert_int_equal(vp_device_check(&l, &e), -EINVAL);
+	assert_int_equal(vp_type_check(&l, &e), -EINVAL);
 	link_of("net", 1);
 	l.has_features = true;
-	assert_int_equal(vp_device_check(&l, &e), -EINVAL);
+	assert_int_equal(vp_type_check(&l, &e), -EINVAL);
 	link_of("vsock", 2);
-	assert_int_equal(vp_device_check(&l, &e), -EINVAL);
+	assert_int_equal(vp_type_check(&l, &e), -EINVAL);
 	link_of("fs", 2);
 	memcpy(l.tag, "home", 4);
-	assert_int_equal(vp_device_check(&l, &e), 0);
+	assert_int_equal(vp_type_check(&l, &e), 0);
 	l.cid = 5;
-	assert_int_equal(vp_device_check(&l, &e), -EINVAL);
+	assert_int_equal(vp_type_check(&l, &e), -EINVAL);
 }
 
 int main(void)

@@ -25,7 +25,7 @@
 
 #include <cmocka.h>
 
-#include "isolate.h"
+#include "sandbox/isolate.h"
 
 #ifdef VP_INSTRUMENTED
 #define NO_FILTERS 1

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "request.h"
+#include "control/request.h"
 
 static int parse(const char *line, struct vp_request *r)
 {

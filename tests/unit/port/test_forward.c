@@ -12,8 +12,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "../clock_ahead.h"
 #include "base/blame.h"
-#include "forward.h"
+#include "threads/forward.h"
 
 static bool raised(int fd, int ms)
 {
@@ -130,6 +131,37 @@ static void test_blocking_target(void **state)
 	close(d);
 }
 
+/* The same while the machine's clock is set back by an hour; and nobody waits for that thread when it is to end. */
+static void test_clock_set_back(void **state)
+{
+	const uint64_t full = UINT64_MAX - 1;
+	struct vp_forward *f;
+	struct vp_wire *bad;
+	int a = eventfd(0, EFD_NONBLOCK), b = eventfd(0, 0);
+
+	assert_int_equal(write(b, &full, 8), 8);
+	clock_ahead = 3600;
+	alarm(20);
+	assert_int_equal(vp_forward_new(&f, NULL), 0);
+	assert_int_equal(vp_wire_new(&bad, f, a, b, 7), 0);
+	hit(a);
+	for (int k = 0; !vp_wire_dead(bad) && k < 5000; k++)
+		usleep(1000);
+	assert_true(vp_wire_dead(bad));
+	vp_wire_free(bad);
+	/* In the write again, and this time the supervisor ends first. */
+	assert_int_equal(vp_wire_new(&bad, f, a, b, 8), 0);
+	hit(a);
+	usleep(50000);
+	vp_wire_free(bad);
+	vp_forward_free(f);
+	alarm(0);
+	clock_ahead = 0;
+	vp_blame_forget();
+	close(a);
+	close(b);
+}
+
 static void test_refused(void **state)
 {
 	struct vp_forward *f;
@@ -146,7 +178,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_passes), cmocka_unit_test(test_function), cmocka_unit_test(test_blocking_target),
-		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_clock_set_back), cmocka_unit_test(test_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,8 +14,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "orphan.h"
-#include "port_keep.h"
+#include "port/orphan.h"
+#include "port/keep.h"
 
 #define GEN 7u   /* regions_generation when the daemon ended */
 

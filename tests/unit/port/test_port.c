@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
-#include "port.h"
+#include "port/port.h"
 
 struct fake {
 	sd_event *event;

@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model: the VMM may refuse, delay or forget anything; the guest may never release a device. Each
+ * device here has a state of its own and waits alone. What QEMU does not survive (seen with
+ * 7.2 and 11.1): a memory size that is not a power of two, a peer's disconnect message, a server that is silent.
+ */
+#include "attach/ivshmem_windows.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "sys/fds.h"
+#include "conf/policy.h"
+#include "sys/qmp.h"
+#include "sys/timer.h"
+#include "port/winid.h"
+
+#define DEV_PREFIX   "vhp-"     /* then the link's name, a dash, the id */
+#define BUSES_MAX    64
+#define BAR_LOOK_US  200000u
+#define BAR_LOOKS    25         /* 5 s in all */
+#define DEL_AGAIN_US 5000000u   /* an unplug request that the guest did not honour is repeated */
+
+enum wstate { W_ADDING, W_PLUGGED, W_REMOVING, W_CHARDEV };
+
+struct wdev {
+	struct vp_ivwins *w;
+	struct wdev      *next;
+	int               slot;      /* -1 = nobody's any more */
+	uint32_t          id;        /* of w->ids; 0 = none yet */
+	enum wstate       state;
+	bool              unwanted;  /* remove it as soon as that can be asked for */
+	bool              seen;      /* scratch of on_list() */
+	int               sock;      /* our end, kept open as long as the device exists */
+	int               bus;       /* -1 = unknown */
+	unsigned          looks, asks;
+	sd_event_source  *timer;
+	char              dev[VP_CONF_NAME_MAX + 16], chr[VP_CONF_NAME_MAX + 20];
+	char              error[180];
+};
+
+struct vp_ivwins {
+	struct vp_daemon          *d;
+	const struct vp_conf_link *l;
+	const char                *name;
+	struct vp_port            *port;
+	struct vp_qmp             *qmp;    /* NULL = not configured */
+	struct vp_winids          *ids;    /* of the device VM */
+	struct wdev               *list;
+	char                       buses[VP_CONF_BUS_MAX];
+	const char                *bus[BUSES_MAX];
+	unsigned                   n_bus, next_bus;
+	char                       prefix[VP_CONF_NAME_MAX + 8];
+	uint64_t                   n_plugged, n_unplugged;
+	bool                       listed;  /* what an earlier daemon left plugged is in the list */
+	bool                       freeing;
+};
+
+int vp_ivshmem_send(int sock, int64_t value, int fd)
+{
+	int64_t le = (int64_t)htole64((uint64_t)value);
+
+	return vp_send_fds(sock, &le, sizeof(le), &fd, fd >= 0);
+}
+
+/* ---- one device ------------------------------------------------------------------------------------------ */
+
+static struct wdev *wdev_new(struct vp_ivwins *w, int slot)
+{
+	struct wdev *v = calloc(1, sizeof(*v));
+
+	if (!v)
+		return NULL;
+	v->w = w;
+	v->slot = slot;
+	v->sock = v->bus = -1;
+	v->next = w->list;
+	w->list = v;
+	return v;
+}
+
+/* gone: there is no such device in the VM; else there may be. */
+static void wdev_free(struct wdev *v, bool gone)
+{
+	struct wdev **at = &v->w->list;
+
+	if (gone)
+		vp_winid_release(v->w->ids, v->id);
+	else
+		vp_winid_lose(v->w->ids, v->id);
+	while (*at != v)
+		at = &(*at)->next;
+	*at = v->next;
+	sd_event_source_disable_unref(v->timer);
+	vp_close(&v->sock);
+	free(v);
+}
+
+static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
+{
+	vp_timer_end(&v->timer); /* it may be the other function's */
+	vp_timer_in(v->w->d->event, &v->timer, us, fn, v, v->w->name);
+}
+
+/*
+ * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
+ * one: behind a root port the guest looks for one device only, and never finds it.
+ */
+static bool left_behind(const struct vp_ivwins *w)
+{
+	for (const struct wdev *v = w->list; v; v = v->next)
+		if (v->bus < 0)
+			return true;
+	return !w->listed;
+}
+
+/* The device is gone, or never was. */
+static void wdev_finish(struct wdev *v)
+{
+	struct vp_ivwins *w = v->w;
+	int slot = v->slot;
+
+	wdev_free(v, true);
+	w->n_unplugged++;
+	if (slot >= 0 && !w->freeing)
+		vp_port_window_taken(w->port, (unsigned)slot);
+	else if (!w->freeing && !left_behind(w))
+		vp_port_windows_retry(w->port);
+}
+
+static void chardev_removed(void *arg, json_t *ret, const char *err)
+{
+	struct wdev *v = arg;
+
+	if (err)
+		vp_log(VP_LOG_DEBUG, "%s: chardev-remove %s: %s", v->w->name, v->chr, err);
+	wdev_finish(v);
+}
+
+static void deleted(struct wdev *v)
+{
+	if (v->state == W_CHARDEV)
+		return;
+	v->state = W_CHARDEV;
+	sd_event_source_disable_unref(v->timer);
+	v->timer = NULL;
+	if (vp_qmp_call(v->w->qmp, "chardev-remove", json_pack("{s:s}", "id", v->chr), -1, chardev_removed, v)) {
+		int slot = v->slot;
+
+		/* The connection is being lost; commands that name v are still to be completed, then it is freed. */
+		v->slot = -1;
+		if (slot >= 0)
+			vp_port_window_taken(v->w->port, (unsigned)slot);
+	}
+}
+
+/* Deleted without our having asked: by the administrator, or by the guest. */
+static void vanished(struct wdev *v)
+{
+	struct vp_ivwins *w = v->w;
+	int slot = v->slot;
+	bool ours = v->unwanted || slot < 0;
+
+	if (!ours) {
+		v->slot = -1;
+		v->unwanted = true;
+	}
+	deleted(v);
+	if (!ours)
+		vp_port_window_failed(w->port, (unsigned)slot, "its device was unplugged by somebody else");
+}
+
+static int on_del_again(sd_event_source *s, uint64_t usec, void *arg);
+
+static void del_done(void *arg, json_t *ret, const char *err)
+{
+	struct wdev *v = arg;
+
+	/* Not there any more: as good. Still being unplugged: the event will come. */
+	if (err && strstr(err, "not found"))
+		deleted(v);
+}
+
+static void wdev_remove(struct wdev *v)
+{
+	v->unwanted = true;
+	if (v->state != W_PLUGGED && v->state != W_REMOVING)
+		return;
+	v->state = W_REMOVING;
+	if (++v->asks == 2)
+		vp_log(VP_LOG_WARNING, "%s: the device VM's guest does not release window device %s; asking again every %u s",
+		       v->w->name, v->dev, DEL_AGAIN_US / 1000000);
+	arm(v, DEL_AGAIN_US, on_del_again);
+	vp_qmp_call(v->w->qmp, "device_del", json_pack("{s:s}", "id", v->dev), -1, del_done, v);
+}
+
+static int on_del_again(sd_event_source *s, uint64_t usec, void *arg)
+{
+	wdev_remove(arg);
+	return 0;
+}
+
+/* ---- did the guest give the BAR an address? ----------------------------------------------------------------- */
+
+/* 1 = it has one, 0 = not (yet), -1 = device not in this tree. */
+static int bar_address(json_t *devices, const char *id, unsigned depth)
+{
+	json_t *dev, *reg;
+	size_t i, j;
+
+	json_array_foreach(devices, i, dev) {
+		const char *name = json_string_value(json_object_get(dev, "qdev_id"));
+		int below;
+
+		if (name && !strcmp(name, id)) {
+			json_array_foreach(json_object_get(dev, "regions"), j, reg)
+				if (json_integer_value(json_object_get(reg, "bar")) == 2)
+					return json_integer_value(json_object_get(reg, "address")) > 0;
+			return 0;
+		}
+		if (depth > 8)
+			continue;
+		below = bar_address(json_object_get(json_object_get(dev, "pci_bridge"), "devices"), id, depth + 1);
+		if (below >= 0)
+			return below;
+	}
+	return -1;
+}
+
+static int on_look(sd_event_source *s, uint64_t usec, void *arg);
+
+static void looked(void *arg, json_t *ret, const char *err)
+{
+	struct wdev *v = arg;
+	struct vp_ivwins *w = v->w;
+	json_t *bus;
+	size_t i;
+
+	if (v->state != W_PLUGGED || v->unwanted || !ret)
+		return;
+	json_array_foreach(ret, i, bus) {
+		if (bar_address(json_object_get(bus, "devices"), v->dev, 0) == 1) {
+			v->error[0] = 0;
+			return;
+		}
+	}
+	if (++v->looks < BAR_LOOKS) {
+		arm(v, BAR_LOOK_US, on_look);
+		return;
+	}
+	snprintf(v->error, sizeof(v->error), "its BAR got no address in the device VM; give root port %s pref64-reserve= of at least the memory's size, and the VM enough address bits",
+		 v->bus >= 0 ? w->bus[v->bus] : "?");
+	if (v->slot >= 0)
+		vp_port_window_failed(w->port, (unsigned)v->slot, v->error);
+}
+
+static int on_look(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct wdev *v = arg;
+
+	vp_qmp_call(v->w->qmp, "query-pci", NULL, -1, looked, v);
+	return 0;
+}
+
+/* ---- plugging ------------------------------------------------------------------------------------------------ */
+
+static void step_done(void *arg, json_t *ret, const char *err)
+{
+	struct wdev *v = arg;
+
+	if (err && !v->error[0])
+		snprintf(v->error, sizeof(v->error), "%.170s", err);
+}
+
+static void device_added(void *arg, json_t *ret, const char *err)
+{
+	struct wdev *v = arg;
+	struct vp_ivwins *w = v->w;
+	int slot = v->slot;
+	char why[260];
+
+	step_done(arg, ret, err);
+	if (!err) {
+		w->n_plugged++;
+		v->state = W_PLUGGED;
+		if (v->unwanted || slot < 0) {
+			wdev_remove(v);
+			return;
+		}
+		arm(v, BAR_LOOK_US / 4, on_look);
+		vp_log(VP_LOG_DEBUG, "%s: window device %s is plugged into %s", w->name, v->dev, w->bus[v->bus]);
+		vp_port_window_given(w->port, (unsigned)slot, 0, NULL);
+		return;
+	}
+	snprintf(why, sizeof(why), "device_add behind %.40s: %.150s", w->bus[v->bus], v->error);
+	if (vp_qmp_is_up(w->qmp))
+		vp_qmp_call(w->qmp, "chardev-remove", json_pack("{s:s}", "id", v->chr), -1, NULL, NULL);
+	wdev_free(v, vp_qmp_is_up(w->qmp) && !strstr(err, "uplicate"));
+	if (slot >= 0 && !w->freeing)
+		vp_port_window_given(w->port, (unsigned)slot, -EIO, why);
+}
+
+static int free_bus(struct vp_ivwins *w)
+{
+	for (unsigned k = 0; k < w->n_bus; k++) {
+		unsigned i = (w->next_bus + k) % w->n_bus;
+		bool used = false;
+
+		for (struct wdev *v = w->list; v; v = v->next)
+			used |= v->bus == (int)i;
+		if (!used) {
+			w->next_bus = i + 1;
+			return (int)i;
+		}
+	}
+	return -1;
+}
+
+static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct vp_err *e)
+{
+	if (!w->qmp)
+		return vp_err_set(e, -EINVAL, "fast mode plugs the memory into the device VM as a device: set QMP= (a QMP socket of that VM) and HotplugBus= (free pcie-root-ports), or use Attachment=shmem");
+	if (!w->n_bus)
+		return vp_err_set(e, -EINVAL, "HotplugBus= names no pcie-root-port of the device VM to plug the memory into");
+	if (!vp_is_pow2(req->size))
+		return vp_err_set(e, -EINVAL, "ivshmem memory must be a power of two, the driver VM's file has %llu MiB: give the driver VM such a size, or use Attachment=shmem",
+				  (unsigned long long)req->size >> 20);
+	if (!vp_qmp_is_up(w->qmp))
+		return vp_err_set(e, -EAGAIN, "QMP %s: %.120s", w->l->qmp, vp_qmp_why(w->qmp));
+	if (left_behind(w))
+		return vp_err_set(e, -EAGAIN, "the device VM has not released the windows of an earlier daemon yet");
+	return 0;
+}
+
+static int handshake(struct wdev *v, int memfd, int *theirs, struct vp_err *e)
+{
+	int sv[2], r;
+
+	/* seccomp control: socketpair(arg0 == AF_UNIX) */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
+		return vp_err_set(e, -errno, "socketpair: %m");
+	v->sock = sv[0];
+	*theirs = sv[1];
+	r = vp_ivshmem_send(v->sock, 0, -1);  /* protocol version */
+	if (!r)
+		r = vp_ivshmem_send(v->sock, v->id, -1);
+	if (!r)
+		r = vp_ivshmem_send(v->sock, -1, memfd);
+	return r ? vp_err_set(e, r, "handshake: %s", strerror(-r)) : 0;
+}
+
+int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64_t *locator, struct vp_err *e)
+{
+	int theirs = -1, bus, r = check(w, req, e);
+	struct wdev *v;
+	uint32_t id;
+
+	if (r)
+		return r;
+	bus = free_bus(w);
+	if (bus < 0)
+		return vp_err_set(e, -ENOSPC, "all %u root ports of HotplugBus= are in use; add more to the device VM and to the list", w->n_bus);
+	id = vp_winid_take(w->ids);
+	if (!id)
+		return vp_err_set(e, -ENOSPC, "the device VM has a device for every window id there is");
+	v = wdev_new(w, (int)req->slot);
+	if (!v) {
+		vp_winid_release(w->ids, id);
+		return -ENOMEM;
+	}
+	v->bus = bus;
+	v->id = id;
+	v->state = W_ADDING;
+	snprintf(v->dev, sizeof(v->dev), "%s%04x", w->prefix, v->id);
+	snprintf(v->chr, sizeof(v->chr), "c%s", v->dev);
+	r = handshake(v, req->fd, &theirs, e);
+	if (!r)
+		r = vp_qmp_call(w->qmp, "getfd", json_pack("{s:s}", "fdname", v->chr), theirs, step_done, v);
+	vp_close(&theirs);
+	if (!r)
+		r = vp_qmp_call(w->qmp, "chardev-add",
+				json_pack("{s:s,s:{s:s,s:{s:{s:s,s:{s:s}},s:b}}}", "id", v->chr, "backend", "type", "socket", "data",
+					  "addr", "type", "fd", "data", "str", v->chr, "server", 0),
+				-1, step_done, v);
+	if (!r)
+		r = vp_qmp_call(w->qmp, "device_add",
+				json_pack("{s:s,s:s,s:s,s:s,s:i}", "driver", "ivshmem-doorbell", "id", v->dev, "chardev", v->chr, "bus",
+					  w->bus[bus], "vectors", 1),
+				-1, device_added, v);
+	if (r) {
+		/* Commands that went out complete later with v as their argument: it stays until QMP is lost. */
+		v->slot = -1;
+		v->unwanted = true;
+		return e->code ? r : vp_err_set(e, r, "QMP: %s", strerror(-r));
+	}
+	*locator = v->id;
+	return VP_PORT_LATER;
+}
+
+int vp_ivwins_take(struct vp_ivwins *w, unsigned slot)
+{
+	for (struct wdev *v = w->list; v; v = v->next)
+		if (v->slot == (int)slot && !v->unwanted) {
+			wdev_remove(v);
+			return VP_PORT_LATER;
+		}
+	return 0;
+}
+
+void vp_ivwins_lost(struct vp_ivwins *w)
+{
+	for (struct wdev *v = w->list; v; v = v->next) {
+		v->slot = -1;
+		v->unwanted = true;
+		if (v->state == W_PLUGGED && vp_qmp_is_up(w->qmp))
+			wdev_remove(v);
+	}
+}
+
+/* ---- QMP ------------------------------------------------------------------------------------------------------- */
+
+static void on_event(void *ctx, const char *name, json_t *data)
+{
+	struct vp_ivwins *w = ctx;
+	const char *id = json_string_value(json_object_get(data, "device"));
+
+	if (!strcmp(name, "RESET")) {
+		vp_port_guest_reset(w->port);
+		return;
+	}
+
+	if (strcmp(name, "DEVICE_DELETED") || !id)
+		return;
+	for (struct wdev *v = w->list; v; v = v->next) {
+		if (strcmp(v->dev, id))
+			continue;
+		vanished(v);
+		return;
+	}
+}
+
+/* The id in the name of a window device, of whatever link; 0 = this is none. */
+static uint32_t id_of(const char *name)
+{
+	size_t len = strlen(name);
+	char *end;
+	uint32_t id;
+
+	if (strncmp(name, DEV_PREFIX, strlen(DEV_PREFIX)) || len < strlen(DEV_PREFIX) + 5 || name[len - 5] != '-')
+		return 0;
+	id = (uint32_t)strtoul(name + len - 4, &end, 16);
+	return *end ? 0 : id;
+}
+
+static void on_list(void *arg, json_t *ret, const char *err)
+{
+	struct vp_ivwins *w = arg;
+	struct wdev *v, *next;
+	json_t *o;
+	size_t i;
+
+	w->listed = true;
+	if (!ret)
+		return;
+	vp_winids_listed(w->ids);
+	for (v = w->list; v; v = v->next)
+		v->seen = v->state == W_ADDING;
+	json_array_foreach(ret, i, o) {
+		const char *name = json_string_value(json_object_get(o, "name"));
+
+		if (name)
+			vp_winid_seen(w->ids, id_of(name));
+		if (!name || strncmp(name, w->prefix, strlen(w->prefix)) || strlen(name) != strlen(w->prefix) + 4)
+			continue;
+		for (v = w->list; v; v = v->next)
+			if (!strcmp(v->dev, name))
+				break;
+		if (!v) {
+			/* Left behind by a daemon before us. */
+			v = wdev_new(w, -1);
+			if (!v)
+				return;
+			v->state = W_PLUGGED;
+			v->unwanted = true;
+			v->id = id_of(name);
+			vp_winid_adopt(w->ids, v->id);
+			snprintf(v->dev, sizeof(v->dev), "%s", name);
+			snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
+			vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
+		}
+		v->seen = true;
+	}
+	for (v = w->list; v; v = next) {
+		next = v->next;
+		if (!v->seen)
+			vanished(v);
+		else if (v->unwanted && v->state != W_ADDING)
+			wdev_remove(v);
+	}
+	if (!left_behind(w))
+		vp_port_windows_retry(w->port);
+}
+
+static void on_up(void *ctx)
+{
+	struct vp_ivwins *w = ctx;
+
+	vp_qmp_call(w->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, on_list, w);
+}
+
+/* Commands in flight have failed by now. Whether the VM is gone too is seen on the port's own connection. */
+static void on_down(void *ctx)
+{
+	struct vp_ivwins *w = ctx;
+	struct wdev *v, *next;
+
+	w->listed = false;
+	for (v = w->list; v; v = next) {
+		next = v->next;
+		if (v->state == W_ADDING)
+			wdev_free(v, false);  /* its device_add was never answered */
+		else if (v->slot < 0)
+			wdev_free(v, false);  /* found again by on_list() if it still exists */
+		else
+			sd_event_source_disable_unref(v->timer), v->timer = NULL;
+	}
+}
+
+static bool on_allowed(void *ctx, uid_t uid)
+{
+	struct vp_ivwins *w = ctx;
+
+	return vp_policy_user_ok(vp_conf_vm_find(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm), uid, geteuid());
+}
+
+static const struct vp_qmp_ops qmp_ops = { .up = on_up, .down = on_down, .event = on_event, .allowed = on_allowed };
+
+void vp_ivwins_show(struct vp_ivwins *w, json_t *o)
+{
+	json_t *a = json_array();
+
+	for (struct wdev *v = w->list; v; v = v->next)
+		json_array_append_new(a, json_pack("{s:s,s:s,s:s,s:s?}", "device", v->dev, "bus", v->bus >= 0 ? w->bus[v->bus] : "?",
+						   "state", v->state == W_ADDING ? "adding" : v->state == W_PLUGGED ? "plugged" :
+						   "removing", "error", v->error[0] ? v->error : NULL));
+	json_object_set_new(o, "window_devices", a);
+	json_object_set_new(o, "plugged", json_integer((json_int_t)w->n_plugged));
+	json_object_set_new(o, "unplugged", json_integer((json_int_t)w->n_unplugged));
+	json_object_set_new(o, "qmp", !w->qmp ? json_null() : vp_qmp_is_up(w->qmp) ? json_string("connected") :
+			    json_string(vp_qmp_why(w->qmp)));
+}
+
+int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
+		  struct vp_port *p, struct vp_err *e)
+{
+	struct vp_ivwins *w = calloc(1, sizeof(*w));
+	char *save = NULL, *b;
+	int r = 0;
+
+	if (!w)
+		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
+	w->d = d;
+	w->l = l;
+	w->name = name;
+	w->port = p;
+	snprintf(w->prefix, sizeof(w->prefix), DEV_PREFIX "%s-", l->name);
+	snprintf(w->buses, sizeof(w->buses), "%s", l->hotplug_bus);
+	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < BUSES_MAX; b = strtok_r(NULL, " ", &save))
+		w->bus[w->n_bus++] = b;
+	w->ids = vp_winids_get(l->side[VP_SIDE_DEVICE].vm);
+	if (!w->ids)
+		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
+	if (!r && l->qmp[0])
+		r = vp_qmp_new(&w->qmp, d->event, l->qmp, name, &qmp_ops, w, e);
+	if (r) {
+		vp_winids_put(w->ids);
+		free(w);
+		return r;
+	}
+	*out = w;
+	return 0;
+}
+
+void vp_ivwins_free(struct vp_ivwins *w)
+{
+	if (!w)
+		return;
+	w->freeing = true;
+	for (struct wdev *v = w->list; v; v = v->next)
+		if (v->state == W_PLUGGED && w->qmp)
+			vp_qmp_call(w->qmp, "device_del", json_pack("{s:s}", "id", v->dev), -1, NULL, NULL);
+	vp_qmp_free(w->qmp);
+	while (w->list)
+		wdev_free(w->list, false);
+	vp_winids_put(w->ids);
+	free(w);
+}

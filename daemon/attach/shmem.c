@@ -1,0 +1,641 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The shmem attachment: QEMU's generic vhost-user device (11.1 and later) with
+ * shared memory regions (docs/spec.md, "shmem").
+ *
+ * Threat model: the front-end is the device VM's VMM and may be taken over by its guest. Messages have been
+ * checked by the session; ring addresses are checked against its memory here. Rings are used by the
+ * forwarder's thread, under a lock; a broken ring loses its signal, nothing else.
+ *
+ * What QEMU does not survive, so what must not happen (seen with 11.1): MAP or UNMAP while the device is
+ * not started; CONFIGURE_MEM_SLOTS on this connection; sizes of the regions that do not sum up to a
+ * power of two. Hence: requests only while every ring is started and enabled, nothing after
+ * a stop, and nothing between the answer to DETACH and the next ATTACH (port.c gives windows only while attached).
+ */
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <systemd/sd-event.h>
+#include <unistd.h>
+
+#include "attach/attach.h"
+#include "base/blame.h"
+#include "base/foreign.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "device/device.h"
+#include "front/peer.h"
+#include "sys/source.h"
+#include "conf/policy.h"
+#include "port/sring.h"
+#include "front/vdev.h"
+#include "vhostuser/backend.h"
+#include "virtq/virtq.h"
+
+struct sring {
+	struct shmem   *s;
+	unsigned        i;
+	/* under s->lock: */
+	struct vp_virtq vq;
+	int             call_fd;
+	bool            live;      /* vq may be used */
+	/* main thread */
+	int             kick_fd;
+	bool            started, enabled;
+};
+
+struct extent {
+	uint64_t off, len;         /* in region 1; len 0 = slot has none */
+};
+
+struct shmem {
+	struct vp_attach      a;
+	struct vp_attach_conf c;
+	struct vp_port       *port;
+	struct vp_peer       *peer;
+	unsigned              nsig;
+	struct sring         *ring;
+	pthread_mutex_t       lock;   /* rings against the forwarder */
+	struct vp_memtab     *tab;
+	char                  unmapped[200];  /* why some of its memory is not; "" = none */
+	struct vp_burst      *burst;  /* the forwarder's, under lock */
+	struct extent         ext[VHP_MAX_WINDOWS];
+	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
+	bool                  started, mapped;
+	struct vp_source     *bell_io;
+	int                   sig0;
+	struct vp_wire       *wire0;
+	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
+};
+
+struct request {
+	struct shmem *s;
+	uint32_t      epoch;
+	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
+	bool          map;
+};
+
+/* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
+
+static void fire(void *arg)
+{
+	struct sring *r = arg;
+	struct shmem *s = r->s;
+	const uint64_t one = 1;
+
+	pthread_mutex_lock(&s->lock);
+	/* seccomp control: write; signal: write */
+	if (!r->live || !vp_sring_return(&r->vq, s->burst) || r->call_fd < 0) {
+		/* nobody wants to know */
+	} else if (vp_blame_held(s->c.who)) {
+		vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
+	} else if (write(r->call_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+		vp_blame(s->c.who);  /* it blocks: a VMM that is up to no good */
+		vp_vq_break(&r->vq, VP_VQ_BAD_CALL);
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- requests ------------------------------------------------------------------------------------------- */
+
+static void online(struct shmem *s, bool on)
+{
+	if (s->mapped == on)
+		return;
+	s->mapped = on;
+	if (!on)
+		memset(s->ext, 0, sizeof(s->ext));  /* QEMU drops its mappings when the device stops */
+	vp_port_online(s->port, on);
+	s->c.wires_changed(s->c.ctx);
+	if (on)
+		vp_eventfd_raise(s->sig0);
+}
+
+static void request_done(void *arg, int result)
+{
+	struct request *q = arg;
+	struct shmem *s = q->s;
+	unsigned slot = q->slot;
+	bool map = q->map, mine = q->epoch == s->epoch && s->started;
+
+	free(q);
+	if (!mine)
+		return;
+	s->n_failed += result != 0;
+	if (slot == VHP_MAX_WINDOWS) {
+		if (result)
+			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?", s->c.name);
+		else
+			online(s, true);
+	} else if (map) {
+		if (result)
+			s->ext[slot].len = 0;
+		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
+	} else {
+		if (result)
+			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot, strerror(-result));
+		s->ext[slot].len = 0;
+		vp_port_window_taken(s->port, slot);
+	}
+}
+
+static struct request *request_new(struct shmem *s, unsigned slot, bool map)
+{
+	struct request *q = malloc(sizeof(*q));
+
+	if (q)
+		*q = (struct request){ .s = s, .epoch = s->epoch, .slot = slot, .map = map };
+	return q;
+}
+
+static void map_control(struct shmem *s)
+{
+	struct request *q = request_new(s, VHP_MAX_WINDOWS, true);
+	int r;
+
+	if (!q)
+		return;
+	r = vu_backend_shmem_map(vp_peer_session(s->peer), VHP_SHMEM_REGION_CTRL, vp_port_memfd(s->port, NULL), 0, 0,
+				 VHP_CTRL_SIZE, VU_SHMEM_MAP_RW, request_done, q);
+	vp_peer_rearm(s->peer);
+	if (r) {
+		free(q);
+		vp_log(VP_LOG_ERR, "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
+		       s->c.name, strerror(-r));
+	}
+}
+
+/*
+ * A place in region 1 such that the address in the BAR (region 1 starts at VHP_CTRL_SIZE of it) and the offset in
+ * the file agree modulo the largest page that may back it. UINT64_MAX = no room.
+ */
+static uint64_t place(const struct shmem *s, uint64_t file_off, uint64_t len)
+{
+	uint64_t size = s->c.link->aperture - VHP_CTRL_SIZE;
+	uint64_t align = len >= UINT64_C(1) << 30 ? UINT64_C(1) << 30 : len >= UINT64_C(2) << 20 ? UINT64_C(2) << 20 : 4096;
+	uint64_t want = (file_off - VHP_CTRL_SIZE) & (align - 1), at = want;
+
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
+		const struct extent *x = &s->ext[i];
+
+		if (!x->len || at >= x->off + x->len || x->off >= at + len)
+			continue;
+		/* Behind it, and through all of them again: the extents are in no order. */
+		at = x->off + x->len;
+		at += (want - at) & (align - 1);
+		i = (unsigned)-1;
+	}
+	return at <= size && len <= size - at ? at : UINT64_MAX;
+}
+
+static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint64_t *locator, struct vp_err *e)
+{
+	struct shmem *s = att;
+	uint64_t at = place(s, w->offset, w->size);
+	struct request *q;
+	int r;
+
+	if (at == UINT64_MAX)
+		return vp_err_set(e, -ENOSPC, "no room for %llu MiB in the aperture of %llu GiB; raise ApertureSize=",
+				  (unsigned long long)w->size >> 20, (unsigned long long)s->c.link->aperture >> 30);
+	q = request_new(s, w->slot, true);
+	if (!q || !s->started) {
+		free(q);
+		return -ENOTCONN;
+	}
+	r = vu_backend_shmem_map(vp_peer_session(s->peer), VHP_SHMEM_REGION_APERTURE, w->fd, w->offset, at, w->size,
+				 VU_SHMEM_MAP_RW, request_done, q);
+	vp_peer_rearm(s->peer);
+	if (r) {
+		free(q);
+		return vp_err_set(e, r, "the VMM cannot be asked to map it: %s", strerror(-r));
+	}
+	s->n_maps++;
+	s->ext[w->slot] = (struct extent){ at, w->size };
+	*kind = VHP_WINDOW_SHMEM;
+	*locator = at;
+	return VP_PORT_LATER;
+}
+
+static int take(void *att, unsigned slot)
+{
+	struct shmem *s = att;
+	struct request *q;
+
+	if (!s->started || !s->ext[slot].len)
+		return 0;
+	q = request_new(s, slot, false);
+	if (!q || vu_backend_shmem_unmap(vp_peer_session(s->peer), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
+					 s->ext[slot].len, request_done, q)) {
+		free(q);
+		vp_peer_kick_out(s->peer, "a window cannot be withdrawn");
+		return 0;
+	}
+	vp_peer_rearm(s->peer);
+	s->n_unmaps++;
+	return VP_PORT_LATER;
+}
+
+static void signal_guest(void *att, unsigned i)
+{
+	struct shmem *s = att;
+
+	if (!i)
+		vp_eventfd_raise(s->sig0);
+}
+
+static const struct vp_port_att_ops port_ops = { .give = give, .take = take, .signal = signal_guest };
+
+/* ---- the device's rings ------------------------------------------------------------------------------------ */
+
+static struct vu_backend *session(struct shmem *s)
+{
+	return vp_peer_session(s->peer);
+}
+
+static int on_bell(sd_event_source *src, int fd, uint32_t revents, void *arg)
+{
+	struct shmem *s = arg;
+
+	vp_port_command(s->port);
+	return 0;
+}
+
+/* The kick fd of ring 0 is a new one. */
+static void watch_bell(struct shmem *s)
+{
+	vp_source_end(&s->bell_io);
+	/* Edge-triggered and never read: the other end shares the file. */
+	if (s->ring[0].kick_fd >= 0 &&
+	    vp_source_add(&s->bell_io, s->c.d->event, s->ring[0].kick_fd, EPOLLIN | EPOLLET, on_bell, s) >= 0)
+		vp_source_limit(s->bell_io, 100000, 500);
+}
+
+static void stopped(struct shmem *s)
+{
+	if (!s->started)
+		return;
+	s->started = false;
+	s->epoch++;
+	vp_log(VP_LOG_DEBUG, "%s: the device has stopped", s->c.name);
+	online(s, false);
+	vp_source_end(&s->bell_io);
+}
+
+static void maybe_started(struct shmem *s)
+{
+	if (s->started)
+		return;
+	for (unsigned i = 0; i < s->nsig; i++)
+		if (!s->ring[i].started || !s->ring[i].enabled)
+			return;
+	s->started = true;
+	s->epoch++;
+	s->n_starts++;
+	vp_log(VP_LOG_DEBUG, "%s: the device has started", s->c.name);
+	watch_bell(s);
+	map_control(s);
+}
+
+static int take_fd(struct shmem *s, unsigned i, enum vu_ring_change which, int *slot, struct vp_err *e)
+{
+	int fd = vu_backend_take_fd(session(s), i, which);
+
+	if (fd >= 0 && !vp_is_eventfd(fd)) {
+		vp_close_foreign(&fd);
+		return vp_err_set(e, -EINVAL, "queue %u: an fd is not an eventfd", i);
+	}
+	vp_close(slot);
+	*slot = fd;
+	return 0;
+}
+
+/* Under the lock. */
+static int ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, struct vp_err *e)
+{
+	struct sring *r = &s->ring[i];
+	struct vp_vq_conf c = {
+		.size = (uint16_t)vr->num, .base = r->live ? vp_vq_base(&r->vq) : vr->base,
+		.features = VP_BIT(VIRTIO_F_VERSION_1), .tab = s->tab,
+	};
+
+	r->live = false;
+	if (!s->tab || vp_memtab_uva_to_gpa(s->tab, vr->desc, vp_vq_desc_bytes(c.size), &c.desc) ||
+	    vp_memtab_uva_to_gpa(s->tab, vr->avail, vp_vq_driver_bytes(c.size, false), &c.driver) ||
+	    vp_memtab_uva_to_gpa(s->tab, vr->used, vp_vq_device_bytes(c.size, false), &c.device))
+		return vp_err_set(e, -EFAULT, "queue %u does not lie in the device VM's memory", i);
+	r->live = !vp_vq_start(&r->vq, &c, e);
+	/* Regions that could not be mapped are in the table all the same. */
+	if (!r->live && s->unmapped[0])
+		vp_err_set(e, -EFAULT, "queue %u lies in memory that is not mapped: %s", i, s->unmapped);
+	return r->live ? 0 : -EFAULT;
+}
+
+static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *e)
+{
+	struct shmem *s = ctx;
+	const struct vu_ring *vr = vu_backend_ring(session(s), i);
+	struct sring *r;
+	bool started = s->started;
+	int ret = 0;
+
+	if (i >= s->nsig)
+		return 0;  /* the device has more queues than there are signals */
+	r = &s->ring[i];
+	pthread_mutex_lock(&s->lock);
+	if (what & (VU_RING_STARTED | VU_RING_CALL) && vr->call_fd >= 0)
+		ret = take_fd(s, i, VU_RING_CALL, &r->call_fd, e);
+	if (!ret && what & (VU_RING_STARTED | VU_RING_KICK))
+		ret = take_fd(s, i, VU_RING_KICK, &r->kick_fd, e);
+	if (!ret && what & VU_RING_STARTED) {
+		r->live = false;
+		ret = ring_bind(s, i, vr, e);
+		r->started = !ret;
+	}
+	pthread_mutex_unlock(&s->lock);
+	r->enabled = vr->enabled;
+	if (ret)
+		vp_log(VP_LOG_WARNING, "%s: %s", s->c.name, e->code ? e->msg : strerror(-ret));
+	if (!r->enabled)
+		stopped(s);
+	maybe_started(s);
+	if (started && s->started && what & VU_RING_KICK) {
+		if (!i)
+			watch_bell(s);
+		s->c.wires_changed(s->c.ctx);
+	}
+	return ret;
+}
+
+static void ring_end(struct shmem *s, unsigned i)
+{
+	struct sring *r = &s->ring[i];
+
+	pthread_mutex_lock(&s->lock);
+	r->live = false;
+	vp_close(&r->call_fd);
+	pthread_mutex_unlock(&s->lock);
+	r->started = r->enabled = false;
+	vp_close(&r->kick_fd);
+}
+
+static int on_ring_stop(void *ctx, unsigned i, uint32_t *base, struct vp_err *e)
+{
+	struct shmem *s = ctx;
+
+	if (i >= s->nsig)
+		return 0;
+	stopped(s);
+	if (s->ring[i].live)
+		*base = vp_vq_base(&s->ring[i].vq);
+	ring_end(s, i);
+	return 0;
+}
+
+static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsigned n, struct vp_err *e)
+{
+	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
+	struct shmem *s = ctx;
+	const char *vm = s->c.link->side[VP_SIDE_DEVICE].vm;
+	struct vp_map_use was = vp_memtab_use(s->tab);
+	struct vp_err why = { 0 };
+	struct vp_memtab *tab = NULL, *old = s->tab;
+	int r = 0;
+
+	/* Our own windows come back in here, and come last; only RAM matters, and what is missed shows when a ring lies in it. */
+	for (unsigned i = 0; i < 2 * n; i++) {
+		const struct vu_mem_region *g = &m[i % n];
+
+		if (vp_port_lends(vm, fds[i % n]) != (i >= n))
+			continue;
+		d[i % n] = (struct vp_region_desc){ .gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset };
+		vp_memory_map(&d[i % n].map, vm, fds[i % n], g->mmap_offset, g->size, &was, i < n ? &why : NULL);
+	}
+	snprintf(s->unmapped, sizeof(s->unmapped), "%.190s", why.msg);
+	if (n)
+		r = vp_memtab_build(&tab, d, n, e);
+	for (unsigned i = 0; i < n; i++)
+		vp_map_unref(d[i].map);
+	if (r)
+		return r;
+	pthread_mutex_lock(&s->lock);
+	s->tab = tab;
+	for (unsigned i = 0; i < s->nsig; i++) {
+		struct vp_err re = { 0 };
+
+		if (s->ring[i].live && ring_bind(s, i, vu_backend_ring(session(s), i), &re))
+			vp_log(VP_LOG_WARNING, "%s: %s", s->c.name, re.msg);
+	}
+	pthread_mutex_unlock(&s->lock);
+	vp_memtab_free(old);  /* the lock was the grace period */
+	return 0;
+}
+
+static int on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e)
+{
+	struct shmem *s = ctx;
+	struct vhp_abi_shmem_config c = { .abi_version = htole32(VHP_ABI_VERSION), .nsignals = htole32(s->nsig) };
+
+	memcpy(c.magic, VHP_MAGIC, sizeof(c.magic));
+	memset(buf, 0, len);
+	if (off < sizeof(c))
+		memcpy(buf, (uint8_t *)&c + off, VP_MIN(len, sizeof(c) - off));
+	return 0;
+}
+
+static int on_set_config(void *ctx, uint32_t off, uint32_t len, uint32_t flags, const uint8_t *buf, struct vp_err *e)
+{
+	return 0;  /* nothing there is the guest's to change */
+}
+
+static int on_shmem_config(void *ctx, unsigned *n, uint64_t *sizes, struct vp_err *e)
+{
+	struct shmem *s = ctx;
+
+	*n = 2;
+	sizes[VHP_SHMEM_REGION_CTRL] = VHP_CTRL_SIZE;
+	sizes[VHP_SHMEM_REGION_APERTURE] = s->c.link->aperture - VHP_CTRL_SIZE;
+	return 0;
+}
+
+static void on_events_changed(void *ctx)
+{
+	struct shmem *s = ctx;
+
+	vp_peer_rearm(s->peer);
+}
+
+static const struct vu_backend_ops vu_ops = {
+	.mem_table = on_mem_table, .ring_changed = on_ring_changed, .ring_stop = on_ring_stop, .get_config = on_get_config,
+	.set_config = on_set_config, .get_shmem_config = on_shmem_config, .events_changed = on_events_changed,
+};
+
+/* ---- the session ---------------------------------------------------------------------------------------------- */
+
+static int dev_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
+{
+	*cfg = (struct vu_backend_cfg){
+		.features = VP_BIT(VIRTIO_F_VERSION_1),
+		.pf = VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_BACKEND_SEND_FD) |
+		      VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_SHMEM),
+		.max_queues = VU_MAX_QUEUES,
+		.max_ring_size = VP_VQ_MAX_SIZE,
+		.msgs_per_sec = 200000,
+	};
+	return 0;
+}
+
+static void dev_opened(void *ctx)
+{
+}
+
+static void dev_gone(struct shmem *s)
+{
+	stopped(s);
+	for (unsigned i = 0; i < s->nsig; i++)
+		ring_end(s, i);
+	vp_memtab_free(s->tab);
+	s->tab = NULL;
+}
+
+static void dev_closing(void *ctx)
+{
+	dev_gone(ctx);
+}
+
+static void dev_closed(void *ctx, const char *why)
+{
+	dev_gone(ctx);
+}
+
+static const struct vp_peer_ops peer_ops = {
+	.open = dev_open, .opened = dev_opened, .closing = dev_closing, .closed = dev_closed,
+};
+
+/* ---- towards the link ------------------------------------------------------------------------------------------ */
+
+static int shmem_wire(struct vp_attach *a, unsigned i, int src, struct vp_wire **out)
+{
+	struct shmem *s = (struct shmem *)a;
+
+	if (i >= s->nsig)
+		return -EINVAL;
+	return vp_wire_new_fn(out, s->c.f, src, fire, &s->ring[i]);
+}
+
+static int shmem_call_fd(struct vp_attach *a, unsigned i)
+{
+	struct shmem *s = (struct shmem *)a;
+
+	return i < s->nsig ? s->ring[i].kick_fd : -1;
+}
+
+static void shmem_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
+{
+	struct shmem *s = (struct shmem *)a;
+	const struct sring *r = &s->ring[0];
+	int i = r->live ? vp_memtab_find(s->tab, r->vq.desc_addr) : -1;
+	const struct vp_region *m = i >= 0 ? &s->tab->r[i] : NULL;
+
+	if (!m || !m->map)
+		return;
+	c->call = r->call_fd;
+	c->hold = vu_backend_fd(session(s));
+	c->ram = m->map->fd;
+	c->num = r->vq.size;
+	c->gpa = m->gpa;
+	c->size = m->size;
+	c->offset = m->offset;
+	c->desc = r->vq.desc_addr;
+	c->avail = r->vq.driver_addr;
+	c->used = r->vq.device_addr;
+}
+
+static void shmem_show(struct vp_attach *a, json_t *o)
+{
+	struct shmem *s = (struct shmem *)a;
+	struct vp_peer_info i;
+
+	vp_peer_get_info(s->peer, &i);
+	json_object_set_new(o, "connected", json_boolean(i.state == VP_PEER_CONNECTED));
+	json_object_set_new(o, "pid", i.pid ? json_integer(i.pid) : json_null());
+	json_object_set_new(o, "device_started", json_boolean(s->started));
+	json_object_set_new(o, "last", i.last[0] ? json_string(i.last) : json_null());
+	json_object_set_new(o, "starts", json_integer((json_int_t)s->n_starts));
+	json_object_set_new(o, "maps", json_integer((json_int_t)s->n_maps));
+	json_object_set_new(o, "unmaps", json_integer((json_int_t)s->n_unmaps));
+	json_object_set_new(o, "requests_failed", json_integer((json_int_t)s->n_failed));
+}
+
+static void shmem_free(struct vp_attach *a)
+{
+	struct shmem *s = (struct shmem *)a;
+
+	if (!s)
+		return;
+	vp_peer_free(s->peer);
+	vp_wire_free(s->wire0);
+	vp_close(&s->sig0);
+	pthread_mutex_destroy(&s->lock);
+	free(s->burst);
+	free(s->ring);
+	free(s);
+}
+
+static const struct vp_attach_ops attach_ops = {
+	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
+	.last_signal = shmem_last_signal,
+};
+
+void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
+{
+	pc->attachment = VHP_ATTACHMENT_SHMEM;
+	pc->nsignals = 1 + pc->max_queues;
+	pc->driver_vm = l->side[VP_SIDE_DRIVER].vm;
+	pc->device_vm = l->side[VP_SIDE_DEVICE].vm;
+	pc->queue_doorbell = 1;
+}
+
+int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
+{
+	struct shmem *s = calloc(1, sizeof(*s));
+	char act[VP_CONF_NAME_MAX + 16];
+	int r = 0;
+
+	if (!s)
+		return vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
+	s->a.ops = &attach_ops;
+	s->c = *c;
+	s->port = p;
+	s->nsig = 1 + vp_device_queues(c->link);
+	s->sig0 = -1;
+	pthread_mutex_init(&s->lock, NULL);
+	s->ring = calloc(s->nsig, sizeof(*s->ring));
+	s->burst = malloc(sizeof(*s->burst));
+	for (unsigned i = 0; s->ring && i < s->nsig; i++)
+		s->ring[i] = (struct sring){ .s = s, .i = i, .call_fd = -1, .kick_fd = -1 };
+	if (!s->ring || !s->burst)
+		r = -ENOMEM;
+	if (!r)
+		r = vp_eventfd_new(&s->sig0);
+	if (!r)
+		r = vp_wire_new_fn(&s->wire0, c->f, s->sig0, fire, &s->ring[0]);
+	if (r) {
+		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
+	} else {
+		vp_port_set_attachment(p, &port_ops, s);
+		snprintf(act, sizeof(act), "%s.device", c->link->name);
+		r = vp_peer_new(&s->peer, c->d, c->name, act, &c->link->side[VP_SIDE_DEVICE], &peer_ops, &vu_ops, s, e);
+	}
+	if (r) {
+		shmem_free(&s->a);
+		return r;
+	}
+	*out = &s->a;
+	return 0;
+}

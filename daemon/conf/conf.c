@@ -1,0 +1,512 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Find the configuration's files, merge drop-ins and check the whole.
+ *
+ * As with networkd: a file in a directory of higher precedence hides the file
+ * of the same name in lower ones; an empty file or a link to /dev/null hides
+ * without configuring anything. NAME.link.d/X.conf and NAME.vm.d/X.conf (from
+ * all directories, same rule for X.conf) are applied on top, in the order of
+ * their names.
+ */
+#include "conf/conf.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "conf/keys.h"
+#include "conf/policy.h"
+#include "conf/types.h"
+
+#define FILE_MAX_BYTES 65536
+#define DEFAULT_RUNTIME "/run/vhost-pci"
+#define DEFAULT_STATE "/var/lib/vhost-pci"
+
+/* ---- file names --------------------------------------------------------- */
+
+struct entry {
+	char name[256];
+	unsigned dir;  /* index into the directory list */
+};
+
+struct listing {
+	struct entry *e;
+	unsigned n, cap;
+};
+
+static int cmp_entry(const void *a, const void *b)
+{
+	const struct entry *x = a, *y = b;
+	int r = strcmp(x->name, y->name);
+
+	return r ? r : (int)x->dir - (int)y->dir;
+}
+
+static bool has_suffix(const char *s, const char *suffix)
+{
+	size_t n = strlen(s), m = strlen(suffix);
+
+	return n > m && !strcmp(s + n - m, suffix);
+}
+
+/* Add dir's files that end in suffix. A directory that is not there is empty. */
+static int list_dir(struct listing *l, const char *path, unsigned dir, const char *suffix, struct vp_conf_report *rep)
+{
+	struct dirent *de;
+	DIR *d = opendir(path);
+	int r = 0;
+
+	if (!d) {
+		if (errno == ENOENT || errno == ENOTDIR)
+			return 0;
+		r = -errno;
+		vp_conf_error(rep, "%s: %s; make it readable for the daemon's user", path, strerror(-r));
+		return r;
+	}
+	while ((de = readdir(d))) {
+		if (de->d_name[0] == '.' || !has_suffix(de->d_name, suffix))
+			continue;
+		if (l->n == l->cap) {
+			unsigned cap = l->cap ? l->cap * 2 : 64;
+			struct entry *e = realloc(l->e, cap * sizeof(*e));
+
+			if (!e) {
+				r = -ENOMEM;
+				break;
+			}
+			l->e = e;
+			l->cap = cap;
+		}
+		snprintf(l->e[l->n].name, sizeof(l->e[0].name), "%s", de->d_name);
+		l->e[l->n++].dir = dir;
+	}
+	closedir(d);
+	return r;
+}
+
+/* Sort and keep, of equal names, the one of the highest precedence. */
+static void settle(struct listing *l)
+{
+	unsigned out = 0;
+
+	if (!l->n)
+		return;
+	qsort(l->e, l->n, sizeof(*l->e), cmp_entry);
+	for (unsigned i = 0; i < l->n; i++)
+		if (!out || strcmp(l->e[out - 1].name, l->e[i].name))
+			l->e[out++] = l->e[i];
+	l->n = out;
+}
+
+/* The file's text (caller frees) and length; NULL with a report otherwise. */
+static char *read_text(const char *path, size_t *len, struct vp_conf_report *rep)
+{
+	char *buf = NULL;
+	struct stat st;
+	ssize_t n;
+	size_t got = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+	if (fd < 0) {
+		vp_conf_error(rep, "%s: %s", path, strerror(errno));
+		return NULL;
+	}
+	if (fstat(fd, &st) || (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode))) {
+		vp_conf_error(rep, "%s: not a regular file", path);
+		goto out;
+	}
+	buf = malloc(FILE_MAX_BYTES + 1);
+	if (!buf) {
+		vp_conf_error(rep, "%s: out of memory", path);
+		goto out;
+	}
+	while (got <= FILE_MAX_BYTES && (n = read(fd, buf + got, FILE_MAX_BYTES + 1 - got)) > 0)
+		got += n;
+	if (got > FILE_MAX_BYTES) {
+		vp_conf_error(rep, "%s: larger than %d bytes", path, FILE_MAX_BYTES);
+		free(buf);
+		buf = NULL;
+	}
+	*len = got;
+out:
+	close(fd);
+	return buf;
+}
+
+/* Parse one file into object. Returns whether it holds anything (an empty one hides). */
+static bool parse_file(enum vp_conf_kind kind, void *object, const char *path, struct vp_conf_report *rep)
+{
+	size_t len = 0;
+	char *text = read_text(path, &len, rep);
+
+	if (!text)
+		return false;
+	if (len)
+		vp_conf_parse_text(kind, object, path, text, len, rep);
+	free(text);
+	return len > 0;
+}
+
+static int apply_dropins(enum vp_conf_kind kind, void *object, const struct vp_conf_paths *paths, const char *file,
+			 struct vp_conf_report *rep)
+{
+	struct listing l = { 0 };
+	char path[1024];
+	int r = 0;
+
+	for (unsigned i = 0; i < paths->n && !r; i++) {
+		snprintf(path, sizeof(path), "%s/%s.d", paths->dir[i], file);
+		r = list_dir(&l, path, i, ".conf", rep);
+	}
+	settle(&l);
+	for (unsigned i = 0; i < l.n; i++) {
+		snprintf(path, sizeof(path), "%s/%s.d/%s", paths->dir[l.e[i].dir], file, l.e[i].name);
+		parse_file(kind, object, path, rep);
+	}
+	free(l.e);
+	return r;
+}
+
+/* ---- objects ------------------------------------------------------------ */
+
+static int cmp_name(const void *a, const void *b)
+{
+	return strcmp(a, b);  /* name is the first member of both structures */
+}
+
+const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *name)
+{
+	return c->n_vms ? bsearch(name, c->vms, c->n_vms, sizeof(*c->vms), cmp_name) : NULL;
+}
+
+const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name)
+{
+	return c->n_links ? bsearch(name, c->links, c->n_links, sizeof(*c->links), cmp_name) : NULL;
+}
+
+int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e)
+{
+	memset(l, 0, sizeof(*l));
+	if (!vp_conf_name_ok(name))
+		return vp_err_set(e, -EINVAL, "'%.70s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -",
+				  name, VP_CONF_NAME_MAX - 1);
+	memcpy(l->name, name, strlen(name));
+	l->mode = VP_MODE_AUTO;
+	l->device_type = 1;
+	l->pairs = 1;
+	l->offloads = VP_OFFLOAD_ALL;
+	return 0;
+}
+
+int vp_conf_link_set(struct vp_conf_link *l, const char *section, const char *key, const char *value,
+		     struct vp_err *e)
+{
+	int r = vp_conf_key_set(VP_CONF_LINK, l, section, key, value, e);
+
+	return r < 0 ? r : 0;
+}
+
+static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_conf *c, struct vp_err *e)
+{
+	char path[2 * VP_CONF_SOCKET_MAX + VP_CONF_NAME_MAX];
+	char *sock = l->side[s].socket;
+
+	if (!*sock) {
+		if (l->side[s].socket_mode == VP_SOCKET_CLIENT)
+			return vp_err_set(e, -EINVAL, "the %s side is SocketMode=client but has no Socket=; say where the VMM listens",
+					  vp_side_name(s));
+		snprintf(path, sizeof(path), "%s/%s.%s.sock", c->daemon.runtime_dir, l->name, vp_side_name(s));
+	} else if (*sock != '/') {
+		snprintf(path, sizeof(path), "%s/%s", c->daemon.runtime_dir, sock);
+	} else {
+		return 0;
+	}
+	if (strlen(path) >= VP_CONF_SOCKET_MAX)
+		return vp_err_set(e, -EINVAL, "the %s side's socket %.60s... has %zu bytes, a UNIX socket's path has at most %d; set a shorter Socket=",
+				  vp_side_name(s), path, strlen(path), VP_CONF_SOCKET_MAX - 1);
+	memset(sock, 0, VP_CONF_SOCKET_MAX);
+	memcpy(sock, path, strlen(path));
+	return 0;
+}
+
+static int finish_port(struct vp_conf_link *l, struct vp_err *e)
+{
+	if (!l->driver_qmp[0] != !l->nic[0])
+		return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its network device there");
+	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
+		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
+	if (l->endpoint != VP_ENDPOINT_PORT) {
+		if (l->driver_qmp[0])
+			return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= are for Endpoint=port");
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->plain || l->pool)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize=, PackedRings= and PlainRings= are for Endpoint=port");
+		return 0;
+	}
+	if (l->attachment == VP_ATTACH_AUTO)
+		l->attachment = l->qmp[0] || l->hotplug_bus[0] ? VP_ATTACH_IVSHMEM : VP_ATTACH_SHMEM;
+	if (l->attachment != VP_ATTACH_IVSHMEM && (l->qmp[0] || l->hotplug_bus[0]))
+		return vp_err_set(e, -EINVAL, "QMP= and HotplugBus= are for Attachment=ivshmem");
+	if (l->attachment != VP_ATTACH_SHMEM && l->aperture)
+		return vp_err_set(e, -EINVAL, "ApertureSize= is for Attachment=shmem");
+	if (l->qmp[0] && l->qmp[0] != '/')
+		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->qmp);
+	if (!l->aperture && l->attachment == VP_ATTACH_SHMEM)
+		l->aperture = UINT64_C(64) << 30;
+	return 0;
+}
+
+uint64_t vp_conf_link_pool(const struct vp_conf_link *l)
+{
+	uint64_t want = (UINT64_C(8) << 20) * l->pairs, size = UINT64_C(8) << 20;
+
+	while (size < want)
+		size *= 2;
+	return l->pool ? l->pool : size;
+}
+
+int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
+{
+	int r;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		const char *vm = l->side[s].vm;
+		const char *section = s == VP_SIDE_DRIVER ? "Driver" : "Device";
+
+		if (!*vm)
+			return vp_err_set(e, -EINVAL, "[%s] VM= is missing; name the %s VM", section, vp_side_name(s));
+		if (!vp_conf_vm_find(c, vm))
+			return vp_err_set(e, -EINVAL, "[%s] VM=%s is not configured; write a file %s.vm", section, vm, vm);
+		r = finish_socket(l, s, c, e);
+		if (r)
+			return r;
+	}
+	if (!strcmp(l->side[0].socket, l->side[1].socket))
+		return vp_err_set(e, -EINVAL, "both sides use the socket %s; give each its own", l->side[0].socket);
+	r = finish_port(l, e);
+	if (!r)
+		r = vp_type_check(l, e);
+	if (r)
+		return r;
+	if (l->endpoint == VP_ENDPOINT_PORT && l->side[VP_SIDE_DEVICE].has_mac)
+		return vp_err_set(e, -EINVAL, "DeviceMAC= is for Endpoint=virtio-net; a port has no MAC of its own");
+	return 0;
+}
+
+int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e)
+{
+	if (!strcmp(a->name, b->name))
+		return vp_err_set(e, -EEXIST, "there is already a link %s; remove it first or choose another name", a->name);
+	for (unsigned i = 0; i < VP_SIDES; i++)
+		for (unsigned j = 0; j < VP_SIDES; j++)
+			if (!strcmp(a->side[i].socket, b->side[j].socket))
+				return vp_err_set(e, -EEXIST, "the socket %s already belongs to the %s side of link %s; set another Socket=",
+						  a->side[i].socket, vp_side_name(j), b->name);
+	return 0;
+}
+
+/* ---- loading ------------------------------------------------------------ */
+
+typedef int (*add_fn)(struct vp_conf *c, const char *name, const char *file, const char *path,
+		      const struct vp_conf_paths *paths, struct vp_conf_report *rep);
+
+/* Grow an array of n objects by one zeroed object. */
+static void *grow(void *array, unsigned n, size_t size)
+{
+	char *p = array;
+
+	if (!(n & (n - 1)))
+		p = realloc(array, (n ? 2 * (size_t)n : 1) * size);
+	if (p)
+		memset(p + n * size, 0, size);
+	return p;
+}
+
+static int add_vm(struct vp_conf *c, const char *name, const char *file, const char *path,
+		  const struct vp_conf_paths *paths, struct vp_conf_report *rep)
+{
+	struct vp_conf_vm *vm = grow(c->vms, c->n_vms, sizeof(*vm));
+
+	if (!vm)
+		return -ENOMEM;
+	c->vms = vm;
+	vm += c->n_vms;
+	memcpy(vm->name, name, strlen(name));
+	if (!parse_file(VP_CONF_VM, vm, path, rep))
+		return 0;
+	c->n_vms++;
+	return apply_dropins(VP_CONF_VM, vm, paths, file, rep);
+}
+
+static int add_link(struct vp_conf *c, const char *name, const char *file, const char *path,
+		    const struct vp_conf_paths *paths, struct vp_conf_report *rep)
+{
+	struct vp_conf_link *l = grow(c->links, c->n_links, sizeof(*l));
+	struct vp_err e = { 0 };
+	unsigned before = rep->errors;
+	int r;
+
+	if (!l)
+		return -ENOMEM;
+	c->links = l;
+	l += c->n_links;
+	vp_conf_link_init(l, name, &e);  /* the name was checked */
+	if (!parse_file(VP_CONF_LINK, l, path, rep))
+		return 0;
+	r = apply_dropins(VP_CONF_LINK, l, paths, file, rep);
+	if (r)
+		return r;
+	if (rep->errors == before && vp_conf_finish_link(l, c, &e))
+		vp_conf_error(rep, "%s: %s", path, e.msg);
+	c->n_links++;
+	return 0;
+}
+
+static int load_kind(struct vp_conf *c, const struct vp_conf_paths *paths, const char *suffix, add_fn add,
+		     struct vp_conf_report *rep)
+{
+	struct listing l = { 0 };
+	char path[1024], name[256];
+	int r = 0;
+
+	for (unsigned i = 0; i < paths->n && !r; i++)
+		r = list_dir(&l, paths->dir[i], i, suffix, rep);
+	settle(&l);
+	for (unsigned i = 0; i < l.n && !r; i++) {
+		snprintf(path, sizeof(path), "%s/%s", paths->dir[l.e[i].dir], l.e[i].name);
+		snprintf(name, sizeof(name), "%.*s", (int)(strlen(l.e[i].name) - strlen(suffix)), l.e[i].name);
+		if (!vp_conf_name_ok(name)) {
+			vp_conf_error(rep, "%s: '%s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -; rename the file",
+				      path, name, VP_CONF_NAME_MAX - 1);
+			continue;
+		}
+		r = add(c, name, l.e[i].name, path, paths, rep);
+	}
+	free(l.e);
+	return r;
+}
+
+static int load_daemon(struct vp_conf *c, const struct vp_conf_paths *paths, struct vp_conf_report *rep)
+{
+	struct vp_conf_daemon *d = &c->daemon;
+	char path[1024];
+	int r;
+
+	*d = (struct vp_conf_daemon){
+		.threads = 1, .busy_poll_us = 50, .max_links = 4096, .runtime_dir = DEFAULT_RUNTIME,
+	};
+	for (unsigned i = 0; i < paths->n; i++) {
+		snprintf(path, sizeof(path), "%s/vhost-pci.conf", paths->dir[i]);
+		if (access(path, F_OK) == 0) {
+			parse_file(VP_CONF_DAEMON, d, path, rep);
+			break;
+		}
+	}
+	r = apply_dropins(VP_CONF_DAEMON, d, paths, "vhost-pci.conf", rep);
+	if (paths->runtime_dir)
+		snprintf(d->runtime_dir, sizeof(d->runtime_dir), "%s", paths->runtime_dir);
+	if (d->runtime_dir[0] != '/')
+		vp_conf_error(rep, "the runtime directory %s is not an absolute path", d->runtime_dir);
+	/* A daemon beside the usual one keeps its own. */
+	if (!*d->state_dir && snprintf(d->state_dir, sizeof(d->state_dir), "%s", !strcmp(d->runtime_dir, DEFAULT_RUNTIME) ?
+				       DEFAULT_STATE : "") == 0 &&
+	    snprintf(d->state_dir, sizeof(d->state_dir), "%s/state", d->runtime_dir) >= (int)sizeof(d->state_dir))
+		vp_conf_error(rep, "the runtime directory %s is too long; set StateDirectory=", d->runtime_dir);
+	if (d->state_dir[0] != '/')
+		vp_conf_error(rep, "the state directory %s is not an absolute path", d->state_dir);
+	if (paths->control_socket)
+		snprintf(d->control_socket, sizeof(d->control_socket), "%s", paths->control_socket);
+	if (!*d->control_socket &&
+	    snprintf(d->control_socket, sizeof(d->control_socket), "%s/control.sock", d->runtime_dir) >=
+	    (int)sizeof(d->control_socket))
+		vp_conf_error(rep, "the runtime directory %s is too long for a socket in it; choose a shorter one", d->runtime_dir);
+	return r;
+}
+
+struct claim {
+	const char *socket;
+	const struct vp_conf_link *link;
+	unsigned side;
+};
+
+static int cmp_claim(const void *a, const void *b)
+{
+	const struct claim *x = a, *y = b;
+	int r = strcmp(x->socket, y->socket);
+
+	return r ? r : (x->link > y->link) - (x->link < y->link);
+}
+
+/* Sorted, not pairwise: thousands of links are normal. */
+static int check_sockets(const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	struct claim *claims = calloc(c->n_links * VP_SIDES + 1, sizeof(*claims));
+	unsigned n = 0;
+
+	if (!claims)
+		return -ENOMEM;
+	for (unsigned i = 0; i < c->n_links; i++)
+		for (unsigned s = 0; s < VP_SIDES; s++)
+			if (c->links[i].side[s].socket[0])
+				claims[n++] = (struct claim){ c->links[i].side[s].socket, &c->links[i], s };
+	qsort(claims, n, sizeof(*claims), cmp_claim);
+	for (unsigned i = 0; i < n; i++) {
+		const struct claim *a = &claims[i], *b = i ? &claims[i - 1] : NULL;
+
+		if (!strcmp(a->socket, c->daemon.control_socket))
+			vp_conf_error(rep, "%s.link: the %s side's socket %s is the control socket; set another Socket=",
+				      a->link->name, vp_side_name(a->side), a->socket);
+		if (b && b->link != a->link && !strcmp(a->socket, b->socket))
+			vp_conf_error(rep, "%s.link: the socket %s already belongs to the %s side of link %s; set another Socket=",
+				      a->link->name, a->socket, vp_side_name(b->side), b->link->name);
+	}
+	free(claims);
+	return 0;
+}
+
+int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct vp_conf_report *rep)
+{
+	struct vp_conf *c = calloc(1, sizeof(*c));
+	unsigned before = rep->errors;
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	rep->into = c;
+	r = load_daemon(c, paths, rep);
+	if (!r)
+		r = load_kind(c, paths, ".vm", add_vm, rep);
+	if (!r)
+		r = load_kind(c, paths, ".link", add_link, rep);
+	rep->into = NULL;
+	if (!r && c->n_links > c->daemon.max_links)
+		vp_conf_error(rep, "%u links are configured but MaxLinks=%u; raise it in vhost-pci.conf", c->n_links,
+			      c->daemon.max_links);
+	if (!r)
+		r = check_sockets(c, rep);
+	if (!r && rep->errors == before)
+		vp_policy_check(c, rep);
+	if (!r && rep->errors != before)
+		r = -EINVAL;
+	if (r) {
+		vp_conf_free(c);
+		return r;
+	}
+	*out = c;
+	return 0;
+}
+
+void vp_conf_free(struct vp_conf *c)
+{
+	if (!c)
+		return;
+	vp_conf_origins_free(c);
+	free(c->vms);
+	free(c->links);
+	free(c);
+}

@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model: clients are local processes; those that get past the file
+ * mode and the credential check may still be buggy or hostile. Each is bounded:
+ * number of clients, length of a line, bytes waiting for it, requests in
+ * flight. None can make the daemon wait. An unprivileged client is told why and closed.
+ */
+#include "control/control.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "context/events.h"
+#include "control/request.h"
+#include "sys/sock.h"
+#include "sys/source.h"
+
+#define VP_STR1(x) #x
+#define VP_STR(x)  VP_STR1(x)
+
+struct vp_client {
+	struct vp_control *ctl;
+	struct vp_source  *io;
+	int                fd;
+	struct ucred       cred;
+	uint64_t           tokens_us;  /* time up to which requests have been let pass */
+	bool               subscribed;
+	bool               closing;  /* send what waits, then close */
+	char              *in;
+	size_t             in_len, in_cap;
+	char              *out;
+	size_t             out_off, out_len, out_cap;
+	struct vp_client  *next;
+};
+
+struct vp_control {
+	struct vp_daemon *d;
+	struct vp_source *io;
+	int               fd;
+	char              path[VP_CONF_SOCKET_MAX];
+	bool              unlink_path;
+	bool              has_group;
+	gid_t             gid;
+	unsigned          n_clients;
+	uint64_t          last_refusal_us;
+	struct vp_client *clients;
+};
+
+static void client_free(struct vp_client *cl)
+{
+	struct vp_client **p;
+
+	for (p = &cl->ctl->clients; *p && *p != cl; p = &(*p)->next)
+		;
+	if (*p)
+		*p = cl->next;
+	cl->ctl->n_clients--;
+	vp_source_end(&cl->io);
+	vp_close(&cl->fd);
+	free(cl->in);
+	free(cl->out);
+	free(cl);
+}
+
+static size_t out_waiting(const struct vp_client *cl)
+{
+	return cl->out_len - cl->out_off;
+}
+
+/* What to wait for, given what is queued: a client that does not read is not read from either. */
+static int client_rearm(struct vp_client *cl)
+{
+	uint32_t ev = 0;
+
+	if (out_waiting(cl))
+		ev |= EPOLLOUT;
+	if (!cl->closing && out_waiting(cl) < VP_CONTROL_OUT_PAUSE)
+		ev |= EPOLLIN;
+	return vp_source_events(cl->io, ev);
+}
+
+static int client_flush(struct vp_client *cl)
+{
+	while (out_waiting(cl)) {
+		/* seccomp control: sendto */
+		ssize_t n = send(cl->fd, cl->out + cl->out_off, out_waiting(cl), MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0)
+			return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+		cl->out_off += n;
+	}
+	if (cl->out_cap > 65536) {
+		free(cl->out);
+		cl->out = NULL;
+		cl->out_cap = 0;
+	}
+	cl->out_off = cl->out_len = 0;
+	return cl->closing ? -ESHUTDOWN : 0;
+}
+
+/* Queue a line (stolen). -ENOBUFS: too much waits already. */
+static int client_put(struct vp_client *cl, char *line, size_t len)
+{
+	int r = 0;
+
+	if (!line)
+		return -ENOMEM;
+	if (out_waiting(cl) && out_waiting(cl) + len > VP_CONTROL_OUT_MAX) {
+		r = -ENOBUFS;
+		goto out;
+	}
+	if (cl->out_off) {
+		memmove(cl->out, cl->out + cl->out_off, out_waiting(cl));
+		cl->out_len -= cl->out_off;
+		cl->out_off = 0;
+	}
+	if (cl->out_len + len > cl->out_cap) {
+		size_t cap = VP_MAX(cl->out_len + len, 2 * cl->out_cap);
+		char *p = realloc(cl->out, cap);
+
+		if (!p) {
+			r = -ENOMEM;
+			goto out;
+		}
+		cl->out = p;
+		cl->out_cap = cap;
+	}
+	memcpy(cl->out + cl->out_len, line, len);
+	cl->out_len += len;
+out:
+	free(line);
+	return r;
+}
+
+/* A second's worth of VP_CONTROL_BURST may come at once, then one each 1/VP_CONTROL_RATE s. */
+static bool too_fast(struct vp_client *cl)
+{
+	const uint64_t cost = 1000000 / VP_CONTROL_RATE, burst = VP_CONTROL_BURST * cost;
+	uint64_t now = 0;
+
+	sd_event_now(cl->ctl->d->event, CLOCK_MONOTONIC, &now);
+	if (now - cl->tokens_us > burst)
+		cl->tokens_us = now - burst;
+	if (now - cl->tokens_us < cost)
+		return true;
+	cl->tokens_us += cost;
+	return false;
+}
+
+/* Tell why, and let that be the last. */
+static int client_dismiss(struct vp_client *cl, int code, const char *why)
+{
+	struct vp_request none = { 0 };
+	struct vp_err e;
+	size_t n = 0;
+	char *answer;
+
+	vp_err_set(&e, code, "%s", why);
+	answer = vp_reply_error(&none, &e, &n);
+	cl->closing = true;
+	return client_put(cl, answer, n);
+}
+
+static int client_line(struct vp_client *cl, const char *line, size_t len)
+{
+	struct vp_request req;
+	struct vp_err e = { 0 };
+	json_t *result = NULL;
+	size_t n = 0;
+	char *answer;
+	int r;
+
+	r = vp_request_parse(&req, line, len, &e);
+	cl->ctl->d->actor = &cl->cred;
+	if (!r)
+		r = vp_control_call(cl->ctl->d, cl, req.method, req.params, &result, &e);
+	cl->ctl->d->actor = NULL;
+	if (r && !e.code)
+		vp_err_set(&e, r, "%s", strerror(-r));
+	answer = r ? vp_reply_error(&req, &e, &n) : vp_reply_ok(&req, result, &n);
+	vp_request_free(&req);
+	return client_put(cl, answer, n);
+}
+
+/* Serve whole lines in the buffer, as long as the client reads its answers. */
+static int client_lines(struct vp_client *cl)
+{
+	size_t done = 0;
+	int r = 0;
+
+	while (!r && !cl->closing && out_waiting(cl) < VP_CONTROL_OUT_PAUSE) {
+		char *nl = memchr(cl->in + done, '\n', cl->in_len - done);
+
+		if (!nl)
+			break;
+		if (nl > cl->in + done && too_fast(cl)) {
+			vp_log(VP_LOG_WARNING, "control: pid %d of user %u sent more than %d requests a second; cut off", (int)cl->cred.pid,
+			       cl->cred.uid, VP_CONTROL_RATE);
+			r = client_dismiss(cl, -EDQUOT, "more than " VP_STR(VP_CONTROL_RATE) " requests a second; send fewer, or wait between them");
+		} else if (nl > cl->in + done)
+			r = client_line(cl, cl->in + done, nl - (cl->in + done));
+		done = nl + 1 - cl->in;
+		if (!r)
+			r = client_flush(cl);
+	}
+	cl->in_len -= done;
+	if (done && cl->in_len)
+		memmove(cl->in, cl->in + done, cl->in_len);
+	if (!r && cl->in_len > VP_REQUEST_MAX_LINE && !memchr(cl->in, '\n', cl->in_len)) {
+		cl->in_len = 0;
+		r = client_dismiss(cl, -EBADMSG, "the request is longer than " VP_STR(VP_REQUEST_MAX_LINE) " bytes");
+	}
+	if (!r && !cl->in_len) {
+		free(cl->in);
+		cl->in = NULL;
+		cl->in_cap = 0;
+	}
+	return r;
+}
+
+static int client_read(struct vp_client *cl)
+{
+	ssize_t n;
+
+	if (cl->in_cap - cl->in_len < 4096) {
+		size_t cap = cl->in_cap ? 2 * cl->in_cap : 4096;
+		char *p;
+
+		if (cap > 4 * VP_REQUEST_MAX_LINE)
+			return -ENOBUFS;
+		p = realloc(cl->in, cap);
+		if (!p)
+			return -ENOMEM;
+		cl->in = p;
+		cl->in_cap = cap;
+	}
+	/* seccomp control: recvfrom */
+	n = recv(cl->fd, cl->in + cl->in_len, cl->in_cap - cl->in_len, MSG_DONTWAIT);
+	if (n == 0)
+		return -ECONNRESET;
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+	cl->in_len += n;
+	return 0;
+}
+
+static int on_client(sd_event_source *s, int fd, uint32_t revents, void *arg)
+{
+	struct vp_client *cl = arg;
+	int r = 0;
+
+	if (revents & EPOLLOUT)
+		r = client_flush(cl);
+	if (!r && revents & EPOLLIN)
+		r = client_read(cl);
+	else if (!r && revents & (EPOLLHUP | EPOLLERR))
+		r = -ECONNRESET;
+	if (!r && cl->in_len)
+		r = client_lines(cl);
+	if (!r)
+		r = client_flush(cl);
+	if (!r)
+		r = client_rearm(cl);
+	if (r) {
+		if (r == -ENOBUFS)
+			vp_log(VP_LOG_WARNING, "control: a client did not read its answers; cut off");
+		client_free(cl);
+	}
+	return 0;
+}
+
+static bool in_group(int fd, gid_t gid)
+{
+	gid_t groups[256];
+	socklen_t len = sizeof(groups);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len))
+		return false;
+	for (size_t i = 0; i < len / sizeof(gid_t); i++)
+		if (groups[i] == gid)
+			return true;
+	return false;
+}
+
+static bool peer_ok(struct vp_control *c, int fd, struct ucred *cred)
+{
+	if (vp_sock_peer(fd, cred))
+		return false;
+	return cred->uid == 0 || cred->uid == geteuid() ||
+	       (c->has_group && (cred->gid == c->gid || in_group(fd, c->gid)));
+}
+
+static int refuse(struct vp_control *c, int fd, int code, const char *why)
+{
+	struct vp_request none = { 0 };
+	struct vp_err e;
+	size_t n = 0;
+	char *line;
+	uint64_t now = 0;
+
+	vp_err_set(&e, code, "%s", why);
+	line = vp_reply_error(&none, &e, &n);
+	if (line)
+		(void)!send(fd, line, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+	free(line);
+	close(fd);
+	/* One line a second at most: who is refused must not fill the log. */
+	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
+	if (now - c->last_refusal_us > 1000000) {
+		c->last_refusal_us = now;
+		vp_log(VP_LOG_WARNING, "control: refused a client: %s", why);
+	}
+	return 0;
+}
+
+static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
+{
+	struct vp_control *c = arg;
+	struct vp_client *cl;
+	struct ucred cred;
+	/* seccomp control: accept4 */
+	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0) {
+		if (errno == EMFILE || errno == ENFILE)
+			vp_daemon_shed(c->d, lfd, "the control socket");
+		return 0;
+	}
+	if (!peer_ok(c, fd, &cred))
+		return refuse(c, fd, -EACCES, "only root, the daemon's user and the group of [Control] Group= may connect");
+	if (c->n_clients >= VP_CONTROL_MAX_CLIENTS)
+		return refuse(c, fd, -EMFILE, "too many control clients; close one and try again");
+	cl = calloc(1, sizeof(*cl));
+	if (!cl) {
+		close(fd);
+		return 0;
+	}
+	cl->ctl = c;
+	cl->fd = fd;
+	cl->cred = cred;
+	cl->next = c->clients;
+	c->clients = cl;
+	c->n_clients++;
+	if (vp_source_add(&cl->io, c->d->event, fd, EPOLLIN, on_client, cl) < 0)
+		client_free(cl);
+	return 0;
+}
+
+/* Tell subscribers. Steals data. */
+static void on_event(void *arg, const char *event, json_t *data)
+{
+	struct vp_control *c = arg;
+	struct vp_client *cl;
+	bool any = false;
+	size_t len = 0;
+	char *line;
+
+	for (cl = c->clients; cl; cl = cl->next)
+		any |= cl->subscribed;
+	if (!any) {
+		json_decref(data);
+		return;
+	}
+	line = vp_event_line(event, data, &len);
+	for (cl = line ? c->clients : NULL; cl; cl = cl->next) {
+		if (!cl->subscribed || cl->closing)
+			continue;
+		/* Not freed here: the client may be the one whose request is being served. */
+		if (client_put(cl, strndup(line, len), len)) {
+			cl->closing = true;
+			cl->subscribed = false;
+			/* seccomp control: shutdown */
+			shutdown(cl->fd, SHUT_RDWR);
+			vp_log(VP_LOG_WARNING, "control: a subscriber did not read its events; cut off");
+		}
+		client_rearm(cl);
+	}
+	free(line);
+}
+
+int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
+		   struct vp_err *e)
+{
+	struct vp_control *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	c->d = d;
+	c->fd = fd;
+	memcpy(c->path, path, strlen(path));
+	if (*group) {
+		struct group *g = getgrnam(group);
+
+		c->has_group = g != NULL;
+		c->gid = g ? g->gr_gid : 0;
+	}
+	if (fd < 0) {
+		r = vp_sock_listen(path, c->has_group ? 0660 : 0600, &c->fd, e);
+		if (r)
+			goto fail;
+		c->unlink_path = true;
+		/* seccomp control: lchown fchownat */
+		if (c->has_group && lchown(path, -1, c->gid)) {
+			r = vp_err_set(e, -errno, "%s: cannot give it to group %s: %s", path, group, strerror(errno));
+			goto fail;
+		}
+	}
+	r = vp_source_add(&c->io, d->event, c->fd, EPOLLIN, on_accept, c);
+	if (r < 0) {
+		vp_err_set(e, r, "%s: cannot wait for clients: %s", path, strerror(-r));
+		goto fail;
+	}
+	vp_event_listen(d, on_event, c);
+	*out = c;
+	return 0;
+fail:
+	vp_control_free(c);
+	return r;
+}
+
+void vp_control_free(struct vp_control *c)
+{
+	if (!c)
+		return;
+	vp_event_listen(c->d, NULL, NULL);
+	while (c->clients)
+		client_free(c->clients);
+	vp_source_end(&c->io);
+	if (c->unlink_path)
+		unlink(c->path);
+	vp_close(&c->fd);
+	free(c);
+}
+
+void vp_client_subscribe(struct vp_client *cl)
+{
+	cl->subscribed = true;
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The control socket: accepts clients, checks who they are, reads request
+ * lines, answers, pushes events (context/events.h) to subscribers. What the methods do is
+ * methods.c's business. Main thread only.
+ */
+#ifndef VP_DAEMON_CONTROL_H
+#define VP_DAEMON_CONTROL_H
+
+#include <jansson.h>
+#include <systemd/sd-event.h>
+
+#include "base/err.h"
+
+struct vp_daemon;
+struct vp_control;
+struct vp_client;
+
+#define VP_CONTROL_MAX_CLIENTS 64
+#define VP_CONTROL_OUT_MAX     (1u << 20)  /* bytes that may wait for a reader before it is cut off */
+#define VP_CONTROL_RATE        1000        /* requests a second of one client, beyond VP_CONTROL_BURST at once */
+#define VP_CONTROL_BURST       5000
+#define VP_CONTROL_OUT_PAUSE   (256u << 10) /* above this, no further request of the client is read */
+
+/*
+ * Listen on path (fd < 0), or serve fd, a listening socket that somebody else
+ * made (socket activation; taken over, its path is not unlinked at the end).
+ * group: members of this group may connect besides root and the daemon's user; "" = none.
+ */
+int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
+		   struct vp_err *e);
+void vp_control_free(struct vp_control *c);
+
+void vp_client_subscribe(struct vp_client *cl);
+
+/* methods.c: run one method. 0 and *result (new reference or NULL), or -errno with e. */
+int vp_control_call(struct vp_daemon *d, struct vp_client *cl, const char *method, json_t *params, json_t **result,
+		    struct vp_err *e);
+
+#endif

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The methods of the control socket (docs/control-api.md), one function each,
+ * and the table that names them. Parameters are checked against the table: a
+ * missing, unknown or mistyped one is refused before the function runs.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "control/control.h"
+#include "context/audit.h"
+#include "base/log.h"
+#include "context/context.h"
+#include "conf/types.h"
+#include "device/device.h"
+#include "handover/guard.h"
+#include "link/link.h"
+#include "sandbox/isolate.h"
+#include "control/reload.h"
+#include "control/request.h"
+#include "threads/worker.h"
+#include "vhostuser/codec.h"
+
+struct call {
+	struct vp_daemon *d;
+	struct vp_client *client;
+	json_t           *params;  /* NULL = none */
+	const char       *name;    /* params.name when the method takes a link */
+	struct vp_link   *link;    /* found for methods with WANT_LINK */
+	bool              forget;  /* params.forget of link.profile */
+};
+
+static int no_such_link(struct vp_err *e, const char *name)
+{
+	return vp_err_set(e, -ENOENT, "there is no link %.64s; vhost-pcictl list shows those there are", name);
+}
+
+static int do_version(struct call *c, json_t **result, struct vp_err *e)
+{
+	*result = json_pack("{s:s,s:i,s:i}", "version", VP_VERSION, "protocol", VP_CONTROL_VERSION, "pid", (int)getpid());
+	return 0;
+}
+
+static int count_fds(DIR *d)
+{
+	int n = 0;
+
+	if (!d)
+		return -1;
+	rewinddir(d);
+	while (readdir(d))
+		n++;
+	return n - 3;  /* ".", ".." and the directory itself */
+}
+
+static json_t *isolation(void)
+{
+	json_t *a = json_array();
+
+	for (unsigned s = 1; s < VP_STAGES; s++) {
+		bool on;
+		const char *what = vp_isolate_state(s, &on);
+
+		json_array_append_new(a, json_pack("{s:i,s:s,s:b,s:s}", "stage", (int)s, "name", vp_isolate_stage_name(s), "in_force",
+						   on, "what", what));
+	}
+	return a;
+}
+
+static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
+{
+	const struct vp_conf_daemon *conf = &c->d->conf->daemon;
+	json_t *threads = json_array();
+	uint64_t now = 0;
+
+	for (unsigned i = 0; i < worker_pool_size(c->d->workers); i++) {
+		struct worker_info w;
+
+		worker_pool_info(c->d->workers, i, &w);
+		json_array_append_new(threads, json_pack("{s:i,s:i,s:i,s:b,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
+							 (int)w.jobs, "awake", w.awake, "rounds", (json_int_t)w.rounds,
+							 "sleeps", (json_int_t)w.sleeps));
+	}
+	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
+	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(),
+			    "guard_pid", vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
+			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads", (int)c->d->reloads,
+			    "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
+			    "control_socket", conf->control_socket, "threads", threads, "isolation", isolation());
+	return 0;
+}
+
+static int do_daemon_reload(struct call *c, json_t **result, struct vp_err *e)
+{
+	unsigned changed = 0;
+	int r = vp_daemon_reload(c->d, &changed, e);
+
+	if (!r)
+		*result = json_pack("{s:i,s:i}", "changed", (int)changed, "links", (int)vp_links_count(c->d->links));
+	return r;
+}
+
+static int do_link_list(struct call *c, json_t **result, struct vp_err *e)
+{
+	json_t *a = json_array();
+
+	for (unsigned i = 0; i < vp_links_count(c->d->links); i++)
+		json_array_append_new(a, vp_link_brief(vp_links_at(c->d->links, i)));
+	*result = json_pack("{s:o}", "links", a);
+	return 0;
+}
+
+static int do_link_show(struct call *c, json_t **result, struct vp_err *e)
+{
+	*result = vp_link_detail(c->link);
+	return 0;
+}
+
+static int do_link_stats(struct call *c, json_t **result, struct vp_err *e)
+{
+	json_t *a = json_array();
+	uint64_t now = 0;
+
+	if (c->name) {
+		struct vp_link *l = vp_link_find(c->d->links, c->name);
+
+		if (!l) {
+			json_decref(a);
+			return no_such_link(e, c->name);
+		}
+		json_array_append_new(a, vp_link_stats(l));
+	} else {
+		for (unsigned i = 0; i < vp_links_count(c->d->links); i++)
+			json_array_append_new(a, vp_link_stats(vp_links_at(c->d->links, i)));
+	}
+	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
+	*result = json_pack("{s:I,s:o}", "time_us", (json_int_t)now, "links", a);
+	return 0;
+}
+
+/* params.config: {"Link":{"Mode":"relay"},"Driver":{"VM":"a"},...}, the words of a .link file. */
+static int read_config(struct vp_conf_link *l, json_t *config, struct vp_err *e)
+{
+	const char *section, *key;
+	json_t *keys, *v;
+
+	json_object_foreach(config, section, keys) {
+		if (!json_is_object(keys))
+			return vp_err_set(e, -EINVAL, "config: [%.50s] must be an object of keys", section);
+		json_object_foreach(keys, key, v) {
+			char number[24];
+			const char *text = json_string_value(v);
+			int r;
+
+			if (json_is_integer(v)) {
+				snprintf(number, sizeof(number), "%lld", (long long)json_integer_value(v));
+				text = number;
+			}
+			if (!text)
+				return vp_err_set(e, -EINVAL, "config: %.50s must be a string or an integer", key);
+			r = vp_conf_link_set(l, section, key, text, e);
+			if (r)
+				return r == -ENOENT ? vp_err_set(e, -EINVAL, "%s", strdupa(e->msg)) : r;
+		}
+	}
+	return 0;
+}
+
+static int link_from_params(struct call *c, struct vp_conf_link *l, struct vp_err *e)
+{
+	int r = vp_conf_link_init(l, c->name, e);
+
+	if (!r)
+		r = read_config(l, json_object_get(c->params, "config"), e);
+	if (!r)
+		r = vp_conf_finish_link(l, c->d->conf, e);
+	return r;
+}
+
+static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
+{
+	struct vp_conf_link l;
+	int r = link_from_params(c, &l, e);
+
+	if (!r && !strcmp(l.side[0].socket, c->d->conf->daemon.control_socket))
+		r = vp_err_set(e, -EADDRINUSE, "that is the control socket; set another Socket=");
+	if (!r)
+		r = vp_link_add(c->d->links, &l, VP_ORIGIN_RUNTIME, e);
+	if (!r)
+		*result = vp_link_detail(vp_link_find(c->d->links, l.name));
+	return r;
+}
+
+static int do_link_remove(struct call *c, json_t **result, struct vp_err *e)
+{
+	vp_log(VP_LOG_INFO, "link %s: removed on request", c->link->conf.name);
+	vp_audit_action(c->d, "link.remove", c->link->conf.name, 0, e);
+	vp_link_remove(c->d->links, c->link);
+	return 0;
+}
+
+static int do_link_up(struct call *c, json_t **result, struct vp_err *e)
+{
+	vp_audit_action(c->d, "link.up", c->link->conf.name, 0, e);
+	vp_link_set_up(c->link, true);
+	*result = vp_link_brief(c->link);
+	return 0;
+}
+
+static int do_link_down(struct call *c, json_t **result, struct vp_err *e)
+{
+	vp_audit_action(c->d, "link.down", c->link->conf.name, 0, e);
+	vp_link_set_up(c->link, false);
+	*result = vp_link_brief(c->link);
+	return 0;
+}
+
+static json_t *profile_json(struct vp_link *l)
+{
+	const struct vp_profile *p = l->ops->profile ? l->ops->profile(l, false) : NULL;
+	char hex[2 * VP_DEVICE_CONFIG_MAX + 1] = "", names[400];
+
+	if (!p || !vp_device_of(&l->conf)->waits)
+		return NULL;
+	for (unsigned i = 0; i < p->config_size; i++)
+		snprintf(hex + 2 * i, 3, "%02x", p->config[i]);
+	return json_pack("{s:s,s:s,s:b,s:b,s:s,s:i,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type), "known", p->known,
+			 "learned", p->known && !p->written, "features",
+			 vu_features_str(l->conf.device_type, p->features, names, sizeof(names)), "queues", (int)p->queues, "config", hex);
+}
+
+/* What is known of the back-end of a link, and (forget) that it is asked anew. */
+static int do_link_profile(struct call *c, json_t **result, struct vp_err *e)
+{
+	struct vp_conf_link conf = c->link->conf;
+	enum vp_link_origin origin = c->link->origin;
+
+	*result = profile_json(c->link);
+	if (!*result)
+		return vp_err_set(e, -EINVAL, "link %s has no profile of a back-end: what its driver VM is offered is all configured", conf.name);
+	if (!c->forget)
+		return 0;
+	json_decref(*result);
+	*result = NULL;
+	if (c->link->ops->busy(c->link))
+		return vp_err_set(e, -EBUSY, "the driver VM of link %s is connected and relies on its profile; stop it first", conf.name);
+	vp_audit_action(c->d, "link.profile.forget", conf.name, 0, e);
+	c->link->ops->profile(c->link, true);
+	conf.start_down = !c->link->up;
+	vp_link_remove(c->d->links, c->link);
+	if (vp_link_add(c->d->links, &conf, origin, e))
+		return e->code ? e->code : -EINVAL;
+	*result = profile_json(vp_link_find(c->d->links, conf.name));
+	return 0;
+}
+
+/* Every rule's say, with the lines that set what it looked at. *refused: the first that does not allow it (static). */
+static json_t *explain(struct vp_daemon *d, const struct vp_conf_link *conf, const struct vp_policy_step **refused)
+{
+	static struct vp_policy_step steps[VP_POLICY_STEPS];
+	const struct vp_conf_link **all = calloc(vp_links_count(d->links) + 1, sizeof(*all));
+	json_t *rules = json_array();
+	unsigned n = 0;
+
+	for (unsigned i = 0; all && i < vp_links_count(d->links); i++)
+		all[n++] = &vp_links_at(d->links, i)->conf;
+	n = vp_policy_steps(d->conf, all, n, conf, steps);
+	for (unsigned i = 0; i < n; i++) {
+		if (!steps[i].allowed && !*refused)
+			*refused = &steps[i];
+		json_array_append_new(rules, json_pack("{s:s,s:b,s:s,s:o}", "rule", steps[i].rule, "allowed", steps[i].allowed, "why",
+						       steps[i].why, "where", vp_audit_where(d->conf, &steps[i])));
+	}
+	free(all);
+	return rules;
+}
+
+/* What policy says of a link: of one that exists, or of one that would be added. */
+static int do_policy_explain(struct call *c, json_t **result, struct vp_err *e)
+{
+	struct vp_link *l = vp_link_find(c->d->links, c->name);
+	struct vp_policy_decision d;
+	struct vp_conf_link conf;
+	const struct vp_conf_vm *vm[VP_SIDES];
+	const struct vp_policy_step *refused = NULL;
+	json_t *vms = json_object(), *rules;
+	int r;
+
+	if (json_object_get(c->params, "config")) {
+		r = link_from_params(c, &conf, e);
+		if (r)
+			goto fail;
+	} else if (l) {
+		conf = l->conf;
+	} else {
+		r = no_such_link(e, c->name);
+		goto fail;
+	}
+	vp_policy_decide(c->d->conf, &conf, &d);
+	rules = explain(c->d, &conf, &refused);
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		vm[s] = vp_conf_vm_find(c->d->conf, conf.side[s].vm);
+		json_object_set_new(vms, vp_side_name(s),
+				    json_pack("{s:s,s:o}", "vm", conf.side[s].vm, "trust_group",
+					      vm[s] && *vm[s]->trust_group ? json_string(vm[s]->trust_group) : json_null()));
+	}
+	*result = json_pack("{s:s,s:s,s:s,s:b,s:s,s:s,s:s,s:o,s:o}", "name", conf.name, "asked", vp_mode_name(conf.mode),
+			    "endpoint", vp_endpoint_name(conf.endpoint), "allowed", !refused, "mode", vp_mode_name(d.mode),
+			    "rule", refused ? refused->rule : d.rule, "why", refused ? refused->why : d.why, "vms", vms, "rules", rules);
+	return 0;
+fail:
+	json_decref(vms);
+	return r;
+}
+
+static int do_subscribe(struct call *c, json_t **result, struct vp_err *e)
+{
+	vp_client_subscribe(c->client);
+	return 0;
+}
+
+enum { NO_NAME, MAY_NAME, WANT_NAME, WANT_LINK };
+enum { NO_CONFIG, MAY_CONFIG, WANT_CONFIG };
+
+static const struct method {
+	const char *name;
+	int       (*fn)(struct call *c, json_t **result, struct vp_err *e);
+	int         takes_name, takes_config;
+} methods[] = {
+	{ "daemon.version", do_version },
+	{ "daemon.show", do_daemon_show },
+	{ "daemon.reload", do_daemon_reload },
+	{ "link.list", do_link_list },
+	{ "link.show", do_link_show, WANT_LINK },
+	{ "link.stats", do_link_stats, MAY_NAME },
+	{ "link.add", do_link_add, WANT_NAME, WANT_CONFIG },
+	{ "link.remove", do_link_remove, WANT_LINK },
+	{ "link.up", do_link_up, WANT_LINK },
+	{ "link.down", do_link_down, WANT_LINK },
+	{ "link.profile", do_link_profile, WANT_LINK },
+	{ "policy.explain", do_policy_explain, WANT_NAME, MAY_CONFIG },
+	{ "events.subscribe", do_subscribe },
+};
+
+static int check_params(struct call *c, const struct method *m, struct vp_err *e)
+{
+	json_t *v, *config = NULL;
+	const char *k;
+
+	json_object_foreach(c->params, k, v) {
+		if (!strcmp(k, "name") && m->takes_name != NO_NAME) {
+			c->name = json_string_value(v);
+			if (!c->name)
+				return vp_err_set(e, -EINVAL, "%s: name must be a string", m->name);
+		} else if (!strcmp(k, "forget") && m->fn == do_link_profile) {
+			c->forget = json_is_true(v);
+			if (!json_is_boolean(v))
+				return vp_err_set(e, -EINVAL, "%s: forget must be true or false", m->name);
+		} else if (!strcmp(k, "config") && m->takes_config != NO_CONFIG) {
+			config = v;
+			if (!json_is_object(v))
+				return vp_err_set(e, -EINVAL, "%s: config must be an object of sections", m->name);
+		} else {
+			return vp_err_set(e, -EINVAL, "%s does not take a parameter %.60s", m->name, k);
+		}
+	}
+	if (!c->name && (m->takes_name == WANT_NAME || m->takes_name == WANT_LINK))
+		return vp_err_set(e, -EINVAL, "%s needs the parameter name", m->name);
+	if (!config && m->takes_config == WANT_CONFIG)
+		return vp_err_set(e, -EINVAL, "%s needs the parameter config", m->name);
+	if (m->takes_name == WANT_LINK) {
+		c->link = vp_link_find(c->d->links, c->name);
+		if (!c->link)
+			return no_such_link(e, c->name);
+	}
+	return 0;
+}
+
+int vp_control_call(struct vp_daemon *d, struct vp_client *cl, const char *method, json_t *params, json_t **result,
+		    struct vp_err *e)
+{
+	struct call c = { .d = d, .client = cl, .params = params };
+
+	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
+		int r;
+
+		if (strcmp(methods[i].name, method))
+			continue;
+		r = check_params(&c, &methods[i], e);
+		return r ? r : methods[i].fn(&c, result, e);
+	}
+	return vp_err_set(e, -ENOSYS, "there is no method %.60s; docs/control-api.md lists them", method);
+}

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * One side's socket: listens (or connects, again and again), checks who is at
+ * the other end, and runs at most one vhost-user session. What the session
+ * means is the owner's business (vdev.h).
+ *
+ * A front-end that connects while another is connected waits for two seconds:
+ * a VMM that was killed and started again at once meets its own dying
+ * connection. After that it is refused.
+ *
+ * Main thread only. Nothing blocks.
+ */
+#ifndef VP_DAEMON_PEER_H
+#define VP_DAEMON_PEER_H
+
+#include "conf/conf.h"
+#include "vhostuser/backend.h"
+
+struct vp_daemon;
+struct vp_peer;
+
+struct vp_peer_ops {
+	/* A front-end is there: fill cfg and make room. An error turns it away. */
+	int (*open)(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e);
+	/* The session exists (vp_peer_session()). */
+	void (*opened)(void *ctx);
+	/* It is over: stop everything that uses its rings and memory. The session still exists. */
+	void (*closing)(void *ctx);
+	/*
+	 * Optional, after closing() of a session whose front-end is still there: must its connection stay open? The front-end finds no
+	 * one at it until vp_peer_let_go().
+	 */
+	bool (*hold)(void *ctx);
+	/* The reason, for people: "front-end went away", ... The session is gone. */
+	void (*closed)(void *ctx, const char *why);
+};
+
+enum vp_peer_state { VP_PEER_WAITING, VP_PEER_CONNECTED, VP_PEER_FAILED };
+
+struct vp_peer_info {
+	enum vp_peer_state state;
+	char     last[160];     /* why the last session ended or the last attempt failed; "" = none yet */
+	uint64_t sessions;      /* front-ends served so far */
+	uint64_t refused;       /* connections refused */
+	pid_t    pid;           /* of the front-end, 0 = none */
+	uid_t    uid;
+};
+
+/*
+ * conf and name (for messages: "link a, driver side") are not owned and live as long as the peer.
+ * vu_ops->events_changed must call vp_peer_rearm(). Failing to listen is an error with a message.
+ */
+int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, const char *activation,
+		const struct vp_conf_side *conf, const struct vp_peer_ops *ops, const struct vu_backend_ops *vu_ops,
+		void *ctx, struct vp_err *e);
+/* Ends the session (with the callbacks), closes and unlinks the socket. Never from inside a callback of the session. */
+void vp_peer_free(struct vp_peer *p);
+
+/* NULL when none. */
+struct vu_backend *vp_peer_session(const struct vp_peer *p);
+void vp_peer_rearm(struct vp_peer *p);
+/* End the session soon (from the event loop), for this reason; safe in callbacks. */
+void vp_peer_kick_out(struct vp_peer *p, const char *why);
+/* Close what ops->hold() held. p may be NULL. */
+void vp_peer_let_go(struct vp_peer *p);
+/* p may be NULL: nobody can connect yet. */
+void vp_peer_get_info(const struct vp_peer *p, struct vp_peer_info *i);
+
+#endif

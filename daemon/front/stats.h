@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Counters of the relay as the control socket tells them. Data threads write
+ * them, one writer each; here they are read with relaxed loads, so a figure is never torn, but two figures
+ * may be from slightly different moments. Main thread.
+ */
+#ifndef VP_DAEMON_STATS_H
+#define VP_DAEMON_STATS_H
+
+#include <jansson.h>
+
+#include "engine/relay.h"
+#include "front/peer.h"
+#include "front/vdev.h"
+
+void vp_stats_add(struct vp_relay_stats *sum, const struct vp_relay_stats *s);
+
+/* All that the side has sent: past front-ends and the present one (v may be NULL). */
+void vp_stats_side(const struct vp_relay_stats *past, struct vp_vdev *v, struct vp_relay_stats *sum);
+
+/* One side's counters: what its VM sent (and what became of it), what it received, each queue. */
+json_t *vp_stats_json(const struct vp_relay_stats *sent, const struct vp_relay_stats *received, struct vp_vdev *v);
+
+/* One side's state: socket, front-end, features, queues. */
+json_t *vp_stats_show(const struct vp_conf_side *conf, const struct vp_peer *p, struct vp_vdev *v);
+
+#endif

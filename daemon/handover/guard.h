@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The guard: a small process beside the daemon that outlives it for a moment.
+ *
+ * In fast mode a device VM works in a driver VM's rings. A stock VMM that loses its vhost-user connection goes to work on them
+ * itself: QEMU empties the transmit queue, because the link is down. Both at once break it ("id N is not a head!"). So the driver VM's
+ * connection must not end before the device VM has let go of the rings, not even when the daemon is killed, crashes, or takes
+ * the link away. For each such port (a ward) the guard has a duplicate of that connection and what is needed to tell the guest; when the
+ * daemon has gone, or says so, it tells the guest, waits for its word (3 s at most), and only then closes the connection.
+ *
+ * It never touches the driver VM's memory, and reads nothing from the connections. Main thread only.
+ */
+#ifndef VP_DAEMON_GUARD_H
+#define VP_DAEMON_GUARD_H
+
+#include <sys/types.h>
+#include <systemd/sd-event.h>
+
+#include "base/err.h"
+#include "conf/conf.h"
+#include "handover/lastsig.h"
+#include "sys/activation.h"
+
+struct vp_guard;
+
+struct vp_guard_ward {
+	uint64_t    id;
+	const char *name;    /* for messages, at most 31 characters are used */
+	int         driver;  /* connection of the driver VM's front-end */
+	int         memfd, keepfd;  /* vp_port_memfd(), vp_port_keep_fd() */
+	struct vp_lastsig_conf signal;
+};
+
+/*
+ * Makes the process. While this is the only thread, after the files have been given up (isolate.h, stage 4) and before system calls
+ * are: it gives up its own.
+ */
+int  vp_guard_start(struct vp_guard **out, const struct vp_conf_daemon *c, struct vp_err *e);
+/* Be told of its death, from the event loop, once. */
+int  vp_guard_watch(struct vp_guard *g, sd_event *event, struct vp_err *e);
+/*
+ * The daemon ends: what is still in its care goes the same way. Returns when that is over, 5 s at most. After everything that writes
+ * to ports. NULL is allowed.
+ */
+void vp_guard_free(struct vp_guard *g);
+
+/* A number for a ward; never 0. */
+uint64_t vp_guard_id(struct vp_guard *g);
+/* From now on, or with other fds than before. They are duplicated and stay the caller's. -errno, which was logged; -EPIPE: there is no guard any more. */
+int  vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w);
+/* Its guest has nothing of the driver VM's any more: forget it. */
+void vp_guard_drop(struct vp_guard *g, uint64_t id);
+/* The daemon's part of it is over: see it off. */
+void vp_guard_see_off(struct vp_guard *g, uint64_t id);
+
+/* For daemon.show: 0 when it is gone. */
+pid_t vp_guard_pid(const struct vp_guard *g);
+
+/*
+ * Where a service manager keeps fds (sys/fdstore.h) the next daemon may have the same ports, and may be started before this one's guard is done:
+ * it waits for that, 4 s at most.
+ */
+void vp_guard_await_last(struct vp_activation *a);
+/* There is a port that the next daemon may have. */
+void vp_guard_keep(struct vp_guard *g);
+
+#endif

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The port link, fast mode: the driver VM's virtqueues are processed by the
+ * device VM, in the driver VM's memory. Not a byte of data passes through here.
+ *
+ * Signals go straight through where the attachment can arrange it (attach.h, `direct`), otherwise by the
+ * forwarder. The device VM learns of new fds some time after us: until then it uses what it had. So our own
+ * doorbell is always forwarded to the driver VM's call, and when the call fd changes under a running queue, the new
+ * one is raised a few times: a call that went into the old one is not lost for longer than that takes.
+ */
+#include <errno.h>
+#include <linux/vhost_types.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_net.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "guestmem/map.h"
+#include "link/port_link.h"
+#include "sys/timer.h"
+
+/* Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have. */
+#define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
+
+struct fast_queue {
+	struct vp_wire *kick, *call, *late;
+	unsigned        kick_seen, call_seen;  /* vp_vdev_ring.kick_serial and call_serial that direct() was told of; 0 = nothing */
+	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
+};
+
+struct fast {
+	struct vp_plink    pl;        /* first */
+	struct fast_queue *q;
+	int                nudge_fd;  /* eventfd of ours, wired to calls that changed lately */
+	unsigned           shots;     /* of it still to come */
+	sd_event_source   *timer;
+};
+
+static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind each, from the last one to the first */
+
+static struct fast *fast_of(struct vp_plink *pl)
+{
+	return vp_container_of(pl, struct fast, pl);
+}
+
+static int fast_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e)
+{
+	struct fast *f = fast_of(pl);
+	int r;
+
+	f->nudge_fd = -1;
+	f->q = calloc(pl->n, sizeof(*f->q));
+	r = f->q ? vp_eventfd_new(&f->nudge_fd) : -ENOMEM;
+	return r ? vp_err_set(e, r, "%s", strerror(-r)) : 0;
+}
+
+static void fast_unwire(struct vp_plink *pl, unsigned i)
+{
+	struct fast_queue *q = &fast_of(pl)->q[i];
+
+	vp_plink_unwire(pl, &q->kick);
+	vp_plink_unwire(pl, &q->call);
+	vp_plink_unwire(pl, &q->late);
+	if (q->kick_seen && pl->att && pl->att->ops->direct)
+		pl->att->ops->direct(pl->att, i, -1, -1);
+	q->kick_seen = q->call_seen = q->direct = 0;
+}
+
+static void fast_fini(struct vp_plink *pl)
+{
+	struct fast *f = fast_of(pl);
+
+	sd_event_source_disable_unref(f->timer);
+	for (unsigned i = 0; f->q && i < pl->n; i++)
+		fast_unwire(pl, i);
+	vp_close(&f->nudge_fd);
+	free(f->q);
+}
+
+static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
+{
+	cfg->features &= ~NOT_FAST;
+	if (!c->packed)
+		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
+	if (c->plain)
+		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
+	/* Who serves the rings keeps no account for us. */
+	cfg->pf &= ~(VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_INFLIGHT_SHMFD));
+}
+
+static uint64_t fast_features(struct vp_plink *pl)
+{
+	return vp_vdev_features(pl->slot.v) & ~(VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(VHOST_F_LOG_ALL));
+}
+
+static void fast_memory(struct vp_plink *pl)
+{
+	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
+	struct vp_port_region *r = t ? calloc(t->n, sizeof(*r)) : NULL;
+	struct vp_err e = { 0 };
+	unsigned n = r ? t->n : 0;
+
+	for (unsigned i = 0; i < n; i++)
+		r[i] = (struct vp_port_region){
+			.addr = t->r[i].gpa, .size = t->r[i].size, .offset = t->r[i].offset, .fd = t->r[i].map->fd,
+			.flags = VHP_REGION_READ | VHP_REGION_WRITE,
+		};
+	if (vp_port_set_memory(pl->port, r, n, &e))
+		vp_log(VP_LOG_WARNING, "%s: its memory cannot be shown to the device VM: %s", pl->name, e.msg);
+	free(r);
+}
+
+/* ---- from hand to hand --------------------------------------------------------------------------------- */
+
+static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
+{
+	const struct vp_virtq *vq = &vp_vdev_ring(pl->slot.v, i)->rq.vq;
+
+	pr->desc = vq->desc_addr;
+	pr->avail = vq->driver_addr;
+	pr->used = vq->device_addr;
+	pr->size = vq->size;
+	pr->base = vp_vq_base(vq);
+	return 0;
+}
+
+/*
+ * Whoever had the ring has gone without a word. Requests that it had taken may have been done or not, and in any order: where
+ * some are open, nobody can go on.
+ */
+static bool requests_open(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+
+	return pl->dev->waits && !s->base_known && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
+}
+
+static bool fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
+{
+	struct vp_err e = { 0 };
+
+	if (!s || !alive)
+		return false;
+	if (requests_open(pl, i, s)) {
+		vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+		       pl->name, i);
+		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
+		vp_vdev_reap(pl->slot.v);
+		return false;
+	}
+	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
+	if (s->broken) {
+		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
+		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
+		vp_vdev_reap(pl->slot.v);
+	}
+	return false;
+}
+
+/* ---- signals ----------------------------------------------------------------------------------------------- */
+
+static int on_nudge(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct fast *f = arg;
+
+	if (!f->shots) {
+		/* Not with the last shot: the forwarder has to see that one. */
+		for (unsigned i = 0; i < f->pl.n; i++)
+			vp_plink_unwire(&f->pl, &f->q[i].late);
+		return 0;
+	}
+	vp_eventfd_raise(f->nudge_fd);
+	vp_timer_in(f->pl.l->d->event, &f->timer, nudge_us[--f->shots], on_nudge, f, f->pl.name);
+	return 0;
+}
+
+/* What the device VM called meanwhile may have gone into the old fd. */
+static void nudge(struct fast *f, unsigned i, int call)
+{
+	vp_plink_wire(&f->pl, &f->q[i].late, f->nudge_fd, call, "calls");
+	f->shots = VP_ARRAY_SIZE(nudge_us);
+	vp_timer_in(f->pl.l->d->event, &f->timer, 0, on_nudge, f, f->pl.name);
+}
+
+/* Kick of the driver VM to signal 1 + q of the port, doorbell 1 + q to the driver VM's call. */
+static void fast_wire(struct vp_plink *pl, unsigned i)
+{
+	struct fast *f = fast_of(pl);
+	struct fast_queue *q = &f->q[i];
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	bool moved = q->call_seen && q->call_seen != r->call_serial;
+	int kick = r->kick_fd;
+	int ret;
+
+	if (pl->att->ops->direct && (q->kick_seen != r->kick_serial || q->call_seen != r->call_serial))
+		q->direct = pl->att->ops->direct(pl->att, i, kick, r->rq.call_fd);
+	if (moved && r->rq.call_fd >= 0)
+		nudge(f, i, r->rq.call_fd);
+	q->kick_seen = r->kick_serial;
+	q->call_seen = r->call_serial;
+	vp_plink_unwire(pl, &q->kick);
+	ret = kick >= 0 && !(q->direct & VP_ATTACH_KICK) ? pl->att->ops->wire(pl->att, 1 + i, kick, &q->kick) : 0;
+	if (ret && ret != -ENOTCONN)
+		vp_log(VP_LOG_WARNING, "%s: queue %u: its kicks cannot be forwarded: %s", pl->name, i, strerror(-ret));
+	vp_plink_wire(pl, &q->call, pl->att->ops->call_fd(pl->att, 1 + i), r->rq.call_fd, "calls");
+}
+
+static void fast_show(struct vp_plink *pl, json_t *o)
+{
+	struct fast *f = fast_of(pl);
+	uint64_t signals = pl->signals;
+
+	for (unsigned i = 0; i < pl->n; i++)
+		signals += vp_plink_wire_count(f->q[i].kick) + vp_plink_wire_count(f->q[i].call) +
+			   vp_plink_wire_count(f->q[i].late);
+	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
+	/* An attachment with straight-through signals says how many there are. */
+	json_object_set_new(o, "kicks_direct", json_integer(0));
+	json_object_set_new(o, "calls_direct", json_integer(0));
+}
+
+static const struct vp_plink_mode fast_mode = {
+	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
+	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .features = fast_features, .memory = fast_memory,
+	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .unwire = fast_unwire, .show = fast_show,
+};
+
+static int fast_start(struct vp_link *l, struct vp_err *e)
+{
+	return vp_plink_start(l, &fast_mode, e);
+}
+
+const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);

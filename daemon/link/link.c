@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "link/link.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "context/audit.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "context/events.h"
+#include "conf/types.h"
+#include "device/device.h"
+#include "front/vdev.h"
+
+struct vp_links {
+	struct vp_daemon *d;
+	struct vp_link  **v;  /* sorted by name */
+	unsigned          n, cap;
+};
+
+static const struct vp_link_ops *const mode_ops[VP_MODE_COUNT] = {
+	[VP_MODE_RELAY] = &vp_link_relay_ops,
+	[VP_MODE_FAST] = &vp_link_fast_ops,
+	[VP_MODE_COPY] = &vp_link_copy_ops,
+};
+
+int vp_links_new(struct vp_links **out, struct vp_daemon *d)
+{
+	*out = calloc(1, sizeof(**out));
+	if (!*out)
+		return -ENOMEM;
+	(*out)->d = d;
+	return 0;
+}
+
+void vp_links_free(struct vp_links *ls)
+{
+	if (!ls)
+		return;
+	while (ls->n)
+		vp_link_remove(ls, ls->v[ls->n - 1]);
+	free(ls->v);
+	free(ls);
+}
+
+unsigned vp_links_count(const struct vp_links *ls)
+{
+	return ls->n;
+}
+
+struct vp_link *vp_links_at(struct vp_links *ls, unsigned i)
+{
+	return i < ls->n ? ls->v[i] : NULL;
+}
+
+/* Index of the first link whose name is not before name. */
+static unsigned place(const struct vp_links *ls, const char *name)
+{
+	unsigned lo = 0, hi = ls->n;
+
+	while (lo < hi) {
+		unsigned mid = (lo + hi) / 2;
+
+		if (strcmp(ls->v[mid]->conf.name, name) < 0)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+struct vp_link *vp_link_find(struct vp_links *ls, const char *name)
+{
+	unsigned i = place(ls, name);
+
+	return i < ls->n && !strcmp(ls->v[i]->conf.name, name) ? ls->v[i] : NULL;
+}
+
+/* Is vm the device VM of a port? */
+static bool has_port(const struct vp_links *ls, const char *vm)
+{
+	for (unsigned i = 0; i < ls->n; i++) {
+		const struct vp_conf_link *c = &ls->v[i]->conf;
+
+		if (c->endpoint == VP_ENDPOINT_PORT && !strcmp(c->side[VP_SIDE_DEVICE].vm, vm))
+			return true;
+	}
+	return false;
+}
+
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg)
+{
+	vp_vdev_backend_cfg(&l->conf, side, p, cfg);
+	if (has_port(l->d->links, l->conf.side[side].vm))
+		cfg->pf &= ~VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS);
+}
+
+static int check_new(struct vp_links *ls, const struct vp_conf_link *conf, const char **rule, struct vp_err *e)
+{
+	const struct vp_conf *c = ls->d->conf;
+	const struct vp_conf_link **all;
+	int r = 0;
+
+	all = calloc(ls->n + 1, sizeof(*all));
+	if (!all)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	for (unsigned i = 0; i < ls->n && !r; i++) {
+		all[i] = &ls->v[i]->conf;
+		r = vp_conf_links_clash(&ls->v[i]->conf, conf, e);
+	}
+	if (!r)
+		r = vp_policy_limits(c, all, ls->n, conf, rule, e);
+	free(all);
+	return r;
+}
+
+static int refused(const struct vp_policy_decision *dec, struct vp_err *e)
+{
+	return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
+}
+
+static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
+{
+	struct vp_link *l;
+	unsigned at;
+	int r;
+
+	*rule = dec->rule;
+	if (!dec->allowed)
+		return refused(dec, e);
+	r = check_new(ls, conf, rule, e);
+	if (r)
+		return r;
+	if (ls->n == ls->cap) {
+		unsigned cap = ls->cap ? 2 * ls->cap : 16;
+		struct vp_link **v = realloc(ls->v, cap * sizeof(*v));
+
+		if (!v)
+			return vp_err_set(e, -ENOMEM, "out of memory");
+		ls->v = v;
+		ls->cap = cap;
+	}
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	l->d = ls->d;
+	l->conf = *conf;
+	l->origin = origin;
+	l->up = !conf->start_down;
+	l->decision = *dec;
+	sd_event_now(ls->d->event, CLOCK_MONOTONIC, &l->since_us);
+	l->ops = mode_ops[dec->mode];
+	r = l->ops->start(l, e);
+	if (r) {
+		free(l);
+		return r;
+	}
+	at = place(ls, conf->name);
+	memmove(&ls->v[at + 1], &ls->v[at], (ls->n - at) * sizeof(*ls->v));
+	ls->v[at] = l;
+	ls->n++;
+	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
+	vp_link_event(l, "link.added", NULL);
+	return 0;
+}
+
+int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)
+{
+	struct vp_policy_decision dec;
+	const char *rule = NULL;
+	int r;
+
+	vp_policy_decide(ls->d->conf, conf, &dec);
+	r = add(ls, conf, origin, &dec, &rule, e);
+	if (r)
+		vp_log(VP_LOG_NOTICE, "link %s: %s", conf->name, e->code ? e->msg : strerror(-r));
+	/* Not by policy: a name or socket that is taken, or one that cannot be opened. */
+	if (r && r != -EDQUOT && dec.allowed)
+		rule = NULL;
+	vp_audit_link(ls->d, "link.add", conf, &dec, rule, r, e);
+	return r;
+}
+
+void vp_link_remove(struct vp_links *ls, struct vp_link *l)
+{
+	unsigned at = place(ls, l->conf.name);
+
+	l->ops->stop(l);
+	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
+	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
+	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
+	ls->n--;
+	free(l);
+}
+
+void vp_link_set_up(struct vp_link *l, bool up)
+{
+	if (l->up == up)
+		return;
+	l->up = up;
+	l->ops->admin_changed(l);
+	vp_log(VP_LOG_INFO, "link %s: set %s", l->conf.name, up ? "up" : "down");
+	vp_link_event(l, "link.state", up ? "set up" : "set down");
+}
+
+void vp_links_reap(struct vp_links *ls)
+{
+	for (unsigned i = 0; i < ls->n; i++)
+		if (ls->v[i]->ops->busy(ls->v[i]))
+			ls->v[i]->ops->reap(ls->v[i]);
+}
+
+/* Same link, same policy: nothing to do. State= only matters at creation. */
+static bool unchanged(const struct vp_link *l, const struct vp_conf_link *conf, const struct vp_conf *c)
+{
+	struct vp_conf_link a = l->conf, b = *conf;
+	struct vp_policy_decision d;
+
+	a.start_down = b.start_down = false;
+	vp_policy_decide(c, conf, &d);
+	return !memcmp(&a, &b, sizeof(a)) && d.allowed && d.mode == l->decision.mode;
+}
+
+/* May a runtime link stay, next to all[0..n)? *d is its decision under c. */
+static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *all, unsigned n, const struct vp_conf_link *conf,
+		    struct vp_policy_decision *d, const char **rule, struct vp_err *e)
+{
+	vp_policy_decide(c, conf, d);
+	*rule = NULL;
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		if (!vp_conf_vm_find(c, conf->side[s].vm))
+			return vp_err_set(e, -ENOENT, "VM %s is not configured any more", conf->side[s].vm);
+	*rule = d->rule;
+	if (!d->allowed)
+		return refused(d, e);
+	return vp_policy_limits(c, all, n, conf, rule, e);
+}
+
+/*
+ * Away with the runtime links that c does not allow. All of c's own links have room together, that was checked when it was
+ * loaded: they come first, then the runtime links by name, as long as there is room. Those whose mode is another one now keep
+ * their old decision, and run, until restart_runtime().
+ */
+static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	/* Without memory for it each is still held against the policy and, alone, against the limits. */
+	const struct vp_conf_link **all = calloc(c->n_links + ls->n + 1, sizeof(*all));
+	unsigned n = 0, touched = 0;
+
+	for (unsigned i = 0; all && i < c->n_links; i++)
+		all[n++] = &c->links[i];
+	for (unsigned i = 0; i < ls->n; i++) {
+		struct vp_link *l = ls->v[i];
+		struct vp_policy_decision d;
+		struct vp_err e = { 0 };
+		const char *rule;
+		int r;
+
+		if (l->origin != VP_ORIGIN_RUNTIME || vp_conf_link_find(c, l->conf.name))
+			continue;
+		r = may_stay(c, all, n, &l->conf, &d, &rule, &e);
+		if (!r) {
+			if (all)
+				all[n++] = &l->conf;
+			if (d.mode == l->decision.mode)
+				l->decision = d;
+			continue;
+		}
+		vp_conf_error(rep, "link %s, added at run time, is removed: %s", l->conf.name, e.msg);
+		vp_audit_link(ls->d, "link.keep", &l->conf, &d, rule, r, &e);
+		vp_link_remove(ls, l);
+		touched++;
+		i--;  /* the next one is here now */
+	}
+	free(all);
+	return touched;
+}
+
+/* Nobody else has the link's configuration, and what an operator has set down stays down. */
+static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_report *rep)
+{
+	struct vp_conf_link conf = l->conf;
+	struct vp_err e = { 0 };
+
+	conf.start_down = !l->up;
+	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
+	vp_link_remove(ls, l);
+	if (vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e))
+		vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+}
+
+/* Those that c allows, but in another mode than they run in. */
+static unsigned restart_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	unsigned touched = 0;
+
+	/* From the end: one that cannot be set up anew is gone. */
+	for (unsigned i = ls->n; i-- > 0;) {
+		struct vp_link *l = ls->v[i];
+		struct vp_policy_decision d;
+
+		vp_policy_decide(c, &l->conf, &d);
+		if (l->origin != VP_ORIGIN_RUNTIME || d.mode == l->decision.mode)
+			continue;
+		restart(ls, l, rep);
+		touched++;
+	}
+	return touched;
+}
+
+/* Away with file-born links that are gone or different. Links that a file of their name describes as they are become its own. */
+static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
+{
+	unsigned touched = 0;
+
+	for (unsigned i = ls->n; i-- > 0;) {
+		struct vp_link *l = ls->v[i];
+		const struct vp_conf_link *want = vp_conf_link_find(c, l->conf.name);
+
+		if (!want && l->origin == VP_ORIGIN_RUNTIME)
+			continue;
+		if (want && unchanged(l, want, c)) {
+			l->origin = VP_ORIGIN_FILE;
+			vp_policy_decide(c, &l->conf, &l->decision);
+			continue;
+		}
+		vp_log(VP_LOG_INFO, "link %s: %s", l->conf.name, want ? "changed, set up anew" : "no longer configured, removed");
+		vp_link_remove(ls, l);
+		touched += !want;
+	}
+	return touched;
+}
+
+unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+{
+	unsigned touched = 0;
+	struct vp_err e;
+
+	/* First away with what may not be or is different, so that names, sockets and limits are free. */
+	touched += refuse_runtime(ls, c, rep);
+	touched += remove_changed(ls, c);
+	for (unsigned i = 0; i < c->n_links; i++) {
+		if (vp_link_find(ls, c->links[i].name))
+			continue;
+		touched++;
+		memset(&e, 0, sizeof(e));
+		if (vp_link_add(ls, &c->links[i], VP_ORIGIN_FILE, &e))
+			vp_conf_error(rep, "link %s: %s", c->links[i].name, e.msg);
+	}
+	touched += restart_runtime(ls, c, rep);
+	return touched;
+}
+
+/* ---- what is told about a link --------------------------------------------- */
+
+static json_t *maybe_string(const char *s)
+{
+	return *s ? json_string(s) : json_null();
+}
+
+void vp_link_event(struct vp_link *l, const char *event, const char *why)
+{
+	vp_event_tell(l->d, event,
+			 json_pack("{s:s,s:s,s:b,s:o}", "link", l->conf.name, "status", l->ops->status(l), "up", l->up,
+				   "why", maybe_string(why ? why : "")));
+}
+
+json_t *vp_link_brief(struct vp_link *l)
+{
+	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type),
+			 "mode", vp_mode_name(l->decision.mode), "driver_vm", l->conf.side[VP_SIDE_DRIVER].vm,
+			 "device_vm", l->conf.side[VP_SIDE_DEVICE].vm, "endpoint", vp_endpoint_name(l->conf.endpoint),
+			 "up", l->up, "status", l->ops->status(l));
+}
+
+json_t *vp_link_detail(struct vp_link *l)
+{
+	json_t *o = vp_link_brief(l);
+	char offloads[64];
+
+	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
+	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
+	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
+	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
+	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
+	json_object_set_new(o, "offloads", json_string(vp_offloads_str(l->conf.offloads, offloads, sizeof(offloads))));
+	json_object_set_new(o, "policy", json_pack("{s:s,s:s,s:s,s:s,s:b}", "asked", vp_mode_name(l->conf.mode), "mode",
+						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
+						   l->decision.why, "allowed", l->decision.allowed));
+	json_object_set_new(o, "sides", l->ops->sides(l, false));
+	return o;
+}
+
+json_t *vp_link_stats(struct vp_link *l)
+{
+	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", l->ops->status(l), "sides", l->ops->sides(l, true));
+}

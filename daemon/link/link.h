@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Links: the registry, their administrative state, and the seam behind which
+ * each mode does its work (relay_link.c; port_link.c with fast.c, copy.c). Main thread only.
+ */
+#ifndef VP_DAEMON_LINK_H
+#define VP_DAEMON_LINK_H
+
+#include <jansson.h>
+
+#include "conf/conf.h"
+#include "conf/policy.h"
+#include "vhostuser/backend.h"
+
+struct vp_daemon;
+struct vp_profile;
+struct vp_link;
+struct vp_links;
+
+enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
+
+/* What a mode implements. Each is called with the link's own data in l->impl. */
+struct vp_link_ops {
+	/* Make l->impl, open the sockets. Errors have a message; nothing is left behind. */
+	int  (*start)(struct vp_link *l, struct vp_err *e);
+	/* End sessions, close sockets, free l->impl. */
+	void (*stop)(struct vp_link *l);
+	/* l->up has changed. */
+	void (*admin_changed)(struct vp_link *l);
+	/* A data thread asked for attention: look for broken queues and lost memory. */
+	void (*reap)(struct vp_link *l);
+	/* Does anything need reap() at all? */
+	bool (*busy)(const struct vp_link *l);
+	/* One word for tables ("up", "waiting", "half", "down") and what show and stats add. */
+	const char *(*status)(const struct vp_link *l);
+	json_t *(*sides)(const struct vp_link *l, bool counters);
+	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
+	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
+};
+
+struct vp_link {
+	struct vp_daemon          *d;
+	struct vp_conf_link        conf;
+	struct vp_policy_decision  decision;
+	enum vp_link_origin        origin;
+	bool                       up;     /* administrative */
+	uint64_t                   since_us;
+	const struct vp_link_ops  *ops;
+	void                      *impl;
+};
+
+extern const struct vp_link_ops vp_link_relay_ops;
+extern const struct vp_link_ops vp_link_fast_ops;
+extern const struct vp_link_ops vp_link_copy_ops;
+
+/*
+ * As vp_vdev_backend_cfg(), with what depends on other links: a VM that has a port as well gets its memory table
+ * whole, at most 8 regions. With CONFIGURE_MEM_SLOTS QEMU (7.2 and 11.1) does not survive a reset during which a port's windows leave it.
+ */
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg);
+
+int vp_links_new(struct vp_links **out, struct vp_daemon *d);
+void vp_links_free(struct vp_links *ls);  /* removes them all */
+
+/* conf is finished (vp_conf_finish_link). -EACCES: policy; -EEXIST: name or socket; -EDQUOT: a limit; else the socket's. */
+int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e);
+void vp_link_remove(struct vp_links *ls, struct vp_link *l);
+struct vp_link *vp_link_find(struct vp_links *ls, const char *name);
+void vp_link_set_up(struct vp_link *l, bool up);
+
+/* Sorted by name. Valid until the next add or remove. */
+unsigned vp_links_count(const struct vp_links *ls);
+struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
+
+/*
+ * Bring the links in line with c: remove, replace, add the file-born ones. Those added at run time are decided anew: in the
+ * same mode they go on, in another one they are set up anew, and what policy or limits do not allow any more is removed, and
+ * reported. Where a limit has not room for all, c's own links come first, then the others by name. Problems of single
+ * links (a socket that cannot be opened) are reported and do not stop the rest. Number of links touched.
+ */
+unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
+
+/* Called when data threads want attention. */
+void vp_links_reap(struct vp_links *ls);
+
+/* "link.state" to subscribers, with the link's present status and why. */
+void vp_link_event(struct vp_link *l, const char *event, const char *why);
+
+/* For link.list (brief), link.show and link.stats. */
+json_t *vp_link_brief(struct vp_link *l);
+json_t *vp_link_detail(struct vp_link *l);
+json_t *vp_link_stats(struct vp_link *l);
+
+#endif

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Port links: what the guard (guard.h) is told of them. Only fast links, whose device VM has the driver VM's own rings. */
+#include "link/port_link.h"
+
+#include "context/context.h"
+#include "handover/guard.h"
+
+static bool wanted(struct vp_plink *pl)
+{
+	return !pl->m->lanes && pl->slot.v && !pl->closing && vp_peer_session(pl->peer) && vp_port_in_guests_hands(pl->port);
+}
+
+void vp_plink_guard_update(struct vp_plink *pl)
+{
+	struct vp_guard *g = pl->l->d->guard;
+	struct vp_guard_ward w = { .name = pl->l->conf.name, .signal = VP_LASTSIG_NONE };
+
+	if (!g || pl->leaving)
+		return;
+	if (!wanted(pl)) {
+		if (pl->guarded)
+			vp_guard_drop(g, pl->guard_id);
+		pl->guarded = false;
+		return;
+	}
+	if (pl->guarded && !pl->guard_stale)
+		return;
+	if (!pl->guard_id)
+		pl->guard_id = vp_guard_id(g);
+	w.id = pl->guard_id;
+	w.driver = vu_backend_fd(vp_peer_session(pl->peer));
+	w.memfd = vp_port_memfd(pl->port, NULL);
+	w.keepfd = vp_port_keep_fd(pl->port);
+	pl->att->ops->last_signal(pl->att, &w.signal);
+	pl->guarded = !vp_guard_take(g, &w);
+	pl->guard_stale = false;
+}
+
+void vp_plink_guard_leave(struct vp_plink *pl)
+{
+	pl->leaving = true;
+}
+
+void vp_plink_guard_left(struct vp_plink *pl)
+{
+	if (pl->guarded)
+		vp_guard_see_off(pl->l->d->guard, pl->guard_id);
+	pl->guarded = false;
+}

@@ -1,0 +1,536 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The relay link: two virtio-net devices, each with a front-end of its own,
+ * joined ring to ring.
+ *
+ * Packets run in lanes. A lane is a receive queue of one side together with
+ * the transmit queues of the other that feed it (one each when both sides have the
+ * same number of queues; transmit queue i feeds receive queue i modulo the receivers that there
+ * are), so that every ring has one user. A lane is one job on one data thread. What it works on is
+ * published as an immutable view; to change a ring, the lane's view is taken away,
+ * a grace period passes, and the ring is the main thread's.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <urcu/urcu-qsbr.h>
+
+#include "base/log.h"
+#include "base/util.h"
+#include "base/watch.h"
+#include "context/context.h"
+#include "guestmem/map.h"
+#include "link/link.h"
+#include "front/peer.h"
+#include "front/stats.h"
+#include "front/vdev.h"
+#include "threads/worker.h"
+
+struct view {
+	struct vp_relay_queue *dst;  /* NULL = nobody receives: drain and count */
+	unsigned n;
+	struct {
+		struct vp_relay_queue *rq;
+		int  kick_fd;        /* -1 = the driver does not kick: never sleep */
+		struct vp_watch *kick; /* of it, while published */
+		bool drop;           /* ring disabled: take and discard */
+		bool src_broke, dst_broke; /* attention was asked for (data thread's own) */
+	} src[];
+};
+
+struct lane {
+	struct worker_job job;       /* first: the ops get a pointer to it */
+	struct view      *view;      /* RCU */
+	unsigned          lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
+	/* main thread */
+	struct view      *published, *last; /* last: taken away, while the lanes are freed */
+	bool              added;
+};
+
+struct relay_side {
+	struct vp_vdev_slot   slot;  /* first: ctx of the session's callbacks */
+	struct relay         *r;
+	unsigned              id;
+	struct vp_peer       *peer;
+	char                  name[VP_CONF_NAME_MAX + 24];
+	struct vp_relay_stats past;  /* counters of front-ends that have gone */
+};
+
+struct relay {
+	struct vp_link   *l;
+	struct relay_side side[VP_SIDES];
+	unsigned          n_lanes;   /* per direction; lanes exist while a front-end is connected */
+	struct lane      *lanes;     /* [2 * n_lanes]: to the device side first */
+};
+
+/* ---- data threads ---------------------------------------------------------- */
+
+static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
+{
+	struct lane *lane = vp_container_of(j, struct lane, job);
+	struct view *v = rcu_dereference(lane->view);
+	unsigned work = 0, lost;
+
+	if (!v)
+		return 0;
+	for (unsigned i = 0; i < v->n; i++) {
+		struct vp_relay_queue *q = v->src[i].rq;
+
+		work += vp_relay_run(q, v->src[i].drop ? NULL : v->dst, s);
+		if (vp_unlikely(q->vq.broken && !v->src[i].src_broke)) {
+			v->src[i].src_broke = true;
+			worker_attention(j);
+		}
+		if (vp_unlikely(v->dst && v->dst->vq.broken && !v->src[i].dst_broke)) {
+			v->src[i].dst_broke = true;
+			worker_attention(j);
+		}
+	}
+	lost = vp_map_lost_count();
+	if (vp_unlikely(lost != lane->lost_seen)) {
+		lane->lost_seen = lost;
+		worker_attention(j);
+	}
+	return work;
+}
+
+static enum worker_next lane_arm(struct worker_job *j)
+{
+	struct lane *lane = vp_container_of(j, struct lane, job);
+	struct view *v = rcu_dereference(lane->view);
+	bool more = false, later = false;
+
+	if (!v)
+		return WORKER_SLEEP;
+	for (unsigned i = 0; i < v->n; i++) {
+		struct vp_virtq *vq = &v->src[i].rq->vq;
+
+		if (vq->broken || vq->stalled)
+			continue; /* side_translated() wakes those that wait for their vIOMMU */
+		if (vp_unlikely(vp_relay_must_wait(v->src[i].rq))) {
+			later = true;
+			continue;
+		}
+		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
+	}
+	return more ? WORKER_AGAIN : later ? WORKER_LATER : WORKER_SLEEP;
+}
+
+static void lane_disarm(struct worker_job *j)
+{
+	struct lane *lane = vp_container_of(j, struct lane, job);
+	struct view *v = rcu_dereference(lane->view);
+
+	for (unsigned i = 0; v && i < v->n; i++)
+		if (!v->src[i].rq->vq.broken)
+			vp_vq_disable_kicks(&v->src[i].rq->vq);
+}
+
+static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm, .disarm = lane_disarm };
+
+/* ---- publishing ------------------------------------------------------------ */
+
+static bool view_uses(const struct view *v, const struct vp_relay_queue *q)
+{
+	if (v->dst == q)
+		return true;
+	for (unsigned i = 0; i < v->n; i++)
+		if (v->src[i].rq == q)
+			return true;
+	return false;
+}
+
+static bool view_same(const struct view *a, const struct view *b)
+{
+	if (!a || !b)
+		return a == b;
+	if (a->dst != b->dst || a->n != b->n)
+		return false;
+	for (unsigned i = 0; i < a->n; i++)
+		if (a->src[i].rq != b->src[i].rq || a->src[i].drop != b->src[i].drop ||
+		    a->src[i].kick_fd != b->src[i].kick_fd)
+			return false;
+	return true;
+}
+
+/* Take the view away; it may be freed (and its rings changed) after a grace period. */
+static struct view *lane_unpublish(struct lane *lane)
+{
+	struct view *v = lane->published;
+
+	if (!v)
+		return NULL;
+	rcu_assign_pointer(lane->view, NULL);
+	lane->published = NULL;
+	for (unsigned i = 0; i < v->n; i++)
+		vp_watch_end(&v->src[i].kick);
+	return v;
+}
+
+static void lane_publish(struct relay *r, struct lane *lane, struct view *v)
+{
+	/* Receivers are looked at when there is something to send: their kicks are never needed. */
+	if (v->dst && !v->dst->vq.broken)
+		vp_vq_disable_kicks(&v->dst->vq);
+	for (unsigned i = 0; i < v->n; i++)
+		if (v->src[i].kick_fd >= 0 && worker_job_watch(&v->src[i].kick, &lane->job, v->src[i].kick_fd))
+			v->src[i].kick_fd = -1;  /* cannot be waited for: poll */
+	lane->published = v;
+	rcu_assign_pointer(lane->view, v);
+	worker_poke(&lane->job);
+}
+
+/* What lane i towards side `to` should work on now; NULL = nothing. */
+static struct view *view_make(struct relay *r, unsigned to, unsigned i)
+{
+	struct vp_vdev *dst = r->side[to].slot.v, *src = r->side[!to].slot.v;
+	unsigned receivers = dst && r->l->up ? vp_vdev_active_pairs(dst) : 0;
+	struct view *v;
+
+	if (!src)
+		return NULL;
+	v = calloc(1, sizeof(*v) + r->n_lanes * sizeof(v->src[0]));
+	if (!v)
+		return NULL;
+	if (i < receivers)
+		v->dst = &vp_vdev_ring(dst, 2 * i)->rq;
+	for (unsigned p = 0; p < vp_vdev_rings(src) / 2; p++) {
+		struct vp_vdev_ring *ring = vp_vdev_ring(src, 2 * p + 1);
+
+		if (!ring->usable || (receivers ? p % receivers : p) != i)
+			continue;
+		v->src[v->n].rq = &ring->rq;
+		v->src[v->n].kick_fd = ring->kick_fd;
+		v->src[v->n++].drop = !ring->enabled;
+	}
+	if (!v->n) {
+		free(v);
+		return NULL;
+	}
+	return v;
+}
+
+static void carriers(struct relay *r)
+{
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		struct vp_vdev *v = r->side[s].slot.v, *other = r->side[!s].slot.v;
+
+		if (v && vp_peer_session(r->side[s].peer))
+			vp_vdev_set_carrier(v, r->l->up && other && vp_vdev_active_pairs(other));
+	}
+}
+
+/* Bring every lane in line with the rings there are. One grace period at most. */
+static void relay_update(struct relay *r)
+{
+	struct view **want, **old;
+	bool grace = false;
+
+	if (!r->lanes)
+		return;
+	want = calloc(4 * r->n_lanes, sizeof(*want));
+	if (!want) {
+		vp_log(VP_LOG_ERR, "link %s: out of memory; packets do not flow until a queue changes", r->l->conf.name);
+		return;
+	}
+	old = want + 2 * r->n_lanes;
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
+		struct lane *lane = &r->lanes[k];
+
+		want[k] = view_make(r, k < r->n_lanes ? VP_SIDE_DEVICE : VP_SIDE_DRIVER, k % r->n_lanes);
+		if (view_same(want[k], lane->published)) {
+			free(want[k]);
+			want[k] = NULL;
+			continue;
+		}
+		old[k] = lane_unpublish(lane);
+		grace |= old[k] != NULL;
+	}
+	if (grace)
+		urcu_qsbr_synchronize_rcu();
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
+		free(old[k]);
+		if (want[k])
+			lane_publish(r, &r->lanes[k], want[k]);
+	}
+	free(want);
+	carriers(r);
+}
+
+static void side_withdraw(void *ctx, unsigned first, unsigned n)
+{
+	struct relay_side *side = ctx;
+	struct relay *r = side->r;
+	struct view **old;
+	unsigned n_old = 0;
+
+	if (!r->lanes)
+		return;
+	old = calloc(2 * r->n_lanes, sizeof(*old));
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
+		struct view *v = r->lanes[k].published;
+		bool uses = false;
+
+		for (unsigned q = first; v && !uses && q < first + n; q++)
+			uses = view_uses(v, &vp_vdev_ring(side->slot.v, q)->rq);
+		if (!uses)
+			continue;
+		v = lane_unpublish(&r->lanes[k]);
+		if (old)
+			old[n_old] = v;  /* else leaked: better than used after free */
+		n_old++;
+	}
+	if (n_old)
+		urcu_qsbr_synchronize_rcu();
+	for (unsigned i = 0; old && i < n_old; i++)
+		free(old[i]);
+	free(old);
+}
+
+static void side_offer(void *ctx, unsigned first, unsigned n)
+{
+	struct relay_side *side = ctx;
+
+	relay_update(side->r);
+}
+
+static void lanes_free(struct relay *r)
+{
+	struct worker_pool *p = r->l->d->workers;
+
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
+		r->lanes[k].last = lane_unpublish(&r->lanes[k]);
+		if (r->lanes[k].added)
+			worker_job_retire(p, &r->lanes[k].job);
+	}
+	/* All at once: each grace period lasts as long as a round of the slowest thread. */
+	worker_jobs_reap(p);
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
+		free(r->lanes[k].last);
+	free(r->lanes);
+	r->lanes = NULL;
+}
+
+static int lanes_make(struct relay *r)
+{
+	if (r->lanes)
+		return 0;
+	r->n_lanes = r->l->conf.pairs;
+	r->lanes = calloc(2 * r->n_lanes, sizeof(*r->lanes));
+	if (!r->lanes)
+		return -ENOMEM;
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
+		struct lane *lane = &r->lanes[k];
+		int ret;
+
+		lane->job.ops = &lane_ops;
+		lane->lost_seen = vp_map_lost_count();
+		ret = worker_job_add(r->l->d->workers, &lane->job, NULL);
+		if (ret) {
+			lanes_free(r);
+			return ret;
+		}
+		lane->added = true;
+	}
+	return 0;
+}
+
+/* ---- sessions ---------------------------------------------------------------- */
+
+static void side_events_changed(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	vp_peer_rearm(side->peer);
+}
+
+static struct vu_backend *side_session(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	return vp_peer_session(side->peer);
+}
+
+static int side_attention_fd(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	return worker_attention_fd(side->r->l->d->workers);
+}
+
+static void side_translated(void *ctx)
+{
+	struct relay_side *side = ctx;
+	struct relay *r = side->r;
+
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
+		if (r->lanes[k].published)
+			worker_poke(&r->lanes[k].job);
+}
+
+static const struct vp_vdev_ops side_vdev_ops = {
+	.translated = side_translated,
+	.attention_fd = side_attention_fd, .withdraw = side_withdraw, .offer = side_offer, .events_changed = side_events_changed, .session = side_session,
+};
+
+static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
+{
+	struct relay_side *side = ctx;
+	int ret;
+
+	ret = lanes_make(side->r);
+	if (ret)
+		return vp_err_set(e, ret, "out of memory");
+	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
+	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
+	return ret ? vp_err_set(e, ret, "out of memory") : 0;
+}
+
+static void side_opened(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	carriers(side->r);
+	vp_link_event(side->r->l, "link.state", side->id == VP_SIDE_DRIVER ? "driver side connected" : "device side connected");
+}
+
+static void side_gone(struct relay_side *side)
+{
+	struct vp_vdev *v = side->slot.v;
+	struct relay *r = side->r;
+
+	if (!v)
+		return;
+	vp_vdev_reap(v);
+	for (unsigned q = 1; q < vp_vdev_rings(v); q += 2)
+		vp_stats_add(&side->past, &vp_vdev_ring(v, q)->rq.stats);
+	vp_vdev_free(v);
+	side->slot.v = NULL;
+	if (!r->side[!side->id].slot.v)
+		lanes_free(r);
+	else
+		relay_update(r);
+}
+
+static void side_closed(void *ctx, const char *why)
+{
+	struct relay_side *side = ctx;
+
+	side_gone(side);  /* the session never began */
+	carriers(side->r);
+	vp_link_event(side->r->l, "link.state", why);
+}
+
+static void side_closing(void *ctx)
+{
+	side_gone(ctx);
+}
+
+static const struct vp_peer_ops side_peer_ops = {
+	.open = side_open, .opened = side_opened, .closing = side_closing, .closed = side_closed,
+};
+
+/* ---- link ops ---------------------------------------------------------------- */
+
+static void relay_stop(struct vp_link *l)
+{
+	struct relay *r = l->impl;
+
+	if (!r)
+		return;
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		vp_peer_free(r->side[s].peer);
+		r->side[s].peer = NULL;
+	}
+	lanes_free(r);
+	free(r);
+	l->impl = NULL;
+}
+
+static int relay_start(struct vp_link *l, struct vp_err *e)
+{
+	struct relay *r = calloc(1, sizeof(*r));
+	char act[VP_CONF_NAME_MAX + 16];
+	int ret = 0;
+
+	if (!r)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	r->l = l;
+	l->impl = r;
+	for (unsigned s = 0; s < VP_SIDES && !ret; s++) {
+		struct relay_side *side = &r->side[s];
+
+		side->r = r;
+		side->id = s;
+		snprintf(side->name, sizeof(side->name), "link %s, %s side", l->conf.name, vp_side_name(s));
+		snprintf(act, sizeof(act), "%s.%s", l->conf.name, vp_side_name(s));
+		ret = vp_peer_new(&side->peer, l->d, side->name, act, &l->conf.side[s], &side_peer_ops, &vp_vdev_vu_ops,
+				  side, e);
+	}
+	if (ret)
+		relay_stop(l);
+	return ret;
+}
+
+static void relay_admin(struct vp_link *l)
+{
+	relay_update(l->impl);
+}
+
+static bool relay_busy(const struct vp_link *l)
+{
+	return ((struct relay *)l->impl)->lanes != NULL;
+}
+
+static void relay_reap(struct vp_link *l)
+{
+	struct relay *r = l->impl;
+	bool broke = false;
+
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		if (r->side[s].slot.v) {
+			broke |= vp_vdev_check_memory(r->side[s].slot.v);
+			broke |= vp_vdev_reap(r->side[s].slot.v);
+		}
+	if (broke)
+		vp_link_event(l, "link.state", "a queue broke; see link.show");
+}
+
+static const char *relay_status(const struct vp_link *l)
+{
+	struct relay *r = l->impl;
+	unsigned live = 0, conn = 0;
+
+	if (!l->up)
+		return "down";
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		struct vp_vdev *v = r ? r->side[s].slot.v : NULL;
+
+		if (v && vp_vdev_broken(v))
+			return "broken";
+		conn += v != NULL;
+		live += v && vp_vdev_active_pairs(v);
+	}
+	return live == 2 ? "up" : live || conn ? "partial" : "waiting";
+}
+
+static json_t *relay_sides(const struct vp_link *l, bool counters)
+{
+	struct relay *r = l->impl;
+	struct vp_relay_stats sum[VP_SIDES];
+	json_t *sides = json_object();
+
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		vp_stats_side(&r->side[s].past, r->side[s].slot.v, &sum[s]);
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		json_object_set_new(sides, vp_side_name(s),
+				    counters ? vp_stats_json(&sum[s], &sum[!s], r->side[s].slot.v) :
+				    vp_stats_show(&l->conf.side[s], r->side[s].peer, r->side[s].slot.v));
+	return sides;
+}
+
+const struct vp_link_ops vp_link_relay_ops = {
+	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
+	.status = relay_status, .sides = relay_sides,
+};

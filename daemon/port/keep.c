@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Written by the daemon whose port it is; read by the next one, here, and by what stays when the daemon has gone (orphan.c). */
+#include <errno.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "port/keep.h"
+#include "port/priv.h"
+
+static void restore(struct vp_port *p)
+{
+	struct port_keep *k = p->keep;
+
+	/* Even: the state page itself is written anew. */
+	p->generation = ((k->generation + 1) & ~1u) + 2;
+	p->st.regions_generation = htole32(k->regions_generation + 1);
+	p->st.config_generation = htole32(k->config_generation);
+	p->st.link_epoch = htole64(k->link_epoch);
+	p->serial = k->serial;
+	p->answered = k->answered;
+	p->was_running = k->running;
+	k->left = 0;
+	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
+		p->q[q].run = k->run[q];
+}
+
+int port_keep_make(struct vp_port *p, struct vp_err *e)
+{
+	struct stat st;
+
+	/* seccomp control: memfd_create ftruncate newfstatat mmap(arg2 & PROT_EXEC == 0) munmap */
+	if (!p->conf.kept)
+		p->keepfd = memfd_create("vhost-pci port", MFD_CLOEXEC);
+	if (p->keepfd < 0 || (!p->conf.kept && ftruncate(p->keepfd, sizeof(struct port_keep)) < 0) || fstat(p->keepfd, &st) < 0)
+		return vp_err_set(e, -errno, "the port's state: %m");
+	if (st.st_size < (off_t)sizeof(struct port_keep))
+		return vp_err_set(e, -EINVAL, "the port's state was kept by an older daemon");
+	p->keep = mmap(NULL, sizeof(struct port_keep), PROT_READ | PROT_WRITE, MAP_SHARED, p->keepfd, 0);
+	if (p->keep == MAP_FAILED) {
+		p->keep = NULL;
+		return vp_err_set(e, -errno, "the port's state cannot be mapped: %m");
+	}
+	if (!p->conf.kept) {
+		*p->keep = (struct port_keep){ .version = PORT_KEEP_VERSION, .mem_size = p->mem_size };
+		return 0;
+	}
+	if (p->keep->version != PORT_KEEP_VERSION || p->keep->mem_size != p->mem_size)
+		return vp_err_set(e, -EINVAL, p->keep->version != PORT_KEEP_VERSION ? "the port's state was kept by another version of the daemon" :
+				  "the port's memory is to have another size than the device VM's device");
+	restore(p);
+	return 0;
+}
+
+/* Before the page shows it: what the guest has seen is never newer than what is kept. */
+void port_keep_save(struct vp_port *p)
+{
+	struct port_keep *k = p->keep;
+
+	for (unsigned q = 0; q < p->nqueues; q++)
+		k->run[q] = p->q[q].run;
+	k->running = p->left_running || p->was_running || p->settle_deadline || vp_port_in_guests_hands(p);
+	k->generation = p->generation + 2;
+	k->regions_generation = le32toh(p->st.regions_generation);
+	k->config_generation = le32toh(p->st.config_generation);
+	k->link_epoch = le64toh(p->st.link_epoch);
+	k->serial = p->serial;
+	k->answered = p->answered;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);  /* a process that is killed here stopped between two instructions */
+}
+
+void port_keep_left(struct vp_port *p)
+{
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	p->keep->left = 1;
+}
+
+void vp_port_leave(struct vp_port *p)
+{
+	if (p)
+		p->left_running |= vp_port_in_guests_hands(p);
+}
+
+void port_keep_free(struct vp_port *p)
+{
+	if (p->keep)
+		munmap(p->keep, sizeof(*p->keep));
+	p->keep = NULL;
+	vp_close(&p->keepfd);
+}
+
+bool vp_port_was_kept(const struct vp_port *p)
+{
+	return p->conf.kept;
+}
+
+uint32_t *vp_port_attachment_word(struct vp_port *p)
+{
+	return &p->keep->attachment_word;
+}
+
+int vp_port_keep_fd(const struct vp_port *p)
+{
+	return p->keepfd;
+}

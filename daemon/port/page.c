@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model: the guest can write every byte of the control block at any time. Nothing
+ * is ever read back from it but the command (port.c, one copy); the page is
+ * written from a private copy, and only where that has changed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "port/priv.h"
+
+#define STATE VHP_CTRL_STATE_OFF
+
+static void put_header(struct vp_port *p)
+{
+	struct vhp_abi_header h = {
+		.abi_version = htole32(VHP_ABI_VERSION),
+		.header_size = htole32(sizeof(h)),
+		.state_offset = htole32(VHP_CTRL_STATE_OFF),
+		.state_size = htole32(VHP_CTRL_STATE_SIZE),
+		.command_offset = htole32(VHP_CTRL_COMMAND_OFF),
+		.command_size = htole32(VHP_CTRL_COMMAND_SIZE),
+		.pool_offset = htole64(p->conf.pool_size ? VHP_CTRL_POOL_OFF : 0),
+		.pool_size = htole64(p->conf.pool_size),
+		.attachment = htole32(p->conf.attachment),
+		.max_queues = htole32(p->conf.max_queues),
+		.nsignals = htole32(p->conf.nsignals),
+		.doorbell = htole32(p->conf.doorbell),
+	};
+
+	memcpy(h.name, p->conf.name, sizeof(h.name));
+	vp_copy_out(p->page, &h, sizeof(h));
+	/* The magic last: who finds it finds the rest. Pairs with the guest's read barrier behind its look at the magic. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	vp_st64(p->page, 0, VHP_MAGIC_LE64);
+}
+
+/* The last process's page is a torn read to the guest until the first commit, which finds it blank, as put_changes() expects. */
+static void blank_state(struct vp_port *p)
+{
+	vp_st32(p->page, STATE, p->generation - 1);
+	/* Pairs with the reader's acquire fence. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	for (size_t i = 8; i < sizeof(p->st); i += 8)
+		vp_st64(p->page, STATE + i, 0);
+}
+
+int port_page_make(struct vp_port *p, struct vp_err *e)
+{
+	char name[64];
+	uint64_t size = VHP_CTRL_SIZE;
+	int r;
+
+	if (p->conf.pool_size)
+		size = VHP_CTRL_POOL_OFF + vp_align_up(p->conf.pool_size, 4096);
+	if (p->conf.pow2)
+		while (!vp_is_pow2(size))
+			size += size & -size;
+	p->mem_size = size;
+	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
+	/* Else made, and sealed, by these lines in an earlier process. */
+	if (!p->conf.kept) {
+		snprintf(name, sizeof(name), "vhost-pci:%.31s", p->conf.name);
+		p->memfd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (p->memfd < 0)
+			return vp_err_set(e, -errno, "control memory: %m");
+		/* The guest's VMM has this fd: it must not be able to take the pages away from us. */
+		if (ftruncate(p->memfd, (off_t)size) < 0 ||
+		    fcntl(p->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+			return vp_err_set(e, -errno, "control memory of %llu bytes: %m", (unsigned long long)size);
+	}
+	p->map = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, p->memfd, 0);
+	if (p->map == MAP_FAILED) {
+		p->map = NULL;
+		return vp_err_set(e, -errno, "control memory cannot be mapped: %m");
+	}
+	p->page = vp_gptr_from_map(p->map);
+	r = port_keep_make(p, e);
+	if (r)
+		return r;
+	if (p->conf.kept)
+		blank_state(p);
+	p->st.abi_version = htole32(VHP_ABI_VERSION);
+	vp_st32(p->page, STATE + offsetof(struct vhp_abi_state, abi_version), VHP_ABI_VERSION);
+	put_header(p);
+	return 0;
+}
+
+void port_page_free(struct vp_port *p)
+{
+	if (p->map)
+		munmap(p->map, VHP_CTRL_SIZE);
+	vp_close(&p->memfd);
+	port_keep_free(p);
+}
+
+void port_touch_regions(struct vp_port *p)
+{
+	if (p->regions_dirty)
+		return;
+	p->regions_dirty = true;
+	p->st.regions_generation = htole32(le32toh(p->st.regions_generation) + 1);
+}
+
+static void put_changes(struct vp_port *p)
+{
+	const uint64_t *want = (const uint64_t *)&p->st;
+	uint64_t *have = (uint64_t *)&p->pub;
+
+	/* Word 0 is generation and abi_version, which are not written here. */
+	for (size_t i = 1; i < sizeof(p->st) / 8; i++) {
+		if (!(i & 31) && !memcmp(want + i, have + i, 256)) {
+			i += 31;
+			continue;
+		}
+		if (want[i] == have[i])
+			continue;
+		have[i] = want[i];
+		vp_st64(p->page, STATE + 8 * i, le64toh(want[i]));
+	}
+}
+
+void vp_port_begin(struct vp_port *p)
+{
+	p->depth++;
+}
+
+static void publish(struct vp_port *p)
+{
+	p->regions_dirty = false;
+	if (p->gone)
+		return;
+	if (!memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
+		return;
+	p->n_updates++;
+	port_keep_save(p);
+	vp_st32(p->page, STATE, ++p->generation);
+	/* Pairs with the reader's acquire fence: who sees a new field sees that generation is odd, or later. */
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	put_changes(p);
+	/* Pairs with the reader's acquire load of generation. */
+	vp_st32_release(p->page, STATE, ++p->generation);
+	if (p->online && p->aops)
+		p->aops->signal(p->att, 0);
+}
+
+void vp_port_commit(struct vp_port *p)
+{
+	if (--p->depth)
+		return;
+	publish(p);
+	if (p->ops->changed)
+		p->ops->changed(p->ctx);
+}

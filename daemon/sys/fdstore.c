@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "sys/fdstore.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/util.h"
+
+struct keep_name {
+	char s[VP_ACTIVATION_NAME_MAX];
+};
+
+static struct keep_name name_of(const char *link, const char *what)
+{
+	struct keep_name n;
+
+	snprintf(n.s, sizeof(n.s), VP_KEEP_PREFIX "%s.%s", link, what);
+	return n;
+}
+
+void vp_keep_put(const char *link, const char *what, int fd)
+{
+	struct keep_name n = name_of(link, what);
+	char msg[sizeof(n.s) + 32];
+	int r;
+
+	/* seccomp control: sendmsg close */
+	snprintf(msg, sizeof(msg), "FDSTORE=1\nFDNAME=%s", n.s);
+	r = sd_pid_notify_with_fds(0, 0, msg, &fd, 1);
+	if (r < 0)
+		vp_log(VP_LOG_WARNING, "link %s: the service manager does not take its %s, which ends with this process: %s", link, what,
+		       strerror(-r));
+}
+
+int vp_keep_take(struct vp_activation *a, const char *link, const char *what)
+{
+	return vp_activation_take(a, name_of(link, what).s);
+}
+
+static void drop(const char *name)
+{
+	sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
+}
+
+void vp_keep_drop(const char *link, const char *what)
+{
+	drop(name_of(link, what).s);
+}
+
+void vp_keep_rest(struct vp_activation *a)
+{
+	for (unsigned i = 0; i < a->n; i++) {
+		if (a->s[i].fd < 0 || strncmp(a->s[i].name, VP_KEEP_PREFIX, strlen(VP_KEEP_PREFIX)))
+			continue;
+		vp_log(VP_LOG_INFO, "%s of the daemon before this one belongs to no link any more", a->s[i].name);
+		drop(a->s[i].name);
+		vp_close(&a->s[i].fd);
+	}
+}

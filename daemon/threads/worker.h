@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Data threads. A job (one direction of one queue of a link) lives on one
+ * thread, which polls it while there is work and arms its notifications and sleeps
+ * when there is none: an idle daemon makes no system calls.
+ *
+ * Each round runs every job once that has work. A run is bounded (run() below), and a job that had more
+ * to do comes again in the next round, behind all others: so nobody waits longer than a round.
+ *
+ * Threads are liburcu QSBR readers that pass a quiescent state once per round.
+ * Whatever a job's run() reads through an RCU-published pointer may therefore
+ * be changed by the main thread: unpublish, synchronize_rcu(), change,
+ * publish again, worker_poke().
+ *
+ * All functions here are the main thread's; the ops run on a data thread.
+ */
+#ifndef VHOST_PCID_WORKER_H
+#define VHOST_PCID_WORKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "engine/relay.h"
+
+struct worker;
+struct worker_pool;
+struct worker_job;
+struct vp_watch;
+
+enum worker_next {
+	WORKER_SLEEP, /* until a notification or worker_poke() */
+	WORKER_LATER, /* also when about a millisecond has passed: there is work that must wait */
+	WORKER_AGAIN, /* not at all: work is there already */
+};
+
+struct worker_job_ops {
+	/*
+	 * Do a bounded piece of work: bounded in time, whatever a peer has put into its rings, about as much as
+	 * the usual burst of packets takes. How much was done; the job runs again for as long as that is not 0.
+	 */
+	unsigned (*run)(struct worker_job *j, struct vp_relay_scratch *s);
+	/* Before sleeping: ask for notifications. */
+	enum worker_next (*arm)(struct worker_job *j);
+	/* Awake again: notifications are not needed. */
+	void (*disarm)(struct worker_job *j);
+};
+
+/* Embedded in the owner's structure; zeroed before worker_job_add(). */
+struct worker_job {
+	const struct worker_job_ops *ops;
+	/* private to worker.c */
+	struct worker *w;
+	uint32_t slot;
+	bool     dead, poked;
+	struct worker_job *retired; /* the next one of these */
+	bool     active, later;
+	uint64_t last_work;
+};
+
+struct worker_pool_conf {
+	unsigned threads;       /* 1 .. 64 */
+	unsigned busy_poll_us;  /* poll this long after the last work before sleeping */
+	const int *cpus;        /* one per thread (used in turn), or NULL = anywhere */
+	unsigned ncpus;
+};
+
+/* Starts the threads. attention_fd (an eventfd, kept by the pool) becomes readable when a job asks for attention. */
+int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, struct vp_err *e);
+void worker_pool_free(struct worker_pool *p);
+
+/* Put a job on the thread with the fewest (or on the thread of `near`, when not NULL). 0, -ENOMEM. */
+int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct worker_job *near);
+
+/*
+ * Take jobs off their threads: any number of worker_job_retire(), then one worker_jobs_reap() before any of them is
+ * freed, which waits for their threads: two grace periods, however many they are. A job that
+ * was not added is none.
+ */
+void worker_job_retire(struct worker_pool *p, struct worker_job *j);
+void worker_jobs_reap(struct worker_pool *p);
+
+/*
+ * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out)
+ * (base/watch.h), which comes before the job goes. Edge-triggered and never read, so an fd that
+ * would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
+ */
+int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
+
+/* Have the job run soon: something that it looks at has changed. */
+void worker_poke(struct worker_job *j);
+
+/*
+ * vp_relay_call() from the main thread, which is interrupted like a data thread when the write blocks. q is in no data
+ * thread's hands.
+ */
+void worker_call(struct worker_pool *p, struct vp_relay_queue *q);
+
+/* Readable when a data thread called worker_attention(): a queue broke. The main thread reads it and looks. */
+int worker_attention_fd(const struct worker_pool *p);
+/* From a data thread. */
+void worker_attention(struct worker_job *j);
+
+struct worker_info {
+	unsigned jobs;
+	bool     awake;
+	uint64_t rounds, sleeps;
+	int      cpu; /* -1 = anywhere */
+	int      tid;
+};
+unsigned worker_pool_size(const struct worker_pool *p);
+void worker_pool_info(const struct worker_pool *p, unsigned i, struct worker_info *info);
+
+#endif

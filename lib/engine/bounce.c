@@ -1,0 +1,719 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_net.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/blame.h"
+#include "base/cycles.h"
+#include "engine/bounce_priv.h"
+#include "engine/packet.h"
+#include "net/offload.h"
+
+/* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
+#define SOFT_WRAP (128u << 10)
+
+/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
+#define SEGS 4096u
+
+/* ---- FIFO ------------------------------------------------------------------ */
+
+/* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
+VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
+{
+	uint32_t skip = 0, head = f->head;
+
+	if (!f->used)
+		head = 0;
+	if (n > f->size - head || (head >= SOFT_WRAP && n <= head && f->used <= head - n)) {
+		skip = f->size - head;
+		head = 0;
+	}
+	if (vp_unlikely(n > f->size || (uint64_t)f->used + skip + n > f->size))
+		return 0;
+	*at = head;
+	f->head = head + n;
+	f->used += skip + n;
+	return skip + n;
+}
+
+/*
+ * The same for one of several in a row: *room is what is free right behind the last one, 0 at first; that is looked for
+ * again when it is used up.
+ */
+VP_INLINE uint32_t fifo_next(struct vp_bounce_fifo *f, uint32_t n, uint32_t *room, uint32_t *at)
+{
+	uint32_t taken;
+
+	if (vp_likely(n <= *room)) {
+		*at = f->head;
+		f->head += n;
+		f->used += n;
+		*room -= n;
+		return n;
+	}
+	taken = fifo_take(f, n, at);
+	*room = VP_MIN(f->size - f->head, f->size - f->used);
+	return taken;
+}
+
+/* ---- driver VM to device VM -------------------------------------------------- */
+
+VP_INLINE void copy_out(const struct vp_bounce *b, uint32_t at, const struct vp_seg *sg, unsigned n)
+{
+	vp_gptr to = vp_gptr_add(b->c.pool, b->c.out.off + at);
+
+	if (vp_likely(n == 1)) {
+		vp_pkt_copy_peer(to, sg->p, sg->len);
+		return;
+	}
+	for (; n; n--, sg++) {
+		vp_copy_peer(to, sg->p, sg->len);
+		to = vp_gptr_add(to, sg->len);
+	}
+}
+
+/* Remember where the chain may be written: addresses that continue each other become one. */
+static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const struct vp_seg *sg, unsigned n)
+{
+	struct vp_bounce_seg *to;
+	uint32_t at;
+
+	if (n == 1) {
+		sl->addr = sg->addr;
+		sl->nseg = 1;
+		return true;
+	}
+	sl->take_seg = fifo_take(&b->segs, n, &at);
+	if (!sl->take_seg)
+		return false;
+	to = &b->seg[at];
+	*to = (struct vp_bounce_seg){ sg->addr, sg->len };
+	while (--n) {
+		sg++;
+		if (to->addr + to->len == sg->addr && to->len <= UINT32_MAX - sg->len)
+			to->len += sg->len;
+		else
+			*++to = (struct vp_bounce_seg){ sg->addr, sg->len };
+	}
+	sl->seg = at;
+	sl->nseg = (uint32_t)(to - &b->seg[at]) + 1;
+	sl->addr = b->seg[at].addr;
+	return true;
+}
+
+/* Any chain. False: no room. */
+static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const struct vp_chain *c)
+{
+	struct vp_bounce_slot *sl = &b->slot[b->head & b->mask];
+	const struct vp_seg *sg = &burst->seg[c->seg];
+	struct vp_drvq_buf buf[2];
+	uint32_t out_at = 0, in_at = 0;
+	unsigned n = 0;
+	int id;
+
+	/* The FIFOs as they were, should one of the three be full. */
+	const struct vp_bounce_fifo out = b->out, in = b->in, segs = b->segs;
+
+	*sl = (struct vp_bounce_slot){ .id = c->id, .slots = c->slots };
+	if (c->out_len) {
+		sl->take_out = fifo_take(&b->out, (uint32_t)vp_align_up(c->out_len, 64), &out_at);
+		if (!sl->take_out)
+			return false;
+		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.out.off + out_at, c->out_len, false };
+	}
+	if (c->in_len) {
+		sl->take_in = fifo_take(&b->in, (uint32_t)vp_align_up(c->in_len, 64), &in_at);
+		if (!sl->take_in || !keep_segs(b, sl, sg + c->nout, c->nin))
+			goto no_room;
+		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.in.off + in_at, c->in_len, true };
+		sl->in_off = in_at;
+	}
+	if (c->out_len)
+		copy_out(b, out_at, sg, c->nout);
+	if (n) {
+		id = vp_drvq_add(&b->shadow, buf, n);
+		if (id < 0)
+			goto no_room;
+		vp_drvq_set_tag(&b->shadow, (uint16_t)id, (uint16_t)(b->head & b->mask));
+	} else {
+		/* A chain of nothing: no need to ask the device VM. */
+		sl->state = VP_BOUNCE_BACK;
+		if (!b->in_order)
+			vp_bounce_pend(b, b->head);
+		b->again = true;
+	}
+	b->head++;
+	return true;
+no_room:
+	b->out = out;
+	b->in = in;
+	b->segs = segs;
+	return false;
+}
+
+/* What the queue's owner can never carry. */
+static enum vp_vq_broken misfit(const struct vp_bounce *b, const struct vp_chain *c)
+{
+	if ((c->out_len && !b->c.out.size) || (c->in_len && !b->c.in.size))
+		return VP_VQ_BAD_BUFFER;
+	if (c->out_len > b->c.out.size || c->in_len > b->c.in.size || c->nin > b->segs.size)
+		return VP_VQ_TOO_LONG;
+	return VP_VQ_OK;
+}
+
+/* A chain that is given back without having been handed over, in early mode. */
+static bool refuse_packet(struct vp_bounce *b, const struct vp_chain *c)
+{
+	uint32_t plen = c->out_len - b->hdr_len;
+
+	if (!b->c.net || c->nin)
+		return false;
+	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
+		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
+		return true;
+	}
+	if (plen > VP_PKT_MAX || c->out_len > b->c.out.size) {
+		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
+		return true;
+	}
+	return false;
+}
+
+/* Chains of a net transmit queue that can be given back as soon as they have been copied. As hand_over(). */
+static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n, unsigned pass)
+{
+	const unsigned hlen = b->hdr_len;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
+	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	struct vp_relay_queue *rq = b->c.rq;
+	uint64_t bytes = 0, packets = 0;
+	uint32_t ahead = b->out.head;
+	unsigned i;
+
+	/* Where this burst will probably go: the device VM's cores had these lines last. */
+	for (i = 0; i < pass && ahead < b->out.size; i++) {
+		vp_prefetchw(area, ahead);
+		vp_prefetchw(area, ahead + 64);
+		ahead += (uint32_t)vp_align_up(VP_MIN(s->src.chain[i].out_len, 1u << 16), 64);
+	}
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+		const struct vp_seg *sg = &s->src.seg[c->seg];
+		struct vp_bounce_slot *sl;
+		uint32_t at, taken;
+
+		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+		if (vp_unlikely(i >= pass)) {
+			vp_bounce_stat(&rq->stats.drops[VP_DROP_RATE], 1);
+			continue;
+		}
+		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && c->out_len <= hlen + VP_PKT_MAX)) {
+			taken = fifo_take(&b->out, (c->out_len + 63u) & ~63u, &at);
+			if (vp_unlikely(!taken && c->out_len <= b->out.size)) {
+				b->blocked = true;
+				break;
+			}
+			if (vp_likely(taken)) {
+				/* The next one behind this one; a guess when the FIFO begins anew. */
+				if (c->out_len > 128 && i + 1 < pass && b->out.head + 2048 <= b->out.size)
+					vp_pkt_prefetch_rest(vp_gptr_add(area, b->out.head), s->src.seg[c[1].seg].p,
+							     s->src.seg[c[1].seg].len);
+				vp_pkt_copy_peer(vp_gptr_add(area, at), sg->p, c->out_len);
+				sl = &b->slot[b->head & b->mask];
+				sl->take_out = taken;
+				sl->take_in = sl->take_seg = 0;
+				sl->state = VP_BOUNCE_AWAY;
+				vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false),
+						(uint16_t)(b->head & b->mask));
+				b->head++;
+				packets++;
+				bytes += c->out_len - hlen;
+				continue;
+			}
+		}
+		if (c->nin) {
+			vp_vq_break(&rq->vq, VP_VQ_BAD_BUFFER);
+			break;
+		}
+		if (refuse_packet(b, c))
+			continue;
+		if (!hand_one(b, &s->src, c)) {
+			b->blocked = true;
+			break;
+		}
+		packets++;
+		bytes += c->out_len - hlen;
+	}
+	if (packets) {
+		vp_bounce_stat(&rq->stats.packets, packets);
+		vp_bounce_stat(&rq->stats.bytes, bytes);
+	}
+	return i;
+}
+
+/* As many as make it worth while; fewer are taken along with those of other kinds. */
+#define PLAIN_MIN 4
+
+/* hand_early() for the usual packets, and nothing else: how many, 0 when there are too few of them. */
+static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
+{
+	const unsigned hlen = b->hdr_len, max = hlen + VP_PKT_MAX, min = hlen + VP_PKT_MIN;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
+	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	const uint32_t first = b->head, mask = b->mask;
+	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_bounce_slot *slots = b->slot;
+	struct vp_bounce_fifo out = b->out;
+	struct vp_plain p[VP_RELAY_BURST];
+	uint32_t ahead = out.head, contig = 0;
+	struct vp_drvq_run run;
+	uint64_t bytes = 0;
+	unsigned i, n = vp_vq_fetch_plain(&rq->vq, p, room, VP_READ);
+
+	for (i = 0; i < n && p[i].len >= min && p[i].len <= max; i++) {
+		/* Where this burst will probably go: the device VM's cores had these lines last. */
+		if (vp_likely(ahead < out.size)) {
+			vp_prefetchw(area, ahead);
+			vp_prefetchw(area, ahead + 64);
+			ahead += (p[i].len + 63u) & ~63u;
+		}
+	}
+	n = i;
+	if (n < PLAIN_MIN)
+		return 0;
+	run = vp_drvq_run_begin(&b->shadow, n, false);
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
+		const uint32_t len = p[i].len, k = (first + i) & mask;
+		struct vp_bounce_slot *sl = &slots[k];
+		uint32_t at, taken = fifo_next(&out, (len + 63u) & ~63u, &contig, &at);
+
+		if (vp_unlikely(!taken))
+			break;
+		/* The next one behind this one; a guess when the FIFO begins anew. */
+		if (len > 128 && i + 1 < n && out.head + 2048 <= out.size)
+			vp_pkt_prefetch_rest(vp_gptr_add(area, out.head), p[i + 1].p, p[i + 1].len);
+		vp_pkt_copy_peer(vp_gptr_add(area, at), p[i].p, len);
+		sl->take_out = taken;
+		sl->take_in = sl->take_seg = 0;
+		sl->state = VP_BOUNCE_AWAY;
+		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
+		bytes += len;
+	}
+	if (!i)
+		return 0;
+	b->out = out;
+	b->head = first + i;
+	vp_drvq_run_end(&run);
+	vp_drvq_publish(&b->shadow);
+	vp_vq_advance_plain(&rq->vq, i);
+	vp_vq_complete_plain(&rq->vq, p, i);
+	vp_bounce_stat(&rq->stats.packets, i);
+	vp_bounce_stat(&rq->stats.bytes, bytes - (uint64_t)hlen * i);
+	return i;
+}
+
+/* hand_away() for buffers of one piece, and nothing else: as hand_plain_early(). */
+static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
+{
+	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	const uint32_t first = b->head, mask = b->mask;
+	struct vp_bounce_slot *slots = b->slot;
+	struct vp_bounce_fifo in = b->in;
+	struct vp_plain p[VP_RELAY_BURST];
+	struct vp_drvq_run run;
+	uint32_t contig = 0;
+	unsigned i, n = vp_vq_fetch_plain(&b->c.rq->vq, p, room, VP_WRITE);
+
+	if (n < PLAIN_MIN)
+		return 0;
+	run = vp_drvq_run_begin(&b->shadow, n, true);
+	for (i = 0; i < n; i++) {
+		const uint32_t len = p[i].len, k = (first + i) & mask;
+		struct vp_bounce_slot *sl = &slots[k];
+		uint32_t at, taken;
+
+		/* The rounding up must not wrap. */
+		if (vp_unlikely(len > in.size))
+			break;
+		taken = fifo_next(&in, (len + 63u) & ~63u, &contig, &at);
+		if (vp_unlikely(!taken))
+			break;
+		sl->addr = p[i].addr;
+		sl->take_out = sl->take_seg = 0;
+		sl->take_in = taken;
+		sl->in_off = at;
+		sl->nseg = 1;
+		sl->id = p[i].id;
+		sl->slots = 1;
+		sl->state = VP_BOUNCE_AWAY;
+		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
+	}
+	if (!i)
+		return 0;
+	b->in = in;
+	b->head = first + i;
+	vp_drvq_run_end(&run);
+	vp_drvq_publish(&b->shadow);
+	vp_vq_advance_plain(&b->c.rq->vq, i);
+	return i;
+}
+
+/* Chains that stay with the device VM until it returns them. As hand_over(). */
+static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
+{
+	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	uint64_t bytes = 0;
+	unsigned i;
+
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+		struct vp_bounce_slot *sl;
+		uint32_t at, taken;
+
+		if (vp_likely(c->nin == 1 && !c->nout && c->in_len <= b->c.in.size)) {
+			taken = fifo_take(&b->in, (c->in_len + 63u) & ~63u, &at);
+			if (vp_unlikely(!taken)) {
+				b->blocked = true;
+				break;
+			}
+			sl = &b->slot[b->head & b->mask];
+			*sl = (struct vp_bounce_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
+						       .nseg = 1, .id = c->id, .slots = c->slots };
+			vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true),
+					(uint16_t)(b->head & b->mask));
+			b->head++;
+			continue;
+		}
+		if (vp_unlikely(misfit(b, c))) {
+			vp_vq_break(&b->c.rq->vq, misfit(b, c));
+			break;
+		}
+		if (!hand_one(b, &s->src, c)) {
+			b->blocked = true;
+			break;
+		}
+		bytes += c->out_len;
+	}
+	return i;
+}
+
+static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint64_t now)
+{
+	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_virtq *vq = &rq->vq;
+	unsigned room = b->shadow.num_free / b->per_chain, free_slots = b->mask + 1 - (b->head - b->tail);
+	unsigned n, done, pass;
+
+	b->blocked = false;
+	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
+		return 0;
+	if (vp_unlikely(b->c.early && vp_relay_limited(rq) && vp_relay_owes(rq, now, s->hz))) {
+		b->held = true;
+		return 0;
+	}
+	room = VP_MIN(VP_MIN(room, free_slots), VP_RELAY_BURST);
+	if (!room) {
+		b->blocked = true;
+		return 0;
+	}
+	if (!b->c.early)
+		n = b->c.out.size ? 0 : hand_plain_away(b, room);
+	else
+		n = b->c.net && !vp_relay_limited(rq) ? hand_plain_early(b, room) : 0;
+	if (n || vq->broken)
+		return n;
+	n = b->c.out.size ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
+	if (!n)
+		return 0;
+	if (b->c.early) {
+		pass = n;
+		if (vp_relay_limited(rq)) {
+			pass = vp_relay_allow(rq, now, s->hz, n);
+			vp_relay_charge(rq, now, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		}
+		done = hand_early(b, s, n, pass);
+		if (done < pass && vp_relay_limited(rq))
+			vp_relay_give_back(rq, s->hz, pass - done);
+	} else {
+		done = hand_away(b, s, n);
+	}
+	if (!done)
+		return 0;
+	vp_drvq_publish(&b->shadow);
+	vp_vq_advance(vq, &s->src, done);
+	if (b->c.early)
+		vp_vq_complete(vq, s->used_src, done);
+	else if (b->in_order && b->again)
+		vp_bounce_pend_in_order(b);
+	return done;
+}
+
+/* ---- both ways ----------------------------------------------------------------- */
+
+/*
+ * The fd may be one that the device VM's VMM shares and can make block, as a driver's call fd can (vp_relay_call()): then the
+ * same supervisor interrupts it, and the run is over.
+ */
+static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
+{
+	const uint64_t one = 1;
+	ssize_t n;
+
+	if (vp_unlikely(vp_blame_held(b->c.kick_who))) {
+		b->shadow.broken = true;
+		return;
+	}
+	b->kicks++;
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	/* seccomp data: write */
+	n = write(b->c.kick_fd, &one, sizeof(one));
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	if (n < 0 && errno == EINTR)
+		vp_blame(b->c.kick_who);
+	if (n < 0 && errno != EAGAIN)  /* EAGAIN: full, so it is raised already */
+		b->shadow.broken = true;
+}
+
+/*
+ * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room is
+ * used, many at a time.
+ */
+VP_INLINE bool wants_room(const struct vp_bounce *b)
+{
+	return b->blocked || b->shadow.num_free <= b->shadow.size / 2 || b->out.used > b->out.size / 2;
+}
+
+unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
+{
+	struct vp_relay_queue *rq = b->c.rq;
+	uint64_t start = vp_cycles();
+	unsigned back = 0, handed, max = VP_RELAY_BURST, calls = 0;
+	struct vp_bounce_gave gave = { 0 };
+
+	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
+		return 0;
+	/* Before any use of a remembered translation in this round; see vp_xlate_sync(). */
+	vp_xlate_sync(&rq->vq.xl);
+	if (b->c.early) {
+		b->held = false;
+		if (wants_room(b))
+			back = vp_bounce_reclaim(b, VP_BURST);
+	} else if (vp_relay_limited(rq)) {
+		/* Over the rate: returned buffers wait in the shadow ring. */
+		max = vp_relay_allow(rq, start, s->hz, max);
+		b->held = !max;
+		back = vp_bounce_collect(b, max, &gave);
+		vp_relay_give_back(rq, s->hz, max - VP_MIN(gave.packets, max));
+	} else {
+		b->held = false;
+		back = vp_bounce_collect(b, max, &gave);
+	}
+	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
+	if (!back && !handed)
+		return 0;
+	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (handed && vp_drvq_need_kick_fenced(&b->shadow)) {
+		kick(b, s);
+		calls++;
+	}
+	if ((gave.chains || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
+		vp_relay_call(rq, s);
+		calls++;
+	}
+	vp_bounce_stat(&rq->stats.calls, calls);
+	vp_bounce_stat(&rq->stats.bursts, 1);
+	vp_bounce_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	return back + handed;
+}
+
+bool vp_bounce_arm(struct vp_bounce *b)
+{
+	bool more = false;
+
+	if (b->c.rq->vq.broken || b->shadow.broken) {
+		b->held = false;
+		return false;
+	}
+	/* While nothing fits, new chains are no work; what the device VM returns is. */
+	if (!b->blocked && !(b->c.early && b->held) && !b->c.rq->vq.stalled &&
+	    __atomic_load_n(&b->open, __ATOMIC_RELAXED))
+		more = vp_vq_enable_kicks(&b->c.rq->vq);
+	if (b->stalled || b->held)
+		return more;
+	/* A run had enough: nobody would wake us. */
+	more |= b->again;
+	/* Buffers that were given back to the driver long ago can rest until their room is needed. */
+	if (!b->c.early || b->blocked)
+		more |= vp_drvq_enable_calls(&b->shadow);
+	return more;
+}
+
+void vp_bounce_disarm(struct vp_bounce *b)
+{
+	vp_vq_disable_kicks(&b->c.rq->vq);
+	if (!b->shadow.broken)
+		vp_drvq_disable_calls(&b->shadow);
+}
+
+void vp_bounce_set_open(struct vp_bounce *b, bool open)
+{
+	__atomic_store_n(&b->open, open, __ATOMIC_RELAXED);
+}
+
+/* ---- the end --------------------------------------------------------------------- */
+
+/* The driver's ring as if the last n chains had not been taken. */
+static void rewind_avail(struct vp_bounce *b)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	unsigned slots = 0, at;
+	uint32_t i;
+
+	if (!vq->packed) {
+		vq->last_avail = (uint16_t)(vq->last_avail - (b->head - b->tail));
+		vq->avail_seen = vq->last_avail; /* to be loaded, and checked, anew */
+		return;
+	}
+	for (i = b->tail; i != b->head; i++)
+		slots += b->slot[i & b->mask].slots;
+	/* A driver that laps itself may have more out than the ring holds. */
+	for (at = vq->last_avail; slots > at; at += vq->size)
+		vq->avail_wrap = !vq->avail_wrap;
+	vq->last_avail = (uint16_t)(at - slots);
+}
+
+/* Some later chain is completed already: the rest gets a length of 0. */
+static void complete_rest(struct vp_bounce *b)
+{
+	uint32_t i;
+
+	for (i = b->tail; i != b->head; i++) {
+		const struct vp_bounce_slot *sl = &b->slot[i & b->mask];
+
+		if (sl->state != VP_BOUNCE_DONE)
+			vp_vq_complete(&b->c.rq->vq, &(struct vp_used){ .id = sl->id, .slots = sl->slots }, 1);
+	}
+}
+
+bool vp_bounce_stop(struct vp_bounce *b, bool reachable)
+{
+	struct vp_virtq *vq = &b->c.rq->vq;
+	struct vp_bounce_gave gave = { 0 };
+	bool any = false, hole = false;
+	unsigned n;
+	uint32_t i;
+
+	vp_bounce_set_open(b, false);
+	/* The last round may lie before an invalidation that has been acknowledged since. */
+	vp_xlate_sync(&vq->xl);
+	do {
+		n = reachable && !b->c.early ? vp_bounce_collect(b, VP_BURST, &gave) : 0;
+		any |= gave.chains != 0;
+	} while (n && !vq->broken);
+	if (!vq->broken && !b->c.early) {
+		/* Everything before tail is done with, so whatever is done from there on was completed out of order. */
+		for (i = b->tail; i != b->head; i++)
+			hole |= b->slot[i & b->mask].state == VP_BOUNCE_DONE;
+		if (hole && !reachable) {
+			vp_vq_break(vq, VP_VQ_BAD_RING);
+		} else if (hole) {
+			complete_rest(b);
+			any = true;
+		} else {
+			rewind_avail(b);
+		}
+	}
+	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
+	b->again = b->stalled = b->held = false;
+	return any && !vq->broken && vp_vq_need_call(vq);
+}
+
+/* ---- setting up -------------------------------------------------------------------- */
+
+uint64_t vp_bounce_ring_bytes(void)
+{
+	uint64_t driver, device;
+
+	/* The split layout is the larger. */
+	return vp_align_up(vp_drvq_layout(VP_BOUNCE_RING_MAX, false, &driver, &device), 4096);
+}
+
+uint32_t vp_bounce_base(const struct vp_bounce *b)
+{
+	return b->shadow.packed ? 0x80008000u : 0;
+}
+
+static bool area_ok(const struct vp_bounce_area *a)
+{
+	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
+}
+
+int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct vp_err *e)
+{
+	bool packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint16_t size = VP_MIN(c->rq->vq.size, VP_BOUNCE_RING_MAX);
+	uint64_t driver, device, bytes;
+	struct vp_bounce *b;
+	unsigned slots = 1;
+	int ret;
+
+	if (!size)
+		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
+	/* A packed driver's ring may have any size, a split shadow may not. A chain may take two descriptors. */
+	while (!packed && !vp_is_pow2(size))
+		size = (uint16_t)(size & (size - 1));
+	if (c->out.size && c->in.size && size < 2)
+		size = 2;
+	bytes = vp_drvq_layout(size, packed, &driver, &device);
+	if (!area_ok(&c->ring) || !area_ok(&c->out) || !area_ok(&c->in) || c->ring.size < bytes ||
+	    (!c->out.size && !c->in.size) || (c->early && c->in.size))
+		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", size);
+	while (slots < size)
+		slots *= 2;
+	b = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*b), VP_CACHELINE));
+	if (!b)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	*b = (struct vp_bounce){
+		.c = *c, .mask = slots - 1, .open = true,
+		.out.size = (uint32_t)c->out.size, .in.size = (uint32_t)c->in.size,
+		.hdr_len = c->net ? (uint16_t)vp_net_hdr_len(c->rq->features) : 0,
+		.per_chain = c->out.size && c->in.size ? 2 : 1,
+		.in_order = c->rq->features & VP_BIT(VIRTIO_F_IN_ORDER),
+		.mergeable = c->net && !c->early && c->rq->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+		.desc_addr = c->pool_addr + c->ring.off,
+		.avail_addr = c->pool_addr + c->ring.off + driver,
+		.used_addr = c->pool_addr + c->ring.off + device,
+	};
+	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
+	b->segs.size = c->in.size ? SEGS + VP_BURST + 2u * slots : 0;
+	b->slot = calloc(slots, sizeof(*b->slot));
+	b->pend = calloc(slots, sizeof(*b->pend));
+	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
+	/* One packet takes at most as many as there are slots; a burst comes on top. */
+	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
+	ret = b->slot && b->pend && b->seg && b->given ?
+		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
+	if (ret) {
+		vp_bounce_free(b);
+		return vp_err_set(e, ret, "shadow ring of %u: %s", size, ret == -ENOMEM ? "out of memory" : "invalid size");
+	}
+	vp_drvq_disable_calls(&b->shadow);
+	*out = b;
+	return 0;
+}
+
+void vp_bounce_free(struct vp_bounce *b)
+{
+	if (!b)
+		return;
+	vp_drvq_fini(&b->shadow);
+	free(b->slot);
+	free(b->pend);
+	free(b->seg);
+	free(b->given);
+	free(b);
+}

@@ -1,0 +1,532 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Security model: both drivers may be hostile, to us and to each other. The
+ * offload header is loaded once into a local, checked and written from there; the
+ * payload is copied once, so that what the receiver gets can no longer be
+ * changed by the sender. Lengths come from the chains that virtq.h translated.
+ */
+#include "engine/relay.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/blame.h"
+#include "base/cycles.h"
+#include "engine/packet.h"
+#include "net/offload.h"
+
+#define SEGMENT_BYTES 512 /* that cutting a segment off costs as much as: its headers, a checksum, a buffer */
+#define PIECES_SEGMENT 4 /* pieces that a packet lies in, of which so many cost as much */
+#define BUCKET_SHIFT 16 /* of vp_bucket's unit of time */
+
+static const char *const drop_str[VP_DROP_MAX] = {
+	[VP_DROP_NO_PEER]    = "no-peer",
+	[VP_DROP_NO_BUFFER]  = "no-buffer",
+	[VP_DROP_TOO_BIG]    = "too-big",
+	[VP_DROP_BAD_HEADER] = "bad-header",
+	[VP_DROP_BAD_PACKET] = "bad-packet",
+	[VP_DROP_RATE]       = "rate",
+};
+
+const char *vp_drop_str(enum vp_drop d)
+{
+	return (unsigned)d < VP_DROP_MAX ? drop_str[d] : "unknown";
+}
+
+struct vp_relay_scratch *vp_relay_scratch_new(void)
+{
+	struct vp_relay_scratch *s = NULL;
+
+	if (posix_memalign((void **)&s, VP_CACHELINE, sizeof(*s)))
+		return NULL;
+	s->hz = vp_cycles_hz();
+	s->call_seq = 0;
+	return s;
+}
+
+/* Single writer: a plain add, published as a relaxed store so that readers never see half of it. */
+VP_INLINE void stat_add(uint64_t *c, uint64_t n)
+{
+	__atomic_store_n(c, *c + n, __ATOMIC_RELAXED);
+}
+
+/* State of one vp_relay_run(). */
+struct run {
+	struct vp_relay_queue *src, *dst;
+	struct vp_relay_scratch *s;
+	struct vp_rxfill rx;
+	unsigned src_hlen;
+	bool     filled;     /* receive chains were given back */
+	/* beyond the bytes that arrive */
+	uint64_t reworked;   /* bytes of packets that were reworked */
+	unsigned segments;   /* that packets were cut into, beyond one for each */
+};
+
+static const struct virtio_net_hdr no_offload;
+
+/*
+ * More segments than a burst of buffers: counted first, so that all go or none; only a receiver that takes its buffers
+ * back meanwhile loses some.
+ */
+static int rework_long(struct run *r, struct vp_gso *g)
+{
+	uint32_t payload = g->len - g->hdr_len, n;
+	unsigned chains, looked = 0;
+	int ret = vp_rxfill_room(&r->rx, g->hdr_len + VP_MIN(g->mss, payload), (payload + g->mss - 1) / g->mss, &chains);
+
+	if (ret)
+		return ret;
+	while ((n = vp_gso_next(g, r->s->seg))) {
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+		if (ret == -EAGAIN) {
+			r->filled |= vp_rxfill_flush(&r->rx);
+			/* What a burst has left is fetched again: less than was used, unless it is not what was counted. */
+			r->rx.looked = 0;
+			vp_rxfill_fetch(&r->rx);
+			looked += r->rx.looked;
+			if (looked > 2 * VP_PKT_CHAINS_MAX + VP_BURST)
+				return -EMSGSIZE;
+			ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+		}
+		if (ret)
+			return ret == -EIO ? ret : -EMSGSIZE;
+	}
+	return 0;
+}
+
+/*
+ * A packet that the receiver cannot take as it is: complete its checksum or cut it
+ * into segments, in private memory. All segments go out together or none does.
+ * As vp_pkt_put(), and -EINVAL: the packet is not what its header says.
+ */
+static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur, uint32_t plen, unsigned pieces)
+{
+	struct vp_relay_stats *st = &r->src->stats;
+	unsigned first = r->rx.taken;
+	struct vp_gso g;
+	uint32_t n;
+	int ret;
+
+	vp_pkt_gather(&cur, r->s->pkt, plen);
+	r->reworked += plen;
+	if (v->gso_type == VIRTIO_NET_HDR_GSO_NONE) {
+		if (vp_net_csum_complete(r->s->pkt, plen, v->csum_start, v->csum_offset))
+			return -EINVAL;
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->pkt, plen);
+		if (!ret)
+			stat_add(&st->summed, 1);
+		return ret;
+	}
+	if (vp_gso_init(&g, r->s->pkt, plen, v))
+		return -EINVAL;
+	n = (plen - g.hdr_len + g.mss - 1) / g.mss;
+	/* Both cost time, and what cannot be had together no driver makes. */
+	if (n + pieces / PIECES_SEGMENT > VP_GSO_SEGS_MAX)
+		return -EINVAL;
+	/* Into more buffers than the burst holds: no need to try. */
+	ret = !first && n > r->rx.b->n ? -EAGAIN : 0;
+	while (!ret && (n = vp_gso_next(&g, r->s->seg)))
+		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
+	if (ret) {
+		r->rx.taken = first;
+		if (ret == -EAGAIN && !first && vp_rxfill_more(&r->rx) && !vp_gso_init(&g, r->s->pkt, plen, v))
+			ret = rework_long(r, &g);
+		if (ret)
+			return ret;
+	}
+	stat_add(&st->cut, 1);
+	r->segments += g.index - 1u;
+	return 0;
+}
+
+/* Everything but the plain packet in one piece into one buffer. As rework(); why is set on other errors than -EAGAIN. */
+static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes, enum vp_drop *why)
+{
+	struct vp_cursor cur = { &r->s->src.seg[c->seg], 0 };
+	struct virtio_net_hdr v;
+	uint8_t raw[12] = { 0 };
+	uint32_t plen;
+	int ret;
+
+	*why = VP_DROP_BAD_PACKET;
+	if (c->nin || c->out_len < r->src_hlen + VP_PKT_MIN)
+		return -EINVAL;
+	plen = c->out_len - r->src_hlen;
+	*why = VP_DROP_TOO_BIG;
+	if (plen > VP_PKT_MAX)
+		return -EMSGSIZE;
+	vp_pkt_gather(&cur, raw, r->src_hlen);
+	memcpy(&v, raw, sizeof(v));
+	*why = VP_DROP_BAD_HEADER;
+	if (vp_net_hdr_check(&v, plen, r->src->features))
+		return -EINVAL;
+	*bytes = plen;
+	if (!vp_net_hdr_accepted(&v, r->dst->features)) {
+		*why = v.gso_type == VIRTIO_NET_HDR_GSO_NONE ? VP_DROP_BAD_HEADER : VP_DROP_BAD_PACKET;
+		ret = rework(r, &v, cur, plen, c->nout);
+	} else {
+		ret = vp_pkt_put(&r->rx, &v, &cur, NULL, plen);
+		if (!ret && v.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+			stat_add(&r->src->stats.gso, 1);
+	}
+	if (ret == -EMSGSIZE)
+		*why = VP_DROP_TOO_BIG;
+	return ret == -EIO ? -EAGAIN : ret; /* the receiver broke: the packet waits for its end */
+}
+
+/*
+ * The usual packets, from chain i on: no offloads asked for, in one piece, into one
+ * buffer in one piece. Returns how many were of this kind; the first that is
+ * not stays for forward_slow(). It ends behind `left` bytes.
+ */
+VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned src_hlen,
+				 unsigned dst_hlen, uint64_t left, uint64_t *bytes)
+{
+	struct vp_relay_scratch *s = r->s;
+	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->rx.taken];
+	struct vp_used *us = &s->used_src[i], *ud = &s->used_dst[r->rx.taken];
+	unsigned k, count = VP_MIN(n - i, s->dst.n - r->rx.taken);
+	uint64_t sum = 0;
+
+	for (k = 0; k < count && sum < left; k++, c++, d++, us++, ud++) {
+		const struct vp_seg *ss = &s->src.seg[c->seg], *ds = &s->dst.seg[d->seg];
+		uint32_t plen = c->out_len - src_hlen;
+		uint16_t asks;
+
+		if (vp_unlikely(c->nout != 1 || c->nin || d->nin != 1 || d->nout ||
+				c->out_len < src_hlen + VP_PKT_MIN || plen > VP_PKT_MAX ||
+				plen + dst_hlen > ds->len))
+			break;
+		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
+		vp_copy_in(&asks, ss->p, sizeof(asks));
+		if (vp_unlikely(asks))
+			break;
+		if (plen > 128 && k + 1 < count)
+			vp_pkt_prefetch_rest(s->dst.seg[d[1].seg].p, s->src.seg[c[1].seg].p,
+					     VP_MIN(s->src.seg[c[1].seg].len, s->dst.seg[d[1].seg].len));
+		vp_copy_out(ds->p, vp_pkt_plain_hdr, dst_hlen);
+		vp_pkt_copy_peer(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
+		*us = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+		*ud = (struct vp_used){ .len = dst_hlen + plen, .id = d->id, .slots = d->slots };
+		sum += plen;
+	}
+	if (vp_unlikely(r->dst->vq.log))
+		for (unsigned j = r->rx.taken; j < r->rx.taken + k; j++)
+			vp_pkt_log(&r->dst->vq, &s->dst, &s->dst.chain[j], s->used_dst[j].len);
+	r->rx.taken += k;
+	*bytes += sum;
+	return k;
+}
+
+int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s)
+{
+	uint64_t one = 1;
+	ssize_t n;
+
+	if (q->call_fd < 0)
+		return 0;
+	if (vp_unlikely(vp_blame_held(q->who))) {
+		vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+		return -EIO;
+	}
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	/* seccomp data: write */
+	n = write(q->call_fd, &one, sizeof(one));
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	if (n == sizeof(one) || (n < 0 && errno == EAGAIN))
+		return 0; /* EAGAIN: the counter is full, the driver has a notification pending */
+	if (n < 0 && errno == EINTR)
+		vp_blame(q->who);
+	vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+	return -EIO;
+}
+
+/* Give n sender chains back without delivering them. */
+static void drop(struct run *r, unsigned n, enum vp_drop why)
+{
+	struct vp_relay_scratch *s = r->s;
+	unsigned i;
+
+	for (i = 0; i < n; i++)
+		s->used_src[i] = (struct vp_used){ .len = 0, .id = s->src.chain[i].id,
+						   .slots = s->src.chain[i].slots };
+	vp_vq_advance(&r->src->vq, &s->src, n);
+	vp_vq_complete(&r->src->vq, s->used_src, n);
+	stat_add(&r->src->stats.drops[why], n);
+}
+
+/* A limit at one moment: what a packet costs and what may come at once, in 65536ths of a tick. */
+struct limit {
+	uint64_t now, cost, burst;
+};
+
+/* False: there is none. */
+static bool limit_of(const struct vp_bucket *b, uint64_t now, uint64_t hz, struct limit *l)
+{
+	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED);
+
+	if (!rate)
+		return false;
+	l->now = now << BUCKET_SHIFT;
+	l->cost = VP_MAX((hz << BUCKET_SHIFT) / rate, 1);
+	l->burst = l->cost * VP_MAX(rate / 100, 64);
+	return true;
+}
+
+/*
+ * The time up to which packets have been let pass: not longer ago than a burst, and ahead of now by as much at most,
+ * for what is owed. Beyond that it is of another time, and as good as none.
+ */
+static uint64_t limit_from(const struct limit *l, uint64_t due)
+{
+	return due && due - l->now + l->burst <= 2 * l->burst ? due : l->now - l->burst;
+}
+
+/* Relaxed throughout: only this number is shared, and a packet more or less does not matter. */
+static unsigned bucket_take(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
+{
+	uint64_t due, from;
+	struct limit l;
+	unsigned pass;
+
+	if (!limit_of(b, now, hz, &l))
+		return n;
+	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
+	do {
+		from = limit_from(&l, due);
+		if ((int64_t)(l.now - from) < 0)
+			return 0;
+		pass = (unsigned)VP_MIN((uint64_t)n, (l.now - from) / l.cost);
+		if (!pass)
+			return 0;
+	} while (!__atomic_compare_exchange_n(&b->due, &due, from + pass * l.cost, true, __ATOMIC_RELAXED,
+					      __ATOMIC_RELAXED));
+	return pass;
+}
+
+static void bucket_charge(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
+{
+	uint64_t due, to;
+	struct limit l;
+
+	if (!limit_of(b, now, hz, &l))
+		return;
+	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
+	do {
+		to = limit_from(&l, due) + n * l.cost;
+		if ((int64_t)(to - l.now) > (int64_t)l.burst)
+			to = l.now + l.burst;
+	} while (!__atomic_compare_exchange_n(&b->due, &due, to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+
+static void bucket_give_back(struct vp_bucket *b, uint64_t hz, unsigned n)
+{
+	struct limit l;
+
+	if (n && limit_of(b, 0, hz, &l))
+		__atomic_fetch_sub(&b->due, n * l.cost, __ATOMIC_RELAXED);
+}
+
+static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
+{
+	struct limit l;
+
+	if (!limit_of(b, now, hz, &l))
+		return false;
+	return (int64_t)(l.now - limit_from(&l, __atomic_load_n(&b->due, __ATOMIC_RELAXED))) < 0;
+}
+
+void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n)
+{
+	bucket_give_back(&src->own, hz, n);
+	if (src->shared)
+		bucket_give_back(src->shared, hz, n);
+}
+
+unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
+{
+	unsigned pass;
+
+	n = bucket_take(&src->own, now, hz, n);
+	if (!src->shared || !n)
+		return n;
+	pass = bucket_take(src->shared, now, hz, n);
+	bucket_give_back(&src->own, hz, n - pass);
+	return pass;
+}
+
+void vp_relay_charge(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned more)
+{
+	if (!more)
+		return;
+	bucket_charge(&src->own, now, hz, more);
+	if (src->shared)
+		bucket_charge(src->shared, now, hz, more);
+}
+
+bool vp_relay_owes(const struct vp_relay_queue *src, uint64_t now, uint64_t hz)
+{
+	return bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
+}
+
+bool vp_relay_must_wait(const struct vp_relay_queue *src)
+{
+	return vp_relay_limited(src) && vp_relay_owes(src, vp_cycles(), vp_cycles_hz());
+}
+
+/*
+ * Publish what was moved: the sender's chains [from, to), then the receiver's buffers. A daemon that is killed
+ * between the two loses these packets; the other way round, its successor would deliver them again.
+ */
+static void settle(struct run *r, unsigned from, unsigned to)
+{
+	vp_vq_complete(&r->src->vq, r->s->used_src + from, to - from);
+	r->filled |= vp_rxfill_flush(&r->rx);
+}
+
+/* What the bytes and the rest of a run leave of its budget. 0: it is over, whatever else there is. */
+VP_INLINE uint64_t budget(const struct run *r, uint64_t bytes)
+{
+	uint64_t spent = bytes + r->reworked + SEGMENT_BYTES * (uint64_t)r->segments;
+
+	return spent < VP_PKT_RUN_BYTES ? VP_PKT_RUN_BYTES - spent : 0;
+}
+
+/* Move n fetched packets, as far as the budget of a run goes; how many were dealt with. */
+static unsigned forward(struct run *r, unsigned n)
+{
+	struct vp_relay_queue *src = r->src, *dst = r->dst;
+	struct vp_relay_scratch *s = r->s;
+	uint64_t bytes = 0, sent = 0, left;
+	unsigned i, settled = 0, want = n;
+
+	vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
+	for (i = 0; i < n; i++) {
+		const struct vp_chain *c;
+		enum vp_drop why;
+		uint32_t plen = 0;
+		unsigned k;
+		int ret;
+
+		left = budget(r, bytes);
+		if (vp_unlikely(!left))
+			break;
+		if (vp_likely(r->src_hlen == 12 && r->rx.hdr_len == 12))
+			k = forward_plain(r, i, n, 12, 12, left, &bytes);
+		else
+			k = forward_plain(r, i, n, r->src_hlen, r->rx.hdr_len, left, &bytes);
+		sent += k;
+		i += k;
+		if (i == n || (k && !budget(r, bytes)))
+			break;
+		c = &s->src.chain[i];
+		ret = forward_slow(r, c, &plen, &why);
+		if (ret == -EAGAIN) {
+			/* Packets that take several buffers each: look once whether there are more. */
+			if ((s->dst.n < want && !s->dst.more) || want == VP_BURST || dst->vq.broken)
+				break;
+			settle(r, settled, i);
+			settled = i;
+			want = VP_BURST;
+			vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
+			i--;
+			continue;
+		}
+		if (!ret) {
+			bytes += plen;
+			sent++;
+		} else {
+			stat_add(&src->stats.drops[why], 1);
+			if (c->nin)
+				vp_vq_break(&src->vq, VP_VQ_BAD_BUFFER);
+		}
+		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+	}
+	settle(r, settled, i);
+	if (i) {
+		vp_vq_advance(&src->vq, &s->src, i);
+		stat_add(&src->stats.packets, sent);
+		stat_add(&src->stats.bytes, bytes);
+	}
+	return i;
+}
+
+/* Microseconds that packets wait for buffers of q. */
+static uint64_t patience(const struct vp_relay_queue *q)
+{
+	return q->vq.stalled ? VP_RELAY_VIOMMU_PATIENCE_US : VP_RELAY_PATIENCE_US;
+}
+
+unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
+		      struct vp_relay_scratch *s)
+{
+	struct run r = { .src = src, .dst = dst, .s = s };
+	uint64_t start = vp_cycles();
+	const bool limited = vp_relay_limited(src);
+	unsigned n, done, calls = 0;
+
+	if (vp_unlikely(limited && vp_relay_owes(src, start, s->hz)))
+		return 0;
+	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
+	if (!n)
+		return 0;
+	if (limited) {
+		unsigned pass = vp_relay_allow(src, start, s->hz, n);
+
+		vp_relay_charge(src, start, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		if (!pass) {
+			drop(&r, n, VP_DROP_RATE);
+			goto out;
+		}
+		n = pass;
+	}
+	if (!dst || dst->vq.broken) {
+		drop(&r, n, VP_DROP_NO_PEER);
+		goto out;
+	}
+	r.src_hlen = vp_net_hdr_len(src->features);
+	r.rx = (struct vp_rxfill){
+		.vq = &dst->vq, .b = &s->dst, .used = s->used_dst,
+		.hdr_len = vp_net_hdr_len(dst->features),
+		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+	};
+	done = forward(&r, n);
+	if (limited) {
+		vp_relay_give_back(src, s->hz, n - done);
+		vp_relay_charge(src, start, s->hz, r.segments);
+	}
+	if (done) {
+		src->blocked_since = 0;
+		n = done;
+	} else if (!src->blocked_since) {
+		src->blocked_since = start;
+		return 0;
+	} else if (start - src->blocked_since < s->hz / 1000000 * patience(dst)) {
+		return 0;
+	} else {
+		/* Out of patience, and for as long as no buffer comes: no second wait per burst. */
+		drop(&r, n, VP_DROP_NO_BUFFER);
+		/*
+		 * But for an answer of a vIOMMU: it was asked for these, and what it says may be taken back before the
+		 * next ones come. Without a wait of their own they would never arrive.
+		 */
+		if (dst->vq.stalled)
+			src->blocked_since = 0;
+	}
+out:
+	/* What was given back before the look at the event fields of both. Pairs with the drivers' barriers. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (r.filled && vp_vq_need_call_fenced(&dst->vq)) {
+		vp_relay_call(dst, s);
+		calls++;
+	}
+	if (vp_vq_need_call_fenced(&src->vq)) {
+		vp_relay_call(src, s);
+		calls++;
+	}
+	stat_add(&src->stats.calls, calls);
+	stat_add(&src->stats.bursts, 1);
+	stat_add(&src->stats.busy_cycles, vp_cycles() - start);
+	return n;
+}
