@@ -21,6 +21,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "conf/policy.h"
+#include "device/device.h"
 #include "sys/sock.h"
 #include "sys/source.h"
 #include "vhost-pci/local.h"
@@ -375,7 +376,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	l->a.ops = &attach_ops;
 	l->c = *c;
 	l->port = p;
-	l->nsig = 1 + 2 * c->link->pairs;
+	l->nsig = 1 + vp_device_queues(c->link);
 	l->lfd = l->fd = l->sig0 = -1;
 	l->sig = malloc(l->nsig * sizeof(int));
 	l->bell = malloc(l->nsig * sizeof(int));
