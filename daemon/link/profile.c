@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -49,7 +50,9 @@ void vp_profile_save(const struct vp_conf_daemon *c, const struct vp_conf_link *
 
 	path_of(c, l, "", path, sizeof(path));
 	path_of(c, l, ".new", new, sizeof(new));
-	/* seccomp control: unlink unlinkat rename renameat renameat2 fsync */
+	/* seccomp control: mkdir mkdirat unlink unlinkat rename renameat renameat2 fsync */
+	/* Made before the daemon gave files up, if there was a link then that needs it. */
+	mkdir(c->state_dir, 0700);
 	unlink(new);
 	fd = open(new, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0 || write(fd, text, n) != (ssize_t)n || fsync(fd) || rename(new, path))

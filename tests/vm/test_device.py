@@ -57,19 +57,30 @@ class Disk(Served):
 
     kind, model, props = 'blk', 'vhost-user-blk-pci', 'num-queues=1'
 
-    def __init__(self, lab, *point, written=False, **kw):
+    def __init__(self, lab, *point, written=False, own=False, **kw):
+        """@own: a disk of the device VM's is served, which outlives it, and not a file in its memory."""
+        device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')])
+        self.blockdev = 'driver=file,filename=/run/disk.img'
+        if own:
+            image = lab.daemon.path('disk.img')
+            with open(image, 'wb') as f:
+                f.truncate(MIB << 20)
+            device['extra'] = ['-drive', 'file=%s,format=raw,if=none,id=own' % image, '-device', 'virtio-blk-pci,drive=own,vectors=0']
+            self.blockdev = 'driver=host_device,filename=/dev/vda,cache.direct=on'
+        self.own = own
         super().__init__(lab, *point, driver=dict(programs=[('/sbin/mkfs.ext4', '/sbin/mkfs.ext4'), ('/sbin/e2fsck', '/sbin/e2fsck')]),
-                         device=dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')]),
-                         profile={'Capacity': '%dM' % MIB} if written else None, **kw)
+                         device=device, profile={'Capacity': '%dM' % MIB} if written else None, **kw)
 
     def start_device(self):
         super().start_device()
-        self.device.sh('[ -e /run/disk.img ] || dd if=/dev/zero of=/run/disk.img bs=1M count=%d 2>/dev/null' % MIB)
+        self.device.sh('modprobe virtio_blk' if self.own else '[ -e /run/disk.img ] || dd if=/dev/zero of=/run/disk.img bs=1M count=%d 2>/dev/null' % MIB)
+        if self.own:
+            self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
 
     def start_backend(self):
-        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=file,node-name=f,filename=/run/disk.img,discard=unmap '
+        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev %s,node-name=f,discard=unmap '
                        '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1 '
-                       '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)' % (SOCKET, SOCKET))
+                       '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)' % (SOCKET, self.blockdev, SOCKET))
 
     def wait_known(self):
         end = time.time() + v.limit(60)
@@ -152,6 +163,34 @@ def test_back_end_killed_while_writing(lab, qemu):
     assert d.sh('dd if=/dev/vda bs=1M count=32 iflag=direct 2>/dev/null | sha256sum', 120).split()[0] == want
     k.check()
     v.note('%d kills, %d requests given again, no error, every byte there' % (kills, again))
+
+
+@pytest.mark.parametrize('qemu', ['system', '11'])
+def test_device_vm_killed_while_writing(lab, qemu):
+    """Copy mode: SIGKILL of the whole device VM, which boots again and serves the same disk. A pause, and no error."""
+    k = Disk(lab, 'copy', 'ivshmem', driver_qemu=qemu, written=True, own=True)
+    k.daemon.start()
+    lab.boot(k.driver)
+    k.start_device()
+    k.start_backend()
+    d = k.driver
+    d.sh('modprobe virtio_blk')
+    d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
+    d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=16 2>/dev/null')
+    job = d.spawn('for i in 1 2 3 4 5 6 7 8; do dd if=/tmp/pattern of=/dev/vda bs=16384 oflag=direct || exit 1; done', 900)
+    kills = 0
+    while job.status is None and kills < 4:
+        time.sleep(2)
+        k.device.kill()
+        kills += 1
+        k.start_device()
+        k.start_backend()
+    job.result(900)
+    again = k.status()['sides']['device']['requests_given_again']
+    want = d.sh('sha256sum </tmp/pattern').split()[0]
+    assert d.sh('dd if=/dev/vda bs=1M count=16 iflag=direct 2>/dev/null | sha256sum', 120).split()[0] == want
+    k.check()
+    v.note('%d kills of the device VM, %d requests given again, no error, every byte there' % (kills, again))
 
 
 class Files(Served):
