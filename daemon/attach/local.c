@@ -86,6 +86,9 @@ static void client_gone(struct local *l, const char *why)
 	}
 	memset(l->direct, 0, sizeof(l->direct));
 	l->c.wires_changed(l->c.ctx);
+	/* What could not be said to it any more meanwhile is no fault of the next process. */
+	if (l->drop)
+		sd_event_source_set_enabled(l->drop, SD_EVENT_OFF);
 }
 
 static int on_drop(sd_event_source *s, void *arg)
