@@ -298,6 +298,8 @@ static bool replace(struct local *l, unsigned q, uint32_t type, unsigned flag, i
 		drop_soon(l);
 		return false;
 	}
+	/* Behind the message: a process that polls looks at its socket when the page has changed, not before. */
+	vp_port_touch(l->port);
 	return theirs >= 0;
 }
 
