@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""scale: what links cost that do nothing, how long adding one takes, and whether a busy link notices the idle ones."""
+"""scale: what links cost that do nothing, how long adding one takes, and whether a busy link notices the idle ones, or the hostile."""
 import json
 import os
 import resource
 import subprocess
 import time
 
+import crowd
 import harness
 import middle
 from frontend import IdleVm
@@ -13,6 +14,9 @@ from q_relay import RINGS, Setup
 from q_vm_to_vm import Circle
 
 ADD_TARGET_MS = 5.0
+NEIGHBOUR_TARGET = 5.0   # times what honest pairs cost it
+ANSWER_TARGET_MS = 50.0
+CROWD_PAIRS = 64
 
 
 def wakeups(pid):
@@ -182,6 +186,54 @@ def regions(opt, counts, n, ms, results):
                                            "one region", regions=k, which=which))
 
 
+def percentile(values, p):
+    v = sorted(values)
+    return v[min(int(p * len(v)), len(v) - 1)]
+
+
+def neighbour(opt, names, n, seconds, results):
+    """A neighbour on the same data thread: its packets beside a link whose 64 pairs do what costs most, and beside one whose 64 pairs
+    send as fast as they can. And the control socket, also while such a link leaves."""
+    cpus = harness.two_cpus()
+    home = os.sched_getaffinity(0)
+    for name in names:
+        sub = argparse_copy(opt, "crowd-%d" % names.index(name))
+        at = {k: [os.path.join(sub.workdir, k + side) for side in "ab"] for k in ("honest", "hostile", "nb")}
+        d = middle.Daemon(sub, cpus[1], [(k, middle.relay_link(*s, 1 if k == "nb" else CROWD_PAIRS)) for k, s in at.items()])
+        ends, answers = [], []
+        try:
+            os.sched_setaffinity(0, {cpus[0]})
+            ends.append(crowd.Crowd(at["honest"], CROWD_PAIRS, crowd.HONEST["1518 B"]))
+            ends.append(crowd.Crowd(at["hostile"], CROWD_PAIRS, crowd.HOSTILE[name]))
+            ends.append(crowd.Neighbour(at["nb"]))
+            disturbance = harness.Disturbance([d.pid, os.getpid()], cpus)
+
+            def sample(c, half_time=None):
+                disturbance.start()
+                times, asked = crowd.measure(c, ends[2], d.control, seconds, half_time=half_time)
+                c.drain()
+                answers.append(max(asked) / 1000)
+                return {"p50": percentile(times, 0.5), "p99": percentile(times, 0.99), "disturbed": disturbance.share()}
+
+            got = harness.pairs(lambda: sample(ends[1]), lambda: sample(ends[0]), n)
+            r = harness.compare("scale", "neighbour of 64 hostile pairs: " + name, "us, 99 %", got, "p99", True,
+                                "64 honest pairs, 1518 B", target="< %g x the peer" % NEIGHBOUR_TARGET)
+            r["note"] = "median packet %.0f us, peer %.0f us; control socket at worst %.1f ms" % (
+                harness.middle_of([a["p50"] for a, _ in got]), harness.middle_of([b["p50"] for _, b in got]),
+                harness.middle_of(sorted(answers)))
+            r["failed"] = r["ours"] > NEIGHBOUR_TARGET * r["peer"]
+            results.append(r)
+            del answers[:]
+            sample(ends[1], half_time=ends[0].hang_up)
+            results.append(harness.single("scale", "control socket while 64 pairs leave beside: " + name, "ms", answers,
+                                          target="< %g" % ANSWER_TARGET_MS, failed=answers[0] >= ANSWER_TARGET_MS))
+        finally:
+            os.sched_setaffinity(0, home)
+            for e in ends:
+                e.close()
+            d.end()
+
+
 def argparse_copy(opt, name):
     """The options with a work directory below."""
     import copy
@@ -200,6 +252,8 @@ def run(opt):
     pairs = 3 if opt.quick else opt.pairs
     queue_pairs(opt, [8] if opt.quick else [2, 4, 8], pairs, 0.3 if opt.quick else 0.4, results)
     regions(opt, [509] if opt.quick else [2, 8, 64, 509], pairs, 50 if opt.quick else 200, results)
+    hostile = list(crowd.HOSTILE)
+    neighbour(opt, hostile[::4] if opt.quick else hostile, pairs, 0.5 if opt.quick else 1, results)
     plot(opt, results)
     return results
 

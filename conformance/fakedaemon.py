@@ -142,7 +142,7 @@ class Daemon:
         m[s + 0x8000:s + 0x8100] = windows.ljust(256, b"\0")
         m[s + 0xc000:s + 0xc100] = regions.ljust(256, b"\0")
         if "reserved" in self.deviate:
-            m[s + 0x300] = 1
+            m[s + 0x400] = 1
         if not torn and "even-generation" not in self.deviate:
             g += 1
             self.w32(s, g)

@@ -27,6 +27,7 @@
 #include "sys/log_sink.h"
 #include "threads/forward.h"
 #include "threads/rates.h"
+#include "sys/source.h"
 #include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
@@ -104,6 +105,8 @@ static int open_loop(struct vp_daemon *d, struct vp_err *e)
 		r = sd_event_add_time(d->event, NULL, CLOCK_MONOTONIC, UINT64_MAX, 0, on_never, NULL);
 	if (r >= 0)
 		r = sd_event_set_watchdog(d->event, true);
+	if (r >= 0)
+		r = vp_log_sink_watch(d->event);
 	if (r < 0)
 		return vp_err_set(e, r, "cannot set up the event loop: %s", strerror(-r));
 	sd_event_now(d->event, CLOCK_MONOTONIC, &d->started_us);
@@ -161,7 +164,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	r = worker_pool_new(&d->workers, &wc, e);
 	if (r)
 		return r;
-	r = sd_event_add_io(d->event, NULL, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
+	r = vp_source_add(&d->attention, d->event, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
 	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
 }
 
@@ -174,6 +177,7 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
+	vp_memory_apply(d->conf);
 	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
 	return 0;
 }
@@ -202,6 +206,7 @@ static void close_all(struct vp_daemon *d)
 	d->control = NULL;
 	vp_links_free(d->links);
 	vp_forward_free(d->forward);
+	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
 	for (unsigned i = 0; i < d->activation.n; i++)
@@ -212,6 +217,7 @@ static void close_all(struct vp_daemon *d)
 		closedir(d->fd_dir);
 	vp_audit_free(d->audit);
 	vp_conf_free(d->conf);
+	vp_log_sink_end();
 	sd_event_unref(d->event);
 }
 

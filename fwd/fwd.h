@@ -8,6 +8,7 @@
 #include <vhost-pci/vhostpci.h>
 
 #define FWD_MAX_PORTS 16
+#define FWD_MAX_PAIRS 64 /* of a port that are waited for; more are polled */
 #define FWD_BURST     32
 #define FWD_ROOM      65600 /* bytes: the largest packet that a driver VM can send */
 
@@ -37,11 +38,16 @@ int fdb_find(const struct fdb *f, const uint8_t mac[6], uint64_t now);
 
 enum fwd_mode { FWD_CROSS, FWD_SWITCH, FWD_MACSWAP };
 
+struct vp_watch;
+
 struct fwd_port {
 	const char      *where;
 	struct vhp_port *p;
 	bool             up;
 	struct pcap     *pcap;
+	struct vp_watch *watch;               /* of vhp_fd() */
+	struct vp_watch *kick[FWD_MAX_PAIRS]; /* of vhp_recv_fd(), when we last slept */
+	unsigned         fds_serial;          /* of kick[] */
 	uint64_t         lost; /* sent to this port, but it offered no buffer */
 };
 

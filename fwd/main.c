@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/watch.h"
+
 #define IDLE_ROUNDS 2000 /* empty rounds before sleeping */
 
 static volatile sig_atomic_t stop;
@@ -129,6 +131,23 @@ static void update_ports(struct fwd *f, bool all)
 	}
 }
 
+/* The port's kick fds are others now. */
+static void forget_kicks(struct fwd_port *port)
+{
+	for (unsigned pair = 0; pair < FWD_MAX_PAIRS; pair++)
+		vp_watch_end(&port->kick[pair]);
+}
+
+/* Will a kick of this pair end the sleep? */
+static bool wait_kick(struct fwd_port *port, unsigned pair, int ep)
+{
+	int fd = vhp_recv_fd(port->p, pair);
+
+	if (fd < 0 || pair >= FWD_MAX_PAIRS)
+		return false;
+	return port->kick[pair] || !vp_watch_add(&port->kick[pair], ep, fd, EPOLLIN | EPOLLET, 0);
+}
+
 /* Ask for kicks and sleep until one comes, a state page changes, or a second has passed. */
 static void nap(struct fwd *f, int ep)
 {
@@ -137,18 +156,16 @@ static void nap(struct fwd *f, int ep)
 	bool work = false;
 
 	for (i = 0; i < f->n; i++) {
+		struct fwd_port *port = &f->port[i];
 		struct vhp_port_info info;
 
-		vhp_port_info(f->port[i].p, &info);
-		for (pair = 0; f->port[i].up && pair < info.pairs; pair++) {
-			struct epoll_event e = { .events = EPOLLIN | EPOLLET };
-			int fd = vhp_recv_fd(f->port[i].p, pair);
-
-			/* Known already is what usually happens; a new fd after a restart is added. */
-			if (fd >= 0 && epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) < 0 && errno != EEXIST)
-				work = true; /* cannot be slept on: poll */
-			work |= fd < 0 || vhp_recv_arm(f->port[i].p, pair);
-		}
+		if (port->fds_serial != vhp_fds_serial(port->p))
+			forget_kicks(port);
+		port->fds_serial = vhp_fds_serial(port->p);
+		vhp_port_info(port->p, &info);
+		for (pair = 0; port->up && pair < info.pairs; pair++)
+			/* Whom nobody wakes has to poll. */
+			work |= !wait_kick(port, pair, ep) || vhp_recv_arm(port->p, pair);
 	}
 	if (!work)
 		epoll_wait(ep, ev, FWD_MAX_PORTS, 1000);
@@ -170,7 +187,6 @@ static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
 		return -EINVAL;
 	}
 	for (i = 0; i < n; i++) {
-		struct epoll_event e = { .events = EPOLLIN };
 		struct vhp_error err;
 		int ret;
 
@@ -181,7 +197,11 @@ static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
 			return ret;
 		}
 		f->n = i + 1;
-		epoll_ctl(ep, EPOLL_CTL_ADD, vhp_fd(f->port[i].p), &e);
+		ret = vp_watch_add(&f->port[i].watch, ep, vhp_fd(f->port[i].p), EPOLLIN, 0);
+		if (ret) {
+			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], strerror(-ret));
+			return ret;
+		}
 	}
 	return 0;
 }
@@ -313,6 +333,8 @@ int main(int argc, char **argv)
 	if (!ret)
 		run(&f, ep, poll, stats, json);
 	for (i = 0; i < FWD_MAX_PORTS; i++) {
+		forget_kicks(&f.port[i]);
+		vp_watch_end(&f.port[i].watch);
 		vhp_close(f.port[i].p);
 		c = pcap_close(f.port[i].pcap);
 		if (c)

@@ -24,12 +24,14 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "device/device.h"
 #include "handover/guard.h"
 #include "attach/ivshmem_direct.h"
 #include "attach/ivshmem_windows.h"
 #include "sys/fdstore.h"
 #include "conf/policy.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 
 #define PORT_ID   0   /* IVPosition of the port */
 #define DAEMON_ID 1   /* the peer whose doorbells are ours */
@@ -47,7 +49,7 @@ struct ivshmem {
 	bool                  complete;   /* handshake sent */
 	bool                  had_device; /* that was given sig[] */
 	unsigned              sent;       /* messages of the handshake sent so far */
-	sd_event_source      *listen_io, *io, *bell_io;
+	struct vp_source     *listen_io, *io, *bell_io;
 	struct ucred          cred;
 	int                  *sig, *bell;
 	int                   sig0;
@@ -62,8 +64,7 @@ static void client_gone(struct ivshmem *v, const char *why)
 		return;
 	vp_log(VP_LOG_INFO, "%s: the device of pid %d has gone: %s", v->c.name, (int)v->cred.pid, why);
 	snprintf(v->last, sizeof(v->last), "%s", why);
-	sd_event_source_disable_unref(v->io);
-	v->io = NULL;
+	vp_source_end(&v->io);
 	vp_close(&v->fd);
 	v->complete = false;
 	vp_ivdirect_device(v->direct, -1, true);
@@ -103,14 +104,14 @@ static int go_on(struct ivshmem *v)
 		int r = hello(v, v->sent);
 
 		if (r == -EAGAIN)
-			return sd_event_source_set_io_events(v->io, EPOLLIN | EPOLLOUT);
+			return vp_source_events(v->io, EPOLLIN | EPOLLOUT);
 		if (r)
 			return r;
 		v->sent++;
 	}
 	if (v->complete)
 		return 0;
-	sd_event_source_set_io_events(v->io, EPOLLIN);
+	vp_source_events(v->io, EPOLLIN);
 	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
 	device_there(v, true);
 	vp_keep_put(v->c.link->name, "conn", v->fd);
@@ -214,9 +215,9 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	v->cred = cred;
 	v->sent = 0;
 	v->n_conns++;
-	r = sd_event_add_io(v->c.d->event, &v->io, fd, EPOLLIN, on_client, v);
+	r = vp_source_add(&v->io, v->c.d->event, fd, EPOLLIN, on_client, v);
 	if (r >= 0) {
-		sd_event_source_set_ratelimit(v->io, 100000, 500);  /* it has nothing to say */
+		vp_source_limit(v->io, 100000, 500);  /* it has nothing to say */
 		r = go_on(v);
 	}
 	if (r < 0)
@@ -347,9 +348,9 @@ static void ivshmem_free(struct vp_attach *a)
 		keep_nothing(v);
 	if (v->wins)
 		vp_ivwins_free(v->wins);
-	sd_event_source_disable_unref(v->io);
-	sd_event_source_disable_unref(v->listen_io);
-	sd_event_source_disable_unref(v->bell_io);
+	vp_source_end(&v->io);
+	vp_source_end(&v->listen_io);
+	vp_source_end(&v->bell_io);
 	vp_ivdirect_free(v->direct);
 	vp_wire_free(v->wire0);
 	if (v->lfd >= 0)
@@ -453,7 +454,7 @@ static int take_over(struct ivshmem *v, bool kept)
 	v->fd = fd;
 	v->had_device = true;
 	v->sent = HELLO + 2 * v->nsig;
-	r = sd_event_add_io(v->c.d->event, &v->io, fd, EPOLLIN, on_client, v);
+	r = vp_source_add(&v->io, v->c.d->event, fd, EPOLLIN, on_client, v);
 	if (r < 0)
 		return r;
 	vp_log(VP_LOG_INFO, "%s: device taken over (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
@@ -474,7 +475,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->a.ops = &attach_ops;
 	v->c = *c;
 	v->port = p;
-	v->nsig = 1 + 2 * c->link->pairs;
+	v->nsig = 1 + vp_device_queues(c->link);
 	v->lfd = v->fd = v->sig0 = -1;
 	r = make_signals(v, &kept);
 	v->had_device = kept;
@@ -482,17 +483,17 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
 	if (!r)
-		r = sd_event_add_io(c->d->event, &v->bell_io, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);
+		r = vp_source_add(&v->bell_io, c->d->event, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);
 	if (r < 0) {
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
 	} else {
-		sd_event_source_set_ratelimit(v->bell_io, 100000, 500);
+		vp_source_limit(v->bell_io, 100000, 500);
 		r = vp_ivwins_new(&v->wins, c->d, c->link, c->name, p, e);
 	}
 	if (!r)
 		r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &v->lfd, e);
 	if (!r) {
-		r = sd_event_add_io(c->d->event, &v->listen_io, v->lfd, EPOLLIN, on_accept, v);
+		r = vp_source_add(&v->listen_io, c->d->event, v->lfd, EPOLLIN, on_accept, v);
 		if (r < 0)
 			vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r));
 	}

@@ -21,8 +21,12 @@
 #include "conf/policy.h"
 #include "sys/qmp.h"
 #include "sys/timer.h"
+#include "port/winid.h"
 
+#define DEV_PREFIX   "vhp-"     /* then the link's name, a dash, the id */
 #define BUSES_MAX    64
+#define LEFT_MAX     64         /* devices of an earlier daemon: it had no more buses */
+#define LIST_MAX     4096       /* devices of a VM that are looked at */
 #define BAR_LOOK_US  200000u
 #define BAR_LOOKS    25         /* 5 s in all */
 #define DEL_AGAIN_US 5000000u   /* an unplug request that the guest did not honour is repeated */
@@ -33,7 +37,7 @@ struct wdev {
 	struct vp_ivwins *w;
 	struct wdev      *next;
 	int               slot;      /* -1 = nobody's any more */
-	uint32_t          id;
+	uint32_t          id;        /* of w->ids; 0 = none yet */
 	enum wstate       state;
 	bool              unwanted;  /* remove it as soon as that can be asked for */
 	bool              seen;      /* scratch of on_list() */
@@ -51,6 +55,7 @@ struct vp_ivwins {
 	const char                *name;
 	struct vp_port            *port;
 	struct vp_qmp             *qmp;    /* NULL = not configured */
+	struct vp_winids          *ids;    /* of the device VM */
 	struct wdev               *list;
 	char                       buses[VP_CONF_BUS_MAX];
 	const char                *bus[BUSES_MAX];
@@ -60,17 +65,6 @@ struct vp_ivwins {
 	bool                       listed;  /* what an earlier daemon left plugged is in the list */
 	bool                       freeing;
 };
-
-/* Unique over all ports of the process, hence over all windows of a device VM (spec, "ivshmem"). */
-static uint32_t next_id(void)
-{
-	static uint32_t n;
-
-	if (!n)
-		n = (uint32_t)time(NULL) * 31;  /* not those of the daemon before us, whose devices may still be plugged */
-	n++;
-	return VHP_IVSHMEM_WINDOW_ID + n % (VHP_IVSHMEM_ID_MAX + 1 - VHP_IVSHMEM_WINDOW_ID);
-}
 
 int vp_ivshmem_send(int sock, int64_t value, int fd)
 {
@@ -95,10 +89,15 @@ static struct wdev *wdev_new(struct vp_ivwins *w, int slot)
 	return v;
 }
 
-static void wdev_free(struct wdev *v)
+/* gone: there is no such device in the VM; else there may be. */
+static void wdev_free(struct wdev *v, bool gone)
 {
 	struct wdev **at = &v->w->list;
 
+	if (gone)
+		vp_winid_release(v->w->ids, v->id);
+	else
+		vp_winid_lose(v->w->ids, v->id);
 	while (*at != v)
 		at = &(*at)->next;
 	*at = v->next;
@@ -131,7 +130,7 @@ static void wdev_finish(struct wdev *v)
 	struct vp_ivwins *w = v->w;
 	int slot = v->slot;
 
-	wdev_free(v);
+	wdev_free(v, true);
 	w->n_unplugged++;
 	if (slot >= 0 && !w->freeing)
 		vp_port_window_taken(w->port, (unsigned)slot);
@@ -306,7 +305,7 @@ static void device_added(void *arg, json_t *ret, const char *err)
 	snprintf(why, sizeof(why), "device_add behind %.40s: %.150s", w->bus[v->bus], v->error);
 	if (vp_qmp_is_up(w->qmp))
 		vp_qmp_call(w->qmp, "chardev-remove", json_pack("{s:s}", "id", v->chr), -1, NULL, NULL);
-	wdev_free(v);
+	wdev_free(v, vp_qmp_is_up(w->qmp) && !strstr(err, "uplicate"));
 	if (slot >= 0 && !w->freeing)
 		vp_port_window_given(w->port, (unsigned)slot, -EIO, why);
 }
@@ -362,19 +361,25 @@ static int handshake(struct wdev *v, int memfd, int *theirs, struct vp_err *e)
 
 int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64_t *locator, struct vp_err *e)
 {
-	struct wdev *v;
 	int theirs = -1, bus, r = check(w, req, e);
+	struct wdev *v;
+	uint32_t id;
 
 	if (r)
 		return r;
 	bus = free_bus(w);
 	if (bus < 0)
 		return vp_err_set(e, -ENOSPC, "all %u root ports of HotplugBus= are in use; add more to the device VM and to the list", w->n_bus);
+	id = vp_winid_take(w->ids);
+	if (!id)
+		return vp_err_set(e, -ENOSPC, "the device VM has a device for every window id there is");
 	v = wdev_new(w, (int)req->slot);
-	if (!v)
+	if (!v) {
+		vp_winid_release(w->ids, id);
 		return -ENOMEM;
+	}
 	v->bus = bus;
-	v->id = next_id();
+	v->id = id;
 	v->state = W_ADDING;
 	snprintf(v->dev, sizeof(v->dev), "%s%04x", w->prefix, v->id);
 	snprintf(v->chr, sizeof(v->chr), "c%s", v->dev);
@@ -444,39 +449,80 @@ static void on_event(void *ctx, const char *name, json_t *data)
 	}
 }
 
-static void on_list(void *arg, json_t *ret, const char *err)
+/* The id in the name of a window device, of whatever link; 0 = this is none. */
+static uint32_t id_of(const char *name)
 {
-	struct vp_ivwins *w = arg;
-	struct wdev *v, *next;
+	size_t len = strlen(name);
+	char *end;
+	uint32_t id;
+
+	if (strncmp(name, DEV_PREFIX, strlen(DEV_PREFIX)) || len < strlen(DEV_PREFIX) + 5 || name[len - 5] != '-')
+		return 0;
+	id = (uint32_t)strtoul(name + len - 4, &end, 16);
+	return *end ? 0 : id;
+}
+
+/* A device of the VM that an earlier daemon plugged in, and that nobody here knows. */
+static struct wdev *adopt(struct vp_ivwins *w, const char *name)
+{
+	struct wdev *v = wdev_new(w, -1);
+
+	if (!v)
+		return NULL;
+	v->state = W_PLUGGED;
+	v->unwanted = true;
+	v->id = id_of(name);
+	vp_winid_adopt(w->ids, v->id);
+	snprintf(v->dev, sizeof(v->dev), "%s", name);
+	snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
+	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
+	return v;
+}
+
+/* Which of ours are plugged. The VMM says what it likes: neither the list that is walked nor the one that is made gets long. */
+static void mark_seen(struct vp_ivwins *w, json_t *ret)
+{
+	unsigned n_left = 0;
+	struct wdev *v;
 	json_t *o;
 	size_t i;
 
-	w->listed = true;
-	if (!ret)
-		return;
-	for (v = w->list; v; v = v->next)
+	for (v = w->list; v; v = v->next) {
 		v->seen = v->state == W_ADDING;
+		n_left += v->bus < 0;
+	}
 	json_array_foreach(ret, i, o) {
 		const char *name = json_string_value(json_object_get(o, "name"));
 
+		if (i == LIST_MAX)
+			break;
+		if (name)
+			vp_winid_seen(w->ids, id_of(name));
 		if (!name || strncmp(name, w->prefix, strlen(w->prefix)) || strlen(name) != strlen(w->prefix) + 4)
 			continue;
 		for (v = w->list; v; v = v->next)
 			if (!strcmp(v->dev, name))
 				break;
-		if (!v) {
-			/* Left behind by a daemon before us. */
-			v = wdev_new(w, -1);
-			if (!v)
-				return;
-			v->state = W_PLUGGED;
-			v->unwanted = true;
-			snprintf(v->dev, sizeof(v->dev), "%s", name);
-			snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
-			vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
-		}
-		v->seen = true;
+		if (!v && n_left++ < LEFT_MAX)
+			v = adopt(w, name);
+		if (v)
+			v->seen = true;
 	}
+	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
+		vp_log(VP_LOG_WARNING, "%s: the device VM says that it has %zu devices, %u of them windows of an earlier time; only the first %u are dealt with",
+		       w->name, json_array_size(ret), n_left, LEFT_MAX);
+}
+
+static void on_list(void *arg, json_t *ret, const char *err)
+{
+	struct vp_ivwins *w = arg;
+	struct wdev *v, *next;
+
+	w->listed = true;
+	if (!ret)
+		return;
+	vp_winids_listed(w->ids);
+	mark_seen(w, ret);
 	for (v = w->list; v; v = next) {
 		next = v->next;
 		if (!v->seen)
@@ -505,9 +551,9 @@ static void on_down(void *ctx)
 	for (v = w->list; v; v = next) {
 		next = v->next;
 		if (v->state == W_ADDING)
-			wdev_free(v);  /* its device_add was never sent */
+			wdev_free(v, false);  /* its device_add was never answered */
 		else if (v->slot < 0)
-			wdev_free(v);  /* found again by on_list() if it still exists */
+			wdev_free(v, false);  /* found again by on_list() if it still exists */
 		else
 			sd_event_source_disable_unref(v->timer), v->timer = NULL;
 	}
@@ -550,13 +596,17 @@ int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_c
 	w->l = l;
 	w->name = name;
 	w->port = p;
-	snprintf(w->prefix, sizeof(w->prefix), "vhp-%s-", l->name);
+	snprintf(w->prefix, sizeof(w->prefix), DEV_PREFIX "%s-", l->name);
 	snprintf(w->buses, sizeof(w->buses), "%s", l->hotplug_bus);
 	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < BUSES_MAX; b = strtok_r(NULL, " ", &save))
 		w->bus[w->n_bus++] = b;
-	if (l->qmp[0])
+	w->ids = vp_winids_get(l->side[VP_SIDE_DEVICE].vm);
+	if (!w->ids)
+		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
+	if (!r && l->qmp[0])
 		r = vp_qmp_new(&w->qmp, d->event, l->qmp, name, &qmp_ops, w, e);
 	if (r) {
+		vp_winids_put(w->ids);
 		free(w);
 		return r;
 	}
@@ -574,6 +624,7 @@ void vp_ivwins_free(struct vp_ivwins *w)
 			vp_qmp_call(w->qmp, "device_del", json_pack("{s:s}", "id", v->dev), -1, NULL, NULL);
 	vp_qmp_free(w->qmp);
 	while (w->list)
-		wdev_free(w->list);
+		wdev_free(w->list, false);
+	vp_winids_put(w->ids);
 	free(w);
 }

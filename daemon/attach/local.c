@@ -21,7 +21,9 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "conf/policy.h"
+#include "device/device.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 #include "vhost-pci/local.h"
 
 #define DIRECT_KICK 1u
@@ -33,7 +35,8 @@ struct local {
 	struct vp_port        *port;
 	unsigned               nsig;
 	int                    lfd, fd;
-	sd_event_source       *listen_io, *io, *bell_io, *drop;
+	struct vp_source      *listen_io, *io, *bell_io;
+	sd_event_source       *drop;
 	struct ucred           cred;
 	int                   *sig, *bell;     /* to and from the guest, nsig each; -1 while nobody is there */
 	int                    sig0;           /* ours; raised for signal 0, wired to sig[0] */
@@ -72,9 +75,8 @@ static void client_gone(struct local *l, const char *why)
 		return;
 	vp_log(VP_LOG_INFO, "%s: process %d has left: %s", l->c.name, (int)l->cred.pid, why);
 	snprintf(l->last, sizeof(l->last), "%s", why);
-	sd_event_source_disable_unref(l->io);
-	sd_event_source_disable_unref(l->bell_io);
-	l->io = l->bell_io = NULL;
+	vp_source_end(&l->io);
+	vp_source_end(&l->bell_io);
 	vp_close(&l->fd);
 	vp_wire_free(l->wire0);
 	l->wire0 = NULL;
@@ -154,14 +156,14 @@ static int client_begin(struct local *l, int fd)
 
 	l->fd = fd;
 	if (!r)
-		r = sd_event_add_io(l->c.d->event, &l->io, fd, EPOLLIN, on_client, l);
+		r = vp_source_add(&l->io, l->c.d->event, fd, EPOLLIN, on_client, l);
 	if (r >= 0)
-		sd_event_source_set_ratelimit(l->io, 100000, 500);  /* it has nothing to say */
+		vp_source_limit(l->io, 100000, 500);  /* it has nothing to say */
 	/* Edge-triggered and never read: the other end shares the file. */
 	if (r >= 0)
-		r = sd_event_add_io(l->c.d->event, &l->bell_io, l->bell[0], EPOLLIN | EPOLLET, on_bell, l);
+		r = vp_source_add(&l->bell_io, l->c.d->event, l->bell[0], EPOLLIN | EPOLLET, on_bell, l);
 	if (r >= 0)
-		sd_event_source_set_ratelimit(l->bell_io, 100000, 500);
+		vp_source_limit(l->bell_io, 100000, 500);
 	if (r < 0) {
 		client_gone(l, strerror(-r));
 		return r;
@@ -341,7 +343,7 @@ static void local_free(struct vp_attach *a)
 	if (!l)
 		return;
 	client_gone(l, "the link is being taken away");
-	sd_event_source_disable_unref(l->listen_io);
+	vp_source_end(&l->listen_io);
 	sd_event_source_disable_unref(l->drop);
 	if (l->lfd >= 0)
 		unlink(l->c.link->side[VP_SIDE_DEVICE].socket);
@@ -379,7 +381,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	l->a.ops = &attach_ops;
 	l->c = *c;
 	l->port = p;
-	l->nsig = 1 + 2 * c->link->pairs;
+	l->nsig = 1 + vp_device_queues(c->link);
 	l->lfd = l->fd = l->sig0 = -1;
 	l->sig = malloc(l->nsig * sizeof(int));
 	l->bell = malloc(l->nsig * sizeof(int));
@@ -391,7 +393,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	else
 		r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &l->lfd, e);
 	if (!r) {
-		r = sd_event_add_io(c->d->event, &l->listen_io, l->lfd, EPOLLIN, on_accept, l);
+		r = vp_source_add(&l->listen_io, c->d->event, l->lfd, EPOLLIN, on_accept, l);
 		if (r < 0)
 			vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r));
 	}

@@ -24,10 +24,14 @@
 
 #include "attach/attach.h"
 #include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "device/device.h"
 #include "front/peer.h"
+#include "sys/source.h"
+#include "conf/policy.h"
 #include "port/sring.h"
 #include "front/vdev.h"
 #include "vhostuser/backend.h"
@@ -58,11 +62,12 @@ struct shmem {
 	struct sring         *ring;
 	pthread_mutex_t       lock;   /* rings against the forwarder */
 	struct vp_memtab     *tab;
+	char                  unmapped[200];  /* why some of its memory is not; "" = none */
 	struct vp_burst      *burst;  /* the forwarder's, under lock */
 	struct extent         ext[VHP_MAX_WINDOWS];
 	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
 	bool                  started, mapped;
-	sd_event_source      *bell_io;
+	struct vp_source     *bell_io;
 	int                   sig0;
 	struct vp_wire       *wire0;
 	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
@@ -261,6 +266,16 @@ static int on_bell(sd_event_source *src, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+/* The kick fd of ring 0 is a new one. */
+static void watch_bell(struct shmem *s)
+{
+	vp_source_end(&s->bell_io);
+	/* Edge-triggered and never read: the other end shares the file. */
+	if (s->ring[0].kick_fd >= 0 &&
+	    vp_source_add(&s->bell_io, s->c.d->event, s->ring[0].kick_fd, EPOLLIN | EPOLLET, on_bell, s) >= 0)
+		vp_source_limit(s->bell_io, 100000, 500);
+}
+
 static void stopped(struct shmem *s)
 {
 	if (!s->started)
@@ -269,8 +284,7 @@ static void stopped(struct shmem *s)
 	s->epoch++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has stopped", s->c.name);
 	online(s, false);
-	sd_event_source_disable_unref(s->bell_io);
-	s->bell_io = NULL;
+	vp_source_end(&s->bell_io);
 }
 
 static void maybe_started(struct shmem *s)
@@ -284,10 +298,7 @@ static void maybe_started(struct shmem *s)
 	s->epoch++;
 	s->n_starts++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has started", s->c.name);
-	/* Edge-triggered and never read: the other end shares the file. */
-	if (s->ring[0].kick_fd >= 0 &&
-	    sd_event_add_io(s->c.d->event, &s->bell_io, s->ring[0].kick_fd, EPOLLIN | EPOLLET, on_bell, s) >= 0)
-		sd_event_source_set_ratelimit(s->bell_io, 100000, 500);
+	watch_bell(s);
 	map_control(s);
 }
 
@@ -296,7 +307,7 @@ static int take_fd(struct shmem *s, unsigned i, enum vu_ring_change which, int *
 	int fd = vu_backend_take_fd(session(s), i, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return vp_err_set(e, -EINVAL, "queue %u: an fd is not an eventfd", i);
 	}
 	vp_close(slot);
@@ -319,6 +330,9 @@ static int ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, stru
 	    vp_memtab_uva_to_gpa(s->tab, vr->used, vp_vq_device_bytes(c.size, false), &c.device))
 		return vp_err_set(e, -EFAULT, "queue %u does not lie in the device VM's memory", i);
 	r->live = !vp_vq_start(&r->vq, &c, e);
+	/* Regions that could not be mapped are in the table all the same. */
+	if (!r->live && s->unmapped[0])
+		vp_err_set(e, -EFAULT, "queue %u lies in memory that is not mapped: %s", i, s->unmapped);
 	return r->live ? 0 : -EFAULT;
 }
 
@@ -350,8 +364,11 @@ static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *
 	if (!r->enabled)
 		stopped(s);
 	maybe_started(s);
-	if (started && s->started && what & VU_RING_KICK)
+	if (started && s->started && what & VU_RING_KICK) {
+		if (!i)
+			watch_bell(s);
 		s->c.wires_changed(s->c.ctx);
+	}
 	return ret;
 }
 
@@ -384,14 +401,22 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 {
 	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
 	struct shmem *s = ctx;
+	const char *vm = s->c.link->side[VP_SIDE_DEVICE].vm;
+	struct vp_map_use was = vp_memtab_use(s->tab);
+	struct vp_err why = { 0 };
 	struct vp_memtab *tab = NULL, *old = s->tab;
 	int r = 0;
 
-	for (unsigned i = 0; i < n; i++) {
-		d[i] = (struct vp_region_desc){ .gpa = m[i].gpa, .size = m[i].size, .uva = m[i].uva, .offset = m[i].mmap_offset };
-		/* Our own windows come back in here; only RAM matters, and what is missed shows when a ring lies in it. */
-		vp_map_new(&d[i].map, fds[i], m[i].mmap_offset, m[i].size, 0, NULL);
+	/* Our own windows come back in here, and come last; only RAM matters, and what is missed shows when a ring lies in it. */
+	for (unsigned i = 0; i < 2 * n; i++) {
+		const struct vu_mem_region *g = &m[i % n];
+
+		if (vp_port_lends(vm, fds[i % n]) != (i >= n))
+			continue;
+		d[i % n] = (struct vp_region_desc){ .gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset };
+		vp_memory_map(&d[i % n].map, vm, fds[i % n], g->mmap_offset, g->size, &was, i < n ? &why : NULL);
 	}
+	snprintf(s->unmapped, sizeof(s->unmapped), "%.190s", why.msg);
 	if (n)
 		r = vp_memtab_build(&tab, d, n, e);
 	for (unsigned i = 0; i < n; i++)
@@ -587,7 +612,7 @@ int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	s->a.ops = &attach_ops;
 	s->c = *c;
 	s->port = p;
-	s->nsig = 1 + 2 * c->link->pairs;
+	s->nsig = 1 + vp_device_queues(c->link);
 	s->sig0 = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	s->ring = calloc(s->nsig, sizeof(*s->ring));

@@ -10,6 +10,7 @@
 #define VP_DAEMON_POLICY_H
 
 #include "conf/conf.h"
+#include "guestmem/map.h"
 
 struct vp_policy_decision {
 	bool        allowed;
@@ -53,5 +54,22 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep);
 /* The limits among vp_policy_steps(). -EDQUOT with a message that names the rule, and the rule in *rule. */
 int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n,
 		     const struct vp_conf_link *l, const char **rule, struct vp_err *e);
+
+/*
+ * Map what vm's VMM sent, as vp_map_new(), if that VM may have it mapped: policy_memory.c.
+ *  - The file: memory whose pages nobody can keep waiting, or what MemoryFrom= names. -EMEDIUMTYPE.
+ *  - MaxMemory=, over all its links. -EDQUOT.
+ *  - What all VMs have in common, mappings (each with its fd) and address space: each VM has a share, which the others leave to
+ *    it; beyond its share it gets what is to spare. -ENOSPC.
+ * instead: what is about to be unmapped for it (a table that replaces another), and is not counted; NULL = nothing. e says the way out.
+ */
+int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size,
+		  const struct vp_map_use *instead, struct vp_err *e);
+/* Put MaxMemory= and MemoryFrom= of c in force, for what is mapped from now on, and keep a share for each of its VMs. */
+void vp_memory_apply(const struct vp_conf *c);
+/* What it has mapped. */
+struct vp_map_use vp_memory_used(const char *vm);
+/* For tests: other totals than this process's; 0, 0 = its own again. Forgets all VMs. */
+void vp_memory_totals(unsigned maps, uint64_t bytes);
 
 #endif

@@ -23,6 +23,7 @@ struct vp_links;
 struct vp_forward;
 struct vp_audit;
 struct vp_guard;
+struct vp_source;
 
 struct vp_options {
 	struct vp_conf_paths paths;
@@ -38,6 +39,7 @@ struct vp_daemon {
 	struct vp_options     opt;
 	struct vp_conf       *conf;     /* what the files say; links added at run time are not in it */
 	struct worker_pool   *workers;
+	struct vp_source     *attention;  /* of workers */
 	struct vp_links      *links;
 	struct vp_forward    *forward;  /* made with the first port */
 	struct vp_control    *control;

@@ -21,13 +21,14 @@
 #include "context/events.h"
 #include "control/request.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 
 #define VP_STR1(x) #x
 #define VP_STR(x)  VP_STR1(x)
 
 struct vp_client {
 	struct vp_control *ctl;
-	sd_event_source   *io;
+	struct vp_source  *io;
 	int                fd;
 	struct ucred       cred;
 	uint64_t           tokens_us;  /* time up to which requests have been let pass */
@@ -42,7 +43,7 @@ struct vp_client {
 
 struct vp_control {
 	struct vp_daemon *d;
-	sd_event_source  *io;
+	struct vp_source *io;
 	int               fd;
 	char              path[VP_CONF_SOCKET_MAX];
 	bool              unlink_path;
@@ -62,7 +63,7 @@ static void client_free(struct vp_client *cl)
 	if (*p)
 		*p = cl->next;
 	cl->ctl->n_clients--;
-	sd_event_source_disable_unref(cl->io);
+	vp_source_end(&cl->io);
 	vp_close(&cl->fd);
 	free(cl->in);
 	free(cl->out);
@@ -83,7 +84,7 @@ static int client_rearm(struct vp_client *cl)
 		ev |= EPOLLOUT;
 	if (!cl->closing && out_waiting(cl) < VP_CONTROL_OUT_PAUSE)
 		ev |= EPOLLIN;
-	return sd_event_source_set_io_events(cl->io, ev);
+	return vp_source_events(cl->io, ev);
 }
 
 static int client_flush(struct vp_client *cl)
@@ -348,7 +349,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	cl->next = c->clients;
 	c->clients = cl;
 	c->n_clients++;
-	if (sd_event_add_io(c->d->event, &cl->io, fd, EPOLLIN, on_client, cl) < 0)
+	if (vp_source_add(&cl->io, c->d->event, fd, EPOLLIN, on_client, cl) < 0)
 		client_free(cl);
 	return 0;
 }
@@ -413,7 +414,7 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 			goto fail;
 		}
 	}
-	r = sd_event_add_io(d->event, &c->io, c->fd, EPOLLIN, on_accept, c);
+	r = vp_source_add(&c->io, d->event, c->fd, EPOLLIN, on_accept, c);
 	if (r < 0) {
 		vp_err_set(e, r, "%s: cannot wait for clients: %s", path, strerror(-r));
 		goto fail;
@@ -433,7 +434,7 @@ void vp_control_free(struct vp_control *c)
 	vp_event_listen(c->d, NULL, NULL);
 	while (c->clients)
 		client_free(c->clients);
-	sd_event_source_disable_unref(c->io);
+	vp_source_end(&c->io);
 	if (c->unlink_path)
 		unlink(c->path);
 	vp_close(&c->fd);

@@ -79,6 +79,7 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	memcpy(next->daemon.control_socket, old->daemon.control_socket, sizeof(old->daemon.control_socket));
 	d->conf = next;
 	vp_rate_apply(next);
+	vp_memory_apply(next);
 	vp_audit_reopen(d->audit);
 	n = vp_links_apply(d->links, next, &rep);
 	vp_conf_free(old);

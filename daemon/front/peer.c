@@ -18,11 +18,14 @@
 #include <unistd.h>
 
 #include "context/audit.h"
+#include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
 #include "conf/policy.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 #include "sys/timer.h"
 
 #define RETRY_MIN_US   100000u
@@ -40,7 +43,7 @@ struct vp_peer {
 	void                       *ctx;
 	int                         lfd;
 	bool                        unlink_path;
-	sd_event_source            *listen_io;
+	struct vp_source           *listen_io;
 	sd_event_source            *timer;     /* reconnect, or the waiting connection's end */
 	int                         held_fd;   /* second connection, waiting */
 	int                         past_fd;   /* of a session that is over, see ops->hold() */
@@ -50,8 +53,9 @@ struct vp_peer {
 	uint64_t                    last_log_us, last_second_us;
 	uint64_t                    n_second;  /* refused since that was said */
 	struct vu_backend          *vu;
-	sd_event_source            *vu_io, *req_io, *defer;
-	int                         req_fd;    /* that req_io watches */
+	struct vp_source           *vu_io, *req_io;
+	unsigned                    req_seen;  /* vu_backend_req_serial() of the channel of req_io */
+	sd_event_source            *defer;
 	char                        kick_why[120];
 	struct vp_peer_info         info;
 };
@@ -232,16 +236,29 @@ static void run_next(struct vp_peer *p)
 
 /* ---- session -------------------------------------------------------------- */
 
+static uint64_t who(const struct vp_peer *p)
+{
+	return vp_blame_id(p->conf->vm);
+}
+
+static bool too_many_pending(const struct vp_peer *p)
+{
+	return vp_foreign_pending(who(p)) >= VP_FOREIGN_PENDING_MAX;
+}
+
 static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 	struct vp_err e = { 0 };
 	int r = 0;
 
+	vp_foreign_from(who(p));
 	if (revents & EPOLLOUT)
 		r = vu_backend_writable(p->vu, &e);
 	if (!r && revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		r = vu_backend_readable(p->vu, &e);
+	if (!r && too_many_pending(p))
+		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
 	if (r)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else
@@ -253,6 +270,7 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 
+	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);
 	return 0;
@@ -260,27 +278,24 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 void vp_peer_rearm(struct vp_peer *p)
 {
-	int fd;
+	unsigned serial;
+	uint32_t mask;
 
 	if (!p->vu || !p->vu_io)
 		return;
-	sd_event_source_set_io_events(p->vu_io, epoll_mask(vu_backend_events(p->vu)));
-	fd = vu_backend_req_fd(p->vu);
-	if (fd != p->req_fd || fd < 0) {
-		sd_event_source_disable_unref(p->req_io);
-		p->req_io = NULL;
-		p->req_fd = -1;
-	}
-	if (fd < 0)
+	vp_source_events(p->vu_io, epoll_mask(vu_backend_events(p->vu)));
+	/* Not by its number: two channels later that is the same again. */
+	serial = vu_backend_req_serial(p->vu);
+	if (serial != p->req_seen)
+		vp_source_end(&p->req_io);
+	p->req_seen = serial;
+	if (!vu_backend_has_req(p->vu))
 		return;
-	if (!p->req_io) {
-		if (sd_event_add_io(p->d->event, &p->req_io, fd, 0, on_req, p) < 0) {
-			p->req_io = NULL;
-			return;
-		}
-		p->req_fd = fd;
-	}
-	sd_event_source_set_io_events(p->req_io, epoll_mask(vu_backend_req_events(p->vu)));
+	mask = epoll_mask(vu_backend_req_events(p->vu));
+	if (p->req_io)
+		vp_source_events(p->req_io, mask);
+	else if (vp_source_add(&p->req_io, p->d->event, vu_backend_req_fd(p->vu), mask, on_req, p) < 0)
+		vp_log(VP_LOG_ERR, "%s: the request channel cannot be watched", p->name);
 }
 
 static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
@@ -289,7 +304,9 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	struct vp_err e = { 0 };
 	int r;
 
-	r = p->ops->open(p->ctx, &cfg, &e);
+	r = too_many_pending(p) ? vp_err_set(&e, -EBUSY, "VM %.63s has sent files that cannot be closed yet, for whoever serves them does not answer; end that",
+					     p->conf->vm) : p->ops->open(p->ctx, &cfg, &e);
+	cfg.name = p->name;
 	if (r) {
 		close(fd);
 		goto fail;
@@ -300,8 +317,8 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 		p->ops->closed(p->ctx, "no session");
 		goto fail;
 	}
-	p->req_fd = -1;
-	r = sd_event_add_io(p->d->event, &p->vu_io, fd, epoll_mask(vu_backend_events(p->vu)), on_vu, p);
+	p->req_seen = 0;
+	r = vp_source_add(&p->vu_io, p->d->event, fd, epoll_mask(vu_backend_events(p->vu)), on_vu, p);
 	if (r < 0) {
 		session_end(p, "out of memory", false);
 		return r;
@@ -329,10 +346,10 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	snprintf(p->info.last, sizeof(p->info.last), "%.150s", why);
 	vp_log(quiet ? VP_LOG_INFO : VP_LOG_WARNING, "%s: session with pid %d ended: %s", p->name, (int)p->info.pid,
 	       p->info.last);
+	vp_foreign_from(who(p));
 	p->ops->closing(p->ctx);
-	sd_event_source_disable_unref(p->vu_io);
-	sd_event_source_disable_unref(p->req_io);
-	p->vu_io = p->req_io = NULL;
+	vp_source_end(&p->vu_io);
+	vp_source_end(&p->req_io);
 	if (p->ops->hold && !session_dead(p) && p->ops->hold(p->ctx)) {
 		vp_close(&p->past_fd);
 		/* seccomp control: fcntl */
@@ -383,7 +400,7 @@ static int start_listening(struct vp_peer *p, const char *activation, struct vp_
 			return r;
 		p->unlink_path = true;
 	}
-	r = sd_event_add_io(p->d->event, &p->listen_io, p->lfd, EPOLLIN, on_accept, p);
+	r = vp_source_add(&p->listen_io, p->d->event, p->lfd, EPOLLIN, on_accept, p);
 	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s", p->conf->socket, strerror(-r)) : 0;
 }
 
@@ -398,7 +415,7 @@ int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, con
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*p = (struct vp_peer){
 		.d = d, .name = name, .conf = conf, .ops = ops, .vu_ops = vu_ops, .ctx = ctx,
-		.lfd = -1, .held_fd = -1, .past_fd = -1, .req_fd = -1, .retry_us = RETRY_MIN_US,
+		.lfd = -1, .held_fd = -1, .past_fd = -1, .retry_us = RETRY_MIN_US,
 	};
 	if (conf->socket_mode == VP_SOCKET_CLIENT)
 		r = arm_timer(p, 0, on_retry);
@@ -417,7 +434,7 @@ void vp_peer_free(struct vp_peer *p)
 	if (!p)
 		return;
 	session_end(p, "the link is being taken away", true);
-	sd_event_source_disable_unref(p->listen_io);
+	vp_source_end(&p->listen_io);
 	sd_event_source_disable_unref(p->timer);
 	sd_event_source_disable_unref(p->defer);
 	if (p->unlink_path)

@@ -10,7 +10,7 @@
 
 #include <errno.h>
 #include <linux/vhost_types.h>
-#include <linux/virtio_net.h>
+#include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,62 +18,37 @@
 #include <unistd.h>
 
 #include "base/blame.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/policy.h"
 #include "threads/rates.h"
-
-#ifndef VIRTIO_F_IN_ORDER
-#define VIRTIO_F_IN_ORDER 35
-#endif
 
 /* ---- what is offered ------------------------------------------------------ */
 
-static uint64_t offload_features(uint32_t o)
+/* Of rings and transport, whatever the device. */
+static uint64_t ring_features(const struct vp_device *dev, const struct vp_conf_link *l)
 {
-	static const struct {
-		uint32_t offload;
-		uint64_t bits;
-	} map[] = {
-		{ VP_OFFLOAD_CSUM, VP_BIT(VIRTIO_NET_F_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_CSUM) },
-		{ VP_OFFLOAD_TSO4, VP_BIT(VIRTIO_NET_F_HOST_TSO4) | VP_BIT(VIRTIO_NET_F_GUEST_TSO4) },
-		{ VP_OFFLOAD_TSO6, VP_BIT(VIRTIO_NET_F_HOST_TSO6) | VP_BIT(VIRTIO_NET_F_GUEST_TSO6) },
-		{ VP_OFFLOAD_ECN, VP_BIT(VIRTIO_NET_F_HOST_ECN) | VP_BIT(VIRTIO_NET_F_GUEST_ECN) },
-		{ VP_OFFLOAD_MRGBUF, VP_BIT(VIRTIO_NET_F_MRG_RXBUF) },
-	};
-	uint64_t f = 0;
+	uint64_t f = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
+		     VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM);
 
-	for (size_t i = 0; i < VP_ARRAY_SIZE(map); i++)
-		if (o & map[i].offload)
-			f |= map[i].bits;
-	return f;
+	return f | (dev->waits && l->packed ? VP_BIT(VIRTIO_F_RING_PACKED) : 0);
 }
 
-void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_backend_cfg *cfg)
+void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg)
 {
+	const struct vp_device *dev = vp_device_of(l);
+
 	*cfg = (struct vu_backend_cfg){
-		.max_queues = 2 * l->pairs,
+		.max_queues = dev->queues(l),
 		.max_ring_size = VP_VQ_MAX_SIZE,
 		.max_mem_slots = VU_MAX_MEM_SLOTS,
 		.msgs_per_sec = 200000,
 	};
-	cfg->features = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |
-			VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
-			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
-			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_STATUS) |
-			offload_features(l->offloads);
-	if (l->pairs > 1)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_CTRL_VQ);
-	if (l->mtu)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MTU);
-	if (l->side[side].has_mac)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MAC);
-	/*
-	 * The answer to GET_QUEUE_NUM: QEMU compares its pairs with it, Cloud Hypervisor its queues; the
-	 * larger number serves both. With one pair nobody needs to ask (without MQ both assume one).
-	 */
-	cfg->pf = (l->pairs > 1 ? VP_BIT(VU_PF_MQ) : 0) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
+	cfg->features = ring_features(dev, l) | dev->offered(l, side, p);
+	cfg->pf = VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
 		  VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) |
-		  VP_BIT(VU_PF_RESET_DEVICE) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_MTU);
+		  VP_BIT(VU_PF_STATUS) | dev->pf(l);
 }
 
 /* ---- rings ---------------------------------------------------------------- */
@@ -142,7 +117,7 @@ static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which
 	int fd = vu_backend_take_fd(v->ops->session(v->ctx), q, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return vp_err_set(e, -EINVAL, "queue %u: its %s fd is not an eventfd", q, kick ? "kick" : "call");
 	}
 	vp_close(slot);
@@ -171,12 +146,19 @@ static int ring_take_fds(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	return ret;
 }
 
+/* As the half of a ring's base that says what was used. */
+static uint32_t used_place(const struct vp_virtq *vq)
+{
+	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
+}
+
 static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_vq_conf c = {
-		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .out_only = q & 1,
+		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features,
+		.out_only = v->dev->use(q) == VP_QUEUE_SENDS,
 		.tab = v->tab, .iommu = iommu_of(v),
 	};
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
@@ -186,11 +168,13 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*
-	 * A front-end that lost its connection notes where the used index was just then. A device VM that outlives a daemon goes on with
-	 * the ring for a while: what it has returned must not be returned once more.
+	 * What was taken and not returned is in nobody's hands: a back-end that stops returns
+	 * everything, so it was lost with one that did not, and is handled again. Of front-ends
+	 * that lost their connection, QEMU says where the used index was just then, and a device VM
+	 * that outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
 	 */
-	if (!ret && !packed && (uint16_t)(c.base - r->rq.vq.used_idx) > c.size) {
-		c.base = r->rq.vq.used_idx;
+	if (!ret && (uint16_t)c.base != used_place(&r->rq.vq)) {
+		c.base = used_place(&r->rq.vq) * (packed ? 0x10001u : 1u);
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	}
 	if (ret == -EAGAIN) {
@@ -198,6 +182,8 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 		return 0;
 	}
 	r->wait = VP_VDEV_WAIT_NONE;
+	if (!ret)
+		ret = vp_vdev_inflight_start(v, q, e);
 	if (ret) {
 		if (!e->code)
 			vp_err_set(e, ret, "cannot be started: %s", strerror(-ret));
@@ -230,6 +216,7 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 			return 0;
 		r->wait = VP_VDEV_WAIT_NONE;
 		r->usable = true;
+		ring_set_log(v, q); /* what was said while it waited */
 		if (ret) {
 			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
 			r->reported = true;
@@ -250,11 +237,27 @@ static void ring_release(struct vp_vdev *v, unsigned q)
 	r->wait = VP_VDEV_WAIT_NONE;
 	r->error[0] = 0;
 	vp_close(&r->kick_fd);
+	vp_vdev_iommu_idle(v);
 }
 
 static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 {
 	return v->ring[q].usable || v->ring[q].wait == VP_VDEV_WAIT_REBIND;
+}
+
+/*
+ * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
+ * which it is while no ring runs (vhost-user, "Suspended device state"), nor while its rings stop
+ * for a reset: the first ring that runs makes up for it.
+ */
+static void tell_carrier(struct vp_vdev *v)
+{
+	struct vu_backend *vu = v->ops->session(v->ctx);
+
+	if (v->carrier == v->carrier_told || v->resetting || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
+		return;
+	v->carrier_told = v->carrier;
+	vu_backend_config_change(vu, NULL, NULL);
 }
 
 static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *e)
@@ -266,6 +269,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 
 	v->ops->withdraw(v->ctx, q, 1);
 	if (what & VU_RING_STARTED) {
+		vp_vdev_iommu_idle(v);
 		/* A ring that cannot be used is the ring's trouble, not the session's: it is reported as broken. */
 		ret = ring_take_fds(v, q, e);
 		if (ret)
@@ -282,6 +286,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 	}
 	r->enabled = vr->enabled;
 	v->ops->offer(v->ctx, q, 1);
+	tell_carrier(v);
 	return ret;
 }
 
@@ -299,15 +304,32 @@ static int on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e)
 	return 0;
 }
 
+/* All rings are the main thread's, or nobody's. */
+static void reset_now(struct vp_vdev *v)
+{
+	v->ops->withdraw(v->ctx, 0, v->n);
+	for (unsigned q = 0; q < v->n; q++)
+		ring_release(v, q);
+	v->status = 0;
+	v->ops->offer(v->ctx, 0, v->n);
+}
+
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	uint32_t base = vu_ring_of(v, q)->base;
+	bool reset = v->resetting;
 
 	v->ops->withdraw(v->ctx, q, 1);
 	if (ring_has_base(v, q))
 		base = vp_vq_base(&v->ring[q].rq.vq);
 	ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);
+	if (reset && --v->resetting)
+		return 0;
+	if (reset) {
+		reset_now(v);
+		return vu_backend_done(v->ops->session(v->ctx), 0, e);
+	}
 	return vu_backend_ring_stopped(v->ops->session(v->ctx), q, base, e);
 }
 
@@ -332,6 +354,7 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 		c.base = vq->used_idx;  /* what was not returned is handled again */
 		ret = vp_vq_start(vq, &c, e);
 	}
+	ring_set_log(v, q);
 	if (ret) {
 		vp_vq_break(vq, VP_VQ_BAD_RING);
 		r->reported = true;
@@ -349,11 +372,11 @@ static int on_reset(void *ctx, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 
-	v->ops->withdraw(v->ctx, 0, v->n);
-	for (unsigned q = 0; q < v->n; q++)
-		ring_release(v, q);
-	v->status = 0;
-	v->ops->offer(v->ctx, 0, v->n);
+	for (unsigned q = 0; v->ops->stop && q < v->n; q++)
+		v->resetting += v->ops->stop(v->ctx, q) == VU_LATER;
+	if (v->resetting)
+		return VU_LATER;
+	reset_now(v);
 	return 0;
 }
 
@@ -422,12 +445,13 @@ static void table_replace(struct vp_vdev *v, struct vp_memtab *tab)
 	vp_memtab_free(old);  /* withdraw() was the grace period */
 }
 
-static int map_region(const struct vu_mem_region *m, int fd, struct vp_region_desc *d, struct vp_err *e)
+static int map_region(struct vp_vdev *v, const struct vu_mem_region *m, int fd, const struct vp_map_use *instead,
+		      struct vp_region_desc *d, struct vp_err *e)
 {
 	int r;
 
 	*d = (struct vp_region_desc){ .gpa = m->gpa, .size = m->size, .uva = m->uva, .offset = m->mmap_offset };
-	r = vp_map_new(&d->map, fd, m->mmap_offset, m->size, 0, e);
+	r = vp_memory_map(&d->map, v->conf->side[v->side].vm, fd, m->mmap_offset, m->size, instead, e);
 	if (r && !e->code)
 		vp_err_set(e, r, "region at 0x%llx cannot be mapped: %s", (unsigned long long)m->gpa, strerror(-r));
 	return r;
@@ -450,11 +474,12 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 {
 	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
 	struct vp_vdev *v = vdev_of(ctx);
+	struct vp_map_use old = vp_memtab_use(v->tab);
 	struct vp_memtab *tab = NULL;
 	int r = 0;
 
 	for (unsigned i = 0; i < n && !r; i++)
-		r = map_region(&m[i], fds[i], &d[i], e);
+		r = map_region(v, &m[i], fds[i], &old, &d[i], e);
 	if (!r && n)
 		r = vp_memtab_build(&tab, d, n, e);
 	for (unsigned i = 0; i < n; i++)
@@ -475,7 +500,7 @@ static int on_mem_add(void *ctx, const struct vu_mem_region *m, int *fd, struct 
 	if (!d)
 		return -ENOMEM;
 	n = describe(v->tab, d, VP_MEMTAB_MAX);
-	r = map_region(m, *fd, &d[n], e);
+	r = map_region(v, m, *fd, NULL, &d[n], e);
 	if (!r)
 		r = vp_memtab_build(&tab, d, n + 1, e);
 	vp_map_unref(d[n].map);
@@ -524,7 +549,7 @@ static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_
 			return vp_err_set(e, -EINVAL, "a dirty log of %llu bytes does not cover memory up to 0x%llx",
 					  (unsigned long long)size, (unsigned long long)(g->gpa + g->size));
 	}
-	r = vp_map_new(&map, *fd, offset, size, 0, e);
+	r = vp_memory_map(&map, v->conf->side[v->side].vm, *fd, offset, size, NULL, e);
 	if (r)
 		return r;
 	v->ops->withdraw(v->ctx, 0, v->n);
@@ -539,35 +564,39 @@ static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_
 
 /* ---- config space and the rest --------------------------------------------- */
 
-static void net_config(const struct vp_conf_link *l, unsigned side, bool carrier, struct virtio_net_config *c)
-{
-	memset(c, 0, sizeof(*c));
-	memcpy(c->mac, l->side[side].mac, sizeof(c->mac));
-	c->status = htole16(carrier ? VIRTIO_NET_S_LINK_UP : 0);
-	c->max_virtqueue_pairs = htole16((uint16_t)l->pairs);
-	c->mtu = htole16((uint16_t)l->mtu);
-	c->speed = htole32(UINT32_MAX);  /* unknown */
-	c->duplex = 0xff;
-}
-
-unsigned vp_vdev_config(const struct vp_conf_link *l, unsigned side, bool carrier, uint8_t *buf)
-{
-	struct virtio_net_config c;
-
-	net_config(l, side, carrier, &c);
-	memcpy(buf, &c, offsetof(struct virtio_net_config, speed));
-	return offsetof(struct virtio_net_config, speed);
-}
-
 static int on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
-	struct virtio_net_config c;
+	uint8_t c[VP_DEVICE_CONFIG_MAX];
 
-	net_config(v->conf, v->side, v->carrier, &c);
+	v->dev->config(v->conf, v->side, v->profile, v->carrier, c);
+	v->carrier_told = v->carrier;
+	for (unsigned i = 0; i < sizeof(c); i++)
+		if (v->wrote[i / 8] >> i % 8 & 1)
+			c[i] = v->written[i];
 	memset(buf, 0, len);
 	if (off < sizeof(c))
-		memcpy(buf, (uint8_t *)&c + off, VP_MIN(len, sizeof(c) - off));
+		memcpy(buf, c + off, VP_MIN(len, sizeof(c) - off));
+	return 0;
+}
+
+static int on_set_config(void *ctx, uint32_t off, uint32_t len, uint32_t flags, const uint8_t *buf, struct vp_err *e)
+{
+	struct vp_vdev *v = vdev_of(ctx);
+
+	/* A migrated VM brings what it saw last; what is so is the back-end's to say. */
+	if (flags == VU_CONFIG_MIGRATION)
+		return 0;
+	if (!len)
+		return 0;
+	if (len > VP_DEVICE_CONFIG_MAX || off > VP_DEVICE_CONFIG_MAX - len || !v->dev->writable || !v->dev->writable(off, len))
+		return vp_err_set(e, -EINVAL, "SET_CONFIG: the driver may not write %u bytes at %u of this device", len, off);
+	for (unsigned i = off; i < off + len; i++) {
+		v->written[i] = buf[i - off];
+		v->wrote[i / 8] |= (uint8_t)(1u << i % 8);
+	}
+	if (v->ops->config_written)
+		v->ops->config_written(v->ctx, off, len, v->written);
 	return 0;
 }
 
@@ -605,6 +634,9 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 	.ring_stop = on_ring_stop,
 	.reset = on_reset,
 	.get_config = on_get_config,
+	.set_config = on_set_config,
+	.get_inflight = vp_vdev_get_inflight,
+	.set_inflight = vp_vdev_set_inflight,
 	.set_status = on_status,
 	.set_mtu = on_mtu,
 	.set_log = on_log,
@@ -615,9 +647,9 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 static uint32_t lives;
 
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
-		const struct vp_vdev_ops *ops, void *ctx)
+		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx)
 {
-	unsigned n = 2 * conf->pairs;
+	unsigned n = vp_device_queues(conf);
 	struct vp_vdev *v = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*v) + n * sizeof(v->ring[0]), VP_CACHELINE));
 
 	if (!v)
@@ -625,6 +657,9 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 	memset(v, 0, sizeof(*v) + n * sizeof(v->ring[0]));
 	v->name = name;
 	v->conf = conf;
+	v->dev = vp_device_of(conf);
+	v->profile = profile;
+	v->inflight_fd = -1;
 	v->side = side;
 	v->ops = ops;
 	v->ctx = ctx;
@@ -635,9 +670,10 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		v->ring[q].rq.call_fd = -1;
 		v->ring[q].rq.who = vp_blame_id(conf->side[side].vm);
 		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
-		/* Odd queues are what the driver sends on. */
-		v->ring[q].rq.shared = q & 1 ? vp_rate_of(conf->side[side].vm) : NULL;
-		v->ring[q].rq.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
+		if (v->dev->use(q) != VP_QUEUE_SENDS)
+			continue;
+		v->ring[q].rq.shared = vp_rate_of(conf->side[side].vm);
+		v->ring[q].rq.own.rate = conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}
 	*out = v;
 	return 0;
@@ -655,12 +691,23 @@ void vp_vdev_free(struct vp_vdev *v)
 	vp_iotlb_free(v->iotlb);
 	vp_memtab_free(v->tab);
 	vp_map_unref(v->log.map);
+	vp_vdev_inflight_free(v);
 	free(v);
 }
 
 unsigned vp_vdev_rings(const struct vp_vdev *v)
 {
 	return v->n;
+}
+
+unsigned vp_vdev_type(const struct vp_vdev *v)
+{
+	return v->conf->device_type;
+}
+
+enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q)
+{
+	return v->dev->use(q);
 }
 
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q)
@@ -722,7 +769,8 @@ bool vp_vdev_check_memory(struct vp_vdev *v)
 {
 	bool any = false;
 
-	if (!v->tab || !vp_memtab_lost(v->tab))
+	/* Of a dirty log's, marks have been lost: the pages that they were for would not be migrated again. */
+	if (!vp_memtab_lost(v->tab) && !(v->log.map && vp_map_lost(v->log.map)))
 		return false;
 	for (unsigned q = 0; q < v->n; q++)
 		any |= v->ring[q].usable && !v->ring[q].reported;
@@ -746,9 +794,31 @@ bool vp_vdev_broken(const struct vp_vdev *v)
 
 void vp_vdev_set_carrier(struct vp_vdev *v, bool up)
 {
-	if (v->carrier == up)
-		return;
 	v->carrier = up;
-	if (vu_backend_has_req(v->ops->session(v->ctx)))
-		vu_backend_config_change(v->ops->session(v->ctx), NULL, NULL);
+	tell_carrier(v);
+}
+
+/* The front-end has taken the last message: one more if the config space has changed again meanwhile. */
+static void on_config_told(void *arg, int result)
+{
+	struct vp_vdev *v = vdev_of(arg);
+
+	if (!v || !v->config_telling)
+		return;
+	v->config_telling = false;
+	if (!result && v->config_stale)
+		vp_vdev_config_changed(v);
+}
+
+void vp_vdev_config_changed(struct vp_vdev *v)
+{
+	struct vu_backend *b = v->ops->session(v->ctx);
+
+	v->config_stale = v->config_telling;
+	if (v->config_telling || !b || !vu_backend_has_req(b))
+		return;
+	/* Before the call: it may be answered from inside. */
+	v->config_telling = true;
+	if (vu_backend_config_change(b, on_config_told, v->ctx))
+		v->config_telling = false;
 }

@@ -9,6 +9,8 @@
 struct vp_vdev {
 	const char                *name;
 	const struct vp_conf_link *conf;
+	const struct vp_device    *dev;
+	const struct vp_profile   *profile;   /* NULL for net */
 	unsigned                   side;
 	const struct vp_vdev_ops  *ops;
 	void                      *ctx;
@@ -16,12 +18,23 @@ struct vp_vdev {
 	uint64_t                   features;  /* acknowledged, with bits 26 and 30 as they were sent */
 	uint8_t                    status;
 	bool                       carrier;
+	bool                       carrier_told; /* what the front-end knows of it */
 	struct vp_memtab          *tab;       /* NULL = no memory yet */
 	struct vp_iotlb           *iotlb;     /* NULL = addresses are guest physical */
+	struct asked              *asked;     /* misses without an answer, oldest first (viommu.c) */
+	struct asked             **asked_end;
+	uint32_t                   run;       /* goes up when translations are forgotten because no ring runs */
 	bool                       unsent;    /* some miss could not be asked for, */
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
+	uint8_t                    written[VP_DEVICE_CONFIG_MAX]; /* by the driver, where a bit of wrote says so */
+	uint8_t                    wrote[VP_DEVICE_CONFIG_MAX / 8];
+	bool                       config_telling, config_stale;
+	int                        inflight_fd;  /* the area that we made for the front-end, -1 = none */
+	struct vp_map             *inflight;     /* the one that it gave us, NULL = none */
+	unsigned                   inflight_queues, inflight_size;
+	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
 };
@@ -29,8 +42,19 @@ struct vp_vdev {
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 
+/* inflight.c */
+int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);
+int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e);
+/* Ring q has just been set up: find what is open, and go on behind it. */
+int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
+void vp_vdev_inflight_free(struct vp_vdev *v);
+
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);
+/* Some ring was started and has not stopped. */
+bool vp_vdev_in_use(const struct vp_vdev *v);
+/* After the stop of any ring, and before the start: if none is in use, no translation is kept. */
+void vp_vdev_iommu_idle(struct vp_vdev *v);
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e);
 /* Ask the front-end for what data threads missed. */
 void vp_vdev_iommu_poll(struct vp_vdev *v);

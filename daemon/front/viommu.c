@@ -6,6 +6,14 @@
  * can name any number of unmapped addresses: misses are bounded, and one that the front-end
  * answers with an error breaks the queue that asked.
  *
+ * An update says more than it knows (vp_iotlb_update()): it proves what the oldest miss without an
+ * answer asked for, when that lies inside it. Front-ends answer in order, and an answer is there
+ * before the update that goes with the next miss, so answers are read before an update is looked
+ * at. Of an update that no miss asked for reading is kept.
+ *
+ * While no ring runs QEMU does not say what its vIOMMU takes back, so nothing is kept over that
+ * time.
+ *
  * A ring whose areas are not translated (yet, or any more) waits, withdrawn, and goes on with the update that
  * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data thread then
  * uses what it took away.
@@ -39,6 +47,23 @@ int vp_vdev_iommu_set(struct vp_vdev *v, bool on)
 	vp_iotlb_free(v->iotlb); /* features only change while no ring runs */
 	v->iotlb = NULL;
 	return 0;
+}
+
+bool vp_vdev_in_use(const struct vp_vdev *v)
+{
+	for (unsigned q = 0; q < v->n; q++)
+		if (v->ring[q].usable || v->ring[q].wait != VP_VDEV_WAIT_NONE)
+			return true;
+	return false;
+}
+
+void vp_vdev_iommu_idle(struct vp_vdev *v)
+{
+	if (!v->iotlb || vp_vdev_in_use(v))
+		return;
+	vp_iotlb_clear(v->iotlb);
+	vp_iotlb_forget_misses(v->iotlb);
+	v->run++; /* answers that are still to come are about another time */
 }
 
 /* Does [iova, iova + size) touch one of the ring's areas? */
@@ -88,19 +113,44 @@ static void retry_rings(struct vp_vdev *v)
 		v->ops->translated(v->ctx);
 }
 
+struct asked {
+	struct vp_vdev_slot *slot;
+	uint64_t iova;           /* of the page */
+	enum vp_access acc;
+	uint32_t life, run;      /* of the device that asked */
+	struct asked *next;      /* asked later */
+};
+
+/* Permissions that an update of [iova, iova + size) proves. */
+static unsigned proven(struct vp_vdev *v, uint64_t iova, uint64_t size)
+{
+	const struct asked *a;
+	unsigned perm;
+
+	if (v->asked)
+		vu_backend_req_ready(v->ops->session(v->ctx));
+	a = v->asked;
+	perm = vp_iotlb_granted(v->iotlb, iova, size);
+	if (a && a->run == v->run && (a->iova | 4095) >= iova && a->iova - VP_MIN(iova, a->iova) < size)
+		perm |= 1u << a->acc;
+	return perm ? perm : 1u << VP_READ;
+}
+
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)
 {
 	struct vp_vdev *v = ((struct vp_vdev_slot *)ctx)->v;
 	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) | (m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0);
+	unsigned sure;
 	int ret;
 
 	if (!v->iotlb)
 		return vp_err_set(e, -EINVAL, "IOTLB message without VIRTIO_F_ACCESS_PLATFORM");
 	switch (m->type) {
 	case VHOST_IOTLB_UPDATE:
+		sure = proven(v, m->iova, m->size);
 		if (vp_iotlb_changes(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm))
 			invalidate(v, m->iova, m->size);
-		ret = vp_iotlb_update(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm);
+		ret = vp_iotlb_update(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm, sure);
 		if (ret)
 			return vp_err_set(e, ret, "IOTLB update of 0x%llx (0x%llx bytes) does not lie inside one memory region",
 					  (unsigned long long)m->iova, (unsigned long long)m->size);
@@ -115,12 +165,14 @@ int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *
 	}
 }
 
-struct asked {
-	struct vp_vdev_slot *slot;
-	uint64_t iova;
-	enum vp_access acc;
-	uint32_t life; /* of the device that asked */
-};
+/* A later miss for the same: this answer says how it was before. */
+static bool asked_again(const struct vp_vdev *v, const struct asked *a)
+{
+	for (const struct asked *b = v->asked; b; b = b->next)
+		if (b->iova == a->iova && b->acc == a->acc)
+			return true;
+	return false;
+}
 
 static void answered(void *arg, int result)
 {
@@ -128,13 +180,19 @@ static void answered(void *arg, int result)
 	struct vp_vdev *v = a->slot->v;
 	const char *what = a->acc == VP_WRITE ? "writing" : "reading";
 
-	if (!v || !v->iotlb || v->life != a->life)
+	if (!v || v->life != a->life)
 		goto out;
-	if (result == -EREMOTEIO) {
+	/* Answers come in the order of the questions. */
+	v->asked = a->next;
+	if (!v->asked)
+		v->asked_end = &v->asked;
+	if (!v->iotlb || v->run != a->run)
+		goto out;
+	if (result == -EREMOTEIO && !asked_again(v, a)) {
 		vp_log(VP_LOG_WARNING, "%s: its vIOMMU does not map 0x%llx for %s", v->name, (unsigned long long)a->iova, what);
-		vp_iotlb_refuse(v->iotlb, a->iova);
+		vp_iotlb_refuse(v->iotlb, a->iova, a->acc);
 		retry_rings(v);
-	} else if (!result && vp_iotlb_deny(v->iotlb, a->iova, a->acc)) {
+	} else if (!result && !asked_again(v, a) && vp_iotlb_answered(v->iotlb, a->iova, a->acc)) {
 		vp_log(VP_LOG_WARNING, "%s: its vIOMMU maps 0x%llx, but not for %s", v->name, (unsigned long long)a->iova, what);
 		vu_backend_iotlb_access_fail(v->ops->session(v->ctx), a->iova, a->acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO,
 					     NULL, NULL);
@@ -146,6 +204,31 @@ static void answered(void *arg, int result)
 		vp_vdev_iommu_events(v);
 out:
 	free(a);
+}
+
+/* As vu_backend_iotlb_miss(). */
+static int ask(struct vp_vdev *v, uint64_t iova, enum vp_access acc)
+{
+	struct asked *a = malloc(sizeof(*a)), **at;
+	int ret;
+
+	if (!a)
+		return -ENOMEM;
+	*a = (struct asked){ v->ctx, iova, acc, v->life, v->run, NULL };
+	/* Before it is sent: without REPLY_ACK it counts as answered at once. */
+	*(v->asked ? v->asked_end : &v->asked) = a;
+	v->asked_end = &a->next;
+	ret = vu_backend_iotlb_miss(v->ops->session(v->ctx), iova,
+				    acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, answered, a);
+	if (!ret)
+		return 0;
+	/* The last; when the channel was lost, those before it are gone. */
+	for (at = &v->asked; *at != a; at = &(*at)->next)
+		;
+	*at = NULL;
+	v->asked_end = at;
+	free(a);
+	return ret;
 }
 
 void vp_vdev_iommu_events(struct vp_vdev *v)
@@ -169,17 +252,10 @@ void vp_vdev_iommu_poll(struct vp_vdev *v)
 		retry_rings(v);
 	}
 	while (vp_iotlb_next_miss(v->iotlb, &iova, &acc)) {
-		struct asked *a = malloc(sizeof(*a));
-		int ret = -ENOMEM;
+		int ret = ask(v, iova, acc);
 
-		if (a) {
-			*a = (struct asked){ v->ctx, iova, acc, v->life };
-			ret = vu_backend_iotlb_miss(v->ops->session(v->ctx), iova,
-						    acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, answered, a);
-		}
 		if (!ret)
 			continue;
-		free(a);
 		/* It counts as asked, or data threads would find it again at once, and again. See vp_vdev_iommu_events(). */
 		if (!v->unsent_said)
 			vp_log(VP_LOG_WARNING, "%s: a vIOMMU miss cannot be sent: %s; its queue waits", v->name,

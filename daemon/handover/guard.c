@@ -29,6 +29,7 @@
 #include "handover/lastsig.h"
 #include "port/orphan.h"
 #include "sys/sock.h"
+#include "sys/source.h"
 
 /* A data path that hears of it lets go at once; the time is for one that gets no CPU. As long as the next daemon would wait (port.c). */
 #define PATIENCE_MS  3000u
@@ -288,7 +289,7 @@ struct vp_guard {
 	int              sock, pidfd;
 	pid_t            pid;
 	uint64_t         last_id;
-	sd_event_source *io;
+	struct vp_source *io;
 	bool             kept, deaf;
 };
 
@@ -340,8 +341,7 @@ static int on_death(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 	vp_log(VP_LOG_ERR, "the guard (pid %d) has gone: a driver VM of a fast link may lose its network if the daemon ends under traffic now; restart the daemon after `vhost-pcictl down` of its fast links",
 	       (int)g->pid);
-	sd_event_source_disable_unref(g->io);
-	g->io = NULL;
+	vp_source_end(&g->io);
 	vp_close(&g->sock);
 	g->pid = 0;
 	return 0;
@@ -349,7 +349,7 @@ static int on_death(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 int vp_guard_watch(struct vp_guard *g, sd_event *event, struct vp_err *e)
 {
-	int r = sd_event_add_io(event, &g->io, g->sock, 0, on_death, g);
+	int r = vp_source_add(&g->io, event, g->sock, 0, on_death, g);
 
 	return r < 0 ? vp_err_set(e, r, "cannot watch the guard: %s", strerror(-r)) : 0;
 }
@@ -360,7 +360,7 @@ void vp_guard_free(struct vp_guard *g)
 
 	if (!g)
 		return;
-	sd_event_source_disable_unref(g->io);
+	vp_source_end(&g->io);
 	vp_close(&g->sock);
 	p = (struct pollfd){ .fd = g->pidfd, .events = POLLIN };
 	if (g->pidfd >= 0 && !poll(&p, 1, 5000))

@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "base/watch.h"
 #include "context/context.h"
 #include "guestmem/map.h"
 #include "link/link.h"
@@ -32,6 +33,7 @@ struct view {
 	struct {
 		struct vp_relay_queue *rq;
 		int  kick_fd;        /* -1 = the driver does not kick: never sleep */
+		struct vp_watch *kick; /* of it, while published */
 		bool drop;           /* ring disabled: take and discard */
 		bool src_broke, dst_broke; /* attention was asked for (data thread's own) */
 	} src[];
@@ -42,7 +44,7 @@ struct lane {
 	struct view      *view;      /* RCU */
 	unsigned          lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
 	/* main thread */
-	struct view      *published;
+	struct view      *published, *last; /* last: taken away, while the lanes are freed */
 	bool              added;
 };
 
@@ -97,7 +99,7 @@ static enum worker_next lane_arm(struct worker_job *j)
 {
 	struct lane *lane = vp_container_of(j, struct lane, job);
 	struct view *v = rcu_dereference(lane->view);
-	bool more = false;
+	bool more = false, later = false;
 
 	if (!v)
 		return WORKER_SLEEP;
@@ -106,9 +108,13 @@ static enum worker_next lane_arm(struct worker_job *j)
 
 		if (vq->broken || vq->stalled)
 			continue; /* side_translated() wakes those that wait for their vIOMMU */
+		if (vp_unlikely(vp_relay_must_wait(v->src[i].rq))) {
+			later = true;
+			continue;
+		}
 		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
 	}
-	return more ? WORKER_AGAIN : WORKER_SLEEP;
+	return more ? WORKER_AGAIN : later ? WORKER_LATER : WORKER_SLEEP;
 }
 
 static void lane_disarm(struct worker_job *j)
@@ -158,7 +164,7 @@ static struct view *lane_unpublish(struct lane *lane)
 	rcu_assign_pointer(lane->view, NULL);
 	lane->published = NULL;
 	for (unsigned i = 0; i < v->n; i++)
-		worker_job_unwatch(&lane->job, v->src[i].kick_fd);
+		vp_watch_end(&v->src[i].kick);
 	return v;
 }
 
@@ -168,7 +174,7 @@ static void lane_publish(struct relay *r, struct lane *lane, struct view *v)
 	if (v->dst && !v->dst->vq.broken)
 		vp_vq_disable_kicks(&v->dst->vq);
 	for (unsigned i = 0; i < v->n; i++)
-		if (v->src[i].kick_fd >= 0 && worker_job_watch(&lane->job, v->src[i].kick_fd))
+		if (v->src[i].kick_fd >= 0 && worker_job_watch(&v->src[i].kick, &lane->job, v->src[i].kick_fd))
 			v->src[i].kick_fd = -1;  /* cannot be waited for: poll */
 	lane->published = v;
 	rcu_assign_pointer(lane->view, v);
@@ -291,13 +297,17 @@ static void side_offer(void *ctx, unsigned first, unsigned n)
 
 static void lanes_free(struct relay *r)
 {
-	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
-		struct view *v = lane_unpublish(&r->lanes[k]);
+	struct worker_pool *p = r->l->d->workers;
 
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
+		r->lanes[k].last = lane_unpublish(&r->lanes[k]);
 		if (r->lanes[k].added)
-			worker_job_del(r->l->d->workers, &r->lanes[k].job);
-		free(v);
+			worker_job_retire(p, &r->lanes[k].job);
 	}
+	/* All at once: each grace period lasts as long as a round of the slowest thread. */
+	worker_jobs_reap(p);
+	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
+		free(r->lanes[k].last);
 	free(r->lanes);
 	r->lanes = NULL;
 }
@@ -372,8 +382,8 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 	ret = lanes_make(side->r);
 	if (ret)
 		return vp_err_set(e, ret, "out of memory");
-	vp_link_backend_cfg(side->r->l, side->id, cfg);
-	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, &side_vdev_ops, side);
+	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
+	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
 	return ret ? vp_err_set(e, ret, "out of memory") : 0;
 }
 

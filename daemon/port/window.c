@@ -8,17 +8,15 @@
  *              `-> FAILED -> FREE    (tried again after a while)
  *
  * Threat model: the memory's fds come from the driver VM's front-end. A file that can be truncated
- * kills a VMM that maps it (SIGBUS), so it is refused unless it is sealed or hugetlbfs.
+ * kills a VMM that maps it (SIGBUS), so it is refused unless it is sealed, or can be. That goes for huge pages as for others.
  */
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -98,7 +96,7 @@ static void win_give(struct vp_port *p, unsigned slot)
 	w->deadline = 0;
 	w->cancel = w->dead = false;
 	if (w->truncatable && !p->conf.unsealed_ok) {
-		win_failed(p, slot, "its file could be truncated, which would kill the device VM; give the driver VM a memory-backend-memfd (sealed) or hugetlbfs");
+		win_failed(p, slot, "its file could be truncated, which would kill the device VM; give the driver VM a memory-backend-memfd (with hugetlb=on for huge pages), which is sealed");
 		return;
 	}
 	snprintf(what, sizeof(what), "window %u of port %.32s", slot, p->conf.name);
@@ -431,14 +429,11 @@ void port_mem_free(struct vp_port *p)
 
 static bool can_shrink(int fd)
 {
-	struct statfs fs;
 	int seals = fcntl(fd, F_GET_SEALS);
 
 	if (seals >= 0 && seals & F_SEAL_SHRINK)
 		return false;
-	if (!fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC)
-		return false;
-	/* A memfd that its owner left open to sealing can be sealed by whoever has it. */
+	/* A memfd that its owner left open to sealing can be sealed by whoever has it, of huge pages or not. A file by name cannot. */
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0;
 }
 
@@ -467,12 +462,15 @@ static int mem_copy(struct port_region *m, const struct vp_port_region *r, struc
 	m->r.fd = fcntl(r->fd, F_DUPFD_CLOEXEC, 3);
 	if (m->r.fd < 0 || fstat(m->r.fd, &st) < 0)
 		return vp_err_set(e, -errno, "memory region at 0x%llx: %m", (unsigned long long)r->addr);
-	if ((uint64_t)st.st_size < r->offset + r->size)
+	/* A device has no size, and nobody truncates it; that it reaches so far was seen when it was mapped. */
+	if (S_ISCHR(st.st_mode))
+		st.st_size = (off_t)(r->offset + r->size);
+	else if ((uint64_t)st.st_size < r->offset + r->size)
 		return vp_err_set(e, -EINVAL, "memory region at 0x%llx lies outside its file", (unsigned long long)r->addr);
 	m->dev = st.st_dev;
 	m->ino = st.st_ino;
 	m->file_size = (uint64_t)st.st_size;
-	m->truncatable = can_shrink(m->r.fd);
+	m->truncatable = !S_ISCHR(st.st_mode) && can_shrink(m->r.fd);
 	return 0;
 }
 

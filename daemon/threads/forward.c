@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "base/util.h"
+#include "base/watch.h"
 
 #define FORWARD_EVENTS 64
 #define FORWARD_SIGNAL SIGUSR2
@@ -27,7 +28,8 @@
 
 struct vp_wire {
 	struct vp_forward *f;
-	int                src, dst;  /* our own duplicates; dst -1 with fn */
+	struct vp_watch   *src;
+	int                dst;       /* our own duplicate; -1 with fn */
 	void             (*fn)(void *arg);
 	void              *arg;
 	pthread_mutex_t    lock;      /* held while fn runs */
@@ -39,6 +41,7 @@ struct vp_wire {
 
 struct vp_forward {
 	int             epfd, wakefd;
+	struct vp_watch *woken;       /* of wakefd */
 	pthread_t       thread, supervisor;
 	bool            started, supervised, stop;
 	uint64_t        seq;          /* odd while in a write */
@@ -51,7 +54,6 @@ struct vp_forward {
 static void wire_destroy(struct vp_wire *w)
 {
 	/* seccomp control: close; signal: close */
-	vp_close(&w->src);
 	vp_close(&w->dst);
 	pthread_mutex_destroy(&w->lock);
 	free(w);
@@ -112,7 +114,7 @@ static void *forward_main(void *arg)
 		int n = epoll_wait(f->epfd, ev, FORWARD_EVENTS, -1);
 
 		for (int i = 0; i < n; i++) {
-			struct vp_wire *w = ev[i].data.ptr;
+			struct vp_wire *w = (void *)(uintptr_t)ev[i].data.u64;
 
 			if (w && !__atomic_load_n(&w->dead, __ATOMIC_RELAXED))
 				fire(f, w);
@@ -160,7 +162,6 @@ static void wake(struct vp_forward *f)
 int vp_forward_new(struct vp_forward **out, struct vp_err *e)
 {
 	struct sigaction sa = { .sa_handler = on_signal };  /* no SA_RESTART: that is the point */
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
 	struct vp_forward *f = calloc(1, sizeof(*f));
 	int r;
 
@@ -170,8 +171,9 @@ int vp_forward_new(struct vp_forward **out, struct vp_err *e)
 	pthread_cond_init(&f->cond, NULL);
 	f->epfd = epoll_create1(EPOLL_CLOEXEC);
 	f->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (f->epfd < 0 || f->wakefd < 0 || epoll_ctl(f->epfd, EPOLL_CTL_ADD, f->wakefd, &ev) < 0) {
-		r = vp_err_set(e, -errno, "signal forwarder: %m");
+	r = f->epfd < 0 || f->wakefd < 0 ? -errno : vp_watch_add(&f->woken, f->epfd, f->wakefd, EPOLLIN | EPOLLET, 0);
+	if (r) {
+		vp_err_set(e, r, "signal forwarder: %s", strerror(-r));
 		goto fail;
 	}
 	sigaction(FORWARD_SIGNAL, &sa, NULL);
@@ -214,6 +216,7 @@ void vp_forward_free(struct vp_forward *f)
 	if (f->supervised)
 		pthread_join(f->supervisor, NULL);
 	bury(f);
+	vp_watch_end(&f->woken);
 	vp_close(&f->epfd);
 	vp_close(&f->wakefd);
 	pthread_mutex_destroy(&f->lock);
@@ -223,21 +226,23 @@ void vp_forward_free(struct vp_forward *f)
 
 static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who, void (*fn)(void *), void *arg)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
 	struct vp_wire *w = calloc(1, sizeof(*w));
-	int r;
+	int r = 0;
 
 	*out = NULL;
 	if (!w)
 		return -ENOMEM;
-	*w = (struct vp_wire){ .f = f, .src = -1, .dst = -1, .who = who, .fn = fn, .arg = arg };
+	*w = (struct vp_wire){ .f = f, .dst = -1, .who = who, .fn = fn, .arg = arg };
 	pthread_mutex_init(&w->lock, NULL);
-	w->src = fcntl(src, F_DUPFD_CLOEXEC, 3);
-	if (!fn)
+	/* seccomp control: fcntl */
+	if (!fn) {
 		w->dst = fcntl(dst, F_DUPFD_CLOEXEC, 3);
-	ev.data.ptr = w;
-	if (w->src < 0 || (!fn && w->dst < 0) || epoll_ctl(f->epfd, EPOLL_CTL_ADD, w->src, &ev) < 0) {
-		r = -errno;
+		r = w->dst < 0 ? -errno : 0;
+	}
+	/* Last: from here on the thread may have it. */
+	if (!r)
+		r = vp_watch_add(&w->src, f->epfd, src, EPOLLIN | EPOLLET, (uintptr_t)w);
+	if (r) {
 		wire_destroy(w);
 		return r;
 	}
@@ -262,7 +267,7 @@ void vp_wire_free(struct vp_wire *w)
 	if (!w)
 		return;
 	f = w->f;
-	epoll_ctl(f->epfd, EPOLL_CTL_DEL, w->src, NULL);
+	vp_watch_end(&w->src);
 	if (w->fn)
 		pthread_mutex_lock(&w->lock);
 	__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);

@@ -14,6 +14,8 @@
 
 #include "base/cycles.h"
 #include "base/thread.h"
+#include "base/util.h"
+#include "base/watch.h"
 
 #define WORKER_WAKE    UINT64_MAX /* epoll data of the thread's own eventfd */
 #define WORKER_EVENTS  64
@@ -33,6 +35,7 @@ struct worker {
 	struct worker_pool *pool;
 	pthread_t thread;
 	int       epfd, wakefd, cpu, tid;
+	struct vp_watch *woken;         /* of wakefd */
 	unsigned  jobs, number;
 	uint64_t  busy_poll, look;      /* in vp_cycles() */
 	struct slot_table *slots;
@@ -55,6 +58,7 @@ struct worker_pool {
 	pthread_cond_t  cond;
 	bool     stop;
 	pthread_t main;          /* may be in worker_call() */
+	struct worker_job *retired; /* main thread */
 	struct vp_relay_scratch *scratch;
 	struct worker w[];
 };
@@ -263,7 +267,6 @@ static void *supervisor_main(void *arg)
 static int worker_start(struct worker *w, struct worker_pool *p, const struct worker_pool_conf *c,
 			unsigned i, struct vp_err *e)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = WORKER_WAKE };
 	int ret;
 
 	w->pool = p;
@@ -272,12 +275,14 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	w->busy_poll = vp_cycles_hz() / 1000000 * c->busy_poll_us;
 	w->look = vp_cycles_hz() / 1000000 * WORKER_LOOK_US;
 	w->scratch = vp_relay_scratch_new();
-	/* seccomp control: epoll_create1 eventfd2 epoll_ctl */
+	/* seccomp control: epoll_create1 eventfd2 */
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
 	w->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!w->scratch || w->epfd < 0 || w->wakefd < 0 ||
-	    epoll_ctl(w->epfd, EPOLL_CTL_ADD, w->wakefd, &ev) < 0)
+	if (!w->scratch || w->epfd < 0 || w->wakefd < 0)
 		return vp_err_set(e, -errno, "data thread %u: %m", i);
+	ret = vp_watch_add(&w->woken, w->epfd, w->wakefd, EPOLLIN | EPOLLET, WORKER_WAKE);
+	if (ret)
+		return vp_err_set(e, ret, "data thread %u: %s", i, strerror(-ret));
 	ret = pthread_create(&w->thread, NULL, worker_main, w);
 	if (ret)
 		return vp_err_set(e, -ret, "data thread %u: %s", i, strerror(ret));
@@ -361,6 +366,7 @@ void worker_pool_free(struct worker_pool *p)
 			wake(w);
 			pthread_join(w->thread, NULL);
 		}
+		vp_watch_end(&w->woken);
 		vp_close(&w->epfd);
 		vp_close(&w->wakefd);
 		free(w->scratch);
@@ -415,34 +421,37 @@ int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct wor
 	return 0;
 }
 
-void worker_job_del(struct worker_pool *p, struct worker_job *j)
+void worker_job_retire(struct worker_pool *p, struct worker_job *j)
 {
-	struct worker *w = j->w;
-
-	if (!w)
+	if (!j->w || j->dead)
 		return;
-	__atomic_store_n(&w->slots->job[j->slot], NULL, __ATOMIC_RELEASE);
+	__atomic_store_n(&j->w->slots->job[j->slot], NULL, __ATOMIC_RELEASE);
 	__atomic_store_n(&j->dead, true, __ATOMIC_RELEASE);
-	/* After the first grace period every round sees it dead and lets go; after the second, all have. */
-	urcu_qsbr_synchronize_rcu();
-	urcu_qsbr_synchronize_rcu();
-	w->jobs--;
-	j->w = NULL;
-	j->dead = false;
-	j->active = j->later = false;
+	j->retired = p->retired;
+	p->retired = j;
 }
 
-int worker_job_watch(struct worker_job *j, int fd)
+void worker_jobs_reap(struct worker_pool *p)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = j->slot };
+	struct worker_job *j;
 
-	return epoll_ctl(j->w->epfd, EPOLL_CTL_ADD, fd, &ev) < 0 ? -errno : 0;
+	if (!p->retired)
+		return;
+	/* After the first grace period every round sees them dead and lets go; after the second, all have. */
+	urcu_qsbr_synchronize_rcu();
+	urcu_qsbr_synchronize_rcu();
+	while ((j = p->retired)) {
+		p->retired = j->retired;
+		j->w->jobs--;
+		j->w = NULL;
+		j->retired = NULL;
+		j->dead = j->active = j->later = false;
+	}
 }
 
-void worker_job_unwatch(struct worker_job *j, int fd)
+int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd)
 {
-	if (fd >= 0)
-		epoll_ctl(j->w->epfd, EPOLL_CTL_DEL, fd, NULL);
+	return vp_watch_add(out, j->w->epfd, fd, EPOLLIN | EPOLLET, j->slot);
 }
 
 void worker_poke(struct worker_job *j)

@@ -4,6 +4,9 @@
  * thread, which polls it while there is work and arms its notifications and sleeps
  * when there is none: an idle daemon makes no system calls.
  *
+ * Each round runs every job once that has work. A run is bounded (run() below), and a job that had more
+ * to do comes again in the next round, behind all others: so nobody waits longer than a round.
+ *
  * Threads are liburcu QSBR readers that pass a quiescent state once per round.
  * Whatever a job's run() reads through an RCU-published pointer may therefore
  * be changed by the main thread: unpublish, synchronize_rcu(), change,
@@ -23,6 +26,7 @@
 struct worker;
 struct worker_pool;
 struct worker_job;
+struct vp_watch;
 
 enum worker_next {
 	WORKER_SLEEP, /* until a notification or worker_poke() */
@@ -31,7 +35,10 @@ enum worker_next {
 };
 
 struct worker_job_ops {
-	/* Do a bounded piece of work; how much was done, 0 = nothing to do. */
+	/*
+	 * Do a bounded piece of work: bounded in time, whatever a peer has put into its rings, about as much as
+	 * the usual burst of packets takes. How much was done; the job runs again for as long as that is not 0.
+	 */
 	unsigned (*run)(struct worker_job *j, struct vp_relay_scratch *s);
 	/* Before sleeping: ask for notifications. */
 	enum worker_next (*arm)(struct worker_job *j);
@@ -46,6 +53,7 @@ struct worker_job {
 	struct worker *w;
 	uint32_t slot;
 	bool     dead, poked;
+	struct worker_job *retired; /* the next one of these */
 	bool     active, later;
 	uint64_t last_work;
 };
@@ -64,16 +72,20 @@ void worker_pool_free(struct worker_pool *p);
 /* Put a job on the thread with the fewest (or on the thread of `near`, when not NULL). 0, -ENOMEM. */
 int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct worker_job *near);
 
-/* Take a job off its thread; when this returns nothing on it runs any more and it may be freed. */
-void worker_job_del(struct worker_pool *p, struct worker_job *j);
+/*
+ * Take jobs off their threads: any number of worker_job_retire(), then one worker_jobs_reap() before any of them is
+ * freed, which waits for their threads: two grace periods, however many they are. A job that
+ * was not added is none.
+ */
+void worker_job_retire(struct worker_pool *p, struct worker_job *j);
+void worker_jobs_reap(struct worker_pool *p);
 
 /*
- * Wake the job's thread when fd (a kick eventfd) is signalled. Edge-triggered and never read,
- * so an fd that would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
+ * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out)
+ * (base/watch.h), which comes before the job goes. Edge-triggered and never read, so an fd that
+ * would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
  */
-int worker_job_watch(struct worker_job *j, int fd);
-/* Before the fd is closed. */
-void worker_job_unwatch(struct worker_job *j, int fd);
+int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
 
 /* Have the job run soon: something that it looks at has changed. */
 void worker_poke(struct worker_job *j);

@@ -128,7 +128,8 @@ struct vhp_packet {
 };
 
 /*
- * Receive up to n packets. Number received (0 = none now). A packet that is larger than its room is
+ * Receive up to n packets. Number received (0 = none now; fewer than n: there may be more, when they lie in
+ * many pieces). A packet that is larger than its room is
  * given up and counted. -ENOLINK, -EIO.
  */
 VHP_API int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned n);
@@ -203,6 +204,12 @@ VHP_API int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_po
  */
 VHP_API int vhp_recv_fd(const struct vhp_port *p, unsigned pair);
 VHP_API int vhp_send_fd(const struct vhp_port *p, unsigned pair);
+/*
+ * Changes, at vhp_update(), when those fds may have become others, be it with the same numbers. An
+ * epoll set keeps an fd that was closed for as long as its file is open elsewhere: give it
+ * duplicates, take them out and close them when this changes, and put the new ones in.
+ */
+VHP_API unsigned vhp_fds_serial(const struct vhp_port *p);
 
 /* Ask for kicks before sleeping on the fd; true: there is work already, do not sleep. */
 VHP_API bool vhp_recv_arm(struct vhp_port *p, unsigned pair);

@@ -5,6 +5,10 @@
  * held off, twice as long each time up to a minute, so that blocking takes a thread 2 % of its time in the end.
  *
  * A peer is a number, vp_blame_id() of its name; 0 is nobody. All functions: any thread.
+ *
+ * Who was given somebody else's eventfd can do the same with it, and it cannot be told which of the
+ * two it was. Then neither is to blame, or one could have the other held off everywhere: what both
+ * have counts against the two of them together, vp_blame_either(), and what each has alone goes on.
  */
 #ifndef VP_BASE_BLAME_H
 #define VP_BASE_BLAME_H
@@ -14,6 +18,9 @@
 
 /* Never 0. */
 uint64_t vp_blame_id(const char *name);
+
+/* Two peers, in any order, who both have a notifier. Never 0, and no peer's own number. */
+uint64_t vp_blame_either(uint64_t a, uint64_t b);
 
 /* Its notifier has just blocked. */
 void vp_blame(uint64_t who);

@@ -15,6 +15,9 @@
 /* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
 #define SOFT_WRAP (128u << 10)
 
+/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
+#define SEGS 4096u
+
 /* ---- FIFO ------------------------------------------------------------------ */
 
 /* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
@@ -196,7 +199,7 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 		vp_prefetchw(area, ahead + 64);
 		ahead += (uint32_t)vp_align_up(VP_MIN(s->src.chain[i].out_len, 1u << 16), 64);
 	}
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		const struct vp_seg *sg = &s->src.seg[c->seg];
 		struct vp_bounce_slot *sl;
@@ -282,7 +285,7 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	if (n < PLAIN_MIN)
 		return 0;
 	run = vp_drvq_run_begin(&b->shadow, n, false);
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const uint32_t len = p[i].len, k = (first + i) & mask;
 		struct vp_bounce_slot *sl = &slots[k];
 		uint32_t at, taken = fifo_next(&out, (len + 63u) & ~63u, &contig, &at);
@@ -362,9 +365,10 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
 {
 	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	uint64_t bytes = 0;
 	unsigned i;
 
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		struct vp_bounce_slot *sl;
 		uint32_t at, taken;
@@ -391,6 +395,7 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 			b->blocked = true;
 			break;
 		}
+		bytes += c->out_len;
 	}
 	return i;
 }
@@ -405,6 +410,10 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	b->blocked = false;
 	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		return 0;
+	if (vp_unlikely(b->c.early && vp_relay_limited(rq) && vp_relay_owes(rq, now, s->hz))) {
+		b->held = true;
+		return 0;
+	}
 	room = VP_MIN(VP_MIN(room, free_slots), VP_RELAY_BURST);
 	if (!room) {
 		b->blocked = true;
@@ -420,7 +429,11 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	if (!n)
 		return 0;
 	if (b->c.early) {
-		pass = vp_relay_limited(rq) ? vp_relay_allow(rq, now, s->hz, n) : n;
+		pass = n;
+		if (vp_relay_limited(rq)) {
+			pass = vp_relay_allow(rq, now, s->hz, n);
+			vp_relay_charge(rq, now, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		}
 		done = hand_early(b, s, n, pass);
 		if (done < pass && vp_relay_limited(rq))
 			vp_relay_give_back(rq, s->hz, pass - done);
@@ -485,6 +498,7 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	/* Before any use of a remembered translation in this round; see vp_xlate_sync(). */
 	vp_xlate_sync(&rq->vq.xl);
 	if (b->c.early) {
+		b->held = false;
 		if (wants_room(b))
 			back = vp_bounce_reclaim(b, VP_BURST);
 	} else if (vp_relay_limited(rq)) {
@@ -525,7 +539,8 @@ bool vp_bounce_arm(struct vp_bounce *b)
 		return false;
 	}
 	/* While nothing fits, new chains are no work; what the device VM returns is. */
-	if (!b->blocked && !b->c.rq->vq.stalled && __atomic_load_n(&b->open, __ATOMIC_RELAXED))
+	if (!b->blocked && !(b->c.early && b->held) && !b->c.rq->vq.stalled &&
+	    __atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		more = vp_vq_enable_kicks(&b->c.rq->vq);
 	if (b->stalled || b->held)
 		return more;
@@ -673,8 +688,8 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 		.avail_addr = c->pool_addr + c->ring.off + driver,
 		.used_addr = c->pool_addr + c->ring.off + device,
 	};
-	/* Room for one chain of the longest kind besides what a full ring of two-piece buffers needs. */
-	b->segs.size = c->in.size ? VP_BURST_SEGS + VP_BURST + 2u * slots : 0;
+	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
+	b->segs.size = c->in.size ? SEGS + VP_BURST + 2u * slots : 0;
 	b->slot = calloc(slots, sizeof(*b->slot));
 	b->pend = calloc(slots, sizeof(*b->pend));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));

@@ -87,7 +87,7 @@ struct vp_bounce {
 	bool            blocked;       /* waits for the device VM to return something */
 	bool            again;         /* something is back that the next run can give to the driver */
 	bool            stalled;       /* what is back waits for the driver VM's vIOMMU: run it again when that has answered */
-	bool            held;          /* what is back waits for the rate limit */
+	bool            held;          /* what is back, or (early) what the driver sends, waits for the rate limit */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
 	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */

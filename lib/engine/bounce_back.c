@@ -121,9 +121,16 @@ static int put(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t at
 /* What one run gives to the driver. */
 struct giving {
 	unsigned n;              /* entries of b->given */
-	uint64_t packets, bytes;
+	uint64_t packets, bytes; /* of packets: the run is over behind VP_PKT_RUN_BYTES */
 	unsigned refused;        /* what should have been packets */
+	unsigned pieces;         /* that were written, off the fast path: over behind VP_PKT_CHAINS_MAX */
 };
+
+/* Has the run had enough? Others are waiting. */
+VP_INLINE bool spent(const struct giving *g)
+{
+	return g->bytes >= VP_PKT_RUN_BYTES || g->pieces >= VP_PKT_CHAINS_MAX;
+}
 
 VP_INLINE struct vp_bounce_slot *pending(const struct vp_bounce *b, unsigned k)
 {
@@ -157,8 +164,8 @@ static int give_slow(struct vp_bounce *b, struct giving *g)
 	const unsigned hlen = b->hdr_len;
 	struct virtio_net_hdr h;
 	uint8_t raw[12] = { 0 };
+	unsigned i, k = 1, pieces = 0;
 	uint64_t total = 0;
-	unsigned i, k = 1;
 	int ret;
 
 	if (!sl->len) {
@@ -180,11 +187,13 @@ static int give_slow(struct vp_bounce *b, struct giving *g)
 		if (!pending(b, i)->len)
 			return drop(b, g, k, VP_DROP_BAD_PACKET);
 		total += pending(b, i)->len;
+		pieces += pending(b, i)->nseg;
 	}
 	if (total < hlen + VP_PKT_MIN)
 		return drop(b, g, k, VP_DROP_BAD_PACKET);
-	if (total - hlen > VP_PKT_MAX)
+	if (total - hlen > VP_PKT_MAX || pieces > VP_PKT_CHAINS_MAX)
 		return drop(b, g, k, VP_DROP_TOO_BIG);
+	g->pieces += pieces;
 	memcpy(&h, raw, sizeof(h));
 	if (vp_net_hdr_check_in(&h, (uint32_t)total - hlen, b->c.rq->features))
 		return drop(b, g, k, VP_DROP_BAD_HEADER);
@@ -219,10 +228,11 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 	struct vp_used *const given = b->given + g->n;
 	const uint16_t *const pend = b->pend;
 	const bool mergeable = b->mergeable;
+	const uint64_t left = VP_PKT_RUN_BYTES - g->bytes; /* of the run: it is not spent */
 	uint64_t bytes = 0;
 	unsigned i;
 
-	for (i = 0; i < count; i++) {
+	for (i = 0; i < count && bytes < left; i++) {
 		struct vp_bounce_slot *sl = &slots[pend[(tail + i) & mask]];
 		const uint32_t len = sl->len, plen = len - hlen;
 		const uint64_t off = sl->addr - w.start;
@@ -262,13 +272,13 @@ static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
 	bool wait = false;
 	int ret = 0;
 
-	while (g->n < max && b->pend_tail != b->pend_head) {
+	while (g->n < max && b->pend_tail != b->pend_head && !spent(g)) {
 		if (vp_likely(!vq->log)) {
 			if (vp_likely(b->hdr_len == 12))
 				give_plain(b, g, max - g->n, 12);
 			else
 				give_plain(b, g, max - g->n, b->hdr_len);
-			if (g->n >= max || b->pend_tail == b->pend_head)
+			if (g->n >= max || b->pend_tail == b->pend_head || spent(g))
 				break;
 		}
 		ret = give_slow(b, g);
@@ -291,7 +301,7 @@ static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 {
 	int ret = 0;
 
-	while (g->n < max && b->pend_tail != b->pend_head) {
+	while (g->n < max && b->pend_tail != b->pend_head && !spent(g)) {
 		struct vp_bounce_slot *sl = pending(b, 0);
 
 		ret = sl->len ? put(b, sl, 0, sl->len, NULL) : 0;
@@ -299,6 +309,8 @@ static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 			vp_vq_break(&b->c.rq->vq, VP_VQ_BAD_ADDR);
 		if (ret)
 			break;
+		g->bytes += sl->len;
+		g->pieces += sl->nseg;
 		give(b, g, sl, sl->len);
 	}
 	b->again = b->pend_tail != b->pend_head;

@@ -61,9 +61,6 @@ void vp_pkt_log(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_c
 	}
 }
 
-/* A receive chain carries at least the header's length. */
-#define CHAINS_MAX ((VP_PKT_MAX + 12) / 10 + 1)
-
 /* Our place in the ring; chains taken from there on can be taken again as long as none was completed. */
 struct place {
 	uint16_t last_avail;
@@ -81,6 +78,16 @@ static void place_set(struct vp_virtq *vq, struct place p)
 	vq->avail_wrap = p.wrap;
 }
 
+unsigned vp_rxfill_fetch(struct vp_rxfill *f)
+{
+	vp_burst_clear(f->b);
+	if (f->looked >= VP_PKT_CHAINS_MAX)
+		return 0;
+	vp_vq_fetch_dir(f->vq, f->b, VP_BURST, VP_WRITE);
+	f->looked += vp_burst_looked(f->b);
+	return f->b->n;
+}
+
 /* The next chain of the ring, burst after burst; *at runs through the present one. NULL: no more, or broken. */
 static const struct vp_chain *next_chain(struct vp_rxfill *f, unsigned *at)
 {
@@ -89,7 +96,7 @@ static const struct vp_chain *next_chain(struct vp_rxfill *f, unsigned *at)
 	if (*at == f->b->n) {
 		vp_vq_advance(f->vq, f->b, f->b->n);
 		*at = 0;
-		if (!vp_vq_fetch_dir(f->vq, f->b, VP_BURST, VP_WRITE))
+		if (!vp_rxfill_fetch(f))
 			return NULL;
 	}
 	c = &f->b->chain[(*at)++];
@@ -107,7 +114,8 @@ int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *cha
 	unsigned at = 0, slots = 0, k = 0;
 	int ret = 0;
 
-	f->b->n = 0;
+	vp_burst_clear(f->b);
+	f->looked = 0;
 	for (; n && !ret; n--) {
 		uint64_t have = 0;
 
@@ -118,10 +126,13 @@ int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *cha
 				ret = -EMSGSIZE;
 				break;
 			}
-			c = slots < f->vq->size ? next_chain(f, &at) : NULL;
+			c = slots < f->vq->size && k < VP_PKT_CHAINS_MAX ? next_chain(f, &at) : NULL;
 			if (!c) {
-				/* Every buffer that there can be, and not enough. */
-				ret = f->vq->broken ? -EIO : slots >= f->vq->size ? -EMSGSIZE : -EAGAIN;
+				/* Every buffer that there can be, or more than a packet may cost, and not enough. */
+				bool all = slots >= f->vq->size || k >= VP_PKT_CHAINS_MAX ||
+					   f->looked >= VP_PKT_CHAINS_MAX;
+
+				ret = f->vq->broken ? -EIO : all ? -EMSGSIZE : -EAGAIN;
 				break;
 			}
 			have += c->in_len;
@@ -130,7 +141,8 @@ int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *cha
 		}
 	}
 	place_set(f->vq, start);
-	f->b->n = 0;
+	vp_burst_clear(f->b);
+	f->looked = 0;
 	*chains = k;
 	return ret;
 }
@@ -140,7 +152,7 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 					      const struct vp_cursor *cur, const uint8_t *priv, uint32_t plen)
 {
 	const struct place start = place_get(f->vq);
-	struct vp_used used[CHAINS_MAX];
+	struct vp_used used[VP_PKT_CHAINS_MAX];
 	struct vp_cursor from = { 0 };
 	unsigned chains, at = 0, i;
 	uint8_t hdr[12];
@@ -148,8 +160,6 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 
 	if (ret)
 		return ret;
-	if (chains > CHAINS_MAX)
-		return -EMSGSIZE;
 	if (cur)
 		from = *cur;
 	memcpy(hdr, h, sizeof(*h));
@@ -163,7 +173,7 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 		if (!c) {
 			/* What was there is not any more: a translation was taken back, or the driver takes what it gave. */
 			place_set(f->vq, start);
-			f->b->n = 0;
+			vp_burst_clear(f->b);
 			return f->vq->broken ? -EIO : -EAGAIN;
 		}
 		d = (struct vp_cursor){ &f->b->seg[c->seg], 0 };
@@ -183,7 +193,7 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 	}
 	vp_vq_advance(f->vq, f->b, at);
 	vp_vq_complete(f->vq, used, chains);
-	f->b->n = 0;
+	vp_burst_clear(f->b);
 	f->direct = true;
 	return 0;
 }
@@ -203,7 +213,7 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
 		if (last > first && !f->mergeable)
 			return -EMSGSIZE;
 		if (last == f->b->n)
-			return first == 0 && f->b->n == VP_BURST ? put_long(f, h, cur, priv, plen) : -EAGAIN;
+			return first == 0 && vp_rxfill_more(f) ? put_long(f, h, cur, priv, plen) : -EAGAIN;
 		if (c->nout || c->in_len < f->hdr_len) {
 			vp_vq_break(f->vq, VP_VQ_BAD_BUFFER);
 			return -EIO;
@@ -220,7 +230,8 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
 
 		vp_pkt_scatter(&d, NULL, hdr, head);
 		vp_pkt_scatter(&d, cur, from, n);
-		from += cur ? 0 : n;
+		if (!cur)
+			from += n;
 		plen -= n;
 		f->used[i] = (struct vp_used){ .len = head + n, .id = c->id, .slots = c->slots };
 		if (vp_unlikely(f->vq->log))

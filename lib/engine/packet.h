@@ -14,6 +14,11 @@
 #define VP_PKT_MAX  65557u /* the largest IP packet behind an Ethernet header with two VLAN tags */
 #define VP_PKT_MIN  14u    /* an Ethernet header */
 
+/* Chains that one packet, or the segments that it is cut into, may take at the receiver; and descriptors, about. */
+#define VP_PKT_CHAINS_MAX 512u
+/* Bytes after which a run of the relay or the copy engine ends: others wait. Of what is reworked, each counts twice. */
+#define VP_PKT_RUN_BYTES (128u << 10)
+
 /* A position in the segments of a chain. */
 struct vp_cursor {
 	const struct vp_seg *s;
@@ -104,6 +109,7 @@ struct vp_rxfill {
 	struct vp_burst *b;
 	struct vp_used  *used;   /* VP_BURST entries; used[i] belongs to chain i */
 	unsigned         taken;
+	unsigned         looked;    /* descriptors that were fetched for a packet that a burst does not hold */
 	unsigned         hdr_len;   /* 10 or 12 */
 	bool             mergeable; /* a packet may take several chains */
 	bool             direct;    /* chains were given back already, without vp_rxfill_flush() */
@@ -111,9 +117,9 @@ struct vp_rxfill {
 
 /*
  * Put one packet (header h, plen bytes from cur or, when NULL, from priv) into as many chains as it
- * takes. 0; -EAGAIN: too few chains in this burst, or, when it is a full one (VP_BURST, none taken), in the ring;
- * -EMSGSIZE: it fits no buffer, or not the whole ring; -EIO: the queue turned out broken. On failure nothing was
- * taken. Behind a full burst it may leave an empty one.
+ * takes. 0; -EAGAIN: too few chains in this burst, or, when there are more than it holds (none taken), in the ring;
+ * -EMSGSIZE: it fits no buffer, not the whole ring, or not VP_PKT_CHAINS_MAX; -EIO: the queue turned out broken. On
+ * failure nothing was taken. Behind a burst that does not hold all there is it may leave an empty one.
  */
 int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cursor *cur,
 	       const void *priv, uint32_t plen);
@@ -123,6 +129,15 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
  * empty burst. *chains: how many they take.
  */
 int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *chains);
+
+/* Fetch anew, as many as a burst holds. Their number; 0 also when the packets took too much looking already. */
+unsigned vp_rxfill_fetch(struct vp_rxfill *f);
+
+/* Does the ring hold more than this burst? */
+VP_INLINE bool vp_rxfill_more(const struct vp_rxfill *f)
+{
+	return f->b->n == VP_BURST || f->b->more;
+}
 
 /* Give the taken chains back to the driver. True when there were any since the last time. */
 bool vp_rxfill_flush(struct vp_rxfill *f);

@@ -16,6 +16,10 @@
 #include "engine/packet.h"
 #include "net/offload.h"
 
+#define SEGMENT_BYTES 512 /* that cutting a segment off costs as much as: its headers, a checksum, a buffer */
+#define PIECES_SEGMENT 4 /* pieces that a packet lies in, of which so many cost as much */
+#define BUCKET_SHIFT 16 /* of vp_bucket's unit of time */
+
 static const char *const drop_str[VP_DROP_MAX] = {
 	[VP_DROP_NO_PEER]    = "no-peer",
 	[VP_DROP_NO_BUFFER]  = "no-buffer",
@@ -54,6 +58,9 @@ struct run {
 	struct vp_rxfill rx;
 	unsigned src_hlen;
 	bool     filled;     /* receive chains were given back */
+	/* beyond the bytes that arrive */
+	uint64_t reworked;   /* bytes of packets that were reworked */
+	unsigned segments;   /* that packets were cut into, beyond one for each */
 };
 
 static const struct virtio_net_hdr no_offload;
@@ -65,7 +72,7 @@ static const struct virtio_net_hdr no_offload;
 static int rework_long(struct run *r, struct vp_gso *g)
 {
 	uint32_t payload = g->len - g->hdr_len, n;
-	unsigned chains;
+	unsigned chains, looked = 0;
 	int ret = vp_rxfill_room(&r->rx, g->hdr_len + VP_MIN(g->mss, payload), (payload + g->mss - 1) / g->mss, &chains);
 
 	if (ret)
@@ -74,7 +81,12 @@ static int rework_long(struct run *r, struct vp_gso *g)
 		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 		if (ret == -EAGAIN) {
 			r->filled |= vp_rxfill_flush(&r->rx);
-			vp_vq_fetch_dir(&r->dst->vq, &r->s->dst, VP_BURST, VP_WRITE);
+			/* What a burst has left is fetched again: less than was used, unless it is not what was counted. */
+			r->rx.looked = 0;
+			vp_rxfill_fetch(&r->rx);
+			looked += r->rx.looked;
+			if (looked > 2 * VP_PKT_CHAINS_MAX + VP_BURST)
+				return -EMSGSIZE;
 			ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 		}
 		if (ret)
@@ -88,7 +100,7 @@ static int rework_long(struct run *r, struct vp_gso *g)
  * into segments, in private memory. All segments go out together or none does.
  * As vp_pkt_put(), and -EINVAL: the packet is not what its header says.
  */
-static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur, uint32_t plen)
+static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur, uint32_t plen, unsigned pieces)
 {
 	struct vp_relay_stats *st = &r->src->stats;
 	unsigned first = r->rx.taken;
@@ -97,6 +109,7 @@ static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur,
 	int ret;
 
 	vp_pkt_gather(&cur, r->s->pkt, plen);
+	r->reworked += plen;
 	if (v->gso_type == VIRTIO_NET_HDR_GSO_NONE) {
 		if (vp_net_csum_complete(r->s->pkt, plen, v->csum_start, v->csum_offset))
 			return -EINVAL;
@@ -107,17 +120,23 @@ static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur,
 	}
 	if (vp_gso_init(&g, r->s->pkt, plen, v))
 		return -EINVAL;
-	ret = 0;
+	n = (plen - g.hdr_len + g.mss - 1) / g.mss;
+	/* Both cost time, and what cannot be had together no driver makes. */
+	if (n + pieces / PIECES_SEGMENT > VP_GSO_SEGS_MAX)
+		return -EINVAL;
+	/* Into more buffers than the burst holds: no need to try. */
+	ret = !first && n > r->rx.b->n ? -EAGAIN : 0;
 	while (!ret && (n = vp_gso_next(&g, r->s->seg)))
 		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 	if (ret) {
 		r->rx.taken = first;
-		if (ret == -EAGAIN && !first && r->rx.b->n == VP_BURST && !vp_gso_init(&g, r->s->pkt, plen, v))
+		if (ret == -EAGAIN && !first && vp_rxfill_more(&r->rx) && !vp_gso_init(&g, r->s->pkt, plen, v))
 			ret = rework_long(r, &g);
 		if (ret)
 			return ret;
 	}
 	stat_add(&st->cut, 1);
+	r->segments += g.index - 1u;
 	return 0;
 }
 
@@ -145,7 +164,7 @@ static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes
 	*bytes = plen;
 	if (!vp_net_hdr_accepted(&v, r->dst->features)) {
 		*why = v.gso_type == VIRTIO_NET_HDR_GSO_NONE ? VP_DROP_BAD_HEADER : VP_DROP_BAD_PACKET;
-		ret = rework(r, &v, cur, plen);
+		ret = rework(r, &v, cur, plen, c->nout);
 	} else {
 		ret = vp_pkt_put(&r->rx, &v, &cur, NULL, plen);
 		if (!ret && v.gso_type != VIRTIO_NET_HDR_GSO_NONE)
@@ -159,10 +178,10 @@ static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes
 /*
  * The usual packets, from chain i on: no offloads asked for, in one piece, into one
  * buffer in one piece. Returns how many were of this kind; the first that is
- * not stays for forward_slow().
+ * not stays for forward_slow(). It ends behind `left` bytes.
  */
 VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned src_hlen,
-				 unsigned dst_hlen, uint64_t *bytes)
+				 unsigned dst_hlen, uint64_t left, uint64_t *bytes)
 {
 	struct vp_relay_scratch *s = r->s;
 	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->rx.taken];
@@ -170,7 +189,7 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 	unsigned k, count = VP_MIN(n - i, s->dst.n - r->rx.taken);
 	uint64_t sum = 0;
 
-	for (k = 0; k < count; k++, c++, d++, us++, ud++) {
+	for (k = 0; k < count && sum < left; k++, c++, d++, us++, ud++) {
 		const struct vp_seg *ss = &s->src.seg[c->seg], *ds = &s->dst.seg[d->seg];
 		uint32_t plen = c->out_len - src_hlen;
 		uint16_t asks;
@@ -237,69 +256,123 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	stat_add(&r->src->stats.drops[why], n);
 }
 
+/* A limit at one moment: what a packet costs and what may come at once, in 65536ths of a tick. */
+struct limit {
+	uint64_t now, cost, burst;
+};
+
+/* False: there is none. */
+static bool limit_of(const struct vp_bucket *b, uint64_t now, uint64_t hz, struct limit *l)
+{
+	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED);
+
+	if (!rate)
+		return false;
+	l->now = now << BUCKET_SHIFT;
+	l->cost = VP_MAX((hz << BUCKET_SHIFT) / rate, 1);
+	l->burst = l->cost * VP_MAX(rate / 100, 64);
+	return true;
+}
+
+/*
+ * The time up to which packets have been let pass: not longer ago than a burst, and ahead of now by as much at most,
+ * for what is owed. Beyond that it is of another time, and as good as none.
+ */
+static uint64_t limit_from(const struct limit *l, uint64_t due)
+{
+	return due && due - l->now + l->burst <= 2 * l->burst ? due : l->now - l->burst;
+}
+
 /* Relaxed throughout: only this number is shared, and a packet more or less does not matter. */
 static unsigned bucket_take(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
 {
-	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED), cost = rate ? hz / rate : 0, burst, due, from;
+	uint64_t due, from;
+	struct limit l;
 	unsigned pass;
 
-	if (!cost)
+	if (!limit_of(b, now, hz, &l))
 		return n;
-	burst = cost * VP_MAX(rate / 100, 64);
 	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
 	do {
-		/* Another core's clock may be a little ahead; more than that is no time to wait for. */
-		if ((int64_t)(now - due) < 0)
-			from = due - now > burst ? now - burst : now;
-		else
-			from = now - due > burst ? now - burst : due;
-		pass = (unsigned)VP_MIN((uint64_t)n, (now - from) / cost);
+		from = limit_from(&l, due);
+		if ((int64_t)(l.now - from) < 0)
+			return 0;
+		pass = (unsigned)VP_MIN((uint64_t)n, (l.now - from) / l.cost);
 		if (!pass)
 			return 0;
-	} while (!__atomic_compare_exchange_n(&b->due, &due, from + pass * cost, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+	} while (!__atomic_compare_exchange_n(&b->due, &due, from + pass * l.cost, true, __ATOMIC_RELAXED,
+					      __ATOMIC_RELAXED));
 	return pass;
+}
+
+static void bucket_charge(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
+{
+	uint64_t due, to;
+	struct limit l;
+
+	if (!limit_of(b, now, hz, &l))
+		return;
+	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
+	do {
+		to = limit_from(&l, due) + n * l.cost;
+		if ((int64_t)(to - l.now) > (int64_t)l.burst)
+			to = l.now + l.burst;
+	} while (!__atomic_compare_exchange_n(&b->due, &due, to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+}
+
+static void bucket_give_back(struct vp_bucket *b, uint64_t hz, unsigned n)
+{
+	struct limit l;
+
+	if (n && limit_of(b, 0, hz, &l))
+		__atomic_fetch_sub(&b->due, n * l.cost, __ATOMIC_RELAXED);
+}
+
+static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
+{
+	struct limit l;
+
+	if (!limit_of(b, now, hz, &l))
+		return false;
+	return (int64_t)(l.now - limit_from(&l, __atomic_load_n(&b->due, __ATOMIC_RELAXED))) < 0;
 }
 
 void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n)
 {
-	uint64_t rate = src->shared ? __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED) : 0;
-
-	if (src->rate)
-		src->tokens += n;
-	if (rate && n)
-		__atomic_fetch_sub(&src->shared->due, n * (hz / rate), __ATOMIC_RELAXED);
-}
-
-static unsigned own_take(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
-{
-	uint64_t dt = now - src->token_time, burst = VP_MAX(src->rate / 100, 64), gained;
-
-	if (!src->token_time || dt > hz) {
-		src->tokens = burst;
-		src->token_time = now;
-	} else {
-		gained = dt * src->rate / hz;
-		src->tokens = VP_MIN(burst, src->tokens + gained);
-		/* Only by what became whole tokens: the rest counts next time. */
-		src->token_time += gained * hz / src->rate;
-	}
-	n = (unsigned)VP_MIN(n, src->tokens);
-	src->tokens -= n;
-	return n;
+	bucket_give_back(&src->own, hz, n);
+	if (src->shared)
+		bucket_give_back(src->shared, hz, n);
 }
 
 unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
 {
 	unsigned pass;
 
-	if (src->rate)
-		n = own_take(src, now, hz, n);
+	n = bucket_take(&src->own, now, hz, n);
 	if (!src->shared || !n)
 		return n;
 	pass = bucket_take(src->shared, now, hz, n);
-	if (src->rate)
-		src->tokens += n - pass;
+	bucket_give_back(&src->own, hz, n - pass);
 	return pass;
+}
+
+void vp_relay_charge(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned more)
+{
+	if (!more)
+		return;
+	bucket_charge(&src->own, now, hz, more);
+	if (src->shared)
+		bucket_charge(src->shared, now, hz, more);
+}
+
+bool vp_relay_owes(const struct vp_relay_queue *src, uint64_t now, uint64_t hz)
+{
+	return bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
+}
+
+bool vp_relay_must_wait(const struct vp_relay_queue *src)
+{
+	return vp_relay_limited(src) && vp_relay_owes(src, vp_cycles(), vp_cycles_hz());
 }
 
 /*
@@ -312,12 +385,20 @@ static void settle(struct run *r, unsigned from, unsigned to)
 	r->filled |= vp_rxfill_flush(&r->rx);
 }
 
-/* Move n fetched packets; how many were dealt with. */
+/* What the bytes and the rest of a run leave of its budget. 0: it is over, whatever else there is. */
+VP_INLINE uint64_t budget(const struct run *r, uint64_t bytes)
+{
+	uint64_t spent = bytes + r->reworked + SEGMENT_BYTES * (uint64_t)r->segments;
+
+	return spent < VP_PKT_RUN_BYTES ? VP_PKT_RUN_BYTES - spent : 0;
+}
+
+/* Move n fetched packets, as far as the budget of a run goes; how many were dealt with. */
 static unsigned forward(struct run *r, unsigned n)
 {
 	struct vp_relay_queue *src = r->src, *dst = r->dst;
 	struct vp_relay_scratch *s = r->s;
-	uint64_t bytes = 0, sent = 0;
+	uint64_t bytes = 0, sent = 0, left;
 	unsigned i, settled = 0, want = n;
 
 	vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
@@ -328,19 +409,22 @@ static unsigned forward(struct run *r, unsigned n)
 		unsigned k;
 		int ret;
 
+		left = budget(r, bytes);
+		if (vp_unlikely(!left))
+			break;
 		if (vp_likely(r->src_hlen == 12 && r->rx.hdr_len == 12))
-			k = forward_plain(r, i, n, 12, 12, &bytes);
+			k = forward_plain(r, i, n, 12, 12, left, &bytes);
 		else
-			k = forward_plain(r, i, n, r->src_hlen, r->rx.hdr_len, &bytes);
+			k = forward_plain(r, i, n, r->src_hlen, r->rx.hdr_len, left, &bytes);
 		sent += k;
 		i += k;
-		if (i == n)
+		if (i == n || (k && !budget(r, bytes)))
 			break;
 		c = &s->src.chain[i];
 		ret = forward_slow(r, c, &plen, &why);
 		if (ret == -EAGAIN) {
 			/* Packets that take several buffers each: look once whether there are more. */
-			if (s->dst.n < want || want == VP_BURST || dst->vq.broken)
+			if ((s->dst.n < want && !s->dst.more) || want == VP_BURST || dst->vq.broken)
 				break;
 			settle(r, settled, i);
 			settled = i;
@@ -379,14 +463,18 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 {
 	struct run r = { .src = src, .dst = dst, .s = s };
 	uint64_t start = vp_cycles();
+	const bool limited = vp_relay_limited(src);
 	unsigned n, done, calls = 0;
 
+	if (vp_unlikely(limited && vp_relay_owes(src, start, s->hz)))
+		return 0;
 	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
 	if (!n)
 		return 0;
-	if (vp_relay_limited(src)) {
+	if (limited) {
 		unsigned pass = vp_relay_allow(src, start, s->hz, n);
 
+		vp_relay_charge(src, start, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
 		if (!pass) {
 			drop(&r, n, VP_DROP_RATE);
 			goto out;
@@ -404,8 +492,10 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
 	};
 	done = forward(&r, n);
-	if (vp_relay_limited(src))
+	if (limited) {
 		vp_relay_give_back(src, s->hz, n - done);
+		vp_relay_charge(src, start, s->hz, r.segments);
+	}
 	if (done) {
 		src->blocked_since = 0;
 		n = done;

@@ -13,6 +13,10 @@
  * a receiver that has stopped cannot stop the sender. A receiver that is absent or broken is an unplugged
  * cable: packets are dropped and counted at once.
  *
+ * A run is bounded in packets, bytes, descriptors (virtq.h) and segments (offload.h), whatever the two
+ * drivers do: others wait for the thread. What a packet costs beyond the usual counts against the
+ * rate limit as further packets.
+ *
  * One thread at a time for a given pair of queues and scratch.
  */
 #ifndef VP_COPY_RELAY_H
@@ -21,6 +25,7 @@
 #include "virtq/virtq.h"
 
 #define VP_RELAY_BURST       32
+#define VP_RELAY_DESCS       32 /* descriptors that count as a packet; Linux makes up to 19 of one */
 #define VP_RELAY_PATIENCE_US 10000
 /* The same for a receiver whose vIOMMU is asked where its buffers are: its VMM has to answer for each. */
 #define VP_RELAY_VIOMMU_PATIENCE_US 200000
@@ -50,6 +55,15 @@ struct vp_relay_stats {
 	uint64_t busy_cycles; /* spent in those (vp_cycles() ticks) */
 };
 
+/*
+ * Packets per second for any number of queues on any threads: the time up to which packets have been let pass, moved on
+ * by each; a hundredth of a second's worth (at least 64) may come at once.
+ */
+struct vp_bucket {
+	uint64_t rate;  /* packets per second, 0 = no limit; any thread may change it */
+	uint64_t due;   /* vp_cycles() in 65536ths, modulo 2^64: a slow counter has few ticks for a packet */
+};
+
 /* One virtqueue as the relay sees it. */
 struct vp_relay_queue {
 	struct vp_virtq vq;
@@ -58,19 +72,9 @@ struct vp_relay_queue {
 	struct vp_relay_stats stats; /* of a sender queue */
 	/* sender queue, private to the relay */
 	uint64_t blocked_since;      /* vp_cycles(), 0 = not waiting for buffers */
-	uint64_t tokens, token_time; /* rate limit */
-	uint64_t rate;               /* packets per second, 0 = no limit */
+	struct vp_bucket own;        /* rate limit of this queue */
 	uint64_t who;                /* whose driver it is, for base/blame.h; 0 = nobody's */
 	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
-};
-
-/*
- * Packets per second for any number of queues on any threads: the time up to which packets have been let pass, moved on
- * by each; a hundredth of a second's worth (at least 64) may come at once.
- */
-struct vp_bucket {
-	uint64_t rate;  /* packets per second, 0 = no limit; any thread may change it */
-	uint64_t due;   /* vp_cycles() */
 };
 
 /* Working space of a data thread: bursts and a packet being reworked. About 330 KiB, reused for every queue. */
@@ -97,12 +101,28 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 /* Is there any limit for what src sends? */
 static inline bool vp_relay_limited(const struct vp_relay_queue *src)
 {
-	return src->rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
+	return src->own.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
 }
 
 /* How many of n packets src's limits let pass now (vp_cycles() at hz). Those not used are given back. */
 unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n);
 void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n);
+
+/*
+ * Packets of src, which were let pass or dropped, cost as much work as `more` others: those are owed to its limits.
+ * While something is owed nothing of src is to be looked at: no longer than for a burst's worth of time.
+ */
+void vp_relay_charge(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned more);
+bool vp_relay_owes(const struct vp_relay_queue *src, uint64_t now, uint64_t hz);
+
+/* The same now, for whoever is about to sleep until there is work: it takes time, not a notification. */
+bool vp_relay_must_wait(const struct vp_relay_queue *src);
+
+/* What n packets cost for which `looked` descriptors were looked at, in packets beyond n: 32 are free for each. */
+static inline unsigned vp_relay_extra(unsigned n, unsigned looked)
+{
+	return looked > VP_RELAY_DESCS * n ? (looked - VP_RELAY_DESCS * n) / VP_RELAY_DESCS : 0;
+}
 
 /*
  * Notify q's driver through its call fd. 0, or -errno: the queue is broken then.

@@ -18,7 +18,8 @@ enum miss_state {
 	MISS_FILLING,
 	MISS_NOTED,
 	MISS_SENT,
-	MISS_SHORT,  /* an update came since, without the permission that was asked for */
+	MISS_GRANTED, /* answered without an error, and the update that goes with it has not come */
+	MISS_SHORT,   /* an update came since, without the permission that was asked for */
 };
 
 struct entry {
@@ -45,6 +46,9 @@ struct vp_iotlb {
 };
 
 #define LOOK_PAUSES 256 /* 10 us or so */
+
+#define SPAN   64             /* entries that one update or refusal changes one by one */
+#define PIECES (2 * SPAN + 5) /* those, the gaps between them, the ends of the first and last, and their neighbours */
 
 #define GET(field)    __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define SET(field, v) __atomic_store_n(&(field), (v), __ATOMIC_RELAXED)
@@ -234,7 +238,7 @@ int vp_iotlb_new(struct vp_iotlb **out, void (*wake)(void *arg), void *arg)
 	if (!t)
 		return -ENOMEM;
 	/* Reserved whole, so that readers never see it move; untouched pages cost nothing. */
-	t->e = calloc(VP_IOTLB_MAX + 2, sizeof(*t->e));
+	t->e = calloc(VP_IOTLB_MAX, sizeof(*t->e));
 	if (!t->e) {
 		free(t);
 		return -ENOMEM;
@@ -303,6 +307,19 @@ static void cut(struct vp_iotlb *t, uint64_t first, uint64_t last)
 	splice(t, at, end - at, keep, k);
 }
 
+/*
+ * Full: make room anywhere but at iova; what is still needed is missed again. Inside a write
+ * section.
+ */
+static void make_room(struct vp_iotlb *t, uint64_t iova)
+{
+	unsigned at = lower(t, t->n, iova);
+
+	__atomic_store_n(&t->iommu.forgets, true, __ATOMIC_RELAXED);
+	splice(t, at > t->n / 2 ? 0 : t->n - t->room / 8, t->room / 8, NULL, 0);
+	__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);
+}
+
 static bool continues(const struct entry *a, const struct entry *b)
 {
 	uint64_t size = a->last - a->iova + 1;
@@ -310,49 +327,136 @@ static bool continues(const struct entry *a, const struct entry *b)
 	return a->last + 1 == b->iova && a->host + size == b->host && a->gpa_perm + (size << GPA_SHIFT) == b->gpa_perm;
 }
 
-/* Misses that this range settles may be noted again; those that it answers with less than was asked for wait for vp_iotlb_deny(). */
-static void misses_answered(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned settles)
+static struct entry piece_of(const struct entry *e, uint64_t first, uint64_t last)
+{
+	uint64_t off = first - e->iova;
+
+	return (struct entry){ first, last, e->host + off, e->gpa_perm + (off << GPA_SHIFT) };
+}
+
+/*
+ * Both lead to the same place. Differences modulo 2^64: one that begins before the other, or behind
+ * its start, goes on in step with it.
+ */
+static bool agrees(const struct entry *a, const struct entry *b)
+{
+	return a->host - a->iova == b->host - b->iova;
+}
+
+/* What becomes of a range. */
+struct change {
+	struct entry e;   /* the range, and where an update says that it leads: without permissions */
+	unsigned     may; /* an update's: permissions that stay where they were known */
+	unsigned     add; /* and that are known now */
+	unsigned     deny; /* a refusal's: what is not to be had where it is not there */
+};
+
+/* A piece of it, which old covers, or nothing (NULL). False: nothing is known of it. */
+static bool change_piece(const struct change *c, const struct entry *old, uint64_t first, uint64_t last,
+			 struct entry *p)
+{
+	unsigned perm = old ? entry_perm(old) : 0;
+
+	if (c->deny) {
+		*p = old ? piece_of(old, first, last) : (struct entry){ .iova = first, .last = last };
+		p->gpa_perm |= (c->deny & ~perm) << 2;
+		return true;
+	}
+	*p = piece_of(&c->e, first, last);
+	p->gpa_perm |= (old && agrees(old, &c->e) ? perm & c->may : 0) | c->add;
+	return entry_perm(p);
+}
+
+static void push(struct entry *out, unsigned *k, struct entry e)
+{
+	if (*k && continues(&out[*k - 1], &e))
+		out[*k - 1].last = e.last;
+	else
+		out[(*k)++] = e;
+}
+
+/*
+ * Entries [at, end) are those in the range: what they and the gaps between them become, with their
+ * neighbours, merged.
+ */
+static unsigned change_list(const struct vp_iotlb *t, const struct change *c, unsigned at, unsigned end,
+			    struct entry *out)
+{
+	const uint64_t first = c->e.iova, last = c->e.last;
+	const bool one_by_one = end - at <= SPAN;
+	const struct entry *e = t->e;
+	uint64_t pos = first;
+	unsigned k = 0, i;
+	struct entry p;
+
+	if (at)
+		push(out, &k, e[at - 1]);
+	if (at < end && e[at].iova < first)
+		push(out, &k, piece_of(&e[at], e[at].iova, first - 1));
+	for (i = at; one_by_one && i < end; i++) {
+		uint64_t from = VP_MAX(e[i].iova, first), to = VP_MIN(e[i].last, last);
+
+		if (pos < from && change_piece(c, NULL, pos, from - 1, &p))
+			push(out, &k, p);
+		if (change_piece(c, &e[i], from, to, &p))
+			push(out, &k, p);
+		pos = to + 1;
+		if (to == last)
+			break;
+	}
+	/* pos may have come round at the end of the address space. */
+	if ((i == end || !one_by_one) && change_piece(c, NULL, pos, last, &p))
+		push(out, &k, p);
+	if (at < end && e[end - 1].last > last)
+		push(out, &k, piece_of(&e[end - 1], last + 1, e[end - 1].last));
+	if (end < t->n)
+		push(out, &k, e[end]);
+	return k;
+}
+
+static void change(struct vp_iotlb *t, const struct change *c)
+{
+	struct entry out[PIECES];
+	unsigned at, end, k;
+
+	write_begin(t);
+	if (t->n + PIECES > t->room)
+		make_room(t, c->e.iova);
+	at = end = lower(t, t->n, c->e.iova);
+	while (end < t->n && t->e[end].iova <= c->e.last)
+		end++;
+	/* Of very many, what was known is missed again. */
+	if (end - at > SPAN)
+		__atomic_store_n(&t->iommu.forgets, true, __ATOMIC_RELAXED);
+	k = change_list(t, c, at, end, out);
+	splice(t, at - (at > 0), end - at + (at > 0) + (end < t->n), out, k);
+	write_end(t);
+}
+
+static bool miss_in(const struct miss *m, uint64_t first, uint64_t last)
+{
+	return (m->iova | 4095) >= first && m->iova <= last;
+}
+
+/*
+ * Misses that this range settles may be noted again; those that it answers with less than was asked
+ * for wait for vp_iotlb_answered().
+ */
+static void misses_settled(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned settles)
 {
 	unsigned i;
 
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
 		struct miss *m = &t->miss[i];
+		uint32_t state = __atomic_load_n(&m->state, __ATOMIC_ACQUIRE);
 
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && (m->iova | 4095) >= first && m->iova <= last)
-			__atomic_store_n(&m->state, settles & (1u << m->acc) ? MISS_FREE : MISS_SHORT, __ATOMIC_RELEASE);
+		if (state < MISS_SENT || !miss_in(m, first, last))
+			continue;
+		if (settles & (1u << m->acc))
+			__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
+		else if (state == MISS_SENT)
+			__atomic_store_n(&m->state, MISS_SHORT, __ATOMIC_RELEASE);
 	}
-}
-
-/* Put e in, cutting out what was there, and merging it with neighbours that it continues. */
-static void insert(struct vp_iotlb *t, struct entry e)
-{
-	const uint64_t first = e.iova, last = e.last;
-	unsigned at, del = 0;
-
-	write_begin(t);
-	cut(t, first, last);
-	if (t->n >= t->room) {
-		/* Full: make room anywhere else; what is still needed is missed again. */
-		__atomic_store_n(&t->iommu.forgets, true, __ATOMIC_RELAXED);
-		at = lower(t, t->n, first);
-		splice(t, at > t->n / 2 ? 0 : t->n - t->room / 8, t->room / 8, NULL, 0);
-		__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);
-	}
-	at = lower(t, t->n, first);
-	if (at > 0 && continues(&t->e[at - 1], &e)) {
-		at--;
-		e.iova = t->e[at].iova;
-		e.host = t->e[at].host;
-		e.gpa_perm = t->e[at].gpa_perm;
-		del++;
-	}
-	if (at + del < t->n && continues(&e, &t->e[at + del])) {
-		e.last = t->e[at + del].last;
-		del++;
-	}
-	splice(t, at, del, &e, 1);
-	write_end(t);
-	misses_answered(t, first, last, entry_settles(&e));
 }
 
 static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr, unsigned perm)
@@ -387,61 +491,96 @@ bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uin
 	for (i = lower(t, t->n, iova); i < t->n && t->e[i].iova <= e.last; i++) {
 		const struct entry *old = &t->e[i];
 
-		/* Differences modulo 2^64: an entry that begins before e, or behind its start, goes on in step with it. */
-		if (entry_perm(old) && (old->host - old->iova != e.host - e.iova || entry_perm(old) & ~entry_perm(&e)))
+		if (entry_perm(old) && (!agrees(old, &e) || entry_perm(old) & ~entry_perm(&e)))
 			return true;
 	}
 	return false;
 }
 
 int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
-		    unsigned perm)
+		    unsigned perm, unsigned proven)
 {
-	struct entry e;
-	int ret = make_entry(&e, tab, iova, size, uaddr, perm);
+	struct change c = { .may = perm & 3 };
+	int ret = make_entry(&c.e, tab, iova, size, uaddr, perm);
 
 	if (ret)
 		return ret;
 	t->updates++;
-	insert(t, e);
+	c.e.gpa_perm &= ~UINT64_C(3);
+	c.add = c.may & proven;
+	change(t, &c);
+	misses_settled(t, c.e.iova, c.e.last, c.add);
 	return 0;
 }
 
-void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova)
+unsigned vp_iotlb_granted(const struct vp_iotlb *t, uint64_t iova, uint64_t size)
 {
-	iova &= ~UINT64_C(4095);
-	insert(t, (struct entry){ .iova = iova, .last = iova | 4095, .gpa_perm = 3 << 2 });
+	unsigned i, perm = 0;
+
+	for (i = 0; size && i < VP_IOTLB_MISSES; i++) {
+		const struct miss *m = &t->miss[i];
+
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == MISS_GRANTED &&
+		    miss_in(m, iova, iova + size - 1))
+			perm |= 1u << m->acc;
+	}
+	return perm;
 }
 
-bool vp_iotlb_deny(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
+/* The miss at that page, if it was sent. */
+static struct miss *miss_find(struct vp_iotlb *t, uint64_t page, enum vp_access acc)
 {
-	struct miss *m;
-	struct entry e;
-	uint64_t off;
 	unsigned i;
 
-	iova &= ~UINT64_C(4095);
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
-		m = &t->miss[i];
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == MISS_SHORT && m->iova == iova && m->acc == (uint32_t)acc)
-			break;
+		struct miss *m = &t->miss[i];
+
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && m->iova == page &&
+		    m->acc == (uint32_t)acc)
+			return m;
 	}
-	if (i == VP_IOTLB_MISSES)
-		return false;
-	/* Of the page, what is mapped without the permission. Entries need not begin and end with pages. */
-	i = lower(t, t->n, iova);
-	if (i == t->n || t->e[i].iova > (iova | 4095) || entry_perm(&t->e[i]) & (1u << acc)) {
+	return NULL;
+}
+
+void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
+{
+	struct miss *m;
+
+	iova &= ~UINT64_C(4095);
+	change(t, &(struct change){ .e = { .iova = iova, .last = iova | 4095 }, .deny = 1u << acc });
+	/* Readers that see it free see the refusal. */
+	m = miss_find(t, iova, acc);
+	if (m)
 		__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
+}
+
+/* Is all that is known of the page without acc? */
+static bool page_lacks(const struct vp_iotlb *t, uint64_t page, enum vp_access acc)
+{
+	unsigned i;
+
+	for (i = lower(t, t->n, page); i < t->n && t->e[i].iova <= (page | 4095); i++)
+		if (entry_perm(&t->e[i]) & (1u << acc))
+			return false;
+	return true;
+}
+
+bool vp_iotlb_answered(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
+{
+	struct miss *m = miss_find(t, iova & ~UINT64_C(4095), acc);
+
+	if (!m)
+		return false;
+	if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) != MISS_SHORT) {
+		__atomic_store_n(&m->state, MISS_GRANTED, __ATOMIC_RELEASE);
 		return false;
 	}
-	e = t->e[i];
-	off = e.iova < iova ? iova - e.iova : 0;
-	e.iova += off;
-	e.host += off;
-	e.gpa_perm = (e.gpa_perm + (off << GPA_SHIFT)) | 1u << acc << 2;
-	e.last = VP_MIN(e.last, iova | 4095);
-	insert(t, e); /* frees the slot: readers that see it free see the denial */
-	return true;
+	if (page_lacks(t, m->iova, acc)) {
+		vp_iotlb_refuse(t, iova, acc);
+		return true;
+	}
+	__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
+	return false;
 }
 
 void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)
@@ -454,9 +593,12 @@ void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)
 		last = UINT64_MAX;
 	t->invalidations++;
 	write_begin(t);
+	/* What lies inside an entry leaves two. */
+	if (t->n >= t->room)
+		make_room(t, iova);
 	cut(t, iova, last);
 	write_end(t);
-	misses_answered(t, iova, last, ~0u);
+	misses_settled(t, iova, last, ~0u);
 	/* Readers drop their windows at the next burst. Pairs with the acquire in vp_xlate_sync(). */
 	__atomic_fetch_add(&t->iommu.generation, 1, __ATOMIC_RELEASE);
 }
@@ -491,7 +633,7 @@ void vp_iotlb_forget_misses(struct vp_iotlb *t)
 	unsigned i;
 
 	for (i = 0; i < VP_IOTLB_MISSES; i++)
-		if (__atomic_load_n(&t->miss[i].state, __ATOMIC_ACQUIRE) >= MISS_SENT)
+		if (__atomic_load_n(&t->miss[i].state, __ATOMIC_ACQUIRE) >= MISS_NOTED)
 			__atomic_store_n(&t->miss[i].state, MISS_FREE, __ATOMIC_RELEASE);
 }
 

@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include "base/foreign.h"
+
 /*
  * Live mappings, for the fault handler: a slot is published by storing its
  * length last and withdrawn by clearing it first. Written under map_lock.
@@ -23,6 +25,7 @@ struct map_slot {
 
 static struct map_slot map_slots[VP_MAP_MAX];
 static int map_slots_used; /* slots [0, used) may be live */
+static int map_slots_free; /* none before this one is free */
 static pthread_mutex_t map_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned map_lost;
 static struct sigaction map_old_action;
@@ -33,7 +36,7 @@ static int slot_take(struct vp_map *m)
 	int i, ret = -ENOSPC;
 
 	pthread_mutex_lock(&map_lock);
-	for (i = 0; i < VP_MAP_MAX; i++) {
+	for (i = map_slots_free; i < VP_MAP_MAX; i++) {
 		if (map_slots[i].map)
 			continue;
 		map_slots[i].map = m;
@@ -42,6 +45,7 @@ static int slot_take(struct vp_map *m)
 		__atomic_store_n(&map_slots[i].len, m->base_len, __ATOMIC_RELEASE);
 		if (i >= map_slots_used)
 			__atomic_store_n(&map_slots_used, i + 1, __ATOMIC_RELEASE);
+		map_slots_free = i + 1;
 		ret = i;
 		break;
 	}
@@ -54,6 +58,7 @@ static void slot_release(int i)
 	pthread_mutex_lock(&map_lock);
 	__atomic_store_n(&map_slots[i].len, 0, __ATOMIC_RELEASE);
 	map_slots[i].map = NULL;
+	map_slots_free = VP_MIN(map_slots_free, i);
 	pthread_mutex_unlock(&map_lock);
 }
 
@@ -122,6 +127,23 @@ static uint64_t backing_page_size(int fd)
 	return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Before any call that would ask the file's server. */
+static int check_kind(int fd, unsigned flags, struct vp_err *e)
+{
+	if (fcntl(fd, F_GETFD) < 0)
+		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
+	switch (flags & VP_MAP_VOUCHED ? VP_FOREIGN_MEMORY : vp_foreign_kind(fd, NULL, NULL)) {
+	case VP_FOREIGN_FILE:
+		return vp_err_set(e, -EMEDIUMTYPE, "memory region: its file is neither on tmpfs nor on hugetlbfs: whoever serves it could keep its pages waiting for ever; use memory-backend-memfd");
+	case VP_FOREIGN_DEVICE:
+		return vp_err_set(e, -EMEDIUMTYPE, "memory region: it is a device, whose driver could keep its pages waiting for ever; use memory-backend-memfd");
+	case VP_FOREIGN_INNER:
+		return vp_err_set(e, -EINVAL, "memory region: the file descriptor is neither a file nor a memory device");
+	default:
+		return 0;
+	}
+}
+
 int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsigned flags,
 	       struct vp_err *e)
 {
@@ -134,6 +156,9 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsi
 	if (!size || vp_add_overflow(offset, size, &end) || end > INT64_MAX)
 		return vp_err_set(e, -EINVAL, "memory region: offset 0x%llx + size 0x%llx is not a valid range",
 				  (unsigned long long)offset, (unsigned long long)size);
+	ret = check_kind(fd, flags, e);
+	if (ret)
+		return ret;
 	/* seccomp control: fstat newfstatat fcntl mmap(arg2 & PROT_EXEC == 0) madvise munmap */
 	if (fstat(fd, &st) < 0)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
@@ -189,6 +214,13 @@ fail:
 	return ret;
 }
 
+void vp_map_charge(struct vp_map *m, struct vp_map_use *u)
+{
+	m->use = u;
+	u->maps++;
+	u->bytes += m->base_len;
+}
+
 struct vp_map *vp_map_ref(struct vp_map *m)
 {
 	if (m)
@@ -200,6 +232,10 @@ void vp_map_unref(struct vp_map *m)
 {
 	if (!m || __atomic_sub_fetch(&m->refs, 1, __ATOMIC_ACQ_REL))
 		return;
+	if (m->use) {
+		m->use->maps--;
+		m->use->bytes -= m->base_len;
+	}
 	slot_release(m->slot);
 	munmap(m->base, m->base_len);
 	vp_close(&m->fd);

@@ -4,16 +4,27 @@
  *
  * A front-end hands us a file descriptor; it can truncate the file afterwards,
  * and any access beyond the new end raises SIGBUS. Seals (F_SEAL_SHRINK) rule
- * that out; where a front-end sends an unsealed file (hugetlbfs, POSIX shared
+ * that out; where a front-end sends an unsealed file (one by name, POSIX shared
  * memory) the fault handler here replaces the lost pages by zeroes private to
  * us and marks the mapping, so that a data thread finishes its burst on
  * harmless memory and the owner breaks the link.
+ *
+ * What no handler helps against is a page that never comes: a file on FUSE is as fast as the process that serves it, and whoever
+ * touches the mapping waits in the kernel. So memory is taken from tmpfs and hugetlbfs only, where a page comes from the
+ * kernel alone, unless the caller vouches for the file. (userfaultfd makes pages of these wait as well, but only for those who touch
+ * them through the very mapping that was registered, which is never ours.)
  */
 #ifndef VP_GUESTMEM_MAP_H
 #define VP_GUESTMEM_MAP_H
 
 #include "base/err.h"
 #include "guestmem/access.h"
+
+/* What somebody has of all mappings: see vp_map_charge(). */
+struct vp_map_use {
+	uint64_t bytes;
+	unsigned maps;
+};
 
 struct vp_map {
 	vp_gptr  host;       /* first byte that was asked for */
@@ -28,23 +39,28 @@ struct vp_map {
 	void    *base;
 	size_t   base_len;
 	int      fd;
+	struct vp_map_use *use;  /* NULL = nobody's */
 };
 
 #define VP_MAP_READONLY 1u
 #define VP_MAP_POPULATE 2u
+#define VP_MAP_VOUCHED  4u  /* whatever file it is, nobody can keep its pages waiting */
 
 /*
  * Map [offset, offset + size) of fd shared and (unless VP_MAP_READONLY)
  * writable. The fd is duplicated and stays the caller's. Checks that the range
  * lies inside the file and does not wrap. At most VP_MAP_MAX live at a time.
  * Returns 0 and a mapping with one reference, or -errno with e filled:
- * -EINVAL bad range, -ENOSPC too many mappings, else mmap's.
+ * -EINVAL bad range, -EMEDIUMTYPE a file whose pages may have to wait for somebody, -ENOSPC too many mappings, else mmap's.
  * Main thread only.
  */
 int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size,
 	       unsigned flags, struct vp_err *e);
 
-#define VP_MAP_MAX 4096
+#define VP_MAP_MAX 32768  /* half of what the kernel allows a process to have (vm.max_map_count) */
+
+/* Count it in u until it is unmapped; u lives longer. Once a mapping, right after vp_map_new(). */
+void vp_map_charge(struct vp_map *m, struct vp_map_use *u);
 
 struct vp_map *vp_map_ref(struct vp_map *m);
 

@@ -102,6 +102,20 @@ int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, 
 	return -EFAULT;
 }
 
+struct vp_map_use vp_memtab_use(const struct vp_memtab *t)
+{
+	struct vp_map_use u = { 0 };
+	unsigned i;
+
+	for (i = 0; t && i < t->n; i++) {
+		if (!t->r[i].map || !t->r[i].map->use || t->r[i].map->refs != 1)
+			continue;
+		u.maps++;
+		u.bytes += t->r[i].map->base_len;
+	}
+	return u;
+}
+
 bool vp_memtab_lost(const struct vp_memtab *t)
 {
 	unsigned i;

@@ -53,6 +53,9 @@ int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa);
 /* Front-end user address to guest physical address; -EFAULT when [uva, uva+len) is not inside one region. */
 int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, uint64_t *gpa);
 
+/* The mappings that go when this table does, as vp_map_charge() counts them: those that no other table shares. NULL: none. */
+struct vp_map_use vp_memtab_use(const struct vp_memtab *t);
+
 /* True when a mapping that this table uses was truncated under us. */
 bool vp_memtab_lost(const struct vp_memtab *t);
 
@@ -120,6 +123,20 @@ VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
 /* The slow half: one contiguous piece at addr; *span <= len. -EFAULT, -EAGAIN. */
 int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		   vp_gptr *host, uint64_t *span);
+
+/* The same without a look at the table where the last one of its kind was near by. For bursts: see vp_xlate_sync(). */
+VP_INLINE int vp_xlate_near(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc, vp_gptr *host,
+			    uint64_t *span)
+{
+	const struct vp_window *w = &x->hot[acc];
+	uint64_t off = addr - w->start;
+
+	if (vp_unlikely(off >= w->size))
+		return vp_xlate_piece(x, addr, len, acc, host, span);
+	*host = vp_gptr_add(w->host, off);
+	*span = VP_MIN(len, w->size - off);
+	return 0;
+}
 
 /* A range that must be contiguous (ring areas). 0, -EFAULT or -EAGAIN. len > 0. */
 int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,

@@ -82,6 +82,19 @@ static void put_csum(uint8_t *p, uint64_t sum, bool zero_ok)
 	memcpy(p, &c, 2);
 }
 
+/*
+ * hdr_len is a hint that nobody may rely on (virtio 1.2, 5.1.6.2.2), but to a driver it must not be
+ * less than the headers (5.1.6.4.1), and Linux' tap refuses what is more than the packet. What fits
+ * stays as it is.
+ */
+static uint16_t hdr_len_hint(const struct virtio_net_hdr *h, uint32_t len, bool tcp)
+{
+	uint32_t headers = (uint32_t)le16toh(h->csum_start) + (tcp ? TCP_LEN : UDP_LEN);
+	uint32_t hint = VP_MAX(le16toh(h->hdr_len), headers);
+
+	return htole16((uint16_t)VP_MIN(VP_MIN(hint, len), UINT16_MAX));
+}
+
 int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_features)
 {
 	uint8_t type = h->gso_type;
@@ -89,8 +102,6 @@ int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_featur
 
 	h->flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
 	if (vp_likely(!h->flags && type == VIRTIO_NET_HDR_GSO_NONE)) {
-		if (le16toh(h->hdr_len) > len)
-			return -EINVAL;
 		/* Fields without a meaning do not travel to another VM. */
 		memset(h, 0, sizeof(*h));
 		return 0;
@@ -98,8 +109,6 @@ int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_featur
 	if (!h->flags || !(src_features & VP_BIT(VIRTIO_NET_F_CSUM)))
 		return -EINVAL;
 	if ((uint32_t)le16toh(h->csum_start) + le16toh(h->csum_offset) + 2 > len)
-		return -EINVAL;
-	if (le16toh(h->hdr_len) > len)
 		return -EINVAL;
 
 	switch (type) {
@@ -130,6 +139,7 @@ int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_featur
 	}
 	if ((src_features & need) != need || !h->gso_size)
 		return -EINVAL;
+	h->hdr_len = hdr_len_hint(h, len, type != VIRTIO_NET_HDR_GSO_UDP && type != VIRTIO_NET_HDR_GSO_UDP_L4);
 	return 0;
 }
 
@@ -274,7 +284,7 @@ int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct
 	default:
 		return -EINVAL;
 	}
-	if (!(h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) || !mss)
+	if (!(h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) || mss < (tcp ? VP_GSO_TCP_MSS_MIN : 1))
 		return -EINVAL;
 
 	l3 = parse_ether(pkt, len, &ethertype);
@@ -299,6 +309,9 @@ int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct
 		return -EINVAL;
 	/* The largest segment must fit the IP length field (IPv6 counts from behind its header). */
 	if (l4 + l4_len + VP_MIN(mss, len - l4 - l4_len) - l3 - (ipv6 ? IP6_LEN : 0) > UINT16_MAX)
+		return -EINVAL;
+
+	if (len - l4 - l4_len > mss * VP_GSO_SEGS_MAX)
 		return -EINVAL;
 
 	*g = (struct vp_gso){

@@ -35,8 +35,9 @@ VP_INLINE unsigned vp_net_hdr_len(uint64_t features)
 /*
  * Is this a header that a driver with these negotiated (driver to device) features may send with
  * a packet of len bytes (header not counted)? Clears flags that only the device may set
- * (DATA_VALID, RSC_INFO). 0, or -EINVAL: csum_start + csum_offset + 2 beyond the packet, unknown or
- * not negotiated GSO type, GSO without NEEDS_CSUM, gso_size zero, hdr_len larger than the packet.
+ * (DATA_VALID, RSC_INFO), and makes hdr_len, which is only a hint, one that a receiver can have. 0,
+ * or -EINVAL: csum_start + csum_offset + 2 beyond the packet, unknown or not negotiated GSO type,
+ * GSO without NEEDS_CSUM, gso_size zero.
  */
 int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_features);
 
@@ -66,12 +67,21 @@ struct vp_gso {
 	uint16_t ip_id;
 };
 
+/*
+ * What one packet may be cut into. A TCP segment carries at least 8 bytes (Linux's TCP_MIN_GSO_SIZE), and a packet
+ * becomes at most 160: 64 KiB with 410 bytes each. The least path MTU that Linux believes in (min_pmtu, 552)
+ * leaves 472 beside all TCP options there can be. Of UDP Linux sends at most 128.
+ */
+#define VP_GSO_TCP_MSS_MIN 8u
+#define VP_GSO_SEGS_MAX    160u
+
 #define VP_GSO_HDR_MAX 256 /* Ethernet + VLAN tags + IP with options/extensions + TCP with options */
 
 /*
  * Prepare to cut pkt (which stays the caller's until the last segment) as h says: TCPv4, TCPv6 (with
  * or without ECN), UDP_L4. The headers are found by parsing the packet, never by trusting
- * hdr_len. 0; -EINVAL: the packet is not what h says; -EOPNOTSUPP: a type that is not cut (UFO).
+ * hdr_len. 0; -EINVAL: the packet is not what h says, or would become too many segments; -EOPNOTSUPP: a type that is
+ * not cut (UFO).
  */
 int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct virtio_net_hdr *h);
 

@@ -15,11 +15,23 @@ _Static_assert(offsetof(struct vhp_seg, addr) == offsetof(struct vp_seg, addr), 
 _Static_assert(offsetof(struct vhp_seg, len) == offsetof(struct vp_seg, len), "vhp_seg.len");
 _Static_assert(VHP_BURST_MAX == VP_BURST, "VHP_BURST_MAX");
 
-/* 0 when q can be worked on. */
-VP_INLINE int ready(const struct vhp_port *p, const struct vhp_queue *q)
+/* A file was truncated under somebody of this process. If it was this port's, what is read there is not what was sent. */
+static void look_for_loss(const struct vhp_port *p, struct vhp_queue *q, unsigned lost)
 {
+	q->lost_seen = lost;
+	if (vp_memtab_lost(p->tab))
+		vp_vq_break(&q->rq.vq, VP_VQ_LOST_MEMORY);
+}
+
+/* 0 when q can be worked on. */
+VP_INLINE int ready(const struct vhp_port *p, struct vhp_queue *q)
+{
+	unsigned lost = vp_map_lost_count();
+
 	if (vp_unlikely(!q || !p->up || !q->started || !q->enabled))
 		return -ENOLINK;
+	if (vp_unlikely(lost != q->lost_seen))
+		look_for_loss(p, q, lost);
 	return vp_unlikely(q->rq.vq.broken) ? -EIO : 0;
 }
 
@@ -150,7 +162,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			continue;
 		}
 		ret = vp_pkt_put(&f, &o->hdr, NULL, o->data, o->len);
-		if (ret == -EAGAIN && f.b->n == want && (f.taken || want < VP_BURST)) {
+		if (ret == -EAGAIN && (f.b->n == want || f.b->more) && (f.taken || want < VP_BURST)) {
 			/* Packets that take several buffers each: look again for what is left. */
 			vp_rxfill_flush(&f);
 			want = VP_BURST;
@@ -442,6 +454,11 @@ int vhp_send_fd(const struct vhp_port *p, unsigned pair)
 	const struct vhp_queue *q = vhp_txq(p, pair);
 
 	return q && q->started ? q->kick_fd : -1;
+}
+
+unsigned vhp_fds_serial(const struct vhp_port *p)
+{
+	return p->t->serial + p->kicks_serial;
 }
 
 int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c)

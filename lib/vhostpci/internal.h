@@ -78,6 +78,7 @@ struct vhp_queue {
 	uint32_t run;                 /* of the state page, that this is or was */
 	bool     started, enabled;
 	bool     reported;            /* the daemon knows that it is broken */
+	unsigned lost_seen;           /* vp_map_lost_count() when last looked */
 	int      kick_fd;
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
 	struct vp_used  *used;
@@ -90,6 +91,7 @@ struct vhp_port {
 	struct vp_port_state *cur, *next; /* applied; being read */
 	uint32_t  seen;                   /* generation of cur */
 	unsigned  t_serial;
+	unsigned  kicks_serial;  /* changes when a queue has another signal */
 	bool      have, up, map_pending;
 	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;

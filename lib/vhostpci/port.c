@@ -176,9 +176,11 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_stat
 static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_state *s)
 {
 	const struct vp_port_queue *pq = &s->queues[i];
+	int kick = p->t->ops->kick_fd(p->t, i, pq->kick_signal);
 
 	p->q[i].rq.call_fd = p->t->ops->call_fd(p->t, i, pq->doorbell);
-	p->q[i].kick_fd = p->t->ops->kick_fd(p->t, i, pq->kick_signal);
+	p->kicks_serial += kick != p->q[i].kick_fd;
+	p->q[i].kick_fd = kick;
 }
 
 /* Stop what must stop, answering STOP requests; before the memory changes. */

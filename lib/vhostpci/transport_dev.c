@@ -57,7 +57,8 @@ static int dev_map(struct vhp_transport *t, const struct vp_port_window *w, unsi
 
 	if (ioctl(t->fd, VHP_IOC_WINDOW, &iw) < 0)
 		return vp_err_set(e, errno == ESTALE ? -EAGAIN : -errno, "window %u: %m", slot);
-	ret = vp_map_new(out, iw.fd, offset, size, writable ? 0 : VP_MAP_READONLY, e);
+	/* A window of the module: memory of the host behind a BAR. */
+	ret = vp_map_new(out, iw.fd, offset, size, VP_MAP_VOUCHED | (writable ? 0 : VP_MAP_READONLY), e);
 	close(iw.fd);
 	return ret;
 }

@@ -15,6 +15,7 @@
 
 #include <vhost-pci/local.h>
 
+#include "base/watch.h"
 #include "vhostpci/internal.h"
 
 #define HANDSHAKE_MS 2000
@@ -28,6 +29,7 @@ struct local_window {
 struct local {
 	struct vhp_transport t;
 	int      sock, ctrl_fd;
+	struct vp_watch *sock_watch, *kick_watch;  /* in t.fd; of signal 0 */
 	void    *ctrl;
 	uint64_t ctrl_len;
 	bool     ready, dead;
@@ -48,11 +50,8 @@ static void take_fds(struct local *l, int *slot, unsigned n, const struct vhp_lo
 		uint64_t at = m->arg[0] + i;
 
 		if (kick && at == 0) {
-			struct epoll_event ev = { .events = EPOLLIN };
-
-			if (slot[0] >= 0)
-				epoll_ctl(l->t.fd, EPOLL_CTL_DEL, slot[0], NULL);
-			epoll_ctl(l->t.fd, EPOLL_CTL_ADD, fds[i], &ev);
+			vp_watch_end(&l->kick_watch);
+			vp_watch_add(&l->kick_watch, l->t.fd, fds[i], EPOLLIN, 0);
 		}
 		vp_close(&slot[at]);
 		slot[at] = fds[i];
@@ -268,7 +267,8 @@ static int local_map(struct vhp_transport *t, const struct vp_port_window *w, un
 		     uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e)
 {
 	struct local *l = vp_container_of(t, struct local, t);
-	unsigned i, flags = writable ? 0 : VP_MAP_READONLY;
+	/* The daemon looked at what it passes on, and its administrator may have allowed more than we know. */
+	unsigned i, flags = VP_MAP_VOUCHED | (writable ? 0 : VP_MAP_READONLY);
 
 	if (w->kind == VHP_WINDOW_POOL)
 		return vp_map_new(out, l->ctrl_fd, w->locator + offset, size, flags, e);
@@ -307,6 +307,8 @@ static void local_close(struct vhp_transport *t)
 		vp_close(&l->win[i].fd);
 	if (l->ctrl)
 		munmap(l->ctrl, VHP_CTRL_SIZE);
+	vp_watch_end(&l->kick_watch);
+	vp_watch_end(&l->sock_watch);
 	vp_close(&l->ctrl_fd);
 	vp_close(&l->sock);
 	vp_close(&l->t.fd);
@@ -321,7 +323,6 @@ static const struct vhp_transport_ops local_ops = {
 int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_err *e)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	struct epoll_event ev = { .events = EPOLLIN };
 	struct local *l;
 	int64_t until;
 	unsigned i;
@@ -347,8 +348,9 @@ int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_
 		ret = vp_err_set(e, -errno, "%s: %m (does vhost-pcid run, and has this link Endpoint=port, Attachment=local?)", path);
 		goto fail;
 	}
-	if (epoll_ctl(l->t.fd, EPOLL_CTL_ADD, l->sock, &ev) < 0) {
-		ret = vp_err_set(e, -errno, "epoll: %m");
+	ret = vp_watch_add(&l->sock_watch, l->t.fd, l->sock, EPOLLIN, 0);
+	if (ret) {
+		vp_err_set(e, ret, "epoll: %s", strerror(-ret));
 		goto fail;
 	}
 	until = now_ms() + HANDSHAKE_MS;

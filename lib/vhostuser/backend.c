@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 
@@ -85,6 +86,8 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
 	b->cfg = *cfg;
 	if (!b->cfg.queue_num)
 		b->cfg.queue_num = cfg->max_queues;
+	if (!b->cfg.name)
+		b->cfg.name = "vhost-user";
 	if (!b->cfg.max_ring_size)
 		b->cfg.max_ring_size = VU_MAX_RING_SIZE;
 	if (!b->cfg.max_mem_slots)
@@ -98,7 +101,6 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
 	vu_conn_init(&b->main, fd, VU_FROM_FRONTEND, false);
 	vu_conn_init(&b->req, -1, VU_FROM_BACKEND, true);
 	b->seen_events = POLLIN;
-	b->seen_req_fd = -1;
 	return b;
 
 nomem:
@@ -135,11 +137,11 @@ void vu_events_update(struct vu_backend *b)
 {
 	short ev = vu_backend_events(b), rev = vu_backend_req_events(b);
 
-	if (b->dead || (ev == b->seen_events && rev == b->seen_req_events && b->req.fd == b->seen_req_fd))
+	if (b->dead || (ev == b->seen_events && rev == b->seen_req_events && b->req_serial == b->seen_req))
 		return;
 	b->seen_events = ev;
 	b->seen_req_events = rev;
-	b->seen_req_fd = b->req.fd;
+	b->seen_req = b->req_serial;
 	if (b->ops->events_changed)
 		b->ops->events_changed(b->ctx);
 }
@@ -190,7 +192,7 @@ static int refuse(struct vu_backend *b, int code, struct vp_err *e)
 
 	b->stat.refused++;
 	snprintf(b->stat.refusal, sizeof(b->stat.refusal), "%s", e->msg);
-	vp_log(VP_LOG_DEBUG, "vhost-user: refused: %s", e->msg);
+	vp_log(VP_LOG_DEBUG, "%s: refused: %s", b->cfg.name, e->msg);
 	if (b->fatal)
 		return code;
 	switch (m->hdr.request) {
@@ -299,7 +301,7 @@ static int handle(struct vu_backend *b, struct vp_err *e)
 	if (rc == VU_LATER) {
 		b->owed = m->hdr.request;
 		for (i = 0; i < b->main.rx_nfds; i++)
-			vp_close(&b->main.rx_fds[i]);
+			vp_close_foreign(&b->main.rx_fds[i]);
 		b->main.rx_nfds = 0;
 		return 0;
 	}

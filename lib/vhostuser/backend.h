@@ -52,6 +52,12 @@ enum vu_ring_change {
 	VU_RING_LOG      = 0x20, /* only logging (VHOST_VRING_F_LOG, log address) changed while started */
 };
 
+enum vu_base_from {
+	VU_BASE_NONE,   /* nobody said: it starts anew */
+	VU_BASE_STOP,   /* where it stopped */
+	VU_BASE_SENT,   /* SET_VRING_BASE */
+};
+
 struct vu_ring {
 	uint32_t num;               /* entries; 0 = not set */
 	/*
@@ -60,6 +66,7 @@ struct vu_ring {
 	 * if the front-end left that half empty, as DPDK's does).
 	 */
 	uint32_t base;
+	enum vu_base_from base_from;
 	/* As sent: front-end user addresses, or IOVAs when ACCESS_PLATFORM was acknowledged. */
 	uint64_t desc, avail, used;
 	uint64_t log_addr;          /* guest physical; valid when log is true */
@@ -141,6 +148,7 @@ struct vu_backend_cfg {
 	unsigned int max_ring_size; /* 0 = VU_MAX_RING_SIZE */
 	unsigned int max_mem_slots; /* 1 .. VU_MAX_MEM_SLOTS, 0 = that */
 	unsigned int msgs_per_sec;  /* beyond it (a second's worth may come at once) the session ends; 0 = no limit */
+	const char  *name;          /* of the session, in the log; not copied; NULL = "vhost-user" */
 };
 
 /*
@@ -230,6 +238,11 @@ typedef void (*vu_req_done)(void *arg, int result);
 
 bool vu_backend_has_req(const struct vu_backend *b);
 int vu_backend_req_fd(const struct vu_backend *b);       /* -1 = none */
+/*
+ * Changes with each channel that comes or goes, unlike the number of its fd; 0 = there never was
+ * one.
+ */
+unsigned int vu_backend_req_serial(const struct vu_backend *b);
 short vu_backend_req_events(const struct vu_backend *b);
 /* Any event on it. Loss of the channel is not an error of the session: it fails the requests and calls events_changed. */
 void vu_backend_req_ready(struct vu_backend *b);

@@ -35,7 +35,7 @@ struct vu_backend {
 	bool soft;                  /* ... never ends it */
 	bool dead;
 	short seen_events, seen_req_events;
-	int seen_req_fd;
+	unsigned int req_serial, seen_req;   /* of channels; as it was when the owner was told last */
 
 	struct vu_mem_region regions[VU_MAX_MEM_SLOTS];
 	unsigned int nregions;

@@ -37,8 +37,10 @@ static void complete(struct vu_backend *b, int result)
 
 void vu_req_channel_close(struct vu_backend *b, const char *why)
 {
-	if (b->req.fd >= 0)
+	if (b->req.fd >= 0) {
 		snprintf(b->stat.req_error, sizeof(b->stat.req_error), "%s", why);
+		b->req_serial++;
+	}
 	/* Closed first: a request made from a completion gets -ENOTCONN. */
 	vu_conn_close(&b->req);
 	while (b->req_len)
@@ -56,6 +58,7 @@ int vu_req_channel_set(struct vu_backend *b, int *fd, struct vp_err *e)
 		return vp_err_set(e, -ENOTSOCK, "the file descriptor of SET_BACKEND_REQ_FD is not a UNIX stream socket");
 	vu_req_channel_close(b, "the front-end replaced it");
 	vu_conn_init(&b->req, *fd, VU_FROM_BACKEND, true);
+	b->req_serial++;
 	b->stat.req_error[0] = '\0';
 	*fd = -1;
 	return 0;
@@ -69,6 +72,11 @@ bool vu_backend_has_req(const struct vu_backend *b)
 int vu_backend_req_fd(const struct vu_backend *b)
 {
 	return b->req.fd;
+}
+
+unsigned int vu_backend_req_serial(const struct vu_backend *b)
+{
+	return b->req_serial;
 }
 
 short vu_backend_req_events(const struct vu_backend *b)
@@ -106,7 +114,7 @@ void vu_backend_req_ready(struct vu_backend *b)
 			return;
 	}
 	if (rc < 0) {
-		vp_log(VP_LOG_NOTICE, "vhost-user: request channel closed: %s", e.msg);
+		vp_log(VP_LOG_NOTICE, "%s: request channel closed: %s", b->cfg.name, e.msg);
 		vu_req_channel_close(b, e.msg);
 	}
 	vu_events_update(b);

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "base/foreign.h"
 #include "base/util.h"
 
 static bool any_started(const struct vu_backend *b)
@@ -38,6 +39,12 @@ int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e)
 
 	if (r->started || !r->kick_set || !r->num || !r->addr_set || !b->features_set)
 		return 0;
+	/*
+	 * A ring starts at 0 where nobody says otherwise, and a packed one with both wrap counters
+	 * 1 (virtio 1.2, 2.8.1).
+	 */
+	if (r->base_from == VU_BASE_NONE)
+		r->base = packed ? 0x80008000u : 0;
 	b->soft = true;
 	if (!packed && !vp_is_pow2(r->num))
 		return vp_err_set(e, -EINVAL, "ring %u has %u entries; a split ring needs a power of two", q, r->num);
@@ -64,9 +71,11 @@ void vu_ring_commit_stop(struct vu_backend *b, unsigned int q, uint32_t base)
 	struct vu_ring *r = &b->rings[q];
 
 	r->base = vu_has(b->acked, VIRTIO_F_RING_PACKED) ? base : base & UINT16_MAX;
+	if (r->started)
+		r->base_from = VU_BASE_STOP;
 	r->started = r->stopping = false;
 	r->kick_set = false;
-	vp_close(&r->kick_fd);
+	vp_close_foreign(&r->kick_fd);
 }
 
 void vu_rings_reset(struct vu_backend *b)
@@ -79,7 +88,8 @@ void vu_rings_reset(struct vu_backend *b)
 		r->started = r->stopping = r->enabled = false;
 		r->kick_set = r->addr_set = r->log = false;
 		r->num = r->base = 0;
-		vp_close(&r->kick_fd);
+		r->base_from = VU_BASE_NONE;
+		vp_close_foreign(&r->kick_fd);
 	}
 }
 
@@ -88,9 +98,9 @@ void vu_rings_close(struct vu_backend *b)
 	unsigned int i;
 
 	for (i = 0; i < b->cfg.max_queues; i++) {
-		vp_close(&b->rings[i].kick_fd);
-		vp_close(&b->rings[i].call_fd);
-		vp_close(&b->rings[i].err_fd);
+		vp_close_foreign(&b->rings[i].kick_fd);
+		vp_close_foreign(&b->rings[i].call_fd);
+		vp_close_foreign(&b->rings[i].err_fd);
 	}
 }
 
@@ -173,7 +183,7 @@ static int set_fd(struct vu_backend *b, struct vu_msg *m, unsigned int which, co
 			r->call_set = true;
 		rc = tell(b, q, which, e);
 	}
-	vp_close(&old);
+	vp_close_foreign(&old);
 	return rc;
 }
 
@@ -251,6 +261,7 @@ int vu_handle_ring(struct vu_backend *b, struct vu_msg *m, struct vp_err *e)
 		if (r->started)
 			return busy("SET_VRING_BASE", q, e);
 		r->base = num;
+		r->base_from = VU_BASE_SENT;
 		return 0;
 	case VU_SET_VRING_ADDR:
 		return set_addr(b, q, &m->p.addr, e);
@@ -286,6 +297,11 @@ int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 		return rc;
 	}
 	b->features_set = true;
+	for (q = 0; q < b->cfg.max_queues; q++) {
+		/* Where a ring of the other format stopped means nothing. */
+		if (vu_has(v ^ old, VIRTIO_F_RING_PACKED) && b->rings[q].base_from == VU_BASE_STOP)
+			b->rings[q].base_from = VU_BASE_NONE;
+	}
 	for (q = 0; q < b->cfg.max_queues; q++) {
 		int r = vu_ring_try_start(b, q, e);
 

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/foreign.h"
 #include "base/util.h"
 
 void vu_conn_init(struct vu_conn *c, int fd, enum vu_dir rx_dir, bool rx_replies)
@@ -31,7 +32,7 @@ void vu_conn_next(struct vu_conn *c)
 	unsigned int i;
 
 	for (i = 0; i < c->rx_nfds; i++)
-		vp_close(&c->rx_fds[i]);
+		vp_close_foreign(&c->rx_fds[i]);
 	c->rx_nfds = 0;
 	c->rx_have = 0;
 }
@@ -54,7 +55,7 @@ void vu_conn_close(struct vu_conn *c)
 	vu_conn_next(c);
 	while (c->out_len)
 		out_drop(c);
-	vp_close(&c->fd);
+	vp_close_foreign(&c->fd);  /* a request channel came from the peer */
 }
 
 /*
@@ -79,7 +80,7 @@ static int collect_fds(struct vu_conn *c, struct msghdr *mh, struct vp_err *e)
 			if (c->rx_nfds < VU_MAX_FDS) {
 				c->rx_fds[c->rx_nfds++] = fd;
 			} else {
-				close(fd);
+				vp_close_foreign(&fd);
 				rc = -EBADF;
 			}
 		}

@@ -94,6 +94,15 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
 		      uint32_t len);
 
+/* Has the burst had its bytes? Then the chain comes with the next one. */
+VP_INLINE bool vp_burst_full(struct vp_burst *b)
+{
+	if (vp_likely(b->bytes < VP_BURST_BYTES))
+		return false;
+	b->more = true;
+	return true;
+}
+
 /* Start chain b->chain[b->n]; vp_chain_end() makes it count or rolls its segments back. */
 VP_INLINE struct vp_chain *vp_chain_begin(struct vp_burst *b)
 {

@@ -35,8 +35,11 @@ static int packed_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain 
 
 bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uint64_t w)
 {
-	struct vp_chain *c = vp_chain_begin(b);
+	struct vp_chain *c;
 
+	if (vp_burst_full(b))
+		return false;
+	c = vp_chain_begin(b);
 	return vp_chain_end(vq, b, c, packed_walk(vq, b, c, slot, w));
 }
 

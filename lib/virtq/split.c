@@ -30,8 +30,11 @@ static int split_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 
 bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head)
 {
-	struct vp_chain *c = vp_chain_begin(b);
+	struct vp_chain *c;
 
+	if (vp_burst_full(b))
+		return false;
+	c = vp_chain_begin(b);
 	c->id = head;
 	return vp_chain_end(vq, b, c, split_walk(vq, b, c, head));
 }
@@ -43,6 +46,6 @@ void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n)
 	if (!vq->log_ring)
 		return;
 	for (i = 0; i < n; i++)
-		vp_dirty_log_mark(vq->log, vq->log_addr + 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
-	vp_dirty_log_mark(vq->log, vq->log_addr, 4);
+		vp_vq_log_device(vq, 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
+	vp_vq_log_device(vq, 0, 4);
 }

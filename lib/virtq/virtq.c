@@ -16,8 +16,14 @@ static const char *const broken_str[VP_VQ_BROKEN_MAX] = {
 	[VP_VQ_BAD_RING]     = "ring area is not in one contiguous memory region",
 	[VP_VQ_LOST_MEMORY]  = "the memory's backing file was truncated",
 	[VP_VQ_BAD_CALL]     = "the call notifier does not take notifications",
+	[VP_VQ_LOST_REQUESTS] = "its back-end has gone with requests that it had not answered",
 	[VP_VQ_BAD_BUFFER]   = "buffer of the wrong direction for this queue",
 };
+
+bool vp_vq_unfinished(const struct vp_virtq *vq)
+{
+	return vq->packed || vp_ld16(vq->driver, 2) != vp_ld16(vq->device, 2);
+}
 
 const char *vp_vq_broken_str(enum vp_vq_broken why)
 {
@@ -146,10 +152,26 @@ void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool rin
 	vq->log_addr = ring_addr;
 }
 
-static void log_device_area(struct vp_virtq *vq, uint64_t off, uint64_t len)
+void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len)
 {
-	if (vq->log && vq->log_ring)
+	if (!vq->log || !vq->log_ring)
+		return;
+	/* Behind a vIOMMU front-ends send the IOVA of the used ring as its address for logging, too. */
+	if (vq->xl.iommu)
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, vq->device_addr + off, len);
+	else
 		vp_dirty_log_mark(vq->log, vq->log_addr + off, len);
+}
+
+/*
+ * May one more descriptor, or piece of one, be looked at? b->seg[] has room for whatever passed here. A chain for
+ * which the burst has nothing left comes first in the next one; one that comes first is too long then.
+ */
+VP_INLINE int spare(const struct vp_burst *b)
+{
+	if (vp_likely(vp_burst_looked(b) < VP_BURST_DESCS))
+		return 0;
+	return b->n ? -ENOSPC : VP_VQ_TOO_LONG;
 }
 
 int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
@@ -159,8 +181,11 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	uint64_t span, end;
 	int ret;
 
-	if (!len)
-		return 0; /* carries nothing; some drivers produce it */
+	if (!len) {
+		ret = spare(b); /* carries nothing; some drivers produce it */
+		b->empty += !ret;
+		return ret;
+	}
 	if (!write && c->nin)
 		return VP_VQ_BAD_ORDER;
 	if (vp_add_overflow(addr, len - 1, &end))
@@ -171,9 +196,10 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	while (len) {
 		struct vp_seg *s = &b->seg[b->nseg];
 
-		if (b->nseg >= VP_BURST_SEGS)
-			return c->seg ? -ENOSPC : VP_VQ_TOO_LONG;
-		ret = vp_xlate_piece(&vq->xl, addr, len, write, &s->p, &span);
+		ret = spare(b);
+		if (vp_unlikely(ret))
+			return ret;
+		ret = vp_xlate_near(&vq->xl, addr, len, write, &s->p, &span);
 		if (ret)
 			return ret == -EAGAIN ? ret : VP_VQ_BAD_ADDR;
 		vp_seg_prefetch(s->p, (uint32_t)span, write);
@@ -193,19 +219,25 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
 		      uint32_t len)
 {
-	uint32_t n = len / 16, i = 0, seen;
-	uint64_t d[2], w, end;
+	uint32_t n = len / 16, max = VP_MIN(n, vq->size), i = 0, seen;
+	uint64_t d[2], w, end, span;
+	vp_gptr at;
 	int ret;
 
 	if (!vq->indirect || !n || len % 16 || n > VP_VQ_MAX_SIZE ||
 	    vp_add_overflow(addr, len - 1, &end))
 		return VP_VQ_BAD_INDIRECT;
-	for (seen = 0; seen < n; seen++) {
+	/* 2.7.5.3.1: no chain is longer than the queue. Neither Linux's driver nor DPDK's makes one. */
+	for (seen = 0; seen < max; seen++) {
 		uint16_t flags;
 
 		/* One copy of the descriptor, and only the copy is looked at. */
-		ret = vp_xlate_copy_in(&vq->xl, d, addr + 16 * (uint64_t)i, 16);
-		if (ret)
+		ret = vp_xlate_near(&vq->xl, addr + 16 * (uint64_t)i, 16, VP_READ, &at, &span);
+		if (vp_likely(!ret && span == 16))
+			vp_copy_in(d, at, 16);
+		else if (!ret)
+			ret = vp_xlate_copy_in(&vq->xl, d, addr + 16 * (uint64_t)i, 16);
+		if (vp_unlikely(ret))
 			return ret == -EAGAIN ? ret : VP_VQ_BAD_ADDR;
 		w = le64toh(d[1]);
 		flags = vq->packed ? VP_PACKED_FLAGS(w) : VP_SPLIT_FLAGS(w);
@@ -230,16 +262,18 @@ int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 		if (i >= n)
 			return VP_VQ_BAD_INDIRECT;
 	}
-	return vq->packed ? 0 : VP_VQ_BAD_CHAIN;
+	return vq->packed && n == max ? 0 : VP_VQ_BAD_CHAIN;
 }
 
 bool vp_chain_end(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, int how)
 {
 	if (!how) {
 		b->n++;
+		b->bytes += c->out_len;
 		return true;
 	}
 	b->nseg = c->seg;
+	b->more = how == -ENOSPC;
 	vq->stalled = how == -EAGAIN;
 	if (how > 0)
 		vp_vq_break(vq, (enum vp_vq_broken)how);
@@ -302,16 +336,16 @@ bool vp_vq_enable_kicks(struct vp_virtq *vq)
 	if (vq->packed && vq->event_idx) {
 		vp_st16(vq->device, 0, (uint16_t)(vq->last_avail | (vq->avail_wrap ? 0x8000 : 0)));
 		vp_st16_release(vq->device, 2, VRING_PACKED_EVENT_FLAG_DESC);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_ENABLE);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (vq->event_idx) {
 		vp_st16(vq->device, 4 + 8 * (size_t)vq->size, vq->last_avail);
-		log_device_area(vq, 4 + 8 * (uint64_t)vq->size, 2);
+		vp_vq_log_device(vq, 4 + 8 * (uint64_t)vq->size, 2);
 	} else {
 		vp_st16(vq->device, 0, 0);
-		log_device_area(vq, 0, 2);
+		vp_vq_log_device(vq, 0, 2);
 	}
 	vq->kicks_on = true;
 	/* The request before the look. Pairs with the driver's barrier between index and event field. */
@@ -326,10 +360,10 @@ void vp_vq_disable_kicks(struct vp_virtq *vq)
 	vq->kicks_on = false;
 	if (vq->packed) {
 		vp_st16(vq->device, 2, VRING_PACKED_EVENT_FLAG_DISABLE);
-		log_device_area(vq, 0, 4);
+		vp_vq_log_device(vq, 0, 4);
 	} else if (!vq->event_idx) {
 		vp_st16(vq->device, 0, VRING_USED_F_NO_NOTIFY);
-		log_device_area(vq, 0, 2);
+		vp_vq_log_device(vq, 0, 2);
 	}
 	/* Split with EVENT_IDX: an avail_event that is left behind asks for nothing. */
 }

@@ -6,9 +6,10 @@
  * Security model: the rings lie in the memory of a driver that may be hostile.
  * Each ring field is loaded once; what we need to remember (our indices, the
  * ids that we return) is kept here and never read back. Chains are bounded by
- * the queue size, indirect tables by their length, and every (address, length)
+ * the queue size, in the ring and in indirect tables alike, and every (address, length)
  * is translated before a pointer is formed. A ring that breaks the rules is
  * *broken*: it stays so until it is set up again, and harms nobody else.
+ * A fetch looks at a bounded number of descriptors, with bytes in them or without: each takes time.
  *
  * A virtqueue belongs to one thread at a time. Nothing here allocates, takes a
  * lock or makes a system call.
@@ -20,7 +21,14 @@
 
 #define VP_VQ_MAX_SIZE   32768 /* virtio 1.3, 2.7: the largest queue size */
 #define VP_BURST         64    /* chains per burst at most */
-#define VP_BURST_SEGS    4096  /* segments per burst at most; a longer chain breaks its queue */
+/*
+ * What a burst holds: descriptors, with bytes in them or without, and, where a region (or a vIOMMU's mapping) ends
+ * in one of them, pieces; readable bytes in chains off the fast path, which end it with the chain in which they are
+ * reached. A longer chain breaks its queue, as with DPDK's vhost. Linux's driver makes 19 descriptors of a packet (47
+ * at most), DPDK's 8.
+ */
+#define VP_BURST_DESCS   256
+#define VP_BURST_BYTES   (128u << 10)
 
 /* One contiguous piece of a descriptor chain. */
 struct vp_seg {
@@ -42,9 +50,12 @@ struct vp_chain {
 
 struct vp_burst {
 	unsigned        n, nseg;
+	unsigned        empty; /* descriptors with nothing in them: with nseg, what counts against VP_BURST_DESCS */
+	uint64_t        bytes; /* readable, in chains off the fast path */
+	bool            more;  /* it ended because it had enough, not because the ring had no more */
 	struct vp_chain chain[VP_BURST];
-	/* Chains of one descriptor are not counted against VP_BURST_SEGS: they always find room. */
-	struct vp_seg   seg[VP_BURST_SEGS + VP_BURST];
+	/* Chains of one descriptor that the fast path takes always find room. */
+	struct vp_seg   seg[VP_BURST_DESCS + VP_BURST];
 };
 
 /* A chain of the usual kind, which is all in its one descriptor. */
@@ -76,6 +87,7 @@ enum vp_vq_broken {
 	VP_VQ_LOST_MEMORY,     /* the memory's file was truncated */
 	VP_VQ_BAD_CALL,        /* its call notifier does not take notifications */
 	VP_VQ_BAD_BUFFER,      /* a buffer of the wrong direction for this queue */
+	VP_VQ_LOST_REQUESTS,   /* a back-end took requests and was not heard of again */
 	VP_VQ_BROKEN_MAX
 };
 
@@ -139,21 +151,30 @@ int vp_vq_rebind(struct vp_virtq *vq, const struct vp_memtab *tab, struct vp_iom
 /* Where we are, encoded as VHOST_USER_GET_VRING_BASE answers it. */
 uint32_t vp_vq_base(const struct vp_virtq *vq);
 
+/*
+ * A ring that somebody else has served: has it taken, or could it have taken, chains that it has not given back? Packed rings
+ * do not tell: true.
+ */
+bool vp_vq_unfinished(const struct vp_virtq *vq);
+
 void vp_vq_break(struct vp_virtq *vq, enum vp_vq_broken why);
 const char *vp_vq_broken_str(enum vp_vq_broken why);
 
 /*
- * Dirty logging on (log, and for a logged used ring its guest physical address)
- * or off (NULL).
+ * Dirty logging on (log, and for a logged used ring its guest physical address, which behind a
+ * vIOMMU is looked up) or off (NULL).
  */
 void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool ring, uint64_t ring_addr);
+/* Mark [off, off + len) of the device area (split: the used ring), if that is logged. */
+void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len);
 
 /*
  * Load up to max (<= VP_BURST) available chains into b without consuming them:
  * the next call returns the same ones unless vp_vq_advance() came between.
  * Number of chains (0 = none available); a queue that turns out broken returns
  * the chains before the offence first and 0 from then on (see vq->broken). A vIOMMU
- * miss ends the burst in the same way, without breaking it.
+ * miss ends the burst in the same way, without breaking it. So do chains that are much work
+ * (VP_BURST_DESCS, VP_BURST_BYTES): at least one is returned, and b->more says that others may follow.
  */
 VP_INLINE unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max);
 
@@ -194,14 +215,29 @@ void vp_vq_disable_kicks(struct vp_virtq *vq);
 /* Cheap look: something to fetch? */
 static inline bool vp_vq_has_avail(struct vp_virtq *vq);
 
+/* What a fetch begins with: nothing, and all that it may look at. */
+VP_INLINE void vp_burst_clear(struct vp_burst *b)
+{
+	b->n = 0;
+	b->nseg = 0;
+	b->empty = 0;
+	b->bytes = 0;
+	b->more = false;
+}
+
+/* Descriptors, and pieces of them, that the fetch into b looked at. */
+VP_INLINE unsigned vp_burst_looked(const struct vp_burst *b)
+{
+	return b->nseg + b->empty;
+}
+
 #include "virtq/split.h"
 #include "virtq/packed.h"
 
 VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				   enum vp_access hint)
 {
-	b->n = 0;
-	b->nseg = 0;
+	vp_burst_clear(b);
 	if (vp_unlikely(vq->broken))
 		return 0;
 	vq->stalled = false;

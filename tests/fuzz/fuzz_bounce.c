@@ -36,6 +36,7 @@ static struct vp_relay_scratch *scratch;
 static uint8_t *mem[3], *pool;
 static uint64_t pool_bytes;
 static int kick_fd, call_fd;
+static uint64_t last;        /* vp_cycles() of the last step */
 static uint64_t granted;     /* packets, where there is a rate limit */
 
 static void setup(void)
@@ -137,7 +138,11 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	uint32_t at;
 	uint64_t v;
 
-	b->c.rq->token_time = now;
+	/* The clock of the rate stands still between steps. */
+	b->c.rq->own.due += (now - last) << 16;
+	if (now - last > scratch->hz)
+		granted += (unsigned)((now - last) / scratch->hz) + 1;
+	last = now;
 	memcpy(&v, s + 4, 8);
 	at = s[1] | (uint32_t)s[2] << 8;
 	switch (s[0] % 12) {
@@ -156,8 +161,8 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	case 5:
 		if (vp_bounce_arm(b))
 			vp_bounce_disarm(b);
-		if (b->c.rq->rate) { /* as if time had passed */
-			b->c.rq->tokens += s[1] % 4;
+		if (b->c.rq->own.rate) { /* as if time had passed */
+			b->c.rq->own.due -= (scratch->hz << 16) * (s[1] % 4);
 			granted += s[1] % 4;
 		}
 		break;
@@ -183,9 +188,7 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 	REQUIRE(vp_bounce_outstanding(b) <= b->mask + 1);
 	REQUIRE(b->out.used <= b->out.size && b->in.used <= b->in.size && b->segs.used <= b->segs.size);
 	REQUIRE(b->shadow.outstanding <= b->shadow.size && b->shadow.num_free <= b->shadow.size);
-	if (b->c.rq->token_time != now) /* a second went by */
-		granted += 64;
-	REQUIRE(!b->c.rq->rate || b->c.rq->stats.packets + b->c.rq->tokens <= granted);
+	REQUIRE(!b->c.rq->own.rate || b->c.rq->stats.packets <= granted);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -204,10 +207,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(mem[1], 0x22, DATA_BYTES);
 	memset(mem[2], 0x33, RO_BYTES);
 	memset(pool, 0, pool_bytes);
+	last = vp_cycles();
 	/* So slow that time grants none by itself. */
 	if (data[0] & 0x80) {
-		rq.rate = 1;
-		rq.tokens = granted = data[3] >> 5;
+		rq.own.rate = 1;
+		granted = data[3] >> 5;
+		rq.own.due = (last << 16) - (scratch->hz << 16) * granted;
 	}
 	vc.features = rq.features = features(data[1]);
 	vc.size = (uint16_t)(data[1] & 1 ? 1u + data[3] % 200u : 1u << data[3] % 8);

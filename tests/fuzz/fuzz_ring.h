@@ -67,6 +67,8 @@ static void fuzz_check_burst(const struct vp_virtq *vq, unsigned n, unsigned max
 	unsigned i, j, slots = 0;
 
 	REQUIRE(n == burst.n && n <= max && n <= vq->size);
+	/* What it looked at is bounded, with bytes in it or without. */
+	REQUIRE(vp_burst_looked(&burst) <= VP_BURST_DESCS + VP_BURST && (n || !burst.more));
 	for (i = 0; i < n; i++) {
 		const struct vp_chain *c = &burst.chain[i];
 		uint64_t out = 0, in = 0;

@@ -2,7 +2,6 @@
 """A copy link between a scripted driver and a scripted, and hostile, device side on the local attachment."""
 import os
 import struct
-import tempfile
 import time
 
 import pytest
@@ -271,7 +270,7 @@ def test_corrupted_shadow_ring(copy, what):
 
 OFFLOADS = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.NET_GUEST_CSUM, vu.NET_GUEST_TSO4)
 # flags, gso_type, hdr_len, gso_size, csum_start, csum_offset: what a hostile device side might say of 100 bytes
-BAD_HEADERS = [(1, 0, 0, 0, 95, 4), (1, 0, 0, 0, 0xffff, 0xffff), (1, 0, 101, 0, 34, 16), (1, 1, 54, 0, 34, 16), (0, 1, 54, 500, 34, 16),
+BAD_HEADERS = [(1, 0, 0, 0, 95, 4), (1, 0, 0, 0, 0xffff, 0xffff), (1, 1, 54, 0, 34, 16), (0, 1, 54, 500, 34, 16),
                (1, 4, 54, 500, 34, 16), (1, 0x81, 54, 500, 34, 16), (1, 0x7f, 54, 500, 34, 16), (1, 3, 54, 500, 34, 6)]
 
 
@@ -542,7 +541,7 @@ def test_dirty_log(copy, features):
         nic.start_ring(0, ring)
         nic.fill_rx(8)
         used = ring.desc if packed else ring.used + 4
-        with tempfile.TemporaryFile() as log, attached(copy) as p:
+        with os.fdopen(os.memfd_create("log"), "r+b") as log, attached(copy) as p:
             up(p)
             log.truncate(4096)
             nic.send(vu.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), [log.fileno()], need_reply=False)

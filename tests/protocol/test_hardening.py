@@ -56,8 +56,9 @@ def test_every_stage_is_in_force(make_daemon):
     d.link("ab")
     d.link("p", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy")  # the forwarder's threads too
     d.start()
+    # A thread has its maker's name until it has run for the first time.
+    d.wait(lambda: {"vp-data-0", "vp-watch", "vp-signal"} <= set(threads(d)))
     got = threads(d)
-    assert {"vp-data-0", "vp-watch", "vp-signal"} <= set(got), got.keys()
     for name, s in got.items():
         assert s["NoNewPrivs"] == "1", name
         assert s["Seccomp"] == "2", name
@@ -319,6 +320,8 @@ def test_rate_of_a_vm_over_its_links(make_daemon):
         d.write("a.vm", "[VM]\nTrustGroup=test\n")
         d.call("daemon.reload")
         time.sleep(0.1)
+        while b.poll_packet() is not None:
+            pass
         both_ways(a1, b)
 
 

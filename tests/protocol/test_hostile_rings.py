@@ -72,6 +72,16 @@ def split_indirect(length, inner=0):
     return case
 
 
+def split_indirect_long(a, r):
+    """A table that is longer than the queue; what is in its entries does not matter."""
+    n = r.size + 1
+    table = a.mem.alloc(16 * n, 4096)
+    for i in range(n):
+        a.mem.w("QIHH", table + 16 * i, a.mem.gpa + 4096, 0 if i & 1 else 1, vu.DESC_NEXT if i < n - 1 else 0, i + 1 if i < n - 1 else 0)
+    r.raw_desc(0, a.mem.gpa + table, 16 * n, vu.DESC_INDIRECT, 0)
+    r.expose(0)
+
+
 def split_indirect_and_next(a, r):
     r.raw_desc(0, a.mem.gpa + 4096, 16, vu.DESC_INDIRECT | vu.DESC_NEXT, 1)
     r.expose(0)
@@ -106,12 +116,21 @@ def packed_indirect_huge(a, r):
     r.raw([(a.mem.gpa, 0xfffffff0, vu.DESC_INDIRECT)], 0)
 
 
+def packed_indirect_long(a, r):
+    n = r.size + 1
+    table = a.mem.alloc(16 * n, 4096)
+    for i in range(n):
+        a.mem.w("QIHH", table + 16 * i, a.mem.gpa + 4096, 0 if i & 1 else 1, 0, 0)
+    r.raw([(a.mem.gpa + table, 16 * n, vu.DESC_INDIRECT)], 0)
+
+
 CASES = [(SPLIT, c) for c in (
     split_index_ahead, split_index_back, split_head_out_of_range, split_next_out_of_range, split_loop, split_unmapped,
     split_wraps, split_past_the_end, split_writable_first, split_four_gib, split_indirect(0), split_indirect(17),
-    split_indirect(1 << 20), split_indirect(64, vu.DESC_INDIRECT), split_indirect_and_next, split_indirect_unmapped)]
+    split_indirect(1 << 20), split_indirect(64, vu.DESC_INDIRECT), split_indirect_and_next, split_indirect_unmapped,
+    split_indirect_long)]
 CASES += [(PACKED, c) for c in (packed_endless, packed_unmapped, packed_writable_first, packed_indirect_odd,
-                                packed_indirect_empty, packed_indirect_huge)]
+                                packed_indirect_empty, packed_indirect_huge, packed_indirect_long)]
 
 
 @pytest.mark.parametrize("ring,case", CASES, ids=[c.__name__ for _, c in CASES])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A driver VM with a vIOMMU on relay and copy links: misses, permissions, invalidations under traffic, bounds."""
+import os
 import random
 import select
 import struct
@@ -10,7 +11,7 @@ import pytest
 
 import vu
 from bugclass import MRG, Lab, lab_of
-from viommu import ACCESS_PLATFORM, IOVA, PAGE, RO, RW, UPDATE, WO, Memory, Nic
+from viommu import ACCESS_PLATFORM, INVALIDATE, IOVA, PAGE, RO, RW, UPDATE, WO, Memory, Nic
 
 PACKED = vu.bit(vu.PACKED)
 FORMATS = pytest.mark.parametrize("ring", [0, PACKED, vu.bit(vu.EVENT_IDX)], ids=["split", "packed", "event-idx"])
@@ -279,6 +280,211 @@ def test_read_permission(lab, how, ring):
     lab.there_and_back(2)
 
 
+def both(lab):
+    """A page that a packet lies in, and behind it the first receive buffer."""
+    nic = lab.driver(fill=False)
+    off = nic.mem.alloc(PAGE, PAGE)
+    nic.mem.map[off:off + PAGE] = b"\xc5" * PAGE
+    lab.tx_from(off)
+    nic.send_packet(vu.frame(1, 500))
+    lab.wait(lambda: nic.reclaim() or not nic.rings[1].chains)
+    assert [m for m in nic.misses if m[0] == IOVA + off] == [(IOVA + off, RO)]
+    while lab.mode == "relay" and lab.far.poll_packet() is not None:
+        pass
+    nic.tx_free = [nic.mem.alloc(PAGE, PAGE) for _ in range(64)]
+    return nic, off
+
+
+def give_buffers(lab, nic, off):
+    more = nic.mem.alloc(8 * 2048, PAGE)
+    for at in (off + 2048, *range(more, more + 8 * 2048, 2048)):
+        nic.rings[0].add([(at, 2048, True)], at)
+    nic.kick(0)
+
+
+def test_writing_is_asked_for(lab):
+    """An update says read and write, always. A page that was read is not written before that was asked for, and then it is known."""
+    nic, off = both(lab)
+    give_buffers(lab, nic, off)
+    lab.answer(0.5)  # the first one, where it has waited for a buffer
+    for n in range(20):
+        lab.there_and_back(n, 500)
+    for n in range(20):
+        lab.tx_from(off)
+        lab.there_and_back(n, 500)
+    asked = [m for m in nic.misses if m[0] == IOVA + off]
+    assert sorted(asked) == [(IOVA + off, RO), (IOVA + off, WO)], "each permission once"
+    assert not nic.fails
+
+
+def test_written_page_that_may_only_be_read(lab):
+    """It was read, and the update said that it may be written. The front-end refuses the question, as QEMU does: the receive queue breaks,
+    the page stays as it was, and packets are still sent from it."""
+    nic, off = both(lab)
+    nic.perm[off // PAGE] = RO
+    nic.answer = lambda iova, perm: not perm & ~nic.perm.get(page := (iova - IOVA) // PAGE, RW) and not nic.update(page, RW)
+    give_buffers(lab, nic, off)
+    lab.until_receive_breaks()
+    assert nic.mem.map[off + 2048:off + PAGE] == b"\xc5" * 2048
+    assert [m for m in nic.misses if m[0] == IOVA + off] == [(IOVA + off, RO), (IOVA + off, WO)]
+    before = lab.d.stats("ab")["driver"]["tx"]
+    lab.tx_from(off)
+    nic.send_packet(vu.frame(7, 500))
+    lab.wait(lambda: nic.reclaim() or not nic.rings[1].chains)
+    after = lab.d.stats("ab")["driver"]["tx"]
+    assert after["packets"] + after["dropped"] > before["packets"] + before["dropped"] and lab.queue(1)["state"] == "running"
+
+
+def test_answer_to_another_question(lab):
+    """Reading and writing of a page are asked for together. The update that answers the reading says nothing of the writing."""
+    nic, off = both(lab)
+    nic.invalidate(off // PAGE)
+    nic.update(nic.tx_free[0] // PAGE)
+    nic.silent, spare = True, nic.tx_free
+    nic.tx_free = [off]
+    nic.send_packet(vu.frame(2, 500))
+    asked = []
+
+    def ask(perm):
+        """The next question, of this page."""
+        head = nic.back.recv(12, 8 << 5)  # MSG_WAITALL
+        iova, _, _, got, kind = struct.unpack("<QQQBB6x", nic.back.recv(32, 8 << 5))
+        assert (iova, kind) == (IOVA + off, 1) and got == perm, (hex(iova), got, kind)
+        asked.append((head, iova, got))
+
+    def reply(status):
+        nic.back.sendall(struct.pack("<IIIQ", 1, 1 | 4, 8, status))
+
+    ask(RO)
+    give_buffers(lab, nic, off)
+    if lab.mode == "relay":
+        lab.far.send_packet(vu.frame(3, 500))
+    ask(WO)
+    nic.update(off // PAGE, RW)
+    reply(0)
+    time.sleep(0.3)
+    lab.echo()
+    time.sleep(0.1)
+    assert nic.mem.map[off + 2048:off + PAGE] == b"\xc5" * 2048, "written, and only reading was answered"
+    reply(1)
+    lab.broken(0)
+    assert nic.mem.map[off + 2048:off + PAGE] == b"\xc5" * 2048
+    nic.silent, nic.tx_free = False, spare
+
+
+def stop_all(nic, how):
+    if how == "reset":
+        nic.tell(vu.RESET_DEVICE)
+    else:
+        for q in (0, 1):
+            nic.stop_ring(q)
+
+
+def start_all(nic):
+    """As a driver that has been bound anew, with the buffers of the last one."""
+    for q in (0, 1):
+        ring = nic.rings[q]
+        bufs = [token for _, token, _ in ring.chains.values()]
+        ring.reset()
+        nic.start_ring(q, ring)
+        if q:
+            nic.tx_free += bufs
+            continue
+        for off in bufs:
+            ring.add([(off, nic.bufsize, True)], off)
+        nic.kick(0)
+
+
+@pytest.mark.parametrize("how", ["stop", "reset", "asked before"])
+@FORMATS
+def test_stopped_device_forgets(lab, ring, how):
+    """
+    While no ring runs a front-end says nothing of what its vIOMMU takes back. So what was known is not used afterwards, nor is what
+    is answered late to what was asked before.
+    """
+    nic = lab.driver(MRG | ring)
+    mem = nic.mem
+    for n in range(3):
+        for i in range(20):
+            lab.there_and_back(i)
+        if how == "asked before":
+            off = mem.alloc(PAGE, PAGE)
+            lab.tx_from(off)
+            nic.silent = True
+            nic.send_packet(vu.frame(77))
+            assert select.select([nic.back], [], [], 10)[0]
+        stop_all(nic, how)
+        if how == "asked before":
+            nic.silent = False
+            nic.serve(0.1)
+        else:
+            assert lab.iommu()["entries"] == 0
+        # Without a word: pages of rings and buffers lie elsewhere, and what was there is not for this device any more.
+        first = min(r.desc for r in nic.rings.values()) // PAGE
+        for page in range(first, first + 150):
+            mem.move(page)
+        if how == "asked before":
+            mem.move(off // PAGE)
+        start_all(nic)
+        lab.wait_up()
+        for i in range(20):
+            lab.there_and_back(i)
+        assert lab.queue(0)["state"] == lab.queue(1)["state"] == "running"
+        mem.check_left()
+
+
+@pytest.mark.parametrize("ring", [0, PACKED], ids=["split", "packed"])
+def test_dirty_log_of_a_ring_that_waits(lab, ring):
+    """Logging is switched on while a ring waits for its translation: what is written to it and into its buffers is logged none the less."""
+    nic = lab.driver(MRG | ring)
+    mem = nic.mem
+    lab.there_and_back(1)
+    nic.silent = True
+    for r in nic.rings.values():
+        for area in (r.desc, r.avail, r.used):
+            nic.invalidate(area // PAGE)
+    with open_log(nic) as log:
+        nic.silent = False
+        lab.wait_up()
+        log.clear()
+        lab.there_and_back(2, 500)
+        want = {log.page(r.used if not ring else r.desc) for r in nic.rings.values()}
+        dirty = log.dirty()
+        assert want <= dirty, "what was written to the rings is not in the log"
+        # The receive buffer is one of these; transmit buffers lie before them.
+        assert {p for p in dirty if p > log.page(max(nic.tx_free) + 66000)}, "nor is the receive buffer"
+
+
+class open_log:
+    """Live migration: SET_LOG_BASE, LOG_ALL, and the rings' addresses once more with their logging."""
+
+    def __init__(self, nic):
+        self.nic = nic
+        self.fd = os.memfd_create("log")
+        os.ftruncate(self.fd, 1 << 18)
+        nic.send(vu.SET_LOG_BASE, struct.pack("<QQ", 1 << 18, 0), [self.fd], need_reply=False)
+        nic.recv_reply(vu.SET_LOG_BASE)
+        nic.tell_u64(vu.SET_FEATURES, nic.features | vu.bit(vu.LOG_ALL))
+        for q, r in nic.rings.items():
+            nic.tell(vu.SET_VRING_ADDR, nic.addr_msg(q, r, 1, IOVA + r.used))  # an IOVA, as QEMU sends it
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
+    def page(self, off):
+        return self.nic.mem.real_gpa // PAGE + self.nic.mem.home.get(off // PAGE, off // PAGE)
+
+    def clear(self):
+        os.pwrite(self.fd, bytes(1 << 18), 0)
+
+    def dirty(self):
+        bits = os.pread(self.fd, 1 << 18, 0)
+        return {i * 8 + k for i, v in enumerate(bits) if v for k in range(8) if v >> k & 1}
+
+
 def test_table_may_not_be_read(lab):
     """Indirect descriptors: the table is translated as what it points to is."""
     nic = lab.driver(MRG, indirect=True)
@@ -330,8 +536,8 @@ def test_ranges_merge(lab):
     assert lab.iommu()["entries"] == base + 1
     nic.invalidate(at + 20)
     assert lab.iommu()["entries"] == base + 2
-    nic.update(at + 40, RO)
-    assert lab.iommu()["entries"] == base + 4
+    nic.update(at + 40, WO)  # reading goes, and that it may be written is not proven
+    assert lab.iommu()["entries"] == base + 3
     nic.update(at + 40)
     nic.update(at + 20)
     assert lab.iommu()["entries"] == base + 1
@@ -362,6 +568,29 @@ def test_bound_on_entries(lab):
     nic.iotlb(3, 1 << 50, 1 << 50)
     assert lab.iommu()["entries"] < 1000
     lab.there_and_back(99)
+
+
+def test_bound_on_pieces(lab):
+    """An invalidation inside an entry makes two of it: there is an end to that, too."""
+    nic = lab.driver()
+    lab.there_and_back(1)
+    at = lambda i: (1 << 50) + 4 * i * PAGE
+
+    def flood(n, kind, off, size):
+        for i in range(0, n, 30):
+            part = range(i, min(i + 30, n))
+            nic.raw(b"".join(struct.pack("<IIIQQQBB6x", vu.IOTLB_MSG, 1, 32, at(k) + off, size, nic.mem.real_uva, RW, kind) for k in part))
+            for _ in part:
+                assert struct.unpack("<Q", nic.recv_reply(vu.IOTLB_MSG))[0] == 0
+            if not i % 3000:
+                assert lab.iommu()["entries"] <= MAX_ENTRIES
+
+    flood(40000, UPDATE, 0, 3 * PAGE)
+    assert lab.iommu()["entries"] >= 40000
+    flood(40000, INVALIDATE, PAGE, PAGE)
+    assert MAX_ENTRIES / 2 < lab.iommu()["entries"] <= MAX_ENTRIES
+    for n in range(10):
+        lab.there_and_back(n)
 
 
 def test_bad_updates(lab):
@@ -420,9 +649,9 @@ def test_waiting_is_no_polling(lab, q):
     else:
         nic.tx_free = [nic.mem.alloc(PAGE, PAGE)]
         nic.update(nic.tx_free[0] // PAGE)
-        nic.update(off // PAGE)
         nic.rings[0].add([(off, 2048, True)], off)
         nic.kick(0)
+        lab.wait(lambda: (IOVA + off, WO) in nic.misses)
         time.sleep(0.1)
         nic.invalidate(off // PAGE)
     nic.silent = True

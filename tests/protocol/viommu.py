@@ -18,7 +18,7 @@ IOVA = 0x40_0000_0000
 PAGE = 4096
 MISS, UPDATE, INVALIDATE, ACCESS_FAIL = range(1, 5)
 RO, WO, RW = 1, 2, 3
-PF = vu.bit(vu.PF_REPLY_ACK, vu.PF_CONFIG, vu.PF_MEM_SLOTS, vu.PF_STATUS, vu.PF_BACKEND_REQ)
+PF = vu.bit(vu.PF_REPLY_ACK, vu.PF_CONFIG, vu.PF_MEM_SLOTS, vu.PF_STATUS, vu.PF_BACKEND_REQ, vu.PF_LOG_SHMFD, vu.PF_RESET_DEVICE)
 POISON = b"\xee" * PAGE
 
 vu.libc.mmap.restype = ctypes.c_void_p

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "base/util.h"
 #include "conf/conf.h"
 
 struct said {
@@ -67,7 +68,7 @@ static void test_line_errors(void **state)
 		{ "[Link]\nQueues=99999999999999999999999\n", 1, "is not a number" },
 		{ "[Link]\nQueues\n", 1, "x.link:2: neither" },
 		{ "[Link\n", 1, "x.link:1: neither" },
-		{ "[Link]\nDeviceType=blk\n", 1, "DeviceType=blk is not served by this build; use net" },
+		{ "[Link]\nDeviceType=floppy\n", 1, "DeviceType=floppy is not a device type; use net" },
 		{ "[Net]\nMTU=67\n", 1, "MTU=67 is not a number from 68" },
 		{ "[Net]\nDriverMAC=52:54:00:12:34\n", 1, "is not a MAC address" },
 		{ "[Net]\nDriverMAC=53:54:00:12:34:56\n", 1, "is a group address" },
@@ -245,6 +246,39 @@ static int make_top(void **state)
 	return mkdtemp(top) ? 0 : -1;
 }
 
+static void test_memory_of_a_vm(void **state)
+{
+	static const struct {
+		const char *value;
+		uint64_t    bytes;  /* 0 = refused */
+	} t[] = {
+		{ "1M", UINT64_C(1) << 20 }, { "48G", UINT64_C(48) << 30 }, { "1536M", UINT64_C(1536) << 20 }, { "32T", UINT64_C(32) << 40 },
+		{ "33T" }, { "1048577M" }, { "1023K" }, { "0G" }, { "48" }, { "48GB" }, { "-1G" }, { "18446744073709551617G" }, { "" },
+	};
+	static const char from[] = "[VM]\nMemoryFrom=/dev/dax0.0, /srv/pmem\n", relative[] = "[VM]\nMemoryFrom=dax0.0\n";
+	struct vp_conf_report rep = { .fn = collect };
+	struct said s = { .n = 0 };
+	struct vp_conf_vm vm = { 0 };
+	char text[80];
+
+	rep.arg = &s;
+	for (size_t i = 0; i < VP_ARRAY_SIZE(t); i++) {
+		int n = snprintf(text, sizeof(text), "[VM]\nMaxMemory=%s\n", t[i].value);
+
+		rep.errors = 0;
+		vm.max_memory = 0;
+		vp_conf_parse_text(VP_CONF_VM, &vm, "x.vm", text, (size_t)n, &rep);
+		if (rep.errors != !t[i].bytes || vm.max_memory != t[i].bytes)
+			fail_msg("MaxMemory=%s: %llu, %s", t[i].value, (unsigned long long)vm.max_memory, s.text);
+	}
+	assert_non_null(strstr(s.text, "MaxMemory=33T is not a size from 1M to 32T, like 48G"));
+	rep.errors = 0;
+	vp_conf_parse_text(VP_CONF_VM, &vm, "x.vm", from, strlen(from), &rep);
+	assert_true(!rep.errors && !strcmp(vm.memory_from, "/dev/dax0.0 /srv/pmem"));
+	vp_conf_parse_text(VP_CONF_VM, &vm, "x.vm", relative, strlen(relative), &rep);
+	assert_int_equal(rep.errors, 1);
+}
+
 static int remove_top(void **state)
 {
 	char cmd[64];
@@ -257,7 +291,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_line_errors), cmocka_unit_test(test_long_things), cmocka_unit_test(test_values),
-		cmocka_unit_test(test_directories),
+		cmocka_unit_test(test_directories), cmocka_unit_test(test_memory_of_a_vm),
 	};
 
 	return cmocka_run_group_tests(tests, make_top, remove_top);

@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Policy: default deny across trust groups, whatever a link asks for. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "base/util.h"
 #include "conf/policy.h"
 #include "threads/rates.h"
 
@@ -179,11 +183,73 @@ static unsigned run_bucket(struct vp_relay_queue *q, unsigned n_queues, uint64_t
 	return passed;
 }
 
+/* A counter that has less than two ticks for a packet (25 MHz on arm64): the limit is kept all the same, own and shared. */
+static void test_rate_by_a_slow_clock(void **state)
+{
+	static const struct { uint64_t hz, rate; } c[] = {
+		{ 25000000, 15000000 }, { 25000000, 24000000 }, { 19200000, 14880952 }, { 1000000, 3000000 }, { 25000000, 999 },
+		{ 5000000000, 15000000 }, { 5000000000, 1 },
+	};
+
+	for (unsigned i = 0; i < 2 * VP_ARRAY_SIZE(c); i++) {
+		const uint64_t hz = c[i / 2].hz, rate = c[i / 2].rate;
+		struct vp_bucket b = { .rate = i & 1 ? rate : 0 };
+		struct vp_relay_queue q = { .shared = &b, .own.rate = i & 1 ? 0 : rate };
+		/* Near where the due time wraps around, and asked again after a few ticks each time. */
+		uint64_t start = (UINT64_C(1) << 48) - hz / 2, step = VP_MAX(hz / 4000000, 1), passed = 0;
+		uint64_t burst = VP_MAX(rate / 100, 64);
+
+		passed = vp_relay_allow(&q, start, hz, (unsigned)burst);
+		assert_int_equal(passed, burst);
+		for (uint64_t t = start; t < start + hz; t += step) {
+			unsigned n = vp_relay_allow(&q, t, hz, 32);
+
+			/* Half is given back: that must not round, either. */
+			vp_relay_give_back(&q, hz, n / 2);
+			passed += n - n / 2;
+		}
+		assert_in_range(passed - burst, rate - rate / 1000 - 1, rate + rate / 1000 + 1);
+	}
+}
+
+/* What packets cost beyond one each is owed, within bounds, and until it is paid nothing passes. */
+static void test_rate_debt(void **state)
+{
+	uint64_t hz = 25000000, now = hz;
+
+	for (unsigned i = 0; i < 2; i++) {
+		struct vp_bucket b = { .rate = i ? 100000 : 0 };
+		struct vp_relay_queue q = { .shared = &b, .own.rate = i ? 0 : 100000 };
+
+		assert_false(vp_relay_owes(&q, now, hz));
+		assert_int_equal(vp_relay_allow(&q, now, hz, 2000), 1000);
+		assert_int_equal(vp_relay_allow(&q, now, hz, 1), 0);
+		assert_false(vp_relay_owes(&q, now, hz)); /* used up is not in debt */
+		vp_relay_charge(&q, now, hz, 500);
+		assert_true(vp_relay_owes(&q, now, hz));
+		assert_true(vp_relay_owes(&q, now + hz / 200 - 1, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 201, hz, 1), 0);
+		assert_false(vp_relay_owes(&q, now + hz / 200, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 200 + hz / 1000, hz, 2000), 100);
+		/* However much it was: no longer than a hundredth of a second. */
+		now += hz;
+		for (unsigned k = 0; k < 100; k++)
+			vp_relay_charge(&q, now, hz, 100000);
+		assert_true(vp_relay_owes(&q, now + hz / 101, hz));
+		assert_false(vp_relay_owes(&q, now + hz / 100, hz));
+		assert_int_equal(vp_relay_allow(&q, now + hz / 100 + hz / 1000, hz, 2000), 100);
+		now += hz;
+	}
+	/* 32 descriptors are free for each packet. */
+	assert_int_equal(vp_relay_extra(32, 32 * 19), 0);
+	assert_int_equal(vp_relay_extra(1, 1024), 31);
+}
+
 /* All that a VM sends shares one limit, however many queues; giving back is not losing. */
 static void test_shared_bucket(void **state)
 {
 	struct vp_bucket b = { .rate = 5000 };
-	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .rate = 100 } };
+	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .own.rate = 100 } };
 	uint64_t now = 1000, hz = 2600000000u;
 	unsigned n;
 
@@ -196,7 +262,7 @@ static void test_shared_bucket(void **state)
 	/* However seldom and at whatever distance it is asked, no part of a token is lost. */
 	b.rate = 0;
 	for (unsigned rate = 900; rate <= 1800; rate += 900) {
-		q[2] = (struct vp_relay_queue){ .rate = rate };
+		q[2] = (struct vp_relay_queue){ .own.rate = rate };
 		n = 0;
 		for (unsigned i = 0; i < 2000; i++)
 			n += vp_relay_allow(&q[2], now += hz / 1000 + hz / 16000, hz, 32);
@@ -233,13 +299,130 @@ static void test_rates_follow_the_configuration(void **state)
 	assert_int_equal(b->rate, 0);
 }
 
+static int map_one(const char *vm, int fd, uint64_t size, const struct vp_map_use *instead, struct vp_map **out, struct vp_err *e)
+{
+	return vp_memory_map(out, vm, fd, 0, size, instead, e);
+}
+
+static int sparse(uint64_t size)
+{
+	int fd = memfd_create("sparse", MFD_CLOEXEC);
+
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	return fd;
+}
+
+static void test_max_memory(void **state)
+{
+	struct vp_map_use first = { 0 };
+	struct vp_map *a, *b;
+	struct vp_err e = { 0 };
+	int fd = sparse(64 << 20);
+
+	vms[2].max_memory = 100 << 20;
+	vp_memory_totals(0, 0);
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("loner1", fd, 64 << 20, NULL, &a, &e), 0);
+	first = vp_memory_used("loner1");
+	assert_true(first.maps == 1 && first.bytes == 64 << 20);
+	assert_int_equal(map_one("loner1", fd, 64 << 20, NULL, &b, &e), -EDQUOT);
+	assert_non_null(strstr(e.msg, "MaxMemory=100M; raise it in loner1.vm"));
+	assert_int_equal(map_one("loner1", fd, UINT64_MAX, NULL, &b, &e), -EDQUOT);
+	/* In place of the first, it is not too much; nor for another VM. */
+	assert_int_equal(map_one("loner1", fd, 64 << 20, &first, &b, &e), 0);
+	vp_map_unref(b);
+	assert_int_equal(map_one("loner2", fd, 64 << 20, NULL, &b, &e), 0);
+	vp_map_unref(b);
+	/* A limit that came down holds for what comes. */
+	vms[2].max_memory = 32 << 20;
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("loner1", fd, 4096, NULL, &b, &e), -EDQUOT);
+	vp_map_unref(a);
+	assert_int_equal(map_one("loner1", fd, 4096, NULL, &b, &e), 0);
+	vp_map_unref(b);
+	assert_int_equal(vp_memory_used("loner1").maps, 0);
+	vms[2].max_memory = 0;
+	close(fd);
+}
+
+/* Four of five VMs take what they can get: the fifth has its share, of mappings and of address space. */
+static void test_shares(void **state)
+{
+	static struct vp_map *m[4][256];
+	static const char *const greedy[] = { "blue1", "blue2", "loner1", "loner2" };
+	unsigned n[4] = { 0 }, sum = 0, k;
+	struct vp_map *mine[10];
+	struct vp_err e = { 0 };
+	int fd = sparse(UINT64_C(1) << 40);
+
+	for (unsigned bytes = 0; bytes < 2; bytes++) {
+		uint64_t size = bytes ? UINT64_C(1) << 30 : 4096;
+
+		/* 100 mappings, or 100 GiB. */
+		vp_memory_totals(bytes ? 10000 : 100, bytes ? UINT64_C(100) << 30 : UINT64_C(1) << 45);
+		vp_memory_apply(&conf);
+		sum = 0;
+		for (unsigned v = 0; v < 4; v++) {
+			for (n[v] = 0; n[v] < 256 && !map_one(greedy[v], fd, size, NULL, &m[v][n[v]], &e); n[v]++)
+				;
+			assert_int_equal(e.code, -ENOSPC);
+			assert_non_null(strstr(e.msg, greedy[v]));
+			assert_true(n[v] >= 10);
+			sum += n[v];
+		}
+		assert_true(n[0] > 10 && sum <= 90);
+		for (k = 0; k < 10; k++)
+			assert_int_equal(map_one("red", fd, size, NULL, &mine[k], &e), 0);
+		while (k--)
+			vp_map_unref(mine[k]);
+		for (unsigned v = 0; v < 4; v++)
+			while (n[v])
+				vp_map_unref(m[v][--n[v]]);
+	}
+	vp_memory_totals(0, 0);
+	close(fd);
+}
+
+static void test_memory_from(void **state)
+{
+	struct vp_map *m;
+	struct vp_err e = { 0 };
+	int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600), zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+
+	vp_memory_totals(0, 0);
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	assert_non_null(strstr(e.msg, "name it in MemoryFrom= of red.vm"));
+	snprintf(vms[4].memory_from, sizeof(vms[4].memory_from), "/nowhere /dev/zero /dev");
+	vp_memory_apply(&conf);
+	assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), 0);
+	vp_map_unref(m);
+	assert_int_equal(map_one("loner1", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	if (fd >= 0 && !ftruncate(fd, 4096) && fcntl(fd, F_GET_SEALS) < 0) {
+		assert_int_equal(map_one("red", fd, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+		assert_non_null(strstr(e.msg, "MemoryFrom= of red.vm"));
+		assert_non_null(getcwd(vms[4].memory_from, sizeof(vms[4].memory_from)));
+		vp_memory_apply(&conf);
+		assert_int_equal(map_one("red", fd, 4096, NULL, &m, &e), 0);
+		vp_map_unref(m);
+		assert_int_equal(map_one("red", zero, 4096, NULL, &m, &e), -EMEDIUMTYPE);
+	}
+	vms[4].memory_from[0] = 0;
+	vp_memory_totals(0, 0);
+	vp_close(&fd);
+	close(zero);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_fast_needs_one_group), cmocka_unit_test(test_auto),
 		cmocka_unit_test(test_endpoint_and_mode_fit), cmocka_unit_test(test_users), cmocka_unit_test(test_limits),
-		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps), cmocka_unit_test(test_shared_bucket),
+		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps),
+		cmocka_unit_test(test_rate_by_a_slow_clock), cmocka_unit_test(test_rate_debt),
+		cmocka_unit_test(test_shared_bucket),
 		cmocka_unit_test(test_rates_follow_the_configuration),
+		cmocka_unit_test(test_max_memory), cmocka_unit_test(test_shares), cmocka_unit_test(test_memory_from),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

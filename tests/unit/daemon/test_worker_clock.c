@@ -74,7 +74,8 @@ static void test_clock_set_back(void **state)
 	assert_int_equal(k.ret, -EIO);
 	worker_call(p, &q);
 	assert_int_not_equal(q.vq.broken, 0);
-	worker_job_del(p, &k.j);
+	worker_job_retire(p, &k.j);
+	worker_jobs_reap(p);
 	worker_pool_free(p);
 	alarm(0);
 	vp_blame_forget();

@@ -362,7 +362,7 @@ static void test_rate(void **state)
 	struct rig_conf c = { RIG_TX, 256, F_VERSION_1, F_VERSION_1, 0 };
 
 	rig_new(&r, &c);
-	r.rq.rate = 1000;
+	r.rq.own.rate = 1000;
 	send_frames(200, 60, 1);
 	rig_run(&r);
 	assert_int_equal(driver_gets_back(), 200);

@@ -226,7 +226,7 @@ static void test_rate_counts_packets(void **state)
 	unsigned n;
 
 	rig_new(&r, &c);
-	r.rq.rate = 1; /* a burst of 64, then one a second */
+	r.rq.own.rate = 1; /* a burst of 64, then one a second */
 	post(200);
 	rig_run(&r);
 	rig_run(&r);

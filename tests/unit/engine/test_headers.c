@@ -71,7 +71,7 @@ static const struct {
 	{ { .flags = CSUM, .csum_start = 34, .csum_offset = 24 }, GUEST_CSUM, 60, true, CSUM },
 	{ { .flags = CSUM, .csum_start = 34, .csum_offset = 25 }, GUEST_CSUM, 60, false, 0 },
 	{ { .flags = CSUM, .csum_start = 0xffff, .csum_offset = 0xffff }, GUEST_CSUM, 60, false, 0 },
-	{ { .flags = CSUM, .hdr_len = 61, .csum_start = 34, .csum_offset = 6 }, GUEST_CSUM, 60, false, 0 },
+	{ { .flags = CSUM, .hdr_len = 61, .csum_start = 34, .csum_offset = 6 }, GUEST_CSUM, 60, true, CSUM }, /* a hint */
 	{ { .flags = VALID }, GUEST_CSUM, 60, true, VALID },
 	{ { .flags = VALID }, 0, 60, true, VALID }, /* as on a fast link */
 	{ { .flags = VALID | CSUM, .csum_start = 34, .csum_offset = 6 }, 0, 60, false, 0 },

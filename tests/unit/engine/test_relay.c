@@ -390,7 +390,6 @@ static void test_bad_offload_header(void **state)
 		{ .flags = 1, .gso_type = 1, .gso_size = 0, .csum_start = 34, .csum_offset = 16 },
 		{ .flags = 1, .gso_type = 4, .gso_size = 100, .csum_start = 34, .csum_offset = 16 }, /* not negotiated */
 		{ .flags = 1, .gso_type = 0x7f, .gso_size = 100, .csum_start = 34, .csum_offset = 16 },
-		{ .flags = 1, .gso_type = 1, .gso_size = 100, .csum_start = 34, .csum_offset = 16, .hdr_len = 101 },
 	};
 	struct virtio_net_hdr h;
 	unsigned i;

@@ -43,6 +43,13 @@ static int teardown(void **state)
 	return 0;
 }
 
+/* An update that answers misses for all of perm. */
+static int map_pages(struct vp_iotlb *t, const struct vp_memtab *tb, uint64_t iova, uint64_t size, uint64_t uaddr,
+		     unsigned perm)
+{
+	return vp_iotlb_update(t, tb, iova, size, uaddr, perm, perm);
+}
+
 struct page {
 	bool     mapped;
 	unsigned to, perm;
@@ -85,7 +92,7 @@ static void test_model(void **state)
 		if (random() % 3) {
 			unsigned to = (unsigned)random() % (PAGES - n + 1), perm = 1 + (unsigned)random() % 3;
 
-			assert_int_equal(vp_iotlb_update(t, tab, IOVA + first * PAGE, n * PAGE, UVA + to * PAGE, perm), 0);
+			assert_int_equal(map_pages(t, tab, IOVA + first * PAGE, n * PAGE, UVA + to * PAGE, perm), 0);
 			for (i = 0; i < n; i++)
 				model[first + i] = (struct page){ true, to + i, perm };
 		} else {
@@ -111,10 +118,10 @@ static void test_merge(void **state)
 
 	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
 	for (i = 0; i < PAGES; i++)
-		assert_int_equal(vp_iotlb_update(t, tab, IOVA + (i ^ 1) * PAGE, PAGE, UVA + (i ^ 1) * PAGE, 3), 0);
+		assert_int_equal(map_pages(t, tab, IOVA + (i ^ 1) * PAGE, PAGE, UVA + (i ^ 1) * PAGE, 3), 0);
 	vp_iotlb_stats(t, &s);
 	assert_int_equal(s.entries, 1);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 7 * PAGE, PAGE, UVA + 7 * PAGE, 1), 0);
+	assert_int_equal(map_pages(t, tab, IOVA + 7 * PAGE, PAGE, UVA + 7 * PAGE, 1), 0);
 	vp_iotlb_stats(t, &s);
 	assert_int_equal(s.entries, 3);
 	vp_iotlb_free(t);
@@ -125,13 +132,13 @@ static void test_bad_updates(void **state)
 	struct vp_iotlb *t;
 
 	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 0, UVA, 3), -EINVAL);
-	assert_int_equal(vp_iotlb_update(t, tab, UINT64_MAX - 10, PAGE, UVA, 3), -EINVAL);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UINT64_MAX - 10, 3), -EINVAL);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA - PAGE, 3), -EFAULT);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 2 * PAGE, UVA + (PAGES - 1) * PAGE, 3), -EFAULT);
-	assert_int_equal(vp_iotlb_update(t, NULL, IOVA, PAGE, UVA, 3), -EFAULT);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 0), -EINVAL);
+	assert_int_equal(map_pages(t, tab, IOVA, 0, UVA, 3), -EINVAL);
+	assert_int_equal(map_pages(t, tab, UINT64_MAX - 10, PAGE, UVA, 3), -EINVAL);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UINT64_MAX - 10, 3), -EINVAL);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA - PAGE, 3), -EFAULT);
+	assert_int_equal(map_pages(t, tab, IOVA, 2 * PAGE, UVA + (PAGES - 1) * PAGE, 3), -EFAULT);
+	assert_int_equal(map_pages(t, NULL, IOVA, PAGE, UVA, 3), -EFAULT);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA, 0), -EINVAL);
 	vp_iotlb_free(t);
 }
 
@@ -160,7 +167,7 @@ static void test_misses(void **state)
 	vp_iotlb_forget_misses(t);
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), -EAGAIN);
 	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA, 3), 0);
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 100, 8, VP_WRITE, &host, &span), 0);
 	/* A hostile ring can name any number of pages: the notes are bounded. */
 	for (i = 1; i < 1000; i++)
@@ -184,11 +191,10 @@ static void test_deny(void **state)
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
 	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
-	assert_false(vp_iotlb_deny(t, iova, acc)); /* no update yet */
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA, 1), 0);
+	assert_int_equal(map_pages(t, tab, IOVA, 8 * PAGE, UVA, 1), 0);
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
 	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 0);
-	assert_true(vp_iotlb_deny(t, IOVA + 2 * PAGE + 5, VP_WRITE));
+	assert_true(vp_iotlb_answered(t, IOVA + 2 * PAGE + 5, VP_WRITE));
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), -EFAULT);
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE + 8, 8, VP_READ, &host, &span), 0);
 	assert_int_equal(vp_gptr_addr(host), vp_gptr_addr(map->host) + 2 * PAGE + 8);
@@ -197,11 +203,11 @@ static void test_deny(void **state)
 	assert_int_equal(vp_xlate_piece(&x, IOVA + PAGE, 8, VP_READ, &host, &span), 0);
 	/* A second answer that grants it. */
 	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 1), 0);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 3), 0);
-	assert_false(vp_iotlb_deny(t, iova, acc));
+	assert_int_equal(map_pages(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 1), 0);
+	assert_int_equal(map_pages(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 3), 0);
+	assert_false(vp_iotlb_answered(t, iova, acc));
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 3 * PAGE, 8, VP_WRITE, &host, &span), 0);
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 3), 0);
+	assert_int_equal(map_pages(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 3), 0);
 	assert_int_equal(vp_xlate_piece(&x, IOVA + 2 * PAGE, 8, VP_WRITE, &host, &span), 0);
 	vp_iotlb_free(t);
 }
@@ -222,9 +228,136 @@ static void test_refusals(void **state)
 		assert_int_equal(vp_xlate_piece(&x, IOVA + i * PAGE, 8, VP_WRITE, &host, &span), -EAGAIN);
 		assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
 		assert_int_equal(iova, IOVA + i * PAGE);
-		vp_iotlb_refuse(t, iova);
+		vp_iotlb_refuse(t, iova, acc);
 		assert_int_equal(vp_xlate_piece(&x, IOVA + i * PAGE, 8, VP_WRITE, &host, &span), -EFAULT);
 	}
+	vp_iotlb_free(t);
+}
+
+static int access_to(struct vp_xlate *x, unsigned page, enum vp_access acc)
+{
+	uint64_t span;
+	vp_gptr host;
+
+	return vp_xlate_piece(x, IOVA + page * PAGE + 16, 8, acc, &host, &span);
+}
+
+/* An update says read and write; kept is what was asked for, and what was known. */
+static void test_proven(void **state)
+{
+	const unsigned r = 1u << VP_READ, w = 1u << VP_WRITE;
+	struct vp_iotlb_stats s;
+	enum vp_access acc;
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+	uint64_t iova;
+
+	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA, 3, r), 0);
+	assert_int_equal(access_to(&x, 3, VP_READ), 0);
+	assert_int_equal(access_to(&x, 3, VP_WRITE), -EAGAIN);
+	/* Of the page that is written the reading stays known, and the other way round. */
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA + 3 * PAGE, PAGE, UVA + 3 * PAGE, 3, w), 0);
+	assert_int_equal(access_to(&x, 3, VP_READ), 0);
+	assert_int_equal(access_to(&x, 3, VP_WRITE), 0);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA, 3, r), 0);
+	assert_int_equal(access_to(&x, 3, VP_WRITE), 0);
+	assert_int_equal(access_to(&x, 2, VP_WRITE), -EAGAIN);
+	vp_iotlb_stats(t, &s);
+	assert_int_equal(s.entries, 3);
+	/* A refusal takes nothing of what is known. */
+	vp_iotlb_refuse(t, IOVA + 2 * PAGE, VP_WRITE);
+	assert_int_equal(access_to(&x, 2, VP_READ), 0);
+	assert_int_equal(access_to(&x, 2, VP_WRITE), -EFAULT);
+	vp_iotlb_refuse(t, IOVA + 3 * PAGE, VP_WRITE);
+	assert_int_equal(access_to(&x, 3, VP_WRITE), 0);
+	/* Where nothing was known, either access is a question of its own. */
+	vp_iotlb_refuse(t, IOVA + 20 * PAGE, VP_WRITE);
+	assert_int_equal(access_to(&x, 20, VP_WRITE), -EFAULT);
+	assert_int_equal(access_to(&x, 20, VP_READ), -EAGAIN);
+	/* All written: one range again. */
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA, 3, w), 0);
+	vp_iotlb_stats(t, &s);
+	assert_int_equal(s.entries, 2);
+	/* It leads elsewhere: what was known is of the old place. */
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, 8 * PAGE, UVA + PAGE, 3, r), 0);
+	assert_int_equal(access_to(&x, 3, VP_WRITE), -EAGAIN);
+	/* An answer that comes before its update. */
+	vp_iotlb_forget_misses(t);
+	assert_int_equal(access_to(&x, 5, VP_WRITE), -EAGAIN);
+	assert_int_equal(vp_iotlb_next_miss(t, &iova, &acc), 1);
+	assert_false(vp_iotlb_answered(t, iova, acc));
+	assert_int_equal(vp_iotlb_granted(t, IOVA, 8 * PAGE), w);
+	assert_int_equal(vp_iotlb_granted(t, IOVA, 5 * PAGE), 0);
+	vp_iotlb_invalidate(t, IOVA, 8 * PAGE);
+	assert_int_equal(vp_iotlb_granted(t, IOVA, 8 * PAGE), 0);
+	vp_iotlb_free(t);
+}
+
+/*
+ * Nothing known is lost or invented, in whatever pieces; very many pieces are forgotten, never
+ * more.
+ */
+static void test_proven_model(void **state)
+{
+	unsigned known[PAGES] = { 0 }, round, i;
+	struct vp_iotlb *t;
+	struct vp_xlate x;
+
+	srandom(3);
+	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
+	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
+	for (round = 0; round < 3000; round++) {
+		unsigned first = (unsigned)random() % PAGES, add = (unsigned)random() % 4;
+		unsigned n = 1 + (unsigned)random() % (round % 20 ? 6 : PAGES);
+
+		n = VP_MIN(n, PAGES - first);
+		if (random() % 8 == 0) {
+			vp_iotlb_invalidate(t, IOVA + first * PAGE, n * PAGE);
+			memset(known + first, 0, n * sizeof(known[0]));
+			continue;
+		}
+		assert_int_equal(vp_iotlb_update(t, tab, IOVA + first * PAGE, n * PAGE, UVA + first * PAGE, 3, add), 0);
+		for (i = 0; i < PAGES; i++) {
+			unsigned want = known[i] | (i >= first && i < first + n ? add : 0), has = 0;
+
+			vp_xlate_flush(&x);
+			for (unsigned acc = VP_READ; acc <= VP_WRITE; acc++)
+				has |= access_to(&x, i, (enum vp_access)acc) ? 0 : 1u << acc;
+			vp_iotlb_forget_misses(t);
+			assert_int_equal(has & ~want, 0);
+			if (has != want)
+				assert_true(n > 64 && i >= first && i < first + n && has == add);
+			known[i] = has;
+		}
+	}
+	/* Every other page, and then all of them. */
+	for (i = 0; i < PAGES; i += 2)
+		assert_int_equal(vp_iotlb_update(t, tab, IOVA + i * PAGE, PAGE, UVA + i * PAGE, 3, 1u << VP_WRITE), 0);
+	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGES * PAGE, UVA, 3, 1u << VP_READ), 0);
+	for (i = 0; i < PAGES; i++)
+		assert_int_equal(access_to(&x, i, VP_READ), 0);
+	vp_iotlb_free(t);
+}
+
+/* An invalidation inside an entry leaves two, and there is an end to that, too. */
+static void test_split_full(void **state)
+{
+	const uint64_t n = VP_IOTLB_MAX - 1000;
+	struct vp_iotlb_stats s;
+	struct vp_iotlb *t;
+	uint64_t i;
+
+	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
+	for (i = 0; i < n; i++)
+		assert_int_equal(map_pages(t, tab, IOVA + 4 * i * PAGE, 3 * PAGE, UVA, 3), 0);
+	for (i = 0; i < n; i++) {
+		vp_iotlb_invalidate(t, IOVA + (4 * i + 1) * PAGE, PAGE);
+		vp_iotlb_stats(t, &s);
+		assert_true(s.entries <= VP_IOTLB_MAX);
+	}
+	assert_true(s.entries > VP_IOTLB_MAX / 2);
 	vp_iotlb_free(t);
 }
 
@@ -263,10 +396,10 @@ static void test_asked_once(void **state)
 		while (!vp_iotlb_next_miss(r.t, &iova, &acc))
 			;
 		if (i & 1) {
-			vp_iotlb_refuse(r.t, iova);
+			vp_iotlb_refuse(r.t, iova, acc);
 		} else {
-			assert_int_equal(vp_iotlb_update(r.t, tab, IOVA, 4 * PAGE, UVA, 1), 0);
-			assert_true(vp_iotlb_deny(r.t, iova, acc));
+			assert_int_equal(map_pages(r.t, tab, IOVA, 4 * PAGE, UVA, 1), 0);
+			assert_true(vp_iotlb_answered(r.t, iova, acc));
 		}
 		before = __atomic_load_n(&r.faults, __ATOMIC_RELAXED);
 		while (__atomic_load_n(&r.faults, __ATOMIC_RELAXED) < before + 2)
@@ -286,7 +419,7 @@ static void test_changes(void **state)
 
 	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
 	assert_false(vp_iotlb_changes(t, tab, IOVA, PAGE, UVA, 3));
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA + PAGE, 4 * PAGE, UVA + PAGE, 1), 0);
+	assert_int_equal(map_pages(t, tab, IOVA + PAGE, 4 * PAGE, UVA + PAGE, 1), 0);
 	assert_false(vp_iotlb_changes(t, tab, IOVA, 8 * PAGE, UVA, 1));
 	assert_false(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 3));
 	assert_true(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, PAGE, UVA + 2 * PAGE, 2));
@@ -294,7 +427,7 @@ static void test_changes(void **state)
 	assert_true(vp_iotlb_changes(t, tab, IOVA, 2 * PAGE, UVA + PAGE, 1));
 	assert_false(vp_iotlb_changes(t, tab, IOVA + 5 * PAGE, PAGE, UVA, 1));
 	assert_false(vp_iotlb_changes(t, tab, IOVA + 2 * PAGE, 0, UVA, 1)); /* refused anyway */
-	vp_iotlb_refuse(t, IOVA + 9 * PAGE);
+	vp_iotlb_refuse(t, IOVA + 9 * PAGE, VP_WRITE);
 	assert_false(vp_iotlb_changes(t, tab, IOVA + 9 * PAGE, PAGE, UVA, 3));
 	vp_iotlb_free(t);
 }
@@ -309,7 +442,7 @@ static void test_sync(void **state)
 
 	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA, 3), 0);
 	assert_int_equal(vp_xlate_piece(&x, IOVA, 8, VP_READ, &host, &span), 0);
 	assert_true(x.hot[VP_READ].size != 0);
 	vp_iotlb_invalidate(t, IOVA, 1);
@@ -357,7 +490,7 @@ static void test_readers(void **state)
 		uint64_t page = (uint64_t)random() % PAGES;
 
 		if (random() % 2)
-			vp_iotlb_update(t, tab, IOVA + page * PAGE, PAGE, UVA + page * PAGE, 3);
+			map_pages(t, tab, IOVA + page * PAGE, PAGE, UVA + page * PAGE, 3);
 		else
 			vp_iotlb_invalidate(t, IOVA + page * PAGE, PAGE);
 	}
@@ -378,7 +511,7 @@ static void test_full(void **state)
 
 	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
 	for (i = 0; i < VP_IOTLB_MAX + 5000; i++)
-		assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
+		assert_int_equal(map_pages(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
 	vp_iotlb_stats(t, &s);
 	assert_true(s.entries <= VP_IOTLB_MAX);
 	assert_true(s.entries > VP_IOTLB_MAX / 2);
@@ -398,13 +531,13 @@ static void test_dirty_log(void **state)
 	close(fd);
 	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
-	assert_int_equal(vp_iotlb_update(t, tab, IOVA, PAGE, UVA, 3), 0);
+	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA, 3), 0);
 	vp_iotlb_invalidate(t, IOVA, PAGE);
 	vp_dirty_log_mark_xlate(&log, &x, IOVA, 16);
 	for (i = 0; i < 128; i++)
 		assert_int_equal(vp_ld8(log.map->host, i), 0);
 	for (i = 0; i < VP_IOTLB_MAX + 10; i++)
-		assert_int_equal(vp_iotlb_update(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
+		assert_int_equal(map_pages(t, tab, IOVA + 2 * i * PAGE, PAGE, UVA, 3), 0);
 	vp_dirty_log_mark_xlate(&log, &x, IOVA, 16);
 	for (i = 0; i < 128; i++)
 		assert_int_equal(vp_ld8(log.map->host, i), i < 125 ? 0xff : 0);
@@ -419,6 +552,7 @@ int main(void)
 		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
 		cmocka_unit_test(test_full), cmocka_unit_test(test_dirty_log), cmocka_unit_test(test_deny), cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_asked_once), cmocka_unit_test(test_changes),
+		cmocka_unit_test(test_proven), cmocka_unit_test(test_proven_model), cmocka_unit_test(test_split_full),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

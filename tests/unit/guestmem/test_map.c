@@ -7,8 +7,12 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <linux/userfaultfd.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
@@ -78,6 +82,87 @@ static void test_ranges(void **state)
 	close(ev);
 	close(fd);
 	assert_int_equal(open_fds(), before);
+}
+
+/* Only memory that the kernel alone provides: others may keep the pages of other files waiting. */
+static void test_kinds(void **state)
+{
+	int fd, dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+	struct vp_map *m;
+	struct vp_err e = { 0 };
+
+	/* POSIX shared memory, that is, a file on tmpfs with a name. */
+	fd = shm_open("/vhost-pci-test-kinds", O_RDWR | O_CREAT, 0600);
+	shm_unlink("/vhost-pci-test-kinds");
+	assert_int_equal(ftruncate(fd, 0x1000), 0);
+	assert_int_equal(try_map(fd, 0, 0x1000), 0);
+	close(fd);
+	assert_int_equal(vp_map_new(&m, zero, 0, 0x1000, 0, &e), -EMEDIUMTYPE);
+	assert_non_null(strstr(e.msg, "device"));
+	assert_int_equal(vp_map_new(&m, dir, 0, 0x1000, 0, &e), fcntl(dir, F_GET_SEALS) < 0 ? -EMEDIUMTYPE : -EINVAL);
+
+	fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (fd < 0 || ftruncate(fd, 0x1000) || fcntl(fd, F_GET_SEALS) >= 0) {
+		print_message("no file system but tmpfs here: not tested\n");
+	} else {
+		assert_int_equal(vp_map_new(&m, fd, 0, 0x1000, 0, &e), -EMEDIUMTYPE);
+		assert_non_null(strstr(e.msg, "neither on tmpfs nor on hugetlbfs"));
+		assert_int_equal(vp_map_new(&m, fd, 0, 0x1000, VP_MAP_VOUCHED, &e), 0);
+		vp_map_unref(m);
+	}
+	vp_close(&fd);
+	close(zero);
+	close(dir);
+}
+
+/* Whoever registers its own mapping of the memory with userfaultfd waits for its handler; we do not. */
+static void test_userfaultfd_of_another_mapping(void **state)
+{
+	int fd = memfd(0x2000, 0, 0), ufd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .range = { .len = 0x2000 }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct vp_map *m;
+	void *p = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	reg.range.start = (uintptr_t)p;
+	if (ufd < 0 || ioctl(ufd, UFFDIO_API, &api) || ioctl(ufd, UFFDIO_REGISTER, &reg)) {
+		print_message("no userfaultfd for shared memory here: not tested\n");
+	} else {
+		assert_int_equal(vp_map_new(&m, fd, 0, 0x2000, 0, NULL), 0);
+		alarm(10);  /* nobody serves ufd */
+		assert_int_equal(vp_ld8(m->host, 0), 0);
+		vp_st8(m->host, 0x1000, 1);
+		alarm(0);
+		vp_map_unref(m);
+	}
+	vp_close(&ufd);
+	munmap(p, 0x2000);
+	close(fd);
+}
+
+static void test_charge(void **state)
+{
+	struct vp_map_use u = { 0 };
+	struct vp_region_desc d[2] = { { .gpa = 0, .size = 0x1000 }, { .gpa = 0x10000, .size = 0x3000 } };
+	struct vp_memtab *t, *t2;
+	int fd = memfd(0x4000, 0, 0);
+
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(vp_map_new(&d[i].map, fd, 0, d[i].size, 0, NULL), 0);
+		vp_map_charge(d[i].map, &u);
+	}
+	assert_true(u.maps == 2 && u.bytes == 0x4000);
+	assert_int_equal(vp_memtab_build(&t, d, 2, NULL), 0);
+	assert_int_equal(vp_memtab_build(&t2, d, 1, NULL), 0);
+	vp_map_unref(d[0].map);
+	vp_map_unref(d[1].map);
+	/* The first is in both tables. */
+	assert_true(vp_memtab_use(t).maps == 1 && vp_memtab_use(t).bytes == 0x3000 && vp_memtab_use(NULL).maps == 0);
+	vp_memtab_free(t);
+	assert_true(u.maps == 1 && u.bytes == 0x1000);
+	vp_memtab_free(t2);
+	assert_true(!u.maps && !u.bytes);
+	close(fd);
 }
 
 static void test_contents(void **state)
@@ -271,6 +356,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_ranges),
+		cmocka_unit_test(test_kinds),
+		cmocka_unit_test(test_userfaultfd_of_another_mapping),
+		cmocka_unit_test(test_charge),
 		cmocka_unit_test(test_contents),
 		cmocka_unit_test(test_limit),
 		cmocka_unit_test(test_other_faults), /* before the guard is in place in this process */

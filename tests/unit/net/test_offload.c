@@ -207,7 +207,7 @@ static void test_segments(void **state)
 {
 	static const unsigned l3_extra4[] = { 0, 4, 40 }, l3_extra6[] = { 0, 8, 40 }, l4_extra[] = { 0, 12, 40 };
 	static const struct { unsigned payload, mss; } sizes[] = {
-		{ 1, 1 }, { 7, 1 }, { 1, 1448 }, { 1447, 1448 }, { 1448, 1448 }, { 1449, 1448 },
+		{ 1, 8 }, { 7, 8 }, { 1280, 8 }, { 1, 1448 }, { 1447, 1448 }, { 1448, 1448 }, { 1449, 1448 },
 		{ 9001, 536 }, { 65000, 1448 }, { 65000, 8948 },
 	};
 	static const unsigned flags[] = { 0x10, 0x18, 0x11, 0x19, 0x98, 0xd9, 0xff };
@@ -310,13 +310,22 @@ static void test_hdr_check_bounds(void **state)
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_start = 65535; h.csum_offset = 65535);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_start = 65530; h.csum_offset = 4);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.csum_offset = 2965);
-	CHECK(-EINVAL, 3000, HOST_ALL, h.hdr_len = 3001);
+	/* A hint: what cannot be becomes what can. */
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 3001);
+	assert_int_equal(h.hdr_len, 3000);
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 0);
+	assert_int_equal(h.hdr_len, 54);
+	CHECK(0, 3000, HOST_ALL, h.hdr_len = 66);
+	assert_int_equal(h.hdr_len, 66);
+	CHECK(0, 60, HOST_ALL, h.hdr_len = 0xffff; h.csum_start = 44; h.csum_offset = 6);
+	assert_int_equal(h.hdr_len, 60);
 	CHECK(0, 3000, HOST_ALL, h.hdr_len = 3000);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.gso_size = 0);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.flags = 0);
 	CHECK(-EINVAL, 3000, HOST_ALL, h.flags = VIRTIO_NET_HDR_F_DATA_VALID);
 	CHECK(-EINVAL, 0, HOST_ALL, );
-	CHECK(-EINVAL, 10, HOST_ALL, h.gso_type = 0; h.flags = 0; h.hdr_len = 11);
+	CHECK(0, 10, HOST_ALL, h.gso_type = 0; h.flags = 0; h.hdr_len = 11);
+	assert_int_equal(h.hdr_len, 0);
 	CHECK(-EINVAL, 10, HOST_ALL, h.gso_type = 0; h.hdr_len = 0);
 	CHECK(0, 100, HOST_ALL, h.gso_type = 0; h.gso_size = 0);
 #undef CHECK
@@ -430,6 +439,24 @@ static int init_with(uint32_t len, struct virtio_net_hdr *h)
 	return ret;
 }
 
+/* What a packet may be cut into is bounded: mss 1 made 32,000 segments of one. */
+static void test_gso_too_many_segments(void **state)
+{
+	static const struct { bool tcp; unsigned payload, mss; int ret; } c[] = {
+		{ true, 7, 7, -EINVAL }, { true, 8, 8, 0 }, { true, 3000, 1, -EINVAL }, { false, 160, 1, 0 },
+		{ false, 161, 1, -EINVAL }, { true, 8 * 160, 8, 0 }, { true, 8 * 160 + 1, 8, -EINVAL },
+		{ true, 65495, 410, 0 }, { true, 65000, 406, -EINVAL }, { false, 65000, 406, -EINVAL },
+	};
+	struct virtio_net_hdr h;
+
+	for (unsigned i = 0; i < 2 * VP_ARRAY_SIZE(c); i++) {
+		struct shape s = { .ipv6 = i & 1, .tcp = c[i / 2].tcp, .payload = c[i / 2].payload };
+		uint32_t len = build(&s, &h, c[i / 2].mss);
+
+		assert_int_equal(init_with(len, &h), c[i / 2].ret);
+	}
+}
+
 static void test_gso_rejects(void **state)
 {
 	struct shape v4 = { .tcp = true, .payload = 3000 }, v6 = { .tcp = true, .ipv6 = true, .payload = 3000 };
@@ -486,13 +513,13 @@ static void test_gso_rejects(void **state)
 
 	/* Cut off anywhere in the headers: rejected, and nothing behind the end is read. */
 	s = (struct shape){ .ipv6 = true, .tcp = true, .tags = 2, .l3_extra = 40, .l4_extra = 12, .payload = 9 };
-	len = build(&s, &h, 4);
+	len = build(&s, &h, 8);
 	for (n = 0; n <= h.hdr_len; n++)
 		assert_int_equal(init_with(n, &h), -EINVAL);
 	assert_int_equal(init_with(n, &h), 0);
 
 	s = (struct shape){ .tcp = true, .tags = 1, .l3_extra = 40, .l4_extra = 40, .payload = 9 };
-	len = build(&s, &h, 4);
+	len = build(&s, &h, 8);
 	for (n = 0; n <= h.hdr_len; n++)
 		assert_int_equal(init_with(n, &h), -EINVAL);
 	assert_int_equal(init_with(n, &h), 0);
@@ -541,6 +568,7 @@ int main(void)
 		cmocka_unit_test(test_hdr_check_negotiated),
 		cmocka_unit_test(test_hdr_check_clears),
 		cmocka_unit_test(test_hdr_accepted),
+		cmocka_unit_test(test_gso_too_many_segments),
 		cmocka_unit_test(test_gso_rejects),
 		cmocka_unit_test(test_gso_ignores_hdr_len),
 		cmocka_unit_test(test_hdr_len_by_features),

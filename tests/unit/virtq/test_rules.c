@@ -454,16 +454,16 @@ static void test_indirect_crosses_regions_unaligned(void **state)
 	}
 }
 
-/* The largest table that a burst can hold, and one descriptor more. */
+/* The longest chain that there is, and one descriptor more. */
 static void test_indirect_huge(void **state)
 {
 	unsigned f, i, extra;
 
 	BOTH(f) {
 		for (extra = 0; extra < 2; extra++) {
-			unsigned n = VP_BURST_SEGS + extra;
+			unsigned n = VP_BURST_DESCS + extra;
 
-			start(16, formats[f] | F_INDIRECT);
+			start(2048, formats[f] | F_INDIRECT);
 			for (i = 0; i < n; i++)
 				table_desc(i, DATA + 16 * i, 16, i + 1 < n ? D_NEXT : 0, (uint16_t)(i + 1));
 			offer(0, TABLE, 16 * n, D_INDIRECT);
@@ -472,10 +472,94 @@ static void test_indirect_huge(void **state)
 			} else {
 				assert_int_equal(fetch(VP_BURST), 1);
 				check_burst();
-				assert_int_equal(b->chain[0].nout, VP_BURST_SEGS);
+				assert_int_equal(b->chain[0].nout, VP_BURST_DESCS);
 			}
 			stop();
 		}
+	}
+}
+
+/* virtio 1.3, 2.7.5.3.1: a chain in an indirect table is no longer than the queue, either. */
+static void test_indirect_longer_than_the_queue(void **state)
+{
+	unsigned f, i, n;
+
+	BOTH(f) {
+		for (n = 16; n <= 17; n++) {
+			start(16, formats[f] | F_INDIRECT);
+			for (i = 0; i < n; i++)
+				table_desc(i, DATA + 16 * i, i & 1 ? 16 : 0, i + 1 < n ? D_NEXT : 0, (uint16_t)(i + 1));
+			offer(0, TABLE, 16 * n, D_INDIRECT);
+			if (n > 16) {
+				expect_broken(0, VP_VQ_BAD_CHAIN);
+			} else {
+				assert_int_equal(fetch(VP_BURST), 1);
+				check_burst();
+			}
+			stop();
+		}
+	}
+	/* A table may be longer than the chain in it. */
+	start(16, F_INDIRECT);
+	table_desc(0, DATA, 16, D_NEXT, 39);
+	table_desc(39, DATA + 16, 16, 0, 0);
+	offer(0, TABLE, 16 * 40, D_INDIRECT);
+	assert_int_equal(fetch(VP_BURST), 1);
+	assert_int_equal(b->chain[0].out_len, 32);
+	stop();
+}
+
+/* Descriptors with nothing in them count, and a fetch looks at a bounded number of them. */
+static void test_empty_descriptors_are_bounded(void **state)
+{
+	static const unsigned len[] = { 1, 100, 128, 200, VP_BURST_DESCS, VP_BURST_DESCS + 1, 2048 };
+	unsigned f, i, k, n, got, bytes;
+
+	BOTH(f) {
+		for (k = 0; k < 2 * VP_ARRAY_SIZE(len); k++) {
+			n = len[k / 2];
+			bytes = k & 1 ? 16 : 0; /* nothing in any of them, or something in the last */
+			start(2048, formats[f] | F_INDIRECT);
+			for (i = 0; i < n; i++)
+				table_desc(i, DATA, i + 1 < n ? 0 : bytes, i + 1 < n ? D_NEXT : 0, (uint16_t)(i + 1));
+			for (i = 0; i < 32; i++)
+				offer(i, TABLE, 16 * n, D_INDIRECT);
+			if (n > VP_BURST_DESCS) {
+				expect_broken(0, VP_VQ_TOO_LONG);
+				stop();
+				continue;
+			}
+			for (got = 0; got < 32; got += i) {
+				i = fetch(32);
+				assert_int_equal(i, VP_MIN(32 - got, VP_BURST_DESCS / n));
+				assert_int_equal(b->more, got + i < 32);
+				assert_true(vp_burst_looked(b) <= VP_BURST_DESCS);
+				vp_vq_advance(&vq, b, i);
+			}
+			assert_int_equal(fetch(32), 0);
+			assert_int_equal(vq.broken, VP_VQ_OK);
+			stop();
+		}
+	}
+}
+
+/* Chains of large pieces: a burst that could not be copied in one run is not walked for nothing. */
+static void test_burst_of_many_bytes(void **state)
+{
+	unsigned f, i, k, got;
+
+	BOTH(f) {
+		start(16, formats[f] | F_INDIRECT);
+		table_desc(0, DATA, 50000, D_NEXT, 1);
+		table_desc(1, DATA, 10000, 0, 0);
+		for (k = 0; k < 7; k++)
+			offer(k, TABLE, 32, D_INDIRECT);
+		for (got = 0; got < 7; got += i) {
+			i = fetch(32);
+			assert_int_equal(i, VP_MIN(3, 7 - got));
+			vp_vq_advance(&vq, b, i);
+		}
+		stop();
 	}
 }
 
@@ -485,14 +569,15 @@ static void test_burst_is_full(void **state)
 	unsigned f, i, k, got;
 
 	BOTH(f) {
-		start(16, formats[f] | F_INDIRECT);
-		for (i = 0; i < 1500; i++)
-			table_desc(i, DATA + 16 * i, 16, i + 1 < 1500 ? D_NEXT : 0, (uint16_t)(i + 1));
+		start(512, formats[f] | F_INDIRECT);
+		for (i = 0; i < 100; i++)
+			table_desc(i, DATA + 16 * i, 16, i + 1 < 100 ? D_NEXT : 0, (uint16_t)(i + 1));
 		for (k = 0; k < 5; k++)
-			offer(k, TABLE, 16 * 1500, D_INDIRECT);
+			offer(k, TABLE, 16 * 100, D_INDIRECT);
 		for (got = 0; got < 5; got += k) {
 			k = fetch(VP_BURST);
 			assert_int_equal(k, got == 4 ? 1 : 2);
+			assert_int_equal(b->more, got < 4);
 			check_burst();
 			vp_vq_advance(&vq, b, k);
 		}
@@ -608,7 +693,7 @@ static void test_total_near_4gib(void **state)
 
 	BOTH(f) {
 		for (over = 0; over < 2; over++) {
-			start(16, formats[f] | F_INDIRECT);
+			start(256, formats[f] | F_INDIRECT);
 			for (i = 0; i < 256; i++)
 				table_desc(i, 0, i < 255 || over ? MEM : MEM - 1, i < 255 ? D_NEXT : 0,
 					   (uint16_t)(i + 1));
@@ -750,7 +835,8 @@ int main(void)
 		cmocka_unit_test(test_indirect_next_outside_and_loop),
 		cmocka_unit_test(test_indirect_table_unmapped),
 		cmocka_unit_test(test_indirect_crosses_regions_unaligned),
-		cmocka_unit_test(test_indirect_huge),
+		cmocka_unit_test(test_indirect_huge), cmocka_unit_test(test_indirect_longer_than_the_queue),
+		cmocka_unit_test(test_empty_descriptors_are_bounded), cmocka_unit_test(test_burst_of_many_bytes),
 		cmocka_unit_test(test_burst_is_full),
 		cmocka_unit_test(test_zero_length),
 		cmocka_unit_test(test_writable_before_readable),

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model: the device VM's VMM says which devices there are. It can name every id there is,
+ * which leaves its own VM without windows; what is kept does not grow with what it says.
+ */
+#include "port/winid.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "conf/conf.h"
+#include "vhost-pci/abi.h"
+
+#define IDS (VHP_IVSHMEM_ID_MAX + 1 - VHP_IVSHMEM_WINDOW_ID)
+
+struct vp_winids {
+	struct vp_winids *next;
+	unsigned          refs;
+	uint32_t          at;              /* given last */
+	uint64_t          taken[IDS / 64];  /* by a caller here */
+	uint64_t          others[IDS / 64]; /* of somebody else, or lost sight of */
+	char              vm[VP_CONF_NAME_MAX];
+};
+
+static struct vp_winids *all;
+
+static bool get(const uint64_t *map, uint32_t i)
+{
+	return map[i / 64] >> (i % 64) & 1;
+}
+
+static void set(uint64_t *map, uint32_t id, bool on)
+{
+	uint32_t i = id - VHP_IVSHMEM_WINDOW_ID;
+
+	if (i < IDS)
+		map[i / 64] = (map[i / 64] & ~(UINT64_C(1) << (i % 64))) | (uint64_t)on << (i % 64);
+}
+
+struct vp_winids *vp_winids_get(const char *vm)
+{
+	struct vp_winids *s = all;
+
+	while (s && strcmp(s->vm, vm))
+		s = s->next;
+	if (!s) {
+		s = calloc(1, sizeof(*s));
+		if (!s)
+			return NULL;
+		snprintf(s->vm, sizeof(s->vm), "%s", vm);
+		/*
+		 * Rather not those of a process before us, so that what it left is told apart in
+		 * logs.
+		 */
+		s->at = (uint32_t)time(NULL) * 31 % IDS;
+		s->next = all;
+		all = s;
+	}
+	s->refs++;
+	return s;
+}
+
+void vp_winids_put(struct vp_winids *s)
+{
+	struct vp_winids **p = &all;
+
+	if (!s || --s->refs)
+		return;
+	while (*p != s)
+		p = &(*p)->next;
+	*p = s->next;
+	free(s);
+}
+
+uint32_t vp_winid_take(struct vp_winids *s)
+{
+	for (uint32_t n = 0; n < IDS; n++) {
+		s->at = (s->at + 1) % IDS;
+		if (get(s->taken, s->at) || get(s->others, s->at))
+			continue;
+		set(s->taken, VHP_IVSHMEM_WINDOW_ID + s->at, true);
+		return VHP_IVSHMEM_WINDOW_ID + s->at;
+	}
+	return 0;
+}
+
+void vp_winid_adopt(struct vp_winids *s, uint32_t id)
+{
+	set(s->taken, id, true);
+}
+
+void vp_winid_release(struct vp_winids *s, uint32_t id)
+{
+	set(s->taken, id, false);
+	set(s->others, id, false);
+}
+
+void vp_winid_lose(struct vp_winids *s, uint32_t id)
+{
+	set(s->taken, id, false);
+	set(s->others, id, true);
+}
+
+void vp_winids_listed(struct vp_winids *s)
+{
+	memset(s->others, 0, sizeof(s->others));
+}
+
+void vp_winid_seen(struct vp_winids *s, uint32_t id)
+{
+	set(s->others, id, true);
+}

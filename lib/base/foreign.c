@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "base/foreign.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "base/util.h"
+
+/* A descriptor that is being closed. They are few: nobody who has several of them gets to send more. */
+struct closing {
+	int             fd;
+	uint64_t        who;
+	struct closing *next;
+};
+
+static pthread_mutex_t closing_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct closing *closing_list;
+static unsigned closing_n;  /* in the list; atomic */
+static __thread uint64_t from;
+
+enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
+{
+	struct statx st = { .stx_mode = S_IFREG };
+
+	if (dev)
+		*dev = 0;
+	if (rdev)
+		*rdev = 0;
+	/* Only files on tmpfs and hugetlbfs have seals, be it the one against sealing. */
+	/* seccomp control: fcntl statx */
+	if (fcntl(fd, F_GET_SEALS) >= 0)
+		return VP_FOREIGN_MEMORY;
+	/* As it is known here: a server is not asked. */
+	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
+		return VP_FOREIGN_FILE;
+	if (dev)
+		*dev = makedev(st.stx_dev_major, st.stx_dev_minor);
+	if (rdev)
+		*rdev = makedev(st.stx_rdev_major, st.stx_rdev_minor);
+	switch (st.stx_mode & S_IFMT) {
+	case 0:
+	case S_IFSOCK:
+	case S_IFIFO:
+		return VP_FOREIGN_INNER;
+	case S_IFCHR:
+	case S_IFBLK:
+		return VP_FOREIGN_DEVICE;
+	default:
+		return VP_FOREIGN_FILE;
+	}
+}
+
+void vp_foreign_from(uint64_t who)
+{
+	from = who;
+}
+
+unsigned vp_foreign_pending(uint64_t who)
+{
+	unsigned n = 0;
+
+	if (vp_likely(!__atomic_load_n(&closing_n, __ATOMIC_RELAXED)))
+		return 0;
+	pthread_mutex_lock(&closing_lock);
+	for (const struct closing *c = closing_list; c; c = c->next)
+		n += c->who == who;
+	pthread_mutex_unlock(&closing_lock);
+	return n;
+}
+
+static void *close_main(void *arg)
+{
+	struct closing *c = arg, **at;
+
+	close(c->fd);
+	pthread_mutex_lock(&closing_lock);
+	for (at = &closing_list; *at != c; at = &(*at)->next)
+		;
+	*at = c->next;
+	__atomic_store_n(&closing_n, closing_n - 1, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&closing_lock);
+	free(c);
+	return NULL;
+}
+
+/* It inherits its maker's system call filter; a signal would be of no use to it. */
+static int close_elsewhere(struct closing *c)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	pthread_t t;
+	int r;
+
+	r = pthread_attr_init(&attr);
+	if (r)
+		return r;
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setstacksize(&attr, 128u << 10);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&t, &attr, close_main, c);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return r;
+}
+
+void vp_close_foreign(int *fd)
+{
+	struct closing *c;
+
+	if (*fd < 0)
+		return;
+	if (vp_foreign_kind(*fd, NULL, NULL) <= VP_FOREIGN_INNER) {
+		vp_close(fd);
+		return;
+	}
+	c = malloc(sizeof(*c));
+	if (c) {
+		*c = (struct closing){ .fd = *fd, .who = from };
+		pthread_mutex_lock(&closing_lock);
+		c->next = closing_list;
+		closing_list = c;
+		__atomic_store_n(&closing_n, closing_n + 1, __ATOMIC_RELAXED);
+		pthread_mutex_unlock(&closing_lock);
+		/* Without a thread it is pending for good: better than a process that hangs. */
+		close_elsewhere(c);
+	}
+	*fd = -1;
+}

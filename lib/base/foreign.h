@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * File descriptors that a peer sent, before it is known what they are.
+ *
+ * A file may be served by somebody: FUSE asks a process, and waits for its answer. With a server that never answers, the calls
+ * that look harmless wait for ever, too: fstat(), fstatfs(), any access to a mapping, and close(), for it flushes. So what a
+ * descriptor is must be found out by calls that ask nobody, and those that may have to wait are closed by a thread of their own.
+ */
+#ifndef VP_BASE_FOREIGN_H
+#define VP_BASE_FOREIGN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum vp_foreign_kind {
+	VP_FOREIGN_MEMORY,   /* a file on tmpfs (memfd, POSIX shared memory) or hugetlbfs: nobody is asked for its pages */
+	VP_FOREIGN_INNER,    /* socket, pipe, anonymous inode (eventfd, a port's window): the kernel's own */
+	VP_FOREIGN_FILE,     /* a file or directory on any other file system */
+	VP_FOREIGN_DEVICE,   /* a character or block device */
+};
+
+/* Asks nobody. dev: where the file lies, rdev: which device it is, in the form of makedev(). NULL allowed. */
+enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev);
+
+/*
+ * Close *fd if it is open and forget it. What may have to wait for somebody is closed by a thread of its own, and counts as
+ * pending until that is done; where no thread can be made it stays open.
+ */
+void vp_close_foreign(int *fd);
+
+/* Whose descriptors the calling thread closes from now on, as in blame.h; 0 = nobody's. */
+void vp_foreign_from(uint64_t who);
+
+/* Descriptors of who whose closing has not ended. No more are to be taken from it when there are VP_FOREIGN_PENDING_MAX. Any thread. */
+unsigned vp_foreign_pending(uint64_t who);
+#define VP_FOREIGN_PENDING_MAX 16  /* two messages full */
+
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Data threads: how jobs share one, and what taking many of them off it costs. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <time.h>
+#include <urcu/urcu-qsbr.h>
+
+#include <cmocka.h>
+
+#include "base/util.h"
+#include "threads/worker.h"
+
+#define JOBS 128 /* of a link with 64 queue pairs */
+
+struct job {
+	struct worker_job j; /* first */
+	unsigned run_us;     /* what a run takes; 0 = it has no work */
+	unsigned runs, gone; /* gone: runs after it was taken off */
+	bool     off;
+};
+
+static bool go; /* jobs have work */
+
+static void nap(unsigned us)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = us * 1000L }, NULL);
+}
+
+static unsigned job_run(struct worker_job *w, struct vp_relay_scratch *s)
+{
+	struct job *j = (struct job *)w;
+
+	if (__atomic_load_n(&j->off, __ATOMIC_RELAXED))
+		j->gone++;
+	if (!j->run_us || !__atomic_load_n(&go, __ATOMIC_RELAXED))
+		return 0;
+	nap(j->run_us);
+	__atomic_fetch_add(&j->runs, 1, __ATOMIC_RELAXED);
+	return 1;
+}
+
+static enum worker_next job_arm(struct worker_job *j)
+{
+	return WORKER_SLEEP;
+}
+
+static void job_disarm(struct worker_job *j)
+{
+}
+
+static const struct worker_job_ops ops = { .run = job_run, .arm = job_arm, .disarm = job_disarm };
+
+static struct worker_pool *pool;
+
+static void start(void)
+{
+	struct worker_pool_conf c = { .threads = 1, .busy_poll_us = 1000000 };
+
+	assert_int_equal(worker_pool_new(&pool, &c, NULL), 0);
+	__atomic_store_n(&go, false, __ATOMIC_RELAXED);
+}
+
+/* All jobs that were added begin in the same round. */
+static void begin(void)
+{
+	nap(20000);
+	__atomic_store_n(&go, true, __ATOMIC_RELAXED);
+}
+
+static void add(struct job *j, unsigned run_us)
+{
+	*j = (struct job){ .j.ops = &ops, .run_us = run_us };
+	assert_int_equal(worker_job_add(pool, &j->j, NULL), 0);
+	worker_poke(&j->j);
+}
+
+static unsigned runs(struct job *j)
+{
+	return __atomic_load_n(&j->runs, __ATOMIC_RELAXED);
+}
+
+static void await(struct job *j, unsigned n)
+{
+	while (runs(j) < n)
+		nap(1000);
+}
+
+/* A round of the thread takes 5 ms; a link with 64 queue pairs leaves within a few of them, not after two for each queue. */
+static void test_leaving_together(void **state)
+{
+	static struct job busy, j[JOBS];
+	unsigned before, i;
+
+	start();
+	add(&busy, 5000);
+	for (i = 0; i < JOBS; i++)
+		add(&j[i], 0);
+	begin();
+	await(&busy, runs(&busy) + 3);
+	before = runs(&busy);
+	for (i = 0; i < JOBS; i++)
+		worker_job_retire(pool, &j[i].j);
+	worker_job_retire(pool, &j[0].j); /* twice is once */
+	worker_jobs_reap(pool);
+	assert_in_range(runs(&busy) - before, 1, 40);
+	for (i = 0; i < JOBS; i++)
+		__atomic_store_n(&j[i].off, true, __ATOMIC_RELAXED);
+	/* Nobody runs them any more, and the others go on. */
+	await(&busy, runs(&busy) + 3);
+	for (i = 0; i < JOBS; i++)
+		assert_int_equal(j[i].gone, 0);
+	/* They can be added again. */
+	for (i = 0; i < JOBS; i++)
+		add(&j[i], i ? 0 : 10);
+	await(&j[0], 1);
+	for (i = 0; i < JOBS; i++)
+		worker_job_retire(pool, &j[i].j);
+	worker_job_retire(pool, &busy.j);
+	worker_jobs_reap(pool);
+	worker_jobs_reap(pool); /* nothing left */
+	worker_pool_free(pool);
+}
+
+/* However long their runs take, jobs that always have more to do take turns. */
+static void test_turns(void **state)
+{
+	static struct job j[3];
+	unsigned i;
+
+	start();
+	for (i = 0; i < 3; i++)
+		add(&j[i], i ? 100 : 2000);
+	begin();
+	await(&j[0], 50);
+	for (i = 0; i < 3; i++)
+		worker_job_retire(pool, &j[i].j);
+	worker_jobs_reap(pool);
+	for (i = 1; i < 3; i++)
+		assert_in_range(j[i].runs, j[0].runs - 2, j[0].runs + 2);
+	worker_pool_free(pool);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(test_leaving_together), cmocka_unit_test(test_turns) };
+	int ret;
+
+	urcu_qsbr_register_thread();
+	ret = cmocka_run_group_tests(tests, NULL, NULL);
+	urcu_qsbr_unregister_thread();
+	return ret;
+}
