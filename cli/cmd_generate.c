@@ -59,6 +59,19 @@ static void work_out_port(struct gen *g, const json_t *config)
 	}
 }
 
+/* A window of ivshmem is a BAR, which is a power of two: the whole of the driver VM's memory. */
+static bool memory_fits(const struct gen *g, const json_t *config)
+{
+	const char *attachment = text(config, "Device", "Attachment"), *mode = text(config, "Link", "Mode");
+	unsigned long long memory = g->driver ? g->memory : g->peer_memory;
+
+	if (!attachment || strcmp(attachment, "ivshmem") || !mode || strcmp(mode, "fast") || memory == next_pow2(memory))
+		return true;
+	fprintf(stderr, "vhost-pcictl: %s is a fast link over ivshmem: the driver VM's memory must be a power of two (%s), not %lluM\n", g->link,
+		g->driver ? "--memory" : "--driver-memory", memory >> 20);
+	return false;
+}
+
 /* What link.show says, put where writers look. False after saying what is missing. */
 static bool work_out(struct gen *g, const json_t *link)
 {
@@ -81,6 +94,8 @@ static bool work_out(struct gen *g, const json_t *link)
 		fputs("vhost-pcictl: the daemon does not tell the link's configuration; it is older than this program\n", stderr);
 		return false;
 	}
+	if (!memory_fits(g, config))
+		return false;
 	g->endpoint = GEN_NIC;
 	if (!g->driver && !strcmp(endpoint, "port"))
 		work_out_port(g, config);
@@ -199,6 +214,8 @@ static int run(struct cli *c, int argc, char **argv)
 	if (!work_out(&g, link))
 		goto out;
 	r = 0;
+	if (format == LIBVIRT && g.nic && strncmp(g.nic, "ua-", 3) && strncmp(g.nic, "net", 3))
+		fprintf(stderr, "vhost-pcictl: libvirt takes no device id like NIC=%s; use ua-%s, or net0 for the domain's first interface\n", g.nic, g.nic);
 	if (format == LIBVIRT)
 		gen_libvirt(&g);
 	else if (c->json)

@@ -227,5 +227,8 @@ def test_what_is_refused(host):
                                (['--qemu', '--driver', '--index', '99'], 2, 'index'), (['--libvirt', '--qemu', '--driver'], 2, 'not both')):
         r = host.generate(*args)
         assert r.returncode == status and says in r.stderr, (args, r)
+    for args in (['--driver', '--memory', '768M'], ['--device', '--driver-memory', '768M']):
+        r = host.generate('--qemu', *args)
+        assert r.returncode == 1 and 'a power of two (%s), not 768M' % args[1] in r.stderr and not r.stdout, r
     r = subprocess.run([host.daemon.cli, '--control', host.daemon.control, 'generate', 'x', '--qemu', '--driver'], stderr=subprocess.PIPE, text=True)
     assert r.returncode == 1 and 'no link x' in r.stderr
