@@ -9,8 +9,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+import docblocks
 import vhostpci_vm as v
-from conftest import BUILD, new_dir
+from conftest import BUILD, TOP, new_dir
 from machine import die_with_parent
 
 PORT = {'Endpoint': 'port'}
@@ -217,6 +218,20 @@ def test_libvirt(host, side, case):
         assert all('pref64-reserve=2048M' in w for w in windows)
     else:
         assert any('vhost-user-test-device-pci' in c and 'num_vqs=3' in c for c in command)
+
+
+@pytest.mark.parametrize('host', ['fast-ivshmem'], indirect=True)
+def test_the_howto_shows_what_is_printed(host):
+    """Every line of the domain in docs/howto.md, in its order."""
+    with open(os.path.join(TOP, 'docs/howto.md')) as f:
+        shown, = [b.text for _, blocks in docblocks.sections(f.read()) for b in blocks if b.lang == 'xml' and 'ivshmem-doorbell' in b.text]
+    said = host.generate('--libvirt', '--device', '--driver-memory', '256M').stdout
+    for ours, theirs in ((host.dir + '/a.b-1-device.sock', '/run/vhost-pci/ab.device.sock'), (host.dir + '/device.qmp', '/run/vhost-pci/b.qmp'),
+                         ("name='a.b-1'", "name='ab'")):
+        said = said.replace(ours, theirs)
+    lines = iter(said.splitlines())
+    for line in shown.splitlines():
+        assert line.strip() == '…' or line in lines, 'not printed, or not here: ' + line
 
 
 @pytest.mark.parametrize('host', ['fast-ivshmem'], indirect=True)
