@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "device/device.h"
 #include "handover/guard.h"
 #include "attach/ivshmem_direct.h"
 #include "attach/ivshmem_windows.h"
@@ -474,7 +475,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->a.ops = &attach_ops;
 	v->c = *c;
 	v->port = p;
-	v->nsig = 1 + 2 * c->link->pairs;
+	v->nsig = 1 + vp_device_queues(c->link);
 	v->lfd = v->fd = v->sig0 = -1;
 	r = make_signals(v, &kept);
 	v->had_device = kept;

@@ -21,6 +21,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "conf/policy.h"
+#include "device/device.h"
 #include "sys/sock.h"
 #include "sys/source.h"
 #include "vhost-pci/local.h"
@@ -87,6 +88,9 @@ static void client_gone(struct local *l, const char *why)
 	}
 	memset(l->direct, 0, sizeof(l->direct));
 	l->c.wires_changed(l->c.ctx);
+	/* What could not be said to it any more meanwhile is no fault of the next process. */
+	if (l->drop)
+		sd_event_source_set_enabled(l->drop, SD_EVENT_OFF);
 }
 
 static int on_drop(sd_event_source *s, void *arg)
@@ -296,6 +300,8 @@ static bool replace(struct local *l, unsigned q, uint32_t type, unsigned flag, i
 		drop_soon(l);
 		return false;
 	}
+	/* Behind the message: a process that polls looks at its socket when the page has changed, not before. */
+	vp_port_touch(l->port);
 	return theirs >= 0;
 }
 
@@ -375,7 +381,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	l->a.ops = &attach_ops;
 	l->c = *c;
 	l->port = p;
-	l->nsig = 1 + 2 * c->link->pairs;
+	l->nsig = 1 + vp_device_queues(c->link);
 	l->lfd = l->fd = l->sig0 = -1;
 	l->sig = malloc(l->nsig * sizeof(int));
 	l->bell = malloc(l->nsig * sizeof(int));

@@ -28,6 +28,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "device/device.h"
 #include "front/peer.h"
 #include "sys/source.h"
 #include "conf/policy.h"
@@ -611,7 +612,7 @@ int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	s->a.ops = &attach_ops;
 	s->c = *c;
 	s->port = p;
-	s->nsig = 1 + 2 * c->link->pairs;
+	s->nsig = 1 + vp_device_queues(c->link);
 	s->sig0 = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	s->ring = calloc(s->nsig, sizeof(*s->ring));

@@ -22,9 +22,11 @@
 #include "base/util.h"
 #include "conf/keys.h"
 #include "conf/policy.h"
+#include "conf/types.h"
 
 #define FILE_MAX_BYTES 65536
 #define DEFAULT_RUNTIME "/run/vhost-pci"
+#define DEFAULT_STATE "/var/lib/vhost-pci"
 
 /* ---- file names --------------------------------------------------------- */
 
@@ -287,6 +289,8 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	if (!strcmp(l->side[0].socket, l->side[1].socket))
 		return vp_err_set(e, -EINVAL, "both sides use the socket %s; give each its own", l->side[0].socket);
 	r = finish_port(l, e);
+	if (!r)
+		r = vp_type_check(l, e);
 	if (r)
 		return r;
 	if (l->endpoint == VP_ENDPOINT_PORT && l->side[VP_SIDE_DEVICE].has_mac)
@@ -408,6 +412,13 @@ static int load_daemon(struct vp_conf *c, const struct vp_conf_paths *paths, str
 		snprintf(d->runtime_dir, sizeof(d->runtime_dir), "%s", paths->runtime_dir);
 	if (d->runtime_dir[0] != '/')
 		vp_conf_error(rep, "the runtime directory %s is not an absolute path", d->runtime_dir);
+	/* A daemon beside the usual one keeps its own. */
+	if (!*d->state_dir && snprintf(d->state_dir, sizeof(d->state_dir), "%s", !strcmp(d->runtime_dir, DEFAULT_RUNTIME) ?
+				       DEFAULT_STATE : "") == 0 &&
+	    snprintf(d->state_dir, sizeof(d->state_dir), "%s/state", d->runtime_dir) >= (int)sizeof(d->state_dir))
+		vp_conf_error(rep, "the runtime directory %s is too long; set StateDirectory=", d->runtime_dir);
+	if (d->state_dir[0] != '/')
+		vp_conf_error(rep, "the state directory %s is not an absolute path", d->state_dir);
 	if (paths->control_socket)
 		snprintf(d->control_socket, sizeof(d->control_socket), "%s", paths->control_socket);
 	if (!*d->control_socket &&

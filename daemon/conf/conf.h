@@ -69,7 +69,7 @@ struct vp_conf_link {
 	char     name[VP_CONF_NAME_MAX];
 	uint32_t mode;         /* enum vp_mode as asked for; policy decides */
 	uint32_t device_type;  /* virtio ID */
-	uint32_t pairs;        /* queue pairs, >= 1 */
+	uint32_t pairs;        /* queue pairs of net, request queues of others, >= 1; see vp_device_queues() */
 	uint32_t endpoint;     /* enum vp_endpoint */
 	uint32_t offloads;     /* VP_OFFLOAD_* */
 	uint32_t mtu;          /* 0 = not announced */
@@ -85,6 +85,15 @@ struct vp_conf_link {
 	char     nic[VP_CONF_NAME_MAX];         /* its network device there, whose carrier is to follow the link; set if driver_qmp is */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
+	/* of a back-end, as far as it is written here and not learned (device/device.h) */
+	uint64_t capacity;     /* blk: bytes, 0 = not written */
+	uint32_t block_size;   /* blk: bytes, 0 = 512 */
+	bool     read_only;    /* blk */
+	bool     has_features; /* the driver VM is offered no others of the device type */
+	uint64_t features;
+	char     tag[37];      /* fs */
+	uint64_t cid;          /* vsock: the driver VM's */
+	uint32_t config_size;  /* of a type that is only known by its ID */
 	struct vp_conf_side side[VP_SIDES];
 };
 
@@ -100,6 +109,7 @@ struct vp_conf_daemon {
 	char     socket_dirs[VP_CONF_DIRS_MAX];    /* further ones for sockets, one blank between them */
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
+	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
 	uint32_t require;                          /* isolation stages (bit = enum vp_isolate_stage) that must be in force */
 	bool     no_filter;                        /* no system call filter */
 };

@@ -21,6 +21,7 @@
 #include <strings.h>
 
 #include "base/util.h"
+#include "conf/types.h"
 
 static const char *const mode_names[] = { "auto", "relay", "fast", "copy", NULL };
 static const char *const endpoint_names[] = { "virtio-net", "port", NULL };
@@ -161,9 +162,65 @@ static int parse_path(void *field, const struct key *k, const char *v, struct vp
 
 static int parse_device_type(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
-	if (strcmp(v, "net") && strcmp(v, "1"))
-		return vp_err_set(e, -EINVAL, "%s=%.40s is not served by this build; use net", k->name, v);
-	*(uint32_t *)field = 1;
+	uint32_t id = vp_type_parse(v);
+
+	if (!id)
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a device type; use %s", k->name, v, vp_type_words());
+	*(uint32_t *)field = id;
+	return 0;
+}
+
+/* "10G", "512M" or bytes; any number. */
+static int parse_capacity(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	static const char unit[] = "KMGT";
+	uint64_t n, max = UINT64_MAX >> 1;
+	const char *u;
+	unsigned shift;
+	char *end;
+
+	errno = 0;
+	n = strtoull(v, &end, 10);
+	u = *end ? strchr(unit, *end) : NULL;
+	shift = u ? 10 * (unsigned)(u - unit + 1) : 0;
+	if (!isdigit((unsigned char)v[0]) || errno || (*end && (!u || end[1])) || !n || n > max >> shift)
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a number of bytes like 10G", k->name, v);
+	*(uint64_t *)field = n << shift;
+	return 0;
+}
+
+static int parse_u64(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	unsigned long long n;
+	char *end;
+
+	errno = 0;
+	n = strtoull(v, &end, 0);
+	if (!isdigit((unsigned char)v[0]) || *end || errno || n < k->min || (k->max && n > k->max))
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a number from %u on", k->name, v, k->min);
+	*(uint64_t *)field = n;
+	return 0;
+}
+
+/* A mask, such as 0x246. */
+static int parse_features(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	struct vp_conf_link *l = field;
+	int r = parse_u64(&l->features, k, v, e);
+
+	if (!r)
+		l->has_features = true;
+	return r;
+}
+
+static int parse_tag(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	size_t n = strlen(v);
+
+	if (!n || n > 36)
+		return vp_err_set(e, -EINVAL, "%s=%.60s is not a tag of 1 to 36 bytes", k->name, v);
+	memset(field, 0, 37);
+	memcpy(field, v, n);
 	return 0;
 }
 
@@ -442,6 +499,7 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "SocketDirectories", parse_dirs, D(socket_dirs) },
 	{ "Daemon", "User", parse_user, D(user) },
 	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
+	{ "Daemon", "StateDirectory", parse_path, D(state_dir) },
 	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
 	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },
@@ -463,6 +521,7 @@ static const struct key vm_keys[] = {
 
 static const struct key link_keys[] = {
 	{ "Link", "Mode", parse_enum, L(mode), .words = mode_names },
+	{ "Link", "Type", parse_device_type, L(device_type) },
 	{ "Link", "DeviceType", parse_device_type, L(device_type) },
 	{ "Link", "Queues", parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
 	{ "Link", "State", parse_state, L(start_down), .words = state_names },
@@ -482,6 +541,13 @@ static const struct key link_keys[] = {
 	{ "Device", "PoolSize", parse_size, L(pool), 1, 4096 },
 	{ "Device", "PackedRings", parse_bool, L(packed) },
 	{ "Device", "PlainRings", parse_bool, L(plain) },
+	{ "Profile", "Capacity", parse_capacity, L(capacity) },
+	{ "Profile", "BlockSize", parse_u32, L(block_size), 512, 65536 },
+	{ "Profile", "ReadOnly", parse_bool, L(read_only) },
+	{ "Profile", "Tag", parse_tag, L(tag) },
+	{ "Profile", "CID", parse_u64, L(cid), 3, UINT32_MAX - 1 },
+	{ "Profile", "ConfigSize", parse_u32, L(config_size), 0, 256 },
+	{ "Profile", "Features", parse_features, 0 },
 	{ "Net", "DriverMAC", parse_mac, L(side[VP_SIDE_DRIVER]) },
 	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },
 	{ "Net", "MTU", parse_u32, L(mtu), 68, 65535 },

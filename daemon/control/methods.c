@@ -14,12 +14,15 @@
 #include "context/audit.h"
 #include "base/log.h"
 #include "context/context.h"
+#include "conf/types.h"
+#include "device/device.h"
 #include "handover/guard.h"
 #include "link/link.h"
 #include "sandbox/isolate.h"
 #include "control/reload.h"
 #include "control/request.h"
 #include "threads/worker.h"
+#include "vhostuser/codec.h"
 
 struct call {
 	struct vp_daemon *d;
@@ -27,6 +30,7 @@ struct call {
 	json_t           *params;  /* NULL = none */
 	const char       *name;    /* params.name when the method takes a link */
 	struct vp_link   *link;    /* found for methods with WANT_LINK */
+	bool              forget;  /* params.forget of link.profile */
 };
 
 static int no_such_link(struct vp_err *e, const char *name)
@@ -214,6 +218,45 @@ static int do_link_down(struct call *c, json_t **result, struct vp_err *e)
 	return 0;
 }
 
+static json_t *profile_json(struct vp_link *l)
+{
+	const struct vp_profile *p = l->ops->profile ? l->ops->profile(l, false) : NULL;
+	char hex[2 * VP_DEVICE_CONFIG_MAX + 1] = "", names[400];
+
+	if (!p || !vp_device_of(&l->conf)->waits)
+		return NULL;
+	for (unsigned i = 0; i < p->config_size; i++)
+		snprintf(hex + 2 * i, 3, "%02x", p->config[i]);
+	return json_pack("{s:s,s:s,s:b,s:b,s:s,s:i,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type), "known", p->known,
+			 "learned", p->known && !p->written, "features",
+			 vu_features_str(l->conf.device_type, p->features, names, sizeof(names)), "queues", (int)p->queues, "config", hex);
+}
+
+/* What is known of the back-end of a link, and (forget) that it is asked anew. */
+static int do_link_profile(struct call *c, json_t **result, struct vp_err *e)
+{
+	struct vp_conf_link conf = c->link->conf;
+	enum vp_link_origin origin = c->link->origin;
+
+	*result = profile_json(c->link);
+	if (!*result)
+		return vp_err_set(e, -EINVAL, "link %s has no profile of a back-end: what its driver VM is offered is all configured", conf.name);
+	if (!c->forget)
+		return 0;
+	json_decref(*result);
+	*result = NULL;
+	if (c->link->ops->busy(c->link))
+		return vp_err_set(e, -EBUSY, "the driver VM of link %s is connected and relies on its profile; stop it first", conf.name);
+	vp_audit_action(c->d, "link.profile.forget", conf.name, 0, e);
+	c->link->ops->profile(c->link, true);
+	conf.start_down = !c->link->up;
+	vp_link_remove(c->d->links, c->link);
+	if (vp_link_add(c->d->links, &conf, origin, e))
+		return e->code ? e->code : -EINVAL;
+	*result = profile_json(vp_link_find(c->d->links, conf.name));
+	return 0;
+}
+
 /* Every rule's say, with the lines that set what it looked at. *refused: the first that does not allow it (static). */
 static json_t *explain(struct vp_daemon *d, const struct vp_conf_link *conf, const struct vp_policy_step **refused)
 {
@@ -297,6 +340,7 @@ static const struct method {
 	{ "link.remove", do_link_remove, WANT_LINK },
 	{ "link.up", do_link_up, WANT_LINK },
 	{ "link.down", do_link_down, WANT_LINK },
+	{ "link.profile", do_link_profile, WANT_LINK },
 	{ "policy.explain", do_policy_explain, WANT_NAME, MAY_CONFIG },
 	{ "events.subscribe", do_subscribe },
 };
@@ -311,6 +355,10 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			c->name = json_string_value(v);
 			if (!c->name)
 				return vp_err_set(e, -EINVAL, "%s: name must be a string", m->name);
+		} else if (!strcmp(k, "forget") && m->fn == do_link_profile) {
+			c->forget = json_is_true(v);
+			if (!json_is_boolean(v))
+				return vp_err_set(e, -EINVAL, "%s: forget must be true or false", m->name);
 		} else if (!strcmp(k, "config") && m->takes_config != NO_CONFIG) {
 			config = v;
 			if (!json_is_object(v))

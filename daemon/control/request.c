@@ -125,6 +125,7 @@ const char *vp_error_word(int code)
 		{ EBADMSG, "parse" }, { EPROTONOSUPPORT, "version" }, { ENOSYS, "method" }, { EINVAL, "invalid" },
 		{ ENOENT, "not-found" }, { EEXIST, "exists" }, { EACCES, "denied" }, { EPERM, "denied" },
 		{ EDQUOT, "limit" }, { EMFILE, "limit" }, { ENOMEM, "memory" }, { EADDRINUSE, "in-use" },
+		{ EBUSY, "in-use" },
 	};
 
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)

@@ -22,8 +22,9 @@ void vp_stats_add(struct vp_relay_stats *sum, const struct vp_relay_stats *s)
 void vp_stats_side(const struct vp_relay_stats *past, struct vp_vdev *v, struct vp_relay_stats *sum)
 {
 	*sum = *past;
-	for (unsigned q = 1; v && q < vp_vdev_rings(v); q += 2)
-		vp_stats_add(sum, &vp_vdev_ring(v, q)->rq.stats);
+	for (unsigned q = 0; v && q < vp_vdev_rings(v); q++)
+		if (vp_vdev_use(v, q) != VP_QUEUE_RECEIVES)
+			vp_stats_add(sum, &vp_vdev_ring(v, q)->rq.stats);
 }
 
 static void put(json_t *o, const char *key, uint64_t v)
@@ -61,10 +62,12 @@ json_t *vp_stats_json(const struct vp_relay_stats *sent, const struct vp_relay_s
 	put(rx, "packets", received->packets);
 	put(rx, "bytes", received->bytes);
 	json_object_set_new(o, "rx", rx);
-	for (unsigned q = 1; v && q < vp_vdev_rings(v); q += 2) {
+	for (unsigned q = 0; v && q < vp_vdev_rings(v); q++) {
 		struct vp_relay_stats s = { 0 };
 		json_t *c;
 
+		if (vp_vdev_use(v, q) == VP_QUEUE_RECEIVES)
+			continue;
 		vp_stats_add(&s, &vp_vdev_ring(v, q)->rq.stats);
 		c = counters(&s);
 		put(c, "queue", q);
@@ -76,6 +79,7 @@ json_t *vp_stats_json(const struct vp_relay_stats *sent, const struct vp_relay_s
 
 static json_t *show_queue(struct vp_vdev *v, unsigned q)
 {
+	static const char *const use[] = { "transmit", "receive", "request" };
 	const struct vp_vdev_ring *r = vp_vdev_ring(v, q);
 	const char *state = "stopped";
 
@@ -85,7 +89,7 @@ static json_t *show_queue(struct vp_vdev *v, unsigned q)
 		state = r->enabled ? "running" : "disabled";
 	else if (r->wait)
 		state = "waiting";
-	return json_pack("{s:i,s:s,s:s,s:i,s:s,s:b,s:b,s:o}", "queue", q, "direction", q & 1 ? "transmit" : "receive",
+	return json_pack("{s:i,s:s,s:s,s:i,s:s,s:b,s:b,s:o}", "queue", q, "direction", use[vp_vdev_use(v, q)],
 			 "state", state, "size", r->usable ? r->rq.vq.size : 0, "format",
 			 r->usable && r->rq.vq.packed ? "packed" : "split", "kick", r->kick_fd >= 0, "call",
 			 r->rq.call_fd >= 0, "error", r->error[0] ? json_string(r->error) : json_null());
@@ -125,7 +129,7 @@ json_t *vp_stats_show(const struct vp_conf_side *conf, const struct vp_peer *p, 
 	json_object_set_new(o, "last", i.last[0] ? json_string(i.last) : json_null());
 	vp_mac_str(conf->mac, mac);
 	json_object_set_new(o, "mac", conf->has_mac ? json_string(mac) : json_null());
-	json_object_set_new(o, "features", v ? json_string(vu_features_str(1, vp_vdev_features(v), text, sizeof(text))) : json_null());
+	json_object_set_new(o, "features", v ? json_string(vu_features_str(vp_vdev_type(v), vp_vdev_features(v), text, sizeof(text))) : json_null());
 	put(o, "regions", v ? vp_vdev_regions(v) : 0);
 	json_object_set_new(o, "iommu", show_iommu(v));
 	json_object_set_new(o, "dirty_log", json_boolean(v && vp_vdev_logging(v)));

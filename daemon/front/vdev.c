@@ -10,7 +10,7 @@
 
 #include <errno.h>
 #include <linux/vhost_types.h>
-#include <linux/virtio_net.h>
+#include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,62 +24,31 @@
 #include "conf/policy.h"
 #include "threads/rates.h"
 
-#ifndef VIRTIO_F_IN_ORDER
-#define VIRTIO_F_IN_ORDER 35
-#endif
-
 /* ---- what is offered ------------------------------------------------------ */
 
-static uint64_t offload_features(uint32_t o)
+/* Of rings and transport, whatever the device. */
+static uint64_t ring_features(const struct vp_device *dev, const struct vp_conf_link *l)
 {
-	static const struct {
-		uint32_t offload;
-		uint64_t bits;
-	} map[] = {
-		{ VP_OFFLOAD_CSUM, VP_BIT(VIRTIO_NET_F_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_CSUM) },
-		{ VP_OFFLOAD_TSO4, VP_BIT(VIRTIO_NET_F_HOST_TSO4) | VP_BIT(VIRTIO_NET_F_GUEST_TSO4) },
-		{ VP_OFFLOAD_TSO6, VP_BIT(VIRTIO_NET_F_HOST_TSO6) | VP_BIT(VIRTIO_NET_F_GUEST_TSO6) },
-		{ VP_OFFLOAD_ECN, VP_BIT(VIRTIO_NET_F_HOST_ECN) | VP_BIT(VIRTIO_NET_F_GUEST_ECN) },
-		{ VP_OFFLOAD_MRGBUF, VP_BIT(VIRTIO_NET_F_MRG_RXBUF) },
-	};
-	uint64_t f = 0;
+	uint64_t f = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
+		     VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM);
 
-	for (size_t i = 0; i < VP_ARRAY_SIZE(map); i++)
-		if (o & map[i].offload)
-			f |= map[i].bits;
-	return f;
+	return f | (dev->waits && l->packed ? VP_BIT(VIRTIO_F_RING_PACKED) : 0);
 }
 
-void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_backend_cfg *cfg)
+void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg)
 {
+	const struct vp_device *dev = vp_device_of(l);
+
 	*cfg = (struct vu_backend_cfg){
-		.max_queues = 2 * l->pairs,
+		.max_queues = dev->queues(l),
 		.max_ring_size = VP_VQ_MAX_SIZE,
 		.max_mem_slots = VU_MAX_MEM_SLOTS,
 		.msgs_per_sec = 200000,
 	};
-	cfg->features = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |
-			VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
-			VP_BIT(VIRTIO_F_ANY_LAYOUT) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM) |
-			VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) |
-			VP_BIT(VIRTIO_NET_F_STATUS) | offload_features(l->offloads);
-	/*
-	 * Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1).
-	 * Offloads= sees to those that it names.
-	 */
-	if (l->pairs > 1)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MQ);
-	if (l->mtu)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MTU);
-	if (l->side[side].has_mac)
-		cfg->features |= VP_BIT(VIRTIO_NET_F_MAC);
-	/*
-	 * The answer to GET_QUEUE_NUM: QEMU compares its pairs with it, Cloud Hypervisor its queues; the
-	 * larger number serves both. With one pair nobody needs to ask (without MQ both assume one).
-	 */
-	cfg->pf = (l->pairs > 1 ? VP_BIT(VU_PF_MQ) : 0) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
+	cfg->features = ring_features(dev, l) | dev->offered(l, side, p);
+	cfg->pf = VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
 		  VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) |
-		  VP_BIT(VU_PF_RESET_DEVICE) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_MTU);
+		  VP_BIT(VU_PF_STATUS) | dev->pf(l);
 }
 
 /* ---- rings ---------------------------------------------------------------- */
@@ -188,7 +157,8 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_vq_conf c = {
-		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features, .out_only = q & 1,
+		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features,
+		.out_only = v->dev->use(q) == VP_QUEUE_SENDS,
 		.tab = v->tab, .iommu = iommu_of(v),
 	};
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
@@ -212,6 +182,8 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 		return 0;
 	}
 	r->wait = VP_VDEV_WAIT_NONE;
+	if (!ret)
+		ret = vp_vdev_inflight_start(v, q, e);
 	if (ret) {
 		if (!e->code)
 			vp_err_set(e, ret, "cannot be started: %s", strerror(-ret));
@@ -275,14 +247,14 @@ static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 
 /*
  * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
- * which it is while no ring runs (vhost-user, "Suspended device state"): the first ring that runs
- * makes up for it.
+ * which it is while no ring runs (vhost-user, "Suspended device state"), nor while its rings stop
+ * for a reset: the first ring that runs makes up for it.
  */
 static void tell_carrier(struct vp_vdev *v)
 {
 	struct vu_backend *vu = v->ops->session(v->ctx);
 
-	if (v->carrier == v->carrier_told || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
+	if (v->carrier == v->carrier_told || v->resetting || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
 		return;
 	v->carrier_told = v->carrier;
 	vu_backend_config_change(vu, NULL, NULL);
@@ -592,36 +564,39 @@ static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_
 
 /* ---- config space and the rest --------------------------------------------- */
 
-static void net_config(const struct vp_conf_link *l, unsigned side, bool carrier, struct virtio_net_config *c)
-{
-	memset(c, 0, sizeof(*c));
-	memcpy(c->mac, l->side[side].mac, sizeof(c->mac));
-	c->status = htole16(carrier ? VIRTIO_NET_S_LINK_UP : 0);
-	c->max_virtqueue_pairs = htole16((uint16_t)l->pairs);
-	c->mtu = htole16((uint16_t)l->mtu);
-	c->speed = htole32(UINT32_MAX);  /* unknown */
-	c->duplex = 0xff;
-}
-
-unsigned vp_vdev_config(const struct vp_conf_link *l, unsigned side, bool carrier, uint8_t *buf)
-{
-	struct virtio_net_config c;
-
-	net_config(l, side, carrier, &c);
-	memcpy(buf, &c, offsetof(struct virtio_net_config, speed));
-	return offsetof(struct virtio_net_config, speed);
-}
-
 static int on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
-	struct virtio_net_config c;
+	uint8_t c[VP_DEVICE_CONFIG_MAX];
 
-	net_config(v->conf, v->side, v->carrier, &c);
+	v->dev->config(v->conf, v->side, v->profile, v->carrier, c);
 	v->carrier_told = v->carrier;
+	for (unsigned i = 0; i < sizeof(c); i++)
+		if (v->wrote[i / 8] >> i % 8 & 1)
+			c[i] = v->written[i];
 	memset(buf, 0, len);
 	if (off < sizeof(c))
-		memcpy(buf, (uint8_t *)&c + off, VP_MIN(len, sizeof(c) - off));
+		memcpy(buf, c + off, VP_MIN(len, sizeof(c) - off));
+	return 0;
+}
+
+static int on_set_config(void *ctx, uint32_t off, uint32_t len, uint32_t flags, const uint8_t *buf, struct vp_err *e)
+{
+	struct vp_vdev *v = vdev_of(ctx);
+
+	/* A migrated VM brings what it saw last; what is so is the back-end's to say. */
+	if (flags == VU_CONFIG_MIGRATION)
+		return 0;
+	if (!len)
+		return 0;
+	if (len > VP_DEVICE_CONFIG_MAX || off > VP_DEVICE_CONFIG_MAX - len || !v->dev->writable || !v->dev->writable(off, len))
+		return vp_err_set(e, -EINVAL, "SET_CONFIG: the driver may not write %u bytes at %u of this device", len, off);
+	for (unsigned i = off; i < off + len; i++) {
+		v->written[i] = buf[i - off];
+		v->wrote[i / 8] |= (uint8_t)(1u << i % 8);
+	}
+	if (v->ops->config_written)
+		v->ops->config_written(v->ctx, off, len, v->written);
 	return 0;
 }
 
@@ -659,6 +634,9 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 	.ring_stop = on_ring_stop,
 	.reset = on_reset,
 	.get_config = on_get_config,
+	.set_config = on_set_config,
+	.get_inflight = vp_vdev_get_inflight,
+	.set_inflight = vp_vdev_set_inflight,
 	.set_status = on_status,
 	.set_mtu = on_mtu,
 	.set_log = on_log,
@@ -669,9 +647,9 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 static uint32_t lives;
 
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
-		const struct vp_vdev_ops *ops, void *ctx)
+		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx)
 {
-	unsigned n = 2 * conf->pairs;
+	unsigned n = vp_device_queues(conf);
 	struct vp_vdev *v = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*v) + n * sizeof(v->ring[0]), VP_CACHELINE));
 
 	if (!v)
@@ -679,6 +657,9 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 	memset(v, 0, sizeof(*v) + n * sizeof(v->ring[0]));
 	v->name = name;
 	v->conf = conf;
+	v->dev = vp_device_of(conf);
+	v->profile = profile;
+	v->inflight_fd = -1;
 	v->side = side;
 	v->ops = ops;
 	v->ctx = ctx;
@@ -689,9 +670,10 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		v->ring[q].rq.call_fd = -1;
 		v->ring[q].rq.who = vp_blame_id(conf->side[side].vm);
 		v->ring[q].kick_serial = v->ring[q].call_serial = 1;
-		/* Odd queues are what the driver sends on. */
-		v->ring[q].rq.shared = q & 1 ? vp_rate_of(conf->side[side].vm) : NULL;
-		v->ring[q].rq.own.rate = q & 1 && conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
+		if (v->dev->use(q) != VP_QUEUE_SENDS)
+			continue;
+		v->ring[q].rq.shared = vp_rate_of(conf->side[side].vm);
+		v->ring[q].rq.own.rate = conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}
 	*out = v;
 	return 0;
@@ -709,12 +691,23 @@ void vp_vdev_free(struct vp_vdev *v)
 	vp_iotlb_free(v->iotlb);
 	vp_memtab_free(v->tab);
 	vp_map_unref(v->log.map);
+	vp_vdev_inflight_free(v);
 	free(v);
 }
 
 unsigned vp_vdev_rings(const struct vp_vdev *v)
 {
 	return v->n;
+}
+
+unsigned vp_vdev_type(const struct vp_vdev *v)
+{
+	return v->conf->device_type;
+}
+
+enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q)
+{
+	return v->dev->use(q);
 }
 
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q)
@@ -803,4 +796,29 @@ void vp_vdev_set_carrier(struct vp_vdev *v, bool up)
 {
 	v->carrier = up;
 	tell_carrier(v);
+}
+
+/* The front-end has taken the last message: one more if the config space has changed again meanwhile. */
+static void on_config_told(void *arg, int result)
+{
+	struct vp_vdev *v = vdev_of(arg);
+
+	if (!v || !v->config_telling)
+		return;
+	v->config_telling = false;
+	if (!result && v->config_stale)
+		vp_vdev_config_changed(v);
+}
+
+void vp_vdev_config_changed(struct vp_vdev *v)
+{
+	struct vu_backend *b = v->ops->session(v->ctx);
+
+	v->config_stale = v->config_telling;
+	if (v->config_telling || !b || !vu_backend_has_req(b))
+		return;
+	/* Before the call: it may be answered from inside. */
+	v->config_telling = true;
+	if (vu_backend_config_change(b, on_config_told, v->ctx))
+		v->config_telling = false;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * One virtio-net device as its front-end sees it: features, config space,
+ * One virtio device as its front-end sees it: features, config space,
  * memory and rings, kept in step with the messages of a vhost-user session.
  * A device exists from the moment a front-end connects until it is gone.
  *
@@ -15,6 +15,8 @@
 #define VP_DAEMON_VDEV_H
 
 #include "conf/conf.h"
+#include "device/device.h"
+#include "engine/inflight.h"
 #include "engine/relay.h"
 #include "vhostuser/backend.h"
 
@@ -36,6 +38,10 @@ struct vp_vdev_ring {
 	bool     reported;    /* its breaking was logged */
 	enum vp_vdev_wait wait;
 	unsigned starts;
+	/* What an earlier daemon had taken and not given back, oldest first; and the account of what we take. */
+	struct vp_inflight inflight;
+	uint16_t *open_heads;
+	unsigned  n_open;
 	char     error[160];  /* why it could not be started or broke; "" = fine */
 };
 
@@ -57,16 +63,18 @@ struct vp_vdev_ops {
 	struct vu_backend *(*session)(void *ctx);
 	/* Optional. Rings that stopped at a vIOMMU miss may go on. */
 	void (*translated)(void *ctx);
+	/* Optional. The driver wrote [off, off + len) of the config space; all is VP_DEVICE_CONFIG_MAX bytes. */
+	void (*config_written)(void *ctx, uint32_t off, uint32_t len, const uint8_t *all);
 	/* An eventfd that makes the main thread call vp_vdev_reap(); any thread writes it. */
 	int (*attention_fd)(void *ctx);
 };
 
-/* What the device offers, from the link's configuration. */
-void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, struct vu_backend_cfg *cfg);
+/* What the device offers, from the link's configuration and, but for net, the profile of its back-end. */
+void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg);
 
-/* name for messages; name and conf are not owned. */
+/* name for messages; name, conf and profile are not owned. ctx is the slot that the device will be in. */
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
-		const struct vp_vdev_ops *ops, void *ctx);
+		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx);
 /* Withdraws all rings first. */
 void vp_vdev_free(struct vp_vdev *v);
 
@@ -77,6 +85,9 @@ struct vp_vdev_slot {
 };
 
 unsigned vp_vdev_rings(const struct vp_vdev *v);
+/* Its virtio ID. */
+unsigned vp_vdev_type(const struct vp_vdev *v);
+enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q);
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q);
 uint64_t vp_vdev_features(const struct vp_vdev *v);
 unsigned vp_vdev_regions(const struct vp_vdev *v);
@@ -89,8 +100,8 @@ const struct vp_memtab *vp_vdev_memory(const struct vp_vdev *v);
 int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t base, struct vp_err *e);
 /* Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback of the session. */
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
-/* The config space of virtio-net; bytes that are meaningful (at most 256). */
-unsigned vp_vdev_config(const struct vp_conf_link *l, unsigned side, bool carrier, uint8_t *buf);
+/* The profile's config space is another one: tells the front-end when it can be told, one message at a time. */
+void vp_vdev_config_changed(struct vp_vdev *v);
 bool vp_vdev_logging(const struct vp_vdev *v);
 
 /* Queue pairs whose receive ring can take packets now. */

@@ -9,6 +9,8 @@
 struct vp_vdev {
 	const char                *name;
 	const struct vp_conf_link *conf;
+	const struct vp_device    *dev;
+	const struct vp_profile   *profile;   /* NULL for net */
 	unsigned                   side;
 	const struct vp_vdev_ops  *ops;
 	void                      *ctx;
@@ -26,6 +28,12 @@ struct vp_vdev {
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
+	uint8_t                    written[VP_DEVICE_CONFIG_MAX]; /* by the driver, where a bit of wrote says so */
+	uint8_t                    wrote[VP_DEVICE_CONFIG_MAX / 8];
+	bool                       config_telling, config_stale;
+	int                        inflight_fd;  /* the area that we made for the front-end, -1 = none */
+	struct vp_map             *inflight;     /* the one that it gave us, NULL = none */
+	unsigned                   inflight_queues, inflight_size;
 	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
@@ -33,6 +41,13 @@ struct vp_vdev {
 
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
+
+/* inflight.c */
+int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);
+int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e);
+/* Ring q has just been set up: find what is open, and go on behind it. */
+int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
+void vp_vdev_inflight_free(struct vp_vdev *v);
 
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);

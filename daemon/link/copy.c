@@ -28,6 +28,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "engine/bounce.h"
+#include "engine/request.h"
 #include "link/port_link.h"
 #include "threads/rates.h"
 
@@ -42,7 +43,8 @@
 #define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
 
 struct copy_queue {
-	struct vp_bounce *b;         /* while the device VM has the queue */
+	struct vp_bounce *b;         /* net: while the device VM has the queue */
+	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
 	bool              spoiled;   /* by what the device VM did to its ring */
 	bool              straight;  /* the data thread raises the attachment's own fd */
 	int               kick_fd;   /* else: eventfd of ours that becomes signal 1 + q */
@@ -68,13 +70,24 @@ static struct copy *copy_of(struct vp_plink *pl)
 
 static unsigned lane_run(void *own, struct vp_relay_scratch *s)
 {
-	return vp_bounce_run(own, s);
+	const struct copy_queue *q = own;
+
+	return vp_likely(q->b) ? vp_bounce_run(q->b, s) : vp_reqq_run(q->r, s);
+}
+
+static enum worker_next request_arm(struct vp_reqq *r, bool kicked)
+{
+	if (vp_reqq_arm(r) || (!kicked && !r->blocked && !r->shadow.broken && !r->c.rq->vq.broken))
+		return WORKER_AGAIN;
+	return WORKER_SLEEP;
 }
 
 static enum worker_next lane_arm(void *own, bool kicked)
 {
-	struct vp_bounce *b = own;
+	struct vp_bounce *b = ((struct copy_queue *)own)->b;
 
+	if (!b)
+		return request_arm(((struct copy_queue *)own)->r, kicked);
 	/* A driver without a kick fd expects to be polled. */
 	if (vp_bounce_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
 		return WORKER_AGAIN;
@@ -83,24 +96,43 @@ static enum worker_next lane_arm(void *own, bool kicked)
 
 static void lane_disarm(void *own)
 {
-	vp_bounce_disarm(own);
+	const struct copy_queue *q = own;
+
+	if (q->b)
+		vp_bounce_disarm(q->b);
+	else
+		vp_reqq_disarm(q->r);
 }
 
 static bool lane_broken(const void *own)
 {
-	const struct vp_bounce *b = own;
+	const struct copy_queue *q = own;
 
-	return b->shadow.broken || b->c.rq->vq.broken;
+	if (vp_likely(q->b))
+		return q->b->shadow.broken || q->b->c.rq->vq.broken;
+	return q->r->shadow.broken || q->r->c.rq->vq.broken;
+}
+
+/* Also when a queue that is to be stopped has no more to do: somebody waits for that. */
+static bool lane_attention(const void *own)
+{
+	const struct copy_queue *q = own;
+
+	return lane_broken(own) ||
+	       (!q->b && !__atomic_load_n(&q->r->open, __ATOMIC_RELAXED) && !vp_reqq_outstanding(q->r));
 }
 
 static void *lane_of(struct vp_plink *pl, unsigned i)
 {
-	return copy_of(pl)->q[i].b;
+	return &copy_of(pl)->q[i];
 }
 
 /* ---- the pool ------------------------------------------------------------------------------------ */
 
-/* Layout: all rings, then what device VMs read (transmit queues), then what they write (receive queues). */
+/*
+ * Layout: all rings, then what device VMs read (transmit queues), then what they write (receive queues). Requests are both: one
+ * area for each queue.
+ */
 static uint64_t rings_size(const struct copy *cl)
 {
 	return cl->pl.n * vp_bounce_ring_bytes();
@@ -113,17 +145,30 @@ static struct vp_bounce_area ring_area(const struct copy *cl, unsigned i)
 
 static struct vp_bounce_area data_area(const struct copy *cl, unsigned i)
 {
+	if (cl->pl.dev->waits)
+		return (struct vp_bounce_area){ rings_size(cl) + i * cl->area, cl->area };
 	return (struct vp_bounce_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
 }
 
-/* What the last driver VM left is nobody's: the pages go, and come back as zeroes. */
+/* The pages go, and come back as zeroes. */
+static void scrub(char *at, uint64_t size)
+{
+	/* seccomp control: madvise */
+	if (madvise(at, size, MADV_REMOVE))
+		memset(at, 0, size);
+}
+
+/* What the last driver VM left is nobody's. */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
-	/* seccomp control: madvise */
-	if (cl->pool && madvise(cl->pool, cl->pool_size, MADV_REMOVE))
-		memset(cl->pool, 0, cl->pool_size);
+	for (unsigned i = 0; i < pl->n; i++) {
+		vp_reqq_free(cl->q[i].r);
+		cl->q[i].r = NULL;
+	}
+	if (cl->pool)
+		scrub(cl->pool, cl->pool_size);
 }
 
 static int pool_make(struct vp_plink *pl, struct vp_err *e)
@@ -141,6 +186,8 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	if (cl->area > UINT32_MAX - 63)
 		cl->area = 1u << 31;
 	half = cl->area * (cl->pl.n / 2);
+	if (pl->dev->waits)
+		half = cl->area * cl->pl.n;
 	fd = vp_port_memfd(cl->pl.port, &size);
 	off = vp_port_pool(cl->pl.port, &size);
 	if (!size) {
@@ -167,11 +214,13 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 					.flags = VHP_REGION_READ | VHP_REGION_WRITE };
 	r[1] = (struct vp_port_region){ .offset = rings_size(cl), .size = half, .flags = VHP_REGION_READ };
 	r[2] = (struct vp_port_region){ .offset = rings_size(cl) + half, .size = half, .flags = VHP_REGION_WRITE };
+	if (pl->dev->waits)
+		r[1].flags |= VHP_REGION_WRITE;
 	for (unsigned i = 0; i < 3; i++) {
 		r[i].addr = cl->pool_addr + r[i].offset;
 		r[i].fd = cl->own_fd;
 	}
-	return vp_port_set_memory(cl->pl.port, r, 3, e);
+	return vp_port_set_memory(cl->pl.port, r, pl->dev->waits ? 2 : 3, e);
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------- */
@@ -189,7 +238,7 @@ static void copy_wire(struct vp_plink *pl, unsigned i)
 
 	copy_unwire(pl, i);
 	q->straight = fd >= 0;
-	q->b->c.kick_fd = fd >= 0 ? fd : q->kick_fd;
+	*(q->b ? &q->b->c.kick_fd : &q->r->kick_fd) = fd >= 0 ? fd : q->kick_fd;
 	if (fd >= 0)
 		return;
 	r = pl->att->ops->wire(pl->att, 1 + i, q->kick_fd, &q->kick);
@@ -202,6 +251,35 @@ static void copy_wire(struct vp_plink *pl, unsigned i)
 static uint64_t shadow_features(struct vp_plink *pl)
 {
 	return (vp_vdev_features(pl->slot.v) & ~OURS) | (vp_port_path(pl->port) & SHADOW_BITS);
+}
+
+/* Requests: the record of what is open was made when the first device side came. */
+static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr, struct vp_err *e)
+{
+	struct copy *cl = copy_of(pl);
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct copy_queue *q = &cl->q[i];
+	struct vp_bounce_area data = data_area(cl, i);
+	struct vp_reqq_conf rc = {
+		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
+		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
+		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
+	};
+	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
+
+	if (ret)
+		return ret;
+	r->n_open = 0;
+	scrub((char *)cl->pool + data.off, data.size);
+	ret = vp_reqq_begin(q->r, shadow_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
+	if (ret)
+		return ret;
+	pr->desc = q->r->desc_addr;
+	pr->avail = q->r->avail_addr;
+	pr->used = q->r->used_addr;
+	pr->size = q->r->size;
+	pr->base = vp_reqq_base(q->r);
+	return 0;
 }
 
 static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
@@ -217,6 +295,12 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_err e = { 0 };
 	int ret;
 
+	if (pl->dev->waits) {
+		ret = request_begin(pl, i, pr, &e);
+		if (ret)
+			vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
+		return ret;
+	}
 	*(i & 1 ? &bc.out : &bc.in) = data_area(cl, i);
 	/* Packets per second hold in each direction. */
 	if (!(i & 1))
@@ -246,11 +330,20 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
 		called = vp_bounce_stop(q->b, r->usable);
+	if (q->r && !alive) {
+		vp_reqq_free(q->r);
+		q->r = NULL;
+	} else if (q->r) {
+		called = vp_reqq_end(q->r, r->usable);
+	}
 	if (called)
 		worker_call(pl->l->d->workers, &r->rq);
 	vp_bounce_free(q->b);
 	q->b = NULL;
 	q->spoiled = false;
+	if (q->r && q->r->too_big && r->rq.vq.broken)
+		vp_log(VP_LOG_WARNING, "%s: queue %u: a request of %llu bytes does not fit the %llu bytes of the pool that each of %u queues has; raise PoolSize=",
+		       pl->name, i, (unsigned long long)q->r->too_big, (unsigned long long)copy_of(pl)->area, pl->n);
 	if (s && s->broken && alive)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found its shadow ring malformed", pl->name, i);
 	return spoiled;
@@ -258,14 +351,44 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 
 static void copy_open(struct vp_plink *pl, unsigned i, bool open)
 {
-	vp_bounce_set_open(copy_of(pl)->q[i].b, open);
+	struct copy_queue *q = &copy_of(pl)->q[i];
+
+	if (q->b)
+		vp_bounce_set_open(q->b, open);
+	else
+		vp_reqq_set_open(q->r, open);
+}
+
+static bool copy_drained(struct vp_plink *pl, unsigned i)
+{
+	const struct copy_queue *q = &copy_of(pl)->q[i];
+
+	return !q->r || q->r->shadow.broken || q->r->c.rq->vq.broken || !vp_reqq_outstanding(q->r);
+}
+
+/* The driver's ring stops: its index says what is open, or the account of its VMM does. */
+static void copy_finish(struct vp_plink *pl, unsigned i)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	unsigned failed = 0;
+
+	if (!q->r)
+		return;
+	if ((r->usable || r->wait == VP_VDEV_WAIT_REBIND) && vp_reqq_stop(q->r, r->usable, &failed))
+		worker_call(pl->l->d->workers, &r->rq);
+	if (failed)
+		vp_log(VP_LOG_WARNING, "%s: queue %u: stopped with %u requests that no back-end has answered; they have failed", pl->name,
+		       i, failed);
+	vp_reqq_free(q->r);
+	q->r = NULL;
 }
 
 static bool copy_spoiled(struct vp_plink *pl, unsigned i)
 {
 	struct copy_queue *q = &copy_of(pl)->q[i];
 
-	if (!q->b->shadow.broken)
+	if (q->b ? !q->b->shadow.broken : !q->r->shadow.broken)
 		return false;
 	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the queue is taken from it",
 	       pl->dev_name, i);
@@ -300,6 +423,7 @@ static void copy_fini(struct vp_plink *pl)
 	for (unsigned i = 0; cl->q && i < pl->n; i++) {
 		copy_unwire(pl, i);
 		vp_bounce_free(cl->q[i].b);
+		vp_reqq_free(cl->q[i].r);
 		vp_close(&cl->q[i].kick_fd);
 	}
 	if (cl->pool)
@@ -312,11 +436,20 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 {
 	struct copy *cl = copy_of(pl);
 	uint64_t signals = pl->signals;
+	uint64_t open = 0, again = 0, failed = 0;
 	unsigned straight = 0;
 
 	for (unsigned i = 0; i < pl->n; i++) {
 		signals += vp_plink_wire_count(cl->q[i].kick);
-		straight += cl->q[i].b && cl->q[i].straight;
+		straight += (cl->q[i].b || cl->q[i].r) && cl->q[i].straight;
+		open += cl->q[i].r ? vp_reqq_outstanding(cl->q[i].r) : 0;
+		again += cl->q[i].r ? cl->q[i].r->regiven : 0;
+		failed += cl->q[i].r ? cl->q[i].r->failed : 0;
+	}
+	if (pl->dev->waits) {
+		json_object_set_new(o, "requests_open", json_integer((json_int_t)open));
+		json_object_set_new(o, "requests_given_again", json_integer((json_int_t)again));
+		json_object_set_new(o, "requests_failed", json_integer((json_int_t)failed));
 	}
 	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
 	json_object_set_new(o, "kicks_direct", json_integer((json_int_t)straight));
@@ -325,11 +458,13 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 }
 
 static const struct vp_plink_mode copy_mode = {
-	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = VP_PLINK_NOT_THE_PATHS | OURS, .lanes = true,
+	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .lanes = true,
 	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub,
 	.begin = copy_begin, .end = copy_end, .open = copy_open, .spoiled = copy_spoiled, .wire = copy_wire,
 	.unwire = copy_unwire, .show = copy_show,
 	.lane = lane_of, .run = lane_run, .arm = lane_arm, .disarm = lane_disarm, .broken = lane_broken,
+	.attention = lane_attention,
+	.drained = copy_drained, .finish = copy_finish,
 };
 
 static int copy_start(struct vp_link *l, struct vp_err *e)

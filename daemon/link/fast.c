@@ -87,7 +87,8 @@ static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cf
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
 	if (c->plain)
 		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
-	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+	/* Who serves the rings keeps no account for us. */
+	cfg->pf &= ~(VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_INFLIGHT_SHMFD));
 }
 
 static uint64_t fast_features(struct vp_plink *pl)
@@ -126,12 +127,30 @@ static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	return 0;
 }
 
+/*
+ * Whoever had the ring has gone without a word. Requests that it had taken may have been done or not, and in any order: where
+ * some are open, nobody can go on.
+ */
+static bool requests_open(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+
+	return pl->dev->waits && !s->base_known && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
+}
+
 static bool fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
 {
 	struct vp_err e = { 0 };
 
 	if (!s || !alive)
 		return false;
+	if (requests_open(pl, i, s)) {
+		vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+		       pl->name, i);
+		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
+		vp_vdev_reap(pl->slot.v);
+		return false;
+	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
 	if (s->broken) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
@@ -204,7 +223,7 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 }
 
 static const struct vp_plink_mode fast_mode = {
-	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_PLINK_NOT_THE_PATHS,
+	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .features = fast_features, .memory = fast_memory,
 	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .unwire = fast_unwire, .show = fast_show,
 };

@@ -34,7 +34,7 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 
 	if (own) {
 		n = ln->m->run(own, s);
-		broken = ln->m->broken(own);
+		broken = ln->m->attention(own);
 	} else if (rq) {
 		n = vp_relay_run(rq, NULL, s);
 		broken = rq->vq.broken;
@@ -112,7 +112,7 @@ void vp_lane_publish(struct vp_plink *pl, unsigned i)
 	bool handed = pl->q[i].handed;
 	int bell;
 
-	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !(i & 1)))
+	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !vp_plink_drops(pl, i)))
 		return;
 	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
 	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_PORT_LATER)
@@ -162,8 +162,8 @@ int vp_lanes_make(struct vp_plink *pl)
 		ln->job.ops = &lane_ops;
 		ln->m = pl->m;
 		ln->lost_seen = vp_map_lost_count();
-		if (!pl->m->lanes && !(i & 1))
-			continue;  /* nobody drains a receive queue */
+		if (!pl->m->lanes && !vp_plink_drops(pl, i))
+			continue;  /* nobody drains it */
 		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);
 		if (r) {
 			vp_lanes_free(pl);

@@ -11,6 +11,8 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "context/events.h"
+#include "conf/types.h"
+#include "device/device.h"
 #include "front/vdev.h"
 
 struct vp_links {
@@ -89,9 +91,9 @@ static bool has_port(const struct vp_links *ls, const char *vm)
 	return false;
 }
 
-void vp_link_backend_cfg(const struct vp_link *l, unsigned side, struct vu_backend_cfg *cfg)
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg)
 {
-	vp_vdev_backend_cfg(&l->conf, side, cfg);
+	vp_vdev_backend_cfg(&l->conf, side, p, cfg);
 	if (has_port(l->d->links, l->conf.side[side].vm))
 		cfg->pf &= ~VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS);
 }
@@ -369,7 +371,7 @@ void vp_link_event(struct vp_link *l, const char *event, const char *why)
 
 json_t *vp_link_brief(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type", "net",
+	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type),
 			 "mode", vp_mode_name(l->decision.mode), "driver_vm", l->conf.side[VP_SIDE_DRIVER].vm,
 			 "device_vm", l->conf.side[VP_SIDE_DEVICE].vm, "endpoint", vp_endpoint_name(l->conf.endpoint),
 			 "up", l->up, "status", l->ops->status(l));
@@ -382,12 +384,14 @@ json_t *vp_link_detail(struct vp_link *l)
 
 	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
+	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
 	json_object_set_new(o, "offloads", json_string(vp_offloads_str(l->conf.offloads, offloads, sizeof(offloads))));
 	json_object_set_new(o, "policy", json_pack("{s:s,s:s,s:s,s:s,s:b}", "asked", vp_mode_name(l->conf.mode), "mode",
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
 						   l->decision.why, "allowed", l->decision.allowed));
+	json_object_set_new(o, "config", vp_link_config(l));
 	json_object_set_new(o, "sides", l->ops->sides(l, false));
 	return o;
 }

@@ -13,6 +13,7 @@
 #include "vhostuser/backend.h"
 
 struct vp_daemon;
+struct vp_profile;
 struct vp_link;
 struct vp_links;
 
@@ -33,6 +34,8 @@ struct vp_link_ops {
 	/* One word for tables ("up", "waiting", "half", "down") and what show and stats add. */
 	const char *(*status)(const struct vp_link *l);
 	json_t *(*sides)(const struct vp_link *l, bool counters);
+	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
+	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 };
 
 struct vp_link {
@@ -54,7 +57,7 @@ extern const struct vp_link_ops vp_link_copy_ops;
  * As vp_vdev_backend_cfg(), with what depends on other links: a VM that has a port as well gets its memory table
  * whole, at most 8 regions. With CONFIGURE_MEM_SLOTS QEMU (7.2 and 11.1) does not survive a reset during which a port's windows leave it.
  */
-void vp_link_backend_cfg(const struct vp_link *l, unsigned side, struct vu_backend_cfg *cfg);
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg);
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d);
 void vp_links_free(struct vp_links *ls);  /* removes them all */
@@ -86,6 +89,8 @@ void vp_link_event(struct vp_link *l, const char *event, const char *why);
 /* For link.list (brief), link.show and link.stats. */
 json_t *vp_link_brief(struct vp_link *l);
 json_t *vp_link_detail(struct vp_link *l);
+/* Its configuration, of which a VMM's arguments are made: sections and keys of a .link file. */
+json_t *vp_link_config(const struct vp_link *l);
 json_t *vp_link_stats(struct vp_link *l);
 
 #endif

@@ -13,6 +13,8 @@
 #include "base/util.h"
 #include "front/carrier.h"
 #include "context/context.h"
+#include "link/profile.h"
+#include "sys/timer.h"
 
 static void update(struct vp_plink *pl);
 
@@ -111,11 +113,20 @@ static void wires_changed(void *ctx)
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
+/*
+ * Requests that the device VM has are answered also when the driver has disabled the queue, which QEMU does before it stops
+ * it: our data threads see to it that no new ones come.
+ */
+static bool stays_enabled(const struct vp_plink *pl, const struct vp_vdev_ring *r)
+{
+	return r->enabled || (pl->dev->waits && pl->m->lanes);
+}
+
 static void hand_over(struct vp_plink *pl, unsigned i)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_plink_queue *q = &pl->q[i];
-	struct vp_port_ring pr = { .enabled = r->enabled };
+	struct vp_port_ring pr = { .enabled = stays_enabled(pl, r) };
 
 	vp_lanes_withdraw(pl, i, 1);
 	if (r->rq.vq.broken)
@@ -133,6 +144,12 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	vp_lane_publish(pl, i);
 }
 
+static void finish(struct vp_plink *pl, unsigned i)
+{
+	if (pl->m->finish)
+		pl->m->finish(pl, i);
+}
+
 static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop *s)
 {
 	struct vp_plink *pl = ctx;
@@ -142,12 +159,13 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 
 	pl->m->unwire(pl, i);
 	vp_lanes_withdraw(pl, i, 1);
-	q->handed = q->stop_owed = false;
+	q->handed = q->stop_owed = q->draining = false;
 	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed && !q->taken);
 	q->taken = false;
 	if (!alive)
 		return;
 	if (owed) {
+		finish(pl, i);
 		if (vp_vdev_ring_stopped(pl->slot.v, i, &e))
 			vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");
 		vp_peer_rearm(pl->peer);
@@ -170,16 +188,19 @@ static void port_down(void *ctx)
 	update(ctx);
 }
 
-static int open_driver_side(struct vp_plink *pl, struct vp_err *e);
-
 static void port_settled(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 	struct vp_err e;
 
 	/* att: not while it is still being made, or freed. */
-	if (pl->att && !pl->peer && !pl->closing && open_driver_side(pl, &e))
+	if (pl->att && !pl->peer && !pl->closing && vp_plink_open_driver_side(pl, &e))
 		vp_log(VP_LOG_ERR, "%s: %s", pl->name, e.msg);
+}
+
+static uint32_t port_backend(void *ctx, const struct vp_port_backend *b, uint64_t *missing)
+{
+	return vp_plink_backend(ctx, b, missing);
 }
 
 static void port_released(void *ctx)
@@ -194,7 +215,7 @@ static void port_released(void *ctx)
 
 static const struct vp_port_ops port_ops = {
 	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled, .changed = port_changed,
-	.released = port_released,
+	.released = port_released, .backend = port_backend,
 };
 
 /* Started, be it that its translation is awaited. */
@@ -229,8 +250,11 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_plink_queue *q = &pl->q[i];
 
-	if (!ring_lives(r))
+	if (!ring_lives(r)) {
 		q->given_up = false;
+		if (!q->handed)
+			finish(pl, i);
+	}
 	/*
 	 * The driver's ring is broken, the guest is well: it lets go first. Its next run may have the same shadow ring, and a
 	 * guest that is still in a burst of the last one would write into it.
@@ -245,7 +269,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_PORT_LATER)
 		q->taken = true;
 	if (q->handed) {
-		vp_port_queue_enable(pl->port, i, r->enabled);
+		vp_port_queue_enable(pl->port, i, stays_enabled(pl, r));
 		if (pl->m->open)
 			pl->m->open(pl, i, r->enabled && !q->stop_owed);
 		if (q->rewire)
@@ -305,12 +329,48 @@ static void vdev_offer(void *ctx, unsigned first, unsigned n)
 	update(ctx);
 }
 
+/* Longer than a disk takes for what was under way; the driver VM's VMM, and its guest, wait meanwhile. */
+#define DRAIN_US 5000000u
+
+/* Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is asked to stop. */
+static void drained(struct vp_plink *pl, bool all)
+{
+	for (unsigned i = 0; i < pl->n; i++) {
+		if (!pl->q[i].draining || !(all || pl->m->drained(pl, i)))
+			continue;
+		pl->q[i].draining = false;
+		if (all)
+			vp_log(VP_LOG_WARNING, "%s: queue %u: requests are still under way after %u s; it is stopped all the same",
+			       pl->dev_name, i, DRAIN_US / 1000000);
+		vp_port_queue_stop(pl->port, i);
+	}
+}
+
+static int on_drain(sd_event_source *s, uint64_t usec, void *arg)
+{
+	drained(arg, true);
+	return 0;
+}
+
 static int vdev_stop(void *ctx, unsigned i)
 {
 	struct vp_plink *pl = ctx;
 
-	if (vp_port_queue_stop(pl->port, i) != VP_PORT_LATER)
+	if (pl->q[i].handed && pl->m->drained && pl->dev->waits) {
+		pl->q[i].stop_owed = true;
+		pl->m->open(pl, i, false);
+		if (!pl->m->drained(pl, i) &&
+		    vp_timer_in(pl->l->d->event, &pl->drain_timer, DRAIN_US, on_drain, pl, pl->name) >= 0) {
+			pl->q[i].draining = true;
+			return VU_LATER;
+		}
+		pl->q[i].stop_owed = false;
+	}
+	if (vp_port_queue_stop(pl->port, i) != VP_PORT_LATER) {
+		vp_lanes_withdraw(pl, i, 1);
+		finish(pl, i);
 		return 0;
+	}
 	pl->q[i].stop_owed = true;
 	/* Until the device VM has answered, what it returns is given back and nothing new is taken. */
 	if (pl->q[i].handed && pl->m->open)
@@ -355,14 +415,22 @@ static void vdev_translated(void *ctx)
 	vp_lanes_poke(pl);
 }
 
+static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uint8_t *all)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_port_set_written(pl->port, off, len, all);
+}
+
 static const struct vp_vdev_ops vdev_ops = {
 	.translated = vdev_translated, .withdraw = vdev_withdraw, .offer = vdev_offer, .stop = vdev_stop, .memory = vdev_memory,
 	.events_changed = vdev_events_changed, .session = vdev_session, .attention_fd = vdev_attention_fd,
+	.config_written = vdev_config_written,
 };
 
-static void profile(struct vp_plink *pl, struct vu_backend_cfg *cfg)
+void vp_plink_offer(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 {
-	vp_link_backend_cfg(pl->l, VP_SIDE_DRIVER, cfg);
+	vp_link_backend_cfg(pl->l, VP_SIDE_DRIVER, &pl->profile, cfg);
 	if (pl->m->profile)
 		pl->m->profile(&pl->l->conf, cfg);
 }
@@ -374,8 +442,8 @@ static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
-	profile(pl, cfg);
-	r = vp_vdev_new(&pl->slot.v, pl->name, &pl->l->conf, VP_SIDE_DRIVER, &vdev_ops, pl);
+	vp_plink_offer(pl, cfg);
+	r = vp_vdev_new(&pl->slot.v, pl->name, &pl->l->conf, VP_SIDE_DRIVER, &pl->profile, &vdev_ops, pl);
 	if (r)
 		return vp_err_set(e, r, "out of memory");
 	for (unsigned i = 0; i < pl->n; i++)
@@ -406,7 +474,7 @@ static void drv_gone(struct vp_plink *pl)
 	vp_vdev_reap(v);
 	vp_lanes_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++)
-		vp_stats_add(i & 1 ? &pl->past : &pl->past_back, &vp_vdev_ring(v, i)->rq.stats);
+		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past, &vp_vdev_ring(v, i)->rq.stats);
 	vp_vdev_free(v);
 	pl->slot.v = NULL;
 	vp_lanes_free(pl);
@@ -445,12 +513,14 @@ static const struct vp_peer_ops peer_ops = {
 	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .hold = drv_hold, .closed = drv_closed,
 };
 
-/* The driver VM may connect. */
-static int open_driver_side(struct vp_plink *pl, struct vp_err *e)
+/* The driver VM may connect. Without a profile its VMM cannot be answered: there is no socket yet. */
+int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e)
 {
 	struct vp_link *l = pl->l;
 	char act[VP_CONF_NAME_MAX + 16];
 
+	if (!pl->profile.known || pl->peer)
+		return 0;
 	snprintf(act, sizeof(act), "%s.driver", l->conf.name);
 	return vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops, pl, e);
 }
@@ -476,6 +546,7 @@ void vp_plink_stop(struct vp_link *l)
 	pl->att = NULL;
 	vp_lanes_free(pl);
 	pl->m->fini(pl);
+	sd_event_source_disable_unref(pl->drain_timer);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);
 	free(pl->q);
@@ -500,9 +571,6 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = wires_changed, .ctx = pl,
 		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
 	};
-	struct vu_backend_cfg cfg;
-	uint8_t config[256];
-	unsigned len;
 	int r;
 
 	memcpy(pc.name, conf->name, strnlen(conf->name, sizeof(pc.name)));
@@ -517,12 +585,8 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 	}
 	if (r)
 		return r;
-	profile(pl, &cfg);
 	vp_port_begin(pl->port);
-	vp_port_set_link(pl->port, conf->device_type, pl->m->mode, pl->n, cfg.features, cfg.features & ~pl->m->not_the_paths);
-	len = vp_vdev_config(conf, VP_SIDE_DRIVER, true, config);
-	vp_port_set_config(pl->port, config, len);
-	vp_port_set_hold(pl->port, pl->l->up ? 0 : VP_PORT_HOLD_ADMIN);
+	vp_plink_publish_profile(pl);
 	r = pl->m->port_made ? pl->m->port_made(pl, e) : 0;
 	vp_port_commit(pl->port);
 	return r ? r : attachments[conf->attachment].make(&pl->att, pl->port, &ac, e);
@@ -554,7 +618,9 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 	pl->l = l;
 	pl->quiet = 1;
 	l->impl = pl;
-	pl->n = 2 * l->conf.pairs;
+	pl->dev = vp_device_of(&l->conf);
+	pl->n = pl->dev->queues(&l->conf);
+	vp_profile_load(&l->d->conf->daemon, &l->conf, &pl->profile);
 	snprintf(pl->name, sizeof(pl->name), "link %s, driver side", l->conf.name);
 	snprintf(pl->dev_name, sizeof(pl->dev_name), "link %s, device side", l->conf.name);
 	pl->q = calloc(pl->n, sizeof(*pl->q));
@@ -570,7 +636,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 		pl->call_who = blame_for_calls(pl);
 	/* Else when it is: port_settled(). */
 	if (!r && vp_port_is_settled(pl->port))
-		r = open_driver_side(pl, e);
+		r = vp_plink_open_driver_side(pl, e);
 	if (r) {
 		vp_plink_stop(l);
 	} else {
@@ -586,7 +652,7 @@ void vp_plink_admin(struct vp_link *l)
 	struct vp_plink *pl = l->impl;
 
 	pl->quiet++;
-	vp_port_set_hold(pl->port, l->up ? 0 : VP_PORT_HOLD_ADMIN);
+	vp_port_set_hold(pl->port, (l->up ? 0 : VP_PORT_HOLD_ADMIN) | (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE));
 	pl->quiet--;
 	remember(pl);
 }
@@ -603,6 +669,7 @@ void vp_plink_reap(struct vp_link *l)
 
 	if (!pl->slot.v)
 		return;
+	drained(pl, false);
 	broke = vp_vdev_check_memory(pl->slot.v);
 	broke |= vp_vdev_reap(pl->slot.v);
 	for (unsigned i = 0; pl->m->lanes && i < pl->n; i++)
@@ -642,6 +709,7 @@ static json_t *device_json(struct vp_plink *pl)
 	for (unsigned i = 0; i < pl->n; i++)
 		taken += pl->q[i].given_up;
 	json_object_set_new(o, "queues_given_up", json_integer((json_int_t)taken));
+	json_object_set_new(o, "misfit", pl->misfit[0] ? json_string(pl->misfit) : json_null());
 	json_object_set_new(o, "vm", json_string(side->vm));
 	json_object_set_new(o, "socket", json_string(side->socket));
 	pl->m->show(pl, o);
@@ -657,8 +725,9 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);
 	/* What went to the driver VM: receive queues. Nothing is known of them where the device VM does the work. */
-	for (unsigned i = 0; pl->slot.v && i < pl->n; i += 2)
-		vp_stats_add(&back, &vp_vdev_ring(pl->slot.v, i)->rq.stats);
+	for (unsigned i = 0; pl->slot.v && i < pl->n; i++)
+		if (pl->dev->use(i) == VP_QUEUE_RECEIVES)
+			vp_stats_add(&back, &vp_vdev_ring(pl->slot.v, i)->rq.stats);
 	if (counters && pl->m->lanes) {
 		/* Counters of a side count what its VM sent. */
 		c = vp_stats_json(&back, &sent, NULL);

@@ -17,6 +17,7 @@
 #define VP_DAEMON_LINK_PORT_H
 
 #include "link/link.h"
+#include "device/device.h"
 #include "front/peer.h"
 #include "attach/attach.h"
 #include "threads/forward.h"
@@ -75,6 +76,15 @@ struct vp_plink_mode {
 	void (*disarm)(void *own);
 	/* One of its two rings is broken. */
 	bool (*broken)(const void *own);
+	/* The main thread has to look: that, or drained() has become true. */
+	bool (*attention)(const void *own);
+	/*
+	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for when
+	 * that becomes true.
+	 */
+	bool (*drained)(struct vp_plink *pl, unsigned i);
+	/* ? The driver's ring is in nobody's hands and is about to be stopped, or was: nothing of it is kept. */
+	void (*finish)(struct vp_plink *pl, unsigned i);
 };
 
 struct vp_plink_queue {
@@ -83,6 +93,7 @@ struct vp_plink_queue {
 	bool taken;       /* it is asked to stop, because the driver disabled the queue */
 	bool given_up;    /* by the data path, or taken from it: not handed over again while it is attached */
 	bool rewire;      /* its fds may have changed */
+	bool draining;    /* the stop that is owed waits for requests that are under way */
 };
 
 struct vp_lane;
@@ -90,6 +101,7 @@ struct vp_lane;
 struct vp_plink {
 	struct vp_vdev_slot   slot;     /* first: ctx of the session's callbacks */
 	const struct vp_plink_mode *m;
+	const struct vp_device *dev;
 	struct vp_link       *l;
 	struct vp_peer       *peer;
 	struct vp_port       *port;
@@ -108,12 +120,16 @@ struct vp_plink {
 	uint64_t              signals;  /* of wires that have gone */
 	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
 	struct vp_relay_stats past, past_back;
+	struct vp_profile     profile;
+	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
+	sd_event_source      *drain_timer;
 };
 
-/* Features of the served device that the VMM and this daemon provide, not a data path. */
-#define VP_PLINK_NOT_THE_PATHS \
-	(VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MQ) | \
-	 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_F_ANY_LAYOUT))
+/* Is what the driver sends on queue i taken and dropped while nobody serves? */
+static inline bool vp_plink_drops(const struct vp_plink *pl, unsigned i)
+{
+	return !pl->dev->waits && pl->dev->use(i) == VP_QUEUE_SENDS;
+}
 
 /* The link's operations; start is the mode's own and calls vp_plink_start(). */
 int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e);
@@ -123,10 +139,12 @@ bool vp_plink_busy(const struct vp_link *l);
 void vp_plink_reap(struct vp_link *l);
 const char *vp_plink_status(const struct vp_link *l);
 json_t *vp_plink_sides(const struct vp_link *l, bool counters);
+const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 
 #define VP_PLINK_OPS(start_fn) { \
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
+	.profile = vp_plink_profile, \
 }
 
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
@@ -140,6 +158,15 @@ void vp_lane_publish(struct vp_plink *pl, unsigned i);
 void vp_lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
 /* What they wait for may have come. */
 void vp_lanes_poke(struct vp_plink *pl);
+
+/* port_profile.c. The data path says what it is: VHP_ST_*; *missing: features. */
+uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, uint64_t *missing);
+/* Publish what is known of the back-end: features and config space. Inside an update of the page. */
+void vp_plink_publish_profile(struct vp_plink *pl);
+/* port_link.c: it has become known. */
+int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e);
+/* What the driver VM's VMM is offered. */
+void vp_plink_offer(struct vp_plink *pl, struct vu_backend_cfg *cfg);
 
 /* port_guard.c. Have the guard know what it must, after anything that this depends on has changed. */
 void vp_plink_guard_update(struct vp_plink *pl);

@@ -382,8 +382,8 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 	ret = lanes_make(side->r);
 	if (ret)
 		return vp_err_set(e, ret, "out of memory");
-	vp_link_backend_cfg(side->r->l, side->id, cfg);
-	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, &side_vdev_ops, side);
+	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
+	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
 	return ret ? vp_err_set(e, ret, "out of memory") : 0;
 }
 

@@ -208,6 +208,8 @@ static uint32_t reason_now(const struct vp_port *p)
 		return VHP_REASON_POLICY;
 	if (p->hold & VP_PORT_HOLD_ADMIN)
 		return VHP_REASON_ADMIN;
+	if (p->hold & VP_PORT_HOLD_PROFILE)
+		return VHP_REASON_PROFILE;
 	if (!p->attached)
 		return p->cut ? VHP_REASON_TIMEOUT : p->bad_features ? VHP_REASON_FEATURES : VHP_REASON_NOT_ATTACHED;
 	if (p->driver == VP_PORT_NO_DRIVER)
@@ -431,6 +433,10 @@ static void attach(struct vp_port *p)
 		answer(p, VHP_ST_POLICY, 0, 0);
 		return;
 	}
+	if (p->hold & VP_PORT_HOLD_PROFILE) {
+		answer(p, VHP_ST_PROFILE, 0, 0);
+		return;
+	}
 	p->cut = false;
 	p->bad_features = p->required & ~f0;
 	if (p->bad_features) {
@@ -516,6 +522,44 @@ static void sync_regions(struct vp_port *p)
 	port_evaluate(p);
 }
 
+/* In parts, from the start on; a part at 0 begins anew. */
+static void tell_config(struct vp_port *p)
+{
+	uint64_t off = arg(p, VHP_CONFIG_OFFSET), size = arg(p, VHP_CONFIG_SIZE);
+
+	if (!off)
+		p->n_told = 0;
+	if (off != p->n_told || !size || size > VHP_CONFIG_PART || off + size > VHP_CONFIG_MAX) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+		return;
+	}
+	memcpy(p->told + off, &p->cmd.args[VHP_CONFIG_DATA], size);
+	p->n_told = (uint32_t)(off + size);
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
+static void tell_backend(struct vp_port *p)
+{
+	struct vp_port_backend b = {
+		.features = arg(p, VHP_BACKEND_FEATURES0), .queues = (uint32_t)arg(p, VHP_BACKEND_QUEUES),
+		.config_size = (uint32_t)arg(p, VHP_BACKEND_CONFIG), .config = p->told,
+	};
+	uint64_t type = arg(p, VHP_BACKEND_TYPE), missing = 0;
+	uint32_t status;
+
+	if (type && type != p->device_type) {
+		answer(p, VHP_ST_DEVICE_TYPE, p->device_type, 0);
+		return;
+	}
+	if (arg(p, VHP_BACKEND_QUEUES) > UINT16_MAX || arg(p, VHP_BACKEND_CONFIG) > p->n_told) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+		return;
+	}
+	status = p->ops->backend ? p->ops->backend(p->ctx, &b, &missing) : VHP_ST_OK;
+	answer(p, status, missing, 0);
+	port_evaluate(p);
+}
+
 static void execute(struct vp_port *p)
 {
 	p->n_commands++;
@@ -537,6 +581,12 @@ static void execute(struct vp_port *p)
 		break;
 	case VHP_CMD_SYNC:
 		sync_regions(p);
+		break;
+	case VHP_CMD_CONFIG:
+		tell_config(p);
+		break;
+	case VHP_CMD_BACKEND:
+		tell_backend(p);
 		break;
 	default:
 		answer(p, VHP_ST_UNKNOWN, 0, 0);
@@ -663,6 +713,16 @@ void vp_port_set_config(struct vp_port *p, const void *config, unsigned size)
 	memcpy(p->st.config, config, size);
 	p->st.config_size = htole32(size);
 	p->st.config_generation = htole32(le32toh(p->st.config_generation) + 1);
+	vp_port_commit(p);
+}
+
+void vp_port_set_written(struct vp_port *p, uint32_t off, uint32_t len, const uint8_t *all)
+{
+	vp_port_begin(p);
+	memcpy(p->st.set_config, all, sizeof(p->st.set_config));
+	p->st.set_offset = htole32(off);
+	p->st.set_size = htole32(len);
+	p->st.set_generation = htole32(le32toh(p->st.set_generation) + 1);
 	vp_port_commit(p);
 }
 

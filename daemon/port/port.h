@@ -119,9 +119,20 @@ struct vp_port_stop {
 	bool     lost;                /* the run ended without the guest's word (cut, reset, link down) */
 };
 
+struct vp_port_backend {
+	uint64_t features;
+	uint32_t queues, config_size;
+	const uint8_t *config;
+};
+
 struct vp_port_ops {
 	/* The link came up: hand over queues with vp_port_queue_run(), before it returns. */
 	void (*up)(void *ctx);
+	/*
+	 * Optional. What the data path says that it is: 0, or VHP_ST_FEATURES with the missing bits in *missing, or
+	 * VHP_ST_PROFILE. Without it BACKEND is answered with OK.
+	 */
+	uint32_t (*backend)(void *ctx, const struct vp_port_backend *b, uint64_t *missing);
 	/* The link went down; each run has been reported by queue_stopped before. */
 	void (*down)(void *ctx);
 	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
@@ -155,7 +166,7 @@ void vp_port_free(struct vp_port *p);
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
 		      uint64_t offered, uint64_t required);
 
-enum vp_port_hold { VP_PORT_HOLD_POLICY = 1, VP_PORT_HOLD_ADMIN = 2, VP_PORT_HOLD_PROTOCOL = 4 };
+enum vp_port_hold { VP_PORT_HOLD_POLICY = 1, VP_PORT_HOLD_ADMIN = 2, VP_PORT_HOLD_PROTOCOL = 4, VP_PORT_HOLD_PROFILE = 8 };
 /* Reasons of the owner's why the link must be down; a mask. */
 void vp_port_set_hold(struct vp_port *p, unsigned hold);
 
@@ -165,6 +176,9 @@ void vp_port_set_driver(struct vp_port *p, enum vp_port_driver d, uint64_t featu
 
 /* Config space of the served device, at most VHP_CONFIG_MAX bytes. */
 void vp_port_set_config(struct vp_port *p, const void *config, unsigned size);
+
+/* The driver VM has written [off, off + len) of its config space; all is VHP_CONFIG_MAX bytes. */
+void vp_port_set_written(struct vp_port *p, uint32_t off, uint32_t len, const uint8_t *all);
 
 struct vp_port_region {
 	uint64_t addr, size;          /* link addresses; size > 0 */
@@ -205,6 +219,8 @@ void vp_port_queue_end(struct vp_port *p, unsigned q);
 /* Several changes as one update of the page. Nests. */
 void vp_port_begin(struct vp_port *p);
 void vp_port_commit(struct vp_port *p);
+/* Something that is not in the page has changed (an eventfd was replaced): a new generation and signal 0 all the same. */
+void vp_port_touch(struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */
 

@@ -78,7 +78,7 @@ struct vp_port {
 	int                           keepfd;
 	uint32_t                      generation;
 	unsigned                      depth;
-	bool                          regions_dirty;
+	bool                          regions_dirty, touched;
 	struct vhp_abi_state           st, pub;
 	/* life */
 	bool                          online, attached, up, updating, again;
@@ -99,6 +99,8 @@ struct vp_port {
 	unsigned                      n_unready;    /* windows that regions need and that are not there */
 	/* commands */
 	uint32_t                      answered;
+	uint8_t                       told[VHP_CONFIG_MAX]; /* by CONFIG, */
+	uint32_t                      n_told;       /* that many bytes from the start */
 	bool                          busy;         /* a command waits for windows to be taken */
 	struct vhp_abi_command         cmd;          /* it, private copy */
 	uint64_t                      busy_deadline;

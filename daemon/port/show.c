@@ -51,7 +51,7 @@ const char *vp_port_reason_str(uint32_t reason)
 {
 	static const char *const s[] = {
 		"up", "no link", "not attached", "driver VM absent", "driver not running", "window", "features", "policy",
-		"set down", "guest did not answer", "front-end broke the protocol", "daemon", "limit",
+		"set down", "guest did not answer", "front-end broke the protocol", "daemon", "limit", "profile",
 	};
 
 	return reason < VP_ARRAY_SIZE(s) ? s[reason] : "?";

@@ -6,6 +6,7 @@
  *   /etc                         read: passwd, group and what their look-ups need (User=, Group= at a reload)
  *   directories of the sockets   make, remove and connect to sockets, make directories
  *   the audit log's directory    make and append to files
+ *   the state directory          read, make, write and remove files
  *   /dev/null                    open
  *   /proc/self/fdinfo            read: which eventfd is which
  *
@@ -26,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "device/device.h"
 #include "sandbox/isolate.h"
 #include "sys/sock.h"
 
@@ -43,6 +45,7 @@ struct ruleset_attr {
 #define READ    (LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR)
 #define SOCKETS (LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_DIR | \
 		 LANDLOCK_ACCESS_FS_READ_DIR)
+#define STATE   (LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_WRITE_FILE | LANDLOCK_ACCESS_FS_REMOVE_FILE | READ)
 #define APPEND  (LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_WRITE_FILE)
 
 /* What is not there needs no rule: nobody can make it appear for us but outside of it. */
@@ -122,6 +125,11 @@ static int allow_all(int rs, const struct vp_conf *c, const struct vp_conf_paths
 		for (unsigned s = 0; !r && s < VP_SIDES; s++)
 			if (c->links[i].side[s].socket_mode == VP_SOCKET_SERVER)
 				r = allow_parent(rs, c->links[i].side[s].socket, SOCKETS, true, e);
+	for (unsigned i = 0; i < c->n_links; i++)
+		if (vp_device_of(&c->links[i])->waits)
+			mkdir(c->daemon.state_dir, 0700);
+	if (!r)
+		r = allow(rs, c->daemon.state_dir, STATE, e);
 	if (!r && *c->daemon.audit_log)
 		r = allow_parent(rs, c->daemon.audit_log, APPEND, false, e);
 	return r;

@@ -5,6 +5,7 @@
  * that is malformed is given up as broken; the others go on.
  */
 #include <errno.h>
+#include <linux/virtio_ids.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@
 #define MAX_PASSES		4
 
 /* Complaints that stay true for a while and are logged when they begin. */
-enum { QUIET_NONE, QUIET_TORN, QUIET_INVALID, QUIET_ATTACH, QUIET_TYPE, QUIET_FEATURES, QUIET_WINDOW, QUIET_SETUP };
+enum { QUIET_NONE, QUIET_TORN, QUIET_INVALID, QUIET_ATTACH, QUIET_TYPE, QUIET_FEATURES, QUIET_WINDOW, QUIET_SETUP, QUIET_PROFILE };
 
 static uint64_t now_ms(void)
 {
@@ -297,6 +298,9 @@ static void dp_lost(struct agent *a)
 	session_end(a, true, &lost);
 	session_forget(a);
 	detach(a);
+	a->described = false;
+	a->describe_ms = 0;
+	a->set_seen = 0;
 	retry_at(a, now_ms() + RETRY_MS);
 }
 
@@ -384,7 +388,81 @@ static int session_begin(struct agent *a, bool *lost)
 
 /* ---- attaching ------------------------------------------------------------------------------ */
 
-/* 1: attached just now, read the state again. */
+#define DESCRIBE_AGAIN_MS	5000u
+
+/* 0: the daemon knows what the data path is; -EAGAIN: not now; -ENODEV. */
+static int describe(struct agent *a)
+{
+	uint64_t args[VHP_CMD_NARGS] = { 0 }, value[6] = { 0 };
+	struct dp_desc d = { 0 };
+	struct vp_err e = { 0 };
+	char names[400];
+	int rc;
+
+	if (now_ms() < a->describe_ms) {
+		retry_at(a, a->describe_ms);
+		return -EAGAIN;
+	}
+	a->describe_ms = now_ms() + DESCRIBE_AGAIN_MS;
+	rc = a->dp->ops->describe(a->dp, a->s.device_type, a->s.config_size, &d, &e);
+	if (rc) {
+		complain(a, QUIET_PROFILE, VP_LOG_ERR, "%s", e.msg);
+		retry_at(a, rc == -ECONNRESET ? now_ms() + RETRY_MS : a->describe_ms);
+		return -EAGAIN;
+	}
+	if (a->s.device_type == VIRTIO_ID_NET) {
+		a->described = true;
+		return 0;
+	}
+	for (uint32_t off = 0; off < d.config_size; off += VHP_CONFIG_PART) {
+		args[VHP_CONFIG_OFFSET] = off;
+		args[VHP_CONFIG_SIZE] = VP_MIN(d.config_size - off, VHP_CONFIG_PART);
+		memset(&args[VHP_CONFIG_DATA], 0, VHP_CONFIG_PART);
+		memcpy(&args[VHP_CONFIG_DATA], d.config + off, args[VHP_CONFIG_SIZE]);
+		rc = port_command_all(a->port, VHP_CMD_CONFIG, args, COMMAND_TIMEOUT_MS, NULL);
+		if (rc)
+			goto out;
+	}
+	memset(args, 0, sizeof(args));
+	args[VHP_BACKEND_FEATURES0] = d.features[0];
+	args[VHP_BACKEND_FEATURES1] = d.features[1];
+	args[VHP_BACKEND_TYPE] = a->dp->ops->device_type;
+	args[VHP_BACKEND_QUEUES] = d.queues;
+	args[VHP_BACKEND_CONFIG] = d.config_size;
+	rc = port_command_all(a->port, VHP_CMD_BACKEND, args, COMMAND_TIMEOUT_MS, value);
+out:
+	if (rc == -ENODEV)
+		return rc;
+	if (!rc) {
+		a->described = true;
+		return 0;
+	}
+	if (rc < 0)
+		complain(a, QUIET_PROFILE, VP_LOG_WARNING, "telling the daemon of the back-end: %s; trying again", strerror(-rc));
+	else if (rc == VHP_ST_FEATURES)
+		complain(a, QUIET_PROFILE, VP_LOG_ERR, "the back-end is refused: it lacks %s, which the link's profile has (vhost-pcictl profile on the host shows it)",
+			 features_names(value, a->s.device_type, names, sizeof(names)));
+	else
+		complain(a, QUIET_PROFILE, VP_LOG_ERR, "the back-end is refused: %s (vhost-pcictl show on the host says why)",
+			 vp_port_status_str((uint32_t)rc));
+	retry_at(a, a->describe_ms);
+	return -EAGAIN;
+}
+
+/* The driver VM's word about the config space, once for each back-end. */
+static void apply_set_config(struct agent *a)
+{
+	struct vp_err e = { 0 };
+
+	if (!a->dp->ops->set_config || a->s.set_generation == a->set_seen || !a->dp->ops->ready(a->dp))
+		return;
+	a->set_seen = a->s.set_generation;
+	if (a->s.set_size && a->dp->ops->set_config(a->dp, a->s.set_offset, a->s.set_size, a->s.set_config + a->s.set_offset, &e))
+		vp_log(VP_LOG_WARNING, "%s: the back-end did not take what the driver VM wrote into its config space: %s",
+		       a->port->what, e.msg);
+}
+
+/* 1: attached just now, or described: read the state again. */
 static int try_attach(struct agent *a)
 {
 	uint64_t args[4] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION }, f[2] = { 0, 0 }, missing[2], value[6] = { 0 };
@@ -398,6 +476,10 @@ static int try_attach(struct agent *a)
 	if (!a->dp->ops->ready(a->dp)) {
 		retry_at(a, now_ms() + RETRY_MS);
 		return 0;
+	}
+	if (a->dp->ops->describe && !a->described) {
+		rc = describe(a);
+		return rc ? rc == -ENODEV ? rc : 0 : 1;
 	}
 	a->dp->ops->features(a->dp, f);
 	if (a->dp->ops->device_type && a->s.device_type && a->s.device_type != a->dp->ops->device_type) {
@@ -570,6 +652,15 @@ static int pass(struct agent *a)
 		if (rc)
 			return rc;
 	}
+	if (a->attached && a->dp->ops->changed && a->dp->ops->changed(a->dp)) {
+		a->described = false;
+		a->describe_ms = 0;
+		rc = describe(a);
+		if (rc == -ENODEV)
+			return rc;
+	}
+	if (a->attached)
+		apply_set_config(a);
 	apply_stops(a, &lost);
 	want = session_wanted(a);
 	if (a->up && (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {

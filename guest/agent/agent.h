@@ -36,6 +36,9 @@ struct agent {
 	uint64_t features[2];	/* of that session, as negotiated */
 	struct memmap *map;	/* of that session */
 	uint32_t synced;	/* regions_generation of the last SYNC */
+	bool described;		/* BACKEND was sent for this back-end, and accepted */
+	uint64_t describe_ms;	/* not before, after a refusal */
+	uint32_t set_seen;	/* set_generation that this back-end was told of */
 	bool config_seen;
 	uint32_t config_generation;
 	uint64_t retry_ms;	/* CLOCK_MONOTONIC: reconcile then; 0 = no need */

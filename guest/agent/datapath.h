@@ -34,6 +34,14 @@ struct dp_config {
 	uint32_t size;
 };
 
+/* What a data path for another device than net is: told to the daemon before ATTACH. */
+struct dp_desc {
+	uint64_t features[2];
+	uint32_t queues;	/* 0: it does not say */
+	uint32_t config_size;	/* 0: it has no config space, or does not tell it */
+	uint8_t config[VHP_CONFIG_MAX];
+};
+
 #define DP_MAX_FDS	(VHP_MAX_QUEUES + 4)
 
 struct datapath_ops {
@@ -43,6 +51,15 @@ struct datapath_ops {
 
 	/* Can it work now? Tries to get there (connects) without waiting. */
 	bool (*ready)(struct datapath *d);
+	/*
+	 * NULL: it serves net only. The link's device has this virtio ID, and config_size bytes of its config
+	 * space are wanted. Only while ready, before features().
+	 */
+	int (*describe)(struct datapath *d, uint32_t type, uint32_t config_size, struct dp_desc *out, struct vp_err *e);
+	/* NULL: never. Is it another than it described? Forgets that. */
+	bool (*changed)(struct datapath *d);
+	/* NULL: nothing is writable. The driver VM has written these bytes of the config space. */
+	int (*set_config)(struct datapath *d, uint32_t off, uint32_t len, const uint8_t *data, struct vp_err *e);
 	/* What it supports, for ATTACH. Only while ready. */
 	void (*features)(struct datapath *d, uint64_t f[2]);
 	unsigned int (*max_queues)(struct datapath *d);

@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/virtio_ids.h>
+
 #include "base/log.h"
 #include "base/util.h"
 #include "datapath.h"
@@ -28,7 +30,8 @@
 #define TIMEOUT_MS	3000u
 #define CONNECT_AGAIN_MS 200u
 
-#define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS))
+#define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
+			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE))
 
 struct vhostuser {
 	struct datapath dp;
@@ -40,6 +43,8 @@ struct vhostuser {
 	int said;		/* errno of the last failure that was logged */
 	uint64_t offered;
 	unsigned int nqueues;
+	uint32_t type;		/* virtio ID of the link's device, 0: not known yet */
+	bool changed;		/* the back-end says that its config space is another one */
 	uint16_t mtu;
 	bool set[VHP_MAX_QUEUES];
 	unsigned int nmem;	/* regions that the back-end has */
@@ -100,6 +105,17 @@ static int try_connect(struct vhostuser *v)
 	return fd;
 }
 
+/* Only that the config space changed is of interest; memory and notifiers of ours it has not been given. */
+static int on_request(void *ctx, uint32_t request, const union vu_payload *p, uint32_t size, int *fd)
+{
+	struct vhostuser *v = ctx;
+
+	if (request != VU_BE_CONFIG_CHANGE)
+		return -EOPNOTSUPP;
+	v->changed = true;
+	return 0;
+}
+
 static int handshake(struct vhostuser *v, int fd, struct vp_err *e)
 {
 	int rc;
@@ -107,6 +123,7 @@ static int handshake(struct vhostuser *v, int fd, struct vp_err *e)
 	v->fe = vu_frontend_new(fd, TIMEOUT_MS, e);
 	if (!v->fe)
 		return -ENOMEM;
+	vu_frontend_on_request(v->fe, on_request, v);
 	rc = vu_frontend_negotiate(v->fe, WANTED_PF, &v->offered, e);
 	if (!rc)
 		rc = vu_frontend_queue_num(v->fe, 2, &v->nqueues, e);
@@ -153,9 +170,57 @@ static void vu_features(struct datapath *d, uint64_t f[2])
 	struct vhostuser *v = VU(d);
 	uint64_t own = VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VU_F_PROTOCOL_FEATURES);
 
-	f[0] = (v->offered & ~own) | VP_NET_NEUTRAL;
+	f[0] = (v->offered & ~own) | (!v->type || v->type == VIRTIO_ID_NET ? VP_NET_NEUTRAL : VP_ANY_NEUTRAL);
 	/* A back-end with one pair only may offer MQ all the same: what counts is that it has MQ at all. */
 	f[1] = 0;
+}
+
+static int vu_describe(struct datapath *d, uint32_t type, uint32_t config_size, struct dp_desc *out, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	int rc = 0;
+
+	if (!v->fe)
+		return vp_err_set(e, -ECONNRESET, "%s: the back-end is not connected", v->path);
+	v->type = type;
+	v->changed = false;
+	vu_features(d, out->features);
+	out->queues = 0;
+	/* Net devices are configured on the host, and count pairs or queues as it pleases them. */
+	if (type == VIRTIO_ID_NET)
+		return 0;
+	out->queues = v->nqueues;
+	out->config_size = VP_MIN(config_size, VHP_CONFIG_MAX);
+	if (out->config_size && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIG))
+		rc = vu_frontend_get_config(v->fe, 0, out->config_size, out->config, e);
+	else
+		out->config_size = 0;
+	if (rc == -EREMOTEIO) {
+		/* It has less of it: the daemon says how much is wanted. */
+		out->config_size = 0;
+		rc = 0;
+	}
+	return rc ? failed(v, rc, e) : 0;
+}
+
+static bool vu_changed(struct datapath *d)
+{
+	struct vhostuser *v = VU(d);
+	bool changed = v->changed && v->fe;
+
+	v->changed = false;
+	return changed;
+}
+
+static int vu_set_config(struct datapath *d, uint32_t off, uint32_t len, const uint8_t *data, struct vp_err *e)
+{
+	struct vhostuser *v = VU(d);
+	int rc;
+
+	if (!v->fe)
+		return -ECONNRESET;
+	rc = vu_frontend_set_config(v->fe, off, len, data, e);
+	return rc ? failed(v, rc, e) : 0;
 }
 
 static unsigned int vu_max_queues(struct datapath *d)
@@ -174,7 +239,7 @@ static int vu_configure(struct datapath *d, const uint64_t features[2], struct v
 	if (!v->fe)
 		return -ECONNRESET;
 	rc = vu_frontend_set_features(v->fe, f, e);
-	if (!rc && v->mtu && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) && f & VP_BIT(VIRTIO_NET_F_MTU))
+	if (!rc && v->mtu && (!v->type || v->type == VIRTIO_ID_NET) && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) && f & VP_BIT(VIRTIO_NET_F_MTU))
 		rc = vu_frontend_set_mtu(v->fe, v->mtu, e);
 	return rc ? failed(v, rc, e) : 0;
 }
@@ -255,7 +320,17 @@ static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 /*
  * The back-end should let go of the memory. Region by region it can be told to. With a bare SET_MEM_TABLE it can't, and some
  * (passt) look for the rings of the last run in the next table, and end when they are not there: they are left, and met again as new.
+ * So are those of QEMU's library that serve other devices (qemu-storage-daemon), which look for them whenever a region is added. Those that
+ * can be reset (virtiofsd) do not, and would end with their first connection.
  */
+static bool keeps_rings(const struct vhostuser *v)
+{
+	uint64_t pf = vu_frontend_pf(v->fe);
+
+	return !(pf & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS)) ||
+	       (v->type && v->type != VIRTIO_ID_NET && !(pf & VP_BIT(VU_PF_RESET_DEVICE)));
+}
+
 static void vu_reset(struct datapath *d)
 {
 	struct vhostuser *v = VU(d);
@@ -264,8 +339,9 @@ static void vu_reset(struct datapath *d)
 
 	if (!v->fe || !v->nmem)
 		return;
-	if (!(vu_frontend_pf(v->fe) & VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS))) {
+	if (keeps_rings(v)) {
 		disconnect(v);
+		v->connect_ms = 0; /* it has not failed */
 		return;
 	}
 	rc = vu_frontend_set_mem(v->fe, NULL, NULL, 0, &e);
@@ -279,6 +355,8 @@ static void vu_config(struct datapath *d, const struct dp_config *c)
 	struct vhostuser *v = VU(d);
 
 	v->mtu = 0;
+	if (v->type && v->type != VIRTIO_ID_NET)
+		return;
 	if (vp_has(c->features, VIRTIO_NET_F_MTU) && c->size >= 12)
 		v->mtu = (uint16_t)(c->data[10] | c->data[11] << 8);
 }
@@ -293,7 +371,10 @@ static unsigned int vu_fds(struct datapath *d, struct pollfd *p)
 
 	if (v->fe) {
 		p[0] = (struct pollfd){ .fd = vu_frontend_fd(v->fe), .events = POLLIN | POLLRDHUP };
-		return 1;
+		if (vu_frontend_req_fd(v->fe) < 0)
+			return 1;
+		p[1] = (struct pollfd){ .fd = vu_frontend_req_fd(v->fe), .events = POLLIN };
+		return 2;
 	}
 	if (v->server) {
 		p[0] = (struct pollfd){ .fd = v->listen_fd, .events = POLLIN };
@@ -307,6 +388,9 @@ static int vu_handle(struct datapath *d, const struct pollfd *p, unsigned int n,
 {
 	struct vhostuser *v = VU(d);
 
+	/* Its end shows on the main channel. */
+	if (v->fe && n > 1 && p[1].revents)
+		vu_frontend_serve(v->fe, NULL);
 	if (!v->fe || !n || !p[0].revents)
 		return 0;
 	/* Nothing was asked, so whatever comes means that the back-end left or lost its wits. */
@@ -331,6 +415,9 @@ static void vu_close(struct datapath *d)
 static const struct datapath_ops vu_ops = {
 	.name = "vhost-user",
 	.ready = vu_ready,
+	.describe = vu_describe,
+	.changed = vu_changed,
+	.set_config = vu_set_config,
 	.features = vu_features,
 	.max_queues = vu_max_queues,
 	.configure = vu_configure,

@@ -65,10 +65,18 @@ int port_read_state(struct port *p, struct vp_port_state *s, struct vp_err *e)
 int port_command(struct port *p, uint32_t opcode, const uint64_t args[4], unsigned int timeout_ms,
 		 uint64_t value[6])
 {
+	uint64_t all[VHP_CMD_NARGS] = { args[0], args[1], args[2], args[3] };
+
+	return port_command_all(p, opcode, all, timeout_ms, value);
+}
+
+int port_command_all(struct port *p, uint32_t opcode, const uint64_t args[VHP_CMD_NARGS], unsigned int timeout_ms,
+		     uint64_t value[6])
+{
 	struct vhp_ioc_command c = { .opcode = opcode, .timeout_ms = timeout_ms };
 	int rc;
 
-	memcpy(c.args, args, 4 * sizeof(args[0]));
+	memcpy(c.args, args, sizeof(c.args));
 	rc = p->ops->command(p, &c);
 	if (rc)
 		return rc;

@@ -65,5 +65,8 @@ int port_read_state(struct port *p, struct vp_port_state *s, struct vp_err *e);
 /* One command with up to 4 arguments. Returns -errno, or the answer's VHP_ST_* (>= 0). value may be NULL. */
 int port_command(struct port *p, uint32_t opcode, const uint64_t args[4], unsigned int timeout_ms,
 		 uint64_t value[6]);
+/* The same with all arguments that there can be. */
+int port_command_all(struct port *p, uint32_t opcode, const uint64_t args[VHP_CMD_NARGS], unsigned int timeout_ms,
+		     uint64_t value[6]);
 
 #endif

@@ -22,6 +22,12 @@ static const struct name net_names[] = {
 	{ 62, "STANDBY" }, { 63, "SPEED_DUPLEX" },
 };
 
+static const struct name blk_names[] = {
+	{ 1, "SIZE_MAX" }, { 2, "SEG_MAX" }, { 4, "GEOMETRY" }, { 5, "RO" }, { 6, "BLK_SIZE" }, { 9, "FLUSH" },
+	{ 10, "TOPOLOGY" }, { 11, "CONFIG_WCE" }, { 12, "MQ" }, { 13, "DISCARD" }, { 14, "WRITE_ZEROES" },
+	{ 16, "SECURE_ERASE" }, { 17, "ZONED" },
+};
+
 static const struct name common_names[] = {
 	{ 24, "NOTIFY_ON_EMPTY" }, { 27, "ANY_LAYOUT" }, { 28, "INDIRECT_DESC" }, { 29, "EVENT_IDX" },
 	{ 32, "VERSION_1" }, { 33, "ACCESS_PLATFORM" }, { 34, "RING_PACKED" }, { 35, "IN_ORDER" },
@@ -51,6 +57,8 @@ const char *features_names(const uint64_t f[2], uint32_t device_type, char *buf,
 		name = find(common_names, VP_ARRAY_SIZE(common_names), bit);
 		if (!name && device_type == VIRTIO_ID_NET)
 			name = find(net_names, VP_ARRAY_SIZE(net_names), bit);
+		if (!name && device_type == VIRTIO_ID_BLOCK)
+			name = find(blk_names, VP_ARRAY_SIZE(blk_names), bit);
 		n = name ? snprintf(buf + at, len - at, "%s%s", at ? " " : "", name) :
 			   snprintf(buf + at, len - at, "%sbit%u", at ? " " : "", bit);
 		if (n < 0)

@@ -32,6 +32,9 @@
 			 VP_BIT(VIRTIO_NET_F_STANDBY) | VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX) | \
 			 VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VP_F_RING_RESET))
 
+/* The same for any device. */
+#define VP_ANY_NEUTRAL	(VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VP_F_RING_RESET))
+
 VP_INLINE bool vp_has(const uint64_t f[2], unsigned int bit)
 {
 	return f[bit / 64] >> (bit % 64) & 1;

@@ -13,7 +13,6 @@
  * and nothing else. A fault checks `revoked` and inserts under map->sem (read); revocation sets it
  * under map->sem (write) and zaps afterwards, so no entry can be inserted after the zap.
  */
-#include <linux/anon_inodes.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/mman.h>
@@ -71,6 +70,7 @@ struct vp_map *vp_map_new(const struct vp_backing *back, bool readonly)
 	map->back = *back;
 	map->readonly = readonly;
 	map->inode = inode;
+	i_size_write(inode, back->size);
 	return map;
 }
 
@@ -261,8 +261,17 @@ static unsigned long vp_window_area(struct file *file, unsigned long addr, unsig
 	return vp_get_unmapped_area(file, addr, len, pgoff, flags);
 }
 
+/* Back-ends look for the end of a region's file before they map it: it is the window's. */
+static loff_t vp_window_llseek(struct file *file, loff_t off, int whence)
+{
+	struct vp_map *map = file->private_data;
+
+	return fixed_size_llseek(file, off, whence, map->back.size);
+}
+
 static const struct file_operations vp_window_fops = {
 	.owner = THIS_MODULE,
+	.llseek = vp_window_llseek,
 	.mmap = vp_window_mmap,
 	.get_unmapped_area = vp_window_area,
 	.release = vp_window_release,
@@ -275,15 +284,19 @@ static int vp_window_fd(struct vp_map *map)
 
 	if (fd < 0)
 		return fd;
-	kref_get(&map->kref);
-	file = anon_inode_getfile("[vhost-pci-window]", &vp_window_fops, map, O_RDWR);
+	/*
+	 * On the map's own inode: fstat() tells the window's size, and faults and unmap_mapping_range meet in its
+	 * address_space. Our operations are the file's, so that it holds the module.
+	 */
+	ihold(map->inode);
+	file = alloc_file_pseudo(map->inode, vp_mnt, "[vhost-pci-window]", O_RDWR, &vp_window_fops);
 	if (IS_ERR(file)) {
-		vp_map_put(map);
+		iput(map->inode);
 		put_unused_fd(fd);
 		return PTR_ERR(file);
 	}
-	/* Faults and unmap_mapping_range must meet in this map's address_space. */
-	file->f_mapping = map->inode->i_mapping;
+	kref_get(&map->kref);
+	file->private_data = map;
 	fd_install(fd, file);
 	return fd;
 }

@@ -91,6 +91,7 @@ struct vhp_abi_header {
 #define VHP_REASON_PROTOCOL	10u	/* the driver VM's front-end broke the protocol */
 #define VHP_REASON_DAEMON	11u	/* the daemon is going away or restarting */
 #define VHP_REASON_LIMIT	12u	/* too many regions, windows or queues for this ABI */
+#define VHP_REASON_PROFILE	13u	/* what the back-end has is not known yet, or does not fit */
 
 /* state.mode */
 #define VHP_MODE_NONE		0u
@@ -160,6 +161,7 @@ struct vhp_abi_region {
 #define VHP_ST_STALE		7u	/* names a run that is over; harmless */
 #define VHP_ST_POLICY		8u	/* policy refuses; state.link_reason says more */
 #define VHP_ST_LIMIT		9u	/* too many outstanding or too often */
+#define VHP_ST_PROFILE		10u	/* the data path does not fit the link's profile, or has not said what it is */
 
 struct vhp_abi_answer {
 	__le32	seq;			/* 0x00 command that this answers; 0 = none yet */
@@ -188,11 +190,15 @@ struct vhp_abi_state {
 	__le64	features[2];		/* 0x0040 negotiated with the driver VM, 128 bits */
 	__le64	required_features[2];	/* 0x0050 what ATTACH must support */
 	__le64	offered_features[2];	/* 0x0060 what the driver VM is offered */
-	__u8	reserved0[0x90];	/* 0x0070 */
+	__le32	set_generation;		/* 0x0070 changes whenever the driver VM has written its config space */
+	__le32	set_offset;		/* 0x0074 the last write: these bytes of set_config[] */
+	__le32	set_size;		/* 0x0078 0 = it has written nothing */
+	__u8	reserved0[0x84];	/* 0x007c */
 	struct vhp_abi_answer answer;	/* 0x0100 */
 	__u8	reserved1[0xc0];	/* 0x0140 */
 	__u8	config[VHP_CONFIG_MAX];	/* 0x0200 */
-	__u8	reserved2[0xd00];	/* 0x0300 */
+	__u8	set_config[VHP_CONFIG_MAX]; /* 0x0300 */
+	__u8	reserved2[0xc00];	/* 0x0400 */
 	struct vhp_abi_queue queues[VHP_MAX_QUEUES];	/* 0x1000 */
 	__u8	reserved3[0x5000];	/* 0x3000 */
 	struct vhp_abi_window windows[VHP_MAX_WINDOWS];	/* 0x8000 */
@@ -210,6 +216,8 @@ struct vhp_abi_state {
 #define VHP_CMD_SYNC		4u
 #define VHP_CMD_MAP		5u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
 #define VHP_CMD_UNMAP		6u	/* reserved for grant mode: VHP_ST_UNKNOWN today */
+#define VHP_CMD_CONFIG		7u	/* a part of the data path's config space, before BACKEND */
+#define VHP_CMD_BACKEND		8u	/* what the data path is */
 
 /* VHP_CMD_ATTACH: args[] */
 #define VHP_ATTACH_ABI		0u	/* the guest's VHP_ABI_VERSION */
@@ -230,6 +238,19 @@ struct vhp_abi_state {
 #define VHP_SYNC_REGIONS	0u
 
 #define VHP_CMD_NARGS		15u
+
+/* VHP_CMD_CONFIG: args[]. The bytes at offset, little-endian in the words from VHP_CONFIG_DATA on. */
+#define VHP_CONFIG_OFFSET	0u
+#define VHP_CONFIG_SIZE		1u
+#define VHP_CONFIG_DATA		2u
+#define VHP_CONFIG_PART		((VHP_CMD_NARGS - VHP_CONFIG_DATA) * 8u)	/* bytes that one command carries */
+
+/* VHP_CMD_BACKEND: args[] */
+#define VHP_BACKEND_FEATURES0	0u	/* of the data path, as for ATTACH */
+#define VHP_BACKEND_FEATURES1	1u
+#define VHP_BACKEND_TYPE	2u	/* virtio ID that it serves; 0 = any */
+#define VHP_BACKEND_QUEUES	3u	/* virtqueues that it has; 0 = it does not say */
+#define VHP_BACKEND_CONFIG	4u	/* bytes of config space told by CONFIG before; 0 = it has none */
 
 /* Written in this order: args, opcode, (release) seq, then signal 0. */
 struct vhp_abi_command {
@@ -348,8 +369,10 @@ VHP_AT(vhp_abi_state, regions_generation, 0x003c);
 VHP_AT(vhp_abi_state, features, 0x0040);
 VHP_AT(vhp_abi_state, required_features, 0x0050);
 VHP_AT(vhp_abi_state, offered_features, 0x0060);
+VHP_AT(vhp_abi_state, set_generation, 0x0070);
 VHP_AT(vhp_abi_state, answer, 0x0100);
 VHP_AT(vhp_abi_state, config, 0x0200);
+VHP_AT(vhp_abi_state, set_config, 0x0300);
 VHP_AT(vhp_abi_state, queues, 0x1000);
 VHP_AT(vhp_abi_state, windows, 0x8000);
 VHP_AT(vhp_abi_state, regions, 0xc000);

@@ -108,6 +108,11 @@ VP_INLINE void vp_st64(vp_gptr g, size_t off, uint64_t v)
 }
 
 /* Release: everything written before it is visible before it. Pairs with the peer's acquire. */
+VP_INLINE void vp_st8_release(vp_gptr g, size_t off, uint8_t v)
+{
+	__atomic_store_n(VP_GPTR_AT(uint8_t, g, off), v, __ATOMIC_RELEASE);
+}
+
 VP_INLINE void vp_st16_release(vp_gptr g, size_t off, uint16_t v)
 {
 	__atomic_store_n(VP_GPTR_AT(uint16_t, g, off), htole16(v), __ATOMIC_RELEASE);
@@ -145,6 +150,11 @@ VP_INLINE void vp_copy_out(vp_gptr dst, const void *src, size_t n)
 VP_INLINE void vp_copy_peer(vp_gptr dst, vp_gptr src, size_t n)
 {
 	memcpy((void *)dst.p, (const void *)src.p, n);
+}
+
+VP_INLINE void vp_zero(vp_gptr dst, size_t n)
+{
+	memset((void *)dst.p, 0, n);
 }
 
 VP_INLINE void vp_prefetch(vp_gptr g, size_t off)

@@ -66,6 +66,10 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
 	for (i = 0; i < VP_ARRAY_SIZE(o->answer_value); i++)
 		o->answer_value[i] = le64toh(p->answer.value[i]);
 	memcpy(o->config, p->config, sizeof(o->config));
+	o->set_generation = le32toh(p->set_generation);
+	o->set_offset = le32toh(p->set_offset);
+	o->set_size = le32toh(p->set_size);
+	memcpy(o->set_config, p->set_config, sizeof(o->set_config));
 	for (i = 0; i < VP_MIN(o->nqueues, VHP_MAX_QUEUES); i++) {
 		const struct vhp_abi_queue *q = &p->queues[i];
 
@@ -167,7 +171,7 @@ int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_er
 				 VHP_ABI_VER_MAJOR(out->abi_version), VHP_ABI_VER_MINOR(out->abi_version), VHP_ABI_MAJOR,
 				 VHP_ABI_MINOR);
 	else if (out->max_queues > VHP_MAX_QUEUES || out->nqueues > out->max_queues || out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
-	    out->config_size > VHP_CONFIG_MAX)
+	    out->config_size > VHP_CONFIG_MAX || out->set_size > VHP_CONFIG_MAX || out->set_offset > VHP_CONFIG_MAX - out->set_size)
 		ret = vp_err_set(e, -EPROTO, "state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are beyond the limits",
 				 out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
 	else
@@ -216,6 +220,7 @@ const char *vp_port_reason_str(uint32_t reason)
 		[VHP_REASON_PROTOCOL] = "the driver VM's front-end broke the protocol",
 		[VHP_REASON_DAEMON] = "the daemon is going away",
 		[VHP_REASON_LIMIT] = "more regions, windows or queues than the ABI carries",
+		[VHP_REASON_PROFILE] = "what the back-end has is not known, or does not fit the link's profile",
 	};
 
 	static __thread char number[24];
@@ -241,6 +246,7 @@ const char *vp_port_status_str(uint32_t status)
 		[VHP_ST_DEVICE_TYPE] = "the link serves another device type",
 		[VHP_ST_NOT_ATTACHED] = "not attached", [VHP_ST_STALE] = "names a run that is over",
 		[VHP_ST_POLICY] = "refused by policy", [VHP_ST_LIMIT] = "too many or too often",
+		[VHP_ST_PROFILE] = "does not fit the link's profile",
 	};
 
 	return status < VP_ARRAY_SIZE(str) ? str[status] : "unknown";

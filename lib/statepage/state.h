@@ -38,11 +38,12 @@ struct vp_port_state {
 	uint32_t link_status, link_reason, mode, device_type, max_queues;
 	uint32_t nqueues, nregions, nwindows;
 	uint32_t config_size, config_generation, regions_generation;
+	uint32_t set_generation, set_offset, set_size; /* what the driver VM wrote last into its config space */
 	uint64_t link_epoch;
 	uint64_t features[2], required_features[2], offered_features[2];
 	uint32_t answer_seq, answer_opcode, answer_status;
 	uint64_t answer_value[6];
-	uint8_t  config[VHP_CONFIG_MAX];
+	uint8_t  config[VHP_CONFIG_MAX], set_config[VHP_CONFIG_MAX];
 	struct vp_port_queue  queues[VHP_MAX_QUEUES];
 	struct vp_port_window windows[VHP_MAX_WINDOWS];
 	struct vp_port_region regions[VHP_MAX_REGIONS];

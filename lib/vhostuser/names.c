@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
@@ -66,6 +67,22 @@ static const char *const net_names[64] = {
 	[VIRTIO_NET_F_SPEED_DUPLEX]        = "SPEED_DUPLEX",
 };
 
+static const char *const blk_names[64] = {
+	[VIRTIO_BLK_F_SIZE_MAX]     = "SIZE_MAX",
+	[VIRTIO_BLK_F_SEG_MAX]      = "SEG_MAX",
+	[VIRTIO_BLK_F_GEOMETRY]     = "GEOMETRY",
+	[VIRTIO_BLK_F_RO]           = "RO",
+	[VIRTIO_BLK_F_BLK_SIZE]     = "BLK_SIZE",
+	[VIRTIO_BLK_F_FLUSH]        = "FLUSH",
+	[VIRTIO_BLK_F_TOPOLOGY]     = "TOPOLOGY",
+	[VIRTIO_BLK_F_CONFIG_WCE]   = "CONFIG_WCE",
+	[VIRTIO_BLK_F_MQ]           = "MQ",
+	[VIRTIO_BLK_F_DISCARD]      = "DISCARD",
+	[VIRTIO_BLK_F_WRITE_ZEROES] = "WRITE_ZEROES",
+	[16]                        = "SECURE_ERASE",
+	[17]                        = "ZONED",
+};
+
 static const char *const pf_names[VU_PF_COUNT] = {
 	[VU_PF_MQ]                      = "MQ",
 	[VU_PF_LOG_SHMFD]               = "LOG_SHMFD",
@@ -98,6 +115,8 @@ const char *vu_feature_name(unsigned int dev, unsigned int bit)
 		return NULL;
 	if (dev == VIRTIO_ID_NET && net_names[bit])
 		return net_names[bit];
+	if (dev == VIRTIO_ID_BLOCK && blk_names[bit])
+		return blk_names[bit];
 	return common_names[bit];
 }
 

@@ -72,33 +72,46 @@ static void put_desc(struct vp_drvq *q, uint16_t at, const struct vp_drvq_buf *b
 	vp_st64(q->desc, 16 * (size_t)at + 8, b->len | (uint64_t)flags << 32 | (uint64_t)next << 48);
 }
 
-/* The second descriptor of a chain whose first is in the ring already, as yet unpublished. */
-static void add_second_split(struct vp_drvq *q, uint16_t head, const struct vp_drvq_buf *b)
+static uint16_t write_flag(const struct vp_drvq_buf *b)
 {
-	uint16_t second = id_take(q);
-
-	put_desc(q, second, &b[1], b[1].write ? VRING_DESC_F_WRITE : 0, 0);
-	put_desc(q, head, &b[0], (uint16_t)((b[0].write ? VRING_DESC_F_WRITE : 0) | VRING_DESC_F_NEXT), second);
-	q->id[head].next_desc = second;
+	return b->write ? VRING_DESC_F_WRITE : 0;
 }
 
-static void add_second_packed(struct vp_drvq *q, uint16_t id, const struct vp_drvq_buf *b, uint16_t first, bool first_wrap)
+/* The rest of a chain whose first descriptor is in the ring already, as yet unpublished. */
+static void add_rest_split(struct vp_drvq *q, uint16_t head, const struct vp_drvq_buf *b, unsigned n)
 {
-	uint64_t flags = (first_wrap ? F_AVAIL : F_USED) | (b[0].write ? VRING_DESC_F_WRITE : 0) | VRING_DESC_F_NEXT;
+	uint16_t at = head, next;
+	unsigned i;
+
+	for (i = 0; i + 1 < n; i++, at = next) {
+		next = id_take(q);
+		put_desc(q, at, &b[i], write_flag(&b[i]) | VRING_DESC_F_NEXT, next);
+		q->id[at].next_desc = next;
+	}
+	put_desc(q, at, &b[i], write_flag(&b[i]), 0);
+}
+
+static void add_rest_packed(struct vp_drvq *q, uint16_t id, const struct vp_drvq_buf *b, unsigned n, uint16_t first,
+			    bool first_wrap)
+{
+	uint64_t flags = (first_wrap ? F_AVAIL : F_USED) | write_flag(&b[0]) | VRING_DESC_F_NEXT;
 	uint64_t word = b[0].len | (uint64_t)id << 32 | flags << 48;
+	unsigned i;
 
 	if (q->head_slot == first)
 		q->head_word = word;
 	else
 		vp_st64(q->desc, 16 * (size_t)first + 8, word);
-	flags = (q->avail_wrap ? F_AVAIL : F_USED) | (b[1].write ? VRING_DESC_F_WRITE : 0);
-	vp_st64(q->desc, 16 * (size_t)q->avail, b[1].addr);
-	vp_st64(q->desc, 16 * (size_t)q->avail + 8, b[1].len | (uint64_t)id << 32 | flags << 48);
-	if (++q->avail == q->size) {
-		q->avail = 0;
-		q->avail_wrap = !q->avail_wrap;
+	for (i = 1; i < n; i++) {
+		flags = (q->avail_wrap ? F_AVAIL : F_USED) | write_flag(&b[i]) | (i + 1 < n ? VRING_DESC_F_NEXT : 0);
+		vp_st64(q->desc, 16 * (size_t)q->avail, b[i].addr);
+		vp_st64(q->desc, 16 * (size_t)q->avail + 8, b[i].len | (uint64_t)id << 32 | flags << 48);
+		if (++q->avail == q->size) {
+			q->avail = 0;
+			q->avail_wrap = !q->avail_wrap;
+		}
+		q->added++;
 	}
-	q->added++;
 }
 
 int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
@@ -112,12 +125,13 @@ int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n)
 	if (n == 1)
 		return id;
 	if (q->packed)
-		add_second_packed(q, id, b, first, first_wrap);
+		add_rest_packed(q, id, b, n, first, first_wrap);
 	else
-		add_second_split(q, id, b);
-	q->num_free--;
-	q->id[id].ndesc = 2;
-	q->id[id].in_len += b[1].write ? b[1].len : 0;
+		add_rest_split(q, id, b, n);
+	q->num_free = (uint16_t)(q->num_free - (n - 1));
+	q->id[id].ndesc = (uint16_t)n;
+	for (unsigned i = 1; i < n; i++)
+		q->id[id].in_len += b[i].write ? b[i].len : 0;
 	return id;
 }
 
@@ -176,8 +190,14 @@ static void retire(struct vp_drvq *q, uint16_t id)
 	q->outstanding--;
 	if (q->in_order)
 		q->oldest = s->next;
-	if (!q->packed && s->ndesc == 2)
-		id_give(q, s->next_desc);
+	if (!q->packed) {
+		uint16_t at = id;
+
+		for (unsigned n = s->ndesc; n > 1; n--) {
+			at = q->id[at].next_desc;
+			id_give(q, at);
+		}
+	}
 	s->ndesc = 0;
 	id_give(q, id);
 }

@@ -20,7 +20,7 @@
 /* A buffer id's private state; chains of an id are ndesc descriptors. */
 struct vp_drvq_id {
 	uint32_t in_len;     /* bytes offered for writing */
-	uint16_t next_desc;  /* split: the chain's second descriptor */
+	uint16_t next_desc;  /* split: the descriptor behind this one in its chain */
 	uint16_t ndesc;      /* 0 = not outstanding */
 	uint16_t next;       /* free list, or the one added after it (IN_ORDER) */
 	uint16_t tag;        /* the owner's, for whatever it is that it keeps beside the chain */
@@ -55,7 +55,7 @@ struct vp_drvq_buf {
 	bool     write; /* the device may write it; behind all others */
 };
 
-#define VP_DRVQ_MAX_BUFS 2
+#define VP_DRVQ_MAX_BUFS 32
 
 /* Bytes of ring memory for a queue, and where the areas start in it (offsets; the memory is 64-byte aligned). */
 uint64_t vp_drvq_layout(uint16_t size, bool packed, uint64_t *driver, uint64_t *device);
@@ -68,7 +68,8 @@ int vp_drvq_init(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr me
 void vp_drvq_fini(struct vp_drvq *q);
 
 /*
- * Add one chain of n (1 or 2) buffers; its id, or -ENOSPC. Invisible to the device until vp_drvq_publish().
+ * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers; its id, or -ENOSPC. Invisible to the device until
+ * vp_drvq_publish().
  */
 int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n);
 void vp_drvq_publish(struct vp_drvq *q);

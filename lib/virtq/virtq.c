@@ -16,8 +16,14 @@ static const char *const broken_str[VP_VQ_BROKEN_MAX] = {
 	[VP_VQ_BAD_RING]     = "ring area is not in one contiguous memory region",
 	[VP_VQ_LOST_MEMORY]  = "the memory's backing file was truncated",
 	[VP_VQ_BAD_CALL]     = "the call notifier does not take notifications",
+	[VP_VQ_LOST_REQUESTS] = "its back-end has gone with requests that it had not answered",
 	[VP_VQ_BAD_BUFFER]   = "buffer of the wrong direction for this queue",
 };
+
+bool vp_vq_unfinished(const struct vp_virtq *vq)
+{
+	return vq->packed || vp_ld16(vq->driver, 2) != vp_ld16(vq->device, 2);
+}
 
 const char *vp_vq_broken_str(enum vp_vq_broken why)
 {

@@ -87,6 +87,7 @@ enum vp_vq_broken {
 	VP_VQ_LOST_MEMORY,     /* the memory's file was truncated */
 	VP_VQ_BAD_CALL,        /* its call notifier does not take notifications */
 	VP_VQ_BAD_BUFFER,      /* a buffer of the wrong direction for this queue */
+	VP_VQ_LOST_REQUESTS,   /* a back-end took requests and was not heard of again */
 	VP_VQ_BROKEN_MAX
 };
 
@@ -149,6 +150,12 @@ int vp_vq_rebind(struct vp_virtq *vq, const struct vp_memtab *tab, struct vp_iom
 
 /* Where we are, encoded as VHOST_USER_GET_VRING_BASE answers it. */
 uint32_t vp_vq_base(const struct vp_virtq *vq);
+
+/*
+ * A ring that somebody else has served: has it taken, or could it have taken, chains that it has not given back? Packed rings
+ * do not tell: true.
+ */
+bool vp_vq_unfinished(const struct vp_virtq *vq);
 
 void vp_vq_break(struct vp_virtq *vq, enum vp_vq_broken why);
 const char *vp_vq_broken_str(enum vp_vq_broken why);

@@ -52,14 +52,14 @@ class Daemon:
         self.write(name + '.vm', {'VM': dict(TrustGroup=group, User=str(os.getuid()), **more)})
 
     def link(self, name, driver, device, mode='relay', endpoint='virtio-net', driver_keys=None, device_keys=None, net_keys=None,
-             **more):
+             profile_keys=None, **more):
         """A link; the sockets are NAME-driver.sock and NAME-device.sock (returned). @more goes into [Link]."""
         a, b = self.path(name + '-driver.sock'), self.path(name + '-device.sock')
         self.write(name + '.link', [
             ('Link', dict(Mode=mode, **more)),
             ('Driver', dict(VM=driver, Socket=a, **(driver_keys or {}))),
             ('Device', dict(VM=device, Endpoint=endpoint, Socket=b, **(device_keys or {})))] +
-            ([('Net', net_keys)] if net_keys else []))
+            ([('Net', net_keys)] if net_keys else []) + ([('Profile', profile_keys)] if profile_keys else []))
         return a, b
 
     def start(self, timeout=10):

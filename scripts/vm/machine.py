@@ -222,15 +222,32 @@ class Net:
         return ['-chardev', char, '-netdev', 'vhost-user,id=%s,chardev=c%s,queues=%d' % (id, id, self.queues), '-device', dev]
 
 
+class UserDevice:
+    """A virtio device of any other kind whose back-end is behind a vhost-user socket: @model of QEMU, such as
+    vhost-user-blk-pci, with the properties @props. Goes where Net goes."""
+
+    def __init__(self, sock, model, props='', id='vu0', reconnect=0):
+        self.sock, self.model, self.props, self.id, self.reconnect = sock, model, props, id, reconnect
+
+    def args(self, vm, i):
+        char = 'socket,id=c%s,path=%s%s' % (self.id, self.sock, vm.qemu.reconnect(self.reconnect))
+        dev = '%s,chardev=c%s,id=%s' % (self.model, self.id, self.id)
+        # As with Net.
+        if vm.accel == 'tcg' and vm.qemu.version < (8, 0):
+            dev += ',vectors=0'
+        return ['-chardev', char, '-device', dev + (',' + self.props if self.props else '')]
+
+
 class Port:
     """A vhost-pci port: the stock device through which a device VM reaches a link. Goes where Net goes.
 
-    @attachment 'ivshmem' or 'shmem', @pairs queue pairs of the link, @slots root ports for windows (ivshmem),
+    @attachment 'ivshmem' or 'shmem', @pairs queue pairs of the link (or @queues of one that is not a network device's), @slots root ports for windows (ivshmem),
     @reserve their prefetchable memory: at least the driver VM's size. Ports of one VM need different ids.
     """
 
-    def __init__(self, sock, attachment, pairs=1, id='port0', slots=2, reserve='512M'):
-        self.sock, self.attachment, self.pairs, self.id = sock, attachment, pairs, id
+    def __init__(self, sock, attachment, pairs=1, id='port0', slots=2, reserve='512M', queues=None):
+        self.sock, self.attachment, self.id = sock, attachment, id
+        self.queues = 2 * pairs if queues is None else queues
         self.slots, self.reserve = slots, reserve
 
     def bus(self):
@@ -249,7 +266,7 @@ class Port:
         return keys
 
     def args(self, vm, i):
-        nsig = 1 + 2 * self.pairs
+        nsig = 1 + self.queues
         out = ['-chardev', 'socket,id=c%s,path=%s' % (self.id, self.sock)]
         if self.attachment == 'shmem':
             return out + ['-device', 'vhost-user-test-device-pci,id=%s,chardev=c%s,virtio-id=22,num_vqs=%d,config_size=16' %

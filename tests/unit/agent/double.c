@@ -81,6 +81,8 @@ static int f_command(struct port *p, struct vhp_ioc_command *c)
 			fake_begin(f)->flags = htole32(VHP_STATE_ATTACHED);
 			fake_end(f);
 		}
+	} else if (c->opcode == VHP_CMD_BACKEND) {
+		c->status = f->backend_status;
 	} else if (c->opcode == VHP_CMD_DETACH) {
 		fake_begin(f)->flags = 0;
 		fake_end(f);
@@ -335,6 +337,39 @@ static int d_handle(struct datapath *d, const struct pollfd *p, unsigned int n, 
 		return 0;
 	FD(d)->lost = FD(d)->ready = false;
 	return vp_err_set(e, -ECONNRESET, "told to vanish");
+}
+
+static int d_describe(struct datapath *d, uint32_t type, uint32_t config_size, struct dp_desc *out, struct vp_err *e)
+{
+	*out = FD(d)->desc;
+	out->config_size = VP_MIN(out->config_size, config_size);
+	FD(d)->describes++;
+	return 0;
+}
+
+static bool d_changed(struct datapath *d)
+{
+	bool changed = FD(d)->changed;
+
+	FD(d)->changed = false;
+	return changed;
+}
+
+static int d_set_config(struct datapath *d, uint32_t off, uint32_t len, const uint8_t *data, struct vp_err *e)
+{
+	FD(d)->sets++;
+	FD(d)->set_off = off;
+	FD(d)->set_len = len;
+	FD(d)->set_byte = data[0];
+	return 0;
+}
+
+void fake_dp_any(struct fake_dp *d)
+{
+	d->ops.device_type = 0;
+	d->ops.describe = d_describe;
+	d->ops.changed = d_changed;
+	d->ops.set_config = d_set_config;
 }
 
 void fake_dp_init(struct fake_dp *d)

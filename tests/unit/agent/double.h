@@ -22,7 +22,7 @@
 
 struct sent {
 	uint32_t opcode;
-	uint64_t args[4];
+	uint64_t args[VHP_CMD_NARGS];
 };
 
 struct fake_port {
@@ -33,6 +33,7 @@ struct fake_port {
 	struct sent sent[256];
 	unsigned int nsent;
 	uint32_t attach_status;		/* what ATTACH is answered */
+	uint32_t backend_status;	/* what BACKEND is answered */
 	int command_rc;			/* -errno for all commands, 0 = answer */
 	bool mute_stop;			/* QUEUE_STOPPED is answered but the queue stays as it is */
 	unsigned int windows_given;
@@ -69,8 +70,15 @@ struct fake_dp {
 	unsigned int starts, stops, mems, resets, configs;
 	uint64_t broken[2];			/* reported by the next handle */
 	bool lost;				/* the next handle says so */
+	struct dp_desc desc;			/* what it says that it is, once describe is in ops */
+	bool changed;
+	unsigned int describes, sets;
+	uint32_t set_off, set_len;
+	uint8_t set_byte;
 };
 
 void fake_dp_init(struct fake_dp *d);
+/* It serves any device, and describes itself as d->desc. */
+void fake_dp_any(struct fake_dp *d);
 
 #endif

@@ -503,6 +503,100 @@ static void test_more_queues_than_the_data_path(void **state)
 	assert_true(d.running[0] && d.running[1] && !d.running[2] && !d.running[3]);
 }
 
+/* ---- devices other than net: what the back-end is goes to the daemon first ---- */
+
+static void disk(void)
+{
+	struct vhp_abi_state *s = fake_begin(&f);
+
+	s->device_type = htole32(2);
+	s->config_size = htole32(120);
+	fake_end(&f);
+	fake_dp_any(&d);
+	d.desc = (struct dp_desc){ .features = { F_V1 | BIT(9) }, .queues = 1, .config_size = 120 };
+	for (unsigned int i = 0; i < 120; i++)
+		d.desc.config[i] = (uint8_t)(i + 1);
+}
+
+static void test_back_end_is_described_before_attach(void **state)
+{
+	struct sent c;
+
+	disk();
+	go();
+	/* 104 bytes and the rest, what it is, and only then. */
+	assert_int_equal(fake_count(&f, VHP_CMD_CONFIG, &c), 2);
+	assert_int_equal(c.args[VHP_CONFIG_OFFSET], 104);
+	assert_int_equal(c.args[VHP_CONFIG_SIZE], 16);
+	assert_memory_equal(&c.args[VHP_CONFIG_DATA], d.desc.config + 104, 16);
+	assert_int_equal(fake_count(&f, VHP_CMD_BACKEND, &c), 1);
+	assert_true(c.args[VHP_BACKEND_FEATURES0] == (F_V1 | BIT(9)));
+	assert_int_equal(c.args[VHP_BACKEND_QUEUES], 1);
+	assert_int_equal(c.args[VHP_BACKEND_CONFIG], 120);
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 1);
+	assert_int_equal(f.sent[f.nsent - 1].opcode, VHP_CMD_ATTACH);
+	/* Its config space changes; it goes, and another one comes. */
+	d.changed = true;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_BACKEND, NULL), 2);
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 1);
+	d.lost = true;
+	agent_handle(a, NULL, 0);
+	d.ready = true;
+	a->attach_ms = 0;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_BACKEND, NULL), 3);
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 2);
+}
+
+static void test_refused_back_end_does_not_attach(void **state)
+{
+	disk();
+	f.backend_status = VHP_ST_PROFILE;
+	go();
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_BACKEND, NULL), 1); /* and not all the time */
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 0);
+	assert_true(agent_timeout(a) > 0);
+	a->describe_ms = 0;
+	f.backend_status = VHP_ST_OK;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 1);
+}
+
+static void test_net_is_not_described(void **state)
+{
+	fake_dp_any(&d);
+	up(2);
+	assert_int_equal(fake_count(&f, VHP_CMD_BACKEND, NULL), 0);
+}
+
+static void test_what_the_driver_writes_reaches_each_back_end(void **state)
+{
+	struct vhp_abi_state *s;
+
+	disk();
+	go();
+	assert_int_equal(d.sets, 0);
+	s = fake_begin(&f);
+	s->set_generation = htole32(1);
+	s->set_offset = htole32(32);
+	s->set_size = htole32(1);
+	s->set_config[32] = 0x5a;
+	fake_end(&f);
+	go();
+	go();
+	assert_int_equal(d.sets, 1);
+	assert_true(d.set_off == 32 && d.set_len == 1 && d.set_byte == 0x5a);
+	d.lost = true;
+	agent_handle(a, NULL, 0);
+	d.ready = true;
+	a->attach_ms = 0;
+	go();
+	go();
+	assert_int_equal(d.sets, 2);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 
 int main(void)
@@ -514,7 +608,8 @@ int main(void)
 		T(ring_memory_removed), T(window_comes_late), T(required_features), T(other_device_type),
 		T(daemon_silent), T(cut), T(module_detached), T(data_path_dies), T(data_path_dies_in_a_call),
 		T(start_fails), T(index_unknown), T(invalid_page), T(torn_page_changes_nothing), T(orderly_end),
-		T(more_queues_than_the_data_path),
+		T(more_queues_than_the_data_path), T(back_end_is_described_before_attach), T(refused_back_end_does_not_attach),
+		T(net_is_not_described), T(what_the_driver_writes_reaches_each_back_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

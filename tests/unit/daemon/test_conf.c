@@ -68,7 +68,7 @@ static void test_line_errors(void **state)
 		{ "[Link]\nQueues=99999999999999999999999\n", 1, "is not a number" },
 		{ "[Link]\nQueues\n", 1, "x.link:2: neither" },
 		{ "[Link\n", 1, "x.link:1: neither" },
-		{ "[Link]\nDeviceType=blk\n", 1, "DeviceType=blk is not served by this build; use net" },
+		{ "[Link]\nDeviceType=floppy\n", 1, "DeviceType=floppy is not a device type; use net" },
 		{ "[Net]\nMTU=67\n", 1, "MTU=67 is not a number from 68" },
 		{ "[Net]\nDriverMAC=52:54:00:12:34\n", 1, "is not a MAC address" },
 		{ "[Net]\nDriverMAC=53:54:00:12:34:56\n", 1, "is a group address" },

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The account of open requests that a front-end keeps for its back-ends (vhost-user, "Inflight I/O tracking").
+ *
+ * Threat model: copy/inflight.h. The memory is a sealed file of ours when we made it, and any file when the front-end
+ * brings one: mapped like guest memory, a truncated one reads as zeroes.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_config.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "front/vdev_priv.h"
+
+static struct vp_vdev *vdev_of(void *ctx)
+{
+	return ((struct vp_vdev_slot *)ctx)->v;
+}
+
+int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e)
+{
+	struct vp_vdev *v = vdev_of(ctx);
+	uint64_t size = io->num_queues * vp_inflight_bytes(io->queue_size);
+
+	vp_close(&v->inflight_fd);
+	/* seccomp control: memfd_create ftruncate fcntl */
+	v->inflight_fd = memfd_create("vhost-pci inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (v->inflight_fd < 0 || ftruncate(v->inflight_fd, (off_t)size) < 0 ||
+	    fcntl(v->inflight_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		return vp_err_set(e, -errno, "no in-flight area of %llu bytes: %s", (unsigned long long)size, strerror(errno));
+	io->mmap_size = size;
+	io->mmap_offset = 0;
+	*fd = v->inflight_fd;
+	return 0;
+}
+
+int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e)
+{
+	struct vp_vdev *v = vdev_of(ctx);
+	struct vp_map *map = NULL;
+	int r;
+
+	for (unsigned q = 0; q < v->n; q++)
+		if (v->ring[q].usable || v->ring[q].wait)
+			return vp_err_set(e, -EBUSY, "SET_INFLIGHT_FD while queue %u runs", q);
+	if (in->mmap_offset & 63)
+		return vp_err_set(e, -EINVAL, "an in-flight area at 0x%llx is not aligned to 64 bytes",
+				  (unsigned long long)in->mmap_offset);
+	if (in->mmap_size < in->num_queues * vp_inflight_bytes(in->queue_size))
+		return vp_err_set(e, -EINVAL, "an in-flight area of %llu bytes does not hold %u queues of %u entries",
+				  (unsigned long long)in->mmap_size, in->num_queues, in->queue_size);
+	r = vp_map_new(&map, *fd, in->mmap_offset, in->mmap_size, 0, e);
+	if (r)
+		return r;
+	vp_map_unref(v->inflight);
+	v->inflight = map;
+	v->inflight_queues = in->num_queues;
+	v->inflight_size = in->queue_size;
+	return 0;
+}
+
+int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	struct vp_vdev_ring *r = &v->ring[q];
+	struct vp_virtq *vq = &r->rq.vq;
+	vp_gptr mem;
+	int n;
+
+	r->n_open = 0;
+	r->inflight.on = false;
+	if (!v->inflight || q >= v->inflight_queues || vq->packed || vq->size > v->inflight_size)
+		return 0;
+	free(r->open_heads);
+	r->open_heads = calloc(vq->size, sizeof(*r->open_heads));
+	if (!r->open_heads)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	mem = vp_gptr_add(v->inflight->host, q * vp_inflight_bytes((uint16_t)v->inflight_size));
+	n = vp_inflight_open(&r->inflight, mem, vq->size, vq->used_idx, r->open_heads);
+	if (n < 0)
+		return vp_err_set(e, n, "its in-flight account is of another kind");
+	/* The ring goes on behind what is open, wherever the front-end thinks that it was. */
+	r->n_open = (unsigned)n;
+	if (n) {
+		vq->last_avail = (uint16_t)(vq->used_idx + n);
+		vq->avail_seen = vq->last_avail;
+	}
+	return 0;
+}
+
+void vp_vdev_inflight_free(struct vp_vdev *v)
+{
+	for (unsigned q = 0; q < v->n; q++)
+		free(v->ring[q].open_heads);
+	vp_close(&v->inflight_fd);
+	vp_map_unref(v->inflight);
+}

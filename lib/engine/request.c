@@ -1,0 +1,600 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The copy engine for requests: towards the device side, running, the ends. Security model: see request.h. */
+#include "engine/request_priv.h"
+
+#include <errno.h>
+#include <linux/virtio_config.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/blame.h"
+#include "base/cycles.h"
+#include "engine/packet.h"
+
+/* Pieces of requests that the device side has, beyond four for each. */
+#define SEGS 4096u
+
+/* ---- records ------------------------------------------------------------------ */
+
+static void list_add(struct vp_reqq *q, uint16_t i)
+{
+	struct vp_req *r = &q->req[i];
+
+	r->prev = q->last;
+	r->next = (uint16_t)q->n;
+	if (q->last != q->n)
+		q->req[q->last].next = i;
+	else
+		q->first = i;
+	q->last = i;
+	__atomic_store_n(&q->out, q->out + 1, __ATOMIC_RELAXED);
+}
+
+void vp_req_drop(struct vp_reqq *q, uint16_t i)
+{
+	struct vp_req *r = &q->req[i];
+
+	for (unsigned k = 0; k < r->nruns; k++)
+		vp_runs_give(&q->blocks, &r->run[k]);
+	if (r->segs.n)
+		vp_runs_give(&q->segs, &r->segs);
+	if (r->prev != q->n)
+		q->req[r->prev].next = r->next;
+	else
+		q->first = r->next;
+	if (r->next != q->n)
+		q->req[r->next].prev = r->prev;
+	else
+		q->last = r->prev;
+	r->state = VP_REQ_FREE;
+	r->next = q->free;
+	q->free = i;
+	__atomic_store_n(&q->out, q->out - 1, __ATOMIC_RELAXED);
+}
+
+/* Segments that continue each other become one; how many. */
+static unsigned merge(struct vp_bounce_seg *to, const struct vp_seg *sg, unsigned n)
+{
+	unsigned k = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (k && to[k - 1].addr + to[k - 1].len == sg[i].addr && to[k - 1].len <= UINT32_MAX - sg[i].len)
+			to[k - 1].len += sg[i].len;
+		else
+			to[k++] = (struct vp_bounce_seg){ sg[i].addr, sg[i].len };
+	}
+	return k;
+}
+
+static bool keep_segs(struct vp_reqq *q, struct vp_req *r, const struct vp_seg *sg, unsigned nout, unsigned nin)
+{
+	struct vp_bounce_seg *to = r->seg;
+
+	r->segs.n = 0;
+	if (nout + nin > VP_ARRAY_SIZE(r->seg)) {
+		if (vp_runs_take(&q->segs, nout + nin, &r->segs, 1) != 1)
+			return false;
+		to = &q->seg[r->segs.at];
+	}
+	r->nout = (uint16_t)merge(to, sg, nout);
+	r->nin = (uint16_t)merge(to + r->nout, sg + nout, nin);
+	return true;
+}
+
+/* ---- places in the pool ---------------------------------------------------------- */
+
+vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n, uint64_t *addr)
+{
+	uint64_t off;
+	unsigned k = 0;
+
+	while (at >= r->run[k].n * VP_REQ_BLOCK)
+		at -= r->run[k++].n * VP_REQ_BLOCK;
+	*n = VP_MIN(len, r->run[k].n * VP_REQ_BLOCK - at);
+	off = q->c.data.off + (uint64_t)r->run[k].at * VP_REQ_BLOCK + at;
+	*addr = q->c.pool_addr + off;
+	return vp_gptr_add(q->c.pool, off);
+}
+
+static unsigned add_bufs(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, bool write,
+			 struct vp_drvq_buf *b)
+{
+	unsigned k = 0;
+	uint64_t addr;
+	uint32_t n;
+
+	for (; len; at += n, len -= n) {
+		vp_req_piece(q, r, at, len, &n, &addr);
+		b[k++] = (struct vp_drvq_buf){ addr, n, write };
+	}
+	return k;
+}
+
+static void scrub(const struct vp_reqq *q, const struct vp_req *r)
+{
+	uint32_t at = vp_req_in_at(r), len = r->in_len, n;
+	uint64_t addr;
+
+	for (; len; at += n, len -= n) {
+		vp_gptr p = vp_req_piece(q, r, at, len, &n, &addr);
+
+		vp_zero(p, n);
+	}
+}
+
+/* Into the pool at `at` of the request. */
+static void copy_out(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, vp_gptr from, uint32_t len)
+{
+	uint64_t addr;
+	uint32_t n, done;
+
+	for (done = 0; done < len; done += n) {
+		vp_gptr to = vp_req_piece(q, r, at + done, len - done, &n, &addr);
+
+		vp_copy_peer(to, vp_gptr_add(from, done), n);
+	}
+}
+
+/* ---- to the device side ------------------------------------------------------------- */
+
+/* False: no room in the shadow ring. The pool holds what it is to read. */
+static bool submit(struct vp_reqq *q, uint16_t i)
+{
+	struct vp_drvq_buf b[2 * VP_REQ_RUNS];
+	struct vp_req *r = &q->req[i];
+	unsigned n = 0;
+	int id;
+
+	if (r->out_len)
+		n = add_bufs(q, r, 0, r->out_len, false, b);
+	if (r->in_len)
+		n += add_bufs(q, r, vp_req_in_at(r), r->in_len, true, b + n);
+	if (!n) {
+		/* A chain of nothing: no need to ask anybody. */
+		r->len = 0;
+		vp_req_pend(q, i);
+		q->again = true;
+		return true;
+	}
+	id = vp_drvq_add(&q->shadow, b, n);
+	if (id < 0)
+		return false;
+	vp_drvq_set_tag(&q->shadow, (uint16_t)id, i);
+	r->state = VP_REQ_AWAY;
+	return true;
+}
+
+/* Once more, from the driver's memory: what the last device side made of the pool is of no interest. 0, -EAGAIN, -EFAULT. */
+static int copy_again(struct vp_reqq *q, struct vp_req *r)
+{
+	const struct vp_bounce_seg *sg = vp_req_segs(q, r);
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint32_t at = 0;
+	uint64_t span;
+	vp_gptr host;
+
+	for (unsigned k = 0; k < r->nout; k++) {
+		for (uint64_t off = 0; off < sg[k].len; off += span) {
+			int ret = vp_xlate_piece(&vq->xl, sg[k].addr + off, sg[k].len - off, VP_READ, &host, &span);
+
+			if (ret)
+				return ret;
+			copy_out(q, r, at, host, (uint32_t)span);
+			at += (uint32_t)span;
+		}
+	}
+	if (!q->c.trust_len)
+		scrub(q, r);
+	return 0;
+}
+
+/* What waits for a device side, oldest first. How many; fewer than all when it has to stop. */
+static unsigned give_again(struct vp_reqq *q)
+{
+	uint64_t bytes = 0;
+	unsigned n = 0;
+
+	while (q->regive != q->n && n < VP_RELAY_BURST && bytes < VP_PKT_RUN_BYTES) {
+		struct vp_req *r = &q->req[q->regive];
+		int ret = copy_again(q, r);
+
+		if (ret == -EFAULT)
+			vp_vq_break(&q->c.rq->vq, VP_VQ_BAD_ADDR);
+		q->stalled = ret == -EAGAIN;
+		if (ret || !submit(q, q->regive))
+			break;
+		do
+			q->regive = q->req[q->regive].next;
+		while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS);
+		bytes += (uint64_t)r->out_len + r->in_len;
+		q->regiven++;
+		n++;
+	}
+	return n;
+}
+
+enum taken { TAKEN, NO_ROOM, NEVER };
+
+/* A chain becomes a request in the device side's hands. NO_ROOM, NEVER: nothing happened. */
+static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	const uint64_t bytes = vp_align_up((uint64_t)c->out_len, 64) + c->in_len;
+	const uint32_t blocks = (uint32_t)((bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK);
+	const uint16_t i = q->free;
+	struct vp_req *r;
+	uint32_t at = 0;
+
+	if (bytes > (uint64_t)q->blocks.n * VP_REQ_BLOCK) {
+		q->too_big = bytes;
+		return NEVER;
+	}
+	if (i == q->n)
+		return NO_ROOM;
+	r = &q->req[i];
+	r->nruns = 0;
+	if (blocks) {
+		r->nruns = (uint8_t)vp_runs_take(&q->blocks, blocks, r->run, VP_REQ_RUNS);
+		if (!r->nruns)
+			return NO_ROOM;
+	}
+	r->out_len = c->out_len;
+	r->in_len = c->in_len;
+	r->id = c->id;
+	r->slots = c->slots;
+	if (!keep_segs(q, r, sg, c->nout, c->nin))
+		goto undo;
+	for (unsigned k = 0; k < c->nout; k++) {
+		copy_out(q, r, at, sg[k].p, sg[k].len);
+		at += sg[k].len;
+	}
+	if (!q->c.trust_len)
+		scrub(q, r);
+	if (!submit(q, i))
+		goto undo;
+	q->free = r->next;
+	r->seq = q->seq++;
+	list_add(q, i);
+	return TAKEN;
+undo:
+	for (unsigned k = 0; k < r->nruns; k++)
+		vp_runs_give(&q->blocks, &r->run[k]);
+	if (r->segs.n)
+		vp_runs_give(&q->segs, &r->segs);
+	return NO_ROOM;
+}
+
+/* What an earlier daemon had taken: the ring's index is behind them already. */
+static unsigned recover(struct vp_reqq *q, struct vp_relay_scratch *s)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	unsigned n = 0;
+
+	vp_xlate_sync(&vq->xl);
+	while (q->next_head < q->n_heads && n < VP_RELAY_BURST) {
+		enum taken t;
+
+		vp_burst_clear(&s->src);
+		if (!vp_split_chain(vq, &s->src, q->heads[q->next_head])) {
+			q->stalled = vq->stalled;
+			break;
+		}
+		t = take(q, s->src.seg, &s->src.chain[0]);
+		if (t == NEVER)
+			vp_vq_break(vq, VP_VQ_TOO_LONG);
+		q->blocked |= t == NO_ROOM;
+		if (t != TAKEN)
+			break;
+		q->next_head++;
+		q->regiven++;
+		n++;
+	}
+	return n;
+}
+
+static unsigned hand_over(struct vp_reqq *q, struct vp_relay_scratch *s)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint64_t bytes = 0;
+	unsigned n, i;
+
+	q->blocked = false;
+	if (vp_unlikely(q->regive != q->n))
+		return give_again(q);
+	if (vp_unlikely(q->next_head < q->n_heads))
+		return recover(q, s);
+	if (!__atomic_load_n(&q->open, __ATOMIC_RELAXED))
+		return 0;
+	if (q->shadow.num_free < 2 || q->free == q->n) {
+		q->blocked = true;
+		return 0;
+	}
+	n = vp_vq_fetch(vq, &s->src, VP_RELAY_BURST);
+	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
+		const struct vp_chain *c = &s->src.chain[i];
+		enum taken t = take(q, &s->src.seg[c->seg], c);
+
+		if (t == NEVER)
+			vp_vq_break(vq, VP_VQ_TOO_LONG);
+		q->blocked = t == NO_ROOM;
+		if (t != TAKEN)
+			break;
+		vp_inflight_take(&q->c.inflight, c->id);
+		bytes += (uint64_t)c->out_len + c->in_len;
+	}
+	if (i)
+		vp_vq_advance(vq, &s->src, i);
+	return i;
+}
+
+/* ---- both ways ------------------------------------------------------------------------- */
+
+/* As in bounce.c. */
+static void kick(struct vp_reqq *q, struct vp_relay_scratch *s)
+{
+	const uint64_t one = 1;
+	ssize_t n;
+
+	if (vp_unlikely(vp_blame_held(q->kick_who))) {
+		q->shadow.broken = true;
+		return;
+	}
+	q->kicks++;
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	/* seccomp data: write */
+	n = write(q->kick_fd, &one, sizeof(one));
+	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
+	if (n < 0 && errno == EINTR)
+		vp_blame(q->kick_who);
+	if (n < 0 && errno != EAGAIN)
+		q->shadow.broken = true;
+}
+
+unsigned vp_reqq_run(struct vp_reqq *q, struct vp_relay_scratch *s)
+{
+	struct vp_relay_queue *rq = q->c.rq;
+	uint64_t start = vp_cycles();
+	unsigned back, gave, handed = 0, calls = 0;
+
+	if (vp_unlikely(!q->served || rq->vq.broken || q->shadow.broken))
+		return 0;
+	vp_xlate_sync(&rq->vq.xl);
+	back = vp_req_collect(q, VP_RELAY_BURST, &gave);
+	if (!rq->vq.broken && !q->shadow.broken)
+		handed = hand_over(q, s);
+	if (!back && !handed)
+		return 0;
+	if (handed)
+		vp_drvq_publish(&q->shadow);
+	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (handed && vp_drvq_need_kick_fenced(&q->shadow)) {
+		kick(q, s);
+		calls++;
+	}
+	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
+		vp_relay_call(rq, s);
+		calls++;
+	}
+	vp_bounce_stat(&rq->stats.calls, calls);
+	vp_bounce_stat(&rq->stats.bursts, 1);
+	vp_bounce_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	return back + handed;
+}
+
+bool vp_reqq_arm(struct vp_reqq *q)
+{
+	bool more = false;
+
+	if (!q->served || q->c.rq->vq.broken || q->shadow.broken)
+		return false;
+	if (!q->blocked && !q->stalled && !q->c.rq->vq.stalled) {
+		if (q->regive != q->n || q->next_head < q->n_heads)
+			return true;
+		if (__atomic_load_n(&q->open, __ATOMIC_RELAXED))
+			more = vp_vq_enable_kicks(&q->c.rq->vq);
+	}
+	if (!q->stalled)
+		more |= q->again;
+	return vp_drvq_enable_calls(&q->shadow) || more;
+}
+
+void vp_reqq_disarm(struct vp_reqq *q)
+{
+	vp_vq_disable_kicks(&q->c.rq->vq);
+	if (q->served && !q->shadow.broken)
+		vp_drvq_disable_calls(&q->shadow);
+}
+
+void vp_reqq_set_open(struct vp_reqq *q, bool open)
+{
+	__atomic_store_n(&q->open, open, __ATOMIC_RELAXED);
+}
+
+/* ---- who serves ------------------------------------------------------------------------ */
+
+uint32_t vp_reqq_base(const struct vp_reqq *q)
+{
+	return q->shadow.packed ? 0x80008000u : 0;
+}
+
+int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e)
+{
+	bool packed = features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint64_t driver, device;
+	int ret;
+
+	if (q->served)
+		return vp_err_set(e, -EBUSY, "it is served already");
+	vp_drvq_layout(q->size, packed, &driver, &device);
+	ret = vp_drvq_init(&q->shadow, q->size, features & ~VP_BIT(VIRTIO_F_IN_ORDER),
+			   vp_gptr_add(q->c.pool, q->c.ring.off));
+	if (ret)
+		return vp_err_set(e, ret, "shadow ring of %u: %s", q->size, ret == -ENOMEM ? "out of memory" : "invalid size");
+	q->desc_addr = q->c.pool_addr + q->c.ring.off;
+	q->avail_addr = q->desc_addr + driver;
+	q->used_addr = q->desc_addr + device;
+	q->kick_fd = kick_fd;
+	q->kick_who = kick_who;
+	q->served = true;
+	q->blocked = q->stalled = false;
+	q->regive = q->first;
+	while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS)
+		q->regive = q->req[q->regive].next;
+	vp_drvq_disable_calls(&q->shadow);
+	return 0;
+}
+
+bool vp_reqq_end(struct vp_reqq *q, bool reachable)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	unsigned n, gave, total = 0;
+
+	if (!q->served)
+		return false;
+	/* The last round may lie before an invalidation that has been acknowledged since. */
+	vp_xlate_sync(&vq->xl);
+	do {
+		n = reachable && !vq->broken ? vp_req_collect(q, VP_BURST, &gave) : 0;
+		total += n ? gave : 0;
+	} while (n);
+	vp_drvq_fini(&q->shadow);
+	q->served = false;
+	q->regive = (uint16_t)q->n;
+	/* What came back and could not be given yet is given by the next device side's run; it was done. */
+	for (uint16_t i = q->first, next; i != q->n; i = next) {
+		struct vp_req *r = &q->req[i];
+
+		next = r->next;
+		if (r->state != VP_REQ_AWAY)
+			continue;
+		r->state = VP_REQ_WAITS;
+		if (!q->c.once || !r->out_len || !reachable || vq->broken)
+			continue;
+		vp_req_fail(q, i);
+		total++;
+	}
+	return total && !vq->broken && vp_vq_need_call(vq);
+}
+
+/* ---- the end ----------------------------------------------------------------------------- */
+
+static void rewind_avail(struct vp_reqq *q)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	unsigned slots = 0, at;
+
+	if (!vq->packed) {
+		vq->last_avail = (uint16_t)(vq->last_avail - q->out);
+		vq->avail_seen = vq->last_avail; /* to be loaded, and checked, anew */
+		return;
+	}
+	for (uint16_t i = q->first; i != q->n; i = q->req[i].next)
+		slots += q->req[i].slots;
+	for (at = vq->last_avail; slots > at; at += vq->size)
+		vq->avail_wrap = !vq->avail_wrap;
+	vq->last_avail = (uint16_t)(at - slots);
+}
+
+bool vp_reqq_stop(struct vp_reqq *q, bool reachable, unsigned *failed)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	bool hole = q->first != q->n && q->req[q->first].seq != q->seq - q->out;
+
+	*failed = 0;
+	if (vq->broken || q->c.inflight.on || q->first == q->n)
+		return false;
+	if (!hole) {
+		rewind_avail(q);
+		goto out;
+	}
+	if (!reachable) {
+		vp_vq_break(vq, VP_VQ_BAD_RING);
+		return false;
+	}
+	while (q->first != q->n) {
+		vp_req_fail(q, q->first);
+		++*failed;
+	}
+out:
+	while (q->first != q->n)
+		vp_req_drop(q, q->first);
+	q->pend_tail = q->pend_head;
+	return *failed && vp_vq_need_call(vq);
+}
+
+/* ---- setting up ---------------------------------------------------------------------------- */
+
+static bool area_ok(const struct vp_bounce_area *a)
+{
+	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
+}
+
+/* Chains of the driver need not be shorter than in a ring of its own. */
+static uint16_t shadow_size(uint16_t size)
+{
+	uint16_t n = 2 * VP_REQ_RUNS;
+
+	while (n < size && n < VP_REQ_MAX)
+		n *= 2;
+	return n;
+}
+
+int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
+{
+	uint64_t driver, device;
+	struct vp_reqq *q;
+	uint32_t nsegs;
+	int ret;
+
+	if (!c->rq->vq.size)
+		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
+	q = calloc(1, sizeof(*q));
+	if (!q)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	q->c = *c;
+	q->size = shadow_size(c->rq->vq.size);
+	q->n = q->size;
+	q->mask = q->size - 1;
+	q->open = true;
+	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->data.size < VP_REQ_BLOCK ||
+	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device)) {
+		free(q);
+		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
+	}
+	/* Room for several chains of the longest kind, and four pieces of each of the rest. */
+	nsegs = SEGS + VP_BURST_DESCS + 4 * q->n;
+	ret = vp_runs_init(&q->blocks, (uint32_t)(c->data.size / VP_REQ_BLOCK));
+	if (!ret)
+		ret = vp_runs_init(&q->segs, nsegs);
+	q->req = calloc(q->n + 1, sizeof(*q->req));
+	q->seg = calloc(nsegs, sizeof(*q->seg));
+	q->pend = calloc(q->n, sizeof(*q->pend));
+	q->heads = calloc(c->n_heads + 1, sizeof(*q->heads));
+	if (ret || !q->req || !q->seg || !q->pend || !q->heads) {
+		vp_reqq_free(q);
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	}
+	q->first = q->last = q->regive = (uint16_t)q->n;
+	for (unsigned i = 0; i < q->n; i++)
+		q->req[i].next = (uint16_t)(i + 1);
+	for (unsigned i = 0; i < c->n_heads; i++)
+		q->heads[i] = c->heads[i];
+	q->n_heads = c->n_heads;
+	*out = q;
+	return 0;
+}
+
+void vp_reqq_free(struct vp_reqq *q)
+{
+	if (!q)
+		return;
+	if (q->served)
+		vp_drvq_fini(&q->shadow);
+	vp_runs_fini(&q->blocks);
+	vp_runs_fini(&q->segs);
+	free(q->req);
+	free(q->seg);
+	free(q->pend);
+	free(q->heads);
+	free(q);
+}

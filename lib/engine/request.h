@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The copy engine for requests: one virtqueue of any virtio device but net, served by a device side that is not trusted
+ * with the driver VM's memory. As bounce.h, but made for chains that are read and written, come back in any order, and
+ * must not be lost:
+ *
+ *   driver's ring --fetch--> a request: private record, run of pool blocks --shadow ring--> device side
+ *
+ * The record outlives the device side. When that goes, what it has not returned waits, and is given to the next one in
+ * the order in which the driver sent it (vp_reqq_begin()). While nobody serves, new requests stay in the driver's ring.
+ *
+ * Readable bytes are copied at hand-over, writable ones back at completion. How much: a type whose devices are known to
+ * tell the length that they wrote (trust_len) gets that many bytes; for all others everything that the driver made
+ * writable is copied back, because real back-ends report 0 or too little, and the blocks were zeroed before, so that
+ * neither end sees bytes of another request.
+ *
+ * Security model: that of bounce.h. Of the pool only used entries, event fields and returned bytes are read, each once.
+ * Where a request came from and may be written is in private memory. A request is completed once, when the device side
+ * has returned its id, which it had.
+ *
+ * Back-pressure: a request that finds no blocks waits in the driver's ring; one that can never have enough breaks the
+ * queue (`too_big` says how many bytes it wanted). Nothing here allocates after vp_reqq_new() but vp_reqq_begin().
+ * One thread at a time.
+ */
+#ifndef VP_ENGINE_REQUEST_H
+#define VP_ENGINE_REQUEST_H
+
+#include "engine/bounce.h"
+#include "engine/inflight.h"
+#include "engine/runs.h"
+
+#define VP_REQ_RUNS  8      /* pieces of the pool that a request may be split into */
+#define VP_REQ_BLOCK 512u   /* bytes of the pool's unit */
+#define VP_REQ_MAX   1024   /* requests in the device side's hands at most, and entries of the shadow ring */
+
+struct vp_reqq_conf {
+	struct vp_relay_queue *rq;     /* the driver's queue, started. Not owned; vq may be rebound between calls */
+	vp_gptr  pool;                 /* 64-byte aligned */
+	uint64_t pool_addr;            /* its link address */
+	struct vp_bounce_area ring;    /* at least vp_bounce_ring_bytes() */
+	struct vp_bounce_area data;    /* blocks, read and written by the device side */
+	bool     trust_len;            /* what the device says it wrote is what is copied back */
+	bool     once;                 /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
+	int      fail_status;          /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
+	bool     fuse;                 /* a failed request is told by a FUSE header, -EIO */
+	struct vp_inflight inflight;   /* on: split rings only */
+	const uint16_t *heads;         /* requests that an earlier daemon had taken, oldest first; copied */
+	unsigned n_heads;
+};
+
+enum vp_req_state {
+	VP_REQ_FREE,
+	VP_REQ_WAITS,   /* for a device side */
+	VP_REQ_AWAY,    /* in its hands */
+	VP_REQ_BACK,    /* returned, not yet given to the driver */
+};
+
+struct vp_req {
+	uint64_t seq;                  /* order of arrival */
+	uint32_t out_len, in_len, len; /* len: as the device side reported it, at most in_len */
+	uint16_t nout, nin;            /* segments, merged */
+	uint16_t id, slots;            /* the driver's chain */
+	uint16_t prev, next;           /* order of arrival; next: free list, too */
+	uint8_t  state;                /* enum vp_req_state */
+	uint8_t  nruns;
+	struct vp_run run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
+	struct vp_run segs;            /* in seg[] when there are more than fit below */
+	struct vp_bounce_seg seg[4];
+};
+
+struct vp_reqq {
+	struct vp_reqq_conf c;
+	struct vp_drvq  shadow;        /* while `served` */
+	struct vp_runs  blocks, segs;
+	struct vp_req  *req;           /* [n] */
+	struct vp_bounce_seg *seg;
+	uint16_t       *pend;          /* [mask + 1], returned ones in the order of their return */
+	uint16_t       *heads;
+	unsigned        n_heads, next_head;
+	uint32_t        n, mask, pend_head, pend_tail;
+	uint16_t        size;          /* of the shadow ring */
+	uint16_t        free, first, last; /* requests: free list; oldest and newest that are out. n = none */
+	uint16_t        regive;        /* next that waits, n = none */
+	unsigned        out;           /* requests taken and not completed */
+	uint64_t        seq;
+	uint64_t        kicks;
+	uint64_t        regiven, failed;
+	uint64_t        too_big;       /* bytes that a request wanted and can never have */
+	bool            served;        /* a device side is there */
+	bool            blocked, again, stalled, open;
+	bool            told;          /* drained: attention was asked for */
+	int             kick_fd;
+	uint64_t        kick_who;
+	uint64_t desc_addr, avail_addr, used_addr;
+};
+
+/* -EINVAL: areas that are too small or misaligned, a ring that is not started; -ENOMEM. Nobody serves it yet. */
+int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e);
+void vp_reqq_free(struct vp_reqq *q);
+
+/*
+ * A device side is there: an empty shadow ring at desc_addr and so on, of q->size entries; what waits will be given to
+ * it first. features: of the shadow ring. The caller has zeroed the data area, or nobody else has seen it. -ENOMEM.
+ */
+int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e);
+/* It has let go, or was cut. What it returned is given to the driver if that is reachable; true: and that wants a call. */
+bool vp_reqq_end(struct vp_reqq *q, bool reachable);
+
+/* As the functions of the same names in bounce.h. */
+unsigned vp_reqq_run(struct vp_reqq *q, struct vp_relay_scratch *s);
+bool vp_reqq_arm(struct vp_reqq *q);
+void vp_reqq_disarm(struct vp_reqq *q);
+void vp_reqq_set_open(struct vp_reqq *q, bool open);
+uint32_t vp_reqq_base(const struct vp_reqq *q);
+
+/*
+ * After vp_reqq_end(), before the driver's ring is stopped: vp_vq_base() becomes exact. What is open is left in the
+ * driver's ring where that can be said with an index, or stays in the in-flight account. Else it fails, and *failed
+ * says how many. True: the driver wants a call.
+ */
+bool vp_reqq_stop(struct vp_reqq *q, bool reachable, unsigned *failed);
+
+/* Requests taken and not completed. */
+static inline unsigned vp_reqq_outstanding(const struct vp_reqq *q)
+{
+	return __atomic_load_n(&q->out, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The copy engine for requests, towards the driver VM. Security model: see request.h. */
+#include "engine/request_priv.h"
+
+#include <errno.h>
+
+#include "engine/packet.h"
+
+/* Note what the device side returned. */
+static unsigned note(struct vp_reqq *q, unsigned max)
+{
+	struct vp_drvq_used u[VP_BURST];
+	unsigned n = vp_drvq_get_burst(&q->shadow, u, VP_MIN(max, VP_BURST));
+
+	for (unsigned i = 0; i < n; i++) {
+		q->req[u[i].tag].len = u[i].len;
+		vp_req_pend(q, u[i].tag);
+	}
+	return n;
+}
+
+/* To the driver's address addr, translated now, from the pool at `at` of the request. 0, -EAGAIN, -EFAULT. */
+static int put_seg(struct vp_reqq *q, const struct vp_req *r, uint64_t addr, uint32_t len, uint32_t at)
+{
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint64_t span, done, paddr;
+	uint32_t k, n;
+	vp_gptr host;
+
+	for (done = 0; done < len; done += span) {
+		int ret = vp_xlate_piece(&vq->xl, addr + done, len - done, VP_WRITE, &host, &span);
+
+		if (ret)
+			return ret;
+		for (k = 0; k < span; k += n) {
+			vp_gptr from = vp_req_piece(q, r, at + (uint32_t)done + k, (uint32_t)span - k, &n, &paddr);
+
+			vp_copy_peer(vp_gptr_add(host, k), from, n);
+		}
+		if (vp_unlikely(vq->log))
+			vp_dirty_log_mark_xlate(vq->log, &vq->xl, addr + done, span);
+	}
+	return 0;
+}
+
+/* The writable part: all of it, or as much as the device side says that it wrote. */
+static int put(struct vp_reqq *q, const struct vp_req *r)
+{
+	const struct vp_bounce_seg *sg = vp_req_segs(q, r) + r->nout;
+	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = vp_req_in_at(r);
+
+	for (unsigned k = 0; k < r->nin && left; k++) {
+		uint32_t n = VP_MIN(left, sg[k].len);
+		int ret = put_seg(q, r, sg[k].addr, n, at);
+
+		if (ret)
+			return ret;
+		at += n;
+		left -= n;
+	}
+	return 0;
+}
+
+static void give(struct vp_reqq *q, uint16_t i, uint32_t len)
+{
+	struct vp_req *r = &q->req[i];
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint16_t id = r->id;
+
+	vp_inflight_giving(&q->c.inflight, id);
+	vp_vq_complete(vq, &(struct vp_used){ .len = len, .id = id, .slots = r->slots }, 1);
+	vp_inflight_gave(&q->c.inflight, id, vq->used_idx);
+	vp_bounce_stat(&q->c.rq->stats.packets, 1);
+	vp_bounce_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
+	vp_req_drop(q, i);
+}
+
+unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
+{
+	uint64_t bytes = 0;
+	unsigned n = 0, done = 0;
+	int ret = 0;
+
+	if (q->served)
+		n = note(q, max);
+	while (done < max && bytes < VP_PKT_RUN_BYTES && q->pend_tail != q->pend_head) {
+		uint16_t i = q->pend[q->pend_tail & q->mask];
+
+		ret = put(q, &q->req[i]);
+		if (ret)
+			break;
+		q->pend_tail++;
+		bytes += q->req[i].in_len;
+		give(q, i, q->req[i].len);
+		done++;
+	}
+	if (ret == -EFAULT)
+		vp_vq_break(&q->c.rq->vq, VP_VQ_BAD_ADDR);
+	q->again = q->pend_tail != q->pend_head;
+	q->stalled = ret == -EAGAIN;
+	*gave = done;
+	/* What waits for a translation is no work. */
+	return ret ? done : VP_MAX(n, done);
+}
+
+/* struct fuse_out_header: length, error, and the request's own number, which is in its struct fuse_in_header. */
+static uint32_t fail_fuse(struct vp_reqq *q, const struct vp_req *r)
+{
+	const struct vp_bounce_seg *sg = vp_req_segs(q, r);
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint8_t h[16] = { sizeof(h), 0, 0, 0, (uint8_t)-EIO, 0xff, 0xff, 0xff };
+
+	if (!r->nout || !r->nin || sg[0].len < 16 || sg[r->nout].len < sizeof(h) ||
+	    vp_xlate_copy_in(&vq->xl, h + 8, sg[0].addr + 8, 8) ||
+	    vp_xlate_copy_out(&vq->xl, sg[r->nout].addr, h, sizeof(h)))
+		return 0;
+	if (vq->log)
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, sg[r->nout].addr, sizeof(h));
+	return sizeof(h);
+}
+
+void vp_req_fail(struct vp_reqq *q, uint16_t i)
+{
+	const struct vp_req *r = &q->req[i];
+	const struct vp_bounce_seg *sg = vp_req_segs(q, r) + r->nout;
+	struct vp_virtq *vq = &q->c.rq->vq;
+	uint32_t len = 0;
+	uint64_t span;
+	vp_gptr host;
+
+	q->failed++;
+	if (q->c.fuse)
+		len = fail_fuse(q, r);
+	if (q->c.fail_status >= 0 && r->nin) {
+		uint64_t at = sg[r->nin - 1].addr + sg[r->nin - 1].len - 1;
+
+		if (!vp_xlate_piece(&vq->xl, at, 1, VP_WRITE, &host, &span)) {
+			vp_st8(host, 0, (uint8_t)q->c.fail_status);
+			if (vq->log)
+				vp_dirty_log_mark_xlate(vq->log, &vq->xl, at, 1);
+			len = r->in_len;
+		}
+	}
+	give(q, i, len);
+}

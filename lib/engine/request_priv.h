@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the two halves of the copy engine for requests share. Internal to lib/engine. */
+#ifndef VP_ENGINE_REQUEST_PRIV_H
+#define VP_ENGINE_REQUEST_PRIV_H
+
+#include "engine/bounce_priv.h"
+#include "engine/request.h"
+
+/* Where the writable bytes begin. */
+VP_INLINE uint32_t vp_req_in_at(const struct vp_req *r)
+{
+	return (r->out_len + 63u) & ~63u;
+}
+
+VP_INLINE const struct vp_bounce_seg *vp_req_segs(const struct vp_reqq *q, const struct vp_req *r)
+{
+	return r->segs.n ? &q->seg[r->segs.at] : r->seg;
+}
+
+/* It came back. */
+VP_INLINE void vp_req_pend(struct vp_reqq *q, uint16_t i)
+{
+	q->req[i].state = VP_REQ_BACK;
+	q->pend[q->pend_head++ & q->mask] = i;
+}
+
+/* The contiguous piece of the pool at `at` of the request's bytes: *n of len, and its link address. */
+vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n, uint64_t *addr);
+
+/* Forget a request, with all that it has. */
+void vp_req_drop(struct vp_reqq *q, uint16_t i);
+
+/* Take up to max returned requests and give them to the driver: how many moved; *gave: to the driver. */
+unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave);
+
+/* Give it to the driver as failed. */
+void vp_req_fail(struct vp_reqq *q, uint16_t i);
+
+#endif

@@ -1,0 +1,746 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Links of another type than net: a scripted virtio-blk driver, and a scripted disk as the device side."""
+import os
+import struct
+import threading
+import time
+
+import pytest
+
+import blk
+import portclient as pc
+import vu
+from blk import Disk, Driver, pattern
+
+MODES = ["copy", "fast"]
+FORMATS = [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED), vu.bit(vu.PACKED, vu.EVENT_IDX)]
+
+
+def link(d, mode="copy", **keys):
+    kw = {"Link_Mode": mode, "Link_Type": "blk", "Device_Endpoint": "port", "Device_Attachment": "local",
+          "Device_PackedRings": "yes" if mode == "copy" else "no", **keys}
+    text = {"Link": {}, "Driver": {"VM": "a"}, "Device": {"VM": "b"}, "Profile": {}, "Net": {}}
+    for k, v in kw.items():
+        section, key = k.split("_", 1)
+        text[section][key] = v
+    d.write("ab.link", "".join(f"[{s}]\n" + "".join(f"{k}={v}\n" for k, v in kv.items()) for s, kv in text.items() if kv))
+
+
+@pytest.fixture
+def make(make_daemon):
+    def made(mode="copy", **keys):
+        d = make_daemon()
+        link(d, mode, **keys)
+        return d.start()
+    return made
+
+
+def drv(d):
+    return d.sock("ab", "driver")
+
+
+def dev(d):
+    return pc.Local(d.sock("ab", "device"))
+
+
+class Serving(threading.Thread):
+    """A disk that answers whatever comes, until it is told to stop."""
+
+    def __init__(self, disk, queues=(0,)):
+        super().__init__(daemon=True)
+        self.disk, self.queues, self.end, self.error = disk, queues, False, None
+        self.start()
+
+    def run(self):
+        try:
+            while not self.end:
+                for q in self.queues:
+                    s = self.disk.p.state()
+                    self.disk.p.drain()
+                    if q < len(s.queues) and s.queues[q].flags & pc.STARTED and self.disk.runs.get(q) == s.queues[q].run:
+                        if (got := self.disk.take(q, 0.01)) is not None:
+                            self.disk.answer(got, q)
+        except Exception as err:  # for the test's thread
+            self.error = err
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end = True
+        self.join()
+        if self.error and not _[0]:
+            raise self.error
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+# In fast mode the scripted disk, which has no packed rings, serves the driver's own.
+@pytest.mark.parametrize("mode,fmt", [("copy", f) for f in FORMATS] + [("fast", f) for f in FORMATS if not f >> vu.PACKED & 1])
+def test_read_back_what_was_written(make, mode, fmt):
+    d = make(mode, Profile_Capacity="4M")
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f, dev(d) as p:
+        disk = Disk(p)
+        # A data path need not have packed rings in copy mode: they end at the daemon.
+        disk.features |= fmt & ~vu.bit(vu.PACKED)
+        disk.attach().up()
+        assert p.state().type == blk.BLK and bool(p.state().features >> vu.PACKED & 1) == False
+        with Serving(disk):
+            for i, n in enumerate([512, 4096, 65536, 1 << 20]):
+                data = pattern(n, i)
+                f.write(8 * i, data, indirect=mode == "copy" and n > 65536, cut=n if mode == "fast" else 4096 if n <= 65536 else 16384)
+                assert disk.store[512 * 8 * i:512 * 8 * i + n] == data
+                assert f.read(8 * i, n, cut=n if mode == "fast" else 4096 if n <= 65536 else 16384, indirect=mode == "copy" and n > 65536) == data
+            assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
+        if mode == "copy":
+            st = d.stats("ab")["driver"]["tx"]
+            assert st["packets"] == 9
+
+
+def test_lengths_of_zero_are_not_believed(make):
+    """Back-ends that report 0, or less than they wrote: all of it arrives, and nothing of anybody else's."""
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d)) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        disk.store[:4096] = pattern(4096)
+        for length in (0, 1, 17, 0xffffffff):
+            t = f.request(blk.IN, 0, length=4096)
+            disk.answer(disk.take(), length=length)
+            assert f.wait(t) == (blk.OK, pattern(4096))
+            assert f.done[t][2] == min(length, 4097)
+        # Nothing was written at all: no byte of the requests before.
+        t = f.request(blk.IN, 0, length=4096)
+        head, bufs, _, _ = disk.take()
+        disk.back(head, 4097)
+        assert f.wait(t) == (0, bytes(4096))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_queues(make, mode):
+    d = make(mode, Profile_Capacity="4M", Link_Queues=4)
+    with Driver(drv(d), queues=4) as f, dev(d) as p:
+        disk = Disk(p, queues=4).attach().up()
+        p.wait(lambda s: all(q.flags & pc.STARTED for q in s.queues) and len(s.queues) == 4)
+        disk.up()
+        for q in range(4):
+            t = f.request(blk.OUT, q, pattern(512, q), q=q)
+            disk.serve(1, q)
+            assert f.wait(t)[0] == blk.OK
+        assert disk.store[:2048] == b"".join(pattern(512, q) for q in range(4))
+        if mode == "copy":
+            assert [x["direction"] for x in d.show("ab")["sides"]["driver"]["queues"]] == ["request"] * 4
+
+
+# ---- nobody there, and back again -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_requests_wait_while_nobody_serves(make, mode):
+    d = make(mode, Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(20)]
+        time.sleep(0.2)
+        f.reap()
+        assert not f.done, "a request was answered, or dropped, while nobody was there"
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            disk.serve(20)
+            for t in tokens:
+                assert f.wait(t)[0] == blk.OK
+        assert disk.store[:20 * 512] == b"".join(pattern(512, i) for i in range(20))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_open_requests_are_given_to_the_next_one_in_order(make, fmt):
+    """The device side dies again and again in mid-work: a pause, no error, each request answered once."""
+    d = make(Profile_Capacity="4M")
+    store = bytearray(4 << 20)
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(30)]
+        left = list(range(30))
+        for lap in range(5):
+            with dev(d) as p:
+                disk = Disk(p, store=store).attach().up()
+                got = [disk.take() for _ in left]
+                assert all(got), f"lap {lap}: {got.index(None)} of {len(left)} came"
+                assert [g[3] for g in got] == left, "not in order"
+                for i in (5, 2, 0) if lap < 4 else reversed(range(len(left))):
+                    disk.answer(got[i])
+                    f.wait(tokens[got[i][3]])
+                    left.remove(got[i][3])
+            d.wait(lambda: d.show("ab")["status"] == "partial")
+        f.reap()
+        assert not left and not f.open and all(s == blk.OK for s, _, _ in f.done.values())
+        assert store[:30 * 512] == b"".join(pattern(512, i) for i in range(30))
+
+
+def test_fast_with_open_requests_breaks(make):
+    """In fast mode the daemon does not know what was done: no second start, and the reason by name."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t = f.request(blk.OUT, 0, pattern(512))
+            disk.serve(1)
+            f.wait(t)
+        d.wait(lambda: d.show("ab")["status"] == "partial")
+        with dev(d) as p:
+            disk = Disk(p).attach().up()  # nothing was open: as if nothing had happened
+            f.request(blk.OUT, 0, pattern(512))
+            assert disk.take()
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        q = d.show("ab")["sides"]["driver"]["queues"][0]
+        assert q["error"] == "its back-end has gone with requests that it had not answered"
+        assert "INFLIGHT_SHMFD" in d.log()
+
+
+# ---- the driver stops its ring -------------------------------------------------------------------------
+
+
+def test_stop_waits_for_what_is_under_way(make):
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d)) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(6)]
+        got = [disk.take() for _ in range(6)]
+        f.tell_state(vu.SET_VRING_ENABLE, 0, 0)  # as QEMU does first
+        f.send(vu.GET_VRING_BASE, struct.pack("<II", 0, 0), need_reply=False)
+        time.sleep(0.1)
+        s = p.state()
+        assert s.queues[0].flags & pc.ENABLED and not s.queues[0].flags & pc.STOP
+        for i in (3, 5, 0, 1, 2, 4):
+            disk.answer(got[i])
+        s = p.wait(lambda s: s.queues[0].flags & pc.STOP)
+        assert p.stopped(0, s.queues[0].run, 0) == pc.OK
+        assert struct.unpack("<II", f.recv_reply(vu.GET_VRING_BASE)) == (0, 6)
+        for t in tokens:
+            assert f.wait(t)[0] == blk.OK
+
+
+def test_stop_while_nobody_serves(make):
+    """What was never answered is left in the driver's ring, or in its VMM's account; it is not lost."""
+    d = make(Profile_Capacity="4M")
+    for hole in (False, True):
+        with Driver(drv(d)) as f:
+            with dev(d) as p:
+                disk = Disk(p).attach().up()
+                tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(4)]
+                got = [disk.take() for _ in range(4)]
+                disk.answer(got[2 if hole else 0])
+                f.wait(tokens[2 if hole else 0])
+            d.wait(lambda: d.show("ab")["status"] == "partial")
+            base = f.stop_ring(0)
+            ring = f.rings[0]
+            # A start of the same ring, as after a pause.
+            f.tell(vu.SET_INFLIGHT_FD, struct.pack("<QQHHI", f.inflight[1], f.inflight[2], 1, 128, 0), [f.inflight[0]])
+            f.start_ring(0, ring, base=base)
+            with dev(d) as p:
+                disk = Disk(p).attach().up()
+                assert [disk.take()[3] for _ in range(3)] == ([0, 1, 3] if hole else [1, 2, 3])
+                disk.at[0] -= 3
+                disk.serve(3)
+                for t in tokens:
+                    assert f.wait(t)[0] == blk.OK
+        d.wait(lambda: d.show("ab")["status"] == "waiting")
+
+
+def test_daemon_is_killed_with_requests_under_way(make):
+    """The VMM's account of what is open: a new daemon finds it, and nothing is lost or done twice."""
+    d = make(Profile_Capacity="4M")
+    mem = vu.Memory(16 << 20)
+    f = Driver(drv(d), mem=mem)
+    with dev(d) as p:
+        disk = Disk(p).attach().up()
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(10)]
+        got = [disk.take() for _ in range(10)]
+        for i in (7, 3):
+            disk.answer(got[i])
+            f.wait(tokens[i])
+        d.kill()
+    d.start()
+    ring, inflight = f.rings[0], f.inflight
+    f2 = Driver(drv(d), mem=mem, inflight=inflight, rings=[ring])
+    f2.open, f2.done = f.open, f.done
+    with dev(d) as p:
+        disk = Disk(p, store=disk.store).attach().up()
+        assert [disk.take()[3] for _ in range(8)] == [0, 1, 2, 4, 5, 6, 8, 9]
+        assert disk.take(timeout=0.1) is None
+        disk.at[0] -= 8
+        disk.serve(8)
+        for t in tokens:
+            assert f2.wait(t)[0] == blk.OK
+        t = f2.request(blk.OUT, 20, pattern(512, 20))
+        disk.serve(1)
+        assert f2.wait(t)[0] == blk.OK
+    f.mem = None
+    f.close()
+    f2.close()
+
+
+# ---- sizes ---------------------------------------------------------------------------------------------
+
+
+def test_pool_of_8_mib_serves_64_of_64_kib(make):
+    d = make(Profile_Capacity="8M")
+    with Driver(drv(d), size=256) as f, dev(d) as p:
+        disk = Disk(p, sectors=16384).attach().up()
+        tokens = [f.request(blk.IN, 128 * i, length=65536, cut=65536) for i in range(64)]
+        got = [disk.take() for _ in range(64)]
+        assert all(got)
+        for g in got:
+            disk.answer(g)
+        for t in tokens:
+            assert f.wait(t)[0] == blk.OK
+
+
+def test_request_larger_than_the_pool(make):
+    """It breaks the queue, and the key that would help is named; smaller ones of the same size together just wait."""
+    d = make(Profile_Capacity="64M", Device_PoolSize="4M")
+    with Driver(drv(d), mem_size=64 << 20) as f, dev(d) as p:
+        disk = Disk(p, sectors=131072).attach().up()
+        tokens = [f.request(blk.OUT, 0, bytes(3 << 20), cut=1 << 20) for _ in range(3)]
+        disk.serve(3)
+        for t in tokens:
+            assert f.wait(t)[0] == blk.OK
+        f.request(blk.OUT, 0, bytes(16 << 20), cut=1 << 20)
+        p.wait(lambda s: s.queues[0].flags & pc.STOP)
+        p.let_go()
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        d.wait_log("raise PoolSize=")
+
+
+def test_chain_of_many_segments(make):
+    """As many as a chain may have. 1,024 are not taken: the queue breaks, and nothing else does."""
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d), size=256) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        data = pattern(254 * 512)
+        t = f.request(blk.OUT, 0, data, cut=512, indirect=True)
+        disk.serve(1)
+        assert f.wait(t)[0] == blk.OK and disk.store[:len(data)] == data
+        t = f.request(blk.IN, 0, length=len(data), cut=512, indirect=True)
+        disk.serve(1)
+        assert f.wait(t) == (blk.OK, data)
+        f.request(blk.OUT, 0, pattern(1022 * 512), cut=512, indirect=True)
+        d.wait(lambda: p.let_go() or d.show("ab")["status"] == "broken")
+        assert disk.store[:len(data)] == data
+
+
+# ---- a device side that breaks the rules ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["never given", "twice", "index", "4 GiB"])
+def test_disk_that_breaks_the_rules(make, what):
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t = f.request(blk.IN, 0, length=512)
+            head, bufs, _, _ = got = disk.take()
+            if what == "never given":
+                disk.back(head + 1 if head + 1 != bufs else head + 2, 512)
+            elif what == "twice":
+                disk.answer(got)
+                f.wait(t)
+                disk.back(head, 512)
+            elif what == "index":
+                p.view(p.state().queues[0].used, 4).cast("H")[1] = 5000
+                pc.one(p.doorbells[1])
+            else:
+                disk.answer(got, length=0xffffffff)
+                assert f.wait(t)[0] == blk.OK and f.done[t][2] == 513
+            if what != "4 GiB":
+                p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+                assert d.stats("ab")["device"]["queues_spoiled"] == 1
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t2 = f.request(blk.OUT, 1, pattern(512))
+            disk.serve(2 if what in ("never given", "index") else 1)
+            assert f.wait(t2)[0] == blk.OK and f.wait(t)[0] == blk.OK
+
+
+def test_no_byte_outside_a_request(make):
+    """Canaries: around every buffer, and in those that the device may only read."""
+    d = make(Profile_Capacity="4M")
+    canary = bytes.fromhex("c0ffeec0deadbeef")
+    with Driver(drv(d)) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        for kind in (blk.IN, blk.OUT):
+            lo = f.mem.alloc(4096, 4096)
+            f.mem.map[lo:lo + 4096] = canary * 512
+            t = f.request(kind, 0, pattern(1000) if kind == blk.OUT else b"", length=1000)
+            _, _, buf, n, status = f.open[t]
+            hi = f.mem.alloc(4096, 4096)
+            f.mem.map[hi:hi + 4096] = canary * 512
+            f.mem.map[status + 1:status + 9] = canary
+            f.mem.map[buf + n:buf + n + 8] = canary
+            got = disk.take()
+            assert canary not in bytes(p.mem), "bytes that belong to no request are in the pool"
+            for a, l, w in got[1]:
+                p.view(a, l)[:] = b"\x5a" * l
+            disk.back(got[0], 0xffffffff)
+            f.wait(t)
+            assert f.mem.map[lo:lo + 4096] == canary * 512 and f.mem.map[hi:hi + 4096] == canary * 512
+            assert f.mem.map[status + 1:status + 9] == canary and f.mem.map[buf + n:buf + n + 8] == canary
+            if kind == blk.OUT:
+                assert f.mem.map[buf:buf + n] == pattern(1000)
+
+
+def test_reset_with_requests_under_way(make):
+    d = make(Profile_Capacity="4M")
+    with dev(d) as p:
+        for lap in range(3):
+            with Driver(drv(d)) as f:
+                disk = Disk(p, tell=lap == 0).attach().up()
+                for i in range(10):
+                    f.request(blk.IN, i, length=4096)
+                assert disk.take()
+            p.wait(lambda s: s.reason == pc.NO_DRIVER)
+            d.wait(lambda: not any(bytes(p.mem)[0x200000:]))
+
+
+# ---- the order of messages of real VMMs -----------------------------------------------------------------------
+
+
+def realize(f, ngets=57):
+    """QEMU's vhost-user-blk before any guest runs."""
+    f.ask_u64(vu.GET_FEATURES)
+    pf = f.ask_u64(vu.GET_PROTOCOL_FEATURES)
+    f.tell_u64(vu.SET_PROTOCOL_FEATURES, pf & blk.PF)
+    f.protocol = pf & blk.PF
+    assert f.ask_u64(vu.GET_QUEUE_NUM) == 2
+    assert f.ask_u64(vu.GET_MAX_MEM_SLOTS) >= 32
+    f.reply_ack = True
+    import socket
+    a, b = socket.socketpair()
+    f.back = a
+    f.tell(vu.SET_BACKEND_REQ_FD, b"", [b.fileno()])
+    b.close()
+    f.reply_ack = False
+    f.tell(vu.SET_OWNER)
+    offered = f.ask_u64(vu.GET_FEATURES)
+    for q in range(2):
+        call = vu.eventfd()
+        f.fds.append(call)
+        f.tell_u64(vu.SET_VRING_CALL, q, [call])
+        err = vu.eventfd()
+        f.fds.append(err)
+        f.tell_u64(vu.SET_VRING_ERR, q, [err])
+    cfg = f.ask(vu.GET_CONFIG, struct.pack("<III", 0, ngets, 0) + bytes(ngets))
+    assert len(cfg) == 12 + ngets
+    return offered, cfg[12:]
+
+
+@pytest.mark.parametrize("qemu", [7, 11])
+@pytest.mark.parametrize("mode", MODES)
+def test_order_of_qemu(make, mode, qemu):
+    """Realize with nobody there, the firmware's driver first, then another one; stop in the order of either version."""
+    d = make(mode, Profile_Capacity="4M", Link_Queues=2)
+    f = Driver.__new__(Driver)
+    vu.Frontend.__init__(f, drv(d))
+    f.open, f.done, f.size, f.inflight = {}, {}, 128, None
+    offered, cfg = realize(f)
+    assert struct.unpack_from("<Q", cfg)[0] == 8192
+    f.mem = vu.Memory(16 << 20)
+    f.reply_ack = qemu == 11
+    for features in (vu.bit(vu.VERSION_1, blk.BLK_SIZE, blk.SEG_MAX), offered & ~vu.bit(vu.LOG_ALL, vu.PACKED, 33)):
+        f.features = features | vu.bit(vu.PROTOCOL)
+        f.tell_u64(vu.SET_FEATURES, f.features)
+        f.ask_u64(vu.GET_STATUS)
+        f.tell_u64(vu.SET_STATUS, 8)
+        if f.protocol >> blk.PF_INFLIGHT & 1:
+            f.inflight = None
+            f.set_inflight(2)
+        assert bool(f.protocol >> blk.PF_INFLIGHT & 1) == (mode == "copy")
+        f.tell_u64(vu.SET_FEATURES, f.features)
+        f.ask_u64(vu.GET_STATUS)
+        f.tell(vu.ADD_MEM_REG, bytes(8) + f.region(f.mem), [f.mem.fd])
+        firmware = not features >> vu.EVENT_IDX & 1
+        f.rings = {}
+        f.start_ring(0, vu.SplitRing(f.mem, 128), enable=False)
+        if not firmware:
+            f.start_ring(1, vu.SplitRing(f.mem, 128), enable=False)
+        for q in range(2):
+            f.tell_state(vu.SET_VRING_ENABLE, q, 1)  # one of them may never have got a size
+        f.tell_u64(vu.SET_STATUS, 0xf)
+        with dev(d) as p:
+            disk = Disk(p, queues=2).attach().up()
+            t = f.request(blk.IN, 0, length=512)
+            disk.serve(1)
+            assert f.wait(t)[0] == blk.OK
+            if qemu == 7:
+                f.tell_u64(vu.SET_STATUS, 0)
+            for q in range(2):
+                f.tell_state(vu.SET_VRING_ENABLE, q, 0)
+            for q in range(2):
+                f.send(vu.GET_VRING_BASE, struct.pack("<II", q, 0), need_reply=False)
+                if q in f.rings:
+                    s = p.wait(lambda s: s.queues[q].flags & pc.STOP)
+                    assert p.stopped(q, s.queues[q].run, 1 - q) == pc.OK
+                assert struct.unpack("<II", f.recv_reply(vu.GET_VRING_BASE)) == (q, 1 if q == 0 else 0)
+            f.tell_u64(vu.SET_STATUS, 0)
+        f.tell(vu.REM_MEM_REG, bytes(8) + f.region(f.mem))
+    f.back.close()
+    f.close()
+
+
+# ---- the profile of a back-end ------------------------------------------------------------------------------------
+
+
+def test_learned_profile_is_kept(make):
+    """Nothing is written: no socket before the back-end came once; afterwards it need not be there."""
+    d = make()
+    assert not os.path.exists(drv(d))
+    with dev(d) as p:
+        p.wait(lambda s: s.reason == blk.REASON_PROFILE)
+        assert p.attach(blk.FEATURES, type=blk.BLK) == blk.PROFILE
+        Disk(p, sectors=2048, features=vu.bit(blk.FLUSH, blk.BLK_SIZE)).attach()
+        assert os.path.exists(drv(d))
+    d.stop()
+    d.start()
+    with vu.Frontend(drv(d)) as f:
+        f.negotiate(0, protocol=blk.PF)
+        assert f.offered & blk.FEATURES == vu.bit(blk.FLUSH, blk.BLK_SIZE)
+        cfg = f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))[12:]
+        assert struct.unpack_from("<Q", cfg)[0] == 2048
+
+
+def test_back_end_with_less_is_refused_by_name(make):
+    d = make(Profile_Capacity="4M", Link_Queues=2)
+    cases = [({"features": blk.FEATURES & ~vu.bit(blk.FLUSH, blk.SEG_MAX)}, pc.FEATURES, "it lacks SEG_MAX FLUSH"),
+             ({"queues": 1}, blk.PROFILE, "it has 1 queues, the link 2"),
+             ({"sectors": 4096}, blk.PROFILE, "its disk has 2097152 bytes, Capacity= says 4194304"),
+             ({"cfg": blk.config(8192)[:24]}, blk.PROFILE, "it tells 24 bytes of config space of the 60"),
+             ({"cfg": blk.config(8192, 4096)}, blk.PROFILE, "its blocks have 4096 bytes, the profile says 512"),
+             ({"features": blk.FEATURES | vu.bit(blk.RO)}, blk.PROFILE, "its disk is read-only")]
+    with dev(d) as p:
+        for kw, status, why in cases:
+            disk = Disk(p, tell=False, **{"queues": 2, **kw})
+            assert disk.describe() == status, why
+            assert why in d.show("ab")["sides"]["device"]["misfit"]
+        # More than is asked for is no harm: a longer config space, more queues and features.
+        disk = Disk(p, tell=False, queues=7, cfg=blk.config(8192, length=200), features=(1 << 24) - 1 & ~vu.bit(blk.RO))
+        assert disk.describe() == pc.OK
+        assert d.show("ab")["sides"]["device"]["misfit"] is None
+        assert p.command(blk.BACKEND, 0, 0, 1, 1, 0) == pc.DEVICE_TYPE
+        assert p.command(blk.BACKEND, 0, 0, 2, 1, 255) == pc.INVALID
+        assert p.command(blk.CONFIG, 8, 8) == pc.INVALID
+        assert p.command(blk.CONFIG, 0, 105) == pc.INVALID
+
+
+def test_changed_capacity_reaches_the_driver(make):
+    d = make()
+    with dev(d) as p:
+        disk = Disk(p, sectors=2048).attach()
+        f = vu.Frontend(drv(d))
+        f.negotiate(0, protocol=blk.PF)
+        import socket
+        a, b = socket.socketpair()
+        a.settimeout(5)
+        f.tell(vu.SET_BACKEND_REQ_FD, b"", [b.fileno()])
+        for sectors in (4096, 8192):
+            disk.config = blk.config(sectors)
+            assert disk.describe() == pc.OK
+            assert struct.unpack("<III", a.recv(12))[0] == 2
+            a.sendall(struct.pack("<IIIQ", 2, 5, 8, 0))
+            cfg = f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))[12:]
+            assert struct.unpack_from("<Q", cfg)[0] == sectors
+        # A storm: one message is under way at a time, and the last state is what is read.
+        for i in range(200):
+            disk.config = blk.config(10000 + i)
+            assert disk.describe() == pc.OK
+        n = 0
+        a.settimeout(0.3)
+        try:
+            while a.recv(12):
+                n += 1
+                a.sendall(struct.pack("<IIIQ", 2, 5, 8, 0))
+        except TimeoutError:
+            pass
+        assert 1 <= n <= 3
+        cfg = f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))[12:]
+        assert struct.unpack_from("<Q", cfg)[0] == 10199
+        for s in (a, b, f):
+            s.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_write_cache_reaches_the_back_end(make, mode):
+    d = make(mode)
+    with dev(d) as p:
+        Disk(p).attach()
+        with Driver(drv(d)) as f:
+            f.tell(vu.SET_CONFIG, struct.pack("<III", blk.WCE, 1, 0) + b"\0")
+            raw = bytes(p.mem[pc.STATE + 0x70:pc.STATE + 0x7c])
+            gen, off, size = struct.unpack("<III", raw)
+            assert gen and (off, size) == (blk.WCE, 1) and p.mem[pc.STATE + 0x300 + blk.WCE] == 0
+            cfg = f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60))[12:]
+            assert cfg[blk.WCE] == 0
+            with pytest.raises(vu.Refused):
+                f.tell(vu.SET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))
+
+
+def test_forgotten_profile(make):
+    d = make()
+    with dev(d) as p:
+        Disk(p, sectors=2048).attach()
+    p = d.call("link.profile", name="ab")
+    assert p["known"] and p["learned"] and p["config"].startswith("0008000000000000")
+    with Driver(drv(d)):
+        with pytest.raises(Exception, match="driver VM"):
+            d.call("link.profile", name="ab", forget=True)
+    d.wait(lambda: d.show("ab")["status"] == "waiting")
+    assert not d.call("link.profile", name="ab", forget=True)["known"]
+    assert not os.path.exists(drv(d))
+    with dev(d) as p:
+        Disk(p, sectors=4096).attach()
+    assert d.call("link.profile", name="ab")["config"].startswith("0010000000000000")
+
+
+@pytest.mark.parametrize("kind,queues,keys", [("fs", 2, {"Profile_Tag": "home"}), ("scsi", 3, {}), ("vsock", 2, {"Profile_CID": "42"}),
+                                              ("25", 1, {"Profile_Features": "0x3"})])
+def test_other_types_have_a_profile_at_once(make, kind, queues, keys):
+    d = make(Link_Type=kind, **keys)
+    with Driver(drv(d), vu.bit(vu.VERSION_1), queues=queues) as f, dev(d) as p:
+        s = p.state()
+        assert s.type == {"fs": 26, "scsi": 8, "vsock": 19, "25": 25}[kind]
+        assert p.attach(pc.ALL & ~vu.bit(vu.PACKED), type=s.type) == pc.OK
+        s = p.wait(lambda s: s.up)
+        assert len(s.queues) == queues and d.show("ab")["type"] == kind
+        if kind == "vsock":
+            assert f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 8, 0) + bytes(8))[12:] == struct.pack("<Q", 42)
+        if kind == "fs":
+            assert f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 40, 0) + bytes(40))[12:16] == b"home"
+
+
+def test_fs_requests_fail_when_their_back_end_goes(make):
+    """Its open files went with it: an error, and not the same thing done twice."""
+    d = make(Link_Type="fs")
+    with Driver(drv(d), vu.bit(vu.VERSION_1), queues=2) as f:
+        with dev(d) as p:
+            assert p.attach(pc.ALL & ~vu.bit(vu.PACKED), type=26) == pc.OK
+            s = p.wait(lambda s: s.up and s.queues[1].flags & pc.STARTED)
+            hdr, reply = f.mem.alloc(40), f.mem.alloc(200)
+            f.mem.map[hdr:hdr + 40] = struct.pack("<IIQ", 40, 26, 4711) + bytes(24)
+            f.rings[1].add([(hdr, 40, False), (reply, 200, True)], 1)
+            f.kick(1)
+            assert pc.raised(p.signals[s.queues[1].kick_signal])
+            while p.take(s.queues[1], s.queues[1].base) is None:
+                time.sleep(0.01)
+        d.wait(lambda: f.mem.r("H", f.rings[1].used + 2) == 1)
+        assert f.rings[1].get()[2] == 16
+        assert struct.unpack_from("<IiQ", f.mem.map, reply) == (16, -5, 4711)
+
+
+@pytest.mark.parametrize("keys,why", [
+    ({"Link_Type": "floppy"}, "is not a device type"), ({"Device_Endpoint": "virtio-net"}, "needs Endpoint=port"),
+    ({"Net_MTU": "1500"}, r"\[Net\] is for Type=net"), ({"Profile_Tag": "x"}, "not for Type=blk"),
+    ({"Link_Type": "net", "Profile_Capacity": "1G"}, r"\[Profile\] is for other types"),
+    ({"Profile_Capacity": "1000"}, "multiple of 512"), ({"Link_Type": "vsock", "Link_Queues": "2"}, "one pair")])
+def test_keys_that_do_not_fit_the_type(make_daemon, keys, why):
+    import re
+    import subprocess
+    d = make_daemon()
+    base = {"Device_Attachment": "local", "Device_PackedRings": "yes"} if keys.get("Device_Endpoint") != "virtio-net" else {}
+    link(d, **keys)
+    if not base:
+        d.write("ab.link", "[Link]\nType=blk\n[Driver]\nVM=a\n[Device]\nVM=b\n")
+    r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
+    assert r.returncode and re.search(why, r.stderr), r.stderr
+
+
+# ---- a driver VM with a vIOMMU, and one that is being migrated -------------------------------------------------------
+
+
+class IoDriver(Driver):
+    """Rings and requests hold IOVAs; misses are answered whenever somebody looks for answers."""
+
+    def __init__(self, path, features=0, **kw):
+        import viommu
+        self.back = None
+        self.io = viommu
+        self.misses, self.fails, self.perm, self.silent, self.grain = [], [], {}, False, 1
+        super().__init__(path, vu.bit(vu.VERSION_1, vu.INDIRECT, viommu.ACCESS_PLATFORM) | blk.FEATURES | features,
+                         mem=viommu.Memory(4 << 20), **kw)
+        assert self.features >> viommu.ACCESS_PLATFORM & 1
+
+    def __getattr__(self, name):
+        import viommu
+        if name in ("region", "set_channel", "iotlb", "update", "invalidate", "move", "answer", "serve"):
+            return getattr(viommu.Nic, name).__get__(self)
+        raise AttributeError(name)
+
+    def region(self, mem):
+        return struct.pack("<QQQQ", mem.real_gpa, mem.size, mem.real_uva, 0)
+
+    def set_memory(self, mem):
+        self.set_channel()
+        vu.Frontend.set_memory(self, mem)
+
+    def reap(self):
+        self.serve()
+        super().reap()
+
+    def close(self):
+        if self.back:
+            self.back.close()
+            self.back = None
+        super().close()
+
+
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+def test_viommu(make, fmt):
+    """Misses on the way there and back; pages that move while a request is under way; one that may not be written."""
+    d = make(Profile_Capacity="4M")
+    with IoDriver(drv(d), fmt) as f, dev(d) as p:
+        disk = Disk(p).attach()
+        d.wait(lambda: f.serve() or p.state().up)
+        disk.up()
+        with Serving(disk):
+            for i in range(8):
+                data = pattern(8192, i)
+                f.write(16 * i, data)
+                assert f.read(16 * i, 8192) == data
+        # The buffer moves while the disk has the request: the answer goes to the new place.
+        t = f.request(blk.IN, 0, length=4096)
+        f.serve(0.1)
+        got = disk.take()
+        page = f.open[t][2] // 4096
+        f.move(page)
+        disk.answer(got)
+        assert f.wait(t) == (blk.OK, pattern(8192)[:4096])
+        f.mem.check_left()
+        # It may not be written any more: no byte goes there, and the request is not answered as if one had.
+        t = f.request(blk.IN, 0, length=4096)
+        f.serve(0.1)
+        got = disk.take()
+        page = f.open[t][2] // 4096
+        f.perm[page] = 1
+        f.misses.clear()
+        f.move(page)
+        disk.answer(got)
+        d.wait(lambda: f.serve() or any(page == (iova - f.io.IOVA) // 4096 for iova, _ in f.misses + f.fails))
+        time.sleep(0.1)
+        f.reap()
+        f.mem.check_left()
+        assert t not in f.done
+
+
+def test_dirty_log(make):
+    """Live migration: what the disk's answers change in the driver's memory is logged, and no more."""
+    d = make(Profile_Capacity="4M")
+    mem = vu.Memory(4 << 20, gpa=0)
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT, vu.LOG_ALL) | blk.FEATURES, mem=mem,
+                protocol=blk.PF | vu.bit(vu.PF_LOG_SHMFD)) as f, dev(d) as p, os.fdopen(os.memfd_create("log"), "w+b") as log:
+        disk = Disk(p).attach().up()
+        log.truncate(4096)
+        f.send(vu.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), [log.fileno()], need_reply=False)
+        f.recv_reply(vu.SET_LOG_BASE)
+        t = f.request(blk.IN, 0, length=10000)
+        _, _, buf, n, status = f.open[t]
+        disk.serve(1)
+        assert f.wait(t)[0] == blk.OK
+        bits = os.pread(log.fileno(), 4096, 0)
+        dirty = {8 * i + b for i, byte in enumerate(bits) for b in range(8) if byte >> b & 1}
+        assert dirty == set(range(buf // 4096, (buf + n - 1) // 4096 + 1)) | {status // 4096}
