@@ -6,7 +6,7 @@ NINJA    ?= ninja
 DESTDIR  ?=
 
 .DEFAULT_GOAL := all
-.PHONY: all setup demo check bench fuzz faults coverage install clean help
+.PHONY: all setup demo check bench fuzz faults coverage install uninstall deb clean help
 
 all: $(BUILDDIR)/build.ninja ## build everything that runs on the host and in the guests' user space
 	@$(NINJA) -C $(BUILDDIR)
@@ -50,8 +50,16 @@ coverage: ## which lines of lib/ the unit and protocol tests run
 	@scripts/setup
 	@scripts/coverage --builddir $(BUILDDIR)/coverage --json $(BUILDDIR)/coverage.json
 
-install: all ## install into DESTDIR and the configured prefix
+install: all ## install into the configured prefix (DESTDIR: below another root, nothing is set up there)
 	@DESTDIR="$(DESTDIR)" meson install -C $(BUILDDIR) --no-rebuild
+	@[ -n "$(DESTDIR)" ] || $(BUILDDIR)/packaging/apply-install
+
+uninstall: ## remove what `make install` put there, with the same DESTDIR; configuration that was written stays
+	@packaging/uninstall $(BUILDDIR) "$(DESTDIR)"
+
+deb: ## make Debian packages for this distribution in BUILDDIR/deb
+	@scripts/setup
+	@scripts/deb $(BUILDDIR)/deb
 
 clean: ## remove the build directories (the caches of kernels and trees stay)
 	@rm -rf $(BUILDDIR)

@@ -105,6 +105,8 @@ static int open_loop(struct vp_daemon *d, struct vp_err *e)
 		r = sd_event_add_time(d->event, NULL, CLOCK_MONOTONIC, UINT64_MAX, 0, on_never, NULL);
 	if (r >= 0)
 		r = sd_event_set_watchdog(d->event, true);
+	if (r >= 0)
+		r = vp_log_sink_watch(d->event);
 	if (r < 0)
 		return vp_err_set(e, r, "cannot set up the event loop: %s", strerror(-r));
 	sd_event_now(d->event, CLOCK_MONOTONIC, &d->started_us);
@@ -215,6 +217,7 @@ static void close_all(struct vp_daemon *d)
 		closedir(d->fd_dir);
 	vp_audit_free(d->audit);
 	vp_conf_free(d->conf);
+	vp_log_sink_end();
 	sd_event_unref(d->event);
 }
 

@@ -25,6 +25,8 @@
 
 #define DEV_PREFIX   "vhp-"     /* then the link's name, a dash, the id */
 #define BUSES_MAX    64
+#define LEFT_MAX     64         /* devices of an earlier daemon: it had no more buses */
+#define LIST_MAX     4096       /* devices of a VM that are looked at */
 #define BAR_LOOK_US  200000u
 #define BAR_LOOKS    25         /* 5 s in all */
 #define DEL_AGAIN_US 5000000u   /* an unplug request that the guest did not honour is repeated */
@@ -460,22 +462,40 @@ static uint32_t id_of(const char *name)
 	return *end ? 0 : id;
 }
 
-static void on_list(void *arg, json_t *ret, const char *err)
+/* A device of the VM that an earlier daemon plugged in, and that nobody here knows. */
+static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 {
-	struct vp_ivwins *w = arg;
-	struct wdev *v, *next;
+	struct wdev *v = wdev_new(w, -1);
+
+	if (!v)
+		return NULL;
+	v->state = W_PLUGGED;
+	v->unwanted = true;
+	v->id = id_of(name);
+	vp_winid_adopt(w->ids, v->id);
+	snprintf(v->dev, sizeof(v->dev), "%s", name);
+	snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
+	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
+	return v;
+}
+
+/* Which of ours are plugged. The VMM says what it likes: neither the list that is walked nor the one that is made gets long. */
+static void mark_seen(struct vp_ivwins *w, json_t *ret)
+{
+	unsigned n_left = 0;
+	struct wdev *v;
 	json_t *o;
 	size_t i;
 
-	w->listed = true;
-	if (!ret)
-		return;
-	vp_winids_listed(w->ids);
-	for (v = w->list; v; v = v->next)
+	for (v = w->list; v; v = v->next) {
 		v->seen = v->state == W_ADDING;
+		n_left += v->bus < 0;
+	}
 	json_array_foreach(ret, i, o) {
 		const char *name = json_string_value(json_object_get(o, "name"));
 
+		if (i == LIST_MAX)
+			break;
 		if (name)
 			vp_winid_seen(w->ids, id_of(name));
 		if (!name || strncmp(name, w->prefix, strlen(w->prefix)) || strlen(name) != strlen(w->prefix) + 4)
@@ -483,21 +503,26 @@ static void on_list(void *arg, json_t *ret, const char *err)
 		for (v = w->list; v; v = v->next)
 			if (!strcmp(v->dev, name))
 				break;
-		if (!v) {
-			/* Left behind by a daemon before us. */
-			v = wdev_new(w, -1);
-			if (!v)
-				return;
-			v->state = W_PLUGGED;
-			v->unwanted = true;
-			v->id = id_of(name);
-			vp_winid_adopt(w->ids, v->id);
-			snprintf(v->dev, sizeof(v->dev), "%s", name);
-			snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
-			vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
-		}
-		v->seen = true;
+		if (!v && n_left++ < LEFT_MAX)
+			v = adopt(w, name);
+		if (v)
+			v->seen = true;
 	}
+	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
+		vp_log(VP_LOG_WARNING, "%s: the device VM says that it has %zu devices, %u of them windows of an earlier time; only the first %u are dealt with",
+		       w->name, json_array_size(ret), n_left, LEFT_MAX);
+}
+
+static void on_list(void *arg, json_t *ret, const char *err)
+{
+	struct vp_ivwins *w = arg;
+	struct wdev *v, *next;
+
+	w->listed = true;
+	if (!ret)
+		return;
+	vp_winids_listed(w->ids);
+	mark_seen(w, ret);
 	for (v = w->list; v; v = next) {
 		next = v->next;
 		if (!v->seen)

@@ -88,6 +88,9 @@ static void client_gone(struct local *l, const char *why)
 	}
 	memset(l->direct, 0, sizeof(l->direct));
 	l->c.wires_changed(l->c.ctx);
+	/* What could not be said to it any more meanwhile is no fault of the next process. */
+	if (l->drop)
+		sd_event_source_set_enabled(l->drop, SD_EVENT_OFF);
 }
 
 static int on_drop(sd_event_source *s, void *arg)
@@ -297,6 +300,8 @@ static bool replace(struct local *l, unsigned q, uint32_t type, unsigned flag, i
 		drop_soon(l);
 		return false;
 	}
+	/* Behind the message: a process that polls looks at its socket when the page has changed, not before. */
+	vp_port_touch(l->port);
 	return theirs >= 0;
 }
 

@@ -31,7 +31,8 @@ static void told(void *arg, json_t *ret, const char *err)
 {
 	struct vp_carrier *c = arg;
 
-	if (err && strcmp(c->error, err))
+	/* As much of it as is kept, or a long one would be new every time. */
+	if (err && strncmp(c->error, err, sizeof(c->error) - 1))
 		vp_log(VP_LOG_WARNING, "%s: set_link of %s: %s", c->name, c->l->nic, err);
 	snprintf(c->error, sizeof(c->error), "%s", err ? err : "");
 }

@@ -306,6 +306,7 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 
 	r = too_many_pending(p) ? vp_err_set(&e, -EBUSY, "VM %.63s has sent files that cannot be closed yet, for whoever serves them does not answer; end that",
 					     p->conf->vm) : p->ops->open(p->ctx, &cfg, &e);
+	cfg.name = p->name;
 	if (r) {
 		close(fd);
 		goto fail;

@@ -168,9 +168,10 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*
-	 * What was taken and not returned is in nobody's hands: a back-end that stops returns everything, so it was lost with one that did
-	 * not, and is handled again. Of front-ends that lost their connection, QEMU says where the used index was just then, and a device VM that
-	 * outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
+	 * What was taken and not returned is in nobody's hands: a back-end that stops returns
+	 * everything, so it was lost with one that did not, and is handled again. Of front-ends
+	 * that lost their connection, QEMU says where the used index was just then, and a device VM
+	 * that outlives a daemon has gone on since; Cloud Hypervisor says where the driver is.
 	 */
 	if (!ret && (uint16_t)c.base != used_place(&r->rq.vq)) {
 		c.base = used_place(&r->rq.vq) * (packed ? 0x10001u : 1u);
@@ -245,14 +246,15 @@ static bool ring_has_base(const struct vp_vdev *v, unsigned q)
 }
 
 /*
- * The front-end asks for the config space anew. Nothing is sent to a device that is suspended, which it is while no ring
- * runs (vhost-user, "Suspended device state"): the first ring that runs makes up for it.
+ * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
+ * which it is while no ring runs (vhost-user, "Suspended device state"), nor while its rings stop
+ * for a reset: the first ring that runs makes up for it.
  */
 static void tell_carrier(struct vp_vdev *v)
 {
 	struct vu_backend *vu = v->ops->session(v->ctx);
 
-	if (v->carrier == v->carrier_told || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
+	if (v->carrier == v->carrier_told || v->resetting || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
 		return;
 	v->carrier_told = v->carrier;
 	vu_backend_config_change(vu, NULL, NULL);

@@ -6,11 +6,13 @@
  * can name any number of unmapped addresses: misses are bounded, and one that the front-end
  * answers with an error breaks the queue that asked.
  *
- * An update says more than it knows (vp_iotlb_update()): it proves what the oldest miss without an answer asked for, when
- * that lies inside it. Front-ends answer in order, and an answer is there before the update that goes with the next miss, so
- * answers are read before an update is looked at. Of an update that no miss asked for reading is kept.
+ * An update says more than it knows (vp_iotlb_update()): it proves what the oldest miss without an
+ * answer asked for, when that lies inside it. Front-ends answer in order, and an answer is there
+ * before the update that goes with the next miss, so answers are read before an update is looked
+ * at. Of an update that no miss asked for reading is kept.
  *
- * While no ring runs QEMU does not say what its vIOMMU takes back, so nothing is kept over that time.
+ * While no ring runs QEMU does not say what its vIOMMU takes back, so nothing is kept over that
+ * time.
  *
  * A ring whose areas are not translated (yet, or any more) waits, withdrawn, and goes on with the update that
  * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data thread then
@@ -137,7 +139,8 @@ static unsigned proven(struct vp_vdev *v, uint64_t iova, uint64_t size)
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)
 {
 	struct vp_vdev *v = ((struct vp_vdev_slot *)ctx)->v;
-	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) | (m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0), sure;
+	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) | (m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0);
+	unsigned sure;
 	int ret;
 
 	if (!v->iotlb)
@@ -215,7 +218,8 @@ static int ask(struct vp_vdev *v, uint64_t iova, enum vp_access acc)
 	/* Before it is sent: without REPLY_ACK it counts as answered at once. */
 	*(v->asked ? v->asked_end : &v->asked) = a;
 	v->asked_end = &a->next;
-	ret = vu_backend_iotlb_miss(v->ops->session(v->ctx), iova, acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, answered, a);
+	ret = vu_backend_iotlb_miss(v->ops->session(v->ctx), iova,
+				    acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, answered, a);
 	if (!ret)
 		return 0;
 	/* The last; when the channel was lost, those before it are gone. */

@@ -391,6 +391,7 @@ json_t *vp_link_detail(struct vp_link *l)
 	json_object_set_new(o, "policy", json_pack("{s:s,s:s,s:s,s:s,s:b}", "asked", vp_mode_name(l->conf.mode), "mode",
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
 						   l->decision.why, "allowed", l->decision.allowed));
+	json_object_set_new(o, "config", vp_link_config(l));
 	json_object_set_new(o, "sides", l->ops->sides(l, false));
 	return o;
 }

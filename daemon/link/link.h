@@ -89,6 +89,8 @@ void vp_link_event(struct vp_link *l, const char *event, const char *why);
 /* For link.list (brief), link.show and link.stats. */
 json_t *vp_link_brief(struct vp_link *l);
 json_t *vp_link_detail(struct vp_link *l);
+/* Its configuration, of which a VMM's arguments are made: sections and keys of a .link file. */
+json_t *vp_link_config(const struct vp_link *l);
 json_t *vp_link_stats(struct vp_link *l);
 
 #endif

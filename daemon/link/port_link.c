@@ -237,8 +237,8 @@ static enum vp_port_driver driver_state(struct vp_plink *pl)
 }
 
 /*
- * What a driver sends on a queue that is not enabled is taken and discarded (vhost-user, "Ring states"). That is done here, whatever
- * the data path would do: it has no such queue.
+ * What a driver sends on a queue that is not enabled is taken and discarded (vhost-user, "Ring
+ * states"). That is done here, whatever the data path would do: it has no such queue.
  */
 static bool may_have(const struct vp_vdev_ring *r, unsigned i)
 {
@@ -275,7 +275,8 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 		if (q->rewire)
 			wire(pl, i);
 	}
-	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) && vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
+	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) &&
+	    vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
 		vp_lane_publish(pl, i);

@@ -134,8 +134,9 @@ static void publish(struct vp_port *p)
 	p->regions_dirty = false;
 	if (p->gone)
 		return;
-	if (!memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
+	if (!p->touched && !memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
 		return;
+	p->touched = false;
 	p->n_updates++;
 	port_keep_save(p);
 	vp_st32(p->page, STATE, ++p->generation);
@@ -146,6 +147,14 @@ static void publish(struct vp_port *p)
 	vp_st32_release(p->page, STATE, ++p->generation);
 	if (p->online && p->aops)
 		p->aops->signal(p->att, 0);
+}
+
+void vp_port_touch(struct vp_port *p)
+{
+	p->touched = true;
+	/* Not by a commit: whoever hears of that asks the attachment again, which is what calls this. */
+	if (!p->depth)
+		publish(p);
 }
 
 void vp_port_commit(struct vp_port *p)

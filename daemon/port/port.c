@@ -302,9 +302,10 @@ static void detach(struct vp_port *p)
 		p->up_us = 0;
 		end_all_runs(p);
 		p->ops->down(p->ctx);
-	} else if (awaited && p->ops->released) {
-		p->ops->released(p->ctx);
 	}
+	/* Also when the link was up, with other queues: a connection may be held for these. */
+	if (awaited && p->ops->released)
+		p->ops->released(p->ctx);
 	port_windows_withdraw(p);
 }
 

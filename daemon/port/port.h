@@ -219,6 +219,8 @@ void vp_port_queue_end(struct vp_port *p, unsigned q);
 /* Several changes as one update of the page. Nests. */
 void vp_port_begin(struct vp_port *p);
 void vp_port_commit(struct vp_port *p);
+/* Something that is not in the page has changed (an eventfd was replaced): a new generation and signal 0 all the same. */
+void vp_port_touch(struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */
 

@@ -78,7 +78,7 @@ struct vp_port {
 	int                           keepfd;
 	uint32_t                      generation;
 	unsigned                      depth;
-	bool                          regions_dirty;
+	bool                          regions_dirty, touched;
 	struct vhp_abi_state           st, pub;
 	/* life */
 	bool                          online, attached, up, updating, again;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the other end is the device VM's VMM, which its guest may have taken over. Lines are
- * bounded, JSON is parsed by jansson with its own depth limit, answers are matched to commands by order and
- * id, and what does not fit ends the connection.
+ * Threat model: the other end is a VMM, which its guest may have taken over. Lines are bounded, JSON is parsed by jansson
+ * with its own depth limit, answers are matched to commands by order and id, and what does not fit ends the connection.
+ * Each byte is looked at once, however it comes; a turn of the loop takes in little; and what a peer may send in a second
+ * is bounded over all its connections, so that it does not pay to connect anew.
  */
 #include "sys/qmp.h"
 
@@ -22,10 +23,14 @@
 #include "sys/source.h"
 #include "sys/timer.h"
 
-#define QMP_LINE_MAX  (4u << 20)
-#define QMP_INFLIGHT  64
+#define QMP_LINE_MAX  (512u << 10)  /* query-pci of 500 devices */
+#define QMP_TURN      16384u        /* bytes read in one turn of the loop */
+#define QMP_PER_S     (1u << 20)    /* bytes a second, and at once */
+#define QMP_LINE_COST 512           /* what a line costs beside its bytes */
+#define QMP_INFLIGHT  256
 #define RETRY_MIN_US  100000u
 #define RETRY_MAX_US  2000000u
+#define STEADY_US     2000000u      /* a connection that lasted so long may be tried again at once */
 
 struct call {
 	json_int_t  id;
@@ -43,10 +48,12 @@ struct vp_qmp {
 	enum state               state;
 	int                      fd;
 	struct vp_source        *io;
-	sd_event_source         *timer, *defer;
+	sd_event_source         *timer, *defer, *pause;
 	uint32_t                 retry_us;
 	char                    *buf;
-	size_t                   len, cap;
+	size_t                   len, cap, seen;      /* seen: of buf, without a newline */
+	int64_t                  budget;              /* bytes; below zero nothing is read */
+	uint64_t                 refill_us, up_us;
 	struct call              call[QMP_INFLIGHT];  /* a ring: head, n */
 	unsigned                 head, n;
 	json_int_t               next_id;
@@ -74,6 +81,14 @@ static void retry_later(struct vp_qmp *q)
 	q->retry_us = VP_MIN(2 * q->retry_us, RETRY_MAX_US);
 }
 
+static uint64_t now_us(const struct vp_qmp *q)
+{
+	uint64_t now = 0;
+
+	sd_event_now(q->event, CLOCK_MONOTONIC, &now);
+	return now;
+}
+
 static void disconnect(struct vp_qmp *q, const char *why)
 {
 	bool was_up = q->state == QMP_UP;
@@ -82,12 +97,15 @@ static void disconnect(struct vp_qmp *q, const char *why)
 	q->state = QMP_DOWN;
 	vp_source_end(&q->io);
 	vp_close(&q->fd);
-	q->len = 0;
+	free(q->buf);
+	q->buf = NULL;
+	q->len = q->cap = q->seen = 0;
 	while (q->n)
 		complete(q, NULL, "the QMP connection was lost");
 	if (was_up) {
 		vp_log(VP_LOG_INFO, "%s: QMP %s: %s", q->name, q->path, why);
-		q->retry_us = RETRY_MIN_US;
+		if (now_us(q) - q->up_us >= STEADY_US)
+			q->retry_us = RETRY_MIN_US;
 		q->ops->down(q->ctx);
 	} else if (!q->logged) {
 		vp_log(VP_LOG_NOTICE, "%s: QMP %s: %s; trying again until it works", q->name, q->path, why);
@@ -153,7 +171,7 @@ static void caps_done(void *arg, json_t *ret, const char *err)
 		return;
 	q->state = QMP_UP;
 	q->why[0] = 0;
-	q->retry_us = RETRY_MIN_US;
+	q->up_us = now_us(q);
 	q->logged = false;
 	vp_log(VP_LOG_INFO, "%s: QMP %s: connected", q->name, q->path);
 	q->ops->up(q->ctx);
@@ -195,43 +213,92 @@ static int on_line(struct vp_qmp *q, const char *line, size_t len)
 	return r;
 }
 
+/* Lines that are whole. What is left of the last one moves to the front, once. */
+static void take_lines(struct vp_qmp *q)
+{
+	size_t at = 0;
+	char *nl;
+
+	while ((nl = memchr(q->buf + q->seen, '\n', q->len - q->seen))) {
+		size_t end = (size_t)(nl - q->buf);
+		int r = on_line(q, q->buf + at, end - at);
+
+		if (q->fd < 0)
+			return; /* it disconnected, the buffer is gone */
+		if (r) {
+			disconnect(q, "what it says is not QMP");
+			return;
+		}
+		at = q->seen = end + 1;
+		q->budget -= QMP_LINE_COST;
+	}
+	memmove(q->buf, q->buf + at, q->len - at);
+	q->len -= at;
+	q->seen = q->len;
+}
+
+static int on_pause_over(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct vp_qmp *q = arg;
+
+	if (q->io)
+		vp_source_enable(q->io, true);
+	return 0;
+}
+
+/* May it be read now? If not, it is again when that has been earned; the socket's buffer keeps what comes meanwhile. */
+static bool afford(struct vp_qmp *q)
+{
+	uint64_t now = now_us(q), us = VP_MIN(now - q->refill_us, 2000000u);
+
+	q->budget = VP_MIN(q->budget + (int64_t)(us * QMP_PER_S / 1000000), (int64_t)QMP_PER_S);
+	q->refill_us = now;
+	if (q->budget > 0)
+		return true;
+	vp_source_enable(q->io, false);
+	if (vp_timer_in(q->event, &q->pause, (uint64_t)-q->budget * 1000000 / QMP_PER_S + 1000, on_pause_over, q, q->name) < 0)
+		disconnect(q, "out of memory");
+	return false;
+}
+
+/* Room for another turn's bytes; 0 = the line is too long, or there is no memory. */
+static size_t make_room(struct vp_qmp *q)
+{
+	if (q->cap - q->len < QMP_TURN && q->cap < QMP_LINE_MAX) {
+		size_t cap = q->cap ? 2 * q->cap : 2 * QMP_TURN;
+		char *b = realloc(q->buf, cap);
+
+		if (!b)
+			return 0;
+		q->buf = b;
+		q->cap = cap;
+	}
+	return VP_MIN(q->cap - q->len, (size_t)QMP_TURN);
+}
+
 static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_qmp *q = arg;
+	size_t room;
 	ssize_t n;
-	char *nl;
 
 	fd = q->fd;  /* until the connection is lost in the middle of this */
-	if (q->cap - q->len < 4096) {
-		char *b = q->cap < QMP_LINE_MAX ? realloc(q->buf, q->cap ? 2 * q->cap : 16384) : NULL;
-
-		if (!b) {
-			disconnect(q, "it sends endless lines");
-			return 0;
-		}
-		q->buf = b;
-		q->cap = q->cap ? 2 * q->cap : 16384;
+	if (!afford(q))
+		return 0;
+	room = make_room(q);
+	if (!room) {
+		disconnect(q, "it sends endless lines");
+		return 0;
 	}
-	n = recv(fd, q->buf + q->len, q->cap - q->len, MSG_DONTWAIT);
+	n = recv(fd, q->buf + q->len, room, MSG_DONTWAIT);
 	if (n <= 0) {
 		if (!n || (errno != EAGAIN && errno != EINTR))
 			disconnect(q, n ? strerror(errno) : "closed; QMP serves one client at a time, give the daemon a -qmp of its own");
 		return 0;
 	}
+	q->budget -= n;
 	q->len += (size_t)n;
-	while (q->fd == fd && (nl = memchr(q->buf, '\n', q->len))) {
-		size_t used = (size_t)(nl - q->buf) + 1;
-		int r = on_line(q, q->buf, used - 1);
-
-		if (q->fd != fd)
-			break;
-		if (r) {
-			disconnect(q, "what it says is not QMP");
-			break;
-		}
-		memmove(q->buf, q->buf + used, q->len - used);
-		q->len -= used;
-	}
+	take_lines(q);
 	return 0;
 }
 
@@ -257,7 +324,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 	if (r < 0)
 		disconnect(q, strerror(-r));
 	else
-		vp_source_limit(q->io, 100000, 1000);
+		vp_source_limit(q->io, 100000, 1000);  /* of reads that bring a byte each */
 	return 0;
 }
 
@@ -271,8 +338,9 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const cha
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*q = (struct vp_qmp){
 		.event = event, .path = path, .name = name, .ops = ops, .ctx = ctx, .fd = -1, .retry_us = RETRY_MIN_US,
-		.why = "not connected yet",
+		.why = "not connected yet", .budget = QMP_PER_S,
 	};
+	q->refill_us = now_us(q);
 	r = vp_timer_in(event, &q->timer, 0, on_retry, q, name);
 	if (r < 0) {
 		free(q);
@@ -290,7 +358,8 @@ void vp_qmp_free(struct vp_qmp *q)
 	while (q->n)
 		complete(q, NULL, "the link is being taken away");
 	vp_source_end(&q->io);
-	sd_event_source_disable_unref(q->timer);
+	vp_timer_end(&q->timer);
+	vp_timer_end(&q->pause);
 	sd_event_source_disable_unref(q->defer);
 	vp_close(&q->fd);
 	free(q->buf);

@@ -42,6 +42,11 @@ void vp_source_limit(struct vp_source *s, uint64_t interval_us, unsigned burst)
 	sd_event_source_set_ratelimit(s->io, interval_us, burst);
 }
 
+void vp_source_enable(struct vp_source *s, bool on)
+{
+	sd_event_source_set_enabled(s->io, on ? SD_EVENT_ON : SD_EVENT_OFF);
+}
+
 void vp_source_end(struct vp_source **s)
 {
 	if (!*s)

@@ -10,6 +10,7 @@
 #ifndef VP_DAEMON_SOURCE_H
 #define VP_DAEMON_SOURCE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <systemd/sd-event.h>
 
@@ -23,6 +24,8 @@ int  vp_source_add(struct vp_source **out, sd_event *ev, int fd, uint32_t events
 int  vp_source_events(struct vp_source *s, uint32_t events);
 /* Rest when fn was called more than burst times in interval_us. */
 void vp_source_limit(struct vp_source *s, uint64_t interval_us, unsigned burst);
+/* Wait for it, or rest. It waits when it was added. */
+void vp_source_enable(struct vp_source *s, bool on);
 /* *s becomes NULL, and may have been. */
 void vp_source_end(struct vp_source **s);
 

@@ -14,7 +14,10 @@ typedef void (*vp_log_sink)(int level, const char *msg);
 /* Not thread-safe: call before other threads start. The sink may be called from any thread. */
 void vp_log_set(vp_log_sink sink, int max_level);
 
-/* msg carries no trailing newline. Never called per packet. */
+/*
+ * The line begins with what it is about and ": ", a name of the configuration's ("ab.driver: ", "link ab: "): the daemon's sink
+ * bounds what is said about each (base/loglimit.h). It carries no trailing newline. Never called per packet.
+ */
 void vp_log(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

@@ -230,7 +230,8 @@ int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cu
 
 		vp_pkt_scatter(&d, NULL, hdr, head);
 		vp_pkt_scatter(&d, cur, from, n);
-		from += cur ? 0 : n;
+		if (!cur)
+			from += n;
 		plen -= n;
 		f->used[i] = (struct vp_used){ .len = head + n, .id = c->id, .slots = c->slots };
 		if (vp_unlikely(f->vq->log))

@@ -307,7 +307,10 @@ static void cut(struct vp_iotlb *t, uint64_t first, uint64_t last)
 	splice(t, at, end - at, keep, k);
 }
 
-/* Full: make room anywhere but at iova; what is still needed is missed again. Inside a write section. */
+/*
+ * Full: make room anywhere but at iova; what is still needed is missed again. Inside a write
+ * section.
+ */
 static void make_room(struct vp_iotlb *t, uint64_t iova)
 {
 	unsigned at = lower(t, t->n, iova);
@@ -331,7 +334,10 @@ static struct entry piece_of(const struct entry *e, uint64_t first, uint64_t las
 	return (struct entry){ first, last, e->host + off, e->gpa_perm + (off << GPA_SHIFT) };
 }
 
-/* Both lead to the same place. Differences modulo 2^64: one that begins before the other, or behind its start, goes on in step with it. */
+/*
+ * Both lead to the same place. Differences modulo 2^64: one that begins before the other, or behind
+ * its start, goes on in step with it.
+ */
 static bool agrees(const struct entry *a, const struct entry *b)
 {
 	return a->host - a->iova == b->host - b->iova;
@@ -346,7 +352,8 @@ struct change {
 };
 
 /* A piece of it, which old covers, or nothing (NULL). False: nothing is known of it. */
-static bool change_piece(const struct change *c, const struct entry *old, uint64_t first, uint64_t last, struct entry *p)
+static bool change_piece(const struct change *c, const struct entry *old, uint64_t first, uint64_t last,
+			 struct entry *p)
 {
 	unsigned perm = old ? entry_perm(old) : 0;
 
@@ -368,8 +375,12 @@ static void push(struct entry *out, unsigned *k, struct entry e)
 		out[(*k)++] = e;
 }
 
-/* Entries [at, end) are those in the range: what they and the gaps between them become, with their neighbours, merged. */
-static unsigned change_list(const struct vp_iotlb *t, const struct change *c, unsigned at, unsigned end, struct entry *out)
+/*
+ * Entries [at, end) are those in the range: what they and the gaps between them become, with their
+ * neighbours, merged.
+ */
+static unsigned change_list(const struct vp_iotlb *t, const struct change *c, unsigned at, unsigned end,
+			    struct entry *out)
 {
 	const uint64_t first = c->e.iova, last = c->e.last;
 	const bool one_by_one = end - at <= SPAN;
@@ -427,7 +438,10 @@ static bool miss_in(const struct miss *m, uint64_t first, uint64_t last)
 	return (m->iova | 4095) >= first && m->iova <= last;
 }
 
-/* Misses that this range settles may be noted again; those that it answers with less than was asked for wait for vp_iotlb_answered(). */
+/*
+ * Misses that this range settles may be noted again; those that it answers with less than was asked
+ * for wait for vp_iotlb_answered().
+ */
 static void misses_settled(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned settles)
 {
 	unsigned i;
@@ -506,7 +520,8 @@ unsigned vp_iotlb_granted(const struct vp_iotlb *t, uint64_t iova, uint64_t size
 	for (i = 0; size && i < VP_IOTLB_MISSES; i++) {
 		const struct miss *m = &t->miss[i];
 
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == MISS_GRANTED && miss_in(m, iova, iova + size - 1))
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) == MISS_GRANTED &&
+		    miss_in(m, iova, iova + size - 1))
 			perm |= 1u << m->acc;
 	}
 	return perm;
@@ -520,7 +535,8 @@ static struct miss *miss_find(struct vp_iotlb *t, uint64_t page, enum vp_access 
 	for (i = 0; i < VP_IOTLB_MISSES; i++) {
 		struct miss *m = &t->miss[i];
 
-		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && m->iova == page && m->acc == (uint32_t)acc)
+		if (__atomic_load_n(&m->state, __ATOMIC_ACQUIRE) >= MISS_SENT && m->iova == page &&
+		    m->acc == (uint32_t)acc)
 			return m;
 	}
 	return NULL;

@@ -21,7 +21,10 @@
 
 #include "guestmem/memtab.h"
 
-#define VP_IOTLB_MAX    65536 /* entries; beyond it the oldest-inserted neighbourhood is dropped, and missed again */
+/* Entries; beyond it the oldest-inserted neighbourhood is dropped, and missed again. Fuzzers have room for a few only, so as to meet the end. */
+#ifndef VP_IOTLB_MAX
+#define VP_IOTLB_MAX    65536
+#endif
 #define VP_IOTLB_MISSES 64    /* noted at a time */
 
 struct vp_iotlb;
@@ -34,14 +37,19 @@ void vp_iotlb_free(struct vp_iotlb *t);
 struct vp_iommu *vp_iotlb_iommu(struct vp_iotlb *t);
 
 /*
- * [iova, iova + size) is mapped to front-end user address uaddr; perm is a mask of 1 << enum vp_access. QEMU says read and write
- * whatever the guest mapped; only that it answered a miss for an access without an error proves that access. So of perm are kept:
- * `proven`, and what was known of the same place already. Neighbours that continue each other are merged. -EINVAL: empty or wrapping; -EFAULT: not inside one region of tab.
+ * [iova, iova + size) is mapped to front-end user address uaddr; perm is a mask of 1 << enum
+ * vp_access. QEMU says read and write whatever the guest mapped; only that it answered a miss for
+ * an access without an error proves that access. So of perm are kept: `proven`, and what was known
+ * of the same place already. Neighbours that continue each other are merged. -EINVAL: empty or
+ * wrapping; -EFAULT: not inside one region of tab.
  */
 int vp_iotlb_update(struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
 		    unsigned perm, unsigned proven);
 
-/* What is proven of a range whose update comes behind the answer: what was asked for of it and vp_iotlb_answered(). */
+/*
+ * What is proven of a range whose update comes behind the answer: what was asked for of it and
+ * vp_iotlb_answered().
+ */
 unsigned vp_iotlb_granted(const struct vp_iotlb *t, uint64_t iova, uint64_t size);
 
 /*
@@ -52,14 +60,15 @@ bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uin
 		      unsigned perm);
 
 /*
- * The page of iova is not to be had for acc: such accesses fail with -EFAULT, not with a miss, until it is updated or invalidated.
- * Where the access is known to be allowed it stays so.
+ * The page of iova is not to be had for acc: such accesses fail with -EFAULT, not with a miss,
+ * until it is updated or invalidated. Where the access is known to be allowed it stays so.
  */
 void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova, enum vp_access acc);
 
 /*
- * The front-end has answered the miss at iova without an error. True: it had sent an update that lacks the permission which was asked
- * for, and has it not meanwhile; that is a refusal. Where no update has come yet, the one that comes proves the permission.
+ * The front-end has answered the miss at iova without an error. True: it had sent an update that
+ * lacks the permission which was asked for, and has it not meanwhile; that is a refusal. Where no
+ * update has come yet, the one that comes proves the permission.
  */
 bool vp_iotlb_answered(struct vp_iotlb *t, uint64_t iova, enum vp_access acc);
 
@@ -72,7 +81,10 @@ void vp_iotlb_clear(struct vp_iotlb *t);
 /* A miss that was noted: 1 and where, 0 none. The writer's. */
 int vp_iotlb_next_miss(struct vp_iotlb *t, uint64_t *iova, enum vp_access *acc);
 
-/* All misses may be noted again: they could not be sent, their answers were lost, or nobody waits for them any more. */
+/*
+ * All misses may be noted again: they could not be sent, their answers were lost, or nobody waits
+ * for them any more.
+ */
 void vp_iotlb_forget_misses(struct vp_iotlb *t);
 
 struct vp_iotlb_stats {

@@ -83,12 +83,14 @@ static void put_csum(uint8_t *p, uint64_t sum, bool zero_ok)
 }
 
 /*
- * hdr_len is a hint that nobody may rely on (virtio 1.2, 5.1.6.2.2), but to a driver it must not be less than the headers (5.1.6.4.1), and
- * Linux' tap refuses what is more than the packet. What fits stays as it is.
+ * hdr_len is a hint that nobody may rely on (virtio 1.2, 5.1.6.2.2), but to a driver it must not be
+ * less than the headers (5.1.6.4.1), and Linux' tap refuses what is more than the packet. What fits
+ * stays as it is.
  */
 static uint16_t hdr_len_hint(const struct virtio_net_hdr *h, uint32_t len, bool tcp)
 {
-	uint32_t hint = VP_MAX(le16toh(h->hdr_len), (uint32_t)le16toh(h->csum_start) + (tcp ? TCP_LEN : UDP_LEN));
+	uint32_t headers = (uint32_t)le16toh(h->csum_start) + (tcp ? TCP_LEN : UDP_LEN);
+	uint32_t hint = VP_MAX(le16toh(h->hdr_len), headers);
 
 	return htole16((uint16_t)VP_MIN(VP_MIN(hint, len), UINT16_MAX));
 }

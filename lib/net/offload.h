@@ -35,8 +35,9 @@ VP_INLINE unsigned vp_net_hdr_len(uint64_t features)
 /*
  * Is this a header that a driver with these negotiated (driver to device) features may send with
  * a packet of len bytes (header not counted)? Clears flags that only the device may set
- * (DATA_VALID, RSC_INFO), and makes hdr_len, which is only a hint, one that a receiver can have. 0, or -EINVAL: csum_start +
- * csum_offset + 2 beyond the packet, unknown or not negotiated GSO type, GSO without NEEDS_CSUM, gso_size zero.
+ * (DATA_VALID, RSC_INFO), and makes hdr_len, which is only a hint, one that a receiver can have. 0,
+ * or -EINVAL: csum_start + csum_offset + 2 beyond the packet, unknown or not negotiated GSO type,
+ * GSO without NEEDS_CSUM, gso_size zero.
  */
 int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_features);
 

@@ -86,6 +86,8 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
 	b->cfg = *cfg;
 	if (!b->cfg.queue_num)
 		b->cfg.queue_num = cfg->max_queues;
+	if (!b->cfg.name)
+		b->cfg.name = "vhost-user";
 	if (!b->cfg.max_ring_size)
 		b->cfg.max_ring_size = VU_MAX_RING_SIZE;
 	if (!b->cfg.max_mem_slots)
@@ -190,7 +192,7 @@ static int refuse(struct vu_backend *b, int code, struct vp_err *e)
 
 	b->stat.refused++;
 	snprintf(b->stat.refusal, sizeof(b->stat.refusal), "%s", e->msg);
-	vp_log(VP_LOG_DEBUG, "vhost-user: refused: %s", e->msg);
+	vp_log(VP_LOG_DEBUG, "%s: refused: %s", b->cfg.name, e->msg);
 	if (b->fatal)
 		return code;
 	switch (m->hdr.request) {

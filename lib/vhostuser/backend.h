@@ -148,6 +148,7 @@ struct vu_backend_cfg {
 	unsigned int max_ring_size; /* 0 = VU_MAX_RING_SIZE */
 	unsigned int max_mem_slots; /* 1 .. VU_MAX_MEM_SLOTS, 0 = that */
 	unsigned int msgs_per_sec;  /* beyond it (a second's worth may come at once) the session ends; 0 = no limit */
+	const char  *name;          /* of the session, in the log; not copied; NULL = "vhost-user" */
 };
 
 /*

@@ -114,7 +114,7 @@ void vu_backend_req_ready(struct vu_backend *b)
 			return;
 	}
 	if (rc < 0) {
-		vp_log(VP_LOG_NOTICE, "vhost-user: request channel closed: %s", e.msg);
+		vp_log(VP_LOG_NOTICE, "%s: request channel closed: %s", b->cfg.name, e.msg);
 		vu_req_channel_close(b, e.msg);
 	}
 	vu_events_update(b);

@@ -39,7 +39,10 @@ int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e)
 
 	if (r->started || !r->kick_set || !r->num || !r->addr_set || !b->features_set)
 		return 0;
-	/* A ring starts at 0 where nobody says otherwise, and a packed one with both wrap counters 1 (virtio 1.2, 2.8.1). */
+	/*
+	 * A ring starts at 0 where nobody says otherwise, and a packed one with both wrap counters
+	 * 1 (virtio 1.2, 2.8.1).
+	 */
 	if (r->base_from == VU_BASE_NONE)
 		r->base = packed ? 0x80008000u : 0;
 	b->soft = true;

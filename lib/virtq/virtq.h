@@ -161,8 +161,8 @@ void vp_vq_break(struct vp_virtq *vq, enum vp_vq_broken why);
 const char *vp_vq_broken_str(enum vp_vq_broken why);
 
 /*
- * Dirty logging on (log, and for a logged used ring its guest physical address, which behind a vIOMMU is looked up)
- * or off (NULL).
+ * Dirty logging on (log, and for a logged used ring its guest physical address, which behind a
+ * vIOMMU is looked up) or off (NULL).
  */
 void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool ring, uint64_t ring_addr);
 /* Mark [off, off + len) of the device area (split: the used ring), if that is logged. */

@@ -20,7 +20,7 @@ import time
 import zlib
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "protocol")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "conformance")]
 
 import portclient as pc  # noqa: E402
 import rig  # noqa: E402

@@ -7,10 +7,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
 import pytest
+
+# The guest and the driver VM in Python: vu.py, portclient.py.
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "conformance"))
 
 BUILD = pathlib.Path(os.environ.get("VHOST_PCI_BUILD", pathlib.Path(__file__).parents[2] / "build"))
 

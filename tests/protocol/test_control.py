@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The control socket, its clients good and bad, reload, and vhost-pcictl."""
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -386,3 +388,45 @@ def test_check_config(make_daemon):
                  "yy.link:3: Queues=0 is not a number from 1", "yy.link:7: unknown section [Bogus]",
                  "already belongs to the driver side of link"):
         assert text in r.stderr, r.stderr
+
+
+def test_too_many_requests(daemon):
+    """1,000 a second, 5,000 at once: more is an error and the end, and nobody else's trouble."""
+    other = daemon.control
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(60)
+        s.connect(str(daemon.run / "control.sock"))
+        f, answers = s.makefile("r"), 0
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                s.sendall(b'{"version":1,"id":1,"method":"daemon.version"}\n' * 100)
+                for _ in range(100):
+                    line = f.readline()
+                    if not line:
+                        raise OSError
+                    answers += "result" in line
+        assert 5000 <= answers < 15000
+    assert other.call("daemon.version")
+    assert "more than 1000 requests a second" in daemon.log()
+
+
+def test_out_of_fds(daemon):
+    """LimitNOFILE= is used up: what exists goes on, what is new is refused, and taken again when there is room."""
+    with vu.Nic(daemon.sock("ab", "driver")) as a, vu.Nic(daemon.sock("ab", "device")) as b:
+        limits = resource.prlimit(daemon.proc.pid, resource.RLIMIT_NOFILE)
+        top = max(int(fd) for fd in os.listdir(f"/proc/{daemon.proc.pid}/fd"))
+        resource.prlimit(daemon.proc.pid, resource.RLIMIT_NOFILE, (top + 1, limits[1]))
+        held = []
+        for _ in range(top + 20):
+            s = socket.socket(socket.AF_UNIX)
+            s.connect(daemon.sock("cd", "driver") if len(held) % 2 else str(daemon.run / "control.sock"))
+            held.append(s)
+        daemon.wait_log("out of file descriptors; raise LimitNOFILE=")
+        a.send_packet(vu.frame(1))
+        assert b.recv_packet()[1] == vu.frame(1)
+        assert daemon.call("daemon.version")
+        for s in held:
+            s.close()
+        resource.prlimit(daemon.proc.pid, resource.RLIMIT_NOFILE, limits)
+        with vu.Nic(daemon.sock("cd", "driver")) as c:
+            assert c.alive()

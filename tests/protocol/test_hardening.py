@@ -56,8 +56,9 @@ def test_every_stage_is_in_force(make_daemon):
     d.link("ab")
     d.link("p", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy")  # the forwarder's threads too
     d.start()
+    # A thread has its maker's name until it has run for the first time.
+    d.wait(lambda: {"vp-data-0", "vp-watch", "vp-signal"} <= set(threads(d)))
     got = threads(d)
-    assert {"vp-data-0", "vp-watch", "vp-signal"} <= set(got), got.keys()
     for name, s in got.items():
         assert s["NoNewPrivs"] == "1", name
         assert s["Seccomp"] == "2", name

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import select
 import signal
 import struct
 import subprocess
@@ -177,3 +178,27 @@ def test_daemon_dies(lib):
         for _ in range(50):
             v.cmd("stats")
             time.sleep(0.01)
+
+
+def test_call_fd_changes_and_the_program_polls(make_daemon):
+    """A program that looks at vhp_changed() alone, as examples/echo.c does, finds the eventfd that a VMM takes for calls in mid-run."""
+    d = make_daemon()
+    d.link("l0", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
+    d.start()
+    echo = subprocess.Popen([str(BUILD / "examples/example-echo"), "unix:" + d.sock("l0", "device")])
+    try:
+        with nic(d) as a:
+            d.wait(lambda: d.show("l0")["status"] == "up")
+            time.sleep(0.8)  # the driver VM's own eventfd has come
+            new = vu.eventfd()
+            a.tell(vu.SET_VRING_CALL, struct.pack("<Q", 1), [new])
+            time.sleep(0.8)  # for half a second the daemon raises the new one itself
+            while select.select([new], [], [], 0)[0]:
+                os.read(new, 8)
+            a.send_packet(vu.frame(1))
+            assert a.recv_packet() is not None
+            assert select.select([new], [], [], 2)[0], "the call went into the old eventfd"
+            os.close(new)
+    finally:
+        echo.kill()
+        echo.wait()

@@ -277,6 +277,20 @@ def test_second_process_is_refused(fast):
         assert p.attach() == pc.OK
 
 
+def test_next_process_is_not_dropped(fast):
+    """A process that left cannot be told that its run is over; the one that comes at once has nothing to do with that."""
+    for _ in range(5):
+        with pc.Local(dev(fast)) as p:  # a moment after the last one
+            p.attach()
+            with vu.Nic(drv(fast)) as nic:
+                p.wait(lambda s: s.up)
+                settled(fast, 2, 2)
+                p.drain()
+                nic.tell(vu.SET_VRING_CALL, struct.pack("<Q", 1), [nic.rings[0].call_fd])
+                time.sleep(0.8)  # the daemon has stopped raising the new one itself: it has nothing else to do
+                p.drain()
+
+
 def test_driver_killed_and_back(fast):
     with pc.Local(dev(fast)) as p:
         p.attach()

@@ -3,12 +3,9 @@
 
 What the service manager promises the daemon elsewhere in these tests (test_restart.py plays it), it must keep itself here.
 """
-import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
 
@@ -17,105 +14,22 @@ import pytest
 import portclient as pc
 import test_guard
 import vu
+from box import Box, lacking, run
 from conftest import BUILD
 from test_port import forward
 
-NSPAWN = shutil.which("systemd-nspawn")
 DROP_IN = "etc/systemd/system/vhost-pcid.service.d/test.conf"
-
-
-def run(*cmd):
-    return subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-class Box:
-    """A container with systemd as process 1."""
-
-    def __init__(self, tmp, usr_local):
-        self.log = open(tmp / "container.log", "w+")
-        # Of the calls that the container's own filter holds back by default, the daemon needs landlock's.
-        self.proc = subprocess.Popen(
-            [NSPAWN, "--quiet", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
-             "--console=pipe", "--boot", f"--machine=vhost-pci-{os.getpid()}", f"--bind-ro={usr_local}:/usr/local",
-             "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self", "systemd.unit=basic.target"],
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
-        self.init = None
-        self.wait(self.booted, "the container did not boot")
-        self.root = pathlib.Path(f"/proc/{self.init}/root")
-
-    def said(self):
-        self.log.flush()
-        return pathlib.Path(self.log.name).read_text(errors="replace")
-
-    def wait(self, what, why, timeout=90):
-        end = time.monotonic() + timeout
-        while not what():
-            assert self.proc.poll() is None, "the container ended\n" + self.said()
-            assert time.monotonic() < end, f"{why}\n{self.said()}\n{self.journal() if self.init else ''}"
-            time.sleep(0.1)
-
-    def booted(self):
-        kids = pathlib.Path(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children").read_text().split()
-        for kid in kids:
-            self.init = int(kid)
-            if self.do("systemctl", "is-active", "basic.target").stdout.strip() == "active":
-                return True
-        return False
-
-    def do(self, *cmd):
-        return run("nsenter", "-t", str(self.init), "-m", "-u", "-i", "-n", "-p", "-C", *cmd)
-
-    def ok(self, *cmd):
-        r = self.do(*cmd)
-        assert not r.returncode, f"{cmd}: {r.stdout}\n{self.journal()}"
-        return r.stdout
-
-    def journal(self):
-        return self.do("journalctl", "--no-pager", "-q", "-u", "vhost-pcid", "-o", "cat").stdout
-
-    def unit(self, name):
-        return self.ok("systemctl", "show", "-P", name, "vhost-pcid").strip()
-
-    def ctl(self, *args):
-        return json.loads(self.ok("/usr/local/bin/vhost-pcictl", "--json", *args))
-
-    def write(self, path, text):
-        path = self.root / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def close(self):
-        self.proc.send_signal(signal.SIGTERM)  # an orderly shutdown
-        try:
-            self.proc.wait(30)
-        except subprocess.TimeoutExpired:
-            self.proc.kill()
-            self.proc.wait()
-        self.log.close()
-
-
-def lacking():
-    if os.geteuid():
-        return "containers need root"
-    if not NSPAWN:
-        return "systemd-nspawn is not installed (package systemd-container)"
-    if not os.path.islink("/sbin"):
-        return "/usr is not merged"
-    # Whether this machine lets anybody make such a container at all: asked without systemd in it.
-    r = run(NSPAWN, "--quiet", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--private-network", "--link-journal=no",
-            "--pipe", f"--machine=vhost-pci-{os.getpid()}", "true")
-    return f"systemd-nspawn does not work here: {r.stdout.strip()[-200:]}" if r.returncode else None
 
 
 @pytest.fixture(scope="module")
 def box():
-    why = lacking()
+    why = lacking("--directory=/", "--volatile=yes")
     if why:
         pytest.skip(why)
     tmp = pathlib.Path(tempfile.mkdtemp(prefix="vpsd"))
     made = run("env", f"DESTDIR={tmp}/d", "meson", "install", "-C", str(BUILD), "--no-rebuild")
     assert not made.returncode, made.stdout
-    b = Box(tmp, tmp / "d/usr/local")
+    b = Box(tmp, "--directory=/", "--volatile=yes", f"--bind-ro={tmp / 'd/usr/local'}:/usr/local")
     try:
         b.ok("systemctl", "start", "vhost-pcid")
         yield b

@@ -10,7 +10,7 @@ import time
 import pytest
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(TOP, 'scripts/vm'))
+sys.path[:0] = [os.path.join(TOP, d) for d in ('scripts/vm', 'conformance')]  # conformance: fakeport.py
 
 import vhostpci_vm as v      # noqa: E402
 

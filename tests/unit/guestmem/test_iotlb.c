@@ -44,7 +44,8 @@ static int teardown(void **state)
 }
 
 /* An update that answers misses for all of perm. */
-static int map_pages(struct vp_iotlb *t, const struct vp_memtab *tb, uint64_t iova, uint64_t size, uint64_t uaddr, unsigned perm)
+static int map_pages(struct vp_iotlb *t, const struct vp_memtab *tb, uint64_t iova, uint64_t size, uint64_t uaddr,
+		     unsigned perm)
 {
 	return vp_iotlb_update(t, tb, iova, size, uaddr, perm, perm);
 }
@@ -294,7 +295,10 @@ static void test_proven(void **state)
 	vp_iotlb_free(t);
 }
 
-/* Nothing known is lost or invented, in whatever pieces; very many pieces are forgotten, never more. */
+/*
+ * Nothing known is lost or invented, in whatever pieces; very many pieces are forgotten, never
+ * more.
+ */
 static void test_proven_model(void **state)
 {
 	unsigned known[PAGES] = { 0 }, round, i;
@@ -305,7 +309,8 @@ static void test_proven_model(void **state)
 	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
 	for (round = 0; round < 3000; round++) {
-		unsigned first = (unsigned)random() % PAGES, n = 1 + (unsigned)random() % (round % 20 ? 6 : PAGES), add = (unsigned)random() % 4;
+		unsigned first = (unsigned)random() % PAGES, add = (unsigned)random() % 4;
+		unsigned n = 1 + (unsigned)random() % (round % 20 ? 6 : PAGES);
 
 		n = VP_MIN(n, PAGES - first);
 		if (random() % 8 == 0) {

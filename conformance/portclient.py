@@ -166,6 +166,7 @@ class Local(Port):
         self.error = None
         while self.read_message() not in (READY, ERROR):
             pass
+        assert self.error is not None or self.mem[:8] == b"VHOSTPCI"
         assert expect_error == (self.error is not None)
 
     def read_message(self):
@@ -179,10 +180,8 @@ class Local(Port):
         kind, nfds, *arg = struct.unpack("<II5Q", data)
         assert nfds == len(fds)
         if kind == HELLO:
+            self.hello(fds, arg)
             assert arg[0] == 1 and arg[1] == ABI
-            self.fd, self.size = fds[0], arg[2]
-            self.mem = mmap.mmap(self.fd, self.size)
-            assert self.mem[:8] == b"VHOSTPCI"
         elif kind in (SIGNALS, DOORBELLS):
             l = self.signals if kind == SIGNALS else self.doorbells
             for fd in l[arg[0]:arg[0] + nfds]:
@@ -196,7 +195,14 @@ class Local(Port):
             os.close(fd)
         elif kind == ERROR:
             self.error = arg[0]
+        else:
+            for fd in fds:
+                os.close(fd)
         return kind
+
+    def hello(self, fds, arg):
+        self.fd, self.size = fds[0], arg[2]
+        self.mem = mmap.mmap(self.fd, self.size)
 
     def idle(self):
         if select.select([self.sock], [], [], 0.002)[0]:

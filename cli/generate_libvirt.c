@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * generate --libvirt: a domain. libvirt is told of what it knows, so that its own rules (who may open which socket, where
+ * devices go) count it in. Two things it must not know, else it would use them: the root ports into which the daemon plugs
+ * windows are given to QEMU behind its back, at addresses where libvirt puts nothing by itself.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "generate.h"
+
+#define WINDOW_SLOT  0x18  /* on pcie.0, plus the index of the link */
+#define SHMEM_SLOT   0x1e  /* on pcie.0, minus that index */
+#define CHASSIS_BASE 128   /* libvirt counts its own root ports from 1 */
+
+/* As XML wants it, in an attribute with ' around it. */
+static void put(const char *s)
+{
+	for (; *s; s++) {
+		switch (*s) {
+		case '&':
+			fputs("&amp;", stdout);
+			break;
+		case '<':
+			fputs("&lt;", stdout);
+			break;
+		case '\'':
+			fputs("&apos;", stdout);
+			break;
+		default:
+			putchar(*s);
+		}
+	}
+}
+
+static void attribute(const char *before, const char *value, const char *after)
+{
+	fputs(before, stdout);
+	put(value);
+	fputs(after, stdout);
+}
+
+static void arg(const char *before, const char *value, const char *after)
+{
+	char *escaped = gen_escaped(value);
+
+	attribute("    <qemu:arg value='", before, "");
+	put(escaped ? escaped : value);
+	attribute("", after, "'/>\n");
+	free(escaped);
+}
+
+static void nic(const struct gen *g)
+{
+	fputs("    <interface type='vhostuser'>\n", stdout);
+	if (g->mac)
+		attribute("      <mac address='", g->mac, "'/>\n");
+	attribute("      <source type='unix' path='", g->socket, "'");
+	if (g->listen)
+		fputs(" mode='server'/>\n", stdout);
+	else
+		fputs(" mode='client'>\n        <reconnect enabled='yes' timeout='1'/>\n      </source>\n", stdout);
+	fputs("      <model type='virtio'/>\n", stdout);
+	if (g->pairs > 1 || g->packed) {
+		fputs("      <driver", stdout);
+		if (g->pairs > 1)
+			printf(" queues='%u'", g->pairs);
+		printf("%s/>\n", g->packed ? " packed='on'" : "");
+	}
+	if (g->mtu)
+		printf("      <mtu size='%u'/>\n", g->mtu);
+	/* libvirt numbers the others itself: net0, net1, in their order. */
+	if (g->nic && !strncmp(g->nic, "ua-", 3))
+		attribute("      <alias name='", g->nic, "'/>\n");
+	fputs("    </interface>\n", stdout);
+}
+
+static void ivshmem_device(const struct gen *g)
+{
+	unsigned bus = g->index + 1;
+
+	printf("    <controller type='pci' index='%u' model='pcie-root-port'/>\n", bus);
+	attribute("    <shmem name='", g->link, "'>\n      <model type='ivshmem-doorbell'/>\n");
+	attribute("      <server path='", g->socket, "'/>\n");
+	printf("      <msi vectors='%u'/>\n"
+	       "      <address type='pci' domain='0x0000' bus='0x%02x' slot='0x00' function='0x0'/>\n"
+	       "    </shmem>\n", 1 + 2 * g->pairs, bus);
+}
+
+static void windows(const struct gen *g)
+{
+	char bus[GEN_ID_MAX], line[160];
+
+	for (unsigned n = 0; gen_bus(g, n, bus); n++) {
+		unsigned number = CHASSIS_BASE + GEN_MAX_BUSES * g->index + n;
+
+		snprintf(line, sizeof(line), ",bus=pcie.0,addr=0x%x.0x%x%s,chassis=%u,slot=%u,pref64-reserve=%lluM",
+			 WINDOW_SLOT + g->index, n, n ? "" : ",multifunction=on", number, number, g->window_reserve >> 20);
+		arg("-device", "", "");
+		arg("pcie-root-port,id=", bus, line);
+	}
+}
+
+static void shmem_device(const struct gen *g)
+{
+	char line[160], dev[160];
+
+	snprintf(line, sizeof(line), "socket,id=vp-%s,path=", g->link);
+	snprintf(dev, sizeof(dev), "vhost-user-test-device-pci,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16,bus=pcie.0,addr=0x%x",
+		 g->link, 1 + 2 * g->pairs, SHMEM_SLOT - g->index);
+	arg("-chardev", "", "");
+	arg(line, g->socket, "");
+	arg("-device", "", "");
+	arg(dev, "", "");
+}
+
+/* What libvirt has no words for. */
+static void behind_its_back(const struct gen *g)
+{
+	bool shmem = g->endpoint == GEN_SHMEM;
+
+	if (!g->qmp && !g->buses && !shmem)
+		return;
+	fputs("  <qemu:commandline>\n", stdout);
+	if (g->qmp) {
+		arg("-qmp", "", "");
+		arg("unix:", g->qmp, ",server=on,wait=off");
+	}
+	windows(g);
+	if (shmem)
+		shmem_device(g);
+	fputs("  </qemu:commandline>\n", stdout);
+}
+
+/* The root port of the port: libvirt's, with room that libvirt has no word for. */
+static void reserve(const struct gen *g)
+{
+	printf("  <qemu:override>\n"
+	       "    <qemu:device alias='pci.%u'>\n"
+	       "      <qemu:frontend>\n"
+	       "        <qemu:property name='pref64-reserve' type='unsigned' value='%llu'/>\n"
+	       "      </qemu:frontend>\n"
+	       "    </qemu:device>\n"
+	       "  </qemu:override>\n", g->index + 1, g->port_reserve);
+}
+
+void gen_libvirt(const struct gen *g)
+{
+	printf("<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
+	       "  <name>%s</name>\n"
+	       "  <memory unit='MiB'>%llu</memory>\n", g->vm, g->memory >> 20);
+	if (g->endpoint != GEN_IVSHMEM)
+		fputs("  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n", stdout);
+	/* Without ACPI a guest does not see what is plugged in. */
+	fputs("  <vcpu>1</vcpu>\n"
+	      "  <os><type arch='x86_64' machine='q35'>hvm</type></os>\n"
+	      "  <features><acpi/><apic/></features>\n"
+	      "  <cpu mode='host-passthrough'/>\n"
+	      "  <devices>\n"
+	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);
+	if (g->endpoint == GEN_NIC)
+		nic(g);
+	else if (g->endpoint == GEN_IVSHMEM)
+		ivshmem_device(g);
+	fputs("  </devices>\n", stdout);
+	behind_its_back(g);
+	if (g->endpoint == GEN_IVSHMEM)
+		reserve(g);
+	fputs("</domain>\n", stdout);
+}
