@@ -404,8 +404,9 @@ static int copy_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err
 	struct copy *cl = copy_of(pl);
 	int r;
 
-	/* Over shmem only the control block of the port's file is mapped; the pool comes as a window. */
-	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM ? 0 : vp_conf_link_pool(&pl->l->conf);
+	/* Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it: the pool is a window. */
+	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM || pl->l->conf.attachment == VP_ATTACH_HOSTDEV ? 0 :
+			vp_conf_link_pool(&pl->l->conf);
 	cl->own_fd = -1;
 	cl->q = calloc(pl->n, sizeof(*cl->q));
 	for (unsigned i = 0; cl->q && i < pl->n; i++)

@@ -561,6 +561,7 @@ static const struct {
 	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new },
 	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new },
 	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
+	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
 };
 
 static int make_port(struct vp_plink *pl, struct vp_err *e)
