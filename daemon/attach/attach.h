@@ -25,6 +25,8 @@ struct vp_attach_conf {
 	uint64_t                   who;        /* the device VM, for base/blame.h */
 	/* Fds and places of signals changed: wire them anew. */
 	void                     (*wires_changed)(void *ctx);
+	/* A process has gone from the port (which is offline), and may not have let go of the windows that it had. */
+	void                     (*gone)(void *ctx);
 	void                      *ctx;
 };
 

@@ -6,8 +6,8 @@
  * Threat model: as the local attachment. The back-end gets the pool, which holds what a device VM would see of the driver VM
  * and nothing else, one kick and one call eventfd a queue, and a socket for its own requests. It may fall silent (its answers have
  * a deadline), may answer anything (checked against the table, then by value), sends what nobody asked for (then it is dropped),
- * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps the pool
- * mapped for as long as it lives, also when it was dropped: it is one process's word against its own successor's.
+ * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps what it was given
+ * mapped for as long as it lives, also when it was dropped: its successor gets another pool.
  */
 #include "attach/hostdev.h"
 
@@ -127,6 +127,8 @@ void hostdev_drop(struct hostdev *h, bool fault, const char *why)
 	vp_port_online(h->port, false);
 	close_signals(h);
 	h->c.wires_changed(h->c.ctx);
+	if (h->c.gone)
+		h->c.gone(h->c.ctx);
 	if (h->c.link->side[VP_SIDE_DEVICE].socket_mode == VP_SOCKET_CLIENT)
 		connect_later(h);
 }
@@ -385,6 +387,7 @@ static void hostdev_free(struct vp_attach *a)
 
 	if (!h)
 		return;
+	h->c.gone = NULL;
 	hostdev_drop(h, false, "the link is being taken away");
 	vp_source_end(&h->listen_io);
 	sd_event_source_disable_unref(h->work);

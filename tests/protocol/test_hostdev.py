@@ -141,6 +141,70 @@ def test_requests_wait_for_the_next_backend(make, mode):
     f.close()
 
 
+def test_a_predecessor_cannot_touch_what_its_successor_has(make):
+    """It was dropped, lives on, and writes over all that it ever had."""
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        for life in range(1, 4):
+            f.write(0, pattern(4096, life))
+            b.sock.shutdown(socket.SHUT_RDWR)
+            d.wait(lambda: len(b.kept) == life)
+
+            def meanwhile(r, head, chain):
+                for m in b.kept:
+                    m[:] = b"\xff" * len(m)
+            b.hook = meanwhile
+            assert f.read(0, 4096) == pattern(4096, life)
+            f.write(8, pattern(65536, life))
+            assert f.read(8, 65536) == pattern(65536, life)
+        assert device(d)["queues_spoiled"] == 0 and device(d)["requests_failed"] == 0
+
+
+class EchoNic(Backend):
+    """What the driver sends comes back to it."""
+
+    def __init__(self, path, **kw):
+        super().__init__(path, features=vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM), **kw)
+        self.hook = self.echo
+        self.free, self.packets = [], []
+
+    def echo(self, r, head, chain):
+        if r is self.rings[0]:
+            self.free.append((head, chain))
+        else:
+            self.packets.append(b"".join(bytes(self.at(a, n)) for a, n, _ in chain))
+            self.back(r, head, 0)
+            self.process(0)
+        while self.free and self.packets:
+            head, chain = self.free.pop(0)
+            packet = self.packets.pop(0)
+            packet = packet[:10] + struct.pack("<H", 1) + packet[12:]
+            self.at(chain[0][0], len(packet))[:] = packet
+            self.back(self.rings[0], head, len(packet))
+        return True
+
+    def handle(self, req, data, fds):
+        if req == vu.SET_VRING_BASE and not data[0]:
+            self.free, self.packets = [], []
+        return super().handle(req, data, fds)
+
+
+def test_net(make):
+    """A network device: packets go both ways, are dropped while nobody is there, and go on with the next back-end."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", Device_PackedRings=None)
+    with vu.Nic(drv(d)) as nic:
+        for life in range(2):
+            with EchoNic(dev(d)):
+                is_up(d)
+                for i in range(200):
+                    nic.send_packet(vu.frame(i, 60 + 7 * i))
+                    assert nic.recv_packet()[1] == vu.frame(i, 60 + 7 * i)
+            d.wait(lambda: not device(d)["connected"])
+            for i in range(200):
+                nic.send_packet(vu.frame(i))
+            assert nic.recv_packet(0.2) is None
+
+
 # ---- hostile -------------------------------------------------------------------------------------
 
 
@@ -276,7 +340,7 @@ def test_policy(make_daemon):
     link(d, Link_Mode="auto")
     d.start()
     assert d.show("ab")["mode"] == "copy"
-    why = d.call("link.explain", name="ab")
+    why = d.call("policy.explain", name="ab")
     assert "auto-vhost-user" in str(why)
     for mode, rule in (("fast", "vhost-user-is-copied"), ("relay", "relay-needs-virtio-net")):
         link(d, Link_Mode=mode)

@@ -40,6 +40,7 @@ class Backend(threading.Thread):
         self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
         self.seen, self.got_fds, self.regions, self.rings = [], [], [], {}
         self.sessions, self.errors, self.end = 0, [], False
+        self.kept = []           # maps of sessions before: a process may keep them
         self.req = None
         self.path, self.sock = path, None
         self.wake = os.pipe()
@@ -79,7 +80,7 @@ class Backend(threading.Thread):
     def hang_up(self):
         self.sock.close()
         for _, _, _, m in self.regions:
-            m.close()
+            self.kept.append(m)
         for r in self.rings.values():
             for fd in (r.kick, r.call):
                 if fd >= 0:
