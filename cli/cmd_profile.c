@@ -27,11 +27,12 @@ static int run(struct cli *c, int argc, char **argv)
 	if (c->json) {
 		cli_print_json(result);
 	} else if (!json_is_true(json_object_get(result, "known"))) {
-		printf("link %s, type %s: nothing is known of its back-end yet; the first one that comes decides\n", cli_str(result, "name"),
-		       cli_str(result, "type"));
+		printf("link %s, type %s: nothing is known of its back-end yet; the first one that comes decides\n",
+		       cli_str(result, "name"), cli_str(result, "type"));
 	} else {
 		printf("link %s, type %s, %s\n", cli_str(result, "name"), cli_str(result, "type"),
-		       json_is_true(json_object_get(result, "learned")) ? "learned from its back-end" : "from the link file");
+		       json_is_true(json_object_get(result, "learned")) ? "learned from its back-end"
+									: "from the link file");
 		printf("  features: %s\n", cli_str(result, "features"));
 		if (cli_int(result, "queues") > 0)
 			printf("  queues:   %lld\n", cli_int(result, "queues"));
@@ -42,6 +43,10 @@ static int run(struct cli *c, int argc, char **argv)
 }
 
 const struct cli_command cmd_profile = {
-	"profile", "LINK [--forget] [--json]", "Show what is known of a link's back-end",
-	"Not for network links. --forget: the next back-end that comes is asked anew; only while the driver VM is not connected.\n", run,
+	"profile",
+	"LINK [--forget] [--json]",
+	"Show what is known of a link's back-end",
+	"Not for network links. --forget: the next back-end that comes is asked anew; only while the driver VM is not "
+	"connected.\n",
+	run,
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli.h"
 
@@ -54,6 +55,11 @@ static void show_port(const json_t *s)
 	if (up && cli_int(s, "driver_us") && cli_int(s, "up_us") >= cli_int(s, "driver_us"))
 		printf("  took       %.1f ms since the driver's queues ran\n",
 		       (double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
+	if (json_is_string(json_object_get(s, "misfit")))
+		printf("  refused    a back-end: %s\n", cli_str(s, "misfit"));
+	if (json_object_get(s, "requests_open"))
+		printf("  requests   %lld open, %lld given again, %lld failed\n", cli_int(s, "requests_open"),
+		       cli_int(s, "requests_given_again"), cli_int(s, "requests_failed"));
 	printf("  signals    straight through: %lld kicks, %lld calls; forwarded so far: %lld\n", cli_int(s, "kicks_direct"),
 	       cli_int(s, "calls_direct"), cli_int(s, "signals_forwarded"));
 	printf("  commands   %lld, refused %lld; attached %lld times, cut off %lld times\n", cli_int(s, "commands"),
@@ -92,8 +98,13 @@ static int run(struct cli *c, int argc, char **argv)
 	printf("link %s: %s, %s\n", cli_str(l, "name"), cli_str(l, "mode"), cli_str(l, "status"));
 	printf("  policy     %s (rule %s)\n", cli_str(policy, "why"), cli_str(policy, "rule"));
 	printf("  from       %s\n", cli_str(l, "origin"));
-	printf("  queues     %lld pair%s\n", cli_int(l, "queue_pairs"), cli_int(l, "queue_pairs") == 1 ? "" : "s");
-	printf("  offloads   %s\n", cli_str(l, "offloads"));
+	if (!strcmp(cli_str(l, "type"), "net")) {
+		printf("  queues     %lld pair%s\n", cli_int(l, "queue_pairs"), cli_int(l, "queue_pairs") == 1 ? "" : "s");
+		printf("  offloads   %s\n", cli_str(l, "offloads"));
+	} else {
+		printf("  type       %s\n", cli_str(l, "type"));
+		printf("  queues     %lld\n", cli_int(l, "virtqueues"));
+	}
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
 	if (cli_int(l, "packets_per_second"))

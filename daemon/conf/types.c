@@ -13,10 +13,10 @@
 
 static const struct {
 	const char *word;
-	uint32_t    id;
+	uint32_t id;
 } types[] = {
-	{ "net", VIRTIO_ID_NET }, { "blk", VIRTIO_ID_BLOCK }, { "fs", VIRTIO_ID_FS }, { "scsi", VIRTIO_ID_SCSI },
-	{ "vsock", VIRTIO_ID_VSOCK },
+	{ "net", VIRTIO_ID_NET },   { "blk", VIRTIO_ID_BLOCK },	  { "fs", VIRTIO_ID_FS },
+	{ "scsi", VIRTIO_ID_SCSI }, { "vsock", VIRTIO_ID_VSOCK },
 };
 
 uint32_t vp_type_parse(const char *word)
@@ -49,7 +49,9 @@ const char *vp_type_words(void)
 
 static int only_for(const struct vp_conf_link *l, bool set, const char *key, const char *type, struct vp_err *e)
 {
-	return set ? vp_err_set(e, -EINVAL, "%s= is for Type=%s, not for Type=%s", key, type, vp_type_name(l->device_type)) : 0;
+	return set ? vp_err_set(e, -EINVAL, "%s= is for Type=%s, not for Type=%s", key, type,
+				vp_type_name(l->device_type))
+		   : 0;
 }
 
 /* [Profile] */
@@ -67,7 +69,8 @@ static int check_profile(const struct vp_conf_link *l, struct vp_err *e)
 	if (!r)
 		r = only_for(l, l->device_type != VIRTIO_ID_VSOCK && l->cid, "CID", "vsock", e);
 	if (!r)
-		r = only_for(l, (blk || l->device_type == VIRTIO_ID_FS || known) && l->config_size, "ConfigSize", "ID", e);
+		r = only_for(l, (blk || l->device_type == VIRTIO_ID_FS || known) && l->config_size, "ConfigSize", "ID",
+			     e);
 	if (!r && l->capacity % 512)
 		r = vp_err_set(e, -EINVAL, "Capacity= is not a multiple of 512 bytes");
 	if (!r && l->block_size & (l->block_size - 1))
@@ -78,12 +81,14 @@ static int check_profile(const struct vp_conf_link *l, struct vp_err *e)
 int vp_type_check(const struct vp_conf_link *l, struct vp_err *e)
 {
 	if (l->device_type == VIRTIO_ID_NET) {
-		if (l->capacity || l->block_size || l->read_only || l->tag[0] || l->cid || l->config_size || l->has_features)
+		if (l->capacity || l->block_size || l->read_only || l->tag[0] || l->cid || l->config_size ||
+		    l->has_features)
 			return vp_err_set(e, -EINVAL, "[Profile] is for other types than net");
 		return 0;
 	}
 	if (l->endpoint == VP_ENDPOINT_VIRTIO_NET)
-		return vp_err_set(e, -EINVAL, "Type=%s needs Endpoint=port; virtio-net joins network devices", vp_type_name(l->device_type));
+		return vp_err_set(e, -EINVAL, "Type=%s needs Endpoint=port or vhost-user; virtio-net joins network devices",
+				  vp_type_name(l->device_type));
 	if (l->mtu || l->pps || l->offloads != VP_OFFLOAD_ALL || l->side[0].has_mac || l->side[1].has_mac)
 		return vp_err_set(e, -EINVAL, "[Net] is for Type=net");
 	if (l->driver_qmp[0])

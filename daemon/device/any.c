@@ -3,7 +3,6 @@
  * Any other virtio device with ordinary queues (Type=ID). Nothing is known of its queues but that requests wait for
  * answers; config space and features are what the back-end has.
  */
-#include <errno.h>
 #include <string.h>
 
 #include "base/util.h"
@@ -30,7 +29,8 @@ static uint64_t any_pf(const struct vp_conf_link *l)
 	return VP_BIT(VU_PF_MQ);
 }
 
-static unsigned any_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned any_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			   uint8_t *buf)
 {
 	memset(buf, 0, VP_DEVICE_CONFIG_MAX);
 	memcpy(buf, p->config, p->config_size);
@@ -57,7 +57,16 @@ static void any_written(const struct vp_conf_link *l, struct vp_profile *p)
 }
 
 const struct vp_device vp_device_any = {
-	.name = "any", .waits = true, .once = true, .fail_status = -1,
-	.queues = any_queues, .use = any_use, .offered = any_offered, .pf = any_pf, .config = any_config,
-	.writable = any_writable, .wanted = any_wanted, .written = any_written,
+	.name = "any",
+	.waits = true,
+	.once = true,
+	.fail_status = -1,
+	.queues = any_queues,
+	.use = any_use,
+	.offered = any_offered,
+	.pf = any_pf,
+	.config = any_config,
+	.writable = any_writable,
+	.wanted = any_wanted,
+	.written = any_written,
 };

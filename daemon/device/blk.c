@@ -14,8 +14,8 @@
 #include "device/device.h"
 #include "vhostuser/proto.h"
 
-#define CONFIG_SIZE 60u  /* up to and with secure erase's neighbours: what back-ends of all ages answer */
-#define SEG_MAX     126u /* of a profile that is written, not learned */
+#define CONFIG_SIZE 60u	 /* up to and with secure erase's neighbours: what back-ends of all ages answer */
+#define SEG_MAX	    126u /* of a profile that is written, not learned */
 
 #define OFF(f) offsetof(struct virtio_blk_config, f)
 
@@ -31,7 +31,8 @@ static enum vp_queue_use blk_use(unsigned q)
 
 static uint64_t blk_offered(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p)
 {
-	uint64_t f = p->features & ~(VP_BIT(VIRTIO_BLK_F_MQ) | VP_BIT(VIRTIO_BLK_F_SCSI) | VP_BIT(VIRTIO_BLK_F_BARRIER));
+	uint64_t f = p->features &
+		     ~(VP_BIT(VIRTIO_BLK_F_MQ) | VP_BIT(VIRTIO_BLK_F_SCSI) | VP_BIT(VIRTIO_BLK_F_BARRIER));
 
 	return f | (l->pairs > 1 ? VP_BIT(VIRTIO_BLK_F_MQ) : 0) | (l->read_only ? VP_BIT(VIRTIO_BLK_F_RO) : 0);
 }
@@ -41,7 +42,8 @@ static uint64_t blk_pf(const struct vp_conf_link *l)
 	return VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_INFLIGHT_SHMFD);
 }
 
-static unsigned blk_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned blk_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			   uint8_t *buf)
 {
 	memset(buf, 0, VP_DEVICE_CONFIG_MAX);
 	memcpy(buf, p->config, p->config_size);
@@ -72,26 +74,40 @@ static void blk_written(const struct vp_conf_link *l, struct vp_profile *p)
 	p->config[OFF(wce)] = 1;
 }
 
-static int blk_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, struct vp_err *e)
+static int blk_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
+		    struct vp_err *e)
 {
 	uint64_t have = vp_config_get(p->config, OFF(capacity), 8), cap = vp_config_get(come->config, OFF(capacity), 8);
 	uint64_t bs = vp_config_get(p->config, OFF(blk_size), 4), its = vp_config_get(come->config, OFF(blk_size), 4);
 	bool ro = come->features & VP_BIT(VIRTIO_BLK_F_RO);
 
 	if (l->capacity && cap < have)
-		return vp_err_set(e, -EINVAL, "its disk has %llu bytes, Capacity= says %llu", (unsigned long long)cap * 512,
-				  (unsigned long long)have * 512);
+		return vp_err_set(e, -EINVAL, "its disk has %llu bytes, Capacity= says %llu",
+				  (unsigned long long)cap * 512, (unsigned long long)have * 512);
 	if (bs != its && p->features & come->features & VP_BIT(VIRTIO_BLK_F_BLK_SIZE))
-		return vp_err_set(e, -EINVAL, "its blocks have %llu bytes, the profile says %llu", (unsigned long long)its,
-				  (unsigned long long)bs);
+		return vp_err_set(e, -EINVAL, "its blocks have %llu bytes, the profile says %llu",
+				  (unsigned long long)its, (unsigned long long)bs);
 	if (ro && !(p->features & VP_BIT(VIRTIO_BLK_F_RO)) && !l->read_only)
-		return vp_err_set(e, -EINVAL, "its disk is read-only, the profile's is not; set ReadOnly=yes, or forget the profile");
+		return vp_err_set(
+			e, -EINVAL,
+			"its disk is read-only, the profile's is not; set ReadOnly=yes, or forget the profile");
 	return 0;
 }
 
 const struct vp_device vp_device_blk = {
-	.id = VIRTIO_ID_BLOCK, .name = "blk", .waits = true, .inflight = true, .fail_status = VIRTIO_BLK_S_IOERR,
+	.id = VIRTIO_ID_BLOCK,
+	.name = "blk",
+	.waits = true,
+	.inflight = true,
+	.fail_status = VIRTIO_BLK_S_IOERR,
 	.not_the_paths = VP_BIT(VIRTIO_BLK_F_MQ) | VP_BIT(VIRTIO_BLK_F_RO),
-	.queues = blk_queues, .use = blk_use, .offered = blk_offered, .pf = blk_pf, .config = blk_config,
-	.writable = blk_writable, .wanted = blk_wanted, .written = blk_written, .fits = blk_fits,
+	.queues = blk_queues,
+	.use = blk_use,
+	.offered = blk_offered,
+	.pf = blk_pf,
+	.config = blk_config,
+	.writable = blk_writable,
+	.wanted = blk_wanted,
+	.written = blk_written,
+	.fits = blk_fits,
 };

@@ -42,8 +42,8 @@ void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p)
 	p->written = p->known;
 }
 
-int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, uint64_t *missing,
-		    struct vp_err *e)
+int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
+		    uint64_t *missing, struct vp_err *e)
 {
 	const struct vp_device *d = vp_device_of(l);
 	char names[160];
@@ -56,8 +56,8 @@ int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; lower Queues=, or give the back-end more",
 				  come->queues, d->queues(l));
 	if (come->config_size < d->wanted(l))
-		return vp_err_set(e, -EINVAL, "it tells %u bytes of config space of the %u that are wanted", come->config_size,
-				  d->wanted(l));
+		return vp_err_set(e, -EINVAL, "it tells %u bytes of config space of the %u that are wanted",
+				  come->config_size, d->wanted(l));
 	return d->fits ? d->fits(l, p, come, e) : 0;
 }
 
@@ -91,7 +91,8 @@ int vp_profile_read(const struct vp_conf_link *l, const char *text, struct vp_pr
 	if (sscanf(text, "type=%u features=%llx queues=%u config=%n", &type, &features, &queues, &at) != 3 || !at ||
 	    type != l->device_type || queues > 256)
 		return -EINVAL;
-	for (text += at; p->config_size < VP_DEVICE_CONFIG_MAX && sscanf(text, "%2x%n", &byte, &n) == 1 && n == 2; text += n)
+	for (text += at; p->config_size < VP_DEVICE_CONFIG_MAX && sscanf(text, "%2x%n", &byte, &n) == 1 && n == 2;
+	     text += n)
 		p->config[p->config_size++] = (uint8_t)byte;
 	if (*text != '\n' || p->config_size < vp_device_of(l)->wanted(l))
 		return -EINVAL;

@@ -19,9 +19,9 @@
 
 /* Which way a virtqueue's buffers go. */
 enum vp_queue_use {
-	VP_QUEUE_SENDS,     /* the driver sends: buffers are device-readable */
-	VP_QUEUE_RECEIVES,  /* the driver receives: device-writable */
-	VP_QUEUE_ASKS,      /* requests: both */
+	VP_QUEUE_SENDS,	   /* the driver sends: buffers are device-readable */
+	VP_QUEUE_RECEIVES, /* the driver receives: device-writable */
+	VP_QUEUE_ASKS,	   /* requests: both */
 };
 
 /*
@@ -29,28 +29,28 @@ enum vp_queue_use {
  * when it came the first time. Until it is known the driver VM's VMM cannot be answered.
  */
 struct vp_profile {
-	bool     known;
-	bool     written;      /* by the administrator: never learned */
-	uint64_t features;     /* of the device type (VP_DEVICE_BITS) */
-	uint32_t queues;       /* that the back-end has; 0 = it did not say */
+	bool known;
+	bool written;	   /* by the administrator: never learned */
+	uint64_t features; /* of the device type (VP_DEVICE_BITS) */
+	uint32_t queues;   /* that the back-end has; 0 = it did not say */
 	uint32_t config_size;
-	uint8_t  config[VP_DEVICE_CONFIG_MAX];
+	uint8_t config[VP_DEVICE_CONFIG_MAX];
 };
 
 /* Feature bits that belong to the device type (virtio 1.3, 2.2): not those of rings and transport. */
 #define VP_DEVICE_BITS (((UINT64_C(1) << 24) - 1) | ~((UINT64_C(1) << 50) - 1))
 
 struct vp_device {
-	uint32_t    id;            /* virtio ID; 0: any other, see vp_conf_link.device_type */
+	uint32_t id; /* virtio ID; 0: any other, see vp_conf_link.device_type */
 	const char *name;
-	bool        waits;         /* requests wait while nobody serves; else what the driver sends is dropped and counted */
-	bool        trust_len;     /* copy mode: as much is copied back as the device says that it wrote */
-	bool        inflight;      /* the VMM is offered an account of what is open (INFLIGHT_SHMFD); requests can be repeated */
-	bool        once;          /* what is open when a back-end goes may not be given to another one: it fails */
-	bool        fuse;          /* by a FUSE header */
-	bool        carrier;       /* the config space says whether the link is up */
-	int         fail_status;   /* last byte of a request that has failed; -1 = there is none */
-	uint64_t    not_the_paths; /* offered features that the data path need not have */
+	bool waits;	 /* requests wait while nobody serves; else what the driver sends is dropped and counted */
+	bool trust_len;	 /* copy mode: as much is copied back as the device says that it wrote */
+	bool inflight;	 /* the VMM is offered an account of what is open (INFLIGHT_SHMFD); requests can be repeated */
+	bool once;	 /* what is open when a back-end goes may not be given to another one: it fails */
+	bool fuse;	 /* by a FUSE header */
+	bool carrier;	 /* the config space says whether the link is up */
+	int fail_status; /* last byte of a request that has failed; -1 = there is none */
+	uint64_t not_the_paths; /* offered features that the data path need not have */
 
 	/* Virtqueues that pass through a link. */
 	unsigned (*queues)(const struct vp_conf_link *l);
@@ -63,7 +63,8 @@ struct vp_device {
 	 * The config space, zero-padded to VP_DEVICE_CONFIG_MAX; how many bytes mean something to a data path. up: whether
 	 * the link is, for those with a carrier.
 	 */
-	unsigned (*config)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf);
+	unsigned (*config)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			   uint8_t *buf);
 	/* May the driver write these bytes? NULL: none. */
 	bool (*writable)(uint32_t off, uint32_t len);
 	/* Bytes of config space that a back-end is asked for. */
@@ -74,10 +75,12 @@ struct vp_device {
 	 * NULL: whatever has the features, queues and bytes will do. `come` is what a back-end has, where *p is known (or
 	 * learned from it now). -EINVAL with a sentence that names what does not fit.
 	 */
-	int (*fits)(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, struct vp_err *e);
+	int (*fits)(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
+		    struct vp_err *e);
 };
 
-extern const struct vp_device vp_device_net, vp_device_blk, vp_device_fs, vp_device_scsi, vp_device_vsock, vp_device_any;
+extern const struct vp_device vp_device_net, vp_device_blk, vp_device_fs, vp_device_scsi, vp_device_vsock,
+	vp_device_any;
 
 const struct vp_device *vp_device_of(const struct vp_conf_link *l);
 unsigned vp_device_queues(const struct vp_conf_link *l);
@@ -88,8 +91,8 @@ void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p);
  * May a back-end that has `come` serve a link whose profile is p? 0; -EPERM: features in *missing are missing; -EINVAL:
  * something else is. The sentence names it.
  */
-int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, uint64_t *missing,
-		    struct vp_err *e);
+int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
+		    uint64_t *missing, struct vp_err *e);
 /* Take over what may change while a link runs (a disk's size). True: the driver VM has to be told. */
 bool vp_profile_refresh(struct vp_profile *p, const struct vp_profile *come);
 

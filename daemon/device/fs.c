@@ -4,7 +4,6 @@
  * space itself; for VMMs that ask, it is the link's Tag= and number of queues. The back-end holds open files and locks: a
  * new one does not know them.
  */
-#include <errno.h>
 #include <linux/virtio_fs.h>
 #include <linux/virtio_ids.h>
 #include <string.h>
@@ -35,7 +34,8 @@ static uint64_t fs_pf(const struct vp_conf_link *l)
 	return VP_BIT(VU_PF_MQ);
 }
 
-static unsigned fs_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned fs_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			  uint8_t *buf)
 {
 	memset(buf, 0, VP_DEVICE_CONFIG_MAX);
 	memcpy(buf, l->tag[0] ? (const uint8_t *)l->tag : p->config, 36);
@@ -49,6 +49,16 @@ static unsigned fs_wanted(const struct vp_conf_link *l)
 }
 
 const struct vp_device vp_device_fs = {
-	.id = VIRTIO_ID_FS, .name = "fs", .waits = true, .once = true, .fail_status = -1, .fuse = true,
-	.queues = fs_queues, .use = fs_use, .offered = fs_offered, .pf = fs_pf, .config = fs_config, .wanted = fs_wanted,
+	.id = VIRTIO_ID_FS,
+	.name = "fs",
+	.waits = true,
+	.once = true,
+	.fail_status = -1,
+	.fuse = true,
+	.queues = fs_queues,
+	.use = fs_use,
+	.offered = fs_offered,
+	.pf = fs_pf,
+	.config = fs_config,
+	.wanted = fs_wanted,
 };

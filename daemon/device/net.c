@@ -70,13 +70,14 @@ static uint64_t net_pf(const struct vp_conf_link *l)
 	return (l->pairs > 1 ? VP_BIT(VU_PF_MQ) : 0) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_RESET_DEVICE);
 }
 
-static unsigned net_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned net_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			   uint8_t *buf)
 {
 	struct virtio_net_config c = {
 		.status = htole16(up ? VIRTIO_NET_S_LINK_UP : 0),
 		.max_virtqueue_pairs = htole16((uint16_t)l->pairs),
 		.mtu = htole16((uint16_t)l->mtu),
-		.speed = htole32(UINT32_MAX),  /* unknown */
+		.speed = htole32(UINT32_MAX), /* unknown */
 		.duplex = 0xff,
 	};
 
@@ -92,9 +93,18 @@ static unsigned net_wanted(const struct vp_conf_link *l)
 }
 
 const struct vp_device vp_device_net = {
-	.id = VIRTIO_ID_NET, .name = "net", .trust_len = true, .carrier = true, .fail_status = -1,
+	.id = VIRTIO_ID_NET,
+	.name = "net",
+	.trust_len = true,
+	.carrier = true,
+	.fail_status = -1,
 	.not_the_paths = VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | VP_BIT(VIRTIO_NET_F_MTU) |
 			 VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) |
 			 VP_BIT(VIRTIO_F_ANY_LAYOUT),
-	.queues = net_queues, .use = net_use, .offered = net_offered, .pf = net_pf, .config = net_config, .wanted = net_wanted,
+	.queues = net_queues,
+	.use = net_use,
+	.offered = net_offered,
+	.pf = net_pf,
+	.config = net_config,
+	.wanted = net_wanted,
 };

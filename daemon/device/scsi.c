@@ -3,7 +3,6 @@
  * virtio-scsi (virtio 1.3, 5.6): queue 0 is the control queue, 1 the event queue, the others carry commands. QEMU provides
  * the config space itself. The kernel's back-end (vhost-scsi) reports lengths of 0.
  */
-#include <errno.h>
 #include <linux/virtio_ids.h>
 #include <linux/virtio_scsi.h>
 #include <stddef.h>
@@ -35,7 +34,8 @@ static uint64_t scsi_pf(const struct vp_conf_link *l)
 	return VP_BIT(VU_PF_MQ);
 }
 
-static unsigned scsi_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned scsi_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			    uint8_t *buf)
 {
 	memset(buf, 0, VP_DEVICE_CONFIG_MAX);
 	vp_config_put(buf, OFF(num_queues), 4, l->pairs);
@@ -61,8 +61,17 @@ static unsigned scsi_wanted(const struct vp_conf_link *l)
 }
 
 const struct vp_device vp_device_scsi = {
-	.id = VIRTIO_ID_SCSI, .name = "scsi", .waits = true, .inflight = true, .fail_status = -1,
+	.id = VIRTIO_ID_SCSI,
+	.name = "scsi",
+	.waits = true,
+	.inflight = true,
+	.fail_status = -1,
 	.not_the_paths = VP_BIT(VIRTIO_SCSI_F_HOTPLUG) | VP_BIT(VIRTIO_SCSI_F_CHANGE),
-	.queues = scsi_queues, .use = scsi_use, .offered = scsi_offered, .pf = scsi_pf, .config = scsi_config,
-	.writable = scsi_writable, .wanted = scsi_wanted,
+	.queues = scsi_queues,
+	.use = scsi_use,
+	.offered = scsi_offered,
+	.pf = scsi_pf,
+	.config = scsi_config,
+	.writable = scsi_writable,
+	.wanted = scsi_wanted,
 };

@@ -32,7 +32,8 @@ static uint64_t vsock_pf(const struct vp_conf_link *l)
 	return VP_BIT(VU_PF_MQ);
 }
 
-static unsigned vsock_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up, uint8_t *buf)
+static unsigned vsock_config(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
+			     uint8_t *buf)
 {
 	memset(buf, 0, VP_DEVICE_CONFIG_MAX);
 	memcpy(buf, p->config, 8);
@@ -54,17 +55,29 @@ static void vsock_written(const struct vp_conf_link *l, struct vp_profile *p)
 	vp_config_put(p->config, 0, 8, l->cid);
 }
 
-static int vsock_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come, struct vp_err *e)
+static int vsock_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
+		      struct vp_err *e)
 {
 	uint64_t cid = vp_config_get(p->config, 0, 8), its = vp_config_get(come->config, 0, 8);
 
 	if (come->config_size >= 8 && cid != its)
-		return vp_err_set(e, -EINVAL, "it serves CID %llu, the profile's is %llu", (unsigned long long)its, (unsigned long long)cid);
+		return vp_err_set(e, -EINVAL, "it serves CID %llu, the profile's is %llu", (unsigned long long)its,
+				  (unsigned long long)cid);
 	return 0;
 }
 
 const struct vp_device vp_device_vsock = {
-	.id = VIRTIO_ID_VSOCK, .name = "vsock", .waits = true, .trust_len = true, .fail_status = -1,
-	.queues = vsock_queues, .use = vsock_use, .offered = vsock_offered, .pf = vsock_pf, .config = vsock_config,
-	.wanted = vsock_wanted, .written = vsock_written, .fits = vsock_fits,
+	.id = VIRTIO_ID_VSOCK,
+	.name = "vsock",
+	.waits = true,
+	.trust_len = true,
+	.fail_status = -1,
+	.queues = vsock_queues,
+	.use = vsock_use,
+	.offered = vsock_offered,
+	.pf = vsock_pf,
+	.config = vsock_config,
+	.wanted = vsock_wanted,
+	.written = vsock_written,
+	.fits = vsock_fits,
 };

@@ -31,7 +31,8 @@ int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_e
 	v->inflight_fd = memfd_create("vhost-pci inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (v->inflight_fd < 0 || ftruncate(v->inflight_fd, (off_t)size) < 0 ||
 	    fcntl(v->inflight_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-		return vp_err_set(e, -errno, "no in-flight area of %llu bytes: %s", (unsigned long long)size, strerror(errno));
+		return vp_err_set(e, -errno, "no in-flight area of %llu bytes: %s", (unsigned long long)size,
+				  strerror(errno));
 	io->mmap_size = size;
 	io->mmap_offset = 0;
 	*fd = v->inflight_fd;

@@ -29,7 +29,8 @@ void vp_plink_publish_profile(struct vp_plink *pl)
 	len = pl->dev->config(conf, VP_SIDE_DRIVER, &pl->profile, true, config);
 	/* A data path that is asked what it has finds here how much of it is wanted. */
 	vp_port_set_config(pl->port, config, VP_MAX(len, pl->dev->wanted(conf)));
-	vp_port_set_hold(pl->port, (pl->l->up ? 0 : VP_PORT_HOLD_ADMIN) | (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE));
+	vp_port_set_hold(pl->port,
+			 (pl->l->up ? 0 : VP_PORT_HOLD_ADMIN) | (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE));
 }
 
 static void learn(struct vp_plink *pl, const struct vp_profile *come)
@@ -43,8 +44,8 @@ static void learn(struct vp_plink *pl, const struct vp_profile *come)
 		pl->profile.features &= conf->features;
 	vp_profile_save(&pl->l->d->conf->daemon, conf, &pl->profile);
 	vp_plink_publish_profile(pl);
-	vp_log(VP_LOG_NOTICE, "%s: the profile was learned from its back-end: %u queues, %u bytes of config space", pl->dev_name,
-	       come->queues, come->config_size);
+	vp_log(VP_LOG_NOTICE, "%s: the profile was learned from its back-end: %u queues, %u bytes of config space",
+	       pl->dev_name, come->queues, come->config_size);
 	if (vp_port_is_settled(pl->port) && vp_plink_open_driver_side(pl, &e))
 		vp_log(VP_LOG_ERR, "%s: %s", pl->name, e.msg);
 }

@@ -14,7 +14,8 @@
 
 #define TEXT_MAX 1024
 
-static void path_of(const struct vp_conf_daemon *c, const struct vp_conf_link *l, const char *suffix, char *buf, size_t size)
+static void path_of(const struct vp_conf_daemon *c, const struct vp_conf_link *l, const char *suffix, char *buf,
+		    size_t size)
 {
 	snprintf(buf, size, "%s/%s.profile%s", c->state_dir, l->name, suffix);
 }
@@ -36,8 +37,8 @@ void vp_profile_load(const struct vp_conf_daemon *c, const struct vp_conf_link *
 	close(fd);
 	text[n > 0 ? n : 0] = 0;
 	if (vp_profile_read(l, text, p)) {
-		vp_log(VP_LOG_NOTICE, "link %s: %s is not a profile of type %s; the back-end will be asked anew", l->name, path,
-		       vp_type_name(l->device_type));
+		vp_log(VP_LOG_NOTICE, "link %s: %s is not a profile of type %s; the back-end will be asked anew",
+		       l->name, path, vp_type_name(l->device_type));
 		memset(p, 0, sizeof(*p));
 	}
 }
@@ -59,7 +60,9 @@ void vp_profile_save(const struct vp_conf_daemon *c, const struct vp_conf_link *
 		err = errno;
 	vp_close(&fd);
 	if (err)
-		vp_log(VP_LOG_WARNING, "link %s: what was learned of its back-end cannot be kept in %s: %s; make the directory, or set StateDirectory=",
+		vp_log(VP_LOG_WARNING,
+		       "link %s: what was learned of its back-end cannot be kept in %s: %s; make the directory, or set "
+		       "StateDirectory=",
 		       l->name, path, strerror(err));
 }
 

@@ -5,7 +5,6 @@
  * that is malformed is given up as broken; the others go on.
  */
 #include <errno.h>
-#include <linux/virtio_ids.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,22 +13,17 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "agent.h"
+#include "agent_priv.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "vfeatures.h"
 
 #define ATTACH_TIMEOUT_MS	5000u
-#define COMMAND_TIMEOUT_MS	2000u
 #define ATTACH_AGAIN_MS		1000u
-#define RETRY_MS		500u
 #define TORN_RETRY_MS		200u
 #define MAX_PASSES		4
 
-/* Complaints that stay true for a while and are logged when they begin. */
-enum { QUIET_NONE, QUIET_TORN, QUIET_INVALID, QUIET_ATTACH, QUIET_TYPE, QUIET_FEATURES, QUIET_WINDOW, QUIET_SETUP, QUIET_PROFILE };
-
-static uint64_t now_ms(void)
+uint64_t agent_now_ms(void)
 {
 	struct timespec ts;
 
@@ -37,8 +31,7 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
-__attribute__((format(printf, 4, 5)))
-static void complain(struct agent *a, int what, int level, const char *fmt, ...)
+void agent_complain(struct agent *a, int what, int level, const char *fmt, ...)
 {
 	char msg[400];
 	va_list ap;
@@ -52,7 +45,7 @@ static void complain(struct agent *a, int what, int level, const char *fmt, ...)
 	vp_log(level, "%s: %s", a->port->what, msg);
 }
 
-static void retry_at(struct agent *a, uint64_t when)
+void agent_retry_at(struct agent *a, uint64_t when)
 {
 	if (!a->retry_ms || when < a->retry_ms)
 		a->retry_ms = when;
@@ -174,7 +167,7 @@ static void queue_start(struct agent *a, unsigned int i, bool *lost)
 
 	rc = memmap_ring(a->map, sq, vp_has(a->features, VIRTIO_F_RING_PACKED), &c.ring, &e);
 	if (rc == -EFAULT && a->map->pending) {
-		retry_at(a, now_ms() + RETRY_MS);
+		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		return;
 	}
 	/* A run that was halted without a word to the daemon goes on where it was, not where it began. */
@@ -301,7 +294,7 @@ static void dp_lost(struct agent *a)
 	a->described = false;
 	a->describe_ms = 0;
 	a->set_seen = 0;
-	retry_at(a, now_ms() + RETRY_MS);
+	agent_retry_at(a, agent_now_ms() + RETRY_MS);
 }
 
 static bool session_wanted(const struct agent *a)
@@ -319,14 +312,14 @@ static int session_memory(struct agent *a, bool *lost)
 	if (rc == -ENODEV)
 		return rc;
 	if (rc) {
-		complain(a, QUIET_WINDOW, VP_LOG_ERR, "%s", e.msg);
-		retry_at(a, now_ms() + RETRY_MS);
+		agent_complain(a, QUIET_WINDOW, VP_LOG_ERR, "%s", e.msg);
+		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		return -EAGAIN;
 	}
 	if (m->pending) {
-		complain(a, QUIET_WINDOW, VP_LOG_NOTICE, "waiting for %u window%s: this VM has not found the device yet",
+		agent_complain(a, QUIET_WINDOW, VP_LOG_NOTICE, "waiting for %u window%s: this VM has not found the device yet",
 			 m->pending, m->pending > 1 ? "s" : "");
-		retry_at(a, now_ms() + RETRY_MS);
+		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		/* A new session waits for all; a running one takes what there is. */
 		if (!a->up || (m->generation == a->map->generation && m->pending == a->map->pending)) {
 			memmap_free(m);
@@ -339,8 +332,8 @@ static int session_memory(struct agent *a, bool *lost)
 		if (rc == -ECONNRESET)
 			*lost = true;
 		else
-			complain(a, QUIET_SETUP, VP_LOG_ERR, "%s", e.msg);
-		retry_at(a, now_ms() + ATTACH_AGAIN_MS);
+			agent_complain(a, QUIET_SETUP, VP_LOG_ERR, "%s", e.msg);
+		agent_retry_at(a, agent_now_ms() + ATTACH_AGAIN_MS);
 		return -EAGAIN;
 	}
 	/* Only now, when the data path uses the new table, may windows of the old one go. */
@@ -364,8 +357,8 @@ static int session_begin(struct agent *a, bool *lost)
 		if (rc == -ECONNRESET)
 			*lost = true;
 		else
-			complain(a, QUIET_SETUP, VP_LOG_ERR, "%s", e.msg);
-		retry_at(a, now_ms() + ATTACH_AGAIN_MS);
+			agent_complain(a, QUIET_SETUP, VP_LOG_ERR, "%s", e.msg);
+		agent_retry_at(a, agent_now_ms() + ATTACH_AGAIN_MS);
 		return -EAGAIN;
 	}
 	rc = session_memory(a, lost);
@@ -388,80 +381,6 @@ static int session_begin(struct agent *a, bool *lost)
 
 /* ---- attaching ------------------------------------------------------------------------------ */
 
-#define DESCRIBE_AGAIN_MS	5000u
-
-/* 0: the daemon knows what the data path is; -EAGAIN: not now; -ENODEV. */
-static int describe(struct agent *a)
-{
-	uint64_t args[VHP_CMD_NARGS] = { 0 }, value[6] = { 0 };
-	struct dp_desc d = { 0 };
-	struct vp_err e = { 0 };
-	char names[400];
-	int rc;
-
-	if (now_ms() < a->describe_ms) {
-		retry_at(a, a->describe_ms);
-		return -EAGAIN;
-	}
-	a->describe_ms = now_ms() + DESCRIBE_AGAIN_MS;
-	rc = a->dp->ops->describe(a->dp, a->s.device_type, a->s.config_size, &d, &e);
-	if (rc) {
-		complain(a, QUIET_PROFILE, VP_LOG_ERR, "%s", e.msg);
-		retry_at(a, rc == -ECONNRESET ? now_ms() + RETRY_MS : a->describe_ms);
-		return -EAGAIN;
-	}
-	if (a->s.device_type == VIRTIO_ID_NET) {
-		a->described = true;
-		return 0;
-	}
-	for (uint32_t off = 0; off < d.config_size; off += VHP_CONFIG_PART) {
-		args[VHP_CONFIG_OFFSET] = off;
-		args[VHP_CONFIG_SIZE] = VP_MIN(d.config_size - off, VHP_CONFIG_PART);
-		memset(&args[VHP_CONFIG_DATA], 0, VHP_CONFIG_PART);
-		memcpy(&args[VHP_CONFIG_DATA], d.config + off, args[VHP_CONFIG_SIZE]);
-		rc = port_command_all(a->port, VHP_CMD_CONFIG, args, COMMAND_TIMEOUT_MS, NULL);
-		if (rc)
-			goto out;
-	}
-	memset(args, 0, sizeof(args));
-	args[VHP_BACKEND_FEATURES0] = d.features[0];
-	args[VHP_BACKEND_FEATURES1] = d.features[1];
-	args[VHP_BACKEND_TYPE] = a->dp->ops->device_type;
-	args[VHP_BACKEND_QUEUES] = d.queues;
-	args[VHP_BACKEND_CONFIG] = d.config_size;
-	rc = port_command_all(a->port, VHP_CMD_BACKEND, args, COMMAND_TIMEOUT_MS, value);
-out:
-	if (rc == -ENODEV)
-		return rc;
-	if (!rc) {
-		a->described = true;
-		return 0;
-	}
-	if (rc < 0)
-		complain(a, QUIET_PROFILE, VP_LOG_WARNING, "telling the daemon of the back-end: %s; trying again", strerror(-rc));
-	else if (rc == VHP_ST_FEATURES)
-		complain(a, QUIET_PROFILE, VP_LOG_ERR, "the back-end is refused: it lacks %s, which the link's profile has (vhost-pcictl profile on the host shows it)",
-			 features_names(value, a->s.device_type, names, sizeof(names)));
-	else
-		complain(a, QUIET_PROFILE, VP_LOG_ERR, "the back-end is refused: %s (vhost-pcictl show on the host says why)",
-			 vp_port_status_str((uint32_t)rc));
-	retry_at(a, a->describe_ms);
-	return -EAGAIN;
-}
-
-/* The driver VM's word about the config space, once for each back-end. */
-static void apply_set_config(struct agent *a)
-{
-	struct vp_err e = { 0 };
-
-	if (!a->dp->ops->set_config || a->s.set_generation == a->set_seen || !a->dp->ops->ready(a->dp))
-		return;
-	a->set_seen = a->s.set_generation;
-	if (a->s.set_size && a->dp->ops->set_config(a->dp, a->s.set_offset, a->s.set_size, a->s.set_config + a->s.set_offset, &e))
-		vp_log(VP_LOG_WARNING, "%s: the back-end did not take what the driver VM wrote into its config space: %s",
-		       a->port->what, e.msg);
-}
-
 /* 1: attached just now, or described: read the state again. */
 static int try_attach(struct agent *a)
 {
@@ -469,21 +388,21 @@ static int try_attach(struct agent *a)
 	char names[400];
 	int rc;
 
-	if (now_ms() < a->attach_ms) {
-		retry_at(a, a->attach_ms);
+	if (agent_now_ms() < a->attach_ms) {
+		agent_retry_at(a, a->attach_ms);
 		return 0;
 	}
 	if (!a->dp->ops->ready(a->dp)) {
-		retry_at(a, now_ms() + RETRY_MS);
+		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		return 0;
 	}
 	if (a->dp->ops->describe && !a->described) {
-		rc = describe(a);
+		rc = agent_describe(a);
 		return rc ? rc == -ENODEV ? rc : 0 : 1;
 	}
 	a->dp->ops->features(a->dp, f);
 	if (a->dp->ops->device_type && a->s.device_type && a->s.device_type != a->dp->ops->device_type) {
-		complain(a, QUIET_TYPE, VP_LOG_ERR, "not attached: the link's device has virtio ID %u, the %s data path "
+		agent_complain(a, QUIET_TYPE, VP_LOG_ERR, "not attached: the link's device has virtio ID %u, the %s data path "
 			 "serves %u", a->s.device_type, a->dp->ops->name, a->dp->ops->device_type);
 		return 0;
 	}
@@ -494,7 +413,7 @@ static int try_attach(struct agent *a)
 			a->quiet = QUIET_NONE;
 		a->refused[0] = missing[0];
 		a->refused[1] = missing[1];
-		complain(a, QUIET_FEATURES, VP_LOG_ERR, "not attached: the %s data path lacks %s, which the link's profile "
+		agent_complain(a, QUIET_FEATURES, VP_LOG_ERR, "not attached: the %s data path lacks %s, which the link's profile "
 			 "requires: narrow the profile on the host, or use another data path", a->dp->ops->name,
 			 features_names(missing, a->s.device_type, names, sizeof(names)));
 		return 0;
@@ -505,7 +424,7 @@ static int try_attach(struct agent *a)
 	rc = port_command(a->port, VHP_CMD_ATTACH, args, ATTACH_TIMEOUT_MS, value);
 	if (rc == -ENODEV)
 		return rc;
-	a->attach_ms = now_ms() + ATTACH_AGAIN_MS;
+	a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
 	if (rc == VHP_ST_OK) {
 		a->attached = true;
 		a->quiet = QUIET_NONE;
@@ -517,15 +436,15 @@ static int try_attach(struct agent *a)
 		return 1;
 	}
 	if (rc < 0)
-		complain(a, QUIET_ATTACH, VP_LOG_WARNING, "attaching: %s; trying again", rc == -ETIMEDOUT ?
+		agent_complain(a, QUIET_ATTACH, VP_LOG_WARNING, "attaching: %s; trying again", rc == -ETIMEDOUT ?
 			 "the host's daemon does not answer (is vhost-pcid running?)" : strerror(-rc));
 	else if (rc == VHP_ST_FEATURES)
-		complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: features %s are missing; trying again",
+		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: features %s are missing; trying again",
 			 features_names(value, a->s.device_type, names, sizeof(names)));
 	else
-		complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: %s; trying again",
+		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: %s; trying again",
 			 vp_port_status_str((uint32_t)rc));
-	retry_at(a, a->attach_ms);
+	agent_retry_at(a, a->attach_ms);
 	return 0;
 }
 
@@ -629,14 +548,14 @@ static int pass(struct agent *a)
 	if (rc == -ENODEV)
 		return rc;
 	if (rc == -EAGAIN) {
-		complain(a, QUIET_TORN, VP_LOG_WARNING, "%s", e.msg);
-		retry_at(a, now_ms() + TORN_RETRY_MS);
+		agent_complain(a, QUIET_TORN, VP_LOG_WARNING, "%s", e.msg);
+		agent_retry_at(a, agent_now_ms() + TORN_RETRY_MS);
 		return 0;
 	}
 	if (rc) {
-		complain(a, QUIET_INVALID, VP_LOG_ERR, "the state page is invalid, the link is taken as down: %s", e.msg);
+		agent_complain(a, QUIET_INVALID, VP_LOG_ERR, "the state page is invalid, the link is taken as down: %s", e.msg);
 		session_end(a, false, &lost);
-		retry_at(a, now_ms() + ATTACH_AGAIN_MS);
+		agent_retry_at(a, agent_now_ms() + ATTACH_AGAIN_MS);
 		return 0;
 	}
 	apply_config(a);
@@ -645,7 +564,7 @@ static int pass(struct agent *a)
 		       vp_port_reason_str(a->s.link_reason));
 		a->attached = false;
 		session_end(a, false, &lost);
-		a->attach_ms = now_ms() + ATTACH_AGAIN_MS;
+		a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
 	}
 	if (!a->attached) {
 		rc = try_attach(a);
@@ -655,12 +574,12 @@ static int pass(struct agent *a)
 	if (a->attached && a->dp->ops->changed && a->dp->ops->changed(a->dp)) {
 		a->described = false;
 		a->describe_ms = 0;
-		rc = describe(a);
+		rc = agent_describe(a);
 		if (rc == -ENODEV)
 			return rc;
 	}
 	if (a->attached)
-		apply_set_config(a);
+		agent_apply_set_config(a);
 	apply_stops(a, &lost);
 	want = session_wanted(a);
 	if (a->up && (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
@@ -711,7 +630,7 @@ int agent_reconcile(struct agent *a)
 
 int agent_timeout(const struct agent *a)
 {
-	uint64_t now = now_ms();
+	uint64_t now = agent_now_ms();
 
 	if (!a->retry_ms)
 		return -1;

@@ -5,7 +5,7 @@
  *   opts.c          command line
  *   port.c          checked copy of the state page, commands    port_dev.c   the real device
  *   memmap.c        windows and regions: from link addresses to memory
- *   agent.c         the engine: brings the data path in line with the state page
+ *   agent.c         the engine: brings the data path in line with the state page; describe.c   what the back-end has
  *   dp_vhostnet.c   kernel data path, with tap.c                dp_vhostuser.c   any vhost-user back-end
  *   vfeatures.c     names of feature bits     notify.c  sd_notify     status.c  --status
  *

@@ -13,10 +13,10 @@
 #include "virtq/virtq.h"
 
 struct vp_inflight {
-	vp_gptr  mem;        /* of this queue */
-	uint16_t size;       /* entries */
-	uint64_t counter;    /* order of the next request */
-	bool     on;
+	vp_gptr mem;	  /* of this queue */
+	uint16_t size;	  /* entries */
+	uint64_t counter; /* order of the next request */
+	bool on;
 };
 
 /* Bytes that one queue of that many entries takes, a multiple of 64; and what a new area begins with (zeroes otherwise). */

@@ -83,7 +83,8 @@ static bool keep_segs(struct vp_reqq *q, struct vp_req *r, const struct vp_seg *
 
 /* ---- places in the pool ---------------------------------------------------------- */
 
-vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n, uint64_t *addr)
+vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n,
+		     uint64_t *addr)
 {
 	uint64_t off;
 	unsigned k = 0;
@@ -429,7 +430,8 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 	ret = vp_drvq_init(&q->shadow, q->size, features & ~VP_BIT(VIRTIO_F_IN_ORDER),
 			   vp_gptr_add(q->c.pool, q->c.ring.off));
 	if (ret)
-		return vp_err_set(e, ret, "shadow ring of %u: %s", q->size, ret == -ENOMEM ? "out of memory" : "invalid size");
+		return vp_err_set(e, ret, "shadow ring of %u: %s", q->size,
+				  ret == -ENOMEM ? "out of memory" : "invalid size");
 	q->desc_addr = q->c.pool_addr + q->c.ring.off;
 	q->avail_addr = q->desc_addr + driver;
 	q->used_addr = q->desc_addr + device;

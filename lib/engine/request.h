@@ -29,68 +29,69 @@
 #include "engine/inflight.h"
 #include "engine/runs.h"
 
-#define VP_REQ_RUNS  8      /* pieces of the pool that a request may be split into */
-#define VP_REQ_BLOCK 512u   /* bytes of the pool's unit */
-#define VP_REQ_MAX   1024   /* requests in the device side's hands at most, and entries of the shadow ring */
+#define VP_REQ_RUNS  8	  /* pieces of the pool that a request may be split into */
+#define VP_REQ_BLOCK 512u /* bytes of the pool's unit */
+#define VP_REQ_MAX   1024 /* requests in the device side's hands at most, and entries of the shadow ring */
 
 struct vp_reqq_conf {
-	struct vp_relay_queue *rq;     /* the driver's queue, started. Not owned; vq may be rebound between calls */
-	vp_gptr  pool;                 /* 64-byte aligned */
-	uint64_t pool_addr;            /* its link address */
-	struct vp_bounce_area ring;    /* at least vp_bounce_ring_bytes() */
-	struct vp_bounce_area data;    /* blocks, read and written by the device side */
-	bool     trust_len;            /* what the device says it wrote is what is copied back */
-	bool     once;                 /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
-	int      fail_status;          /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
-	bool     fuse;                 /* a failed request is told by a FUSE header, -EIO */
-	struct vp_inflight inflight;   /* on: split rings only */
-	const uint16_t *heads;         /* requests that an earlier daemon had taken, oldest first; copied */
+	struct vp_relay_queue *rq;  /* the driver's queue, started. Not owned; vq may be rebound between calls */
+	vp_gptr pool;		    /* 64-byte aligned */
+	uint64_t pool_addr;	    /* its link address */
+	struct vp_bounce_area ring; /* at least vp_bounce_ring_bytes() */
+	struct vp_bounce_area data; /* blocks, read and written by the device side */
+	bool trust_len;		    /* what the device says it wrote is what is copied back */
+	bool once; /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
+	int fail_status; /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
+	bool fuse;	 /* a failed request is told by a FUSE header, -EIO */
+	struct vp_inflight inflight; /* on: split rings only */
+	const uint16_t *heads;	     /* requests that an earlier daemon had taken, oldest first; copied */
 	unsigned n_heads;
 };
 
 enum vp_req_state {
 	VP_REQ_FREE,
-	VP_REQ_WAITS,   /* for a device side */
-	VP_REQ_AWAY,    /* in its hands */
-	VP_REQ_BACK,    /* returned, not yet given to the driver */
+	VP_REQ_WAITS, /* for a device side */
+	VP_REQ_AWAY,  /* in its hands */
+	VP_REQ_BACK,  /* returned, not yet given to the driver */
 };
 
 struct vp_req {
-	uint64_t seq;                  /* order of arrival */
+	uint64_t seq;		       /* order of arrival */
 	uint32_t out_len, in_len, len; /* len: as the device side reported it, at most in_len */
-	uint16_t nout, nin;            /* segments, merged */
-	uint16_t id, slots;            /* the driver's chain */
-	uint16_t prev, next;           /* order of arrival; next: free list, too */
-	uint8_t  state;                /* enum vp_req_state */
-	uint8_t  nruns;
-	struct vp_run run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
-	struct vp_run segs;            /* in seg[] when there are more than fit below */
+	uint16_t nout, nin;	       /* segments, merged */
+	uint16_t id, slots;	       /* the driver's chain */
+	uint16_t prev, next;	       /* order of arrival; next: free list, too */
+	uint8_t state;		       /* enum vp_req_state */
+	uint8_t nruns;
+	struct vp_run
+		run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
+	struct vp_run segs;	  /* in seg[] when there are more than fit below */
 	struct vp_bounce_seg seg[4];
 };
 
 struct vp_reqq {
 	struct vp_reqq_conf c;
-	struct vp_drvq  shadow;        /* while `served` */
-	struct vp_runs  blocks, segs;
-	struct vp_req  *req;           /* [n] */
+	struct vp_drvq shadow; /* while `served` */
+	struct vp_runs blocks, segs;
+	struct vp_req *req; /* [n] */
 	struct vp_bounce_seg *seg;
-	uint16_t       *pend;          /* [mask + 1], returned ones in the order of their return */
-	uint16_t       *heads;
-	unsigned        n_heads, next_head;
-	uint32_t        n, mask, pend_head, pend_tail;
-	uint16_t        size;          /* of the shadow ring */
-	uint16_t        free, first, last; /* requests: free list; oldest and newest that are out. n = none */
-	uint16_t        regive;        /* next that waits, n = none */
-	unsigned        out;           /* requests taken and not completed */
-	uint64_t        seq;
-	uint64_t        kicks;
-	uint64_t        regiven, failed;
-	uint64_t        too_big;       /* bytes that a request wanted and can never have */
-	bool            served;        /* a device side is there */
-	bool            blocked, again, stalled, open;
-	bool            told;          /* drained: attention was asked for */
-	int             kick_fd;
-	uint64_t        kick_who;
+	uint16_t *pend; /* [mask + 1], returned ones in the order of their return */
+	uint16_t *heads;
+	unsigned n_heads, next_head;
+	uint32_t n, mask, pend_head, pend_tail;
+	uint16_t size;		    /* of the shadow ring */
+	uint16_t free, first, last; /* requests: free list; oldest and newest that are out. n = none */
+	uint16_t regive;	    /* next that waits, n = none */
+	unsigned out;		    /* requests taken and not completed */
+	uint64_t seq;
+	uint64_t kicks;
+	uint64_t regiven, failed;
+	uint64_t too_big; /* bytes that a request wanted and can never have */
+	bool served;	  /* a device side is there */
+	bool blocked, again, stalled, open;
+	bool told; /* drained: attention was asked for */
+	int kick_fd;
+	uint64_t kick_who;
 	uint64_t desc_addr, avail_addr, used_addr;
 };
 

@@ -25,7 +25,8 @@ VP_INLINE void vp_req_pend(struct vp_reqq *q, uint16_t i)
 }
 
 /* The contiguous piece of the pool at `at` of the request's bytes: *n of len, and its link address. */
-vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n, uint64_t *addr);
+vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t at, uint32_t len, uint32_t *n,
+		     uint64_t *addr);
 
 /* Forget a request, with all that it has. */
 void vp_req_drop(struct vp_reqq *q, uint16_t i);

@@ -10,13 +10,13 @@
 #include <stdint.h>
 
 struct vp_runs {
-	uint64_t *bit;       /* 1 = free */
-	uint32_t  n, free;   /* blocks */
-	uint32_t  low;       /* no word below this one has a free block */
+	uint64_t *bit;	  /* 1 = free */
+	uint32_t n, free; /* blocks */
+	uint32_t low;	  /* no word below this one has a free block */
 };
 
 struct vp_run {
-	uint32_t at, n;      /* blocks */
+	uint32_t at, n; /* blocks */
 };
 
 /* All n blocks free. -ENOMEM. */

@@ -12,21 +12,25 @@
 
 #include "engine/request.h"
 
-#define REQUIRE(x) do { if (!(x)) abort(); } while (0)
+#define REQUIRE(x)               \
+	do {                     \
+		if (!(x))        \
+			abort(); \
+	} while (0)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #define RING_BYTES 0x8000u
 #define DATA_BYTES 0x4000u
 #define RO_BYTES   0x1000u
-#define AREA       0x4000u
+#define AREA	   0x4000u
 #define POOL_ADDR  0x40000000u
-#define ACCOUNT    (16 + 16 * 256)
+#define ACCOUNT	   (16 + 16 * 256)
 
 static struct vp_map maps[4];
 static struct vp_memtab *tab, *pool_tab;
-static struct vp_drvq drv;   /* the honest driver */
-static struct vp_virtq dev;  /* the honest device */
+static struct vp_drvq drv;  /* the honest driver */
+static struct vp_virtq dev; /* the honest device */
 static struct vp_burst burst;
 static struct vp_relay_scratch *scratch;
 static uint8_t *mem[3], *pool, *account;
@@ -41,16 +45,24 @@ static void setup(void)
 
 	for (unsigned i = 0; i < 3; i++) {
 		mem[i] = aligned_alloc(64, bytes[i]);
-		maps[i] = (struct vp_map){ .host = vp_gptr_from_map(mem[i]), .size = bytes[i], .writable = i < 2,
-					   .refs = 1 << 20, .page_size = 4096, .fd = -1 };
+		maps[i] = (struct vp_map){ .host = vp_gptr_from_map(mem[i]),
+					   .size = bytes[i],
+					   .writable = i < 2,
+					   .refs = 1 << 20,
+					   .page_size = 4096,
+					   .fd = -1 };
 		d[i] = (struct vp_region_desc){ .gpa = i * 0x8000u, .size = bytes[i], .map = &maps[i] };
 	}
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
 	pool_bytes = vp_bounce_ring_bytes() + AREA;
 	pool = aligned_alloc(64, pool_bytes);
 	account = aligned_alloc(64, vp_align_up(ACCOUNT, 64));
-	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool), .size = pool_bytes, .writable = true, .refs = 1 << 20,
-				   .page_size = 4096, .fd = -1 };
+	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool),
+				   .size = pool_bytes,
+				   .writable = true,
+				   .refs = 1 << 20,
+				   .page_size = 4096,
+				   .fd = -1 };
 	d[0] = (struct vp_region_desc){ .gpa = POOL_ADDR, .size = pool_bytes, .map = &maps[3] };
 	REQUIRE(!vp_memtab_build(&pool_tab, d, 1, NULL));
 	scratch = vp_relay_scratch_new();
@@ -99,8 +111,13 @@ static void serve(struct vp_reqq *q)
 	struct vp_vq_conf vc;
 
 	REQUIRE(!vp_reqq_begin(q, dev_features, kick_fd, 0, NULL));
-	vc = (struct vp_vq_conf){ .size = q->size, .base = vp_reqq_base(q), .features = dev_features, .desc = q->desc_addr,
-				  .driver = q->avail_addr, .device = q->used_addr, .tab = pool_tab };
+	vc = (struct vp_vq_conf){ .size = q->size,
+				  .base = vp_reqq_base(q),
+				  .features = dev_features,
+				  .desc = q->desc_addr,
+				  .driver = q->avail_addr,
+				  .device = q->used_addr,
+				  .tab = pool_tab };
 	REQUIRE(!vp_vq_start(&dev, &vc, NULL));
 }
 
@@ -131,9 +148,14 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 	case 1:
 		memcpy(mem[0] + at % (RING_BYTES / 2) * 2, &v, 2);
 		break;
-	case 2: case 3:
-		at = s[3] & 1 ? at % (uint32_t)(pool_bytes - 8) :
-		     (uint32_t)((s[3] & 2 ? q->used_addr : s[3] & 4 ? q->avail_addr : q->desc_addr) - POOL_ADDR) + s[1];
+	case 2:
+	case 3:
+		at = s[3] & 1 ? at % (uint32_t)(pool_bytes - 8)
+			      : (uint32_t)((s[3] & 2   ? q->used_addr
+					    : s[3] & 4 ? q->avail_addr
+						       : q->desc_addr) -
+					   POOL_ADDR) +
+					s[1];
 		memcpy(pool + at, &v, s[0] % 12 == 2 ? 8 : 2);
 		break;
 	case 4:
@@ -149,7 +171,8 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 		vp_reqq_end(q, s[1] & 1);
 		serve(q);
 		break;
-	case 7: case 8:
+	case 7:
+	case 8:
 		driver_posts(at, s[3] & 3, s[3] >> 2 & 3, (uint32_t)v);
 		break;
 	case 9:

@@ -33,8 +33,9 @@ static void test_types(void **state)
 		uint32_t id;
 		unsigned pairs, queues;
 	} t[] = {
-		{ "net", "net", 1, 2, 4 }, { "1", "net", 1, 1, 2 }, { "blk", "blk", 2, 3, 3 }, { "scsi", "scsi", 8, 2, 4 },
-		{ "vsock", "vsock", 19, 1, 2 }, { "fs", "fs", 26, 1, 2 }, { "26", "fs", 26, 3, 4 }, { "25", "25", 25, 5, 5 },
+		{ "net", "net", 1, 2, 4 },   { "1", "net", 1, 1, 2 },	     { "blk", "blk", 2, 3, 3 },
+		{ "scsi", "scsi", 8, 2, 4 }, { "vsock", "vsock", 19, 1, 2 }, { "fs", "fs", 26, 1, 2 },
+		{ "26", "fs", 26, 3, 4 },    { "25", "25", 25, 5, 5 },
 	};
 
 	for (size_t i = 0; i < VP_ARRAY_SIZE(t); i++) {
@@ -166,8 +167,9 @@ static void test_keys(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_types), cmocka_unit_test(test_queue_roles), cmocka_unit_test(test_written_disk),
-		cmocka_unit_test(test_profile_is_kept_as_text), cmocka_unit_test(test_fits), cmocka_unit_test(test_keys),
+		cmocka_unit_test(test_types),	     cmocka_unit_test(test_queue_roles),
+		cmocka_unit_test(test_written_disk), cmocka_unit_test(test_profile_is_kept_as_text),
+		cmocka_unit_test(test_fits),	     cmocka_unit_test(test_keys),
 	};
 
 	return cmocka_run_group_tests_name("device", tests, NULL, NULL);

@@ -14,8 +14,8 @@
 #define GUARD 0xee
 
 static struct {
-	struct drv_mem  m, pool;
-	struct drv      d;
+	struct drv_mem m, pool;
+	struct drv d;
 	struct vp_relay_queue rq;
 	struct vp_reqq *q;
 	struct vp_relay_scratch *s;
@@ -27,7 +27,7 @@ static struct {
 } t;
 
 struct job {
-	bool     out;
+	bool out;
 	uint64_t cookie, base;
 	uint32_t out_len, in_len, written, told;
 	unsigned nb;
@@ -49,8 +49,13 @@ static void serve(void)
 
 	RIG_MUST(!vp_reqq_begin(t.q, t.dev_features, t.kick, 0, &e));
 	vc = (struct vp_vq_conf){
-		.size = t.q->size, .base = vp_reqq_base(t.q), .features = t.dev_features, .desc = t.q->desc_addr,
-		.driver = t.q->avail_addr, .device = t.q->used_addr, .tab = t.pool.tab,
+		.size = t.q->size,
+		.base = vp_reqq_base(t.q),
+		.features = t.dev_features,
+		.desc = t.q->desc_addr,
+		.driver = t.q->avail_addr,
+		.device = t.q->used_addr,
+		.tab = t.pool.tab,
 	};
 	RIG_MUST(!vp_vq_start(&t.dev, &vc, &e));
 }
@@ -88,8 +93,12 @@ static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 	t.kick = eventfd(0, EFD_NONBLOCK);
 	t.s = vp_relay_scratch_new();
 	t.c = (struct vp_reqq_conf){
-		.rq = &t.rq, .pool = t.pool.tab->r[0].host, .pool_addr = RIG_POOL_ADDR, .ring = { 0, rb },
-		.data = { rb, area }, .fail_status = 1,
+		.rq = &t.rq,
+		.pool = t.pool.tab->r[0].host,
+		.pool_addr = RIG_POOL_ADDR,
+		.ring = { 0, rb },
+		.data = { rb, area },
+		.fail_status = 1,
 	};
 	make_queue(NULL, 0);
 	for (unsigned i = 0; i < 64; i++)
@@ -153,7 +162,8 @@ static void answered(uint16_t id, uint32_t len)
 			assert_int_equal(*drv_ptr(&t.m, at), GUARD);
 		at += j->b[i].len;
 		for (uint32_t k = 0; j->b[i].write && k < j->b[i].len; k++, pos++)
-			assert_int_equal(*drv_ptr(&t.m, j->b[i].addr + k), pos < j->written ? byte_of(~j->cookie, pos) : 0);
+			assert_int_equal(*drv_ptr(&t.m, j->b[i].addr + k),
+					 pos < j->written ? byte_of(~j->cookie, pos) : 0);
 	}
 	for (; at < j->base + PLACE; at++)
 		assert_int_equal(*drv_ptr(&t.m, at), GUARD);
@@ -173,7 +183,7 @@ static unsigned answers(void)
 
 static struct hold {
 	struct vp_used u;
-	unsigned id;   /* of jobs[] */
+	unsigned id; /* of jobs[] */
 	struct vp_seg seg[16];
 	unsigned nseg;
 	uint32_t in_len;
@@ -204,7 +214,8 @@ static unsigned device_takes(uint64_t *order, unsigned max)
 
 		for (unsigned k = 0; k < VP_ARRAY_SIZE(jobs) && cookie == ~UINT64_C(0); k++)
 			if (jobs[k].out && jobs[k].out_len == c->out_len && jobs[k].in_len == c->in_len &&
-			    byte_of(jobs[k].cookie, 0) == vp_ld8(sg->p, 0) && byte_of(jobs[k].cookie, 1) == vp_ld8(sg->p, 1))
+			    byte_of(jobs[k].cookie, 0) == vp_ld8(sg->p, 0) &&
+			    byte_of(jobs[k].cookie, 1) == vp_ld8(sg->p, 1))
 				cookie = jobs[k].cookie;
 		*h = (struct hold){ .u = { 0, c->id, c->slots }, .id = job_by_cookie(cookie), .in_len = c->in_len };
 		for (unsigned k = 0; k < c->nout; pos += sg[k++].len)
@@ -272,8 +283,12 @@ static void mixed(uint64_t drv, uint64_t dev, uint64_t area, bool comes_and_goes
 		for (unsigned i = (unsigned)(drv_rand(&seed) % 6); i && n_holds; i--) {
 			unsigned k = (unsigned)(drv_rand(&seed) % n_holds);
 
-			device_returns(k, drv_rand(&seed) & 1 ? holds[k].in_len : (uint32_t)(drv_rand(&seed) % (holds[k].in_len + 1)),
-				       (uint32_t)(drv_rand(&seed) % 3 ? holds[k].in_len : drv_rand(&seed) & 1 ? 0 : 0xffffffffu));
+			device_returns(k,
+				       drv_rand(&seed) & 1 ? holds[k].in_len
+							   : (uint32_t)(drv_rand(&seed) % (holds[k].in_len + 1)),
+				       (uint32_t)(drv_rand(&seed) % 3	? holds[k].in_len
+						  : drv_rand(&seed) & 1 ? 0
+									: 0xffffffffu));
 		}
 		if (comes_and_goes && !(drv_rand(&seed) % 16)) {
 			vp_reqq_end(t.q, true);
@@ -607,12 +622,17 @@ static void test_inflight_survives_the_daemon(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_there_and_back), cmocka_unit_test(test_little_room),
-		cmocka_unit_test(test_device_comes_and_goes), cmocka_unit_test(test_open_requests_are_given_again),
+		cmocka_unit_test(test_there_and_back),
+		cmocka_unit_test(test_little_room),
+		cmocka_unit_test(test_device_comes_and_goes),
+		cmocka_unit_test(test_open_requests_are_given_again),
 		cmocka_unit_test(test_what_the_last_one_wrote_is_not_given_again),
-		cmocka_unit_test(test_too_big_breaks_and_says_how_much), cmocka_unit_test(test_fragments_are_used),
-		cmocka_unit_test(test_what_does_not_fit_now_waits), cmocka_unit_test(test_returned_twice),
-		cmocka_unit_test(test_stop_rewinds), cmocka_unit_test(test_stop_with_a_hole_fails_the_rest),
+		cmocka_unit_test(test_too_big_breaks_and_says_how_much),
+		cmocka_unit_test(test_fragments_are_used),
+		cmocka_unit_test(test_what_does_not_fit_now_waits),
+		cmocka_unit_test(test_returned_twice),
+		cmocka_unit_test(test_stop_rewinds),
+		cmocka_unit_test(test_stop_with_a_hole_fails_the_rest),
 		cmocka_unit_test(test_inflight_survives_the_daemon),
 	};
 
