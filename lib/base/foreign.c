@@ -5,9 +5,12 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include "base/util.h"
 
@@ -15,12 +18,16 @@
 struct closing {
 	int             fd;
 	uint64_t        who;
+	pthread_t       thread;
+	bool            begun;      /* thread is known, and in close() or before it */
+	unsigned        looks;      /* of vp_foreign_nudge() */
 	struct closing *next;
 };
 
 static pthread_mutex_t closing_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct closing *closing_list;
 static unsigned closing_n;  /* in the list; atomic */
+static int nudge_signal;    /* 0 = nobody nudges */
 static __thread uint64_t from;
 
 enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
@@ -55,6 +62,26 @@ enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
 	}
 }
 
+/*
+ * Closing it asks nobody and takes no time. A socket may linger (SO_LINGER) for as long as its
+ * owner says, or have others in its queue that do; of other anonymous inodes it is not known.
+ */
+static bool closes_at_once(int fd)
+{
+	static const char eventfd[] = "anon_inode:[eventfd]";
+	char path[40], target[sizeof(eventfd)];
+	struct statx st;
+
+	if (vp_foreign_kind(fd, NULL, NULL) == VP_FOREIGN_MEMORY)
+		return true;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (readlink(path, target, sizeof(target)) == sizeof(eventfd) - 1 &&
+	    !memcmp(target, eventfd, sizeof(eventfd) - 1))
+		return true;
+	return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) &&
+	       S_ISFIFO(st.stx_mode);
+}
+
 void vp_foreign_from(uint64_t who)
 {
 	from = who;
@@ -77,6 +104,10 @@ static void *close_main(void *arg)
 {
 	struct closing *c = arg, **at;
 
+	pthread_mutex_lock(&closing_lock);
+	c->thread = pthread_self();
+	c->begun = true;
+	pthread_mutex_unlock(&closing_lock);
 	close(c->fd);
 	pthread_mutex_lock(&closing_lock);
 	for (at = &closing_list; *at != c; at = &(*at)->next)
@@ -88,7 +119,10 @@ static void *close_main(void *arg)
 	return NULL;
 }
 
-/* It inherits its maker's system call filter; a signal would be of no use to it. */
+/*
+ * It inherits its maker's system call filter. The only signal of use to it is the one that ends a
+ * wait.
+ */
 static int close_elsewhere(struct closing *c)
 {
 	pthread_attr_t attr;
@@ -102,6 +136,8 @@ static int close_elsewhere(struct closing *c)
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attr, 128u << 10);
 	sigfillset(&all);
+	if (nudge_signal)
+		sigdelset(&all, nudge_signal);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	r = pthread_create(&t, &attr, close_main, c);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -115,7 +151,7 @@ void vp_close_foreign(int *fd)
 
 	if (*fd < 0)
 		return;
-	if (vp_foreign_kind(*fd, NULL, NULL) <= VP_FOREIGN_INNER) {
+	if (closes_at_once(*fd)) {
 		vp_close(fd);
 		return;
 	}
@@ -131,4 +167,21 @@ void vp_close_foreign(int *fd)
 		close_elsewhere(c);
 	}
 	*fd = -1;
+}
+
+void vp_foreign_nudge_by(int sig)
+{
+	nudge_signal = sig;
+}
+
+void vp_foreign_nudge(void)
+{
+	if (vp_likely(!__atomic_load_n(&closing_n, __ATOMIC_RELAXED)))
+		return;
+	pthread_mutex_lock(&closing_lock);
+	/* Who is in the list has a thread that lives: it takes the lock to leave it. */
+	for (struct closing *c = closing_list; c; c = c->next)
+		if (c->begun && c->looks++)
+			pthread_kill(c->thread, nudge_signal);
+	pthread_mutex_unlock(&closing_lock);
 }
