@@ -263,6 +263,7 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else
 		vp_peer_rearm(p);
+	vp_foreign_from(0);  /* what strangers and control clients bring is not its fault */
 	return 0;
 }
 
@@ -273,6 +274,7 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);
+	vp_foreign_from(0);
 	return 0;
 }
 
@@ -360,6 +362,7 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	p->info.state = VP_PEER_WAITING;
 	p->info.pid = 0;
 	p->ops->closed(p->ctx, p->info.last);
+	vp_foreign_from(0);
 	run_next(p);
 }
 

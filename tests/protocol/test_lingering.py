@@ -199,3 +199,18 @@ def test_control_client(daemon, lingering, how):
             s.close()
     promptly(daemon)
     s.close()
+
+
+def test_not_the_fault_of_a_vm(daemon, lingering):
+    """What others bring does not count against the VM that was served last."""
+    with vu.Nic(daemon.sock("ab", "driver")) as nic:
+        assert nic.alive()
+        with stopped(daemon):
+            clients = [connect(str(daemon.run / "control.sock")) for _ in range(20)]
+            for s in clients:
+                send(s, b"x", lingering.make())
+        for s in clients:
+            assert s.recv(1) == b""
+        for _ in range(20):
+            assert nic.alive()
+            time.sleep(0.02)
