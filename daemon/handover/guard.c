@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "guestmem/map.h"
@@ -260,6 +261,7 @@ _Noreturn static void guard_main(const struct vp_conf_daemon *c)
 	sigaction(SIGALRM, &sa, NULL);
 	prctl(PR_SET_NAME, "vhost-pci-guard");
 	vp_map_guard_faults();
+	vp_foreign_free_elsewhere(false);  /* it makes no threads */
 	if (vp_isolate_guard(c, &e)) {
 		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
 		_exit(1);

@@ -17,6 +17,7 @@
 #define VP_BASE_FOREIGN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum vp_foreign_kind {
@@ -45,6 +46,15 @@ void vp_close_foreign(int *fd);
 void vp_foreign_nudge(void);
 /* Before any closing. */
 void vp_foreign_nudge_by(int sig);
+
+/*
+ * Unmap len bytes at base (NULL = there is no mapping) and close *fd, a file of memory. Who lets go of
+ * the last descriptor frees its pages, 4 GiB in about a second. Where vp_foreign_free_elsewhere()
+ * said so a thread does it that exists while there is something to be freed, in order; up to 1 MiB,
+ * and when very many wait, the caller. Any thread; the switch belongs to the process's start.
+ */
+void vp_foreign_free(void *base, size_t len, int *fd);
+void vp_foreign_free_elsewhere(bool on);
 
 /* Whose descriptors the calling thread closes from now on, as in blame.h; 0 = nobody's. */
 void vp_foreign_from(uint64_t who);
