@@ -188,6 +188,29 @@ def test_qmp(make_daemon, lingering):
         qmp.close()
 
 
+def test_window_device(make_daemon, lingering):
+    """The daemon's end of a window's chardev is never read; it goes with the device."""
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    d.link("ab", Device_Endpoint="port", Device_Attachment="ivshmem", Device_QMP=path, Device_HotplugBus="rp0")
+    d.link("cd", driver="c", device="d")
+    qmp = pc.Qmp(path)
+    try:
+        d.start()
+        with vu.Nic(d.sock("ab", "driver")), pc.Ivshmem(d.sock("ab", "device")) as p:
+            p.vmm = qmp
+            p.attach()
+            p.wait(lambda s: s.up)
+            with socket.socket(fileno=os.dup(next(iter(qmp.chardevs.values())))) as s, lingering.make() as l:
+                socket.send_fds(s, [b"x"], [l.fileno()])
+                with stopped(d):
+                    l.close()
+        d.wait(lambda: not qmp.devices)
+        promptly(d)
+    finally:
+        qmp.close()
+
+
 @pytest.mark.parametrize("how", ["request", "nonsense", "closed"])
 def test_control_client(daemon, lingering, how):
     s = connect(str(daemon.run / "control.sock"))

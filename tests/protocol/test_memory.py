@@ -371,8 +371,13 @@ GONE = {
 
 
 @pytest.mark.parametrize("how", GONE)
-def test_large_memory_goes_with_its_vm(daemon, how):
+@pytest.mark.parametrize("mode", MODES)
+def test_large_memory_goes_with_its_vm(make_daemon, mode, how):
     """The daemon has the last descriptor when a VMM ends: its main thread is not the one that frees all the pages."""
+    daemon = make_daemon()
+    port = {"Device_Endpoint": "port", "Device_Attachment": "local", "Link_Mode": mode}
+    daemon.link("ab", **(port if mode != "relay" else {}))
+    daemon.start()
     n = 2 << 30
     with open("/proc/meminfo") as f:
         if int(next(x for x in f if x.startswith("MemAvailable")).split()[1]) << 10 < 2 * n:
@@ -383,7 +388,7 @@ def test_large_memory_goes_with_its_vm(daemon, how):
         fd = os.memfd_create("large")
         os.ftruncate(fd, n)
         os.posix_fallocate(fd, 0, n)
-        f = vu.Frontend(daemon.sock("ab", "device"))
+        f = vu.Frontend(daemon.sock("ab", "driver"))
         f.negotiate(vu.BASIC)
         GONE[how](f, fd, n)
         os.write(ready[1], b"x")
