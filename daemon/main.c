@@ -12,6 +12,7 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/audit.h"
@@ -161,6 +162,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	for (unsigned i = 0; i < c->n_cpus; i++)
 		cpus[i] = (int)c->cpus[i];
 	vp_map_guard_faults();
+	vp_foreign_free_elsewhere(true);
 	r = worker_pool_new(&d->workers, &wc, e);
 	if (r)
 		return r;

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "attach/attach.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
@@ -65,7 +66,7 @@ static void client_gone(struct ivshmem *v, const char *why)
 	vp_log(VP_LOG_INFO, "%s: the device of pid %d has gone: %s", v->c.name, (int)v->cred.pid, why);
 	snprintf(v->last, sizeof(v->last), "%s", why);
 	vp_source_end(&v->io);
-	vp_close(&v->fd);
+	vp_close_foreign(&v->fd);
 	v->complete = false;
 	vp_ivdirect_device(v->direct, -1, true);
 	vp_port_online(v->port, false);
@@ -131,9 +132,11 @@ static int on_client(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	}
 	if (!(revents & ~(uint32_t)EPOLLOUT))
 		return 0;
-	/* seccomp control: recvfrom sendmsg */
-	n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
-	if (!n || (n < 0 && errno != EAGAIN && errno != EINTR))
+	/* seccomp control: sendmsg */
+	n = vp_recv_plain(fd, buf, sizeof(buf));
+	if (n == -EBADMSG)
+		client_gone(v, "it sent file descriptors");
+	else if (!n || (n < 0 && n != -EAGAIN && n != -EINTR))
 		client_gone(v, "the connection was closed");
 	return 0;
 }
@@ -201,13 +204,13 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		if (!v->n_refused++)
 			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid, cred.uid,
 			       v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	r = v->had_device ? renew_vectors(v) : 0;
 	if (r) {
 		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name, (int)cred.pid, cred.uid, strerror(-r));
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	v->had_device = true;
@@ -355,8 +358,8 @@ static void ivshmem_free(struct vp_attach *a)
 	vp_wire_free(v->wire0);
 	if (v->lfd >= 0)
 		unlink(v->c.link->side[VP_SIDE_DEVICE].socket);
-	vp_close(&v->lfd);
-	vp_close(&v->fd);
+	vp_close_foreign(&v->lfd);
+	vp_close_foreign(&v->fd);
 	vp_close(&v->sig0);
 	for (unsigned i = 0; i < v->nsig; i++) {
 		if (v->sig)
@@ -448,7 +451,7 @@ static int take_over(struct ivshmem *v, bool kept)
 		vp_log(VP_LOG_WARNING, "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again", v->c.name,
 		       kept ? ": its user may not run the VM" : ", the port is another one");
 		vp_keep_drop(v->c.link->name, "conn");
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	v->fd = fd;

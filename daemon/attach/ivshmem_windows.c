@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
@@ -102,7 +103,7 @@ static void wdev_free(struct wdev *v, bool gone)
 		at = &(*at)->next;
 	*at = v->next;
 	sd_event_source_disable_unref(v->timer);
-	vp_close(&v->sock);
+	vp_close_foreign(&v->sock);  /* the VMM may have sent something */
 	free(v);
 }
 

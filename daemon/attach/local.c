@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "attach/attach.h"
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
@@ -77,7 +78,7 @@ static void client_gone(struct local *l, const char *why)
 	snprintf(l->last, sizeof(l->last), "%s", why);
 	vp_source_end(&l->io);
 	vp_source_end(&l->bell_io);
-	vp_close(&l->fd);
+	vp_close_foreign(&l->fd);
 	vp_wire_free(l->wire0);
 	l->wire0 = NULL;
 	/* Data threads may be using the eventfds until the runs have ended. */
@@ -111,9 +112,11 @@ static void drop_soon(struct local *l)
 static int on_client(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	char buf[256];
-	ssize_t n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
+	ssize_t n = vp_recv_plain(fd, buf, sizeof(buf));
 
-	if (!n || (n < 0 && errno != EAGAIN && errno != EINTR))
+	if (n == -EBADMSG)
+		client_gone(arg, "it sent file descriptors");
+	else if (!n || (n < 0 && n != -EAGAIN && n != -EINTR))
 		client_gone(arg, "it closed the connection");
 	return 0;
 }
@@ -181,7 +184,7 @@ static void refuse(struct local *l, int fd, int why)
 
 	l->n_refused++;
 	send_msg(fd, VHP_LOCAL_ERROR, &arg, 1, NULL, 0);
-	close(fd);
+	vp_close_foreign(&fd);
 }
 
 static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
@@ -347,7 +350,7 @@ static void local_free(struct vp_attach *a)
 	sd_event_source_disable_unref(l->drop);
 	if (l->lfd >= 0)
 		unlink(l->c.link->side[VP_SIDE_DEVICE].socket);
-	vp_close(&l->lfd);
+	vp_close_foreign(&l->lfd);
 	vp_close(&l->sig0);
 	free(l->sig);
 	free(l->bell);

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 
@@ -23,7 +24,7 @@ void vp_daemon_shed(struct vp_daemon *d, int lfd, const char *what)
 	vp_close(&d->spare_fd);
 	/* seccomp control: accept4 openat */
 	fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	vp_close(&fd);
+	vp_close_foreign(&fd);
 	d->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	sd_event_now(d->event, CLOCK_MONOTONIC, &now);
 	if (now - d->last_shed_us < 1000000)

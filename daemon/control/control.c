@@ -15,11 +15,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
 #include "context/events.h"
 #include "control/request.h"
+#include "sys/fds.h"
 #include "sys/sock.h"
 #include "sys/source.h"
 
@@ -64,7 +66,7 @@ static void client_free(struct vp_client *cl)
 		*p = cl->next;
 	cl->ctl->n_clients--;
 	vp_source_end(&cl->io);
-	vp_close(&cl->fd);
+	vp_close_foreign(&cl->fd);
 	free(cl->in);
 	free(cl->out);
 	free(cl);
@@ -242,12 +244,11 @@ static int client_read(struct vp_client *cl)
 		cl->in = p;
 		cl->in_cap = cap;
 	}
-	/* seccomp control: recvfrom */
-	n = recv(cl->fd, cl->in + cl->in_len, cl->in_cap - cl->in_len, MSG_DONTWAIT);
+	n = vp_recv_plain(cl->fd, cl->in + cl->in_len, cl->in_cap - cl->in_len);
 	if (n == 0)
 		return -ECONNRESET;
 	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+		return n == -EAGAIN || n == -EINTR ? 0 : (int)n;
 	cl->in_len += n;
 	return 0;
 }
@@ -311,7 +312,7 @@ static int refuse(struct vp_control *c, int fd, int code, const char *why)
 	if (line)
 		(void)!send(fd, line, n, MSG_NOSIGNAL | MSG_DONTWAIT);
 	free(line);
-	close(fd);
+	vp_close_foreign(&fd);
 	/* One line a second at most: who is refused must not fill the log. */
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
 	if (now - c->last_refusal_us > 1000000) {
@@ -340,7 +341,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		return refuse(c, fd, -EMFILE, "too many control clients; close one and try again");
 	cl = calloc(1, sizeof(*cl));
 	if (!cl) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	cl->ctl = c;

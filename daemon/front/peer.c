@@ -114,7 +114,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 	if (!r)
 		r = vp_sock_peer(fd, &cred);
 	if (!r && !vp_policy_user_ok(vp_conf_vm_find(p->d->conf, p->conf->vm), cred.uid, geteuid())) {
-		vp_close(&fd);
+		vp_close_foreign(&fd);
 		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve VM %s; add it to User= in %s.vm",
 			       p->conf->socket, cred.uid, p->conf->vm, p->conf->vm);
 	}
@@ -156,7 +156,7 @@ static int on_hold_end(sd_event_source *s, uint64_t usec, void *arg)
 		p->last_second_us = now_us(p);
 		p->n_second = 0;
 	}
-	vp_close(&p->held_fd);
+	vp_close_foreign(&p->held_fd);
 	return 0;
 }
 
@@ -180,7 +180,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 			       p->name, (int)cred.pid, cred.uid, p->conf->vm, p->conf->vm);
 			vp_audit_vmm(p->d, p->name, p->conf->vm, &cred);
 		}
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	if (p->vu && session_dead(p))
@@ -194,11 +194,11 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		if (may_log(p))
 			vp_log(VP_LOG_WARNING, "%s: refused a further front-end (pid %d): pid %d is connected and pid %d waits",
 			       p->name, (int)cred.pid, (int)p->info.pid, (int)p->held_cred.pid);
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	if (arm_timer(p, HOLD_US, on_hold_end) < 0) {
-		close(fd);
+		vp_close_foreign(&fd);
 		return 0;
 	}
 	p->held_fd = fd;
@@ -263,6 +263,7 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else
 		vp_peer_rearm(p);
+	vp_foreign_from(0);  /* what strangers and control clients bring is not its fault */
 	return 0;
 }
 
@@ -273,6 +274,7 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);
+	vp_foreign_from(0);
 	return 0;
 }
 
@@ -308,7 +310,7 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 					     p->conf->vm) : p->ops->open(p->ctx, &cfg, &e);
 	cfg.name = p->name;
 	if (r) {
-		close(fd);
+		vp_close_foreign(&fd);
 		goto fail;
 	}
 	p->vu = vu_backend_new(fd, &cfg, p->vu_ops, p->ctx, &e);
@@ -351,7 +353,7 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	vp_source_end(&p->vu_io);
 	vp_source_end(&p->req_io);
 	if (p->ops->hold && !session_dead(p) && p->ops->hold(p->ctx)) {
-		vp_close(&p->past_fd);
+		vp_close_foreign(&p->past_fd);
 		/* seccomp control: fcntl */
 		p->past_fd = fcntl(vu_backend_fd(p->vu), F_DUPFD_CLOEXEC, 3);
 	}
@@ -360,6 +362,7 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	p->info.state = VP_PEER_WAITING;
 	p->info.pid = 0;
 	p->ops->closed(p->ctx, p->info.last);
+	vp_foreign_from(0);
 	run_next(p);
 }
 
@@ -374,7 +377,7 @@ void vp_peer_kick_out(struct vp_peer *p, const char *why)
 void vp_peer_let_go(struct vp_peer *p)
 {
 	if (p)
-		vp_close(&p->past_fd);
+		vp_close_foreign(&p->past_fd);
 }
 
 struct vu_backend *vp_peer_session(const struct vp_peer *p)
@@ -439,8 +442,8 @@ void vp_peer_free(struct vp_peer *p)
 	sd_event_source_disable_unref(p->defer);
 	if (p->unlink_path)
 		unlink(p->conf->socket);
-	vp_close(&p->lfd);
-	vp_close(&p->held_fd);
-	vp_close(&p->past_fd);
+	vp_close_foreign(&p->lfd);
+	vp_close_foreign(&p->held_fd);
+	vp_close_foreign(&p->past_fd);
 	free(p);
 }

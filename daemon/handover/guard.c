@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "guestmem/map.h"
@@ -71,10 +72,23 @@ static uint64_t now_ms(void)
 	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
 }
 
+/*
+ * A signal ends, every INTERRUPT_US, a write that blocks or a connection's end that lingers
+ * (base/foreign.h).
+ */
+static int interrupt(bool on)
+{
+	const struct itimerval every = { { 0, on ? INTERRUPT_US : 0 }, { 0, on ? INTERRUPT_US : 0 } };
+
+	/* seccomp guard: setitimer */
+	return setitimer(ITIMER_REAL, &every, NULL) ? -errno : 0;
+}
+
 static void ward_free(struct ward **at)
 {
 	struct ward *w = *at;
 
+	interrupt(true);
 	*at = w->next;
 	vp_orphan_free(w->orphan);
 	vp_lastsig_free(w->signal);
@@ -97,9 +111,8 @@ static void on_alarm(int sig)
 /* The daemon has gone, or this link has. False: there is nothing to wait for. */
 static bool begin(struct ward *w)
 {
-	static const struct itimerval every = { { 0, INTERRUPT_US }, { 0, INTERRUPT_US } };
-	/* seccomp guard: setitimer shutdown */
-	int r = setitimer(ITIMER_REAL, &every, NULL) ? -errno : vp_orphan_new(&w->orphan, w->fd[FD_MEM], w->fd[FD_KEEP]);
+	/* seccomp guard: shutdown */
+	int r = interrupt(true) ? -errno : vp_orphan_new(&w->orphan, w->fd[FD_MEM], w->fd[FD_KEEP]);
 
 	if (r) {
 		vp_log(VP_LOG_ERR, "guard: link %s: the device VM cannot be waited for: %s", w->name, strerror(-r));
@@ -248,6 +261,7 @@ _Noreturn static void guard_main(const struct vp_conf_daemon *c)
 	sigaction(SIGALRM, &sa, NULL);
 	prctl(PR_SET_NAME, "vhost-pci-guard");
 	vp_map_guard_faults();
+	vp_foreign_free_elsewhere(false);  /* it makes no threads */
 	if (vp_isolate_guard(c, &e)) {
 		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
 		_exit(1);
@@ -260,6 +274,8 @@ _Noreturn static void guard_main(const struct vp_conf_daemon *c)
 
 		for (const struct ward *w = list; w; w = w->next)
 			waiting |= w->orphan != NULL;
+		if (!waiting)
+			interrupt(false);
 		if (poll(&p, 1, waiting ? LOOK_MS : -1) == 1 && !listen_to_daemon(&list)) {
 			daemon_lives = false;
 			for (at = &list; *at;) {

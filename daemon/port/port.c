@@ -814,7 +814,7 @@ void vp_port_free(struct vp_port *p)
 	vp_port_goodbye(p);
 	sd_event_source_disable_unref(p->timer);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
-		vp_close(&p->win[i].fd);
+		vp_close_foreign(&p->win[i].fd);
 	port_mem_free(p);
 	port_page_free(p);
 	for (at = &ports; *at != p; at = &(*at)->next)

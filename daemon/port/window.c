@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "port/priv.h"
 
@@ -52,7 +53,7 @@ static void win_free(struct vp_port *p, unsigned slot)
 	struct port_win *w = &p->win[slot];
 
 	entry_clear(p, slot);
-	vp_close(&w->fd);
+	vp_close_foreign(&w->fd);
 	*w = (struct port_win){ .fd = -1 };
 }
 
@@ -421,7 +422,7 @@ void vp_port_windows_retry(struct vp_port *p)
 void port_mem_free(struct vp_port *p)
 {
 	for (unsigned i = 0; i < p->n_mem; i++)
-		vp_close(&p->mem[i].r.fd);
+		vp_close_foreign(&p->mem[i].r.fd);
 	free(p->mem);
 	p->mem = NULL;
 	p->n_mem = 0;
@@ -504,7 +505,7 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 			 * their own memory, without end.
 			 */
 			if (!ret && one->r.fd >= 0 && port_lends(p->conf.driver_vm, one->dev, one->ino)) {
-				vp_close(&one->r.fd);
+				vp_close_foreign(&one->r.fd);
 				p->n_mem--;
 			}
 		}

@@ -3,12 +3,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "base/foreign.h"
 
 int vp_eventfd_new(int *fd)
 {
@@ -44,6 +47,38 @@ uint64_t vp_eventfd_id(int fd)
 	at = strstr(text, key);
 	/* They count from 0. */
 	return at ? 1 + strtoull(at + sizeof(key) - 1, NULL, 10) : 0;
+}
+
+ssize_t vp_recv_plain(int sock, void *buf, size_t len)
+{
+	union {
+		char buf[CMSG_SPACE(VP_FOREIGN_FDS_MAX * sizeof(int))];
+		struct cmsghdr align;
+	} ctl;
+	struct iovec io = { buf, len };
+	struct msghdr h = {
+		.msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf),
+	};
+	bool any = false;
+	/* seccomp control: recvmsg */
+	ssize_t n = recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (n < 0)
+		return -errno;
+	for (struct cmsghdr *cm = CMSG_FIRSTHDR(&h); cm; cm = CMSG_NXTHDR(&h, cm)) {
+		size_t fds = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (cm->cmsg_level != SOL_SOCKET || cm->cmsg_type != SCM_RIGHTS)
+			continue;
+		any = true;
+		for (size_t i = 0; i < fds; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(cm) + i * sizeof(int), sizeof(fd));
+			vp_close_foreign(&fd);
+		}
+	}
+	return any || h.msg_flags & MSG_CTRUNC ? -EBADMSG : n;
 }
 
 int vp_send_fds(int sock, const void *buf, size_t len, const int *fds, unsigned n)

@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* An eventfd of ours, non-blocking. -errno. */
 int vp_eventfd_new(int *fd);
@@ -12,6 +13,14 @@ int vp_eventfd_new(int *fd);
 void vp_eventfd_raise(int fd);
 /* A number that no other eventfd of this machine has while it is open; 0 when the kernel does not tell (before 5.2). */
 uint64_t vp_eventfd_id(int fd);
+
+/*
+ * recv() that never blocks, from a socket on which no fds are expected: bytes, 0 at the end of the
+ * stream, -errno. -EBADMSG: it brought fds all the same, which are closed as foreign ones; end the
+ * connection. recv() itself would leave closing them to the kernel, which waits for a socket that
+ * lingers (base/foreign.h).
+ */
+ssize_t vp_recv_plain(int sock, void *buf, size_t len);
 
 #define VP_SEND_FDS_MAX 32u
 /*

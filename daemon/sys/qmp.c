@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "sys/fds.h"
@@ -96,7 +97,7 @@ static void disconnect(struct vp_qmp *q, const char *why)
 	snprintf(q->why, sizeof(q->why), "%s", why);
 	q->state = QMP_DOWN;
 	vp_source_end(&q->io);
-	vp_close(&q->fd);
+	vp_close_foreign(&q->fd);
 	free(q->buf);
 	q->buf = NULL;
 	q->len = q->cap = q->seen = 0;
@@ -290,10 +291,12 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		disconnect(q, "it sends endless lines");
 		return 0;
 	}
-	n = recv(fd, q->buf + q->len, room, MSG_DONTWAIT);
+	n = vp_recv_plain(fd, q->buf + q->len, room);
 	if (n <= 0) {
-		if (!n || (errno != EAGAIN && errno != EINTR))
-			disconnect(q, n ? strerror(errno) : "closed; QMP serves one client at a time, give the daemon a -qmp of its own");
+		if (!n || (n != -EAGAIN && n != -EINTR))
+			disconnect(q, n == -EBADMSG ? "it sends file descriptors" :
+				   n ? strerror((int)-n) :
+				   "closed; QMP serves one client at a time, give the daemon a -qmp of its own");
 		return 0;
 	}
 	q->budget -= n;
@@ -361,7 +364,7 @@ void vp_qmp_free(struct vp_qmp *q)
 	vp_timer_end(&q->timer);
 	vp_timer_end(&q->pause);
 	sd_event_source_disable_unref(q->defer);
-	vp_close(&q->fd);
+	vp_close_foreign(&q->fd);
 	free(q->buf);
 	free(q);
 }

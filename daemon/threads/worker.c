@@ -13,6 +13,7 @@
 #include <urcu/urcu-qsbr.h>
 
 #include "base/cycles.h"
+#include "base/foreign.h"
 #include "base/thread.h"
 #include "base/util.h"
 #include "base/watch.h"
@@ -259,6 +260,7 @@ static void *supervisor_main(void *arg)
 		for (i = 0; i < p->n; i++)
 			supervise(p->w[i].thread, p->w[i].scratch, &p->w[i].call_seen);
 		supervise(p->main, p->scratch, &main_seen);
+		vp_foreign_nudge();
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;
@@ -316,6 +318,7 @@ int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, 
 	for (i = 0; i < c->threads; i++)
 		p->w[i].epfd = p->w[i].wakefd = -1;
 	sigaction(WORKER_SIGNAL, &sa, NULL);
+	vp_foreign_nudge_by(WORKER_SIGNAL);
 	p->attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->main = pthread_self();
 	p->scratch = vp_relay_scratch_new();

@@ -5,9 +5,13 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include "base/util.h"
 
@@ -15,12 +19,32 @@
 struct closing {
 	int             fd;
 	uint64_t        who;
+	pthread_t       thread;
+	bool            begun;      /* thread is known, and in close() or before it */
+	unsigned        looks;      /* of vp_foreign_nudge() */
 	struct closing *next;
 };
+
+/* Memory that is being freed, by one thread in the order in which it went. */
+struct freeing {
+	void           *base;       /* NULL = it is not mapped */
+	size_t          len;
+	int             fd;
+	struct freeing *next;
+};
+
+#define FREEING_MAX   1024u     /* more are freed by who lets go of them */
+#define FREEING_BYTES (1u << 20)
+
+static pthread_mutex_t freeing_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct freeing *freeing_list, **freeing_end = &freeing_list;
+static unsigned freeing_n;
+static bool freeing_runs, freeing_on;
 
 static pthread_mutex_t closing_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct closing *closing_list;
 static unsigned closing_n;  /* in the list; atomic */
+static int nudge_signal;    /* 0 = nobody nudges */
 static __thread uint64_t from;
 
 enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
@@ -55,6 +79,24 @@ enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
 	}
 }
 
+/*
+ * Closing it asks nobody and takes no time. A socket may linger (SO_LINGER) for as long as its
+ * owner says, or have others in its queue that do; of other anonymous inodes it is not known.
+ */
+static bool closes_at_once(int fd)
+{
+	static const char eventfd[] = "anon_inode:[eventfd]";
+	char path[40], target[sizeof(eventfd)];
+	struct statx st;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (readlink(path, target, sizeof(target)) == sizeof(eventfd) - 1 &&
+	    !memcmp(target, eventfd, sizeof(eventfd) - 1))
+		return true;
+	return !statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) &&
+	       S_ISFIFO(st.stx_mode);
+}
+
 void vp_foreign_from(uint64_t who)
 {
 	from = who;
@@ -77,6 +119,10 @@ static void *close_main(void *arg)
 {
 	struct closing *c = arg, **at;
 
+	pthread_mutex_lock(&closing_lock);
+	c->thread = pthread_self();
+	c->begun = true;
+	pthread_mutex_unlock(&closing_lock);
 	close(c->fd);
 	pthread_mutex_lock(&closing_lock);
 	for (at = &closing_list; *at != c; at = &(*at)->next)
@@ -88,8 +134,11 @@ static void *close_main(void *arg)
 	return NULL;
 }
 
-/* It inherits its maker's system call filter; a signal would be of no use to it. */
-static int close_elsewhere(struct closing *c)
+/*
+ * It inherits its maker's system call filter. The only signal of use to it is the one that ends a
+ * wait.
+ */
+static int run_elsewhere(void *(*fn)(void *arg), void *arg)
 {
 	pthread_attr_t attr;
 	sigset_t all, old;
@@ -102,20 +151,101 @@ static int close_elsewhere(struct closing *c)
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attr, 128u << 10);
 	sigfillset(&all);
+	if (nudge_signal)
+		sigdelset(&all, nudge_signal);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&t, &attr, close_main, c);
+	r = pthread_create(&t, &attr, fn, arg);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	pthread_attr_destroy(&attr);
 	return r;
 }
 
+static void free_now(void *base, size_t len, int fd)
+{
+	/* seccomp control: munmap close */
+	if (base)
+		munmap(base, len);
+	close(fd);
+}
+
+static void *free_main(void *arg)
+{
+	struct freeing *f;
+
+	for (;;) {
+		pthread_mutex_lock(&freeing_lock);
+		f = freeing_list;
+		freeing_runs = f != NULL;
+		if (f) {
+			freeing_list = f->next;
+			if (!freeing_list)
+				freeing_end = &freeing_list;
+			freeing_n--;
+		}
+		pthread_mutex_unlock(&freeing_lock);
+		if (!f)
+			return NULL;
+		free_now(f->base, f->len, f->fd);
+		free(f);
+	}
+}
+
+void vp_foreign_free_elsewhere(bool on)
+{
+	freeing_on = on;
+}
+
+void vp_foreign_free(void *base, size_t len, int *fd)
+{
+	struct freeing *f = freeing_on && len >= FREEING_BYTES ? malloc(sizeof(*f)) : NULL;
+	bool start = false;
+
+	if (f) {
+		*f = (struct freeing){ .base = base, .len = len, .fd = *fd };
+		pthread_mutex_lock(&freeing_lock);
+		if (freeing_n < FREEING_MAX) {
+			*freeing_end = f;
+			freeing_end = &f->next;
+			freeing_n++;
+			start = !freeing_runs;
+			freeing_runs = true;
+		} else {
+			free(f);
+			f = NULL;
+		}
+		pthread_mutex_unlock(&freeing_lock);
+	}
+	if (!f)
+		free_now(base, len, *fd);
+	else if (start && run_elsewhere(free_main, NULL))
+		free_main(NULL);
+	*fd = -1;
+}
+
+/* Its pages go with it when this is the last descriptor. */
+static bool is_memory(int fd, uint64_t *bytes)
+{
+	struct statx st;
+
+	if (vp_foreign_kind(fd, NULL, NULL) != VP_FOREIGN_MEMORY)
+		return false;
+	*bytes = statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BLOCKS, &st) < 0 ?
+		 SIZE_MAX : st.stx_blocks * 512;
+	return true;
+}
+
 void vp_close_foreign(int *fd)
 {
 	struct closing *c;
+	uint64_t bytes;
 
 	if (*fd < 0)
 		return;
-	if (vp_foreign_kind(*fd, NULL, NULL) <= VP_FOREIGN_INNER) {
+	if (is_memory(*fd, &bytes)) {
+		vp_foreign_free(NULL, bytes, fd);
+		return;
+	}
+	if (closes_at_once(*fd)) {
 		vp_close(fd);
 		return;
 	}
@@ -128,7 +258,24 @@ void vp_close_foreign(int *fd)
 		__atomic_store_n(&closing_n, closing_n + 1, __ATOMIC_RELAXED);
 		pthread_mutex_unlock(&closing_lock);
 		/* Without a thread it is pending for good: better than a process that hangs. */
-		close_elsewhere(c);
+		run_elsewhere(close_main, c);
 	}
 	*fd = -1;
+}
+
+void vp_foreign_nudge_by(int sig)
+{
+	nudge_signal = sig;
+}
+
+void vp_foreign_nudge(void)
+{
+	if (vp_likely(!__atomic_load_n(&closing_n, __ATOMIC_RELAXED)))
+		return;
+	pthread_mutex_lock(&closing_lock);
+	/* Who is in the list has a thread that lives: it takes the lock to leave it. */
+	for (struct closing *c = closing_list; c; c = c->next)
+		if (c->begun && c->looks++)
+			pthread_kill(c->thread, nudge_signal);
+	pthread_mutex_unlock(&closing_lock);
 }

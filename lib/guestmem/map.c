@@ -237,7 +237,6 @@ void vp_map_unref(struct vp_map *m)
 		m->use->bytes -= m->base_len;
 	}
 	slot_release(m->slot);
-	munmap(m->base, m->base_len);
-	vp_close(&m->fd);
+	vp_foreign_free(m->base, m->base_len, &m->fd);
 	free(m);
 }

@@ -60,7 +60,7 @@ void vu_conn_close(struct vu_conn *c)
 
 /*
  * Take over the fds of one recvmsg. All that the kernel installed are closed or
- * kept here: it installs as many as fit into the control buffer, which has room for VU_MAX_FDS.
+ * kept here: none is left for it to throw away, which may take as long as a peer likes (base/foreign.h).
  */
 static int collect_fds(struct vu_conn *c, struct msghdr *mh, struct vp_err *e)
 {
@@ -134,7 +134,7 @@ int vu_conn_recv(struct vu_conn *c, struct vp_err *e)
 {
 	for (;;) {
 		union {
-			char buf[CMSG_SPACE(VU_MAX_FDS * sizeof(int))];
+			char buf[CMSG_SPACE(VP_FOREIGN_FDS_MAX * sizeof(int))];
 			struct cmsghdr align;
 		} ctl;
 		struct iovec iov;

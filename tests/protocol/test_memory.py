@@ -360,3 +360,51 @@ def test_each_vm_has_its_share(make_daemon, what):
         with vu.Nic(d.sock("lg8", "device")) as b:
             assert b.alive()
     os.close(fd)
+
+
+# ---- how long it takes to be freed
+
+GONE = {
+    "mapped": lambda f, fd, n: f.tell(vu.SET_MEM_TABLE, struct.pack("<IIQQQQ", 1, 0, 0, n, 0, 0), [fd]),
+    "refused": lambda f, fd, n: f.raw(struct.pack("<IIIQ", vu.SET_VRING_KICK, 1, 8, 0), [fd]),
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+@pytest.mark.parametrize("mode", MODES)
+def test_large_memory_goes_with_its_vm(make_daemon, mode, how):
+    """The daemon has the last descriptor when a VMM ends: its main thread is not the one that frees all the pages."""
+    daemon = make_daemon()
+    port = {"Device_Endpoint": "port", "Device_Attachment": "local", "Link_Mode": mode}
+    daemon.link("ab", **(port if mode != "relay" else {}))
+    daemon.start()
+    n = 2 << 30
+    with open("/proc/meminfo") as f:
+        if int(next(x for x in f if x.startswith("MemAvailable")).split()[1]) << 10 < 2 * n:
+            pytest.skip("too little memory")
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        fd = os.memfd_create("large")
+        os.ftruncate(fd, n)
+        os.posix_fallocate(fd, 0, n)
+        f = vu.Frontend(daemon.sock("ab", "driver"))
+        f.negotiate(vu.BASIC)
+        GONE[how](f, fd, n)
+        os.write(ready[1], b"x")
+        os.read(go[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    daemon.call("daemon.version")
+    worst = []
+    os.write(go[1], b"x")
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        t = time.monotonic()
+        daemon.call("daemon.version")
+        worst.append(time.monotonic() - t)
+        time.sleep(0.001)
+    os.waitpid(pid, 0)
+    for fd in (*ready, *go):
+        os.close(fd)
+    assert max(worst) < 0.2, f"{max(worst):.3f} s"
