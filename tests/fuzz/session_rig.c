@@ -390,6 +390,11 @@ void rig_input_end(void)
 {
 	unsigned n = open_fds();
 
+	/* What others have sent is closed by threads of their own (base/foreign.h). */
+	for (unsigned ms = 0; n > base_fds && ms < 2000; ms++) {
+		usleep(1000);
+		n = open_fds();
+	}
 	if (n <= base_fds)
 		return;
 	list_fds();
