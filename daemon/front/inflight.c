@@ -2,7 +2,7 @@
 /*
  * The account of open requests that a front-end keeps for its back-ends (vhost-user, "Inflight I/O tracking").
  *
- * Threat model: copy/inflight.h. The memory is a sealed file of ours when we made it, and any file when the front-end
+ * Threat model: engine/inflight.h. The memory is a sealed file of ours when we made it, and any file when the front-end
  * brings one: mapped like guest memory, a truncated one reads as zeroes.
  */
 #include <errno.h>
