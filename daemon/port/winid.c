@@ -43,6 +43,7 @@ static void set(uint64_t *map, uint32_t id, bool on)
 struct vp_winids *vp_winids_get(const char *vm)
 {
 	struct vp_winids *s = all;
+	struct timespec now;
 
 	while (s && strcmp(s->vm, vm))
 		s = s->next;
@@ -53,9 +54,11 @@ struct vp_winids *vp_winids_get(const char *vm)
 		snprintf(s->vm, sizeof(s->vm), "%s", vm);
 		/*
 		 * Rather not those of a process before us, so that what it left is told apart in
-		 * logs.
+		 * logs. Not in seconds, which two processes may begin in; vp_winid_adopt() sees
+		 * to those that are still there.
 		 */
-		s->at = (uint32_t)time(NULL) * 31 % IDS;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		s->at = (uint32_t)((uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000) % IDS;
 		s->next = all;
 		all = s;
 	}
@@ -89,7 +92,12 @@ uint32_t vp_winid_take(struct vp_winids *s)
 
 void vp_winid_adopt(struct vp_winids *s, uint32_t id)
 {
+	uint32_t i = id - VHP_IVSHMEM_WINDOW_ID;
+
 	set(s->taken, id, true);
+	/* Once its device has gone, its name is not the next one's at once. */
+	if (i < IDS)
+		s->at = i;
 }
 
 void vp_winid_release(struct vp_winids *s, uint32_t id)

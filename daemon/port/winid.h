@@ -22,7 +22,7 @@ void     vp_winids_put(struct vp_winids *s);
 /* An id that nothing in the VM has; 0 = there is none. */
 uint32_t vp_winid_take(struct vp_winids *s);
 /*
- * This one, for a device that is there already. Ids outside the range are passed over here and
+ * This one, for a device that is there already; vp_winid_take() goes on behind it. Ids outside the range are passed over here and
  * below.
  */
 void     vp_winid_adopt(struct vp_winids *s, uint32_t id);

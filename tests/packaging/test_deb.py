@@ -41,6 +41,8 @@ def newer(deb, where):
     control = raw / "DEBIAN/control"
     old = subprocess.run(["dpkg-deb", "-f", deb, "Version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     control.write_text(control.read_text().replace(old, old + "+next"))
+    for unit in raw.rglob("*.service"):
+        os.utime(unit)  # systemd compares times
     out = where / (deb.name.replace(old, old + "+next"))
     subprocess.run(["dpkg-deb", "-b", "--root-owner-group", raw, out], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(raw)
@@ -113,6 +115,7 @@ def test_installation_starts_the_service(box):
     assert box.ok("stat", "-c", "%U %a", "/etc/vhost-pci").strip() == "root 755"
     assert "vhost-pci-fwd" in box.ok("vhost-pci-fwd", "--version")
     assert not box.ok("systemctl", "--failed", "--plain", "--no-legend").strip()
+    assert box.ok("systemctl", "show", "-P", "LoadState", "vhost-pci-agent@0.service").strip() == "loaded"
 
 
 def test_upgrade_reloads_and_never_restarts(box):
@@ -136,6 +139,8 @@ def test_upgrade_reloads_and_never_restarts(box):
         assert box.ctl("show", "during")["status"] == "waiting"
         assert box.ctl("show", "before")["sides"]["driver"]["sessions"] == 1 and box.ctl("show", "before")["sides"]["driver"]["connected"]
     assert "until it is restarted" in said
+    for unit in ("vhost-pcid.service", "vhost-pci-agent@0.service"):
+        assert box.ok("systemctl", "show", "-P", "NeedDaemonReload", unit).strip() == "no", unit
 
 
 def test_upgrade_of_a_service_that_is_off(box):
@@ -153,6 +158,7 @@ def test_removal_and_purge(box):
     if box.do("sh", "-c", "command -v vhost-pcictl").returncode:
         pytest.skip("the packages were not installed")
     box.write("etc/vhost-pci/agent/0.conf", "AGENT_ARGS=--tap lan0\n")
+    box.ok("systemctl", "enable", "vhost-pci-agent@0")
     names = sorted(PACKAGES - {"vhost-pci-dkms"})
     box.ok(*APT, "remove", *names)
     assert box.do("systemctl", "is-active", "vhost-pcid").stdout.strip() == "inactive"

@@ -7,6 +7,7 @@ usage: check_names.py SOURCE_ROOT PAGE...
  - `path/file.c:function()`: the file defines the function.
  - `path/file.c`, a file named with its directory, in backticks: it exists.
  - [text](page.md#heading): the page exists, and has the heading.
+ - A block of code that begins with ```LANGUAGE path/file is a part of that file, word for word.
 
 Paths begin at the top of the tree, or with a room of daemon/ or lib/ as includes do: `link/fast.c`. First the check shows, on small trees of its
 own, that it finds what it is for.
@@ -19,6 +20,7 @@ import tempfile
 FUNCTION = re.compile(r'(?<![\w./-])([\w./-]+\.[ch]):(\w+)\(\)')
 FILE = re.compile(r'(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:c|h|py|md|service))(?![\w.-])')
 LINK = re.compile(r'\]\(([^)\s]+)\)')
+BLOCK = re.compile(r'^```\w+ (\S+)\n(.*?)^```', re.M | re.S)
 
 
 def find(root, path):
@@ -71,9 +73,19 @@ def check_line(root, page, line):
     yield from check_links(root, page, line)
 
 
+def check_blocks(root, text):
+    for m in BLOCK.finditer(text):
+        n = text.count('\n', 0, m.start()) + 1
+        if not os.path.isfile(os.path.join(root, m[1])):
+            yield n, 'there is no file %s' % m[1]
+        elif m[2] not in read(os.path.join(root, m[1])):
+            yield n, 'the block is not in %s word for word' % m[1]
+
+
 def check(root, pages):
     """What is wrong, one line each."""
-    return ['%s:%d: %s' % (page, n, wrong) for page in pages
+    blocks = ['%s:%d: %s' % (page, n, wrong) for page in pages for n, wrong in check_blocks(root, read(os.path.join(root, page)))]
+    return blocks + ['%s:%d: %s' % (page, n, wrong) for page in pages
             for n, line in enumerate(read(os.path.join(root, page)).splitlines(), 1) for wrong in check_line(root, page, line)]
 
 
@@ -90,6 +102,9 @@ CASES = [
     ('`link/b.c`', 'there is no file link/b.c'),
     ('[x](gone.md)', 'there is no gone.md'),
     ('[x](other.md#its-start)', 'there is no heading'),
+    ('```c daemon/main.c\nint main(void)\n{\n```\n```\nany\n```', None),
+    ('```c daemon/main.c\nint main(int x)\n{\n```', 'not in daemon/main.c'),
+    ('```c daemon/gone.c\nint main(void)\n```', 'there is no file daemon/gone.c'),
 ]
 
 

@@ -21,7 +21,6 @@ WALL = re.compile(r'''
 # For people and names, never for how long something takes: (file, what) -> why
 STAMPS = {
     ('daemon/context/audit.c', 'CLOCK_REALTIME'): 'when a decision was made',
-    ('daemon/port/winid.c', 'time('): 'a number that differs from the last run',
     ('fwd/pcap.c', 'gettimeofday('): 'when a packet came',
 }
 

@@ -84,10 +84,25 @@ static void test_lost_and_listed(void **state)
 	vp_winids_put(s);
 }
 
+/* The name of a device that was left behind is not that of the next one, as soon as it has gone. */
+static void test_behind_what_was_adopted(void **state)
+{
+	struct vp_winids *s = vp_winids_get("b");
+
+	vp_winid_adopt(s, FIRST + 77);
+	vp_winid_release(s, FIRST + 77);
+	assert_int_equal(vp_winid_take(s), FIRST + 78);
+	vp_winid_adopt(s, FIRST - 1);
+	vp_winid_adopt(s, LAST + 1);
+	assert_int_equal(vp_winid_take(s), FIRST + 79);
+	vp_winids_put(s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_goes_round), cmocka_unit_test(test_of_a_vm), cmocka_unit_test(test_lost_and_listed),
+		cmocka_unit_test(test_behind_what_was_adopted),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
