@@ -25,6 +25,8 @@ struct vp_attach_conf {
 	uint64_t                   who;        /* the device VM, for base/blame.h */
 	/* Fds and places of signals changed: wire them anew. */
 	void                     (*wires_changed)(void *ctx);
+	/* A process has gone from the port (which is offline), and may not have let go of the windows that it had. */
+	void                     (*gone)(void *ctx);
 	void                      *ctx;
 };
 
@@ -61,10 +63,13 @@ struct vp_attach {
 void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
+void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 
 /* Listens; the port is told when somebody is there. The port outlives the attachment. */
 int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
+/* Endpoint=vhost-user: connects, or listens. */
+int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
 
 #endif

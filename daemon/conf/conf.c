@@ -241,6 +241,12 @@ static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 		return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its network device there");
 	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
 		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
+	if (l->endpoint == VP_ENDPOINT_VHOST_USER) {
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->plain)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize= and PlainRings= are for Endpoint=port");
+		l->attachment = VP_ATTACH_HOSTDEV;
+		return 0;
+	}
 	if (l->endpoint != VP_ENDPOINT_PORT) {
 		if (l->driver_qmp[0])
 			return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= are for Endpoint=port");
@@ -293,7 +299,7 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 		r = vp_type_check(l, e);
 	if (r)
 		return r;
-	if (l->endpoint == VP_ENDPOINT_PORT && l->side[VP_SIDE_DEVICE].has_mac)
+	if (l->endpoint != VP_ENDPOINT_VIRTIO_NET && l->side[VP_SIDE_DEVICE].has_mac)
 		return vp_err_set(e, -EINVAL, "DeviceMAC= is for Endpoint=virtio-net; a port has no MAC of its own");
 	return 0;
 }

@@ -24,7 +24,7 @@
 #include "conf/types.h"
 
 static const char *const mode_names[] = { "auto", "relay", "fast", "copy", NULL };
-static const char *const endpoint_names[] = { "virtio-net", "port", NULL };
+static const char *const endpoint_names[] = { "virtio-net", "port", "vhost-user", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
 static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
@@ -38,7 +38,7 @@ const char *vp_mode_name(unsigned mode)
 
 const char *vp_endpoint_name(unsigned endpoint)
 {
-	return endpoint < 2 ? endpoint_names[endpoint] : "?";
+	return endpoint < 3 ? endpoint_names[endpoint] : "?";
 }
 
 const char *vp_side_name(unsigned side)

@@ -171,44 +171,22 @@ static void pool_scrub(struct vp_plink *pl)
 		scrub(cl->pool, cl->pool_size);
 }
 
-static int pool_make(struct vp_plink *pl, struct vp_err *e)
+static int pool_file(uint64_t size, int *fd, struct vp_err *e)
+{
+	/* seccomp control: memfd_create ftruncate fcntl */
+	*fd = memfd_create("vhost-pci pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd < 0 || ftruncate(*fd, (off_t)size) < 0 || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		return vp_err_set(e, -errno, "pool of %llu bytes: %m", (unsigned long long)size);
+	return 0;
+}
+
+/* Link addresses: where the pool lies behind a control block; never 0, aligned like the file. */
+static int pool_publish(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
-	uint64_t off, size, half;
+	uint64_t half = cl->area * (pl->dev->waits ? pl->n : pl->n / 2);
 	struct vp_port_region r[3];
-	int fd;
 
-	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
-	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
-	if (cl->area < AREA_MIN)
-		return vp_err_set(e, -EINVAL, "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
-				  (unsigned long long)cl->area >> 10, cl->pl.n, AREA_MIN >> 10);
-	if (cl->area > UINT32_MAX - 63)
-		cl->area = 1u << 31;
-	half = cl->area * (cl->pl.n / 2);
-	if (pl->dev->waits)
-		half = cl->area * cl->pl.n;
-	fd = vp_port_memfd(cl->pl.port, &size);
-	off = vp_port_pool(cl->pl.port, &size);
-	if (!size) {
-		off = 0;
-		/* An attachment that shows no more than the control block of the port's file: it is given as a window. */
-		/* seccomp control: memfd_create ftruncate fcntl */
-		fd = cl->own_fd = memfd_create("vhost-pci pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-		if (fd < 0 || ftruncate(fd, (off_t)cl->pool_size) < 0 ||
-		    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-			return vp_err_set(e, -errno, "pool of %llu bytes: %m", (unsigned long long)cl->pool_size);
-	}
-	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) munmap */
-	cl->pool = mmap(NULL, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)off);
-	if (cl->pool == MAP_FAILED) {
-		cl->pool = NULL;
-		return vp_err_set(e, -errno, "pool of %llu bytes cannot be mapped: %m", (unsigned long long)cl->pool_size);
-	}
-	/* That of an earlier process holds what its driver VM left. */
-	if (vp_port_was_kept(pl->port))
-		pool_scrub(pl);
-	/* Link addresses: where the pool lies behind a control block; never 0, aligned like the file. */
 	cl->pool_addr = VHP_CTRL_POOL_OFF;
 	r[0] = (struct vp_port_region){ .addr = cl->pool_addr, .size = rings_size(cl),
 					.flags = VHP_REGION_READ | VHP_REGION_WRITE };
@@ -221,6 +199,66 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 		r[i].fd = cl->own_fd;
 	}
 	return vp_port_set_memory(cl->pl.port, r, pl->dev->waits ? 2 : 3, e);
+}
+
+static int pool_make(struct vp_plink *pl, struct vp_err *e)
+{
+	struct copy *cl = copy_of(pl);
+	uint64_t off, size;
+	int fd;
+
+	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
+	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
+	if (cl->area < AREA_MIN)
+		return vp_err_set(e, -EINVAL, "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
+				  (unsigned long long)cl->area >> 10, cl->pl.n, AREA_MIN >> 10);
+	if (cl->area > UINT32_MAX - 63)
+		cl->area = 1u << 31;
+	fd = vp_port_memfd(cl->pl.port, &size);
+	off = vp_port_pool(cl->pl.port, &size);
+	if (!size) {
+		off = 0;
+		/* An attachment that shows no more than the control block of the port's file: it is given as a window. */
+		if (pool_file(cl->pool_size, &cl->own_fd, e))
+			return e->code;
+		fd = cl->own_fd;
+	}
+	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) munmap */
+	cl->pool = mmap(NULL, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)off);
+	if (cl->pool == MAP_FAILED) {
+		cl->pool = NULL;
+		return vp_err_set(e, -errno, "pool of %llu bytes cannot be mapped: %m", (unsigned long long)cl->pool_size);
+	}
+	/* That of an earlier process holds what its driver VM left. */
+	if (vp_port_was_kept(pl->port))
+		pool_scrub(pl);
+	return pool_publish(pl, e);
+}
+
+/*
+ * Who had the pool may keep it mapped, and may still be writing what the last run asked for: what comes next has another one. Queues are
+ * in nobody's hands. When there is no memory the old one stays.
+ */
+static void pool_fresh(struct vp_plink *pl)
+{
+	struct copy *cl = copy_of(pl);
+	struct vp_err e = { 0 };
+	int old = cl->own_fd, fd = -1, r;
+
+	if (old < 0 || !cl->pool)
+		return;
+	r = pool_file(cl->pool_size, &fd, &e);
+	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) */
+	if (!r && mmap(cl->pool, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+		r = vp_err_set(&e, -errno, "it cannot be mapped: %m");
+	if (!r) {
+		cl->own_fd = fd;
+		fd = old;
+		r = pool_publish(pl, &e);
+	}
+	if (r)
+		vp_log(VP_LOG_WARNING, "%s: no other pool for the next back-end: %s", pl->dev_name, e.msg);
+	vp_close(&fd);
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------- */
@@ -404,8 +442,9 @@ static int copy_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err
 	struct copy *cl = copy_of(pl);
 	int r;
 
-	/* Over shmem only the control block of the port's file is mapped; the pool comes as a window. */
-	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM ? 0 : vp_conf_link_pool(&pl->l->conf);
+	/* Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it: the pool is a window. */
+	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM || pl->l->conf.attachment == VP_ATTACH_HOSTDEV ? 0 :
+			vp_conf_link_pool(&pl->l->conf);
 	cl->own_fd = -1;
 	cl->q = calloc(pl->n, sizeof(*cl->q));
 	for (unsigned i = 0; cl->q && i < pl->n; i++)
@@ -459,7 +498,7 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 
 static const struct vp_plink_mode copy_mode = {
 	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .lanes = true,
-	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub,
+	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub, .fresh = pool_fresh,
 	.begin = copy_begin, .end = copy_end, .open = copy_open, .spoiled = copy_spoiled, .wire = copy_wire,
 	.unwire = copy_unwire, .show = copy_show,
 	.lane = lane_of, .run = lane_run, .arm = lane_arm, .disarm = lane_disarm, .broken = lane_broken,

@@ -111,6 +111,14 @@ static void wires_changed(void *ctx)
 	vp_plink_guard_update(pl);
 }
 
+static void device_gone(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	if (pl->m->fresh && pl->att)
+		pl->m->fresh(pl);
+}
+
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
 /*
@@ -561,6 +569,7 @@ static const struct {
 	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new },
 	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new },
 	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
+	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
 };
 
 static int make_port(struct vp_plink *pl, struct vp_err *e)
@@ -568,7 +577,8 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 	const struct vp_conf_link *conf = &pl->l->conf;
 	struct vp_port_conf pc = { .max_queues = pl->n };
 	struct vp_attach_conf ac = {
-		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = wires_changed, .ctx = pl,
+		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = wires_changed,
+		.gone = device_gone, .ctx = pl,
 		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
 	};
 	int r;

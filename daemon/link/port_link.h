@@ -51,6 +51,8 @@ struct vp_plink_mode {
 	void (*memory)(struct vp_plink *pl);
 	/* ? The front-end has gone, with all that it had. */
 	void (*gone)(struct vp_plink *pl);
+	/* ? A process was the device side and has gone: what it had may still be mapped there. */
+	void (*fresh)(struct vp_plink *pl);
 
 	/* Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`. An error leaves it with us for good. */
 	int  (*begin)(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr);

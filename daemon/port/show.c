@@ -59,7 +59,8 @@ const char *vp_port_reason_str(uint32_t reason)
 
 static const char *attachment_str(uint32_t a)
 {
-	return a == VHP_ATTACHMENT_IVSHMEM ? "ivshmem" : a == VHP_ATTACHMENT_SHMEM ? "shmem" : "local";
+	/* 0: nobody but the daemon sees this port. */
+	return a == VHP_ATTACHMENT_IVSHMEM ? "ivshmem" : a == VHP_ATTACHMENT_SHMEM ? "shmem" : a ? "local" : "vhost-user";
 }
 
 static json_t *windows_json(const struct vp_port *p)

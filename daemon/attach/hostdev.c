@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this daemon is its front-end. To
+ * the port this is a device VM whose guest and agent are one, in hostdev_session.c. Copy mode only.
+ *
+ * Threat model: as the local attachment. The back-end gets the pool, which holds what a device VM would see of the driver VM
+ * and nothing else, one kick and one call eventfd a queue, and a socket for its own requests. It may fall silent (its answers have
+ * a deadline), may answer anything (checked against the table, then by value), sends what nobody asked for (then it is dropped),
+ * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps what it was given
+ * mapped for as long as it lives, also when it was dropped: its successor gets another pool.
+ */
+#include "attach/hostdev.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/foreign.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "conf/policy.h"
+#include "context/context.h"
+#include "device/device.h"
+#include "sys/sock.h"
+#include "sys/source.h"
+#include "sys/timer.h"
+
+#define RETRY_MIN_US 100000u
+#define RETRY_MAX_US 2000000u
+
+static void connect_later(struct hostdev *h);
+
+uint64_t hostdev_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
+/* ---- when to go on ------------------------------------------------------------------------------ */
+
+static int on_work(sd_event_source *s, void *arg)
+{
+	hostdev_session_run(arg);
+	return 0;
+}
+
+/* Not at once: we may be deep inside a call of the port. */
+static void work_soon(struct hostdev *h)
+{
+	if (h->work)
+		sd_event_source_set_enabled(h->work, SD_EVENT_ONESHOT);
+	else
+		vp_event_added(sd_event_add_defer(h->c.d->event, &h->work, on_work, h), h->c.name, "deferred call");
+}
+
+static int on_later(sd_event_source *s, uint64_t usec, void *arg)
+{
+	hostdev_session_run(arg);
+	return 0;
+}
+
+void hostdev_later(struct hostdev *h, uint64_t us)
+{
+	vp_timer_in(h->c.d->event, &h->later, us, on_later, h, h->c.name);
+}
+
+static int on_deadline(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct hostdev *h = arg;
+	char nb[24], why[100];
+
+	if (!h->here || !h->s.waits)
+		return 0;
+	snprintf(why, sizeof(why), "it did not answer %s within %u ms",
+		 vu_msg_name(VU_FROM_FRONTEND, h->s.request, nb, sizeof(nb)), HOSTDEV_ANSWER_US / 1000);
+	hostdev_drop(h, true, why);
+	return 0;
+}
+
+void hostdev_rearm(struct hostdev *h)
+{
+	if (!h->here)
+		return;
+	vp_source_events(h->io, EPOLLIN | (vu_conn_want_write(&h->main) ? EPOLLOUT : 0));
+	/* A queue that does not drain is a message without an answer, too. */
+	if (h->s.waits)
+		vp_timer_in(h->c.d->event, &h->deadline, HOSTDEV_ANSWER_US, on_deadline, h, h->c.name);
+	else if (h->deadline)
+		sd_event_source_set_enabled(h->deadline, SD_EVENT_OFF);
+}
+
+/* ---- the connection ------------------------------------------------------------------------------- */
+
+static void close_signals(struct hostdev *h)
+{
+	for (unsigned i = 0; i < h->n; i++) {
+		vp_close(&h->sig[i]);
+		vp_close(&h->bell[i]);
+	}
+}
+
+void hostdev_drop(struct hostdev *h, bool fault, const char *why)
+{
+	if (!h->here)
+		return;
+	h->here = false;
+	h->n_cuts += fault;
+	snprintf(h->last, sizeof(h->last), "%.150s", why);
+	vp_log(fault ? VP_LOG_WARNING : VP_LOG_INFO, "%s: back-end (pid %d) %s: %s", h->c.name, (int)h->cred.pid,
+	       fault ? "is dropped" : "has left", h->last);
+	vp_foreign_from(h->c.who);
+	vp_source_end(&h->io);
+	vp_source_end(&h->req_io);
+	vu_conn_close(&h->main);
+	vu_conn_close(&h->req);
+	vp_timer_end(&h->deadline);
+	vp_timer_end(&h->later);
+	/* Data threads may be using the eventfds until the runs have ended. */
+	vp_port_online(h->port, false);
+	close_signals(h);
+	h->c.wires_changed(h->c.ctx);
+	if (h->c.gone)
+		h->c.gone(h->c.ctx);
+	if (h->c.link->side[VP_SIDE_DEVICE].socket_mode == VP_SOCKET_CLIENT)
+		connect_later(h);
+}
+
+static int on_main(sd_event_source *s, int fd, uint32_t revents, void *arg)
+{
+	struct hostdev *h = arg;
+	struct vp_err e = { 0 };
+	int r = 0;
+
+	vp_foreign_from(h->c.who);
+	if (revents & EPOLLOUT)
+		r = vu_conn_flush(&h->main, &e);
+	if (!r && revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
+		r = vu_conn_recv(&h->main, &e);
+	if (r > 0) {
+		r = hostdev_session_answer(h, &e);
+		vu_conn_next(&h->main);
+	}
+	if (!r && vp_foreign_pending(h->c.who) >= VP_FOREIGN_PENDING_MAX)
+		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
+	if (r == -ECONNRESET)
+		hostdev_drop(h, false, "it closed the connection");
+	else if (r)
+		hostdev_drop(h, true, e.msg);
+	else
+		hostdev_session_run(h);
+	return 0;
+}
+
+static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
+{
+	struct hostdev *h = arg;
+	struct vp_err e = { 0 };
+	int r;
+
+	vp_foreign_from(h->c.who);
+	r = vu_conn_flush(&h->req, &e);
+	if (!r)
+		r = vu_conn_recv(&h->req, &e);
+	if (r > 0) {
+		r = hostdev_session_request(h, &e);
+		vu_conn_next(&h->req);
+	}
+	if (r < 0) {
+		vp_log(VP_LOG_NOTICE, "%s: the channel for requests of the back-end is closed: %s", h->c.name, e.msg);
+		vp_source_end(&h->req_io);
+		vu_conn_close(&h->req);
+	}
+	work_soon(h);
+	return 0;
+}
+
+int hostdev_channel(struct hostdev *h, int *theirs)
+{
+	int sv[2], r;
+
+	/* seccomp control: socketpair(arg0 == AF_UNIX) */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
+		return -errno;
+	vu_conn_init(&h->req, sv[0], VU_FROM_BACKEND, false);
+	r = vp_source_add(&h->req_io, h->c.d->event, sv[0], EPOLLIN, on_req, h);
+	if (r < 0) {
+		close(sv[1]);
+		return r;
+	}
+	vp_source_limit(h->req_io, 100000, 100);
+	*theirs = sv[1];
+	return 0;
+}
+
+static int make_signals(struct hostdev *h)
+{
+	int r = 0;
+
+	for (unsigned i = 0; i < h->n && !r; i++) {
+		r = vp_eventfd_new(&h->sig[i]);
+		if (!r)
+			r = vp_eventfd_new(&h->bell[i]);
+	}
+	/* Nobody else has them yet. A back-end that begins looks once. */
+	for (unsigned i = 0; i < h->n && !r; i++)
+		vp_eventfd_raise(h->sig[i]);
+	return r;
+}
+
+static int backend_begin(struct hostdev *h, int fd)
+{
+	int r;
+
+	vu_conn_init(&h->main, fd, VU_FROM_FRONTEND, true);
+	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);
+	r = make_signals(h);
+	if (!r)
+		r = vp_source_add(&h->io, h->c.d->event, fd, EPOLLIN, on_main, h);
+	if (r < 0) {
+		close_signals(h);
+		vu_conn_close(&h->main);
+		return r;
+	}
+	vp_source_limit(h->io, 100000, 2000);
+	h->here = true;
+	h->n_conns++;
+	vp_log(VP_LOG_INFO, "%s: back-end connected (pid %d, user %u)", h->c.name, (int)h->cred.pid, h->cred.uid);
+	hostdev_session_begin(h);
+	return 0;
+}
+
+static bool may_serve(struct hostdev *h, const struct ucred *cred)
+{
+	const struct vp_conf_side *side = &h->c.link->side[VP_SIDE_DEVICE];
+
+	return vp_policy_user_ok(vp_conf_vm_find(h->c.d->conf, side->vm), cred->uid, geteuid());
+}
+
+static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
+{
+	struct hostdev *h = arg;
+	struct ucred cred;
+	/* seccomp control: accept4 */
+	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0) {
+		if (errno == EMFILE || errno == ENFILE)
+			vp_daemon_shed(h->c.d, lfd, h->c.name);
+		return 0;
+	}
+	/* Its predecessor died and the hang-up is still to be handled. */
+	if (h->here && vp_sock_hung_up(h->main.fd))
+		hostdev_drop(h, false, "it closed the connection");
+	if (h->here || vp_sock_peer(fd, &cred) || !may_serve(h, &cred)) {
+		h->n_refused++;
+		close(fd);
+		return 0;
+	}
+	h->cred = cred;
+	backend_begin(h, fd);
+	return 0;
+}
+
+static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct hostdev *h = arg;
+	const char *path = h->c.link->side[VP_SIDE_DEVICE].socket;
+	struct vp_err e = { 0 };
+	int fd = -1, r = vp_sock_connect(path, &fd, &e);
+
+	if (!r)
+		r = vp_sock_peer(fd, &h->cred);
+	if (!r && !may_serve(h, &h->cred)) {
+		h->n_refused++;
+		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve as %s; add it to User= in %s.vm", path,
+			       h->cred.uid, h->c.link->side[VP_SIDE_DEVICE].vm, h->c.link->side[VP_SIDE_DEVICE].vm);
+	}
+	if (!r) {
+		r = backend_begin(h, fd);
+		fd = -1;
+	}
+	if (!r) {
+		h->retry_logged = false;
+		return 0;
+	}
+	vp_close(&fd);
+	if (e.code)
+		snprintf(h->last, sizeof(h->last), "%.150s", e.msg);
+	if (!h->retry_logged && e.code)
+		vp_log(VP_LOG_NOTICE, "%s: %s; trying again until it works", h->c.name, e.msg);
+	h->retry_logged = true;
+	connect_later(h);
+	return 0;
+}
+
+/* The time grows, also for a back-end that comes and says nothing: one that gets as far as being attached sets it back. */
+static void connect_later(struct hostdev *h)
+{
+	if (h->s.attached)
+		h->retry_us = RETRY_MIN_US;
+	h->s.attached = false;
+	vp_timer_in(h->c.d->event, &h->again, h->retry_us, on_connect, h, h->c.name);
+	h->retry_us = VP_MIN(2 * h->retry_us, RETRY_MAX_US);
+}
+
+/* ---- towards the port -------------------------------------------------------------------------- */
+
+static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint64_t *locator, struct vp_err *e)
+{
+	struct hostdev *h = att;
+
+	*kind = VHP_WINDOW_FD;
+	*locator = w->slot;
+	h->win[w->slot] = (struct hostdev_window){ .fd = w->fd, .offset = w->offset };
+	return 0;
+}
+
+static int take(void *att, unsigned slot)
+{
+	struct hostdev *h = att;
+
+	h->win[slot].fd = -1;
+	return 0;
+}
+
+static void signal_guest(void *att, unsigned i)
+{
+	if (!i)
+		work_soon(att);
+}
+
+static const struct vp_port_att_ops port_ops = { .give = give, .take = take, .signal = signal_guest };
+
+/* ---- towards the link ---------------------------------------------------------------------------- */
+
+static int hostdev_wire(struct vp_attach *a, unsigned i, int src, struct vp_wire **out)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	if (!i || i > h->n || !h->here)
+		return -ENOTCONN;
+	return vp_wire_new(out, h->c.f, src, h->sig[i - 1], h->c.who);
+}
+
+static int hostdev_call_fd(struct vp_attach *a, unsigned i)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	return i && i <= h->n ? h->bell[i - 1] : -1;
+}
+
+static int hostdev_signal_fd(struct vp_attach *a, unsigned i)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	return i && i <= h->n ? h->sig[i - 1] : -1;
+}
+
+/* A back-end whose front-end has gone sees its socket closed. */
+static void hostdev_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
+{
+}
+
+static void hostdev_show(struct vp_attach *a, json_t *o)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	json_object_set_new(o, "connected", json_boolean(h->here));
+	json_object_set_new(o, "pid", h->here ? json_integer(h->cred.pid) : json_null());
+	json_object_set_new(o, "connections", json_integer((json_int_t)h->n_conns));
+	json_object_set_new(o, "refused", json_integer((json_int_t)h->n_refused));
+	json_object_set_new(o, "dropped", json_integer((json_int_t)h->n_cuts));
+	json_object_set_new(o, "last", h->last[0] ? json_string(h->last) : json_null());
+}
+
+static void hostdev_free(struct vp_attach *a)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	if (!h)
+		return;
+	h->c.gone = NULL;
+	hostdev_drop(h, false, "the link is being taken away");
+	vp_source_end(&h->listen_io);
+	sd_event_source_disable_unref(h->work);
+	sd_event_source_disable_unref(h->again);
+	sd_event_source_disable_unref(h->deadline);
+	sd_event_source_disable_unref(h->later);
+	if (h->lfd >= 0)
+		unlink(h->c.link->side[VP_SIDE_DEVICE].socket);
+	vp_close(&h->lfd);
+	if (h->ctrl)
+		munmap(h->ctrl, VHP_CTRL_SIZE);
+	free(h->sig);
+	free(h->bell);
+	free(h);
+}
+
+static const struct vp_attach_ops attach_ops = {
+	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
+	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal,
+};
+
+void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
+{
+	pc->nsignals = 1 + pc->max_queues;
+	pc->driver_vm = l->side[VP_SIDE_DRIVER].vm;
+	pc->device_vm = l->side[VP_SIDE_DEVICE].vm;
+	pc->queue_doorbell = 1;
+	pc->unsealed_ok = true;
+}
+
+static int begin(struct hostdev *h, struct vp_err *e)
+{
+	const struct vp_conf_side *side = &h->c.link->side[VP_SIDE_DEVICE];
+	const struct vp_conf_vm *vm = vp_conf_vm_find(h->c.d->conf, side->vm);
+	uint64_t size;
+	void *at;
+	int r;
+
+	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) munmap */
+	at = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, vp_port_memfd(h->port, &size), 0);
+	if (at == MAP_FAILED)
+		return vp_err_set(e, -errno, "%s: the control block cannot be mapped: %m", h->c.name);
+	h->ctrl = at;
+	if (side->socket_mode == VP_SOCKET_CLIENT)
+		return vp_timer_in(h->c.d->event, &h->again, 0, on_connect, h, h->c.name) < 0 ?
+		       vp_err_set(e, -ENOMEM, "%s: out of memory", h->c.name) : 0;
+	r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &h->lfd, e);
+	if (r)
+		return r;
+	r = vp_source_add(&h->listen_io, h->c.d->event, h->lfd, EPOLLIN, on_accept, h);
+	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r)) : 0;
+}
+
+int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
+{
+	struct hostdev *h = calloc(1, sizeof(*h));
+	int r;
+
+	if (!h)
+		return vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
+	h->a.ops = &attach_ops;
+	h->c = *c;
+	h->port = p;
+	h->lfd = -1;
+	h->retry_us = RETRY_MIN_US;
+	vu_conn_init(&h->main, -1, VU_FROM_FRONTEND, true);
+	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		h->win[i].fd = -1;
+	h->n = vp_device_queues(c->link);
+	h->sig = malloc(h->n * sizeof(int));
+	h->bell = malloc(h->n * sizeof(int));
+	for (unsigned i = 0; h->sig && h->bell && i < h->n; i++)
+		h->sig[i] = h->bell[i] = -1;
+	r = h->sig && h->bell ? begin(h, e) : vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
+	if (r) {
+		hostdev_free(&h->a);
+		return r;
+	}
+	vp_port_set_attachment(p, &port_ops, h);
+	*out = &h->a;
+	return 0;
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the two halves of Endpoint=vhost-user know of each other: hostdev.c has the connection, the attachment and its
+ * eventfds; hostdev_session.c says what the port asks for to the back-end, and what it answers to the port.
+ *
+ * Main thread only. Nothing waits for the back-end: at most one message is under way, and its answer has a deadline.
+ */
+#ifndef VP_DAEMON_HOSTDEV_H
+#define VP_DAEMON_HOSTDEV_H
+
+#include <sys/socket.h>
+
+#include "attach/attach.h"
+#include "vhost-pci/abi.h"
+#include "vhostuser/codec.h"
+
+#define HOSTDEV_ANSWER_US 3000000u /* longest wait for an answer; the port waits less for a queue that is to stop */
+
+struct hostdev_queue {
+	bool     running, enabled;
+	unsigned step;          /* messages of its start that were sent */
+	uint32_t run;           /* that runs here, or is being started */
+	uint32_t given_up;      /* stopped here, and the port knows: wait for another one; 0 = none */
+};
+
+struct hostdev_window {
+	int      fd;            /* the port's; -1 = no window */
+	uint64_t offset;
+};
+
+struct hostdev {
+	struct vp_attach      a;      /* first */
+	struct vp_attach_conf c;
+	struct vp_port       *port;
+	unsigned              n;      /* queues */
+	struct vhp_abi_control *ctrl; /* mapped here and nowhere else: the back-end never gets the port's file */
+	uint32_t              seq;    /* of the last command */
+	/* connection */
+	bool                  here;   /* a back-end is connected */
+	int                   lfd;
+	struct vu_conn        main, req;
+	struct vp_source     *listen_io, *io, *req_io;
+	sd_event_source      *work, *again, *deadline, *later;
+	uint64_t              retry_us;
+	bool                  retry_logged;
+	struct ucred          cred;
+	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
+	struct hostdev_window win[VHP_MAX_WINDOWS];
+	/* session, zeroed for each connection */
+	struct hostdev_session {
+		unsigned hello;        /* step of the introduction */
+		bool     online, described, attached, changed, set_up, waits, in_step;
+		uint32_t request;      /* under way, if waits */
+		unsigned queue;        /* that it is about */
+		uint64_t offered, its_pf, pf, features, epoch, config_us, attach_us;
+		unsigned queues, setup;
+		uint32_t config_size, config_wanted, set_seen, synced;
+		uint8_t  config[VU_MAX_CONFIG];
+		struct hostdev_queue q[VHP_MAX_QUEUES];
+	} s;
+	uint64_t              n_conns, n_refused, n_cuts;
+	char                  last[160];
+};
+
+/* A back-end is there. */
+void hostdev_session_begin(struct hostdev *h);
+/* Go on: the state page or the back-end has something new, or a time is over. From the event loop only. May drop the back-end. */
+void hostdev_session_run(struct hostdev *h);
+/* An answer (or something unasked) is in h->main.rx. 0 or -errno: the back-end is to be dropped. */
+int hostdev_session_answer(struct hostdev *h, struct vp_err *e);
+/* A request of the back-end's is in h->req.rx. As above, but only its channel is closed. */
+int hostdev_session_request(struct hostdev *h, struct vp_err *e);
+
+/* For the session. */
+uint64_t hostdev_now(void);
+/* Run it again in at most us. */
+void hostdev_later(struct hostdev *h, uint64_t us);
+void hostdev_drop(struct hostdev *h, bool fault, const char *why);
+/* The connection waits for an answer, or not any more; or wants to write. */
+void hostdev_rearm(struct hostdev *h);
+/* The channel for its requests; *theirs is the caller's, to be sent. */
+int hostdev_channel(struct hostdev *h, int *theirs);
+
+#endif

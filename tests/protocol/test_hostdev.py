@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Endpoint=vhost-user: a vhost-user back-end on the host as the device side; scripted, and qemu-storage-daemon."""
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+
+import pytest
+
+import blk
+import vu
+from blk import Driver, pattern
+from conftest import ControlError
+from vubackend import FEATURES, PF, Backend
+
+FORMATS = [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED), vu.bit(vu.PACKED, vu.EVENT_IDX)]
+
+
+def link(d, name="ab", **keys):
+    kw = {"Link_Mode": "copy", "Link_Type": "blk", "Device_Endpoint": "vhost-user", "Device_SocketMode": "client", "Device_Socket": f"{name}.device.sock",
+          "Device_PackedRings": "yes", **keys}
+    d.link(name, **{k: v for k, v in kw.items() if v is not None and not k.startswith("Profile_")})
+    profile = {k.split("_")[1]: v for k, v in kw.items() if k.startswith("Profile_")}
+    if profile:
+        with open(d.conf / f"{name}.link", "a") as f:
+            f.write("[Profile]\n" + "".join(f"{k}={v}\n" for k, v in profile.items()))
+
+
+@pytest.fixture
+def make(make_daemon):
+    def made(**keys):
+        d = make_daemon()
+        d.run.mkdir()
+        link(d, **keys)
+        return d.start()
+    return made
+
+
+def drv(d):
+    d.wait(lambda: os.path.exists(d.sock("ab", "driver")))
+    return d.sock("ab", "driver")
+
+
+def dev(d):
+    return d.sock("ab", "device")
+
+
+def device(d, name="ab"):
+    return d.show(name)["sides"]["device"]
+
+
+def is_up(d):
+    d.wait(lambda: d.show("ab")["status"] == "up")
+
+
+# ---- data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("mode", ["client", "server"])
+def test_read_back_what_was_written(make, mode, fmt):
+    d = make(Device_SocketMode=mode)
+    with Backend(dev(d), connect=mode == "server", features=FEATURES | fmt & vu.bit(vu.EVENT_IDX)) as b:
+        with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
+            for i, n in enumerate([512, 4096, 65536, 1 << 20]):
+                data = pattern(n, i)
+                f.write(8 * i, data, cut=4096 if n <= 65536 else 16384)
+                assert b.store[512 * 8 * i:512 * 8 * i + n] == data
+                assert f.read(8 * i, n, cut=4096 if n <= 65536 else 16384) == data
+            assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
+        show = device(d)
+        assert show["attachment"] == "vhost-user" and show["connected"] and show["pid"] == os.getpid()
+
+
+def test_it_gets_no_more_than_pool_kick_and_call(make):
+    """The one file is the pool, and the pool alone; else eventfds, and a socket for its own requests."""
+    d = make(Device_PoolSize="8M")
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+        assert b.file_size == 8 << 20
+        kinds = {}
+        for req, what in b.got_fds:
+            kinds.setdefault(req, set()).add(what.split(":")[0].split(" (")[0])
+        assert kinds == {vu.SET_MEM_TABLE: {"/memfd"}, vu.SET_VRING_KICK: {"anon_inode"}, vu.SET_VRING_CALL: {"anon_inode"},
+                         vu.SET_BACKEND_REQ_FD: {"socket"}}
+        assert all("pool" in what for req, what in b.got_fds if req == vu.SET_MEM_TABLE)
+        # What the driver VM has beside its requests is nowhere in it.
+        secret = os.urandom(32)
+        at = f.mem.alloc(32)
+        f.mem.map[at:at + 32] = secret
+        f.write(8, pattern(4096, 1))
+        assert all(m[:].find(secret) < 0 for _, _, _, m in b.regions)
+
+
+def test_driver_comes_and_goes(make):
+    d = make()
+    with Backend(dev(d)) as b:
+        for i in range(5):
+            with Driver(drv(d)) as f:
+                f.write(0, pattern(4096, i))
+                assert f.read(0, 4096) == pattern(4096, i)
+                f.stop_ring(0)
+        assert b.sessions == 1 and device(d)["dropped"] == 0
+
+
+def test_config_goes_both_ways(make):
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.read(0, 512)
+        # WRITE CACHE, byte 32
+        f.tell(vu.SET_CONFIG, struct.pack("<III", blk.WCE, 1, 0) + b"\0")
+        d.wait(lambda: b.config[blk.WCE] == 0)
+        b.config = blk.config(16384)
+        b.config_change()
+        d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
+
+
+# ---- death ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["client", "server"])
+def test_requests_wait_for_the_next_backend(make, mode):
+    d = make(Device_SocketMode=mode)
+    store = bytearray(512 * 8192)
+    server = mode == "server"
+    with Backend(dev(d), store=store, connect=server) as b:
+        f = Driver(drv(d))
+        f.write(0, pattern(4096))
+        b.serve = False
+        asked = [f.request(blk.OUT, 8 * i, pattern(4096, i)) for i in range(16)]
+        asked += [f.request(blk.IN, 0, length=4096)]
+        d.wait(lambda: device(d)["requests_open"] == 17)
+    d.wait(lambda: not device(d)["connected"])
+    with Backend(dev(d), store=store, connect=server):
+        assert all(f.wait(t)[0] == blk.OK for t in asked)
+    assert all(store[4096 * i:4096 * (i + 1)] == pattern(4096, i) for i in range(16))
+    assert device(d)["requests_given_again"] == 17 and device(d)["requests_failed"] == 0
+    f.close()
+
+
+def test_a_predecessor_cannot_touch_what_its_successor_has(make):
+    """It was dropped, lives on, and writes over all that it ever had."""
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        for life in range(1, 4):
+            f.write(0, pattern(4096, life))
+            b.sock.shutdown(socket.SHUT_RDWR)
+            d.wait(lambda: len(b.kept) == life)
+
+            def meanwhile(r, head, chain):
+                for m in b.kept:
+                    m[:] = b"\xff" * len(m)
+            b.hook = meanwhile
+            assert f.read(0, 4096) == pattern(4096, life)
+            f.write(8, pattern(65536, life))
+            assert f.read(8, 65536) == pattern(65536, life)
+        assert device(d)["queues_spoiled"] == 0 and device(d)["requests_failed"] == 0
+
+
+class EchoNic(Backend):
+    """What the driver sends comes back to it."""
+
+    def __init__(self, path, **kw):
+        super().__init__(path, features=vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM), **kw)
+        self.hook = self.echo
+        self.free, self.packets = [], []
+
+    def echo(self, r, head, chain):
+        if r is self.rings[0]:
+            self.free.append((head, chain))
+        else:
+            self.packets.append(b"".join(bytes(self.at(a, n)) for a, n, _ in chain))
+            self.back(r, head, 0)
+            self.process(0)
+        while self.free and self.packets:
+            head, chain = self.free.pop(0)
+            packet = self.packets.pop(0)
+            packet = packet[:10] + struct.pack("<H", 1) + packet[12:]
+            self.at(chain[0][0], len(packet))[:] = packet
+            self.back(self.rings[0], head, len(packet))
+        return True
+
+    def handle(self, req, data, fds):
+        if req == vu.SET_VRING_BASE and not data[0]:
+            self.free, self.packets = [], []
+        return super().handle(req, data, fds)
+
+
+def test_net(make):
+    """A network device: packets go both ways, are dropped while nobody is there, and go on with the next back-end."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", Device_PackedRings=None)
+    with vu.Nic(drv(d)) as nic:
+        for life in range(2):
+            with EchoNic(dev(d)):
+                is_up(d)
+                for i in range(200):
+                    nic.send_packet(vu.frame(i, 60 + 7 * i))
+                    assert nic.recv_packet()[1] == vu.frame(i, 60 + 7 * i)
+            d.wait(lambda: not device(d)["connected"])
+            for i in range(200):
+                nic.send_packet(vu.frame(i))
+            assert nic.recv_packet(0.2) is None
+
+
+# ---- hostile -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [vu.GET_FEATURES, vu.GET_CONFIG, vu.SET_MEM_TABLE, vu.SET_VRING_ADDR])
+def test_a_silent_backend_is_dropped_and_harms_nobody(make_daemon, message):
+    """The other link's disk answers meanwhile, and so does the daemon."""
+    d = make_daemon()
+    d.run.mkdir()
+    link(d, Profile_Capacity="4M")
+    link(d, "cd", driver="c", device="d")
+    d.start()
+    with Backend(d.sock("cd", "device")), Backend(dev(d)) as b:
+        d.wait(lambda: os.path.exists(d.sock("cd", "driver")))
+        with Driver(drv(d)) as f, Driver(d.sock("cd", "driver")) as other:
+            f.read(0, 512)
+            b.mute = (message,)
+            b.sock.shutdown(socket.SHUT_RDWR)
+            t = f.request(blk.IN, 0, length=4096)
+            d.wait(lambda: message in b.mute and b.sessions >= 2)
+            begun, worst = time.monotonic(), 0
+            while device(d)["dropped"] < 1:
+                at = time.monotonic()
+                assert at - begun < 15
+                other.write(0, pattern(4096))
+                worst = max(worst, time.monotonic() - at)
+            assert worst < 2 and "did not answer" in device(d)["last"]
+            assert t in f.open
+            b.mute = ()
+            assert f.wait(t)[0] == blk.OK
+
+
+def test_silent_when_a_queue_is_to_stop(make):
+    """The driver VM's VMM has its answer all the same, in bounded time."""
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(512))
+        b.mute = (vu.GET_VRING_BASE,)
+        begun = time.monotonic()
+        assert f.stop_ring(0) == 1
+        assert time.monotonic() - begun < 5
+        d.wait(lambda: device(d)["dropped"] == 1)
+
+
+@pytest.mark.parametrize("message,answer,words", [
+    (vu.GET_CONFIG, struct.pack("<III", 0, 100, 0) + bytes(100), "answered with 100"),
+    (vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(300), "payload"),
+    (vu.GET_FEATURES, bytes(4), "payload"),
+    (vu.GET_FEATURES, b"", "payload"),
+    (vu.SET_MEM_TABLE, struct.pack("<Q", 1), "refused SET_MEM_TABLE"),
+    (vu.SET_VRING_KICK, struct.pack("<Q", 22), "refused SET_VRING_KICK"),
+])
+def test_answers_are_checked(make, message, answer, words):
+    d = make(Profile_Capacity="4M")
+    b = Backend(dev(d))
+    b.replies[message] = answer
+    with b, Driver(drv(d)):
+        d.wait(lambda: device(d)["dropped"] >= 1)
+        d.wait_log(words)
+    assert d.alive()
+
+
+def test_too_many_queues_and_an_index_that_cannot_be(make):
+    d = make()
+    b = Backend(dev(d))
+    b.replies[vu.GET_QUEUE_NUM] = struct.pack("<Q", 1 << 63)
+    with b, Driver(drv(d)) as f:
+        f.write(0, pattern(512))
+        b.replies[vu.GET_VRING_BASE] = struct.pack("<II", 0, 0xffffffff)
+        assert f.stop_ring(0) == 1
+        b.replies[vu.GET_VRING_BASE] = struct.pack("<II", 9, 0)
+        f.start_ring(0, vu.SplitRing(f.mem, 128))
+        f.write(0, pattern(512))
+        f.stop_ring(0)
+        d.wait_log("was answered for ring 9")
+
+
+def test_unasked_messages(make):
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(512))
+        b.sock.sendall(struct.pack("<IIIQ", vu.GET_FEATURES, 5, 8, 0))
+        d.wait(lambda: "unasked" in (device(d)["last"] or ""))
+        # It comes again, and serves.
+        f.write(0, pattern(512))
+
+
+def test_a_storm_of_config_changes(make):
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(512))
+        before = b.seen.count(vu.GET_CONFIG)
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1:
+            b.config_change()
+        f.write(0, pattern(512, 1))
+        assert b.seen.count(vu.GET_CONFIG) - before < 20 and d.alive()
+
+
+def test_completes_what_it_was_never_given(make):
+    """The queue is taken from it and the requests are not answered by that."""
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(512))
+        asked = []
+
+        def wrong(r, head, chain):
+            b.hook = None
+            b.back(r, (head + 77) % r.num, 1)
+            return True
+        b.hook = wrong
+        asked.append(f.request(blk.IN, 0, length=512))
+        d.wait(lambda: device(d)["queues_spoiled"] == 1)
+        assert asked[0] in f.open and d.alive()
+
+
+def test_a_length_of_4_gib(make):
+    d = make()
+    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+
+        def wrong(r, head, chain):
+            b.request(chain)
+            b.back(r, head, 0xffffffff)
+            return True
+        b.hook = wrong
+        t = f.request(blk.IN, 0, length=4096)
+        assert f.wait(t) == (blk.OK, pattern(4096)) and f.done[t][2] == 4097
+
+
+def test_policy(make_daemon):
+    d = make_daemon()
+    d.run.mkdir()
+    link(d, Link_Mode="auto")
+    d.start()
+    assert d.show("ab")["mode"] == "copy"
+    why = d.call("policy.explain", name="ab")
+    assert "auto-vhost-user" in str(why)
+    for mode, rule in (("fast", "vhost-user-is-copied"), ("relay", "relay-needs-virtio-net")):
+        link(d, Link_Mode=mode)
+        with pytest.raises(ControlError, match=rule):
+            d.call("daemon.reload")
+
+
+# ---- a real one ------------------------------------------------------------------------------------
+
+
+class StorageDaemon:
+    def __init__(self, d, size=16 << 20):
+        self.image, self.path = d.tmp / "disk.img", dev(d)
+        with open(self.image, "wb") as f:
+            f.truncate(size)
+        self.proc = None
+
+    def start(self):
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+        self.proc = subprocess.Popen(["qemu-storage-daemon", "--blockdev", f"file,node-name=f,filename={self.image},discard=unmap", "--export",
+                                      f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={self.path},writable=on"])
+
+    def kill(self):
+        self.proc.kill()
+        self.proc.wait()
+
+
+@pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (package qemu-system-common)")
+def test_qemu_storage_daemon(make):
+    """What was written is read back; it is killed with requests under way, again and again, and none is lost."""
+    d = make()
+    s = StorageDaemon(d)
+    s.start()
+    try:
+        with Driver(drv(d), mem_size=64 << 20) as f:
+            for i, n in enumerate([512, 4096, 65536, 1 << 20]):
+                f.write(2048 * i, pattern(n, i), cut=16384)
+                assert f.read(2048 * i, n, cut=16384) == pattern(n, i)
+            for life in range(5):
+                # It dies with all of them, or (every other time) with those that it has not answered yet.
+                if life & 1:
+                    s.proc.send_signal(signal.SIGSTOP)
+                asked = [f.request(blk.OUT, 8 * i, pattern(4096, 100 * life + i)) for i in range(32)]
+                if life & 1:
+                    d.wait(lambda: device(d)["requests_open"] == 32)
+                s.kill()
+                asked += [f.request(blk.IN, 2048 * 3, length=65536, cut=65536) for i in range(4)]
+                s.start()
+                assert all(f.wait(t)[0] == blk.OK for t in asked)
+                for i in range(32):
+                    assert f.read(8 * i, 4096) == pattern(4096, 100 * life + i)
+            assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
+            assert device(d)["requests_failed"] == 0 and device(d)["dropped"] == 0 and device(d)["requests_given_again"] >= 64
+    finally:
+        s.kill()

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A vhost-user back-end in Python, a disk in memory: what the daemon meets with Endpoint=vhost-user. It notes what it is given.
+
+Written from the vhost-user protocol and virtio 1.3, 2.7 and 5.2, not from the C code. Split rings only.
+"""
+import array
+import mmap
+import os
+import select
+import socket
+import struct
+import threading
+
+import blk
+import vu
+
+PF = vu.bit(vu.PF_MQ, vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
+FEATURES = blk.FEATURES | vu.bit(vu.VERSION_1, vu.PROTOCOL)
+
+
+class Ring:
+    def __init__(self):
+        self.num = self.at = 0
+        self.desc = self.avail = self.used = 0
+        self.kick = self.call = -1
+        self.enabled = False
+
+
+class Backend(threading.Thread):
+    """One connection after the other until close(). path: listens there. Tests set what is to go wrong before they start it."""
+
+    def __init__(self, path, sectors=8192, store=None, features=FEATURES, pf=PF, queues=1, connect=False):
+        super().__init__(daemon=True)
+        self.store = store if store is not None else bytearray(512 * sectors)
+        self.config = blk.config(len(self.store) // 512)
+        self.features, self.pf, self.queues = features, pf, queues
+        self.mute = ()           # messages that it never answers
+        self.replies = {}        # message: what is answered instead
+        self.serve = True        # else requests stay where they are
+        self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
+        self.seen, self.got_fds, self.regions, self.rings = [], [], [], {}
+        self.sessions, self.errors, self.end = 0, [], False
+        self.kept = []           # maps of sessions before: a process may keep them
+        self.req = None
+        self.path, self.sock = path, None
+        self.wake = os.pipe()
+        if not connect:
+            self.lsock = socket.socket(socket.AF_UNIX)
+            if os.path.exists(path):
+                os.unlink(path)
+            self.lsock.bind(path)
+            self.lsock.listen(4)
+        else:
+            self.lsock = None
+
+    # -- the connection
+
+    def run(self):
+        while not self.end:
+            if self.lsock:
+                ready, _, _ = select.select([self.lsock, self.wake[0]], [], [])
+                if self.lsock not in ready:
+                    return
+                self.sock, _ = self.lsock.accept()
+            else:
+                self.sock = socket.socket(socket.AF_UNIX)
+                self.sock.connect(self.path)
+            self.sessions += 1
+            self.acked = 0
+            try:
+                self.session()
+            except (ConnectionError, vu.Gone):
+                pass
+            except Exception as err:  # for the test's thread
+                self.errors.append(err)
+            self.hang_up()
+            if not self.lsock:
+                return
+
+    def hang_up(self):
+        self.sock.close()
+        for _, _, _, m in self.regions:
+            self.kept.append(m)
+        for r in self.rings.values():
+            for fd in (r.kick, r.call):
+                if fd >= 0:
+                    os.close(fd)
+        if self.req:
+            self.req.close()
+        self.regions, self.rings, self.req = [], {}, None
+
+    def session(self):
+        while not self.end:
+            kicks = {r.kick: q for q, r in self.rings.items() if r.kick >= 0}
+            ready, _, _ = select.select([self.sock, self.wake[0], *kicks], [], [])
+            if self.sock in ready and not self.message():
+                return
+            for fd in set(ready) & set(kicks):
+                try:
+                    os.read(fd, 8)
+                except BlockingIOError:
+                    pass
+                self.process(kicks[fd])
+
+    def message(self):
+        fds = array.array("i")
+        head, anc, _, _ = self.sock.recvmsg(12, socket.CMSG_SPACE(32))
+        for _, _, d in anc:
+            fds.frombytes(d[:len(d) & ~3])
+        if not head:
+            return False
+        req, flags, size = struct.unpack("<III", head)
+        data = b""
+        while len(data) < size:
+            data += self.sock.recv(size - len(data))
+        self.seen.append(req)
+        self.got_fds += [(req, os.readlink(f"/proc/self/fd/{fd}")) for fd in fds]
+        out = self.handle(req, data, list(fds))
+        if req in self.mute:
+            return True
+        if req in self.replies:
+            out = self.replies[req]
+        if out is None and flags & 8:
+            out = struct.pack("<Q", 0)
+        if out is not None:
+            self.sock.sendall(struct.pack("<III", req, 5, len(out)) + out)
+        return True
+
+    def handle(self, req, data, fds):
+        u64 = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
+        if req == vu.GET_FEATURES:
+            return struct.pack("<Q", self.features)
+        if req == vu.SET_FEATURES:
+            self.acked = u64
+        elif req == vu.GET_PROTOCOL_FEATURES:
+            return struct.pack("<Q", self.pf)
+        elif req == vu.GET_QUEUE_NUM:
+            return struct.pack("<Q", self.queues)
+        elif req == vu.SET_BACKEND_REQ_FD:
+            self.req = socket.socket(fileno=fds[0])
+        elif req == vu.GET_CONFIG:
+            off, n, fl = struct.unpack_from("<III", data)
+            return struct.pack("<III", off, n, fl) + self.config[off:off + n].ljust(n, b"\0")
+        elif req == vu.SET_CONFIG:
+            off, n, fl = struct.unpack_from("<III", data)
+            self.config = self.config[:off] + data[12:12 + n] + self.config[off + n:]
+        elif req == vu.SET_MEM_TABLE:
+            for i, fd in enumerate(fds):
+                gpa, size, uva, off = struct.unpack_from("<QQQQ", data, 8 + 32 * i)
+                self.file_size = os.fstat(fd).st_size
+                self.regions.append((gpa, size, uva, mmap.mmap(fd, size, offset=off)))
+                os.close(fd)
+        elif vu.SET_VRING_NUM <= req <= vu.SET_VRING_CALL or req == vu.SET_VRING_ENABLE:
+            return self.ring_message(req, data, fds)
+        return None
+
+    def ring_message(self, req, data, fds):
+        q, num = struct.unpack_from("<II", data)
+        r = self.rings.setdefault(q & 0xff, Ring())
+        if req == vu.SET_VRING_NUM:
+            r.num = num
+        elif req == vu.SET_VRING_BASE:
+            r.at = num
+        elif req == vu.SET_VRING_ADDR:
+            r.desc, r.used, r.avail = struct.unpack_from("<QQQ", data, 8)
+        elif req == vu.SET_VRING_KICK:
+            r.kick = fds[0]
+        elif req == vu.SET_VRING_CALL:
+            if r.call >= 0:
+                os.close(r.call)
+            r.call = fds[0]
+        elif req == vu.SET_VRING_ENABLE:
+            r.enabled = bool(num)
+            self.process(q)
+        elif req == vu.GET_VRING_BASE:
+            if r.kick >= 0:
+                os.close(r.kick)
+            r.kick = -1
+            return struct.pack("<II", q, r.at)
+        return None
+
+    # -- requests
+
+    def at(self, addr, n, user=False):
+        for gpa, size, uva, m in self.regions:
+            base = uva if user else gpa
+            if base <= addr and addr + n <= base + size:
+                return memoryview(m)[addr - base:addr - base + n]
+        raise ValueError(f"{n} bytes at {addr:#x} are not within what it was given")
+
+    def process(self, q):
+        r = self.rings[q]
+        while self.serve and r.kick >= 0 and r.enabled:
+            idx, = struct.unpack("<H", self.at(r.avail + 2, 2, True))
+            if idx == r.at:
+                if self.acked >> vu.EVENT_IDX & 1:
+                    self.at(r.used + 4 + 8 * r.num, 2, True)[:] = struct.pack("<H", r.at)
+                    if self.at(r.avail + 2, 2, True)[:] != struct.pack("<H", r.at):
+                        continue
+                return
+            head, = struct.unpack("<H", self.at(r.avail + 4 + 2 * (r.at % r.num), 2, True))
+            r.at = (r.at + 1) & 0xffff
+            chain, i = [], head
+            while True:
+                addr, n, flags, i = struct.unpack("<QIHH", self.at(r.desc + 16 * i, 16, True))
+                chain.append((addr, n, bool(flags & vu.DESC_WRITE)))
+                if not flags & vu.DESC_NEXT:
+                    break
+            if not self.hook or not self.hook(r, head, chain):
+                self.back(r, head, self.request(chain))
+
+    def request(self, chain):
+        out = b"".join(bytes(self.at(a, n)) for a, n, w in chain if not w)
+        kind, _, sector = struct.unpack_from("<IIQ", out)
+        total = sum(n for _, n, w in chain if w)
+        data = b""
+        if kind == blk.OUT:
+            self.store[512 * sector:512 * sector + len(out) - 16] = out[16:]
+        elif kind == blk.IN:
+            data = bytes(self.store[512 * sector:512 * sector + total - 1])
+        data = data.ljust(total - 1, b"\0") + bytes([blk.OK])
+        for a, n, w in chain:
+            if w:
+                self.at(a, n)[:] = data[:n]
+                data = data[n:]
+        return total
+
+    def back(self, r, head, length):
+        idx, = struct.unpack("<H", self.at(r.used + 2, 2, True))
+        self.at(r.used + 4 + 8 * (idx % r.num), 8, True)[:] = struct.pack("<II", head, length)
+        self.at(r.used + 2, 2, True)[:] = struct.pack("<H", (idx + 1) & 0xffff)
+        os.write(r.call, struct.pack("<Q", 1))
+
+    def config_change(self):
+        self.req.sendall(struct.pack("<III", 2, 1, 0))
+
+    # -- the end
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *why):
+        self.end = True
+        os.write(self.wake[1], b"x")
+        self.join(10)
+        if self.lsock:
+            self.lsock.close()
+        for fd in self.wake:
+            os.close(fd)
+        if self.errors and not why[0]:
+            raise self.errors[0]
