@@ -16,11 +16,6 @@
 #include "base/util.h"
 #include "front/vdev_priv.h"
 
-static struct vp_vdev *vdev_of(void *ctx)
-{
-	return ((struct vp_vdev_slot *)ctx)->v;
-}
-
 int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);

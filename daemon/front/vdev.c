@@ -53,16 +53,6 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const stru
 
 /* ---- rings ---------------------------------------------------------------- */
 
-static struct vp_vdev *vdev_of(void *ctx)
-{
-	return ((struct vp_vdev_slot *)ctx)->v;
-}
-
-static const struct vu_ring *vu_ring_of(struct vp_vdev *v, unsigned q)
-{
-	return vu_backend_ring(v->ops->session(v->ctx), q);
-}
-
 bool vp_is_eventfd(int fd)
 {
 	char path[40], target[40];
@@ -81,7 +71,7 @@ static bool log_all(const struct vp_vdev *v)
 	return v->features & VP_BIT(VHOST_F_LOG_ALL) && v->log.map;
 }
 
-static void ring_set_log(struct vp_vdev *v, unsigned q)
+void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
 
@@ -89,7 +79,7 @@ static void ring_set_log(struct vp_vdev *v, unsigned q)
 		vp_vq_set_log(&v->ring[q].rq.vq, log_all(v) ? &v->log : NULL, vr->log, vr->log_addr);
 }
 
-static int ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c, struct vp_err *e)
+int vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c, struct vp_err *e)
 {
 	if (!v->tab)
 		return vp_err_set(e, -EFAULT, "the ring was started before any memory was announced");
@@ -126,15 +116,10 @@ static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which
 	return 0;
 }
 
-static void ring_failed(struct vp_vdev *v, unsigned q, const char *why)
+void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why)
 {
 	snprintf(v->ring[q].error, sizeof(v->ring[q].error), "%.150s", why);
 	vp_log(VP_LOG_WARNING, "%s: queue %u: %s; it stays stopped until the driver sets it up again", v->name, q, why);
-}
-
-static struct vp_iommu *iommu_of(const struct vp_vdev *v)
-{
-	return v->iotlb ? vp_iotlb_iommu(v->iotlb) : NULL;
 }
 
 static int ring_take_fds(struct vp_vdev *v, unsigned q, struct vp_err *e)
@@ -164,7 +149,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
 	int ret;
 
-	ret = ring_addrs(v, vr, packed, &c, e);
+	ret = vp_vdev_ring_addrs(v, vr, packed, &c, e);
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*
@@ -187,7 +172,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	if (ret) {
 		if (!e->code)
 			vp_err_set(e, ret, "cannot be started: %s", strerror(-ret));
-		ring_failed(v, q, e->msg);
+		vp_vdev_ring_failed(v, q, e->msg);
 		return ret;
 	}
 	r->rq.features = v->features;
@@ -197,7 +182,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	r->reported = false;
 	r->error[0] = 0;
 	r->starts++;
-	ring_set_log(v, q);
+	vp_vdev_ring_set_log(v, q);
 	vp_log(VP_LOG_DEBUG, "%s: queue %u started: %s ring of %u at index %u%s", v->name, q, packed ? "packed" : "split",
 	       vr->num, c.base & (packed ? 0x7fff : 0xffff), vr->enabled ? "" : ", disabled");
 	return 0;
@@ -216,11 +201,11 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 			return 0;
 		r->wait = VP_VDEV_WAIT_NONE;
 		r->usable = true;
-		ring_set_log(v, q); /* what was said while it waited */
+		vp_vdev_ring_set_log(v, q); /* what was said while it waited */
 		if (ret) {
 			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
 			r->reported = true;
-			ring_failed(v, q, e->code ? e->msg : strerror(-ret));
+			vp_vdev_ring_failed(v, q, e->code ? e->msg : strerror(-ret));
 		}
 	}
 	if (r->usable)
@@ -273,7 +258,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 		/* A ring that cannot be used is the ring's trouble, not the session's: it is reported as broken. */
 		ret = ring_take_fds(v, q, e);
 		if (ret)
-			ring_failed(v, q, e->msg);
+			vp_vdev_ring_failed(v, q, e->msg);
 		else
 			ret = ring_start(v, q, e);
 	} else {
@@ -282,7 +267,7 @@ static int on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *
 		if (!ret && what & VU_RING_CALL && (r->usable || r->wait))
 			ret = take_eventfd(v, q, VU_RING_CALL, e);
 		if (what & VU_RING_LOG)
-			ring_set_log(v, q);
+			vp_vdev_ring_set_log(v, q);
 	}
 	r->enabled = vr->enabled;
 	v->ops->offer(v->ctx, q, 1);
@@ -354,11 +339,11 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 		c.base = vq->used_idx;  /* what was not returned is handled again */
 		ret = vp_vq_start(vq, &c, e);
 	}
-	ring_set_log(v, q);
+	vp_vdev_ring_set_log(v, q);
 	if (ret) {
 		vp_vq_break(vq, VP_VQ_BAD_RING);
 		r->reported = true;
-		ring_failed(v, q, e->code ? e->msg : strerror(-ret));
+		vp_vdev_ring_failed(v, q, e->code ? e->msg : strerror(-ret));
 	}
 	return ret;
 }
@@ -395,170 +380,8 @@ static int on_features(void *ctx, uint64_t features, struct vp_err *e)
 		return 0;
 	v->ops->withdraw(v->ctx, 0, v->n);
 	for (unsigned q = 0; q < v->n; q++)
-		ring_set_log(v, q);
+		vp_vdev_ring_set_log(v, q);
 	v->ops->offer(v->ctx, 0, v->n);
-	return 0;
-}
-
-/* ---- memory --------------------------------------------------------------- */
-
-/* Translate a running ring anew; what no longer resolves is broken, and only that. */
-static void ring_rebind(struct vp_vdev *v, unsigned q)
-{
-	struct vp_vdev_ring *r = &v->ring[q];
-	struct vp_virtq *vq = &r->rq.vq;
-	struct vp_vq_conf c = { .size = vq->size };
-	struct vp_err e = { 0 };
-	int ret;
-
-	if (r->wait == VP_VDEV_WAIT_START || (!r->usable && !r->wait) || vq->broken)
-		return;
-	ret = ring_addrs(v, vu_ring_of(v, q), vq->packed, &c, &e);
-	if (!ret && (c.desc != vq->desc_addr || c.driver != vq->driver_addr || c.device != vq->device_addr))
-		ret = vp_err_set(&e, -EINVAL, "the memory under the ring was moved while it ran");
-	if (!ret)
-		ret = vp_vq_rebind(vq, v->tab, iommu_of(v), &e);
-	if (ret == -EAGAIN) {
-		r->usable = false;
-		r->wait = VP_VDEV_WAIT_REBIND;
-	}
-	if (!ret || ret == -EAGAIN)
-		return;
-	vp_vq_break(vq, VP_VQ_BAD_RING);
-	ring_failed(v, q, e.code ? e.msg : strerror(-ret));
-	r->reported = true;
-}
-
-static void table_replace(struct vp_vdev *v, struct vp_memtab *tab)
-{
-	struct vp_memtab *old = v->tab;
-
-	v->ops->withdraw(v->ctx, 0, v->n);
-	v->tab = tab;
-	if (v->iotlb)
-		vp_iotlb_clear(v->iotlb);  /* it holds addresses inside the old mappings */
-	for (unsigned q = 0; q < v->n; q++)
-		ring_rebind(v, q);
-	if (v->ops->memory)
-		v->ops->memory(v->ctx);
-	v->ops->offer(v->ctx, 0, v->n);
-	vp_memtab_free(old);  /* withdraw() was the grace period */
-}
-
-static int map_region(struct vp_vdev *v, const struct vu_mem_region *m, int fd, const struct vp_map_use *instead,
-		      struct vp_region_desc *d, struct vp_err *e)
-{
-	int r;
-
-	*d = (struct vp_region_desc){ .gpa = m->gpa, .size = m->size, .uva = m->uva, .offset = m->mmap_offset };
-	r = vp_memory_map(&d->map, v->conf->side[v->side].vm, fd, m->mmap_offset, m->size, instead, e);
-	if (r && !e->code)
-		vp_err_set(e, r, "region at 0x%llx cannot be mapped: %s", (unsigned long long)m->gpa, strerror(-r));
-	return r;
-}
-
-/* The present table's regions as descriptions (borrowing its maps), n of them. */
-static unsigned describe(const struct vp_memtab *t, struct vp_region_desc *d, unsigned max)
-{
-	unsigned n = t ? VP_MIN(t->n, max) : 0;
-
-	for (unsigned i = 0; i < n; i++)
-		d[i] = (struct vp_region_desc){
-			.gpa = t->r[i].gpa, .size = t->r[i].size, .uva = t->r[i].uva,
-			.offset = t->r[i].offset, .map = t->r[i].map,
-		};
-	return n;
-}
-
-static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsigned n, struct vp_err *e)
-{
-	struct vp_region_desc d[VU_MAX_TABLE_REGIONS] = { 0 };
-	struct vp_vdev *v = vdev_of(ctx);
-	struct vp_map_use old = vp_memtab_use(v->tab);
-	struct vp_memtab *tab = NULL;
-	int r = 0;
-
-	for (unsigned i = 0; i < n && !r; i++)
-		r = map_region(v, &m[i], fds[i], &old, &d[i], e);
-	if (!r && n)
-		r = vp_memtab_build(&tab, d, n, e);
-	for (unsigned i = 0; i < n; i++)
-		vp_map_unref(d[i].map);
-	if (!r)
-		table_replace(v, tab);
-	return r;
-}
-
-static int on_mem_add(void *ctx, const struct vu_mem_region *m, int *fd, struct vp_err *e)
-{
-	struct vp_vdev *v = vdev_of(ctx);
-	struct vp_region_desc *d = calloc(VP_MEMTAB_MAX + 1, sizeof(*d));
-	struct vp_memtab *tab = NULL;
-	unsigned n;
-	int r;
-
-	if (!d)
-		return -ENOMEM;
-	n = describe(v->tab, d, VP_MEMTAB_MAX);
-	r = map_region(v, m, *fd, NULL, &d[n], e);
-	if (!r)
-		r = vp_memtab_build(&tab, d, n + 1, e);
-	vp_map_unref(d[n].map);
-	free(d);
-	if (!r)
-		table_replace(v, tab);
-	return r;
-}
-
-static int on_mem_remove(void *ctx, const struct vu_mem_region *m, struct vp_err *e)
-{
-	struct vp_vdev *v = vdev_of(ctx);
-	struct vp_region_desc *d = calloc(VP_MEMTAB_MAX, sizeof(*d));
-	struct vp_memtab *tab = NULL;
-	unsigned n, out = 0;
-	int r = 0;
-
-	if (!d)
-		return -ENOMEM;
-	n = describe(v->tab, d, VP_MEMTAB_MAX);
-	for (unsigned i = 0; i < n; i++)
-		if (d[i].gpa != m->gpa || d[i].size != m->size || d[i].uva != m->uva)
-			d[out++] = d[i];
-	if (out == n)
-		r = vp_err_set(e, -ENOENT, "there is no region at 0x%llx of 0x%llx bytes to remove",
-			       (unsigned long long)m->gpa, (unsigned long long)m->size);
-	else if (out)
-		r = vp_memtab_build(&tab, d, out, e);
-	free(d);
-	if (!r)
-		table_replace(v, tab);
-	return r;
-}
-
-static int on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_err *e)
-{
-	struct vp_vdev *v = vdev_of(ctx);
-	struct vp_map *map = NULL, *old = v->log.map;
-	uint64_t pages = size > UINT64_MAX / 8 ? UINT64_MAX : size * 8;
-	int r;
-
-	for (unsigned i = 0; v->tab && i < v->tab->n; i++) {
-		const struct vp_region *g = &v->tab->r[i];
-
-		if ((g->gpa + g->size - 1) / 4096 >= pages)
-			return vp_err_set(e, -EINVAL, "a dirty log of %llu bytes does not cover memory up to 0x%llx",
-					  (unsigned long long)size, (unsigned long long)(g->gpa + g->size));
-	}
-	r = vp_memory_map(&map, v->conf->side[v->side].vm, *fd, offset, size, NULL, e);
-	if (r)
-		return r;
-	v->ops->withdraw(v->ctx, 0, v->n);
-	v->log.map = map;
-	v->log.pages = pages;
-	for (unsigned q = 0; q < v->n; q++)
-		ring_set_log(v, q);
-	v->ops->offer(v->ctx, 0, v->n);
-	vp_map_unref(old);
 	return 0;
 }
 
@@ -627,9 +450,9 @@ static void on_events_changed(void *ctx)
 
 const struct vu_backend_ops vp_vdev_vu_ops = {
 	.set_features = on_features,
-	.mem_table = on_mem_table,
-	.mem_add = on_mem_add,
-	.mem_remove = on_mem_remove,
+	.mem_table = vp_vdev_on_mem_table,
+	.mem_add = vp_vdev_on_mem_add,
+	.mem_remove = vp_vdev_on_mem_remove,
 	.ring_changed = on_ring_changed,
 	.ring_stop = on_ring_stop,
 	.reset = on_reset,
@@ -639,7 +462,7 @@ const struct vu_backend_ops vp_vdev_vu_ops = {
 	.set_inflight = vp_vdev_set_inflight,
 	.set_status = on_status,
 	.set_mtu = on_mtu,
-	.set_log = on_log,
+	.set_log = vp_vdev_on_log,
 	.iotlb = vp_vdev_on_iotlb,
 	.events_changed = on_events_changed,
 };
@@ -752,7 +575,7 @@ bool vp_vdev_reap(struct vp_vdev *v)
 		if (!r->usable || !why || r->reported)
 			continue;
 		r->reported = true;
-		ring_failed(v, q, vp_vq_broken_str(why));
+		vp_vdev_ring_failed(v, q, vp_vq_broken_str(why));
 		any = true;
 	}
 	return any;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What vdev.c and viommu.c share. */
+/* What vdev.c, vdev_memory.c and viommu.c share. */
 #ifndef VP_DAEMON_VDEV_PRIV_H
 #define VP_DAEMON_VDEV_PRIV_H
 
@@ -38,6 +38,32 @@ struct vp_vdev {
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
 };
+
+static inline struct vp_vdev *vdev_of(void *ctx)
+{
+	return ((struct vp_vdev_slot *)ctx)->v;
+}
+
+static inline const struct vu_ring *vu_ring_of(struct vp_vdev *v, unsigned q)
+{
+	return vu_backend_ring(v->ops->session(v->ctx), q);
+}
+
+static inline struct vp_iommu *iommu_of(const struct vp_vdev *v)
+{
+	return v->iotlb ? vp_iotlb_iommu(v->iotlb) : NULL;
+}
+
+/* vdev.c */
+int  vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c, struct vp_err *e);
+void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why);
+void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
+
+/* vdev_memory.c: struct vu_backend_ops. */
+int vp_vdev_on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsigned n, struct vp_err *e);
+int vp_vdev_on_mem_add(void *ctx, const struct vu_mem_region *m, int *fd, struct vp_err *e);
+int vp_vdev_on_mem_remove(void *ctx, const struct vu_mem_region *m, struct vp_err *e);
+int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_err *e);
 
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);

@@ -36,24 +36,24 @@ uint64_t port_now(struct vp_port *p)
 
 /* ---- runs ------------------------------------------------------------------ */
 
-static struct vhp_abi_queue *entry(struct vp_port *p, unsigned q)
+struct vhp_abi_queue *port_queue_entry(struct vp_port *p, unsigned q)
 {
 	return &p->st.queues[q];
 }
 
 static void flags_change(struct vp_port *p, unsigned q, uint32_t set, uint32_t clear)
 {
-	entry(p, q)->flags = htole32((le32toh(entry(p, q)->flags) & ~clear) | set);
+	port_queue_entry(p, q)->flags = htole32((le32toh(port_queue_entry(p, q)->flags) & ~clear) | set);
 }
 
-static void end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
+void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 {
 	p->q[q].running = false;
 	p->q[q].stopping = false;
 	p->q[q].deadline = 0;
 	flags_change(p, q, s->broken ? VHP_QUEUE_BROKEN : 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
 	if (s->base_known)
-		entry(p, q)->base = htole32(s->base);
+		port_queue_entry(p, q)->base = htole32(s->base);
 	/*
 	 * The next run may be of the same ring: shadow rings and pool always are, the driver VM's own where only its connection was lost.
 	 * A guest in the middle of a burst would take buffers of the next run for those of the last, and put what it still has into
@@ -71,7 +71,7 @@ static void end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
  * The guest is at work on no queue whose run is over: it has said so (SYNC of gen), or (NULL) it has gone, detached, or was cut and
  * must attach first. Whether the owner waits for one of them.
  */
-static bool let_go(struct vp_port *p, const uint32_t *gen)
+bool port_let_go(struct vp_port *p, const uint32_t *gen)
 {
 	bool awaited = false;
 
@@ -102,7 +102,7 @@ static void end_all_runs(struct vp_port *p)
 
 	for (unsigned q = 0; q < p->nqueues; q++)
 		if (p->q[q].running)
-			end_run(p, q, &lost);
+			port_end_run(p, q, &lost);
 }
 
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r)
@@ -116,7 +116,7 @@ int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *
 	if (p->q[q].running || p->q[q].lingers)
 		return -EBUSY;
 	vp_port_begin(p);
-	e = entry(p, q);
+	e = port_queue_entry(p, q);
 	e->desc_addr = htole64(r->desc);
 	e->avail_addr = htole64(r->avail);
 	e->used_addr = htole64(r->used);
@@ -183,7 +183,7 @@ void vp_port_queue_end(struct vp_port *p, unsigned q)
 	if (q >= p->nqueues || !p->q[q].running)
 		return;
 	vp_port_begin(p);
-	end_run(p, q, &lost);
+	port_end_run(p, q, &lost);
 	vp_port_commit(p);
 }
 
@@ -192,8 +192,8 @@ void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint3
 	if (q >= VHP_MAX_QUEUES)
 		return;
 	vp_port_begin(p);
-	entry(p, q)->kick_signal = htole32(kick_signal);
-	entry(p, q)->doorbell = htole32(doorbell);
+	port_queue_entry(p, q)->kick_signal = htole32(kick_signal);
+	port_queue_entry(p, q)->doorbell = htole32(doorbell);
 	vp_port_commit(p);
 }
 
@@ -227,7 +227,7 @@ static uint32_t reason_now(const struct vp_port *p)
 	return VHP_REASON_NONE;
 }
 
-static void show_status(struct vp_port *p)
+void port_show_status(struct vp_port *p)
 {
 	uint32_t reason = reason_now(p);
 
@@ -282,7 +282,7 @@ void port_evaluate(struct vp_port *p)
 		}
 	}
 	p->updating = false;
-	show_status(p);
+	port_show_status(p);
 	if (p->busy && !port_windows_going(p))
 		port_command_done(p);
 	vp_port_commit(p);
@@ -290,13 +290,13 @@ void port_evaluate(struct vp_port *p)
 }
 
 /* Afterwards the owner has all its queues back and windows are on their way out. */
-static void detach(struct vp_port *p)
+void port_detach(struct vp_port *p)
 {
 	bool awaited;
 
 	p->attached = false;
 	p->falling = false;
-	awaited = let_go(p, NULL);
+	awaited = port_let_go(p, NULL);
 	if (p->up) {
 		p->up = false;
 		p->up_us = 0;
@@ -315,7 +315,7 @@ static void cut(struct vp_port *p, const char *why)
 	p->n_cuts++;
 	p->cut = true;
 	vp_port_begin(p);
-	detach(p);
+	port_detach(p);
 	port_evaluate(p);
 	vp_port_commit(p);
 }
@@ -325,7 +325,7 @@ static void cut(struct vp_port *p, const char *why)
 /* A data path that finds itself not attached any more lets go at once and asks again after a second. */
 #define SETTLE_US 3000000u
 
-static void settle(struct vp_port *p)
+void port_settle(struct vp_port *p)
 {
 	p->was_running = false;
 	if (!p->settle_deadline)
@@ -363,7 +363,7 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
 	if (p->busy && p->busy_deadline && p->busy_deadline <= now)
 		port_command_done(p);
 	if (p->settle_deadline && p->settle_deadline <= now)
-		settle(p);
+		port_settle(p);
 	port_windows_timer(p, now);
 	port_evaluate(p);
 	vp_port_commit(p);
@@ -392,232 +392,6 @@ void port_arm(struct vp_port *p)
 	vp_timer_at(p->event, &p->timer, t, on_timer, p, p->conf.name);
 }
 
-/* ---- commands -------------------------------------------------------------- */
-
-static uint64_t arg(const struct vp_port *p, unsigned i)
-{
-	return le64toh(p->cmd.args[i]);
-}
-
-static void answer(struct vp_port *p, uint32_t status, uint64_t v0, uint64_t v1)
-{
-	struct vhp_abi_answer *a = &p->st.answer;
-
-	memset(a, 0, sizeof(*a));
-	a->seq = p->cmd.seq;
-	a->opcode = p->cmd.opcode;
-	a->status = htole32(status);
-	a->value[0] = htole64(v0);
-	a->value[1] = htole64(v1);
-	p->answered = le32toh(p->cmd.seq);
-	p->busy = false;
-	p->n_refused += status != VHP_ST_OK;
-}
-
-static void attach(struct vp_port *p)
-{
-	uint32_t abi = (uint32_t)arg(p, VHP_ATTACH_ABI);
-	uint64_t f0 = arg(p, VHP_ATTACH_FEATURES0), f1 = arg(p, VHP_ATTACH_FEATURES1);
-	uint64_t type = arg(p, VHP_ATTACH_TYPE);
-
-	/* Major 0: the minor has to be the same as well. */
-	if (abi != VHP_ABI_VERSION) {
-		answer(p, VHP_ST_VERSION, VHP_ABI_VERSION, 0);
-		return;
-	}
-	if (type && type != p->device_type) {
-		answer(p, VHP_ST_DEVICE_TYPE, p->device_type, 0);
-		return;
-	}
-	if (p->hold & VP_PORT_HOLD_POLICY) {
-		answer(p, VHP_ST_POLICY, 0, 0);
-		return;
-	}
-	if (p->hold & VP_PORT_HOLD_PROFILE) {
-		answer(p, VHP_ST_PROFILE, 0, 0);
-		return;
-	}
-	p->cut = false;
-	p->bad_features = p->required & ~f0;
-	if (p->bad_features) {
-		vp_log(VP_LOG_NOTICE, "port %.32s: the data path lacks required features 0x%llx; narrow the link's profile",
-		       p->conf.name, (unsigned long long)(p->required & ~f0));
-		answer(p, VHP_ST_FEATURES, p->required & ~f0, 0);
-		return;
-	}
-	p->path[0] = f0;
-	p->path[1] = f1;
-	p->attached = true;
-	p->n_attaches++;
-	answer(p, VHP_ST_OK, 0, 0);
-}
-
-void port_command_done(struct vp_port *p)
-{
-	if (le32toh(p->cmd.opcode) == VHP_CMD_ATTACH) {
-		attach(p);
-		p->again = true;
-		if (!p->updating)
-			port_evaluate(p);
-	} else {
-		answer(p, VHP_ST_OK, 0, 0);
-	}
-	show_status(p);
-}
-
-/* DETACH, or an ATTACH that replaces the data path: all has to be withdrawn before the rest. */
-static void detach_then(struct vp_port *p)
-{
-	detach(p);
-	/* Only now: the owner, told that the link is down, may have had everything evaluated with the windows still there. */
-	p->busy = true;
-	p->busy_deadline = p->conf.slow_take ? port_now(p) + PORT_TAKE_MAX_US : 0;
-	port_evaluate(p);  /* finishes the command when nothing has to be waited for */
-}
-
-static void queue_stopped(struct vp_port *p)
-{
-	uint64_t q = arg(p, VHP_STOPPED_QUEUE), run = arg(p, VHP_STOPPED_RUN), base = arg(p, VHP_STOPPED_BASE);
-	uint64_t flags = arg(p, VHP_STOPPED_FLAGS);
-	struct vp_port_stop s = { .base = (uint32_t)base, .broken = flags & VHP_STOPPED_F_BROKEN };
-	uint32_t size;
-
-	if (!p->attached) {
-		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
-		return;
-	}
-	if (q >= p->nqueues || flags & ~(VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE)) {
-		answer(p, VHP_ST_INVALID, 0, 0);
-		return;
-	}
-	if (!p->q[q].running || run != p->q[q].run) {
-		answer(p, VHP_ST_STALE, 0, 0);
-		return;
-	}
-	s.base_known = !(flags & (VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE));
-	size = le32toh(entry(p, (unsigned)q)->size);
-	if (s.base_known &&
-	    (p->features & VP_BIT(VIRTIO_F_RING_PACKED) ?
-		     base >> 32 || (base & 0x7fff) >= size || (base >> 16 & 0x7fff) >= size : base >> 16)) {
-		answer(p, VHP_ST_INVALID, 0, 0);
-		return;
-	}
-	end_run(p, (unsigned)q, &s);
-	answer(p, VHP_ST_OK, 0, 0);
-}
-
-static void sync_regions(struct vp_port *p)
-{
-	uint32_t gen = (uint32_t)arg(p, VHP_SYNC_REGIONS);
-
-	/* Of the future: a guest that made it up. */
-	if ((int32_t)(le32toh(p->st.regions_generation) - gen) < 0) {
-		answer(p, VHP_ST_INVALID, 0, 0);
-		return;
-	}
-	port_windows_sync(p, gen);
-	answer(p, VHP_ST_OK, 0, 0);
-	if (let_go(p, &gen) && p->ops->released)
-		p->ops->released(p->ctx);
-	port_evaluate(p);
-}
-
-/* In parts, from the start on; a part at 0 begins anew. */
-static void tell_config(struct vp_port *p)
-{
-	uint64_t off = arg(p, VHP_CONFIG_OFFSET), size = arg(p, VHP_CONFIG_SIZE);
-
-	if (!off)
-		p->n_told = 0;
-	if (off != p->n_told || !size || size > VHP_CONFIG_PART || off + size > VHP_CONFIG_MAX) {
-		answer(p, VHP_ST_INVALID, 0, 0);
-		return;
-	}
-	memcpy(p->told + off, &p->cmd.args[VHP_CONFIG_DATA], size);
-	p->n_told = (uint32_t)(off + size);
-	answer(p, VHP_ST_OK, 0, 0);
-}
-
-static void tell_backend(struct vp_port *p)
-{
-	struct vp_port_backend b = {
-		.features = arg(p, VHP_BACKEND_FEATURES0), .queues = (uint32_t)arg(p, VHP_BACKEND_QUEUES),
-		.config_size = (uint32_t)arg(p, VHP_BACKEND_CONFIG), .config = p->told,
-	};
-	uint64_t type = arg(p, VHP_BACKEND_TYPE), missing = 0;
-	uint32_t status;
-
-	if (type && type != p->device_type) {
-		answer(p, VHP_ST_DEVICE_TYPE, p->device_type, 0);
-		return;
-	}
-	if (arg(p, VHP_BACKEND_QUEUES) > UINT16_MAX || arg(p, VHP_BACKEND_CONFIG) > p->n_told) {
-		answer(p, VHP_ST_INVALID, 0, 0);
-		return;
-	}
-	status = p->ops->backend ? p->ops->backend(p->ctx, &b, &missing) : VHP_ST_OK;
-	answer(p, status, missing, 0);
-	port_evaluate(p);
-}
-
-static void execute(struct vp_port *p)
-{
-	p->n_commands++;
-	switch (le32toh(p->cmd.opcode)) {
-	case VHP_CMD_ATTACH:
-		if (p->attached) {
-			detach_then(p);
-		} else {
-			attach(p);
-			port_evaluate(p);
-		}
-		break;
-	case VHP_CMD_DETACH:
-		p->cut = p->bad_features = false;
-		detach_then(p);
-		break;
-	case VHP_CMD_QUEUE_STOPPED:
-		queue_stopped(p);
-		break;
-	case VHP_CMD_SYNC:
-		sync_regions(p);
-		break;
-	case VHP_CMD_CONFIG:
-		tell_config(p);
-		break;
-	case VHP_CMD_BACKEND:
-		tell_backend(p);
-		break;
-	default:
-		answer(p, VHP_ST_UNKNOWN, 0, 0);
-	}
-}
-
-void vp_port_command(struct vp_port *p)
-{
-	uint32_t seq;
-
-	if (!p->online || p->busy)
-		return;
-	/* Acquire pairs with the guest's release of seq: opcode and args are there. */
-	seq = vp_ld32_acquire(p->page, VHP_CTRL_COMMAND_OFF);
-	if (!seq || seq == p->answered)
-		return;
-	vp_copy_in(&p->cmd, vp_gptr_add(p->page, VHP_CTRL_COMMAND_OFF), sizeof(p->cmd));
-	/* What was copied counts: the guest may have written on. */
-	if (!p->cmd.seq)
-		return;
-	vp_port_begin(p);
-	/* Who attaches, or detaches, has let go of what it had. */
-	if (le32toh(p->cmd.opcode) == VHP_CMD_ATTACH || le32toh(p->cmd.opcode) == VHP_CMD_DETACH)
-		settle(p);
-	execute(p);
-	if (p->falling)
-		port_evaluate(p);
-	show_status(p);
-	vp_port_commit(p);
-}
-
 /* ---- the attachment --------------------------------------------------------- */
 
 void vp_port_set_attachment(struct vp_port *p, const struct vp_port_att_ops *ops, void *att)
@@ -636,11 +410,11 @@ void vp_port_online(struct vp_port *p, bool online)
 		p->was_running = false;
 		p->settle_deadline = port_now(p) + SETTLE_US;
 	} else if (!online) {
-		settle(p);
+		port_settle(p);
 		p->cut = p->bad_features = false;
 		p->busy = false;
 		port_windows_lost(p);
-		detach(p);
+		port_detach(p);
 	}
 	port_evaluate(p);
 	vp_port_commit(p);
@@ -652,7 +426,7 @@ void vp_port_guest_reset(struct vp_port *p)
 {
 	vp_port_begin(p);
 	p->cut = p->bad_features = false;
-	detach(p);
+	port_detach(p);
 	port_evaluate(p);
 	vp_port_commit(p);
 }
@@ -674,8 +448,8 @@ void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, ui
 	p->st.offered_features[0] = htole64(offered);
 	p->st.required_features[0] = htole64(required);
 	for (unsigned q = 0; q < p->nqueues; q++) {
-		entry(p, q)->kick_signal = htole32(1 + q);
-		entry(p, q)->doorbell = htole32(p->conf.queue_doorbell + q);
+		port_queue_entry(p, q)->kick_signal = htole32(1 + q);
+		port_queue_entry(p, q)->doorbell = htole32(p->conf.queue_doorbell + q);
 	}
 	port_evaluate(p);
 	vp_port_commit(p);

@@ -144,6 +144,16 @@ bool port_lends(const char *vm, dev_t dev, ino_t ino);
 uint64_t port_now(struct vp_port *p);
 void port_arm(struct vp_port *p);
 void port_evaluate(struct vp_port *p);
+struct vhp_abi_queue *port_queue_entry(struct vp_port *p, unsigned q);
+void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s);
+/* The guest is at work on no queue any more (gen NULL), or on none that lingers since generation *gen. */
+bool port_let_go(struct vp_port *p, const uint32_t *gen);
+void port_detach(struct vp_port *p);
+void port_settle(struct vp_port *p);
+void port_show_status(struct vp_port *p);
+
+/* command.c */
+/* What the command that is busy waited for has happened. */
 void port_command_done(struct vp_port *p);
 
 #endif
