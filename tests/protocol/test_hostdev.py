@@ -230,6 +230,8 @@ def test_a_silent_backend_is_dropped_and_harms_nobody(make_daemon, message):
                 assert at - begun < 15
                 other.write(0, pattern(4096))
                 worst = max(worst, time.monotonic() - at)
+                # As many calls a second as the control socket takes from one caller.
+                time.sleep(0.01)
             assert worst < 2 and "did not answer" in device(d)["last"]
             assert t in f.open
             b.mute = ()
