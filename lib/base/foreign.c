@@ -119,10 +119,9 @@ static void *close_main(void *arg)
 {
 	struct closing *c = arg, **at;
 
-	pthread_mutex_lock(&closing_lock);
 	c->thread = pthread_self();
-	c->begun = true;
-	pthread_mutex_unlock(&closing_lock);
+	/* Pairs with the acquire in vp_foreign_nudge(): thread is there. */
+	__atomic_store_n(&c->begun, true, __ATOMIC_RELEASE);
 	close(c->fd);
 	pthread_mutex_lock(&closing_lock);
 	for (at = &closing_list; *at != c; at = &(*at)->next)
@@ -275,7 +274,7 @@ void vp_foreign_nudge(void)
 	pthread_mutex_lock(&closing_lock);
 	/* Who is in the list has a thread that lives: it takes the lock to leave it. */
 	for (struct closing *c = closing_list; c; c = c->next)
-		if (c->begun && c->looks++)
+		if (__atomic_load_n(&c->begun, __ATOMIC_ACQUIRE) && c->looks++)
 			pthread_kill(c->thread, nudge_signal);
 	pthread_mutex_unlock(&closing_lock);
 }
