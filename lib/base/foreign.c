@@ -19,6 +19,7 @@
 struct closing {
 	int             fd;
 	uint64_t        who;
+	bool            inner;      /* a socket and such: in general that takes no time */
 	pthread_t       thread;
 	bool            begun;      /* thread is known, and in close() or before it */
 	unsigned        looks;      /* of vp_foreign_nudge() */
@@ -40,6 +41,9 @@ static pthread_mutex_t freeing_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct freeing *freeing_list, **freeing_end = &freeing_list;
 static unsigned freeing_n;
 static bool freeing_runs, freeing_on;
+
+/* So many sockets of one peer are closed at the same time only if they linger. */
+#define INNER_MAX 256u
 
 static pthread_mutex_t closing_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct closing *closing_list;
@@ -104,25 +108,27 @@ void vp_foreign_from(uint64_t who)
 
 unsigned vp_foreign_pending(uint64_t who)
 {
-	unsigned n = 0;
+	unsigned n = 0, inner = 0;
 
 	if (vp_likely(!__atomic_load_n(&closing_n, __ATOMIC_RELAXED)))
 		return 0;
 	pthread_mutex_lock(&closing_lock);
 	for (const struct closing *c = closing_list; c; c = c->next)
-		n += c->who == who;
+		if (c->who == who && c->inner && !c->looks)
+			inner++;
+		else
+			n += c->who == who;
 	pthread_mutex_unlock(&closing_lock);
-	return n;
+	return inner < INNER_MAX ? n : n + inner;
 }
 
 static void *close_main(void *arg)
 {
 	struct closing *c = arg, **at;
 
-	pthread_mutex_lock(&closing_lock);
 	c->thread = pthread_self();
-	c->begun = true;
-	pthread_mutex_unlock(&closing_lock);
+	/* Pairs with the acquire in vp_foreign_nudge(): thread is there. */
+	__atomic_store_n(&c->begun, true, __ATOMIC_RELEASE);
 	close(c->fd);
 	pthread_mutex_lock(&closing_lock);
 	for (at = &closing_list; *at != c; at = &(*at)->next)
@@ -251,7 +257,10 @@ void vp_close_foreign(int *fd)
 	}
 	c = malloc(sizeof(*c));
 	if (c) {
-		*c = (struct closing){ .fd = *fd, .who = from };
+		*c = (struct closing){
+			.fd = *fd, .who = from,
+			.inner = vp_foreign_kind(*fd, NULL, NULL) == VP_FOREIGN_INNER,
+		};
 		pthread_mutex_lock(&closing_lock);
 		c->next = closing_list;
 		closing_list = c;
@@ -275,7 +284,7 @@ void vp_foreign_nudge(void)
 	pthread_mutex_lock(&closing_lock);
 	/* Who is in the list has a thread that lives: it takes the lock to leave it. */
 	for (struct closing *c = closing_list; c; c = c->next)
-		if (c->begun && c->looks++)
+		if (__atomic_load_n(&c->begun, __ATOMIC_ACQUIRE) && c->looks++)
 			pthread_kill(c->thread, nudge_signal);
 	pthread_mutex_unlock(&closing_lock);
 }

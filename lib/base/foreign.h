@@ -59,7 +59,7 @@ void vp_foreign_free_elsewhere(bool on);
 /* Whose descriptors the calling thread closes from now on, as in blame.h; 0 = nobody's. */
 void vp_foreign_from(uint64_t who);
 
-/* Descriptors of who whose closing has not ended. No more are to be taken from it when there are VP_FOREIGN_PENDING_MAX. Any thread. */
+/* Descriptors of who whose closing has not ended; sockets when they are many, or linger. No more are to be taken from it when there are VP_FOREIGN_PENDING_MAX. Any thread. */
 unsigned vp_foreign_pending(uint64_t who);
 #define VP_FOREIGN_PENDING_MAX 16  /* two messages full */
 
