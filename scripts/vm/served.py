@@ -61,7 +61,7 @@ class Disk(Served):
         self.image = daemon.path('disk.img')
         with open(self.image, 'wb') as f:
             f.truncate(mib << 20)
-        # Without vectors as in UserDevice; and for the host's page cache a kill of the VM is nothing.
+        # Without vectors as in UserDevice. What QEMU has written outlives it, in the host's page cache.
         device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')],
                       extra=['-drive', 'file=%s,format=raw,if=none,id=own' % self.image, '-device', 'virtio-blk-pci,drive=own,vectors=0'])
         super().__init__(daemon, *point, driver=driver, device=device, profile={'Capacity': '%dM' % mib}, **kw)
@@ -69,8 +69,10 @@ class Disk(Served):
     def start_backend(self):
         self.device.sh('modprobe virtio_blk')
         self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
-        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=host_device,filename=/dev/vda,node-name=f,cache.direct=on '
-                       '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1 '
+        # No direct I/O here: the driver VM's memory is that of a PCI device, which the kernel pins for nobody. Writethrough: what the driver
+        # VM was told is written has left the device VM.
+        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=host_device,filename=/dev/vda,node-name=f '
+                       '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1,writethrough=on '
                        '>>/run/backend.log 2>&1 &)' % (SOCKET, SOCKET))
 
     def attach(self):
