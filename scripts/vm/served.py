@@ -64,16 +64,17 @@ class Disk(Served):
         # Without vectors as in UserDevice. What QEMU has written outlives it, in the host's page cache.
         device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')],
                       extra=['-drive', 'file=%s,format=raw,if=none,id=own' % self.image, '-device', 'virtio-blk-pci,drive=own,vectors=0'])
+        # Copy mode: what was acknowledged has left the device VM. In fast mode the driver VM has to flush: its memory is that of a PCI
+        # device there, which the kernel pins for nobody, so direct I/O fails.
+        self.direct = 'on' if point[0] == 'copy' else 'off'
         super().__init__(daemon, *point, driver=driver, device=device, profile={'Capacity': '%dM' % mib}, **kw)
 
     def start_backend(self):
         self.device.sh('modprobe virtio_blk')
         self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
-        # No direct I/O here: the driver VM's memory is that of a PCI device, which the kernel pins for nobody. Writethrough: what the driver
-        # VM was told is written has left the device VM.
-        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=host_device,filename=/dev/vda,node-name=f '
-                       '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1,writethrough=on '
-                       '>>/run/backend.log 2>&1 &)' % (SOCKET, SOCKET))
+        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=host_device,filename=/dev/vda,node-name=f,cache.direct=%s '
+                       '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1 '
+                       '>>/run/backend.log 2>&1 &)' % (SOCKET, self.direct, SOCKET))
 
     def attach(self):
         """The driver VM loads its driver; it waits in there until the disk is served."""
