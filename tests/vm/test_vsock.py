@@ -35,9 +35,13 @@ class Vsock:
         self.device.sh('modprobe vhost_vsock')
         self.start_agent()
         self.driver.sh('modprobe vmw_vsock_virtio_transport')
+        self.wait_up()
 
     def start_agent(self):
-        self.device.sh('(setsid vhost-pci-agent --vsock %d --wait >>/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % CID)
+        self.device.sh('(setsid vhost-pci-agent --vsock %d --wait >/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % CID)
+
+    def wait_up(self):
+        self.device.until('grep -q "link up" /run/agent.log', 30, 'cat /run/agent.log')
 
     def end_agent(self, sig='TERM'):
         self.device.sh('kill -%s $(cat /run/agent.pid)' % sig)
@@ -79,6 +83,7 @@ def test_vsock(lab, point):
         k.end_agent('KILL' if point[0] == 'copy' else 'TERM')
         assert client.result(check=False) and client.status == 1, client.out
         k.start_agent()
+        k.wait_up()
         assert server.result(check=False) and server.status == 1, server.out
         k.streams(k.driver, k.device, CID, 4, 256 << 10)
         k.streams(k.device, k.driver, 2, 4, 256 << 10)
@@ -93,9 +98,10 @@ def test_wrong_cid(lab):
     """Another CID than the link's is refused by name, and the right one afterwards serves."""
     k = Vsock(lab, *POINTS[0])
     k.end_agent()
-    k.device.sh('(setsid vhost-pci-agent --vsock 77 >/run/wrong.log 2>&1 & echo $! >/run/agent.pid)')
-    k.device.until('grep -q "back-end is refused" /run/wrong.log', 20, 'cat /run/wrong.log')
+    k.device.sh('(setsid vhost-pci-agent --vsock 77 --wait >/run/wrong.log 2>&1 & echo $! >/run/agent.pid)')
+    k.device.until('grep -q "back-end is refused" /run/wrong.log', 5, 'cat /run/wrong.log')
     assert 'CID 77' in k.daemon.ctl('show', LINK)['sides']['device']['misfit']
     k.end_agent()
     k.start_agent()
+    k.wait_up()
     k.streams(k.driver, k.device, CID, 1, 100000)

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <linux/vm_sockets.h>
@@ -132,6 +133,7 @@ int main(int argc, char **argv)
 {
 	int role = argc > 1 && !strcmp(argv[1], "connect"), s = -1;
 	struct sockaddr_vm a = { .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY };
+	struct timeval patience = { .tv_sec = 60 };
 	unsigned n;
 	uint64_t bytes;
 
@@ -157,6 +159,9 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < n; i++) {
 		int fd = role ? socket(AF_VSOCK, SOCK_STREAM, 0) : accept(s, NULL, NULL);
 
+		/* The default is 2 s, in which an emulated guest may not come to it. */
+		if (role && fd >= 0)
+			setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
 		if (fd < 0 || (role && connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0)) {
 			printf("connection %u: %s\n", i, strerror(errno));
 			return 1;
