@@ -94,6 +94,18 @@ def test_vsock(lab, point):
     v.note('the agent was ended and started again: old connections were reset, new ones work')
 
 
+def test_module_is_held_once_for_each_file(lab):
+    """An agent that has ended leaves no hold of the module, and has not taken one too many: the next one can open the port."""
+    k = Vsock(lab, *POINTS[0])
+    refs = []
+    for _ in range(3):
+        k.end_agent()
+        refs.append(int(k.device.sh('cat /sys/module/vhost_pci/refcnt')))
+        k.start_agent()
+        k.wait_up()
+    assert refs == [0, 0, 0]
+
+
 def test_wrong_cid(lab):
     """Another CID than the link's is refused by name, and the right one afterwards serves."""
     k = Vsock(lab, *POINTS[0])
