@@ -396,16 +396,16 @@ static int try_attach(struct agent *a)
 		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		return 0;
 	}
-	if (a->dp->ops->describe && !a->described) {
-		rc = agent_describe(a);
-		return rc ? rc == -ENODEV ? rc : 0 : 1;
-	}
-	a->dp->ops->features(a->dp, f);
 	if (a->dp->ops->device_type && a->s.device_type && a->s.device_type != a->dp->ops->device_type) {
 		agent_complain(a, QUIET_TYPE, VP_LOG_ERR, "not attached: the link's device has virtio ID %u, the %s data path "
 			 "serves %u", a->s.device_type, a->dp->ops->name, a->dp->ops->device_type);
 		return 0;
 	}
+	if (a->dp->ops->describe && !a->described) {
+		rc = agent_describe(a);
+		return rc ? rc == -ENODEV ? rc : 0 : 1;
+	}
+	a->dp->ops->features(a->dp, f);
 	missing[0] = a->s.required_features[0] & ~f[0];
 	missing[1] = a->s.required_features[1] & ~f[1];
 	if (missing[0] | missing[1]) {

@@ -25,6 +25,7 @@
 #include "datapath.h"
 #include "vfeatures.h"
 #include "tap.h"
+#include "vhost.h"
 
 #define VHOST_NET "/dev/vhost-net"
 
@@ -49,19 +50,6 @@ struct vhostnet {
 };
 
 #define VN(d) vp_container_of(d, struct vhostnet, dp)
-
-static unsigned int read_param(const char *path, unsigned int fallback)
-{
-	unsigned int v = fallback;
-	FILE *f = fopen(path, "re");
-
-	if (!f)
-		return fallback;
-	if (fscanf(f, "%u", &v) != 1)
-		v = fallback;
-	fclose(f);
-	return v;
-}
 
 static bool vn_ready(struct datapath *d)
 {
@@ -118,29 +106,7 @@ static int vn_configure(struct datapath *d, const uint64_t features[2], struct v
 
 static int vn_mem(struct vhostnet *v, unsigned int pair, const struct memmap *m, struct vp_err *e)
 {
-	struct vhost_memory *t;
-	int rc = 0;
-
-	if (m->nregions > v->max_regions)
-		return vp_err_set(e, -E2BIG, "the driver VM's memory has %u regions, this vhost-net takes %u: load vhost with "
-				  "max_mem_regions=%u, or give that VM its memory in fewer pieces", m->nregions,
-				  v->max_regions, VHP_MAX_REGIONS);
-	t = calloc(1, sizeof(*t) + m->nregions * sizeof(t->regions[0]));
-	if (!t)
-		return vp_err_set(e, -ENOMEM, "out of memory");
-	t->nregions = m->nregions;
-	for (unsigned int i = 0; i < m->nregions; i++)
-		t->regions[i] = (struct vhost_memory_region){
-			.guest_phys_addr = m->r[i].addr,
-			.memory_size = m->r[i].size,
-			.userspace_addr = m->r[i].win->uva + m->r[i].offset,
-		};
-	if (ioctl(v->fd[pair], VHOST_SET_MEM_TABLE, t) < 0) {
-		rc = -errno;
-		vp_err_set(e, rc, "vhost-net refuses the memory table of %u regions: %s", m->nregions, strerror(-rc));
-	}
-	free(t);
-	return rc;
+	return vhost_set_mem(v->fd[pair], "vhost-net", v->max_regions, m, e);
 }
 
 static int vn_set_mem(struct datapath *d, const struct memmap *m, struct vp_err *e)
@@ -190,28 +156,9 @@ static int vn_backend(struct vhostnet *v, unsigned int q, int fd)
 	return ioctl(v->fd[q / 2], VHOST_NET_SET_BACKEND, &f) < 0 ? -errno : 0;
 }
 
-static int vn_file(struct vhostnet *v, unsigned int q, unsigned long req, int fd)
-{
-	struct vhost_vring_file f = { .index = q & 1, .fd = fd };
-
-	return ioctl(v->fd[q / 2], req, &f) < 0 ? -errno : 0;
-}
-
-static int vn_state(struct vhostnet *v, unsigned int q, unsigned long req, uint32_t num)
-{
-	struct vhost_vring_state s = { .index = q & 1, .num = num };
-
-	return ioctl(v->fd[q / 2], req, &s) < 0 ? -errno : 0;
-}
-
 static int vn_start(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e)
 {
 	struct vhostnet *v = VN(d);
-	struct vhost_vring_addr a = {
-		.index = q & 1, .desc_user_addr = c->ring.desc, .avail_user_addr = c->ring.avail,
-		.used_user_addr = c->ring.used,
-	};
-	const char *step;
 	int rc;
 
 	rc = vn_open_pair(v, q / 2, e);
@@ -219,35 +166,14 @@ static int vn_start(struct datapath *d, unsigned int q, const struct dp_queue *c
 		return rc;
 	if (v->q[q].err_fd < 0)
 		v->q[q].err_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	step = "size";
-	rc = vn_state(v, q, VHOST_SET_VRING_NUM, c->size);
-	if (!rc) {
-		step = "base";
-		rc = vn_state(v, q, VHOST_SET_VRING_BASE, c->base);
-	}
-	if (!rc) {
-		step = "addresses";
-		rc = ioctl(v->fd[q / 2], VHOST_SET_VRING_ADDR, &a) < 0 ? -errno : 0;
-	}
-	if (!rc) {
-		step = "call";
-		rc = vn_file(v, q, VHOST_SET_VRING_CALL, c->call_fd);
-	}
-	if (!rc) {
-		step = "error eventfd";
-		rc = vn_file(v, q, VHOST_SET_VRING_ERR, v->q[q].err_fd);
-	}
-	if (!rc) {
-		step = "kick";
-		rc = vn_file(v, q, VHOST_SET_VRING_KICK, c->kick_fd);
-	}
-	if (!rc && v->busy_poll_us) {
-		step = "busy polling";
-		rc = vn_state(v, q, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, v->busy_poll_us);
-	}
+	rc = vhost_ring(v->fd[q / 2], "vhost-net", q & 1, c, v->q[q].err_fd, e);
 	if (rc)
-		return vp_err_set(e, rc, "vhost-net refuses the %s (size %u, base %#x): %s", step, c->size, c->base,
-				  strerror(-rc));
+		return rc;
+	if (v->busy_poll_us) {
+		rc = vhost_state(v->fd[q / 2], q & 1, VHOST_SET_VRING_BUSYLOOP_TIMEOUT, v->busy_poll_us);
+		if (rc)
+			return vp_err_set(e, rc, "vhost-net refuses busy polling: %s", strerror(-rc));
+	}
 	v->q[q].set = true;
 	return 0;
 }
@@ -276,7 +202,6 @@ static int vn_enable(struct datapath *d, unsigned int q, bool on, struct vp_err 
 static int vn_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp_err *e)
 {
 	struct vhostnet *v = VN(d);
-	struct vhost_vring_state s = { .index = q & 1 };
 
 	if (v->fd[q / 2] < 0 || !v->q[q].set)
 		return -ENODATA;
@@ -284,12 +209,7 @@ static int vn_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 	if (v->q[q].on)
 		vn_enable(d, q, false, e);
 	v->q[q].set = false;
-	if (ioctl(v->fd[q / 2], VHOST_GET_VRING_BASE, &s) < 0)
-		return vp_err_set(e, -errno, "vhost-net does not say where it stopped: %s", strerror(errno));
-	vn_file(v, q, VHOST_SET_VRING_KICK, -1);
-	vn_file(v, q, VHOST_SET_VRING_CALL, -1);
-	*base = s.num;
-	return 0;
+	return vhost_ring_end(v->fd[q / 2], "vhost-net", q & 1, base, e);
 }
 
 static void vn_reset(struct datapath *d)
@@ -409,10 +329,10 @@ int dp_vhostnet_open(struct tap *t, unsigned int busy_poll_us, struct datapath *
 	v->npairs = t->npairs;
 	v->busy_poll_us = busy_poll_us;
 	v->features = features;
-	v->max_regions = read_param("/sys/module/vhost/parameters/max_mem_regions", 64);
+	v->max_regions = vhost_max_regions();
 	for (unsigned int i = 0; i < TAP_MAX_PAIRS; i++)
 		v->fd[i] = v->q[2 * i].err_fd = v->q[2 * i + 1].err_fd = -1;
-	if (read_param("/sys/module/vhost_net/parameters/experimental_zcopytx", 0))
+	if (vhost_param("/sys/module/vhost_net/parameters/experimental_zcopytx", 0))
 		vp_log(VP_LOG_WARNING, "vhost-net's zero-copy transmit cannot reach memory behind a PCI device: load "
 		       "vhost_net with experimental_zcopytx=0");
 	*out = &v->dp;

@@ -7,6 +7,7 @@
  *   memmap.c        windows and regions: from link addresses to memory
  *   agent.c         the engine: brings the data path in line with the state page; describe.c   what the back-end has
  *   dp_vhostnet.c   kernel data path, with tap.c                dp_vhostuser.c   any vhost-user back-end
+ *   dp_vhostvsock.c kernel data path for vsock                  vhost.c          what both kernel data paths share
  *   vfeatures.c     names of feature bits     notify.c  sd_notify     status.c  --status
  *
  * One thread, one poll loop: signals, the port, the data path. Only this file exits.
@@ -124,6 +125,15 @@ static int open_tap(const struct opts *o, const struct port *port, struct tap *t
 	return rc;
 }
 
+static int open_path(const struct opts *o, struct tap *tap, struct datapath **out, struct vp_err *e)
+{
+	if (o->tap)
+		return dp_vhostnet_open(tap, o->busy_poll_us, out, e);
+	if (o->cid)
+		return dp_vhostvsock_open(o->cid, out, e);
+	return dp_vhostuser_open(o->vhost_user, o->server, out, e);
+}
+
 static void tell_status(const struct agent *a)
 {
 	static char last[160];
@@ -180,14 +190,14 @@ static int run_port(const struct opts *o, int sigfd, struct tap *tap)
 	struct port *port = NULL;
 	struct vp_err e = { 0 };
 	int status = EXIT_START, rc;
+	char cid[24];
 
 	rc = get_port(o, sigfd, &port);
 	if (rc)
 		return rc == 1 ? 0 : EXIT_START;
 	rc = o->tap ? open_tap(o, port, tap, &e) : 0;
 	if (!rc)
-		rc = o->tap ? dp_vhostnet_open(tap, o->busy_poll_us, &dp, &e) :
-			      dp_vhostuser_open(o->vhost_user, o->server, &dp, &e);
+		rc = open_path(o, tap, &dp, &e);
 	if (!rc) {
 		a = agent_new(port, dp);
 		if (!a)
@@ -197,9 +207,10 @@ static int run_port(const struct opts *o, int sigfd, struct tap *tap)
 		vp_log(VP_LOG_ERR, "%s", e.msg);
 		goto out;
 	}
+	snprintf(cid, sizeof(cid), "CID %u", o->cid);
 	vp_log(VP_LOG_NOTICE, "%s%s%s%s: serving with %s%s%s", port->what, port->info.name[0] ? " (" : "",
 	       port->info.name, port->info.name[0] ? ")" : "", dp->ops->name, o->tap ? " and " : " at ",
-	       o->tap ? tap->name : o->vhost_user);
+	       o->tap ? tap->name : o->cid ? cid : o->vhost_user);
 	rc = serve(a, sigfd);
 	if (rc == -ENODEV) {
 		vp_log(VP_LOG_NOTICE, "%s was unplugged", port->what);

@@ -15,6 +15,7 @@
 
 static const char help[] =
 	"Usage: vhost-pci-agent --tap NAME [options]\n"
+	"       vhost-pci-agent --vsock CID [options]\n"
 	"       vhost-pci-agent --vhost-user PATH | --vhost-user-server PATH [options]\n"
 	"       vhost-pci-agent --status [--json] [--port PORT]\n"
 	"\n"
@@ -23,6 +24,8 @@ static const char help[] =
 	"Data path, one of:\n"
 	"  -t, --tap NAME               kernel: vhost-net and the tap interface NAME (made if missing),\n"
 	"                               or a macvtap given by its path (/dev/tapN)\n"
+	"  -c, --vsock CID              kernel: vhost-vsock; programs of this VM reach the driver VM at\n"
+	"                               the vsock address CID, which is the link's CID=\n"
 	"  -u, --vhost-user PATH        a vhost-user back-end that listens at PATH\n"
 	"  -U, --vhost-user-server PATH a vhost-user back-end that connects to PATH\n"
 	"\n"
@@ -48,6 +51,7 @@ enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY };
 
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
+	{ "vsock", required_argument, NULL, 'c' },
 	{ "vhost-user", required_argument, NULL, 'u' },
 	{ "vhost-user-server", required_argument, NULL, 'U' },
 	{ "port", required_argument, NULL, 'p' },
@@ -110,6 +114,9 @@ static int parse_one(struct opts *o, int c)
 	case 't':
 		o->tap = optarg;
 		return 0;
+	case 'c':
+		/* 0 to 2 have meanings of their own (VMADDR_CID_*), and so has the last. */
+		return number("vsock", optarg, 3, UINT32_MAX - 1, &o->cid);
 	case 'u':
 	case 'U':
 		if (o->vhost_user)
@@ -167,7 +174,7 @@ int opts_parse(struct opts *o, int argc, char **argv)
 	*o = (struct opts){ .port = "auto" };
 	opterr = 0;
 	optind = 1;
-	while ((c = getopt_long(argc, argv, "t:u:U:p:wq:b:sjvhV", longopts, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "t:c:u:U:p:wq:b:sjvhV", longopts, NULL)) != -1) {
 		rc = parse_one(o, c);
 		if (rc)
 			return rc;
@@ -175,12 +182,13 @@ int opts_parse(struct opts *o, int argc, char **argv)
 	if (optind < argc)
 		return usage("unexpected argument '%s'", argv[optind]);
 	if (o->status)
-		return o->tap || o->vhost_user ? usage("--status only looks: it takes no data path") : 0;
+		return o->tap || o->cid || o->vhost_user ? usage("--status only looks: it takes no data path") : 0;
 	if (o->json)
 		return usage("--json goes with --status");
-	if (!o->tap == !o->vhost_user)
-		return usage(o->tap ? "--tap and --vhost-user exclude each other" :
-			     "say what processes the queues: --tap NAME, --vhost-user PATH or --vhost-user-server PATH");
+	if (!!o->tap + !!o->cid + !!o->vhost_user > 1)
+		return usage("--tap, --vsock and --vhost-user exclude each other");
+	if (!o->tap && !o->cid && !o->vhost_user)
+		return usage("say what processes the queues: --tap NAME, --vsock CID, --vhost-user PATH or --vhost-user-server PATH");
 	if (!o->tap && (o->bridge || o->up || o->has_mac || o->mtu || o->pairs || o->keep || o->busy_poll_us))
 		return usage("--bridge, --up, --mac, --mtu, --queues, --keep and --busy-poll go with --tap");
 	if (!*o->port)

@@ -286,7 +286,7 @@ static int vp_window_fd(struct vp_map *map)
 		return fd;
 	/*
 	 * On the map's own inode: fstat() tells the window's size, and faults and unmap_mapping_range meet in its
-	 * address_space. Our operations are the file's, so that it holds the module.
+	 * address_space. Our operations are the file's, whose end gives one hold of the module back: nobody took it for us.
 	 */
 	ihold(map->inode);
 	file = alloc_file_pseudo(map->inode, vp_mnt, "[vhost-pci-window]", O_RDWR, &vp_window_fops);
@@ -295,6 +295,7 @@ static int vp_window_fd(struct vp_map *map)
 		put_unused_fd(fd);
 		return PTR_ERR(file);
 	}
+	__module_get(THIS_MODULE);
 	kref_get(&map->kref);
 	file->private_data = map;
 	fd_install(fd, file);

@@ -33,7 +33,8 @@ KERNELS = {
 BOOT_MODULES = ('virtio_pci', 'virtio_net')
 # There for modprobe.
 OTHER_MODULES = ('vhost_net', 'tun', 'macvtap', 'bridge', 'vfio_pci', 'uio_pci_generic', 'virtio_console', 'af_packet',
-                 'virtio_balloon', 'virtio_mem', 'virtio_blk', 'virtiofs', 'ext4', 'crc32c_generic')
+                 'virtio_balloon', 'virtio_mem', 'virtio_blk', 'virtiofs', 'ext4', 'crc32c_generic', 'vhost_vsock',
+                 'vmw_vsock_virtio_transport')
 
 
 def native():

@@ -34,6 +34,7 @@ REPEATS = [
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
+    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'),
 ]
 
 

@@ -343,6 +343,18 @@ static void test_other_device_type(void **state)
 	assert_int_equal(d.starts, 0);
 }
 
+/* Of a data path that is for another type nothing is told, not even what it is. */
+static void test_other_device_type_is_not_described(void **state)
+{
+	fake_dp_any(&d);
+	d.ops.device_type = 19;
+	fake_begin(&f)->device_type = htole32(2);
+	fake_end(&f);
+	go();
+	assert_int_equal(d.describes, 0);
+	assert_int_equal(f.nsent, 0);
+}
+
 static void test_daemon_silent(void **state)
 {
 	f.command_rc = -ETIMEDOUT;
@@ -605,7 +617,7 @@ int main(void)
 		T(up), T(stop_is_answered), T(stop_is_answered_again), T(stop_of_a_run_never_seen), T(missed_restart),
 		T(driver_vm_dies_and_comes_back), T(epoch_missed_down), T(features_change), T(enable),
 		T(bad_ring_breaks_its_queue_only), T(data_path_finds_it_broken), T(memory_hotplug),
-		T(ring_memory_removed), T(window_comes_late), T(required_features), T(other_device_type),
+		T(ring_memory_removed), T(window_comes_late), T(required_features), T(other_device_type), T(other_device_type_is_not_described),
 		T(daemon_silent), T(cut), T(module_detached), T(data_path_dies), T(data_path_dies_in_a_call),
 		T(start_fails), T(index_unknown), T(invalid_page), T(torn_page_changes_nothing), T(orderly_end),
 		T(more_queues_than_the_data_path), T(back_end_is_described_before_attach), T(refused_back_end_does_not_attach),

@@ -41,6 +41,9 @@ static void test_good(void **state)
 	assert_true(o.keep && o.wait && o.has_mac);
 	assert_int_equal(parse("--vhost-user-server /run/x -p fw-lan"), 0);
 	assert_true(o.server);
+	assert_int_equal(parse("--vsock 42 --wait"), 0);
+	assert_int_equal(o.cid, 42);
+	assert_null(o.vhost_user);
 	assert_int_equal(parse("--status --json"), 0);
 	assert_true(o.status && o.json);
 }
@@ -52,6 +55,8 @@ static void test_bad(void **state)
 		"--tap a -q 0", "--tap a -q 65", "--tap a -q x", "--tap a -q -1", "--tap a --mtu 67", "--tap a --mtu 65536",
 		"--tap a --mac 02:00:00:00:00", "--tap a --mac 01:00:00:00:00:01", "--tap a --mac 02:00:00:00:00:01x",
 		"--vhost-user a --bridge br0", "--vhost-user a -q 2", "--tap a --json", "--status --tap a", "--tap a -p",
+		"--vsock 2", "--vsock 4294967295", "--vsock x", "--vsock 3 --tap a", "--vsock 3 --vhost-user a", "--vsock 3 --keep",
+		"--status --vsock 3",
 	};
 
 	int keep = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY), rc;
