@@ -122,6 +122,11 @@ unsigned vp_foreign_pending(uint64_t who)
 	return inner < INNER_MAX ? n : n + inner;
 }
 
+unsigned vp_foreign_closing(void)
+{
+	return __atomic_load_n(&closing_n, __ATOMIC_RELAXED);
+}
+
 static void *close_main(void *arg)
 {
 	struct closing *c = arg, **at;

@@ -61,6 +61,8 @@ void vp_foreign_from(uint64_t who);
 
 /* Descriptors of who whose closing has not ended; sockets when they are many, or linger. No more are to be taken from it when there are VP_FOREIGN_PENDING_MAX. Any thread. */
 unsigned vp_foreign_pending(uint64_t who);
+/* Of everybody, whatever they are (for tests). */
+unsigned vp_foreign_closing(void);
 #define VP_FOREIGN_PENDING_MAX 16  /* two messages full */
 
 #endif

@@ -15,7 +15,7 @@ unsigned int count_fds(void)
 
 	assert_non_null(d);
 	/* What is no memory, socket or eventfd is closed a moment later. */
-	while (vp_foreign_pending(0))
+	while (vp_foreign_closing())
 		usleep(1000);
 	while (readdir(d))
 		n++;
