@@ -216,13 +216,19 @@ int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64
 	return 0;
 }
 
-static void mark_all(const struct vp_dirty_log *log)
+/* All memory that there is, and no more: a bitmap may be much larger than what it is for. */
+static void mark_all(const struct vp_dirty_log *log, const struct vp_memtab *tab)
 {
-	uint64_t page;
+	for (unsigned i = 0; i < tab->n; i++) {
+		uint64_t page = tab->r[i].gpa >> 12, last = (tab->r[i].gpa + tab->r[i].size - 1) >> 12;
 
-	for (page = 0; page + 64 <= log->pages; page += 64)
-		vp_st64(log->map->host, page >> 3, UINT64_MAX);
-	vp_dirty_log_mark(log, page << 12, (log->pages - page) << 12);
+		for (; page <= last && page & 63; page++)
+			vp_dirty_log_mark(log, page << 12, 1);
+		for (; page + 63 <= last && page + 64 <= log->pages; page += 64)
+			vp_st64(log->map->host, page >> 3, UINT64_MAX);
+		if (page <= last)
+			vp_dirty_log_mark(log, page << 12, (last - page + 1) << 12);
+	}
 }
 
 void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xlate *x, uint64_t addr, uint64_t len)
@@ -237,7 +243,7 @@ void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xla
 		if (x->iommu->gpa(x->iommu, addr, &gpa, &span)) {
 			/* Invalidated since, then the page is the guest's to care for again; or forgotten, then it may be any page. */
 			if (__atomic_load_n(&x->iommu->forgets, __ATOMIC_RELAXED))
-				mark_all(log);
+				mark_all(log, x->tab);
 			return;
 		}
 		span = VP_MIN(span, len);

@@ -327,6 +327,41 @@ static void test_dirty_log(void **state)
 	drv_mem_free(&lm);
 }
 
+static int gpa_is_gone(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint64_t *span)
+{
+	return -EFAULT;
+}
+
+/* A translation was forgotten: any page may be the one, but only where there is memory; the bitmap may be for far more. */
+static void test_dirty_log_of_what_was_forgotten(void **state)
+{
+	static const struct drv_region parts[] = { { 3 << 12, 201 << 12, 0 }, { 5000 << 12, 64 << 12, 201 << 12 } };
+	struct vp_iommu iommu = { .gpa = gpa_is_gone };
+	struct vp_dirty_log log;
+	struct drv_mem m, lm;
+	struct vp_xlate x;
+
+	drv_mem_init(&m, 265 << 12, parts, 2);
+	drv_mem_init(&lm, 4096, NULL, 0);
+	log = (struct vp_dirty_log){ .map = lm.tab->r[0].map, .pages = 4096 * 8 };
+	vp_xlate_init(&x, m.tab, &iommu);
+	vp_dirty_log_mark_xlate(&log, &x, 0x7000, 100);
+	for (unsigned i = 0; i < 4096; i++)
+		assert_int_equal(lm.p[i], 0);  /* invalidated since: the guest's own business */
+	iommu.forgets = true;
+	vp_dirty_log_mark_xlate(&log, &x, 0x7000, 100);
+	for (unsigned i = 0; i < 4096 * 8; i++)
+		assert_int_equal(lm.p[i / 8] >> i % 8 & 1, (i >= 3 && i < 204) || (i >= 5000 && i < 5064));
+	/* A bitmap that is too small for it. */
+	memset(lm.p, 0, 4096);
+	log.pages = 100;
+	vp_dirty_log_mark_xlate(&log, &x, 0x7000, 100);
+	for (unsigned i = 0; i < 4096 * 8; i++)
+		assert_int_equal(lm.p[i / 8] >> i % 8 & 1, i >= 3 && i < 100);
+	drv_mem_free(&lm);
+	drv_mem_free(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -337,7 +372,7 @@ int main(void)
 		cmocka_unit_test(test_random_tables),
 		cmocka_unit_test(test_not_contiguous),
 		cmocka_unit_test(test_window_forgotten),
-		cmocka_unit_test(test_dirty_log),
+		cmocka_unit_test(test_dirty_log), cmocka_unit_test(test_dirty_log_of_what_was_forgotten),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
