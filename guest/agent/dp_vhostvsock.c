@@ -29,18 +29,18 @@
 #define NQUEUES	    2u
 
 struct vv_queue {
-	bool set, on;	/* ring set up; enabled */
+	bool set, on; /* ring set up; enabled */
 	int err_fd;
-	int kick_fd;	/* the engine's */
+	int kick_fd; /* the engine's */
 };
 
 struct vhostvsock {
 	struct datapath dp;
 	uint64_t cid, features;
 	unsigned int max_regions;
-	int fd;			/* holds the CID; -1: not open */
+	int fd; /* holds the CID; -1: not open */
 	bool running;
-	int said;		/* error that was logged last */
+	int said; /* error that was logged last */
 	struct vv_queue q[NQUEUES];
 };
 
@@ -53,16 +53,24 @@ static int vv_open(struct vhostvsock *v, struct vp_err *e)
 
 	v->fd = open(VHOST_VSOCK, O_RDWR | O_CLOEXEC);
 	if (v->fd < 0)
-		return vp_err_set(e, -errno, errno == ENOENT || errno == ENODEV ?
-				  "there is no " VHOST_VSOCK ": load the module (modprobe vhost_vsock), or use --vhost-user" :
-				  "cannot open " VHOST_VSOCK ": %s", strerror(errno));
-	if (ioctl(v->fd, VHOST_SET_OWNER, NULL) < 0 || ioctl(v->fd, VHOST_GET_FEATURES, &v->features) < 0) {
+		return vp_err_set(
+			e, -errno,
+			errno == ENOENT || errno == ENODEV
+				? "there is no " VHOST_VSOCK
+				  ": load the module (modprobe vhost_vsock), or use --vhost-user"
+				: "cannot open " VHOST_VSOCK ": %s",
+			strerror(errno));
+	if (ioctl(v->fd, VHOST_SET_OWNER, NULL) < 0 ||
+	    ioctl(v->fd, VHOST_GET_FEATURES, &v->features) < 0) {
 		rc = vp_err_set(e, -errno, VHOST_VSOCK " cannot be set up: %s", strerror(errno));
 		goto fail;
 	}
 	if (ioctl(v->fd, VHOST_VSOCK_SET_GUEST_CID, &v->cid) < 0) {
-		rc = vp_err_set(e, -errno, errno == EADDRINUSE ? "CID %llu is in use in this VM: choose another one, here and in the link's CID=" :
-				"vhost-vsock refuses CID %llu: %s", (unsigned long long)v->cid, strerror(errno));
+		rc = vp_err_set(e, -errno,
+				errno == EADDRINUSE ? "CID %llu is in use in this VM: choose "
+						      "another one, here and in the link's CID="
+						    : "vhost-vsock refuses CID %llu: %s",
+				(unsigned long long)v->cid, strerror(errno));
 		goto fail;
 	}
 	return 0;
@@ -89,7 +97,8 @@ static void vv_features(struct datapath *d, uint64_t f[2])
 	f[1] = 0;
 }
 
-static int vv_describe(struct datapath *d, uint32_t type, uint32_t config_size, struct dp_desc *out, struct vp_err *e)
+static int vv_describe(struct datapath *d, uint32_t type, uint32_t config_size, struct dp_desc *out,
+		       struct vp_err *e)
 {
 	vv_features(d, out->features);
 	out->queues = NQUEUES;
@@ -108,10 +117,12 @@ static unsigned int vv_max_queues(struct datapath *d)
 static int vv_configure(struct datapath *d, const uint64_t features[2], struct vp_err *e)
 {
 	struct vhostvsock *v = VV(d);
-	uint64_t f = features[0] & v->features & ~(VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM));
+	uint64_t f = features[0] & v->features &
+		     ~(VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM));
 
 	if (ioctl(v->fd, VHOST_SET_FEATURES, &f) < 0)
-		return vp_err_set(e, -errno, "vhost-vsock refuses the features %#llx: %s", (unsigned long long)f, strerror(errno));
+		return vp_err_set(e, -errno, "vhost-vsock refuses the features %#llx: %s",
+				  (unsigned long long)f, strerror(errno));
 	return 0;
 }
 
@@ -144,7 +155,8 @@ static int vv_run(struct vhostvsock *v, struct vp_err *e)
 		return 0;
 	/* Off: waits until both workers have left the rings. */
 	if (ioctl(v->fd, VHOST_VSOCK_SET_RUNNING, &on) < 0)
-		return vp_err_set(e, -errno, "vhost-vsock cannot be %s: %s", on ? "started" : "stopped", strerror(errno));
+		return vp_err_set(e, -errno, "vhost-vsock cannot be %s: %s",
+				  on ? "started" : "stopped", strerror(errno));
 	v->running = on;
 	/* It looked away from kicks that came before. */
 	for (unsigned int i = 0; on && i < NQUEUES; i++)
@@ -205,7 +217,8 @@ static unsigned int vv_fds(struct datapath *d, struct pollfd *p)
 	return n;
 }
 
-static int vv_handle(struct datapath *d, const struct pollfd *p, unsigned int n, uint64_t broken[2], struct vp_err *e)
+static int vv_handle(struct datapath *d, const struct pollfd *p, unsigned int n, uint64_t broken[2],
+		     struct vp_err *e)
 {
 	struct vhostvsock *v = VV(d);
 	eventfd_t count;

@@ -27,15 +27,18 @@ unsigned int vhost_max_regions(void)
 	return vhost_param("/sys/module/vhost/parameters/max_mem_regions", 64);
 }
 
-int vhost_set_mem(int fd, const char *what, unsigned int max_regions, const struct memmap *m, struct vp_err *e)
+int vhost_set_mem(int fd, const char *what, unsigned int max_regions, const struct memmap *m,
+		  struct vp_err *e)
 {
 	struct vhost_memory *t;
 	int rc = 0;
 
 	if (m->nregions > max_regions)
-		return vp_err_set(e, -E2BIG, "the driver VM's memory has %u regions, this %s takes %u: load vhost with "
-				  "max_mem_regions=%u, or give that VM its memory in fewer pieces", m->nregions, what,
-				  max_regions, VHP_MAX_REGIONS);
+		return vp_err_set(
+			e, -E2BIG,
+			"the driver VM's memory has %u regions, this %s takes %u: load vhost with "
+			"max_mem_regions=%u, or give that VM its memory in fewer pieces",
+			m->nregions, what, max_regions, VHP_MAX_REGIONS);
 	if (fd < 0)
 		return 0;
 	t = calloc(1, sizeof(*t) + m->nregions * sizeof(t->regions[0]));
@@ -50,7 +53,8 @@ int vhost_set_mem(int fd, const char *what, unsigned int max_regions, const stru
 		};
 	if (ioctl(fd, VHOST_SET_MEM_TABLE, t) < 0) {
 		rc = -errno;
-		vp_err_set(e, rc, "%s refuses the memory table of %u regions: %s", what, m->nregions, strerror(-rc));
+		vp_err_set(e, rc, "%s refuses the memory table of %u regions: %s", what,
+			   m->nregions, strerror(-rc));
 	}
 	free(t);
 	return rc;
@@ -70,10 +74,14 @@ int vhost_state(int fd, unsigned int index, unsigned long req, uint32_t num)
 	return ioctl(fd, req, &s) < 0 ? -errno : 0;
 }
 
-int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_queue *c, int err_fd, struct vp_err *e)
+int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_queue *c, int err_fd,
+	       struct vp_err *e)
 {
 	struct vhost_vring_addr a = {
-		.index = index, .desc_user_addr = c->ring.desc, .avail_user_addr = c->ring.avail, .used_user_addr = c->ring.used,
+		.index = index,
+		.desc_user_addr = c->ring.desc,
+		.avail_user_addr = c->ring.avail,
+		.used_user_addr = c->ring.used,
 	};
 	const char *step = "size";
 	int rc = vhost_state(fd, index, VHOST_SET_VRING_NUM, c->size);
@@ -99,7 +107,8 @@ int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_que
 		rc = vhost_file(fd, index, VHOST_SET_VRING_KICK, c->kick_fd);
 	}
 	if (rc)
-		return vp_err_set(e, rc, "%s refuses the %s (size %u, base %#x): %s", what, step, c->size, c->base, strerror(-rc));
+		return vp_err_set(e, rc, "%s refuses the %s (size %u, base %#x): %s", what, step,
+				  c->size, c->base, strerror(-rc));
 	return 0;
 }
 
@@ -108,7 +117,8 @@ int vhost_ring_end(int fd, const char *what, unsigned int index, uint32_t *base,
 	struct vhost_vring_state s = { .index = index };
 
 	if (ioctl(fd, VHOST_GET_VRING_BASE, &s) < 0)
-		return vp_err_set(e, -errno, "%s does not say where it stopped: %s", what, strerror(errno));
+		return vp_err_set(e, -errno, "%s does not say where it stopped: %s", what,
+				  strerror(errno));
 	vhost_file(fd, index, VHOST_SET_VRING_KICK, -1);
 	vhost_file(fd, index, VHOST_SET_VRING_CALL, -1);
 	*base = s.num;

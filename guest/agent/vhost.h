@@ -13,13 +13,15 @@
 
 /* Regions that this kernel takes. */
 unsigned int vhost_max_regions(void);
-int vhost_set_mem(int fd, const char *what, unsigned int max_regions, const struct memmap *m, struct vp_err *e);
+int vhost_set_mem(int fd, const char *what, unsigned int max_regions, const struct memmap *m,
+		  struct vp_err *e);
 
 int vhost_file(int fd, unsigned int index, unsigned long req, int file);
 int vhost_state(int fd, unsigned int index, unsigned long req, uint32_t num);
 
 /* Size, base, addresses and eventfds of a ring; the queue must not run. */
-int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_queue *c, int err_fd, struct vp_err *e);
+int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_queue *c, int err_fd,
+	       struct vp_err *e);
 /* Forget its eventfds and say where it stood. The queue must not run. */
 int vhost_ring_end(int fd, const char *what, unsigned int index, uint32_t *base, struct vp_err *e);
 

@@ -70,11 +70,13 @@ static int right(uint64_t first, uint32_t n, uint64_t seed)
 		memcpy(&s, buf + i * SECTOR, sizeof(s));
 		if (!last[first + i])
 			continue;
-		if (s.sector != first + i || s.write != last[first + i] || s.seed != seed || s.sum != (s.sector ^ s.write ^ s.seed) ||
-		    fill(buf + i * SECTOR, &s, 1)) {
-			printf("sector %llu of %llu to %llu: wanted write %u, found sector %llu of write %llu\n", (unsigned long long)(first + i),
-			       (unsigned long long)first, (unsigned long long)first + n - 1, last[first + i], (unsigned long long)s.sector,
-			       (unsigned long long)s.write);
+		if (s.sector != first + i || s.write != last[first + i] || s.seed != seed ||
+		    s.sum != (s.sector ^ s.write ^ s.seed) || fill(buf + i * SECTOR, &s, 1)) {
+			printf("sector %llu of %llu to %llu: wanted write %u, found sector %llu of "
+			       "write %llu\n",
+			       (unsigned long long)(first + i), (unsigned long long)first,
+			       (unsigned long long)first + n - 1, last[first + i],
+			       (unsigned long long)s.sector, (unsigned long long)s.write);
 			return 0;
 		}
 	}
@@ -83,12 +85,14 @@ static int right(uint64_t first, uint32_t n, uint64_t seed)
 
 static int transfer(int write, uint64_t first, uint32_t n)
 {
-	ssize_t len = (ssize_t)n * SECTOR, r = write ? pwrite(fd, buf, n * SECTOR, (off_t)(first * SECTOR)) :
-						       pread(fd, buf, n * SECTOR, (off_t)(first * SECTOR));
+	ssize_t len = (ssize_t)n * SECTOR,
+		r = write ? pwrite(fd, buf, n * SECTOR, (off_t)(first * SECTOR))
+			  : pread(fd, buf, n * SECTOR, (off_t)(first * SECTOR));
 
 	if (r == len)
 		return 1;
-	printf("%s of %u sectors at %llu: %s\n", write ? "write" : "read", n, (unsigned long long)first, r < 0 ? strerror(errno) : "short");
+	printf("%s of %u sectors at %llu: %s\n", write ? "write" : "read", n,
+	       (unsigned long long)first, r < 0 ? strerror(errno) : "short");
 	return 0;
 }
 
@@ -116,12 +120,15 @@ int main(int argc, char **argv)
 	state = seed * 2 + 1;
 	last = calloc(sectors, sizeof(*last));
 	fd = open(argv[1], O_RDWR | O_DIRECT);
-	if (!last || sectors < LARGEST / SECTOR || posix_memalign((void **)&buf, 4096, LARGEST) || fd < 0) {
+	if (!last || sectors < LARGEST / SECTOR || posix_memalign((void **)&buf, 4096, LARGEST) ||
+	    fd < 0) {
 		printf("%s: %s\n", argv[1], strerror(errno));
 		return 1;
 	}
 	while (access(argv[4], F_OK)) {
-		uint32_t len = 1u << draw() % 12;	/* 1 to 2,048 sectors, as many small ones as large ones */
+		uint32_t len =
+			1u << draw() %
+				      12; /* 1 to 2,048 sectors, as many small ones as large ones */
 		uint64_t first = draw() % (sectors - len + 1);
 		int write = draw() % 3 > 0;
 
@@ -137,7 +144,8 @@ int main(int argc, char **argv)
 		tell(argv[4], ++n);
 	}
 	for (uint64_t at = 0; at < sectors; at += LARGEST / SECTOR) {
-		uint32_t len = sectors - at < LARGEST / SECTOR ? (uint32_t)(sectors - at) : LARGEST / SECTOR;
+		uint32_t len = sectors - at < LARGEST / SECTOR ? (uint32_t)(sectors - at)
+							       : LARGEST / SECTOR;
 
 		if (!transfer(0, at, len) || !right(at, len, seed))
 			return 1;

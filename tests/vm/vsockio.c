@@ -41,8 +41,9 @@ static uint8_t byte_of(uint32_t number, int role, uint64_t at)
 
 static int fail(const struct conn *c, const char *what)
 {
-	printf("connection %u: %s after %llu sent and %llu received: %s\n", c->number, what, (unsigned long long)c->sent,
-	       (unsigned long long)c->got, errno ? strerror(errno) : "ended");
+	printf("connection %u: %s after %llu sent and %llu received: %s\n", c->number, what,
+	       (unsigned long long)c->sent, (unsigned long long)c->got,
+	       errno ? strerror(errno) : "ended");
 	return -1;
 }
 
@@ -98,7 +99,8 @@ static int stream(unsigned n, int role)
 
 		for (unsigned i = 0; i < n; i++) {
 			struct conn *c = &conns[i];
-			short want = (c->got < c->n ? POLLIN : 0) | (c->head == 4 && c->sent < c->n ? POLLOUT : 0);
+			short want = (c->got < c->n ? POLLIN : 0) |
+				     (c->head == 4 && c->sent < c->n ? POLLOUT : 0);
 
 			p[i] = (struct pollfd){ .fd = want ? c->fd : -1, .events = want };
 			open += !!want;
@@ -110,7 +112,8 @@ static int stream(unsigned n, int role)
 			return -1;
 		}
 		for (unsigned i = 0; i < n; i++) {
-			if (p[i].revents & (POLLIN | POLLHUP | POLLERR) && get_some(&conns[i], role))
+			if (p[i].revents & (POLLIN | POLLHUP | POLLERR) &&
+			    get_some(&conns[i], role))
 				return -1;
 			if (p[i].revents & POLLOUT && send_some(&conns[i], role))
 				return -1;
@@ -161,7 +164,8 @@ int main(int argc, char **argv)
 
 		/* The default is 2 s, in which an emulated guest may not come to it. */
 		if (role && fd >= 0)
-			setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience, sizeof(patience));
+			setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &patience,
+				   sizeof(patience));
 		if (fd < 0 || (role && connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0)) {
 			printf("connection %u: %s\n", i, strerror(errno));
 			return 1;
