@@ -46,7 +46,7 @@ def run(script, d, timeout):
     log = os.path.join(d, 'blocks.log')
     with open(log, 'w') as f:
         # The end of the first process of a PID namespace is the end of all that the blocks left running.
-        r = subprocess.run(['unshare', '--mount', '--pid', '--fork', '--mount-proc', 'bash', '-c', prepare, 'bash', d], stdout=f,
+        r = subprocess.run(['unshare', '--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'bash', '-c', prepare, 'bash', d], stdout=f,
                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=timeout, env=dict(os.environ, PATH=path))
     with open(log, errors='replace') as f:
         return r.returncode, f.read()
