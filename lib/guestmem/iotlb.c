@@ -47,8 +47,9 @@ struct vp_iotlb {
 
 #define LOOK_PAUSES 256 /* 10 us or so */
 
-#define SPAN   64             /* entries that one update or refusal changes one by one */
+#define SPAN   VP_IOTLB_SPAN
 #define PIECES (2 * SPAN + 5) /* those, the gaps between them, the ends of the first and last, and their neighbours */
+_Static_assert(VP_IOTLB_MAX / 8 >= PIECES, "make_room() makes less room than one change may take");
 
 #define GET(field)    __atomic_load_n(&(field), __ATOMIC_RELAXED)
 #define SET(field, v) __atomic_store_n(&(field), (v), __ATOMIC_RELAXED)

@@ -25,6 +25,10 @@
 #ifndef VP_IOTLB_MAX
 #define VP_IOTLB_MAX    65536
 #endif
+/* Entries that one update or refusal changes one by one; of more, what was known is forgotten. */
+#ifndef VP_IOTLB_SPAN
+#define VP_IOTLB_SPAN   64
+#endif
 #define VP_IOTLB_MISSES 64    /* noted at a time */
 
 struct vp_iotlb;
