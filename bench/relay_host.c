@@ -39,7 +39,7 @@ struct side {
 	struct vu_backend *session;
 	struct vp_memtab *tab;
 	uint64_t features;
-	struct vp_relay_queue q[QUEUES];
+	struct vp_queue q[QUEUES];
 	bool usable[QUEUES];
 };
 
@@ -193,11 +193,11 @@ static void side_serve(struct side *s)
 
 static void print_stats(const struct side *side)
 {
-	struct vp_relay_stats t = { 0 };
+	struct vp_queue_stats t = { 0 };
 	uint64_t drops = 0;
 
 	for (unsigned i = 0; i < 2; i++) {
-		const struct vp_relay_stats *s = &side[i].q[TX].stats;
+		const struct vp_queue_stats *s = &side[i].q[TX].stats;
 
 		t.packets += s->packets;
 		t.bytes += s->bytes;
@@ -230,7 +230,7 @@ static bool command(const struct side *side)
 	return true;
 }
 
-static void direction(struct side *from, struct side *to, struct vp_relay_scratch *scratch)
+static void direction(struct side *from, struct side *to, struct vp_scratch *scratch)
 {
 	if (from->usable[TX])
 		vp_relay_run(&from->q[TX], to->usable[RX] ? &to->q[RX] : NULL, scratch);
@@ -239,7 +239,7 @@ static void direction(struct side *from, struct side *to, struct vp_relay_scratc
 int main(int argc, char **argv)
 {
 	static struct side side[2];
-	struct vp_relay_scratch *scratch = vp_relay_scratch_new();
+	struct vp_scratch *scratch = vp_scratch_new();
 	uint64_t round = 0;
 
 	if (argc != 3 || !scratch) {

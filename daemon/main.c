@@ -128,7 +128,7 @@ static int take_activation(struct vp_daemon *d, struct vp_err *e)
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
 
-		if (strncmp(names[i], VP_KEEP_PREFIX, strlen(VP_KEEP_PREFIX)) && sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+		if (strncmp(names[i], VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)) && sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
 			vp_log(VP_LOG_WARNING, "socket %s of the service manager is not a listening UNIX stream socket; ignored", names[i]);
 		else {
 			d->activation.s[d->activation.n].fd = fd;
@@ -192,7 +192,7 @@ static int open_control(struct vp_daemon *d, struct vp_err *e)
 
 static void announce(struct vp_daemon *d)
 {
-	vp_keep_rest(&d->activation);
+	vp_fdstore_rest(&d->activation);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		if (d->activation.s[i].fd >= 0)
 			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, LINK.driver or LINK.device",

@@ -71,7 +71,7 @@ static void client_gone(struct ivshmem *v, const char *why)
 	vp_ivdirect_device(v->direct, -1, true);
 	vp_port_online(v->port, false);
 	vp_ivwins_lost(v->wins);
-	vp_keep_drop(v->c.link->name, "conn");
+	vp_fdstore_drop(v->c.link->name, "conn");
 }
 
 /* Message number n of the handshake. */
@@ -115,7 +115,7 @@ static int go_on(struct ivshmem *v)
 	vp_source_events(v->io, EPOLLIN);
 	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
 	device_there(v, true);
-	vp_keep_put(v->c.link->name, "conn", v->fd);
+	vp_fdstore_put(v->c.link->name, "conn", v->fd);
 	return 0;
 }
 
@@ -174,10 +174,10 @@ static int renew_vectors(struct ivshmem *v)
 	v->wire0 = wire0;
 	for (unsigned i = 0; i < v->nsig; i++) {
 		sig_name(s, sizeof(s), "sig", i);
-		vp_keep_drop(v->c.link->name, s);
+		vp_fdstore_drop(v->c.link->name, s);
 		close(v->sig[i]);
 		v->sig[i] = sig[i];
-		vp_keep_put(v->c.link->name, s, sig[i]);
+		vp_fdstore_put(v->c.link->name, s, sig[i]);
 	}
 	v->c.wires_changed(v->c.ctx);
 	return 0;
@@ -319,11 +319,11 @@ static void keep_all(struct ivshmem *v)
 	const char *link = v->c.link->name;
 	char s[16];
 
-	vp_keep_put(link, "mem", vp_port_memfd(v->port, NULL));
-	vp_keep_put(link, "state", vp_port_keep_fd(v->port));
+	vp_fdstore_put(link, "mem", vp_port_memfd(v->port, NULL));
+	vp_fdstore_put(link, "state", vp_port_record_fd(v->port));
 	for (unsigned i = 0; i < v->nsig; i++) {
-		vp_keep_put(link, sig_name(s, sizeof(s), "sig", i), v->sig[i]);
-		vp_keep_put(link, sig_name(s, sizeof(s), "bell", i), v->bell[i]);
+		vp_fdstore_put(link, sig_name(s, sizeof(s), "sig", i), v->sig[i]);
+		vp_fdstore_put(link, sig_name(s, sizeof(s), "bell", i), v->bell[i]);
 	}
 }
 
@@ -332,12 +332,12 @@ static void keep_nothing(struct ivshmem *v)
 	const char *link = v->c.link->name;
 	char s[16];
 
-	vp_keep_drop(link, "conn");
-	vp_keep_drop(link, "mem");
-	vp_keep_drop(link, "state");
+	vp_fdstore_drop(link, "conn");
+	vp_fdstore_drop(link, "mem");
+	vp_fdstore_drop(link, "state");
 	for (unsigned i = 0; i < v->nsig; i++) {
-		vp_keep_drop(link, sig_name(s, sizeof(s), "sig", i));
-		vp_keep_drop(link, sig_name(s, sizeof(s), "bell", i));
+		vp_fdstore_drop(link, sig_name(s, sizeof(s), "sig", i));
+		vp_fdstore_drop(link, sig_name(s, sizeof(s), "bell", i));
 	}
 }
 
@@ -379,7 +379,7 @@ static const struct vp_attach_ops attach_ops = {
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
-	int mem = vp_keep_take(&d->activation, l->name, "mem"), state = vp_keep_take(&d->activation, l->name, "state");
+	int mem = vp_fdstore_take(&d->activation, l->name, "mem"), state = vp_fdstore_take(&d->activation, l->name, "state");
 
 	if (mem >= 0 && state >= 0) {
 		pc->kept = true;
@@ -408,8 +408,8 @@ static bool kept_signals(struct ivshmem *v)
 	char s[16];
 
 	for (unsigned i = 0; i < v->nsig; i++) {
-		v->sig[i] = vp_keep_take(a, v->c.link->name, sig_name(s, sizeof(s), "sig", i));
-		v->bell[i] = vp_keep_take(a, v->c.link->name, sig_name(s, sizeof(s), "bell", i));
+		v->sig[i] = vp_fdstore_take(a, v->c.link->name, sig_name(s, sizeof(s), "sig", i));
+		v->bell[i] = vp_fdstore_take(a, v->c.link->name, sig_name(s, sizeof(s), "bell", i));
 		all &= v->sig[i] >= 0 && v->bell[i] >= 0;
 	}
 	for (unsigned i = 0; i < v->nsig && !all; i++) {
@@ -443,14 +443,14 @@ static int make_signals(struct ivshmem *v, bool *kept)
 static int take_over(struct ivshmem *v, bool kept)
 {
 	const struct vp_conf_vm *vm = vp_conf_vm_find(v->c.d->conf, v->c.link->side[VP_SIDE_DEVICE].vm);
-	int fd = vp_keep_take(&v->c.d->activation, v->c.link->name, "conn"), r;
+	int fd = vp_fdstore_take(&v->c.d->activation, v->c.link->name, "conn"), r;
 
 	if (fd < 0)
 		return 0;
 	if (!kept || vp_sock_peer(fd, &v->cred) || !vp_policy_user_ok(vm, v->cred.uid, geteuid())) {
 		vp_log(VP_LOG_WARNING, "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again", v->c.name,
 		       kept ? ": its user may not run the VM" : ", the port is another one");
-		vp_keep_drop(v->c.link->name, "conn");
+		vp_fdstore_drop(v->c.link->name, "conn");
 		vp_close_foreign(&fd);
 		return 0;
 	}

@@ -405,7 +405,7 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 		return e->code ? r : vp_err_set(e, r, "QMP: %s", strerror(-r));
 	}
 	*locator = v->id;
-	return VP_PORT_LATER;
+	return VP_LATER;
 }
 
 int vp_ivwins_take(struct vp_ivwins *w, unsigned slot)
@@ -413,7 +413,7 @@ int vp_ivwins_take(struct vp_ivwins *w, unsigned slot)
 	for (struct wdev *v = w->list; v; v = v->next)
 		if (v->slot == (int)slot && !v->unwanted) {
 			wdev_remove(v);
-			return VP_PORT_LATER;
+			return VP_LATER;
 		}
 	return 0;
 }

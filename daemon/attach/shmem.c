@@ -219,7 +219,7 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 	s->ext[w->slot] = (struct extent){ at, w->size };
 	*kind = VHP_WINDOW_SHMEM;
 	*locator = at;
-	return VP_PORT_LATER;
+	return VP_LATER;
 }
 
 static int take(void *att, unsigned slot)
@@ -238,7 +238,7 @@ static int take(void *att, unsigned slot)
 	}
 	vp_peer_rearm(s->peer);
 	s->n_unmaps++;
-	return VP_PORT_LATER;
+	return VP_LATER;
 }
 
 static void signal_guest(void *att, unsigned i)

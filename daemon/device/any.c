@@ -14,7 +14,7 @@ static unsigned any_queues(const struct vp_conf_link *l)
 	return l->pairs;
 }
 
-static enum vp_queue_use any_use(unsigned q)
+static enum vp_device_use any_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
 }

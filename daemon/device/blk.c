@@ -24,7 +24,7 @@ static unsigned blk_queues(const struct vp_conf_link *l)
 	return l->pairs;
 }
 
-static enum vp_queue_use blk_use(unsigned q)
+static enum vp_device_use blk_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
 }

@@ -18,7 +18,7 @@
 #define VP_DEVICE_CONFIG_MAX 256 /* bytes of config space */
 
 /* Which way a virtqueue's buffers go. */
-enum vp_queue_use {
+enum vp_device_use {
 	VP_QUEUE_SENDS,	   /* the driver sends: buffers are device-readable */
 	VP_QUEUE_RECEIVES, /* the driver receives: device-writable */
 	VP_QUEUE_ASKS,	   /* requests: both */
@@ -54,7 +54,7 @@ struct vp_device {
 
 	/* Virtqueues that pass through a link. */
 	unsigned (*queues)(const struct vp_conf_link *l);
-	enum vp_queue_use (*use)(unsigned q);
+	enum vp_device_use (*use)(unsigned q);
 	/* Device features that the driver VM is offered; with those of rings, if they depend on the type. */
 	uint64_t (*offered)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p);
 	/* Protocol features beyond the common ones. */

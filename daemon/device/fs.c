@@ -19,7 +19,7 @@ static unsigned fs_queues(const struct vp_conf_link *l)
 	return 1 + l->pairs;
 }
 
-static enum vp_queue_use fs_use(unsigned q)
+static enum vp_device_use fs_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
 }

@@ -20,7 +20,7 @@ static unsigned net_queues(const struct vp_conf_link *l)
 	return 2 * l->pairs;
 }
 
-static enum vp_queue_use net_use(unsigned q)
+static enum vp_device_use net_use(unsigned q)
 {
 	return q & 1 ? VP_QUEUE_SENDS : VP_QUEUE_RECEIVES;
 }

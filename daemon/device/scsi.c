@@ -19,7 +19,7 @@ static unsigned scsi_queues(const struct vp_conf_link *l)
 	return 2 + l->pairs;
 }
 
-static enum vp_queue_use scsi_use(unsigned q)
+static enum vp_device_use scsi_use(unsigned q)
 {
 	return q == 1 ? VP_QUEUE_RECEIVES : VP_QUEUE_ASKS;
 }

@@ -17,7 +17,7 @@ static unsigned vsock_queues(const struct vp_conf_link *l)
 	return 2;
 }
 
-static enum vp_queue_use vsock_use(unsigned q)
+static enum vp_device_use vsock_use(unsigned q)
 {
 	return q ? VP_QUEUE_SENDS : VP_QUEUE_RECEIVES;
 }

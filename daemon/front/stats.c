@@ -8,9 +8,9 @@
 #include "base/util.h"
 #include "vhostuser/codec.h"
 
-_Static_assert(sizeof(struct vp_relay_stats) % sizeof(uint64_t) == 0, "counters are summed as an array");
+_Static_assert(sizeof(struct vp_queue_stats) % sizeof(uint64_t) == 0, "counters are summed as an array");
 
-void vp_stats_add(struct vp_relay_stats *sum, const struct vp_relay_stats *s)
+void vp_stats_add(struct vp_queue_stats *sum, const struct vp_queue_stats *s)
 {
 	const uint64_t *from = (const uint64_t *)s;
 	uint64_t *to = (uint64_t *)sum;
@@ -19,7 +19,7 @@ void vp_stats_add(struct vp_relay_stats *sum, const struct vp_relay_stats *s)
 		to[i] += __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 }
 
-void vp_stats_side(const struct vp_relay_stats *past, struct vp_vdev *v, struct vp_relay_stats *sum)
+void vp_stats_side(const struct vp_queue_stats *past, struct vp_vdev *v, struct vp_queue_stats *sum)
 {
 	*sum = *past;
 	for (unsigned q = 0; v && q < vp_vdev_rings(v); q++)
@@ -32,7 +32,7 @@ static void put(json_t *o, const char *key, uint64_t v)
 	json_object_set_new(o, key, json_integer((json_int_t)v));
 }
 
-static json_t *counters(const struct vp_relay_stats *s)
+static json_t *counters(const struct vp_queue_stats *s)
 {
 	json_t *o = json_object(), *drops = json_object();
 	uint64_t total = 0;
@@ -54,7 +54,7 @@ static json_t *counters(const struct vp_relay_stats *s)
 	return o;
 }
 
-json_t *vp_stats_json(const struct vp_relay_stats *sent, const struct vp_relay_stats *received, struct vp_vdev *v)
+json_t *vp_stats_json(const struct vp_queue_stats *sent, const struct vp_queue_stats *received, struct vp_vdev *v)
 {
 	json_t *o = json_object(), *rx = json_object(), *queues = json_array();
 
@@ -63,7 +63,7 @@ json_t *vp_stats_json(const struct vp_relay_stats *sent, const struct vp_relay_s
 	put(rx, "bytes", received->bytes);
 	json_object_set_new(o, "rx", rx);
 	for (unsigned q = 0; v && q < vp_vdev_rings(v); q++) {
-		struct vp_relay_stats s = { 0 };
+		struct vp_queue_stats s = { 0 };
 		json_t *c;
 
 		if (vp_vdev_use(v, q) == VP_QUEUE_RECEIVES)

@@ -279,8 +279,8 @@ static int on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 
-	if (v->ops->stop && v->ops->stop(v->ctx, q) == VU_LATER)
-		return VU_LATER;
+	if (v->ops->stop && v->ops->stop(v->ctx, q) == VP_LATER)
+		return VP_LATER;
 	v->ops->withdraw(v->ctx, q, 1);
 	if (ring_has_base(v, q))
 		*base = vp_vq_base(&v->ring[q].rq.vq);
@@ -358,9 +358,9 @@ static int on_reset(void *ctx, struct vp_err *e)
 	struct vp_vdev *v = vdev_of(ctx);
 
 	for (unsigned q = 0; v->ops->stop && q < v->n; q++)
-		v->resetting += v->ops->stop(v->ctx, q) == VU_LATER;
+		v->resetting += v->ops->stop(v->ctx, q) == VP_LATER;
 	if (v->resetting)
-		return VU_LATER;
+		return VP_LATER;
 	reset_now(v);
 	return 0;
 }
@@ -528,7 +528,7 @@ unsigned vp_vdev_type(const struct vp_vdev *v)
 	return v->conf->device_type;
 }
 
-enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q)
+enum vp_device_use vp_vdev_use(const struct vp_vdev *v, unsigned q)
 {
 	return v->dev->use(q);
 }

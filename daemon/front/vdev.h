@@ -17,7 +17,7 @@
 #include "conf/conf.h"
 #include "device/device.h"
 #include "engine/inflight.h"
-#include "engine/relay.h"
+#include "engine/queue.h"
 #include "vhostuser/backend.h"
 
 struct vp_vdev;
@@ -30,7 +30,7 @@ enum vp_vdev_wait {
 };
 
 struct vp_vdev_ring {
-	struct vp_relay_queue rq;
+	struct vp_queue rq;
 	int      kick_fd;     /* eventfd, owned; -1 = the driver does not kick: poll */
 	unsigned kick_serial, call_serial;  /* change with kick_fd and rq.call_fd; never 0 once the ring is usable */
 	bool     usable;      /* rq.vq is set up; a data thread may have it */
@@ -52,7 +52,7 @@ struct vp_vdev_ops {
 	void (*offer)(void *ctx, unsigned first, unsigned n);
 	/*
 	 * Optional. The ring is to be stopped, before withdraw(), alone or (RESET_DEVICE) with
-	 * others. 0, or VU_LATER while someone outside this process still uses it:
+	 * others. 0, or VP_LATER while someone outside this process still uses it:
 	 * vp_vdev_ring_stopped() follows for each.
 	 */
 	int (*stop)(void *ctx, unsigned q);
@@ -87,7 +87,7 @@ struct vp_vdev_slot {
 unsigned vp_vdev_rings(const struct vp_vdev *v);
 /* Its virtio ID. */
 unsigned vp_vdev_type(const struct vp_vdev *v);
-enum vp_queue_use vp_vdev_use(const struct vp_vdev *v, unsigned q);
+enum vp_device_use vp_vdev_use(const struct vp_vdev *v, unsigned q);
 struct vp_vdev_ring *vp_vdev_ring(struct vp_vdev *v, unsigned q);
 uint64_t vp_vdev_features(const struct vp_vdev *v);
 unsigned vp_vdev_regions(const struct vp_vdev *v);

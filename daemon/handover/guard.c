@@ -382,7 +382,7 @@ void vp_guard_free(struct vp_guard *g)
 	if (g->pidfd >= 0 && !poll(&p, 1, 5000))
 		vp_log(VP_LOG_WARNING, "the guard (pid %d) is still at work", (int)g->pid);
 	else if (g->kept)
-		vp_keep_drop("", "guard");
+		vp_fdstore_drop("", "guard");
 	vp_close(&g->pidfd);
 	free(g);
 }
@@ -411,7 +411,7 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
-	const int all[MAX_FDS] = { w->driver, w->memfd, w->keepfd, w->signal.call, w->signal.conn, w->signal.hold, w->signal.ram };
+	const int all[MAX_FDS] = { w->driver, w->memfd, w->recordfd, w->signal.call, w->signal.conn, w->signal.hold, w->signal.ram };
 	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .signal = w->signal };
 	int fd[MAX_FDS];
 	unsigned n = 0;
@@ -452,19 +452,19 @@ pid_t vp_guard_pid(const struct vp_guard *g)
 
 void vp_guard_await_last(struct vp_activation *a)
 {
-	struct pollfd p = { .fd = vp_keep_take(a, "", "guard"), .events = POLLIN };
+	struct pollfd p = { .fd = vp_fdstore_take(a, "", "guard"), .events = POLLIN };
 
 	if (p.fd < 0)
 		return;
 	if (!poll(&p, 1, PATIENCE_MS + 1000))
 		vp_log(VP_LOG_WARNING, "the guard of the daemon before this one is still at work");
-	vp_keep_drop("", "guard");
+	vp_fdstore_drop("", "guard");
 	vp_close(&p.fd);
 }
 
 void vp_guard_keep(struct vp_guard *g)
 {
 	if (!g->kept)
-		vp_keep_put("", "guard", g->pidfd);
+		vp_fdstore_put("", "guard", g->pidfd);
 	g->kept = true;
 }

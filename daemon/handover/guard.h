@@ -27,7 +27,7 @@ struct vp_guard_ward {
 	uint64_t    id;
 	const char *name;    /* for messages, at most 31 characters are used */
 	int         driver;  /* connection of the driver VM's front-end */
-	int         memfd, keepfd;  /* vp_port_memfd(), vp_port_keep_fd() */
+	int         memfd, recordfd;  /* vp_port_memfd(), vp_port_record_fd() */
 	struct vp_lastsig_conf signal;
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The port link, copy mode: the device VM sees a pool of ours with shadow rings and bounce buffers, and our
- * data threads copy between them and the driver VM's rings (engine/bounce.h). Not a byte of the driver VM's memory
+ * data threads copy between them and the driver VM's rings (engine/copyq.h). Not a byte of the driver VM's memory
  * is ever mapped for the device VM.
  *
  * Threat model: both VMs are hostile. What a device VM does to its shadow rings ends its run of that queue (it may attach again);
@@ -27,7 +27,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
-#include "engine/bounce.h"
+#include "engine/copyq.h"
 #include "engine/request.h"
 #include "link/port_link.h"
 #include "threads/rates.h"
@@ -43,7 +43,7 @@
 #define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
 
 struct copy_queue {
-	struct vp_bounce *b;         /* net: while the device VM has the queue */
+	struct vp_copyq *b;         /* net: while the device VM has the queue */
 	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
 	bool              spoiled;   /* by what the device VM did to its ring */
 	bool              straight;  /* the data thread raises the attachment's own fd */
@@ -68,11 +68,11 @@ static struct copy *copy_of(struct vp_plink *pl)
 
 /* ---- data threads ----------------------------------------------------------------------------- */
 
-static unsigned lane_run(void *own, struct vp_relay_scratch *s)
+static unsigned lane_run(void *own, struct vp_scratch *s)
 {
 	const struct copy_queue *q = own;
 
-	return vp_likely(q->b) ? vp_bounce_run(q->b, s) : vp_reqq_run(q->r, s);
+	return vp_likely(q->b) ? vp_copyq_run(q->b, s) : vp_reqq_run(q->r, s);
 }
 
 static enum worker_next request_arm(struct vp_reqq *r, bool kicked)
@@ -84,14 +84,14 @@ static enum worker_next request_arm(struct vp_reqq *r, bool kicked)
 
 static enum worker_next lane_arm(void *own, bool kicked)
 {
-	struct vp_bounce *b = ((struct copy_queue *)own)->b;
+	struct vp_copyq *b = ((struct copy_queue *)own)->b;
 
 	if (!b)
 		return request_arm(((struct copy_queue *)own)->r, kicked);
 	/* A driver without a kick fd expects to be polled. */
-	if (vp_bounce_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
+	if (vp_copyq_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
 		return WORKER_AGAIN;
-	return vp_bounce_held(b) ? WORKER_LATER : WORKER_SLEEP;
+	return vp_copyq_held(b) ? WORKER_LATER : WORKER_SLEEP;
 }
 
 static void lane_disarm(void *own)
@@ -99,7 +99,7 @@ static void lane_disarm(void *own)
 	const struct copy_queue *q = own;
 
 	if (q->b)
-		vp_bounce_disarm(q->b);
+		vp_copyq_disarm(q->b);
 	else
 		vp_reqq_disarm(q->r);
 }
@@ -135,19 +135,19 @@ static void *lane_of(struct vp_plink *pl, unsigned i)
  */
 static uint64_t rings_size(const struct copy *cl)
 {
-	return cl->pl.n * vp_bounce_ring_bytes();
+	return cl->pl.n * vp_copyq_ring_bytes();
 }
 
-static struct vp_bounce_area ring_area(const struct copy *cl, unsigned i)
+static struct vp_copyq_area ring_area(const struct copy *cl, unsigned i)
 {
-	return (struct vp_bounce_area){ i * vp_bounce_ring_bytes(), vp_bounce_ring_bytes() };
+	return (struct vp_copyq_area){ i * vp_copyq_ring_bytes(), vp_copyq_ring_bytes() };
 }
 
-static struct vp_bounce_area data_area(const struct copy *cl, unsigned i)
+static struct vp_copyq_area data_area(const struct copy *cl, unsigned i)
 {
 	if (cl->pl.dev->waits)
-		return (struct vp_bounce_area){ rings_size(cl) + i * cl->area, cl->area };
-	return (struct vp_bounce_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
+		return (struct vp_copyq_area){ rings_size(cl) + i * cl->area, cl->area };
+	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
 }
 
 /* The pages go, and come back as zeroes. */
@@ -297,7 +297,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct copy *cl = copy_of(pl);
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct copy_queue *q = &cl->q[i];
-	struct vp_bounce_area data = data_area(cl, i);
+	struct vp_copyq_area data = data_area(cl, i);
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
@@ -325,7 +325,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct copy *cl = copy_of(pl);
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct copy_queue *q = &cl->q[i];
-	struct vp_bounce_conf bc = {
+	struct vp_copyq_conf bc = {
 		.rq = &r->rq, .features = shadow_features(pl), .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr,
 		.ring = ring_area(cl, i), .net = true, .early = i & 1, .kick_fd = q->kick_fd,
 		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
@@ -345,7 +345,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
 	if (!(i & 1) && pl->l->conf.pps)
 		r->rq.own.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
-	ret = vp_bounce_new(&q->b, &bc, &e);
+	ret = vp_copyq_new(&q->b, &bc, &e);
 	if (ret) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
 		return ret;
@@ -354,7 +354,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	pr->avail = q->b->avail_addr;
 	pr->used = q->b->used_addr;
 	pr->size = q->b->shadow.size;
-	pr->base = vp_bounce_base(q->b);
+	pr->base = vp_copyq_base(q->b);
 	return 0;
 }
 
@@ -367,7 +367,7 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
-		called = vp_bounce_stop(q->b, r->usable);
+		called = vp_copyq_stop(q->b, r->usable);
 	if (q->r && !alive) {
 		vp_reqq_free(q->r);
 		q->r = NULL;
@@ -376,7 +376,7 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	}
 	if (called)
 		worker_call(pl->l->d->workers, &r->rq);
-	vp_bounce_free(q->b);
+	vp_copyq_free(q->b);
 	q->b = NULL;
 	q->spoiled = false;
 	if (q->r && q->r->too_big && r->rq.vq.broken)
@@ -392,7 +392,7 @@ static void copy_open(struct vp_plink *pl, unsigned i, bool open)
 	struct copy_queue *q = &copy_of(pl)->q[i];
 
 	if (q->b)
-		vp_bounce_set_open(q->b, open);
+		vp_copyq_set_open(q->b, open);
 	else
 		vp_reqq_set_open(q->r, open);
 }
@@ -461,7 +461,7 @@ static void copy_fini(struct vp_plink *pl)
 
 	for (unsigned i = 0; cl->q && i < pl->n; i++) {
 		copy_unwire(pl, i);
-		vp_bounce_free(cl->q[i].b);
+		vp_copyq_free(cl->q[i].b);
 		vp_reqq_free(cl->q[i].r);
 		vp_close(&cl->q[i].kick_fd);
 	}

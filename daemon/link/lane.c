@@ -9,6 +9,7 @@
 #include "base/util.h"
 #include "base/watch.h"
 #include "context/context.h"
+#include "engine/relay.h"
 #include "guestmem/map.h"
 
 /* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
@@ -16,7 +17,7 @@ struct vp_lane {
 	struct worker_job           job;    /* first */
 	const struct vp_plink_mode *m;
 	void                       *own;    /* RCU; the mode's, NULL = nothing */
-	struct vp_relay_queue      *drain;  /* RCU; NULL = nothing to drain */
+	struct vp_queue      *drain;  /* RCU; NULL = nothing to drain */
 	bool                        told;   /* attention was asked for (data thread's own) */
 	unsigned                    lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
 	/* main thread */
@@ -24,11 +25,11 @@ struct vp_lane {
 	struct vp_watch            *kick, *bell;  /* NULL = none; other threads only ask whether */
 };
 
-static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
+static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
 {
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
 	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = own ? NULL : rcu_dereference(ln->drain);
+	struct vp_queue *rq = own ? NULL : rcu_dereference(ln->drain);
 	unsigned n, lost;
 	bool broken;
 
@@ -58,11 +59,11 @@ static enum worker_next lane_arm(struct worker_job *j)
 {
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
 	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
+	struct vp_queue *rq = rcu_dereference(ln->drain);
 
 	if (own)
 		return ln->m->arm(own, ln->kick != NULL);
-	if (rq && vp_relay_must_wait(rq))
+	if (rq && vp_queue_must_wait(rq))
 		return WORKER_LATER;
 	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
 	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
@@ -72,7 +73,7 @@ static void lane_disarm(struct worker_job *j)
 {
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
 	void *own = rcu_dereference(ln->own);
-	struct vp_relay_queue *rq = rcu_dereference(ln->drain);
+	struct vp_queue *rq = rcu_dereference(ln->drain);
 
 	if (own)
 		ln->m->disarm(own);
@@ -115,7 +116,7 @@ void vp_lane_publish(struct vp_plink *pl, unsigned i)
 	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !vp_plink_drops(pl, i)))
 		return;
 	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
-	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_PORT_LATER)
+	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_LATER)
 		return;
 	ln->told = false;
 	/* What cannot be waited for is polled. */

@@ -30,7 +30,7 @@ void vp_plink_guard_update(struct vp_plink *pl)
 	w.id = pl->guard_id;
 	w.driver = vu_backend_fd(vp_peer_session(pl->peer));
 	w.memfd = vp_port_memfd(pl->port, NULL);
-	w.keepfd = vp_port_keep_fd(pl->port);
+	w.recordfd = vp_port_record_fd(pl->port);
 	pl->att->ops->last_signal(pl->att, &w.signal);
 	pl->guarded = !vp_guard_take(g, &w);
 	pl->guard_stale = false;

@@ -268,13 +268,13 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	 * guest that is still in a burst of the last one would write into it.
 	 */
 	if (q->handed && ring_lives(r) && r->rq.vq.broken && !(pl->m->spoiled && pl->m->spoiled(pl, i)) &&
-	    vp_port_queue_stop(pl->port, i) == VP_PORT_LATER)
+	    vp_port_queue_stop(pl->port, i) == VP_LATER)
 		return;
 	if (q->handed && (!ring_lives(r) || r->rq.vq.broken || (pl->m->spoiled && pl->m->spoiled(pl, i)))) {
 		vp_port_queue_end(pl->port, i);
 		return;
 	}
-	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_PORT_LATER)
+	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_LATER)
 		q->taken = true;
 	if (q->handed) {
 		vp_port_queue_enable(pl->port, i, stays_enabled(pl, r));
@@ -284,7 +284,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 			wire(pl, i);
 	}
 	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) &&
-	    vp_port_queue_await(pl->port, i) != VP_PORT_LATER)
+	    vp_port_queue_await(pl->port, i) != VP_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
 		vp_lane_publish(pl, i);
@@ -370,11 +370,11 @@ static int vdev_stop(void *ctx, unsigned i)
 		if (!pl->m->drained(pl, i) &&
 		    vp_timer_in(pl->l->d->event, &pl->drain_timer, DRAIN_US, on_drain, pl, pl->name) >= 0) {
 			pl->q[i].draining = true;
-			return VU_LATER;
+			return VP_LATER;
 		}
 		pl->q[i].stop_owed = false;
 	}
-	if (vp_port_queue_stop(pl->port, i) != VP_PORT_LATER) {
+	if (vp_port_queue_stop(pl->port, i) != VP_LATER) {
 		vp_lanes_withdraw(pl, i, 1);
 		finish(pl, i);
 		return 0;
@@ -383,7 +383,7 @@ static int vdev_stop(void *ctx, unsigned i)
 	/* Until the device VM has answered, what it returns is given back and nothing new is taken. */
 	if (pl->q[i].handed && pl->m->open)
 		pl->m->open(pl, i, false);
-	return VU_LATER;
+	return VP_LATER;
 }
 
 static void vdev_memory(void *ctx)
@@ -730,7 +730,7 @@ static json_t *device_json(struct vp_plink *pl)
 json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 {
 	struct vp_plink *pl = l->impl;
-	struct vp_relay_stats sent, back = pl->past_back;
+	struct vp_queue_stats sent, back = pl->past_back;
 	json_t *sides = json_object(), *dev = device_json(pl), *drv, *c;
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);

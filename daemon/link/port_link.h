@@ -73,7 +73,7 @@ struct vp_plink_mode {
 
 	/* With lanes: what a data thread works on, and how. As struct worker_job_ops; kicked: there is a kick fd to wait for. */
 	void *(*lane)(struct vp_plink *pl, unsigned i);
-	unsigned (*run)(void *own, struct vp_relay_scratch *s);
+	unsigned (*run)(void *own, struct vp_scratch *s);
 	enum worker_next (*arm)(void *own, bool kicked);
 	void (*disarm)(void *own);
 	/* One of its two rings is broken. */
@@ -121,7 +121,7 @@ struct vp_plink {
 	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
 	uint64_t              signals;  /* of wires that have gone */
 	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
-	struct vp_relay_stats past, past_back;
+	struct vp_queue_stats past, past_back;
 	struct vp_profile     profile;
 	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
 	sd_event_source      *drain_timer;

@@ -20,6 +20,7 @@
 #include "base/util.h"
 #include "base/watch.h"
 #include "context/context.h"
+#include "engine/relay.h"
 #include "guestmem/map.h"
 #include "link/link.h"
 #include "front/peer.h"
@@ -28,10 +29,10 @@
 #include "threads/worker.h"
 
 struct view {
-	struct vp_relay_queue *dst;  /* NULL = nobody receives: drain and count */
+	struct vp_queue *dst;  /* NULL = nobody receives: drain and count */
 	unsigned n;
 	struct {
-		struct vp_relay_queue *rq;
+		struct vp_queue *rq;
 		int  kick_fd;        /* -1 = the driver does not kick: never sleep */
 		struct vp_watch *kick; /* of it, while published */
 		bool drop;           /* ring disabled: take and discard */
@@ -54,7 +55,7 @@ struct relay_side {
 	unsigned              id;
 	struct vp_peer       *peer;
 	char                  name[VP_CONF_NAME_MAX + 24];
-	struct vp_relay_stats past;  /* counters of front-ends that have gone */
+	struct vp_queue_stats past;  /* counters of front-ends that have gone */
 };
 
 struct relay {
@@ -66,7 +67,7 @@ struct relay {
 
 /* ---- data threads ---------------------------------------------------------- */
 
-static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
+static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
 {
 	struct lane *lane = vp_container_of(j, struct lane, job);
 	struct view *v = rcu_dereference(lane->view);
@@ -75,7 +76,7 @@ static unsigned lane_run(struct worker_job *j, struct vp_relay_scratch *s)
 	if (!v)
 		return 0;
 	for (unsigned i = 0; i < v->n; i++) {
-		struct vp_relay_queue *q = v->src[i].rq;
+		struct vp_queue *q = v->src[i].rq;
 
 		work += vp_relay_run(q, v->src[i].drop ? NULL : v->dst, s);
 		if (vp_unlikely(q->vq.broken && !v->src[i].src_broke)) {
@@ -108,7 +109,7 @@ static enum worker_next lane_arm(struct worker_job *j)
 
 		if (vq->broken || vq->stalled)
 			continue; /* side_translated() wakes those that wait for their vIOMMU */
-		if (vp_unlikely(vp_relay_must_wait(v->src[i].rq))) {
+		if (vp_unlikely(vp_queue_must_wait(v->src[i].rq))) {
 			later = true;
 			continue;
 		}
@@ -131,7 +132,7 @@ static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm
 
 /* ---- publishing ------------------------------------------------------------ */
 
-static bool view_uses(const struct view *v, const struct vp_relay_queue *q)
+static bool view_uses(const struct view *v, const struct vp_queue *q)
 {
 	if (v->dst == q)
 		return true;
@@ -518,7 +519,7 @@ static const char *relay_status(const struct vp_link *l)
 static json_t *relay_sides(const struct vp_link *l, bool counters)
 {
 	struct relay *r = l->impl;
-	struct vp_relay_stats sum[VP_SIDES];
+	struct vp_queue_stats sum[VP_SIDES];
 	json_t *sides = json_object();
 
 	for (unsigned s = 0; s < VP_SIDES; s++)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Threat model: the guest's, as in port.c: it writes what it likes into the control block. A command is copied once; nothing else is
- * read there. What the daemon knew is read from its keep, which no guest has.
+ * read there. What the daemon knew is read from its record, which no guest has.
  */
 #include "port/orphan.h"
 
@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 
 #include "guestmem/access.h"
-#include "port/keep.h"
+#include "port/record.h"
 
 #define STATE VHP_CTRL_STATE_OFF
 #define AT(field) (STATE + offsetof(struct vhp_abi_state, field))
@@ -21,7 +21,7 @@
 struct vp_orphan {
 	void             *map;
 	vp_gptr           page;
-	struct port_keep *keep;
+	struct port_record *record;
 	uint32_t          want;  /* SYNC of this generation says that the guest has let go */
 };
 
@@ -37,8 +37,8 @@ static void *map_file(int fd, size_t size)
 /* As in page.c: kept before it is shown; odd while it is being written, also if the daemon ended in the middle of that. */
 static void begin(struct vp_orphan *o)
 {
-	o->keep->generation = ((o->keep->generation + 1) & ~1u) + 2;
-	vp_st32(o->page, STATE, o->keep->generation - 1);
+	o->record->generation = ((o->record->generation + 1) & ~1u) + 2;
+	vp_st32(o->page, STATE, o->record->generation - 1);
 	/* Pairs with the reader's acquire fence. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 }
@@ -46,7 +46,7 @@ static void begin(struct vp_orphan *o)
 static void commit(struct vp_orphan *o)
 {
 	/* Pairs with the reader's acquire load of generation. */
-	vp_st32_release(o->page, STATE, o->keep->generation);
+	vp_st32_release(o->page, STATE, o->record->generation);
 }
 
 static void tell(struct vp_orphan *o)
@@ -55,37 +55,37 @@ static void tell(struct vp_orphan *o)
 	vp_st32(o->page, AT(link_status), VHP_LINK_DOWN);
 	vp_st32(o->page, AT(link_reason), VHP_REASON_DAEMON);
 	vp_st32(o->page, AT(nregions), 0);
-	vp_st32(o->page, AT(regions_generation), ++o->keep->regions_generation);
+	vp_st32(o->page, AT(regions_generation), ++o->record->regions_generation);
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
 		vp_st32(o->page, AT(queues) + q * sizeof(struct vhp_abi_queue) + offsetof(struct vhp_abi_queue, flags), 0);
 	commit(o);
 }
 
-int vp_orphan_new(struct vp_orphan **out, int memfd, int keepfd)
+int vp_orphan_new(struct vp_orphan **out, int memfd, int recordfd)
 {
 	struct vp_orphan *o = calloc(1, sizeof(*o));
 
 	if (!o)
 		return -ENOMEM;
 	o->map = map_file(memfd, VHP_CTRL_SIZE);
-	o->keep = map_file(keepfd, sizeof(*o->keep));
-	if (!o->map || !o->keep || o->keep->version != PORT_KEEP_VERSION) {
+	o->record = map_file(recordfd, sizeof(*o->record));
+	if (!o->map || !o->record || o->record->version != PORT_RECORD_VERSION) {
 		vp_orphan_free(o);
 		return -EINVAL;
 	}
 	o->page = vp_gptr_from_map(o->map);
-	if (!o->keep->left) {
+	if (!o->record->left) {
 		tell(o);
-		o->keep->left = 1;
+		o->record->left = 1;
 	}
-	o->want = o->keep->regions_generation;
+	o->want = o->record->regions_generation;
 	*out = o;
 	return 0;
 }
 
 static void answer(struct vp_orphan *o, const struct vhp_abi_command *cmd, uint32_t status)
 {
-	o->keep->answered = le32toh(cmd->seq);
+	o->record->answered = le32toh(cmd->seq);
 	begin(o);
 	vp_st32(o->page, AT(answer) + offsetof(struct vhp_abi_answer, seq), le32toh(cmd->seq));
 	vp_st32(o->page, AT(answer) + offsetof(struct vhp_abi_answer, opcode), le32toh(cmd->opcode));
@@ -101,7 +101,7 @@ enum vp_orphan_state vp_orphan_look(struct vp_orphan *o)
 	/* Acquire pairs with the guest's release of seq: opcode and args are there. */
 	uint32_t seq = vp_ld32_acquire(o->page, VHP_CTRL_COMMAND_OFF);
 
-	if (!seq || seq == o->keep->answered)
+	if (!seq || seq == o->record->answered)
 		return VP_ORPHAN_QUIET;
 	vp_copy_in(&cmd, vp_gptr_add(o->page, VHP_CTRL_COMMAND_OFF), sizeof(cmd));
 	/* What was copied counts: the guest may have written on. */
@@ -129,7 +129,7 @@ enum vp_orphan_state vp_orphan_look(struct vp_orphan *o)
 void vp_orphan_finish(struct vp_orphan *o, bool let_go)
 {
 	if (let_go)
-		o->keep->running = 0;
+		o->record->running = 0;
 	begin(o);
 	vp_st32(o->page, AT(flags), 0);
 	commit(o);
@@ -141,7 +141,7 @@ void vp_orphan_free(struct vp_orphan *o)
 		return;
 	if (o->map)
 		munmap(o->map, VHP_CTRL_SIZE);
-	if (o->keep)
-		munmap(o->keep, sizeof(*o->keep));
+	if (o->record)
+		munmap(o->record, sizeof(*o->record));
 	free(o);
 }

@@ -14,11 +14,11 @@
 struct vp_orphan;
 
 /*
- * memfd: the port's control memory, keepfd: vp_port_keep_fd(); both stay the caller's. The daemon must not write to the port any
+ * memfd: the port's control memory, recordfd: vp_port_record_fd(); both stay the caller's. The daemon must not write to the port any
  * more. Tells the guest that its link is down (reason "daemon"); somebody has to raise signal 0 then. 0; -EINVAL: those
  * are no such files; -ENOMEM, -errno of mmap().
  */
-int vp_orphan_new(struct vp_orphan **out, int memfd, int keepfd);
+int vp_orphan_new(struct vp_orphan **out, int memfd, int recordfd);
 
 enum vp_orphan_state {
 	VP_ORPHAN_QUIET,     /* nothing new */

@@ -79,7 +79,7 @@ int port_page_make(struct vp_port *p, struct vp_err *e)
 		return vp_err_set(e, -errno, "control memory cannot be mapped: %m");
 	}
 	p->page = vp_gptr_from_map(p->map);
-	r = port_keep_make(p, e);
+	r = port_record_make(p, e);
 	if (r)
 		return r;
 	if (p->conf.kept)
@@ -95,7 +95,7 @@ void port_page_free(struct vp_port *p)
 	if (p->map)
 		munmap(p->map, VHP_CTRL_SIZE);
 	vp_close(&p->memfd);
-	port_keep_free(p);
+	port_record_free(p);
 }
 
 void port_touch_regions(struct vp_port *p)
@@ -138,7 +138,7 @@ static void publish(struct vp_port *p)
 		return;
 	p->touched = false;
 	p->n_updates++;
-	port_keep_save(p);
+	port_record_save(p);
 	vp_st32(p->page, STATE, ++p->generation);
 	/* Pairs with the reader's acquire fence: who sees a new field sees that generation is odd, or later. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);

@@ -93,7 +93,7 @@ int vp_port_queue_await(struct vp_port *p, unsigned q)
 		p->q[q].await = port_now(p) + PORT_SYNC_US;
 		port_arm(p);
 	}
-	return VP_PORT_LATER;
+	return VP_LATER;
 }
 
 static void end_all_runs(struct vp_port *p)
@@ -155,7 +155,7 @@ static int stop_within(struct vp_port *p, unsigned q, uint64_t us)
 		vp_port_commit(p);
 		port_arm(p);
 	}
-	return VP_PORT_LATER;
+	return VP_LATER;
 }
 
 int vp_port_queue_stop(struct vp_port *p, unsigned q)
@@ -249,7 +249,7 @@ static bool ask_to_stop(struct vp_port *p)
 	if (!p->online || !p->attached || p->driver == VP_PORT_NO_DRIVER)
 		return false;
 	for (unsigned q = 0; q < p->nqueues; q++)
-		wait |= stop_within(p, q, FALL_TIMEOUTS * p->conf.answer_timeout_us) == VP_PORT_LATER;
+		wait |= stop_within(p, q, FALL_TIMEOUTS * p->conf.answer_timeout_us) == VP_LATER;
 	p->falling = wait || p->falling;
 	return wait;
 }
@@ -543,7 +543,7 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 	p->ops = ops;
 	p->ctx = ctx;
 	p->memfd = conf->kept ? conf->kept_memfd : -1;
-	p->keepfd = conf->kept ? conf->kept_state : -1;
+	p->recordfd = conf->kept ? conf->kept_state : -1;
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		p->win[i].fd = -1;
 	p->next = ports;
@@ -560,7 +560,7 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 
 void vp_port_goodbye(struct vp_port *p)
 {
-	if (!p || !p->keep || p->gone)
+	if (!p || !p->record || p->gone)
 		return;
 	vp_port_begin(p);
 	/* With queues in its hands it stays attached, or it would not say SYNC: somebody may be waiting for that (guard.h). */
@@ -575,7 +575,7 @@ void vp_port_goodbye(struct vp_port *p)
 	p->st.nregions = 0;
 	vp_port_commit(p);
 	p->gone = true;
-	port_keep_left(p);
+	port_record_left(p);
 }
 
 void vp_port_free(struct vp_port *p)

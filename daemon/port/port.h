@@ -8,7 +8,7 @@
  *      owner (link)  --- vp_port_set_*, vp_port_queue_* -->  port  --- vp_port_att_ops -->  attachment
  *                    <------------ vp_port_ops -----------         <--- vp_port_online, _given, ...
  *
- * Main thread only. Nothing blocks: what takes time is answered with VP_PORT_LATER and completed
+ * Main thread only. Nothing blocks: what takes time is answered with VP_LATER and completed
  * by a callback. Every wait for a guest is bounded by answer_timeout_us, then the
  * guest is cut (spec, "Life cycle", 7).
  *
@@ -28,8 +28,6 @@
 
 struct vp_port;
 
-#define VP_PORT_LATER 1
-
 struct vp_port_conf {
 	char     name[32];            /* for people; may lack the terminating zero */
 	uint32_t attachment;          /* VHP_ATTACHMENT_* */
@@ -45,7 +43,7 @@ struct vp_port_conf {
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
 	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
 	/*
-	 * The port of an earlier process: its memory and its keep (vp_port_keep_fd()), the port's from now on; a new
+	 * The port of an earlier process: its memory and its record (vp_port_record_fd()), the port's from now on; a new
 	 * port unless kept is set.
 	 */
 	bool     kept;
@@ -64,11 +62,11 @@ struct vp_port_window {
 
 struct vp_port_att_ops {
 	/*
-	 * Bring a window to the device VM. *locator is filled before it returns. 0: it is there; VP_PORT_LATER:
+	 * Bring a window to the device VM. *locator is filled before it returns. 0: it is there; VP_LATER:
 	 * vp_port_window_given() follows; -errno with a sentence.
 	 */
 	int  (*give)(void *att, const struct vp_port_window *w, uint32_t *kind, uint64_t *locator, struct vp_err *e);
-	/* Take it away again; only after it was given. 0: gone; VP_PORT_LATER: vp_port_window_taken() follows. */
+	/* Take it away again; only after it was given. 0: gone; VP_LATER: vp_port_window_taken() follows. */
 	int  (*take)(void *att, unsigned slot);
 	/* Raise signal i to the guest. */
 	void (*signal)(void *att, unsigned i);
@@ -97,7 +95,7 @@ void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint3
 /* The control memfd and its size; both the port's. */
 int vp_port_memfd(const struct vp_port *p, uint64_t *size);
 /* What a later process needs to know of this port beside its memory; the port's, and nobody else's to see. */
-int vp_port_keep_fd(const struct vp_port *p);
+int vp_port_record_fd(const struct vp_port *p);
 /* A word for the attachment that outlives this process as well; 0 at first. Valid as long as the port. */
 uint32_t *vp_port_attachment_word(struct vp_port *p);
 /* It is the port of an earlier process. */
@@ -201,14 +199,14 @@ struct vp_port_ring {
 	bool     enabled;
 };
 /*
- * May a run of q begin, as far as the last one is concerned? 0: yes. VP_PORT_LATER: that ended without the guest's
+ * May a run of q begin, as far as the last one is concerned? 0: yes. VP_LATER: that ended without the guest's
  * word, and the guest may be in a burst of it: `released` (or `down`) follows when it has let go, or it is cut.
  */
 int vp_port_queue_await(struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
-/* 0: q does not run; VP_PORT_LATER: queue_stopped follows within the time bound, never from inside this call. */
+/* 0: q does not run; VP_LATER: queue_stopped follows within the time bound, never from inside this call. */
 int vp_port_queue_stop(struct vp_port *p, unsigned q);
 bool vp_port_queue_running(const struct vp_port *p, unsigned q);
 /* Some queue is in the guest's hands, or was taken from it without its word and may still be. */

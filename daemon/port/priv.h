@@ -74,8 +74,8 @@ struct vp_port {
 	uint64_t                      mem_size;
 	void                         *map;
 	vp_gptr                       page;
-	struct port_keep             *keep;
-	int                           keepfd;
+	struct port_record             *record;
+	int                           recordfd;
 	uint32_t                      generation;
 	unsigned                      depth;
 	bool                          regions_dirty, touched;
@@ -113,12 +113,12 @@ struct vp_port {
 	uint64_t                      n_commands, n_refused, n_cuts, n_attaches, n_updates;
 };
 
-/* keep.c: counters that must go on counting in a later process */
-int  port_keep_make(struct vp_port *p, struct vp_err *e);
-void port_keep_save(struct vp_port *p);
+/* record.c: counters that must go on counting in a later process */
+int  port_record_make(struct vp_port *p, struct vp_err *e);
+void port_record_save(struct vp_port *p);
 /* Goodbye was said, the page is as it stays. */
-void port_keep_left(struct vp_port *p);
-void port_keep_free(struct vp_port *p);
+void port_record_left(struct vp_port *p);
+void port_record_free(struct vp_port *p);
 
 /* page.c */
 int  port_page_make(struct vp_port *p, struct vp_err *e);

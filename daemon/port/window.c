@@ -78,7 +78,7 @@ static void win_take(struct vp_port *p, unsigned slot)
 	entry_clear(p, slot);
 	w->deadline = 0;
 	w->state = WIN_TAKING;
-	if (p->aops->take(p->att, slot) != VP_PORT_LATER)
+	if (p->aops->take(p->att, slot) != VP_LATER)
 		win_free(p, slot);
 }
 

@@ -18,11 +18,11 @@ static struct keep_name name_of(const char *link, const char *what)
 {
 	struct keep_name n;
 
-	snprintf(n.s, sizeof(n.s), VP_KEEP_PREFIX "%s.%s", link, what);
+	snprintf(n.s, sizeof(n.s), VP_FDSTORE_PREFIX "%s.%s", link, what);
 	return n;
 }
 
-void vp_keep_put(const char *link, const char *what, int fd)
+void vp_fdstore_put(const char *link, const char *what, int fd)
 {
 	struct keep_name n = name_of(link, what);
 	char msg[sizeof(n.s) + 32];
@@ -36,7 +36,7 @@ void vp_keep_put(const char *link, const char *what, int fd)
 		       strerror(-r));
 }
 
-int vp_keep_take(struct vp_activation *a, const char *link, const char *what)
+int vp_fdstore_take(struct vp_activation *a, const char *link, const char *what)
 {
 	return vp_activation_take(a, name_of(link, what).s);
 }
@@ -46,15 +46,15 @@ static void drop(const char *name)
 	sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
 }
 
-void vp_keep_drop(const char *link, const char *what)
+void vp_fdstore_drop(const char *link, const char *what)
 {
 	drop(name_of(link, what).s);
 }
 
-void vp_keep_rest(struct vp_activation *a)
+void vp_fdstore_rest(struct vp_activation *a)
 {
 	for (unsigned i = 0; i < a->n; i++) {
-		if (a->s[i].fd < 0 || strncmp(a->s[i].name, VP_KEEP_PREFIX, strlen(VP_KEEP_PREFIX)))
+		if (a->s[i].fd < 0 || strncmp(a->s[i].name, VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)))
 			continue;
 		vp_log(VP_LOG_INFO, "%s of the daemon before this one belongs to no link any more", a->s[i].name);
 		drop(a->s[i].name);

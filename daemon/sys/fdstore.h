@@ -12,15 +12,15 @@
 #include "sys/activation.h"
 
 /* Names in the store: "keep.LINK.WHAT". */
-#define VP_KEEP_PREFIX "keep."
+#define VP_FDSTORE_PREFIX "keep."
 
 /* Have fd kept as LINK's WHAT. It stays the caller's. A failure is logged: what is not kept is lost with this process. */
-void vp_keep_put(const char *link, const char *what, int fd);
+void vp_fdstore_put(const char *link, const char *what, int fd);
 /* What the daemon before us had kept; the caller's from now on. -1 = nothing. */
-int  vp_keep_take(struct vp_activation *a, const char *link, const char *what);
+int  vp_fdstore_take(struct vp_activation *a, const char *link, const char *what);
 /* Not to be kept any more. */
-void vp_keep_drop(const char *link, const char *what);
+void vp_fdstore_drop(const char *link, const char *what);
 /* Drop and close what nobody took: its link is no longer configured. */
-void vp_keep_rest(struct vp_activation *a);
+void vp_fdstore_rest(struct vp_activation *a);
 
 #endif

@@ -4,7 +4,7 @@
 #define VP_DAEMON_RATES_H
 
 #include "conf/conf.h"
-#include "engine/relay.h"
+#include "engine/queue.h"
 
 /* The bucket of all that this VM sends. Lives as long as the process; NULL: out of memory, no limit. */
 struct vp_bucket *vp_rate_of(const char *vm);

@@ -41,7 +41,7 @@ struct worker {
 	uint64_t  busy_poll, look;      /* in vp_cycles() */
 	struct slot_table *slots;
 	bool      stop, poked;
-	struct vp_relay_scratch *scratch;
+	struct vp_scratch *scratch;
 	uint64_t  call_seen;            /* of the supervisor */
 	/* the thread's own */
 	struct worker_job **active;
@@ -60,7 +60,7 @@ struct worker_pool {
 	bool     stop;
 	pthread_t main;          /* may be in worker_call() */
 	struct worker_job *retired; /* main thread */
-	struct vp_relay_scratch *scratch;
+	struct vp_scratch *scratch;
 	struct worker w[];
 };
 
@@ -234,7 +234,7 @@ static void on_signal(int sig)
 {
 }
 
-static void supervise(pthread_t thread, const struct vp_relay_scratch *s, uint64_t *seen)
+static void supervise(pthread_t thread, const struct vp_scratch *s, uint64_t *seen)
 {
 	uint64_t seq = __atomic_load_n(&s->call_seq, __ATOMIC_RELAXED);
 
@@ -244,7 +244,7 @@ static void supervise(pthread_t thread, const struct vp_relay_scratch *s, uint64
 }
 
 /*
- * Interrupts a thread that hangs in a notification (see vp_relay_call()). A thread of its own,
+ * Interrupts a thread that hangs in a notification (see vp_queue_call()). A thread of its own,
  * because the main thread may be waiting for that very thread to pass a quiescent state.
  */
 static void *supervisor_main(void *arg)
@@ -276,7 +276,7 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	w->cpu = c->ncpus ? c->cpus[i % c->ncpus] : -1;
 	w->busy_poll = vp_cycles_hz() / 1000000 * c->busy_poll_us;
 	w->look = vp_cycles_hz() / 1000000 * WORKER_LOOK_US;
-	w->scratch = vp_relay_scratch_new();
+	w->scratch = vp_scratch_new();
 	/* seccomp control: epoll_create1 eventfd2 */
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
 	w->wakefd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -321,7 +321,7 @@ int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, 
 	vp_foreign_nudge_by(WORKER_SIGNAL);
 	p->attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->main = pthread_self();
-	p->scratch = vp_relay_scratch_new();
+	p->scratch = vp_scratch_new();
 	if (!p->scratch) {
 		worker_pool_free(p);
 		return vp_err_set(e, -ENOMEM, "data threads: out of memory");
@@ -464,9 +464,9 @@ void worker_poke(struct worker_job *j)
 	wake(j->w);
 }
 
-void worker_call(struct worker_pool *p, struct vp_relay_queue *q)
+void worker_call(struct worker_pool *p, struct vp_queue *q)
 {
-	vp_relay_call(q, p->scratch);
+	vp_queue_call(q, p->scratch);
 }
 
 int worker_attention_fd(const struct worker_pool *p)

@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
-#include "engine/relay.h"
+#include "engine/queue.h"
 
 struct worker;
 struct worker_pool;
@@ -39,7 +39,7 @@ struct worker_job_ops {
 	 * Do a bounded piece of work: bounded in time, whatever a peer has put into its rings, about as much as
 	 * the usual burst of packets takes. How much was done; the job runs again for as long as that is not 0.
 	 */
-	unsigned (*run)(struct worker_job *j, struct vp_relay_scratch *s);
+	unsigned (*run)(struct worker_job *j, struct vp_scratch *s);
 	/* Before sleeping: ask for notifications. */
 	enum worker_next (*arm)(struct worker_job *j);
 	/* Awake again: notifications are not needed. */
@@ -91,10 +91,10 @@ int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
 void worker_poke(struct worker_job *j);
 
 /*
- * vp_relay_call() from the main thread, which is interrupted like a data thread when the write blocks. q is in no data
+ * vp_queue_call() from the main thread, which is interrupted like a data thread when the write blocks. q is in no data
  * thread's hands.
  */
-void worker_call(struct worker_pool *p, struct vp_relay_queue *q);
+void worker_call(struct worker_pool *p, struct vp_queue *q);
 
 /* Readable when a data thread called worker_attention(): a queue broke. The main thread reads it and looks. */
 int worker_attention_fd(const struct worker_pool *p);

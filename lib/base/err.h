@@ -16,4 +16,10 @@ struct vp_err {
 int vp_err_set(struct vp_err *e, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/*
+ * What a function returns besides 0 and -errno when it cannot finish now: it has begun, and says so later, by a callback or a
+ * function of its caller's that its own comment names; never before it has returned.
+ */
+#define VP_LATER 1
+
 #endif

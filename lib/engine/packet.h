@@ -4,8 +4,8 @@
  * buffers. What the relay and libvhostpci share. Lengths have been validated by virtq.h: a
  * chain holds out_len readable and in_len writable bytes.
  */
-#ifndef VP_COPY_PACKET_H
-#define VP_COPY_PACKET_H
+#ifndef VP_ENGINE_PACKET_H
+#define VP_ENGINE_PACKET_H
 
 #include <linux/virtio_net.h>
 

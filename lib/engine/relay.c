@@ -18,32 +18,6 @@
 
 #define SEGMENT_BYTES 512 /* that cutting a segment off costs as much as: its headers, a checksum, a buffer */
 #define PIECES_SEGMENT 4 /* pieces that a packet lies in, of which so many cost as much */
-#define BUCKET_SHIFT 16 /* of vp_bucket's unit of time */
-
-static const char *const drop_str[VP_DROP_MAX] = {
-	[VP_DROP_NO_PEER]    = "no-peer",
-	[VP_DROP_NO_BUFFER]  = "no-buffer",
-	[VP_DROP_TOO_BIG]    = "too-big",
-	[VP_DROP_BAD_HEADER] = "bad-header",
-	[VP_DROP_BAD_PACKET] = "bad-packet",
-	[VP_DROP_RATE]       = "rate",
-};
-
-const char *vp_drop_str(enum vp_drop d)
-{
-	return (unsigned)d < VP_DROP_MAX ? drop_str[d] : "unknown";
-}
-
-struct vp_relay_scratch *vp_relay_scratch_new(void)
-{
-	struct vp_relay_scratch *s = NULL;
-
-	if (posix_memalign((void **)&s, VP_CACHELINE, sizeof(*s)))
-		return NULL;
-	s->hz = vp_cycles_hz();
-	s->call_seq = 0;
-	return s;
-}
 
 /* Single writer: a plain add, published as a relaxed store so that readers never see half of it. */
 VP_INLINE void stat_add(uint64_t *c, uint64_t n)
@@ -53,8 +27,8 @@ VP_INLINE void stat_add(uint64_t *c, uint64_t n)
 
 /* State of one vp_relay_run(). */
 struct run {
-	struct vp_relay_queue *src, *dst;
-	struct vp_relay_scratch *s;
+	struct vp_queue *src, *dst;
+	struct vp_scratch *s;
 	struct vp_rxfill rx;
 	unsigned src_hlen;
 	bool     filled;     /* receive chains were given back */
@@ -102,7 +76,7 @@ static int rework_long(struct run *r, struct vp_gso *g)
  */
 static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur, uint32_t plen, unsigned pieces)
 {
-	struct vp_relay_stats *st = &r->src->stats;
+	struct vp_queue_stats *st = &r->src->stats;
 	unsigned first = r->rx.taken;
 	struct vp_gso g;
 	uint32_t n;
@@ -183,7 +157,7 @@ static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes
 VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned src_hlen,
 				 unsigned dst_hlen, uint64_t left, uint64_t *bytes)
 {
-	struct vp_relay_scratch *s = r->s;
+	struct vp_scratch *s = r->s;
 	const struct vp_chain *c = &s->src.chain[i], *d = &s->dst.chain[r->rx.taken];
 	struct vp_used *us = &s->used_src[i], *ud = &s->used_dst[r->rx.taken];
 	unsigned k, count = VP_MIN(n - i, s->dst.n - r->rx.taken);
@@ -219,33 +193,10 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 	return k;
 }
 
-int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s)
-{
-	uint64_t one = 1;
-	ssize_t n;
-
-	if (q->call_fd < 0)
-		return 0;
-	if (vp_unlikely(vp_blame_held(q->who))) {
-		vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
-		return -EIO;
-	}
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	/* seccomp data: write */
-	n = write(q->call_fd, &one, sizeof(one));
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	if (n == sizeof(one) || (n < 0 && errno == EAGAIN))
-		return 0; /* EAGAIN: the counter is full, the driver has a notification pending */
-	if (n < 0 && errno == EINTR)
-		vp_blame(q->who);
-	vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
-	return -EIO;
-}
-
 /* Give n sender chains back without delivering them. */
 static void drop(struct run *r, unsigned n, enum vp_drop why)
 {
-	struct vp_relay_scratch *s = r->s;
+	struct vp_scratch *s = r->s;
 	unsigned i;
 
 	for (i = 0; i < n; i++)
@@ -254,125 +205,6 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	vp_vq_advance(&r->src->vq, &s->src, n);
 	vp_vq_complete(&r->src->vq, s->used_src, n);
 	stat_add(&r->src->stats.drops[why], n);
-}
-
-/* A limit at one moment: what a packet costs and what may come at once, in 65536ths of a tick. */
-struct limit {
-	uint64_t now, cost, burst;
-};
-
-/* False: there is none. */
-static bool limit_of(const struct vp_bucket *b, uint64_t now, uint64_t hz, struct limit *l)
-{
-	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED);
-
-	if (!rate)
-		return false;
-	l->now = now << BUCKET_SHIFT;
-	l->cost = VP_MAX((hz << BUCKET_SHIFT) / rate, 1);
-	l->burst = l->cost * VP_MAX(rate / 100, 64);
-	return true;
-}
-
-/*
- * The time up to which packets have been let pass: not longer ago than a burst, and ahead of now by as much at most,
- * for what is owed. Beyond that it is of another time, and as good as none.
- */
-static uint64_t limit_from(const struct limit *l, uint64_t due)
-{
-	return due && due - l->now + l->burst <= 2 * l->burst ? due : l->now - l->burst;
-}
-
-/* Relaxed throughout: only this number is shared, and a packet more or less does not matter. */
-static unsigned bucket_take(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
-{
-	uint64_t due, from;
-	struct limit l;
-	unsigned pass;
-
-	if (!limit_of(b, now, hz, &l))
-		return n;
-	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
-	do {
-		from = limit_from(&l, due);
-		if ((int64_t)(l.now - from) < 0)
-			return 0;
-		pass = (unsigned)VP_MIN((uint64_t)n, (l.now - from) / l.cost);
-		if (!pass)
-			return 0;
-	} while (!__atomic_compare_exchange_n(&b->due, &due, from + pass * l.cost, true, __ATOMIC_RELAXED,
-					      __ATOMIC_RELAXED));
-	return pass;
-}
-
-static void bucket_charge(struct vp_bucket *b, uint64_t now, uint64_t hz, unsigned n)
-{
-	uint64_t due, to;
-	struct limit l;
-
-	if (!limit_of(b, now, hz, &l))
-		return;
-	due = __atomic_load_n(&b->due, __ATOMIC_RELAXED);
-	do {
-		to = limit_from(&l, due) + n * l.cost;
-		if ((int64_t)(to - l.now) > (int64_t)l.burst)
-			to = l.now + l.burst;
-	} while (!__atomic_compare_exchange_n(&b->due, &due, to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-}
-
-static void bucket_give_back(struct vp_bucket *b, uint64_t hz, unsigned n)
-{
-	struct limit l;
-
-	if (n && limit_of(b, 0, hz, &l))
-		__atomic_fetch_sub(&b->due, n * l.cost, __ATOMIC_RELAXED);
-}
-
-static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
-{
-	struct limit l;
-
-	if (!limit_of(b, now, hz, &l))
-		return false;
-	return (int64_t)(l.now - limit_from(&l, __atomic_load_n(&b->due, __ATOMIC_RELAXED))) < 0;
-}
-
-void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n)
-{
-	bucket_give_back(&src->own, hz, n);
-	if (src->shared)
-		bucket_give_back(src->shared, hz, n);
-}
-
-unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n)
-{
-	unsigned pass;
-
-	n = bucket_take(&src->own, now, hz, n);
-	if (!src->shared || !n)
-		return n;
-	pass = bucket_take(src->shared, now, hz, n);
-	bucket_give_back(&src->own, hz, n - pass);
-	return pass;
-}
-
-void vp_relay_charge(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned more)
-{
-	if (!more)
-		return;
-	bucket_charge(&src->own, now, hz, more);
-	if (src->shared)
-		bucket_charge(src->shared, now, hz, more);
-}
-
-bool vp_relay_owes(const struct vp_relay_queue *src, uint64_t now, uint64_t hz)
-{
-	return bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
-}
-
-bool vp_relay_must_wait(const struct vp_relay_queue *src)
-{
-	return vp_relay_limited(src) && vp_relay_owes(src, vp_cycles(), vp_cycles_hz());
 }
 
 /*
@@ -396,8 +228,8 @@ VP_INLINE uint64_t budget(const struct run *r, uint64_t bytes)
 /* Move n fetched packets, as far as the budget of a run goes; how many were dealt with. */
 static unsigned forward(struct run *r, unsigned n)
 {
-	struct vp_relay_queue *src = r->src, *dst = r->dst;
-	struct vp_relay_scratch *s = r->s;
+	struct vp_queue *src = r->src, *dst = r->dst;
+	struct vp_scratch *s = r->s;
 	uint64_t bytes = 0, sent = 0, left;
 	unsigned i, settled = 0, want = n;
 
@@ -453,28 +285,28 @@ static unsigned forward(struct run *r, unsigned n)
 }
 
 /* Microseconds that packets wait for buffers of q. */
-static uint64_t patience(const struct vp_relay_queue *q)
+static uint64_t patience(const struct vp_queue *q)
 {
 	return q->vq.stalled ? VP_RELAY_VIOMMU_PATIENCE_US : VP_RELAY_PATIENCE_US;
 }
 
-unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
-		      struct vp_relay_scratch *s)
+unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
+		      struct vp_scratch *s)
 {
 	struct run r = { .src = src, .dst = dst, .s = s };
 	uint64_t start = vp_cycles();
-	const bool limited = vp_relay_limited(src);
+	const bool limited = vp_queue_limited(src);
 	unsigned n, done, calls = 0;
 
-	if (vp_unlikely(limited && vp_relay_owes(src, start, s->hz)))
+	if (vp_unlikely(limited && vp_queue_owes(src, start, s->hz)))
 		return 0;
-	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_RELAY_BURST, VP_READ);
+	n = vp_vq_fetch_dir(&src->vq, &s->src, VP_QUEUE_BURST, VP_READ);
 	if (!n)
 		return 0;
 	if (limited) {
-		unsigned pass = vp_relay_allow(src, start, s->hz, n);
+		unsigned pass = vp_queue_allow(src, start, s->hz, n);
 
-		vp_relay_charge(src, start, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		vp_queue_charge(src, start, s->hz, vp_queue_extra(n, vp_burst_looked(&s->src)));
 		if (!pass) {
 			drop(&r, n, VP_DROP_RATE);
 			goto out;
@@ -493,8 +325,8 @@ unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
 	};
 	done = forward(&r, n);
 	if (limited) {
-		vp_relay_give_back(src, s->hz, n - done);
-		vp_relay_charge(src, start, s->hz, r.segments);
+		vp_queue_give_back(src, s->hz, n - done);
+		vp_queue_charge(src, start, s->hz, r.segments);
 	}
 	if (done) {
 		src->blocked_since = 0;
@@ -518,11 +350,11 @@ out:
 	/* What was given back before the look at the event fields of both. Pairs with the drivers' barriers. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (r.filled && vp_vq_need_call_fenced(&dst->vq)) {
-		vp_relay_call(dst, s);
+		vp_queue_call(dst, s);
 		calls++;
 	}
 	if (vp_vq_need_call_fenced(&src->vq)) {
-		vp_relay_call(src, s);
+		vp_queue_call(src, s);
 		calls++;
 	}
 	stat_add(&src->stats.calls, calls);

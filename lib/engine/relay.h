@@ -19,119 +19,21 @@
  *
  * One thread at a time for a given pair of queues and scratch.
  */
-#ifndef VP_COPY_RELAY_H
-#define VP_COPY_RELAY_H
+#ifndef VP_ENGINE_RELAY_H
+#define VP_ENGINE_RELAY_H
 
-#include "virtq/virtq.h"
+#include "engine/queue.h"
 
-#define VP_RELAY_BURST       32
-#define VP_RELAY_DESCS       32 /* descriptors that count as a packet; Linux makes up to 19 of one */
 #define VP_RELAY_PATIENCE_US 10000
 /* The same for a receiver whose vIOMMU is asked where its buffers are: its VMM has to answer for each. */
 #define VP_RELAY_VIOMMU_PATIENCE_US 200000
 
-/* Why a packet did not arrive. Counted per sender queue. */
-enum vp_drop {
-	VP_DROP_NO_PEER,     /* the receiving side is absent, down, or its queue is broken */
-	VP_DROP_NO_BUFFER,   /* the receiver offered no buffers for too long */
-	VP_DROP_TOO_BIG,     /* larger than the receiver's buffer (or than 64 KiB) */
-	VP_DROP_BAD_HEADER,  /* offload header does not fit the packet or the negotiation */
-	VP_DROP_BAD_PACKET,  /* shorter than header + Ethernet header, or cannot be cut as asked */
-	VP_DROP_RATE,        /* over the configured packets per second */
-	VP_DROP_MAX
-};
-const char *vp_drop_str(enum vp_drop d);
-
-/* Written by the data thread only; read by others with relaxed loads. */
-struct vp_relay_stats {
-	uint64_t packets;    /* delivered */
-	uint64_t bytes;      /* delivered, without the virtio-net header */
-	uint64_t gso;        /* of the packets, large segments that crossed unsegmented */
-	uint64_t cut;        /* large segments cut in software */
-	uint64_t summed;     /* checksums completed in software */
-	uint64_t drops[VP_DROP_MAX];
-	uint64_t calls;      /* notifications sent to the sender and to the receiver */
-	uint64_t bursts;     /* runs that moved or dropped something */
-	uint64_t busy_cycles; /* spent in those (vp_cycles() ticks) */
-};
-
 /*
- * Packets per second for any number of queues on any threads: the time up to which packets have been let pass, moved on
- * by each; a hundredth of a second's worth (at least 64) may come at once.
- */
-struct vp_bucket {
-	uint64_t rate;  /* packets per second, 0 = no limit; any thread may change it */
-	uint64_t due;   /* vp_cycles() in 65536ths, modulo 2^64: a slow counter has few ticks for a packet */
-};
-
-/* One virtqueue as the relay sees it. */
-struct vp_relay_queue {
-	struct vp_virtq vq;
-	uint64_t features;   /* negotiated with its driver */
-	int      call_fd;    /* eventfd, -1 = the driver polls; owned by whoever set it */
-	struct vp_relay_stats stats; /* of a sender queue */
-	/* sender queue, private to the relay */
-	uint64_t blocked_since;      /* vp_cycles(), 0 = not waiting for buffers */
-	struct vp_bucket own;        /* rate limit of this queue */
-	uint64_t who;                /* whose driver it is, for base/blame.h; 0 = nobody's */
-	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
-};
-
-/* Working space of a data thread: bursts and a packet being reworked. About 330 KiB, reused for every queue. */
-struct vp_relay_scratch {
-	struct vp_burst src, dst;
-	struct vp_used  used_src[VP_BURST], used_dst[VP_BURST];
-	uint64_t        hz;             /* vp_cycles_hz() */
-	uint64_t        call_seq;       /* odd while in the system call that notifies a driver */
-	uint8_t         pkt[65536 + 256];
-	uint8_t         seg[65536 + 256];
-};
-
-/* NULL when out of memory. free() it. */
-struct vp_relay_scratch *vp_relay_scratch_new(void);
-
-/*
- * Move up to VP_RELAY_BURST packets from src to dst (NULL = receiver absent), give the
+ * Move up to VP_QUEUE_BURST packets from src to dst (NULL = receiver absent), give the
  * buffers back and notify the drivers that want it. Number of chains taken from src (moved
  * or dropped); 0 when there was nothing to do or no buffer to do it with.
  */
-unsigned vp_relay_run(struct vp_relay_queue *src, struct vp_relay_queue *dst,
-		      struct vp_relay_scratch *s);
-
-/* Is there any limit for what src sends? */
-static inline bool vp_relay_limited(const struct vp_relay_queue *src)
-{
-	return src->own.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
-}
-
-/* How many of n packets src's limits let pass now (vp_cycles() at hz). Those not used are given back. */
-unsigned vp_relay_allow(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned n);
-void vp_relay_give_back(struct vp_relay_queue *src, uint64_t hz, unsigned n);
-
-/*
- * Packets of src, which were let pass or dropped, cost as much work as `more` others: those are owed to its limits.
- * While something is owed nothing of src is to be looked at: no longer than for a burst's worth of time.
- */
-void vp_relay_charge(struct vp_relay_queue *src, uint64_t now, uint64_t hz, unsigned more);
-bool vp_relay_owes(const struct vp_relay_queue *src, uint64_t now, uint64_t hz);
-
-/* The same now, for whoever is about to sleep until there is work: it takes time, not a notification. */
-bool vp_relay_must_wait(const struct vp_relay_queue *src);
-
-/* What n packets cost for which `looked` descriptors were looked at, in packets beyond n: 32 are free for each. */
-static inline unsigned vp_relay_extra(unsigned n, unsigned looked)
-{
-	return looked > VP_RELAY_DESCS * n ? (looked - VP_RELAY_DESCS * n) / VP_RELAY_DESCS : 0;
-}
-
-/*
- * Notify q's driver through its call fd. 0, or -errno: the queue is broken then.
- *
- * A hostile front-end can make the write block: O_NONBLOCK belongs to the shared open file, not to
- * us. It never happens to an honest one, so the fast path only counts: a supervisor that sees the same odd s->call_seq
- * twice sends the thread a signal (handled, without SA_RESTART), and the interrupted queue is broken. Whoever does it again and
- * again is held off (base/blame.h): its queues are broken before the write.
- */
-int vp_relay_call(struct vp_relay_queue *q, struct vp_relay_scratch *s);
+unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
+		      struct vp_scratch *s);
 
 #endif

@@ -53,7 +53,7 @@ void vp_req_drop(struct vp_reqq *q, uint16_t i)
 }
 
 /* Segments that continue each other become one; how many. */
-static unsigned merge(struct vp_bounce_seg *to, const struct vp_seg *sg, unsigned n)
+static unsigned merge(struct vp_copyq_seg *to, const struct vp_seg *sg, unsigned n)
 {
 	unsigned k = 0;
 
@@ -61,14 +61,14 @@ static unsigned merge(struct vp_bounce_seg *to, const struct vp_seg *sg, unsigne
 		if (k && to[k - 1].addr + to[k - 1].len == sg[i].addr && to[k - 1].len <= UINT32_MAX - sg[i].len)
 			to[k - 1].len += sg[i].len;
 		else
-			to[k++] = (struct vp_bounce_seg){ sg[i].addr, sg[i].len };
+			to[k++] = (struct vp_copyq_seg){ sg[i].addr, sg[i].len };
 	}
 	return k;
 }
 
 static bool keep_segs(struct vp_reqq *q, struct vp_req *r, const struct vp_seg *sg, unsigned nout, unsigned nin)
 {
-	struct vp_bounce_seg *to = r->seg;
+	struct vp_copyq_seg *to = r->seg;
 
 	r->segs.n = 0;
 	if (nout + nin > VP_ARRAY_SIZE(r->seg)) {
@@ -168,7 +168,7 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 /* Once more, from the driver's memory: what the last device side made of the pool is of no interest. 0, -EAGAIN, -EFAULT. */
 static int copy_again(struct vp_reqq *q, struct vp_req *r)
 {
-	const struct vp_bounce_seg *sg = vp_req_segs(q, r);
+	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
 	struct vp_virtq *vq = &q->c.rq->vq;
 	uint32_t at = 0;
 	uint64_t span;
@@ -195,7 +195,7 @@ static unsigned give_again(struct vp_reqq *q)
 	uint64_t bytes = 0;
 	unsigned n = 0;
 
-	while (q->regive != q->n && n < VP_RELAY_BURST && bytes < VP_PKT_RUN_BYTES) {
+	while (q->regive != q->n && n < VP_QUEUE_BURST && bytes < VP_PKT_RUN_BYTES) {
 		struct vp_req *r = &q->req[q->regive];
 		int ret = copy_again(q, r);
 
@@ -265,13 +265,13 @@ undo:
 }
 
 /* What an earlier daemon had taken: the ring's index is behind them already. */
-static unsigned recover(struct vp_reqq *q, struct vp_relay_scratch *s)
+static unsigned recover(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
 	unsigned n = 0;
 
 	vp_xlate_sync(&vq->xl);
-	while (q->next_head < q->n_heads && n < VP_RELAY_BURST) {
+	while (q->next_head < q->n_heads && n < VP_QUEUE_BURST) {
 		enum taken t;
 
 		vp_burst_clear(&s->src);
@@ -292,7 +292,7 @@ static unsigned recover(struct vp_reqq *q, struct vp_relay_scratch *s)
 	return n;
 }
 
-static unsigned hand_over(struct vp_reqq *q, struct vp_relay_scratch *s)
+static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
 	uint64_t bytes = 0;
@@ -309,7 +309,7 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_relay_scratch *s)
 		q->blocked = true;
 		return 0;
 	}
-	n = vp_vq_fetch(vq, &s->src, VP_RELAY_BURST);
+	n = vp_vq_fetch(vq, &s->src, VP_QUEUE_BURST);
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		enum taken t = take(q, &s->src.seg[c->seg], c);
@@ -329,8 +329,8 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_relay_scratch *s)
 
 /* ---- both ways ------------------------------------------------------------------------- */
 
-/* As in bounce.c. */
-static void kick(struct vp_reqq *q, struct vp_relay_scratch *s)
+/* As in copyq.c. */
+static void kick(struct vp_reqq *q, struct vp_scratch *s)
 {
 	const uint64_t one = 1;
 	ssize_t n;
@@ -350,16 +350,16 @@ static void kick(struct vp_reqq *q, struct vp_relay_scratch *s)
 		q->shadow.broken = true;
 }
 
-unsigned vp_reqq_run(struct vp_reqq *q, struct vp_relay_scratch *s)
+unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 {
-	struct vp_relay_queue *rq = q->c.rq;
+	struct vp_queue *rq = q->c.rq;
 	uint64_t start = vp_cycles();
 	unsigned back, gave, handed = 0, calls = 0;
 
 	if (vp_unlikely(!q->served || rq->vq.broken || q->shadow.broken))
 		return 0;
 	vp_xlate_sync(&rq->vq.xl);
-	back = vp_req_collect(q, VP_RELAY_BURST, &gave);
+	back = vp_req_collect(q, VP_QUEUE_BURST, &gave);
 	if (!rq->vq.broken && !q->shadow.broken)
 		handed = hand_over(q, s);
 	if (!back && !handed)
@@ -373,12 +373,12 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_relay_scratch *s)
 		calls++;
 	}
 	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_relay_call(rq, s);
+		vp_queue_call(rq, s);
 		calls++;
 	}
-	vp_bounce_stat(&rq->stats.calls, calls);
-	vp_bounce_stat(&rq->stats.bursts, 1);
-	vp_bounce_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	vp_copyq_stat(&rq->stats.calls, calls);
+	vp_copyq_stat(&rq->stats.bursts, 1);
+	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
 	return back + handed;
 }
 
@@ -526,7 +526,7 @@ out:
 
 /* ---- setting up ---------------------------------------------------------------------------- */
 
-static bool area_ok(const struct vp_bounce_area *a)
+static bool area_ok(const struct vp_copyq_area *a)
 {
 	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
 }

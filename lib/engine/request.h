@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The copy engine for requests: one virtqueue of any virtio device but net, served by a device side that is not trusted
- * with the driver VM's memory. As bounce.h, but made for chains that are read and written, come back in any order, and
+ * with the driver VM's memory. As copyq.h, but made for chains that are read and written, come back in any order, and
  * must not be lost:
  *
  *   driver's ring --fetch--> a request: private record, run of pool blocks --shadow ring--> device side
@@ -14,7 +14,7 @@
  * writable is copied back, because real back-ends report 0 or too little, and the blocks were zeroed before, so that
  * neither end sees bytes of another request.
  *
- * Security model: that of bounce.h. Of the pool only used entries, event fields and returned bytes are read, each once.
+ * Security model: that of copyq.h. Of the pool only used entries, event fields and returned bytes are read, each once.
  * Where a request came from and may be written is in private memory. A request is completed once, when the device side
  * has returned its id, which it had.
  *
@@ -25,7 +25,7 @@
 #ifndef VP_ENGINE_REQUEST_H
 #define VP_ENGINE_REQUEST_H
 
-#include "engine/bounce.h"
+#include "engine/copyq.h"
 #include "engine/inflight.h"
 #include "engine/runs.h"
 
@@ -34,11 +34,11 @@
 #define VP_REQ_MAX   1024 /* requests in the device side's hands at most, and entries of the shadow ring */
 
 struct vp_reqq_conf {
-	struct vp_relay_queue *rq;  /* the driver's queue, started. Not owned; vq may be rebound between calls */
+	struct vp_queue *rq;  /* the driver's queue, started. Not owned; vq may be rebound between calls */
 	vp_gptr pool;		    /* 64-byte aligned */
 	uint64_t pool_addr;	    /* its link address */
-	struct vp_bounce_area ring; /* at least vp_bounce_ring_bytes() */
-	struct vp_bounce_area data; /* blocks, read and written by the device side */
+	struct vp_copyq_area ring; /* at least vp_copyq_ring_bytes() */
+	struct vp_copyq_area data; /* blocks, read and written by the device side */
 	bool trust_len;		    /* what the device says it wrote is what is copied back */
 	bool once; /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
 	int fail_status; /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
@@ -66,7 +66,7 @@ struct vp_req {
 	struct vp_run
 		run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
 	struct vp_run segs;	  /* in seg[] when there are more than fit below */
-	struct vp_bounce_seg seg[4];
+	struct vp_copyq_seg seg[4];
 };
 
 struct vp_reqq {
@@ -74,7 +74,7 @@ struct vp_reqq {
 	struct vp_drvq shadow; /* while `served` */
 	struct vp_runs blocks, segs;
 	struct vp_req *req; /* [n] */
-	struct vp_bounce_seg *seg;
+	struct vp_copyq_seg *seg;
 	uint16_t *pend; /* [mask + 1], returned ones in the order of their return */
 	uint16_t *heads;
 	unsigned n_heads, next_head;
@@ -107,8 +107,8 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 /* It has let go, or was cut. What it returned is given to the driver if that is reachable; true: and that wants a call. */
 bool vp_reqq_end(struct vp_reqq *q, bool reachable);
 
-/* As the functions of the same names in bounce.h. */
-unsigned vp_reqq_run(struct vp_reqq *q, struct vp_relay_scratch *s);
+/* As the functions of the same names in copyq.h. */
+unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s);
 bool vp_reqq_arm(struct vp_reqq *q);
 void vp_reqq_disarm(struct vp_reqq *q);
 void vp_reqq_set_open(struct vp_reqq *q, bool open);

@@ -46,7 +46,7 @@ static int put_seg(struct vp_reqq *q, const struct vp_req *r, uint64_t addr, uin
 /* The writable part: all of it, or as much as the device side says that it wrote. */
 static int put(struct vp_reqq *q, const struct vp_req *r)
 {
-	const struct vp_bounce_seg *sg = vp_req_segs(q, r) + r->nout;
+	const struct vp_copyq_seg *sg = vp_req_segs(q, r) + r->nout;
 	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = vp_req_in_at(r);
 
 	for (unsigned k = 0; k < r->nin && left; k++) {
@@ -70,8 +70,8 @@ static void give(struct vp_reqq *q, uint16_t i, uint32_t len)
 	vp_inflight_giving(&q->c.inflight, id);
 	vp_vq_complete(vq, &(struct vp_used){ .len = len, .id = id, .slots = r->slots }, 1);
 	vp_inflight_gave(&q->c.inflight, id, vq->used_idx);
-	vp_bounce_stat(&q->c.rq->stats.packets, 1);
-	vp_bounce_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
+	vp_copyq_stat(&q->c.rq->stats.packets, 1);
+	vp_copyq_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
 	vp_req_drop(q, i);
 }
 
@@ -106,7 +106,7 @@ unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
 /* struct fuse_out_header: length, error, and the request's own number, which is in its struct fuse_in_header. */
 static uint32_t fail_fuse(struct vp_reqq *q, const struct vp_req *r)
 {
-	const struct vp_bounce_seg *sg = vp_req_segs(q, r);
+	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
 	struct vp_virtq *vq = &q->c.rq->vq;
 	uint8_t h[16] = { sizeof(h), 0, 0, 0, (uint8_t)-EIO, 0xff, 0xff, 0xff };
 
@@ -122,7 +122,7 @@ static uint32_t fail_fuse(struct vp_reqq *q, const struct vp_req *r)
 void vp_req_fail(struct vp_reqq *q, uint16_t i)
 {
 	const struct vp_req *r = &q->req[i];
-	const struct vp_bounce_seg *sg = vp_req_segs(q, r) + r->nout;
+	const struct vp_copyq_seg *sg = vp_req_segs(q, r) + r->nout;
 	struct vp_virtq *vq = &q->c.rq->vq;
 	uint32_t len = 0;
 	uint64_t span;

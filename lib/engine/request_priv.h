@@ -3,7 +3,7 @@
 #ifndef VP_ENGINE_REQUEST_PRIV_H
 #define VP_ENGINE_REQUEST_PRIV_H
 
-#include "engine/bounce_priv.h"
+#include "engine/copyq_priv.h"
 #include "engine/request.h"
 
 /* Where the writable bytes begin. */
@@ -12,7 +12,7 @@ VP_INLINE uint32_t vp_req_in_at(const struct vp_req *r)
 	return (r->out_len + 63u) & ~63u;
 }
 
-VP_INLINE const struct vp_bounce_seg *vp_req_segs(const struct vp_reqq *q, const struct vp_req *r)
+VP_INLINE const struct vp_copyq_seg *vp_req_segs(const struct vp_reqq *q, const struct vp_req *r)
 {
 	return r->segs.n ? &q->seg[r->segs.at] : r->seg;
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/relay.h"
 #include "net/offload.h"
 #include "vhostpci/internal.h"
 
@@ -45,7 +46,7 @@ static void notify(struct vhp_port *p, struct vhp_queue *q)
 {
 	if (!vp_vq_need_call(&q->rq.vq))
 		return;
-	vp_relay_call(&q->rq, p->scratch);
+	vp_queue_call(&q->rq, p->scratch);
 	q->calls++;
 }
 
@@ -377,7 +378,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 
 struct vhp_mover *vhp_mover_new(void)
 {
-	return (struct vhp_mover *)vp_relay_scratch_new();
+	return (struct vhp_mover *)vp_scratch_new();
 }
 
 void vhp_mover_free(struct vhp_mover *m)
@@ -399,7 +400,7 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 		dst = NULL;
 	packets = src->rq.stats.packets;
 	bytes = src->rq.stats.bytes;
-	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_relay_scratch *)m);
+	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_scratch *)m);
 	if (vp_unlikely(!n))
 		return idle(src);
 	if (dst) {
@@ -464,7 +465,7 @@ unsigned vhp_fds_serial(const struct vhp_port *p)
 int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c)
 {
 	const struct vhp_queue *r = vhp_rxq(p, pair), *t = vhp_txq(p, pair);
-	const struct vp_relay_stats *fwd;
+	const struct vp_queue_stats *fwd;
 	unsigned i;
 
 	if (!r)

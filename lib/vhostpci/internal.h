@@ -6,7 +6,7 @@
 #include <vhost-pci/vhostpci.h>
 
 #include "engine/packet.h"
-#include "engine/relay.h"
+#include "engine/queue.h"
 #include "net/offload.h"
 #include "statepage/state.h"
 
@@ -74,7 +74,7 @@ struct vhp_loan {
 };
 
 struct vhp_queue {
-	struct vp_relay_queue rq;     /* ring, features, call fd, counters of forwarding */
+	struct vp_queue rq;     /* ring, features, call fd, counters of forwarding */
 	uint32_t run;                 /* of the state page, that this is or was */
 	bool     started, enabled;
 	bool     reported;            /* the daemon knows that it is broken */
@@ -99,7 +99,7 @@ struct vhp_port {
 	unsigned  nq;
 	struct vhp_queue *q;              /* max_queues of the port */
 	unsigned  hdr_len;
-	struct vp_relay_scratch *scratch; /* notifications of the copy and in-place flavours */
+	struct vp_scratch *scratch; /* notifications of the copy and in-place flavours */
 	char      name[33];
 };
 

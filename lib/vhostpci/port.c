@@ -392,7 +392,7 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 	}
 	p->cur = calloc(1, sizeof(*p->cur));
 	p->next = calloc(1, sizeof(*p->next));
-	p->scratch = vp_relay_scratch_new();
+	p->scratch = vp_scratch_new();
 	if (!p->cur || !p->next || !p->scratch) {
 		ret = vp_err_set(&e, -ENOMEM, "out of memory");
 		goto fail;

@@ -298,7 +298,7 @@ static int handle(struct vu_backend *b, struct vp_err *e)
 	default:
 		rc = vu_handle_plain(b, m, &rfd, e);
 	}
-	if (rc == VU_LATER) {
+	if (rc == VP_LATER) {
 		b->owed = m->hdr.request;
 		for (i = 0; i < b->main.rx_nfds; i++)
 			vp_close_foreign(&b->main.rx_fds[i]);

@@ -36,11 +36,10 @@
 struct vu_backend;
 
 /*
- * What a callback returns when it cannot finish now. The session then reads
+ * A callback that returns VP_LATER (base/err.h) cannot finish now. The session then reads
  * no further message and answers when the owner calls vu_backend_done() or, for
  * ring_stop, vu_backend_ring_stopped(). Never call those from inside the callback.
  */
-#define VU_LATER 1
 
 /* ring_changed: what happened, a mask. */
 enum vu_ring_change {
@@ -76,7 +75,7 @@ struct vu_ring {
 	bool call_set;
 	bool enabled;
 	bool started;
-	bool stopping;              /* ring_stop was answered with VU_LATER */
+	bool stopping;              /* ring_stop was answered with VP_LATER */
 	/*
 	 * -1 = none: poll (kick), do not notify (call), or taken by vu_backend_take_fd().
 	 * Owned by the session. A replaced fd is closed after ring_changed has returned, the kick fd also after the
@@ -86,7 +85,7 @@ struct vu_ring {
 };
 
 /*
- * All may be NULL unless said otherwise. They return 0 or -errno, those marked LATER also VU_LATER; e is never NULL, a
+ * All may be NULL unless said otherwise. They return 0 or -errno, those marked LATER also VP_LATER; e is never NULL, a
  * sentence there is used for the error, else one is made. An error is answered if the front-end asked for an
  * answer. If it did not, the session goes on after MTU, RARP, SET_CONFIG, SET_STATUS, LOG_FD and after an error of ring_changed
  * (a bad ring harms only itself); after the rest it ends, because front-end and back-end would disagree from then on.
@@ -162,7 +161,7 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
 /*
  * Closes all fds the session owns; completes outstanding requests with -ECANCELED. No other
  * callback is made. Never call it from inside a callback. An answer that is
- * still owed (VU_LATER) is dropped: do not complete it later.
+ * still owed (VP_LATER) is dropped: do not complete it later.
  */
 void vu_backend_destroy(struct vu_backend *b);
 
@@ -181,7 +180,7 @@ int vu_backend_readable(struct vu_backend *b, struct vp_err *e);
 int vu_backend_writable(struct vu_backend *b, struct vp_err *e);
 
 /*
- * Finish what was answered with VU_LATER: result 0 or -errno. -EINVAL when
+ * Finish what was answered with VP_LATER: result 0 or -errno. -EINVAL when
  * nothing (or something else) is owed; otherwise as vu_backend_readable().
  */
 int vu_backend_done(struct vu_backend *b, int result, struct vp_err *e);

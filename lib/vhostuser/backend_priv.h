@@ -52,7 +52,7 @@ struct vu_backend {
 	struct vu_ring *rings;      /* cfg.max_queues of them */
 };
 
-/* What a handler returns besides 0 (done, acknowledge if asked), VU_LATER and -errno. */
+/* What a handler returns besides 0 (done, acknowledge if asked), VP_LATER and -errno. */
 #define VU_ANSWER 2             /* send what is in main.rx (and *rfd) as the answer */
 
 /* A message that no honest front-end sends: ends the session. */
@@ -64,7 +64,7 @@ int vu_handle_plain(struct vu_backend *b, struct vu_msg *m, int *rfd, struct vp_
 int vu_handle_ring(struct vu_backend *b, struct vu_msg *m, struct vp_err *e);
 int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e);
 
-/* The owner has done what m asked for: make it so in the session. Only for messages whose callback may say VU_LATER. */
+/* The owner has done what m asked for: make it so in the session. Only for messages whose callback may say VP_LATER. */
 void vu_commit(struct vu_backend *b, const struct vu_msg *m);
 
 int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e);

@@ -197,8 +197,8 @@ static int get_base(struct vu_backend *b, struct vu_msg *m, struct vp_err *e)
 	if (r->started) {
 		r->stopping = true;
 		rc = b->ops->ring_stop(b->ctx, q, &base, e);
-		if (rc == VU_LATER)
-			return VU_LATER;
+		if (rc == VP_LATER)
+			return VP_LATER;
 		if (rc < 0) {
 			/* There is no way to answer this with an error. */
 			b->fatal = true;

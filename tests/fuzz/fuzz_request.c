@@ -2,7 +2,7 @@
 /*
  * The copy engine for requests, driven from both sides at once. Input: kind, ring formats, size; then steps of 12 bytes: a
  * store into the driver's rings and tables, into the pool or into the in-flight account, a call of the engine, a device
- * side that goes and another one that comes, or something that an honest driver or device would do. Memory as in fuzz_bounce.c.
+ * side that goes and another one that comes, or something that an honest driver or device would do. Memory as in fuzz_copyq.c.
  *
  *   driver VM: 0x0000 rings and tables (read-write)    0x8000 buffers    0x10000 read-only buffers
  */
@@ -32,7 +32,7 @@ static struct vp_memtab *tab, *pool_tab;
 static struct vp_drvq drv;  /* the honest driver */
 static struct vp_virtq dev; /* the honest device */
 static struct vp_burst burst;
-static struct vp_relay_scratch *scratch;
+static struct vp_scratch *scratch;
 static uint8_t *mem[3], *pool, *account;
 static uint64_t pool_bytes;
 static int kick_fd, call_fd;
@@ -54,7 +54,7 @@ static void setup(void)
 		d[i] = (struct vp_region_desc){ .gpa = i * 0x8000u, .size = bytes[i], .map = &maps[i] };
 	}
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
-	pool_bytes = vp_bounce_ring_bytes() + AREA;
+	pool_bytes = vp_copyq_ring_bytes() + AREA;
 	pool = aligned_alloc(64, pool_bytes);
 	account = aligned_alloc(64, vp_align_up(ACCOUNT, 64));
 	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool),
@@ -65,7 +65,7 @@ static void setup(void)
 				   .fd = -1 };
 	d[0] = (struct vp_region_desc){ .gpa = POOL_ADDR, .size = pool_bytes, .map = &maps[3] };
 	REQUIRE(!vp_memtab_build(&pool_tab, d, 1, NULL));
-	scratch = vp_relay_scratch_new();
+	scratch = vp_scratch_new();
 	kick_fd = eventfd(0, EFD_NONBLOCK);
 	call_fd = eventfd(0, EFD_NONBLOCK);
 	REQUIRE(pool && account && scratch && kick_fd >= 0 && call_fd >= 0);
@@ -189,7 +189,7 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct vp_relay_queue rq = { .call_fd = call_fd };
+	struct vp_queue rq = { .call_fd = call_fd };
 	struct vp_reqq_conf c = { .rq = &rq, .pool_addr = POOL_ADDR, .fail_status = -1 };
 	struct vp_vq_conf vc = { .desc = 0 };
 	uint16_t heads[256];
@@ -228,8 +228,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	dev_features = features(data[2]);
 	c.pool = vp_gptr_from_map(pool);
-	c.ring = (struct vp_bounce_area){ 0, vp_bounce_ring_bytes() };
-	c.data = (struct vp_bounce_area){ c.ring.size, AREA };
+	c.ring = (struct vp_copyq_area){ 0, vp_copyq_ring_bytes() };
+	c.data = (struct vp_copyq_area){ c.ring.size, AREA };
 	c.trust_len = data[0] & 4;
 	c.once = data[0] & 8;
 	c.fuse = data[0] & 16;

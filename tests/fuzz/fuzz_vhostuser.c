@@ -43,7 +43,7 @@ static uint8_t byte(void)
 
 static int result(bool may_later)
 {
-	return mode == 2 ? -EINVAL : mode == 1 && may_later ? VU_LATER : 0;
+	return mode == 2 ? -EINVAL : mode == 1 && may_later ? VP_LATER : 0;
 }
 
 static void take(int *fd)

@@ -15,7 +15,7 @@
 
 #define F(x) VP_BIT(VIRTIO_NET_F_##x)
 
-static void restart(struct run *r, struct vp_relay_queue *q, uint64_t *seed)
+static void restart(struct run *r, struct vp_queue *q, uint64_t *seed)
 {
 	struct vp_vq_conf c = drv_conf(&r->d, hostile_base(r, seed));
 
@@ -28,8 +28,8 @@ static uint64_t delivered;
 static void one(uint64_t fa, uint64_t fb, unsigned ms)
 {
 	struct run *ra = calloc(1, sizeof(*ra)), *rb = calloc(1, sizeof(*rb));
-	struct vp_relay_queue a = { .features = fa, .call_fd = -1 }, b = { .features = fb, .call_fd = -1 };
-	struct vp_relay_scratch *s = vp_relay_scratch_new();
+	struct vp_queue a = { .features = fa, .call_fd = -1 }, b = { .features = fb, .call_fd = -1 };
+	struct vp_scratch *s = vp_scratch_new();
 	uint64_t seed = 77, mine_a = 1234567, mine_b = 7654321, taken = 0, dropped = 0, broken_a = 0, broken_b = 0, rounds = 0;
 	struct timespec t0, t;
 	pthread_t ta, tb;
@@ -51,7 +51,7 @@ static void one(uint64_t fa, uint64_t fb, unsigned ms)
 		hostile_steps(rb, &mine_b, 48);
 		n = vp_relay_run(&a, drv_rand(&seed) % 64 ? &b : NULL, s);
 
-		REQUIRE(n <= VP_RELAY_BURST);
+		REQUIRE(n <= VP_QUEUE_BURST);
 		taken += n;
 		if (a.vq.broken) {
 			restart(ra, &a, &seed);

@@ -171,14 +171,14 @@ static void test_steps(void **state)
 	assert_string_equal(s[i].by[0].key, "MaxLinks");
 }
 
-static unsigned run_bucket(struct vp_relay_queue *q, unsigned n_queues, uint64_t hz, uint64_t *now, unsigned seconds)
+static unsigned run_bucket(struct vp_queue *q, unsigned n_queues, uint64_t hz, uint64_t *now, unsigned seconds)
 {
 	unsigned passed = 0;
 
 	for (unsigned ms = 0; ms < 1000 * seconds; ms++) {
 		*now += hz / 1000;
 		for (unsigned i = 0; i < n_queues; i++)
-			passed += vp_relay_allow(&q[i], *now, hz, 32);
+			passed += vp_queue_allow(&q[i], *now, hz, 32);
 	}
 	return passed;
 }
@@ -194,18 +194,18 @@ static void test_rate_by_a_slow_clock(void **state)
 	for (unsigned i = 0; i < 2 * VP_ARRAY_SIZE(c); i++) {
 		const uint64_t hz = c[i / 2].hz, rate = c[i / 2].rate;
 		struct vp_bucket b = { .rate = i & 1 ? rate : 0 };
-		struct vp_relay_queue q = { .shared = &b, .own.rate = i & 1 ? 0 : rate };
+		struct vp_queue q = { .shared = &b, .own.rate = i & 1 ? 0 : rate };
 		/* Near where the due time wraps around, and asked again after a few ticks each time. */
 		uint64_t start = (UINT64_C(1) << 48) - hz / 2, step = VP_MAX(hz / 4000000, 1), passed = 0;
 		uint64_t burst = VP_MAX(rate / 100, 64);
 
-		passed = vp_relay_allow(&q, start, hz, (unsigned)burst);
+		passed = vp_queue_allow(&q, start, hz, (unsigned)burst);
 		assert_int_equal(passed, burst);
 		for (uint64_t t = start; t < start + hz; t += step) {
-			unsigned n = vp_relay_allow(&q, t, hz, 32);
+			unsigned n = vp_queue_allow(&q, t, hz, 32);
 
 			/* Half is given back: that must not round, either. */
-			vp_relay_give_back(&q, hz, n / 2);
+			vp_queue_give_back(&q, hz, n / 2);
 			passed += n - n / 2;
 		}
 		assert_in_range(passed - burst, rate - rate / 1000 - 1, rate + rate / 1000 + 1);
@@ -219,41 +219,41 @@ static void test_rate_debt(void **state)
 
 	for (unsigned i = 0; i < 2; i++) {
 		struct vp_bucket b = { .rate = i ? 100000 : 0 };
-		struct vp_relay_queue q = { .shared = &b, .own.rate = i ? 0 : 100000 };
+		struct vp_queue q = { .shared = &b, .own.rate = i ? 0 : 100000 };
 
-		assert_false(vp_relay_owes(&q, now, hz));
-		assert_int_equal(vp_relay_allow(&q, now, hz, 2000), 1000);
-		assert_int_equal(vp_relay_allow(&q, now, hz, 1), 0);
-		assert_false(vp_relay_owes(&q, now, hz)); /* used up is not in debt */
-		vp_relay_charge(&q, now, hz, 500);
-		assert_true(vp_relay_owes(&q, now, hz));
-		assert_true(vp_relay_owes(&q, now + hz / 200 - 1, hz));
-		assert_int_equal(vp_relay_allow(&q, now + hz / 201, hz, 1), 0);
-		assert_false(vp_relay_owes(&q, now + hz / 200, hz));
-		assert_int_equal(vp_relay_allow(&q, now + hz / 200 + hz / 1000, hz, 2000), 100);
+		assert_false(vp_queue_owes(&q, now, hz));
+		assert_int_equal(vp_queue_allow(&q, now, hz, 2000), 1000);
+		assert_int_equal(vp_queue_allow(&q, now, hz, 1), 0);
+		assert_false(vp_queue_owes(&q, now, hz)); /* used up is not in debt */
+		vp_queue_charge(&q, now, hz, 500);
+		assert_true(vp_queue_owes(&q, now, hz));
+		assert_true(vp_queue_owes(&q, now + hz / 200 - 1, hz));
+		assert_int_equal(vp_queue_allow(&q, now + hz / 201, hz, 1), 0);
+		assert_false(vp_queue_owes(&q, now + hz / 200, hz));
+		assert_int_equal(vp_queue_allow(&q, now + hz / 200 + hz / 1000, hz, 2000), 100);
 		/* However much it was: no longer than a hundredth of a second. */
 		now += hz;
 		for (unsigned k = 0; k < 100; k++)
-			vp_relay_charge(&q, now, hz, 100000);
-		assert_true(vp_relay_owes(&q, now + hz / 101, hz));
-		assert_false(vp_relay_owes(&q, now + hz / 100, hz));
-		assert_int_equal(vp_relay_allow(&q, now + hz / 100 + hz / 1000, hz, 2000), 100);
+			vp_queue_charge(&q, now, hz, 100000);
+		assert_true(vp_queue_owes(&q, now + hz / 101, hz));
+		assert_false(vp_queue_owes(&q, now + hz / 100, hz));
+		assert_int_equal(vp_queue_allow(&q, now + hz / 100 + hz / 1000, hz, 2000), 100);
 		now += hz;
 	}
 	/* 32 descriptors are free for each packet. */
-	assert_int_equal(vp_relay_extra(32, 32 * 19), 0);
-	assert_int_equal(vp_relay_extra(1, 1024), 31);
+	assert_int_equal(vp_queue_extra(32, 32 * 19), 0);
+	assert_int_equal(vp_queue_extra(1, 1024), 31);
 }
 
 /* All that a VM sends shares one limit, however many queues; giving back is not losing. */
 static void test_shared_bucket(void **state)
 {
 	struct vp_bucket b = { .rate = 5000 };
-	struct vp_relay_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .own.rate = 100 } };
+	struct vp_queue q[3] = { { .shared = &b }, { .shared = &b }, { .shared = &b, .own.rate = 100 } };
 	uint64_t now = 1000, hz = 2600000000u;
 	unsigned n;
 
-	assert_true(vp_relay_limited(&q[0]));
+	assert_true(vp_queue_limited(&q[0]));
 	n = run_bucket(q, 3, hz, &now, 4);
 	assert_in_range(n, 4 * 4900, 4 * 5100 + 64);
 	/* The own limit still holds within the shared one. */
@@ -262,27 +262,27 @@ static void test_shared_bucket(void **state)
 	/* However seldom and at whatever distance it is asked, no part of a token is lost. */
 	b.rate = 0;
 	for (unsigned rate = 900; rate <= 1800; rate += 900) {
-		q[2] = (struct vp_relay_queue){ .own.rate = rate };
+		q[2] = (struct vp_queue){ .own.rate = rate };
 		n = 0;
 		for (unsigned i = 0; i < 2000; i++)
-			n += vp_relay_allow(&q[2], now += hz / 1000 + hz / 16000, hz, 32);
+			n += vp_queue_allow(&q[2], now += hz / 1000 + hz / 16000, hz, 32);
 		assert_in_range(n, rate * 21 / 10, rate * 22 / 10 + 64);
 	}
 	b.rate = 5000;
 	/* What is given back can be taken again. */
 	run_bucket(q, 2, hz, &now, 1);
-	n = vp_relay_allow(&q[0], now += hz, hz, 32);
+	n = vp_queue_allow(&q[0], now += hz, hz, 32);
 	assert_int_equal(n, 32);
-	vp_relay_give_back(&q[0], hz, n);
-	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32) + vp_relay_allow(&q[1], now, hz, 32), 64);
-	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 0);
+	vp_queue_give_back(&q[0], hz, n);
+	assert_int_equal(vp_queue_allow(&q[0], now, hz, 32) + vp_queue_allow(&q[1], now, hz, 32), 64);
+	assert_int_equal(vp_queue_allow(&q[0], now, hz, 32), 0);
 	/* No limit any more; a limit again, with an old clock. */
 	b.rate = 0;
-	assert_false(vp_relay_limited(&q[0]));
-	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 32);
+	assert_false(vp_queue_limited(&q[0]));
+	assert_int_equal(vp_queue_allow(&q[0], now, hz, 32), 32);
 	b.rate = 10;
 	b.due = now + (UINT64_C(1) << 60);
-	assert_int_equal(vp_relay_allow(&q[0], now, hz, 32), 32);
+	assert_int_equal(vp_queue_allow(&q[0], now, hz, 32), 32);
 }
 
 static void test_rates_follow_the_configuration(void **state)

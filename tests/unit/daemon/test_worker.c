@@ -27,7 +27,7 @@ static void nap(unsigned us)
 	nanosleep(&(struct timespec){ .tv_nsec = us * 1000L }, NULL);
 }
 
-static unsigned job_run(struct worker_job *w, struct vp_relay_scratch *s)
+static unsigned job_run(struct worker_job *w, struct vp_scratch *s)
 {
 	struct job *j = (struct job *)w;
 

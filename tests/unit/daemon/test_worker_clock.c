@@ -22,16 +22,16 @@
 
 struct job {
 	struct worker_job j;
-	struct vp_relay_queue q;
+	struct vp_queue q;
 	int ret; /* of the one call that it makes; 1 = not yet */
 };
 
-static unsigned run(struct worker_job *j, struct vp_relay_scratch *s)
+static unsigned run(struct worker_job *j, struct vp_scratch *s)
 {
 	struct job *k = vp_container_of(j, struct job, j);
 
 	if (k->ret > 0)
-		__atomic_store_n(&k->ret, vp_relay_call(&k->q, s), __ATOMIC_RELEASE);
+		__atomic_store_n(&k->ret, vp_queue_call(&k->q, s), __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -60,7 +60,7 @@ static void test_clock_set_back(void **state)
 {
 	const struct worker_pool_conf c = { .threads = 1 };
 	struct job k = { .j = { .ops = &ops }, .q = { .call_fd = blocking() }, .ret = 1 };
-	struct vp_relay_queue q = { .call_fd = blocking() };
+	struct vp_queue q = { .call_fd = blocking() };
 	struct worker_pool *p;
 	struct vp_err e;
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "../virtq/driver.h"
-#include "engine/bounce.h"
+#include "engine/copyq.h"
 
 #define RIG_MUST(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
@@ -34,9 +34,9 @@ struct rig_conf {
 struct rig {
 	struct drv_mem  m, pool;
 	struct drv      d;
-	struct vp_relay_queue rq;
-	struct vp_bounce *b;
-	struct vp_relay_scratch *s;
+	struct vp_queue rq;
+	struct vp_copyq *b;
+	struct vp_scratch *s;
 	struct vp_virtq dev;
 	struct vp_burst burst;
 	int call, kick;
@@ -45,8 +45,8 @@ struct rig {
 
 static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf *c)
 {
-	uint64_t rb = vp_bounce_ring_bytes(), area = c->area ? c->area : 256 << 10;
-	struct vp_bounce_conf bc = { .rq = &r->rq, .features = c->dev_features };
+	uint64_t rb = vp_copyq_ring_bytes(), area = c->area ? c->area : 256 << 10;
+	struct vp_copyq_conf bc = { .rq = &r->rq, .features = c->dev_features };
 	struct vp_vq_conf vc;
 	struct vp_err e = { 0 };
 	struct drv_region pr = { RIG_POOL_ADDR, vp_align_up(rb + 2 * area, 4096), 0 };
@@ -61,23 +61,23 @@ static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf
 	r->rq.features = c->drv_features;
 	r->call = r->rq.call_fd = eventfd(0, EFD_NONBLOCK);
 	r->kick = bc.kick_fd = eventfd(0, EFD_NONBLOCK);
-	r->s = vp_relay_scratch_new();
+	r->s = vp_scratch_new();
 	RIG_MUST(r->s && r->call >= 0 && r->kick >= 0);
 	bc.pool = r->pool.tab->r[0].host;
 	bc.pool_addr = RIG_POOL_ADDR;
-	bc.ring = (struct vp_bounce_area){ 0, rb };
+	bc.ring = (struct vp_copyq_area){ 0, rb };
 	if (c->kind != RIG_RX)
-		bc.out = (struct vp_bounce_area){ rb, area };
+		bc.out = (struct vp_copyq_area){ rb, area };
 	if (c->kind != RIG_TX)
-		bc.in = (struct vp_bounce_area){ rb + area, area };
+		bc.in = (struct vp_copyq_area){ rb + area, area };
 	bc.net = c->kind != RIG_BOTH;
 	bc.early = c->kind == RIG_TX;
-	if (vp_bounce_new(&r->b, &bc, &e)) {
+	if (vp_copyq_new(&r->b, &bc, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		abort();
 	}
 	vc = (struct vp_vq_conf){
-		.size = r->b->shadow.size, .base = vp_bounce_base(r->b), .features = c->dev_features,
+		.size = r->b->shadow.size, .base = vp_copyq_base(r->b), .features = c->dev_features,
 		.desc = r->b->desc_addr, .driver = r->b->avail_addr, .device = r->b->used_addr, .tab = r->pool.tab,
 	};
 	if (vp_vq_start(&r->dev, &vc, &e)) {
@@ -89,13 +89,13 @@ static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf
 /* The end of the device VM's run, and what the driver is told of it. */
 static void __attribute__((unused)) rig_stop(struct rig *r)
 {
-	if (vp_bounce_stop(r->b, true))
-		vp_relay_call(&r->rq, r->s);
+	if (vp_copyq_stop(r->b, true))
+		vp_queue_call(&r->rq, r->s);
 }
 
 static void __attribute__((unused)) rig_free(struct rig *r)
 {
-	vp_bounce_free(r->b);
+	vp_copyq_free(r->b);
 	free(r->s);
 	drv_free(&r->d);
 	drv_mem_free(&r->m);
@@ -116,7 +116,7 @@ static unsigned __attribute__((unused)) rig_run(struct rig *r)
 {
 	unsigned n, total = 0;
 
-	while ((n = vp_bounce_run(r->b, r->s)))
+	while ((n = vp_copyq_run(r->b, r->s)))
 		total += n;
 	return total;
 }

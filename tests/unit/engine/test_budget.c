@@ -12,6 +12,7 @@
 #include "rig.h"
 #include "base/cycles.h"
 #include "engine/packet.h"
+#include "engine/relay.h"
 #include "net/offload.h"
 
 #define F(x)  VP_BIT(VIRTIO_NET_F_##x)
@@ -24,11 +25,11 @@
 struct side {
 	struct drv_mem m;
 	struct drv d;
-	struct vp_relay_queue q;
+	struct vp_queue q;
 };
 
 static struct side a, b; /* sender, receiver */
-static struct vp_relay_scratch *scratch;
+static struct vp_scratch *scratch;
 static struct rig rig;
 static const uint64_t formats[] = { F_VERSION_1, F_VERSION_1 | F_PACKED };
 
@@ -49,7 +50,7 @@ static void start(uint64_t fa, uint64_t fb)
 {
 	side_init(&a, fa);
 	side_init(&b, fb);
-	scratch = vp_relay_scratch_new();
+	scratch = vp_scratch_new();
 }
 
 static void stop(void)
@@ -111,7 +112,7 @@ static unsigned run(void)
 	return vp_relay_run(&a.q, &b.q, scratch);
 }
 
-static uint64_t drops(const struct vp_relay_queue *q)
+static uint64_t drops(const struct vp_queue *q)
 {
 	uint64_t n = 0;
 
@@ -190,7 +191,7 @@ static void test_segments_and_the_rate(void **state)
 		post_tso(6, 30000, 250);
 		while (run() && n < 100)
 			n++;
-		assert_true(vp_relay_owes(&a.q, vp_cycles(), scratch->hz));
+		assert_true(vp_queue_owes(&a.q, vp_cycles(), scratch->hz));
 		assert_in_range(a.q.stats.packets, 1, 3);
 		assert_int_equal(drops(&a.q), 0);
 		stop();
@@ -296,10 +297,10 @@ static void test_copy_bytes_out(void **state)
 			drv_add(&rig.d, &(struct drv_buf){ RIG_DATA + CELL * n, 12 + c[i / 4].len, false }, 1, 0);
 		drv_publish(&rig.d);
 		for (; left; left -= n) {
-			n = vp_bounce_run(rig.b, rig.s);
+			n = vp_copyq_run(rig.b, rig.s);
 			assert_int_equal(n, VP_MIN(c[i / 4].expect, left));
 		}
-		assert_int_equal(vp_bounce_run(rig.b, rig.s), 0);
+		assert_int_equal(vp_copyq_run(rig.b, rig.s), 0);
 		assert_int_equal(rig.rq.stats.packets, 40);
 		rig_free(&rig);
 	}
@@ -311,7 +312,7 @@ static unsigned copy_back(unsigned len, unsigned packets)
 	unsigned n, done = 0;
 	uint64_t before;
 
-	while (vp_bounce_run(rig.b, rig.s))
+	while (vp_copyq_run(rig.b, rig.s))
 		;
 	while (done < packets && (n = vp_vq_fetch_dir(&rig.dev, &rig.burst, packets - done, VP_WRITE))) {
 		for (unsigned i = 0; i < n; i++)
@@ -321,9 +322,9 @@ static unsigned copy_back(unsigned len, unsigned packets)
 	}
 	assert_int_equal(done, packets);
 	before = rig.rq.stats.packets + drops(&rig.rq);
-	vp_bounce_run(rig.b, rig.s);
+	vp_copyq_run(rig.b, rig.s);
 	n = (unsigned)(rig.rq.stats.packets + drops(&rig.rq) - before);
-	while (vp_bounce_run(rig.b, rig.s))
+	while (vp_copyq_run(rig.b, rig.s))
 		;
 	return n;
 }
@@ -356,7 +357,7 @@ static void test_copy_pieces_in(void **state)
 	/* One packet in more than that. */
 	rig_start(RIG_RX, F_INDIRECT | F(MRG_RXBUF));
 	post_tables(&rig.d, 4, 200, 8, true, RIG_TABLE, RIG_DATA);
-	while (vp_bounce_run(rig.b, rig.s))
+	while (vp_copyq_run(rig.b, rig.s))
 		;
 	assert_int_equal(vp_vq_fetch_dir(&rig.dev, &rig.burst, 4, VP_WRITE), 4);
 	vp_st16(rig.burst.seg[rig.burst.chain[0].seg].p, 10, 3);
@@ -378,7 +379,7 @@ static void test_copy_empty_descriptors(void **state)
 		rig_start(i & 1 ? RIG_RX : RIG_TX, F_INDIRECT | (i & 2 ? F_PACKED : 0));
 		rig.rq.own.rate = i & 1 ? 0 : 1000;
 		post_tables(&rig.d, 60, VP_BURST_DESCS, 0, i & 1, RIG_TABLE, RIG_DATA);
-		while ((n = vp_bounce_run(rig.b, rig.s))) {
+		while ((n = vp_copyq_run(rig.b, rig.s))) {
 			assert_true(n <= 2); /* one that is taken, one that is given back */
 			total += n;
 		}

@@ -24,7 +24,7 @@
 struct side {
 	struct drv_mem m;
 	struct drv d;
-	struct vp_relay_queue q;
+	struct vp_queue q;
 	struct {
 		bool busy;
 		unsigned n;
@@ -36,7 +36,7 @@ struct side {
 
 static unsigned cell_size = 0x18000; /* buffer space of one chain in flight */
 static struct side a, b; /* sender, receiver */
-static struct vp_relay_scratch *scratch;
+static struct vp_scratch *scratch;
 static uint8_t *before;
 static uint64_t seed = 1;
 
@@ -64,7 +64,7 @@ static void start(uint64_t fa, uint64_t fb)
 {
 	side_init(&a, fa);
 	side_init(&b, fb);
-	scratch = vp_relay_scratch_new();
+	scratch = vp_scratch_new();
 }
 
 static void stop(void)

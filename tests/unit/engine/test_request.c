@@ -16,9 +16,9 @@
 static struct {
 	struct drv_mem m, pool;
 	struct drv d;
-	struct vp_relay_queue rq;
+	struct vp_queue rq;
 	struct vp_reqq *q;
-	struct vp_relay_scratch *s;
+	struct vp_scratch *s;
 	struct vp_virtq dev;
 	struct vp_burst burst;
 	int call, kick;
@@ -74,7 +74,7 @@ static void make_queue(const uint16_t *heads, unsigned n)
 
 static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 {
-	uint64_t rb = vp_bounce_ring_bytes();
+	uint64_t rb = vp_copyq_ring_bytes();
 	struct drv_region pr = { RIG_POOL_ADDR, vp_align_up(rb + area, 4096), 0 };
 	struct vp_vq_conf vc;
 	struct vp_err e = { 0 };
@@ -91,7 +91,7 @@ static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 	t.dev_features = dev;
 	t.call = t.rq.call_fd = eventfd(0, EFD_NONBLOCK);
 	t.kick = eventfd(0, EFD_NONBLOCK);
-	t.s = vp_relay_scratch_new();
+	t.s = vp_scratch_new();
 	t.c = (struct vp_reqq_conf){
 		.rq = &t.rq,
 		.pool = t.pool.tab->r[0].host,

@@ -15,14 +15,14 @@
 #include <unistd.h>
 
 #include "port/orphan.h"
-#include "port/keep.h"
+#include "port/record.h"
 
 #define GEN 7u   /* regions_generation when the daemon ended */
 
 struct fake {
-	int memfd, keepfd;
+	int memfd, recordfd;
 	volatile struct vhp_abi_control *c;
-	struct port_keep *keep;
+	struct port_record *keep;
 	struct vp_orphan *o;
 	uint32_t seq;
 };
@@ -44,8 +44,8 @@ static int setup(void **state)
 	volatile struct vhp_abi_state *s;
 
 	f->c = file("control", VHP_CTRL_SIZE, &f->memfd);
-	f->keep = file("keep", sizeof(*f->keep), &f->keepfd);
-	*f->keep = (struct port_keep){ .version = PORT_KEEP_VERSION, .running = 1, .generation = 100, .regions_generation = GEN, .answered = 41 };
+	f->keep = file("keep", sizeof(*f->keep), &f->recordfd);
+	*f->keep = (struct port_record){ .version = PORT_RECORD_VERSION, .running = 1, .generation = 100, .regions_generation = GEN, .answered = 41 };
 	s = &f->c->state;
 	s->generation = htole32(100);
 	s->flags = htole32(VHP_STATE_ATTACHED);
@@ -67,14 +67,14 @@ static int teardown(void **state)
 	munmap((void *)f->c, VHP_CTRL_SIZE);
 	munmap(f->keep, sizeof(*f->keep));
 	close(f->memfd);
-	close(f->keepfd);
+	close(f->recordfd);
 	free(f);
 	return 0;
 }
 
 static void begin(struct fake *f)
 {
-	assert_int_equal(vp_orphan_new(&f->o, f->memfd, f->keepfd), 0);
+	assert_int_equal(vp_orphan_new(&f->o, f->memfd, f->recordfd), 0);
 }
 
 static enum vp_orphan_state command(struct fake *f, uint32_t opcode, uint64_t arg)
@@ -196,11 +196,11 @@ static void test_other_files(void **state)
 	int small;
 	void *p = file("small", 4096, &small);
 
-	assert_int_equal(vp_orphan_new(&f->o, small, f->keepfd), -EINVAL);
+	assert_int_equal(vp_orphan_new(&f->o, small, f->recordfd), -EINVAL);
 	assert_int_equal(ftruncate(small, 16), 0);
 	assert_int_equal(vp_orphan_new(&f->o, f->memfd, small), -EINVAL);
-	f->keep->version = PORT_KEEP_VERSION + 1;
-	assert_int_equal(vp_orphan_new(&f->o, f->memfd, f->keepfd), -EINVAL);
+	f->keep->version = PORT_RECORD_VERSION + 1;
+	assert_int_equal(vp_orphan_new(&f->o, f->memfd, f->recordfd), -EINVAL);
 	assert_null(f->o);
 	assert_int_equal(le32toh(f->c->state.link_status), VHP_LINK_UP);
 	munmap(p, 4096);

@@ -48,7 +48,7 @@ static int fake_take(void *att, unsigned slot)
 
 	f->takes++;
 	f->last_slot = (int)slot;
-	return f->take_later ? VP_PORT_LATER : 0;
+	return f->take_later ? VP_LATER : 0;
 }
 
 static void fake_signal(void *att, unsigned i)
@@ -230,7 +230,7 @@ static void test_reasons(void **state)
 	assert_int_equal(reason(f), VHP_REASON_NOT_READY);
 	vp_port_set_driver(f->p, VP_PORT_DRIVER_RUNS, 1);
 	assert_int_equal(reason(f), VHP_REASON_WINDOW);
-	f->give_result = VP_PORT_LATER;
+	f->give_result = VP_LATER;
 	assert_int_equal(memory(f, 0x1000), 0);
 	assert_int_equal(reason(f), VHP_REASON_WINDOW);
 	assert_int_equal(le32toh(f->c->state.windows[0].flags), 0);
@@ -319,7 +319,7 @@ static void test_runs(void **state)
 	assert_int_equal(le32toh(f->c->state.queues[0].run), 1);
 	vp_port_queue_enable(f->p, 0, false);
 	assert_int_equal(le32toh(f->c->state.queues[0].flags), VHP_QUEUE_STARTED);
-	assert_int_equal(vp_port_queue_stop(f->p, 0), VP_PORT_LATER);
+	assert_int_equal(vp_port_queue_stop(f->p, 0), VP_LATER);
 	assert_int_equal(le32toh(f->c->state.queues[0].flags), VHP_QUEUE_STARTED | VHP_QUEUE_STOP);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 2, 9, 0), VHP_ST_STALE);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, UINT64_MAX, 1, 9, 0), VHP_ST_INVALID);
@@ -389,7 +389,7 @@ static void test_cut(void **state)
 	bring_up(f);
 	vp_port_queue_run(f->p, 0, &r);
 	vp_port_queue_run(f->p, 1, &r);
-	assert_int_equal(vp_port_queue_stop(f->p, 0), VP_PORT_LATER);
+	assert_int_equal(vp_port_queue_stop(f->p, 0), VP_LATER);
 	run_for(f, 20000);
 	assert_int_equal(f->stops, 0);
 	run_for(f, 1200000);
@@ -424,7 +424,7 @@ static void test_next_run_waits(void **state)
 	vp_port_set_driver(f->p, VP_PORT_NO_DRIVER, 0);
 	vp_port_set_driver(f->p, VP_PORT_DRIVER_RUNS, 0x3);
 	assert_int_equal(le32toh(f->c->state.link_status), VHP_LINK_UP);
-	assert_int_equal(vp_port_queue_await(f->p, 0), VP_PORT_LATER);
+	assert_int_equal(vp_port_queue_await(f->p, 0), VP_LATER);
 	assert_int_equal(vp_port_queue_run(f->p, 0, &r), -EBUSY);
 	/* What it says of an earlier update is no promise about this one. */
 	assert_int_equal(command(f, VHP_CMD_SYNC, before, 0, 0, 0), VHP_ST_OK);
@@ -442,7 +442,7 @@ static void test_next_run_waits(void **state)
 	run_for(f, 1100000);
 	assert_true(vp_port_attached(f->p));
 	assert_int_equal(vp_port_queue_await(f->p, 0), 0);
-	assert_int_equal(vp_port_queue_await(f->p, 1), VP_PORT_LATER);
+	assert_int_equal(vp_port_queue_await(f->p, 1), VP_LATER);
 	run_for(f, 1100000);
 	assert_int_equal(reason(f), VHP_REASON_TIMEOUT);
 	/* Who attaches has let go. */
@@ -542,7 +542,7 @@ static void test_cancelled_give(void **state)
 {
 	struct fake *f = *state;
 
-	f->give_result = VP_PORT_LATER;
+	f->give_result = VP_LATER;
 	bring_up(f);
 	assert_int_equal(vp_port_set_memory(f->p, NULL, 0, NULL), 0);
 	assert_int_equal(f->takes, 0);

@@ -29,7 +29,7 @@ static int result(struct peer *p, bool may_later)
 
 	p->calls++;
 	p->fail = 0;
-	return rc ? rc : may_later && p->later ? VU_LATER : 0;
+	return rc ? rc : may_later && p->later ? VP_LATER : 0;
 }
 
 static void take(struct peer *p, int *fd)

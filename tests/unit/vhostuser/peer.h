@@ -26,7 +26,7 @@
 struct peer {
 	struct vu_backend *b;
 	int fd;                     /* the front-end's end */
-	int later;                  /* answer with VU_LATER where possible */
+	int later;                  /* answer with VP_LATER where possible */
 	int fail;                   /* -errno for the next callback, then 0 */
 	int keep;                   /* take the fds that come */
 	int kept[1024];

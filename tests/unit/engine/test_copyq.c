@@ -168,12 +168,12 @@ static void there_and_back(uint64_t drv, uint64_t dev, uint64_t area)
 			added++;
 		}
 		drv_publish(&r.d);
-		vp_bounce_run(r.b, r.s);
+		vp_copyq_run(r.b, r.s);
 		device_take(cookies, &next);
 		for (i = (unsigned)(drv_rand(&seed) % 7); i && n_holds; i--)
 			device_return(dev & F_IN_ORDER ? 0 : (unsigned)(drv_rand(&seed) % n_holds), drv_rand(&seed));
 		if (drv_rand(&seed) & 1)
-			vp_bounce_run(r.b, r.s);
+			vp_copyq_run(r.b, r.s);
 		while (drv_get_used(&r.d, &id, &len)) {
 			if (drv & F_IN_ORDER)
 				assert_int_equal(jobs[id].cookie, expect++);
@@ -290,7 +290,7 @@ static void backpressure(uint64_t drv, uint64_t dev)
 	assert_int_equal(n, 16); /* 512 bytes each in 8192 */
 	assert_true(r.b->blocked);
 	/* Blocked: nothing to do, the driver need not kick, the device VM has to call. */
-	assert_false(vp_bounce_arm(r.b));
+	assert_false(vp_copyq_arm(r.b));
 	rig_raised(r.kick);
 	while (got < 200 && round++ < 1000) {
 		unsigned k = vp_vq_fetch(&r.dev, &r.burst, 5);
@@ -303,7 +303,7 @@ static void backpressure(uint64_t drv, uint64_t dev)
 		if (k && !got)
 			assert_true(vp_vq_need_call(&r.dev));
 		got += k;
-		vp_bounce_disarm(r.b);
+		vp_copyq_disarm(r.b);
 		rig_run(&r);
 		n += driver_gets_back();
 	}
@@ -398,23 +398,23 @@ static void test_nothing_else_in_the_pool(void **state)
 static void test_bad_setup(void **state)
 {
 	struct rig_conf c = { RIG_RX, 64, F_VERSION_1, F_VERSION_1, 0 };
-	struct vp_bounce_conf bc;
-	struct vp_bounce *b;
+	struct vp_copyq_conf bc;
+	struct vp_copyq *b;
 	struct vp_err e = { 0 };
 
 	rig_new(&r, &c);
 	bc = r.b->c;
 	bc.ring.size = 64;
-	assert_int_equal(vp_bounce_new(&b, &bc, &e), -EINVAL);
+	assert_int_equal(vp_copyq_new(&b, &bc, &e), -EINVAL);
 	bc = r.b->c;
 	bc.in.size = 0;
-	assert_int_equal(vp_bounce_new(&b, &bc, &e), -EINVAL);
+	assert_int_equal(vp_copyq_new(&b, &bc, &e), -EINVAL);
 	bc = r.b->c;
 	bc.in.off += 8;
-	assert_int_equal(vp_bounce_new(&b, &bc, &e), -EINVAL);
+	assert_int_equal(vp_copyq_new(&b, &bc, &e), -EINVAL);
 	bc = r.b->c;
 	bc.early = true;
-	assert_int_equal(vp_bounce_new(&b, &bc, &e), -EINVAL);
+	assert_int_equal(vp_copyq_new(&b, &bc, &e), -EINVAL);
 	rig_free(&r);
 }
 
@@ -428,5 +428,5 @@ int main(void)
 		cmocka_unit_test(test_nothing_else_in_the_pool),
 	};
 
-	return cmocka_run_group_tests_name("bounce", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("copyq", tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@
 #include <sys/eventfd.h>
 
 #include "base/cycles.h"
-#include "engine/bounce.h"
+#include "engine/copyq.h"
 
 #define REQUIRE(x) do { if (!(x)) abort(); } while (0)
 
@@ -32,7 +32,7 @@ static struct vp_memtab *tab, *pool_tab;
 static struct vp_drvq drv;   /* the honest driver */
 static struct vp_virtq dev;  /* the honest device */
 static struct vp_burst burst;
-static struct vp_relay_scratch *scratch;
+static struct vp_scratch *scratch;
 static uint8_t *mem[3], *pool;
 static uint64_t pool_bytes;
 static int kick_fd, call_fd;
@@ -51,13 +51,13 @@ static void setup(void)
 		d[i] = (struct vp_region_desc){ .gpa = i * 0x8000u, .size = bytes[i], .map = &maps[i] };
 	}
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
-	pool_bytes = vp_bounce_ring_bytes() + 2 * AREA;
+	pool_bytes = vp_copyq_ring_bytes() + 2 * AREA;
 	pool = aligned_alloc(64, pool_bytes);
 	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool), .size = pool_bytes, .writable = true, .refs = 1 << 20,
 				   .page_size = 4096, .fd = -1 };
 	d[0] = (struct vp_region_desc){ .gpa = POOL_ADDR, .size = pool_bytes, .map = &maps[3] };
 	REQUIRE(!vp_memtab_build(&pool_tab, d, 1, NULL));
-	scratch = vp_relay_scratch_new();
+	scratch = vp_scratch_new();
 	kick_fd = eventfd(0, EFD_NONBLOCK);
 	call_fd = eventfd(0, EFD_NONBLOCK);
 	REQUIRE(pool && scratch && kick_fd >= 0 && call_fd >= 0);
@@ -131,7 +131,7 @@ static void device_returns(unsigned n, uint64_t head, uint32_t len, bool packet)
 	vp_vq_advance(&dev, &burst, n);
 }
 
-static void step(struct vp_bounce *b, const uint8_t *s)
+static void step(struct vp_copyq *b, const uint8_t *s)
 {
 	struct vp_drvq_used u[VP_BURST];
 	const uint64_t now = vp_cycles();
@@ -159,15 +159,15 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 		memcpy(pool + at, &v, s[0] % 12 == 3 ? 8 : 2);
 		break;
 	case 5:
-		if (vp_bounce_arm(b))
-			vp_bounce_disarm(b);
+		if (vp_copyq_arm(b))
+			vp_copyq_disarm(b);
 		if (b->c.rq->own.rate) { /* as if time had passed */
 			b->c.rq->own.due -= (scratch->hz << 16) * (s[1] % 4);
 			granted += s[1] % 4;
 		}
 		break;
 	case 6:
-		vp_bounce_set_open(b, s[1] & 1);
+		vp_copyq_set_open(b, s[1] & 1);
 		vp_xlate_flush(&b->c.rq->vq.xl);
 		break;
 	case 7:
@@ -183,9 +183,9 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 		vp_drvq_get_burst(&drv, u, VP_BURST);
 		break;
 	default:
-		vp_bounce_run(b, scratch);
+		vp_copyq_run(b, scratch);
 	}
-	REQUIRE(vp_bounce_outstanding(b) <= b->mask + 1);
+	REQUIRE(vp_copyq_outstanding(b) <= b->mask + 1);
 	REQUIRE(b->out.used <= b->out.size && b->in.used <= b->in.size && b->segs.used <= b->segs.size);
 	REQUIRE(b->shadow.outstanding <= b->shadow.size && b->shadow.num_free <= b->shadow.size);
 	REQUIRE(!b->c.rq->own.rate || b->c.rq->stats.packets <= granted);
@@ -193,10 +193,10 @@ static void step(struct vp_bounce *b, const uint8_t *s)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct vp_relay_queue rq = { .call_fd = call_fd };
-	struct vp_bounce_conf c = { .rq = &rq, .kick_fd = kick_fd, .pool_addr = POOL_ADDR };
+	struct vp_queue rq = { .call_fd = call_fd };
+	struct vp_copyq_conf c = { .rq = &rq, .kick_fd = kick_fd, .pool_addr = POOL_ADDR };
 	struct vp_vq_conf vc = { .desc = 0 };
-	struct vp_bounce *b;
+	struct vp_copyq *b;
 	unsigned i;
 
 	if (!tab)
@@ -224,26 +224,26 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		goto out;
 	c.features = features(data[2]);
 	c.pool = vp_gptr_from_map(pool);
-	c.ring = (struct vp_bounce_area){ 0, vp_bounce_ring_bytes() };
+	c.ring = (struct vp_copyq_area){ 0, vp_copyq_ring_bytes() };
 	if (data[0] % 3 != 1)
-		c.out = (struct vp_bounce_area){ c.ring.size, AREA };
+		c.out = (struct vp_copyq_area){ c.ring.size, AREA };
 	if (data[0] % 3 != 0)
-		c.in = (struct vp_bounce_area){ c.ring.size + AREA, AREA };
+		c.in = (struct vp_copyq_area){ c.ring.size + AREA, AREA };
 	c.net = data[0] % 3 != 2;
 	c.early = data[0] % 3 == 0;
-	if (vp_bounce_new(&b, &c, NULL))
+	if (vp_copyq_new(&b, &c, NULL))
 		goto out;
-	vc = (struct vp_vq_conf){ .size = b->shadow.size, .base = vp_bounce_base(b), .features = c.features, .desc = b->desc_addr,
+	vc = (struct vp_vq_conf){ .size = b->shadow.size, .base = vp_copyq_base(b), .features = c.features, .desc = b->desc_addr,
 				  .driver = b->avail_addr, .device = b->used_addr, .tab = pool_tab };
 	REQUIRE(!vp_vq_start(&dev, &vc, NULL));
 	data += 4;
 	size -= 4;
 	for (; size >= 12; data += 12, size -= 12)
 		step(b, data);
-	vp_bounce_run(b, scratch);
-	vp_bounce_stop(b, data[-1] & 1);
-	REQUIRE(!vp_bounce_outstanding(b));
-	vp_bounce_free(b);
+	vp_copyq_run(b, scratch);
+	vp_copyq_stop(b, data[-1] & 1);
+	REQUIRE(!vp_copyq_outstanding(b));
+	vp_copyq_free(b);
 	for (i = 0; i < RO_BYTES; i++)
 		REQUIRE(mem[2][i] == 0x33);
 out:

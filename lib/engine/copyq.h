@@ -21,28 +21,28 @@
  *  - A queue owns its areas: who leaves buffers unanswered stops that queue and no other.
  *
  * Back-pressure: without room in shadow ring or areas, chains stay in the driver's ring.
- * Nothing here allocates after vp_bounce_new(). One thread at a time.
+ * Nothing here allocates after vp_copyq_new(). One thread at a time.
  */
-#ifndef VP_COPY_BOUNCE_H
-#define VP_COPY_BOUNCE_H
+#ifndef VP_ENGINE_COPYQ_H
+#define VP_ENGINE_COPYQ_H
 
-#include "engine/relay.h"
+#include "engine/queue.h"
 #include "virtq/drvq.h"
 
-#define VP_BOUNCE_RING_MAX 1024 /* entries of a shadow ring at most; a larger driver's ring is served through it */
+#define VP_COPYQ_RING_MAX 1024 /* entries of a shadow ring at most; a larger driver's ring is served through it */
 
 /* A piece of the pool: bytes from its start, multiples of 64. */
-struct vp_bounce_area {
+struct vp_copyq_area {
 	uint64_t off, size;
 };
 
-struct vp_bounce_conf {
-	struct vp_relay_queue *rq;     /* the driver's queue, started. Not owned; vq may be rebound between calls */
+struct vp_copyq_conf {
+	struct vp_queue *rq;     /* the driver's queue, started. Not owned; vq may be rebound between calls */
 	uint64_t features;             /* of the shadow ring: packed and EVENT_IDX as the device VM can, the rest as negotiated */
 	vp_gptr  pool;                 /* 64-byte aligned */
 	uint64_t pool_addr;            /* its link address */
-	struct vp_bounce_area ring;    /* at least vp_bounce_ring_bytes() */
-	struct vp_bounce_area out, in; /* for what the device reads, and writes; size 0: this queue has none of these */
+	struct vp_copyq_area ring;    /* at least vp_copyq_ring_bytes() */
+	struct vp_copyq_area out, in; /* for what the device reads, and writes; size 0: this queue has none of these */
 	bool     net;                  /* virtio-net: count packets, without their headers */
 	bool     early;                /* give chains back when they have been copied (net transmit; needs in.size 0) */
 	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
@@ -50,36 +50,36 @@ struct vp_bounce_conf {
 };
 
 /* FIFO allocator in an area: contiguous pieces, released in the order in which they were taken. */
-struct vp_bounce_fifo {
+struct vp_copyq_fifo {
 	uint32_t size, head, used;     /* used includes what was skipped at the end */
 };
 
-enum vp_bounce_state {
-	VP_BOUNCE_AWAY,                /* in the device VM's hands */
-	VP_BOUNCE_BACK,                /* returned by it, not yet given to the driver */
-	VP_BOUNCE_DONE,                /* the driver has it (early: had it at once); its room can be released */
+enum vp_copyq_state {
+	VP_COPYQ_AWAY,                /* in the device VM's hands */
+	VP_COPYQ_BACK,                /* returned by it, not yet given to the driver */
+	VP_COPYQ_DONE,                /* the driver has it (early: had it at once); its room can be released */
 };
 
 /* A chain on its way; room is released in FIFO order. */
-struct vp_bounce_slot {
+struct vp_copyq_slot {
 	uint64_t addr;                 /* of the first writable segment */
 	uint32_t take_out, take_in, take_seg;
 	uint32_t in_off;               /* in the in area */
 	uint32_t seg, nseg;            /* writable segments */
 	uint32_t len;                  /* written by the device VM */
 	uint16_t id, slots;            /* the driver's chain */
-	uint8_t  state;                /* enum vp_bounce_state */
+	uint8_t  state;                /* enum vp_copyq_state */
 };
 
-struct vp_bounce_seg {
+struct vp_copyq_seg {
 	uint64_t addr;                 /* as the driver named it */
 	uint32_t len;
 };
 
-struct vp_bounce {
-	struct vp_bounce_conf c;
+struct vp_copyq {
+	struct vp_copyq_conf c;
 	struct vp_drvq  shadow;
-	struct vp_bounce_fifo out, in, segs;
+	struct vp_copyq_fifo out, in, segs;
 	uint32_t        head, tail, mask; /* of slot[], free running */
 	uint16_t        hdr_len;
 	uint16_t        per_chain;     /* shadow descriptors that a chain may take */
@@ -94,58 +94,58 @@ struct vp_bounce {
 	uint32_t        pend_head, pend_tail;
 	uint32_t        order;         /* in_order: the first slot that was not added to them */
 	uint64_t        kicks;         /* notifications to the device VM */
-	struct vp_bounce_slot *slot;   /* [mask + 1]; their number is the tag in the shadow ring */
+	struct vp_copyq_slot *slot;   /* [mask + 1]; their number is the tag in the shadow ring */
 	uint16_t       *pend;          /* [mask + 1] */
 	struct vp_used *given;         /* of one run */
-	struct vp_bounce_seg  *seg;    /* [segs.size] */
+	struct vp_copyq_seg  *seg;    /* [segs.size] */
 	uint64_t desc_addr, avail_addr, used_addr; /* of the shadow ring, link addresses */
 };
 
 /* Bytes that the largest shadow ring takes, a multiple of 4096. */
-uint64_t vp_bounce_ring_bytes(void);
+uint64_t vp_copyq_ring_bytes(void);
 
 /*
  * -EINVAL: an area that is too small or misaligned, a ring that is not started; -ENOMEM. The shadow ring is as large as the driver's, up
- * to VP_BOUNCE_RING_MAX, and starts at index 0.
+ * to VP_COPYQ_RING_MAX, and starts at index 0.
  */
-int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct vp_err *e);
-void vp_bounce_free(struct vp_bounce *b);
+int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e);
+void vp_copyq_free(struct vp_copyq *b);
 
 /*
  * Move what there is to move, both ways, bounded; notify both ends where they want it. How many chains
  * moved. Afterwards look at shadow.broken (the device VM's fault) and rq->vq.broken (the driver's).
  */
-unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s);
+unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s);
 
 /*
  * Ask both ends for notifications; true: there is work. And no more of them. What waits for a translation is no work: the owner
  * runs the engine after each update of its IOTLB.
  */
-bool vp_bounce_arm(struct vp_bounce *b);
-void vp_bounce_disarm(struct vp_bounce *b);
+bool vp_copyq_arm(struct vp_copyq *b);
+void vp_copyq_disarm(struct vp_copyq *b);
 
 /* Take new chains from the driver, or only give back (before a stop). Any thread. */
-void vp_bounce_set_open(struct vp_bounce *b, bool open);
+void vp_copyq_set_open(struct vp_copyq *b, bool open);
 
 /*
  * The device VM has let go: give back what it returned, then leave the driver's ring as if the rest had never been taken, or, where chains were
  * completed out of order, complete the rest with length 0. Then vp_vq_base() is exact. The engine is of no use afterwards.
  * reachable false: the driver's ring cannot be reached now, do without (a ring completed out of order breaks). True: the driver
- * wants to be notified; that is the caller's to do, with vp_relay_call() where that is supervised.
+ * wants to be notified; that is the caller's to do, with vp_queue_call() where that is supervised.
  */
-bool vp_bounce_stop(struct vp_bounce *b, bool reachable);
+bool vp_copyq_stop(struct vp_copyq *b, bool reachable);
 
 /* Index to give to the device VM for an empty shadow ring, as VHOST_SET_VRING_BASE. */
-uint32_t vp_bounce_base(const struct vp_bounce *b);
+uint32_t vp_copyq_base(const struct vp_copyq *b);
 
-/* After vp_bounce_arm(): the rate limit allows nothing now, so that it takes time, not a notification, until there is work. */
-static inline bool vp_bounce_held(const struct vp_bounce *b)
+/* After vp_copyq_arm(): the rate limit allows nothing now, so that it takes time, not a notification, until there is work. */
+static inline bool vp_copyq_held(const struct vp_copyq *b)
 {
 	return b->held;
 }
 
 /* Chains in the device VM's hands (or back and not yet released). */
-static inline unsigned vp_bounce_outstanding(const struct vp_bounce *b)
+static inline unsigned vp_copyq_outstanding(const struct vp_copyq *b)
 {
 	return b->head - b->tail;
 }

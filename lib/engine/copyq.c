@@ -8,7 +8,7 @@
 
 #include "base/blame.h"
 #include "base/cycles.h"
-#include "engine/bounce_priv.h"
+#include "engine/copyq_priv.h"
 #include "engine/packet.h"
 #include "net/offload.h"
 
@@ -21,7 +21,7 @@
 /* ---- FIFO ------------------------------------------------------------------ */
 
 /* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
-VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
+VP_INLINE uint32_t fifo_take(struct vp_copyq_fifo *f, uint32_t n, uint32_t *at)
 {
 	uint32_t skip = 0, head = f->head;
 
@@ -43,7 +43,7 @@ VP_INLINE uint32_t fifo_take(struct vp_bounce_fifo *f, uint32_t n, uint32_t *at)
  * The same for one of several in a row: *room is what is free right behind the last one, 0 at first; that is looked for
  * again when it is used up.
  */
-VP_INLINE uint32_t fifo_next(struct vp_bounce_fifo *f, uint32_t n, uint32_t *room, uint32_t *at)
+VP_INLINE uint32_t fifo_next(struct vp_copyq_fifo *f, uint32_t n, uint32_t *room, uint32_t *at)
 {
 	uint32_t taken;
 
@@ -61,7 +61,7 @@ VP_INLINE uint32_t fifo_next(struct vp_bounce_fifo *f, uint32_t n, uint32_t *roo
 
 /* ---- driver VM to device VM -------------------------------------------------- */
 
-VP_INLINE void copy_out(const struct vp_bounce *b, uint32_t at, const struct vp_seg *sg, unsigned n)
+VP_INLINE void copy_out(const struct vp_copyq *b, uint32_t at, const struct vp_seg *sg, unsigned n)
 {
 	vp_gptr to = vp_gptr_add(b->c.pool, b->c.out.off + at);
 
@@ -76,9 +76,9 @@ VP_INLINE void copy_out(const struct vp_bounce *b, uint32_t at, const struct vp_
 }
 
 /* Remember where the chain may be written: addresses that continue each other become one. */
-static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const struct vp_seg *sg, unsigned n)
+static bool keep_segs(struct vp_copyq *b, struct vp_copyq_slot *sl, const struct vp_seg *sg, unsigned n)
 {
-	struct vp_bounce_seg *to;
+	struct vp_copyq_seg *to;
 	uint32_t at;
 
 	if (n == 1) {
@@ -90,13 +90,13 @@ static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const stru
 	if (!sl->take_seg)
 		return false;
 	to = &b->seg[at];
-	*to = (struct vp_bounce_seg){ sg->addr, sg->len };
+	*to = (struct vp_copyq_seg){ sg->addr, sg->len };
 	while (--n) {
 		sg++;
 		if (to->addr + to->len == sg->addr && to->len <= UINT32_MAX - sg->len)
 			to->len += sg->len;
 		else
-			*++to = (struct vp_bounce_seg){ sg->addr, sg->len };
+			*++to = (struct vp_copyq_seg){ sg->addr, sg->len };
 	}
 	sl->seg = at;
 	sl->nseg = (uint32_t)(to - &b->seg[at]) + 1;
@@ -105,9 +105,9 @@ static bool keep_segs(struct vp_bounce *b, struct vp_bounce_slot *sl, const stru
 }
 
 /* Any chain. False: no room. */
-static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const struct vp_chain *c)
+static bool hand_one(struct vp_copyq *b, const struct vp_burst *burst, const struct vp_chain *c)
 {
-	struct vp_bounce_slot *sl = &b->slot[b->head & b->mask];
+	struct vp_copyq_slot *sl = &b->slot[b->head & b->mask];
 	const struct vp_seg *sg = &burst->seg[c->seg];
 	struct vp_drvq_buf buf[2];
 	uint32_t out_at = 0, in_at = 0;
@@ -115,9 +115,9 @@ static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const st
 	int id;
 
 	/* The FIFOs as they were, should one of the three be full. */
-	const struct vp_bounce_fifo out = b->out, in = b->in, segs = b->segs;
+	const struct vp_copyq_fifo out = b->out, in = b->in, segs = b->segs;
 
-	*sl = (struct vp_bounce_slot){ .id = c->id, .slots = c->slots };
+	*sl = (struct vp_copyq_slot){ .id = c->id, .slots = c->slots };
 	if (c->out_len) {
 		sl->take_out = fifo_take(&b->out, (uint32_t)vp_align_up(c->out_len, 64), &out_at);
 		if (!sl->take_out)
@@ -140,9 +140,9 @@ static bool hand_one(struct vp_bounce *b, const struct vp_burst *burst, const st
 		vp_drvq_set_tag(&b->shadow, (uint16_t)id, (uint16_t)(b->head & b->mask));
 	} else {
 		/* A chain of nothing: no need to ask the device VM. */
-		sl->state = VP_BOUNCE_BACK;
+		sl->state = VP_COPYQ_BACK;
 		if (!b->in_order)
-			vp_bounce_pend(b, b->head);
+			vp_copyq_pend(b, b->head);
 		b->again = true;
 	}
 	b->head++;
@@ -155,7 +155,7 @@ no_room:
 }
 
 /* What the queue's owner can never carry. */
-static enum vp_vq_broken misfit(const struct vp_bounce *b, const struct vp_chain *c)
+static enum vp_vq_broken misfit(const struct vp_copyq *b, const struct vp_chain *c)
 {
 	if ((c->out_len && !b->c.out.size) || (c->in_len && !b->c.in.size))
 		return VP_VQ_BAD_BUFFER;
@@ -165,30 +165,30 @@ static enum vp_vq_broken misfit(const struct vp_bounce *b, const struct vp_chain
 }
 
 /* A chain that is given back without having been handed over, in early mode. */
-static bool refuse_packet(struct vp_bounce *b, const struct vp_chain *c)
+static bool refuse_packet(struct vp_copyq *b, const struct vp_chain *c)
 {
 	uint32_t plen = c->out_len - b->hdr_len;
 
 	if (!b->c.net || c->nin)
 		return false;
 	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
-		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
+		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
 		return true;
 	}
 	if (plen > VP_PKT_MAX || c->out_len > b->c.out.size) {
-		vp_bounce_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
+		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
 		return true;
 	}
 	return false;
 }
 
 /* Chains of a net transmit queue that can be given back as soon as they have been copied. As hand_over(). */
-static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n, unsigned pass)
+static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n, unsigned pass)
 {
 	const unsigned hlen = b->hdr_len;
 	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
 	const uint64_t addr = b->c.pool_addr + b->c.out.off;
-	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_queue *rq = b->c.rq;
 	uint64_t bytes = 0, packets = 0;
 	uint32_t ahead = b->out.head;
 	unsigned i;
@@ -202,12 +202,12 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		const struct vp_seg *sg = &s->src.seg[c->seg];
-		struct vp_bounce_slot *sl;
+		struct vp_copyq_slot *sl;
 		uint32_t at, taken;
 
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 		if (vp_unlikely(i >= pass)) {
-			vp_bounce_stat(&rq->stats.drops[VP_DROP_RATE], 1);
+			vp_copyq_stat(&rq->stats.drops[VP_DROP_RATE], 1);
 			continue;
 		}
 		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && c->out_len <= hlen + VP_PKT_MAX)) {
@@ -225,7 +225,7 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 				sl = &b->slot[b->head & b->mask];
 				sl->take_out = taken;
 				sl->take_in = sl->take_seg = 0;
-				sl->state = VP_BOUNCE_AWAY;
+				sl->state = VP_COPYQ_AWAY;
 				vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false),
 						(uint16_t)(b->head & b->mask));
 				b->head++;
@@ -248,8 +248,8 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 		bytes += c->out_len - hlen;
 	}
 	if (packets) {
-		vp_bounce_stat(&rq->stats.packets, packets);
-		vp_bounce_stat(&rq->stats.bytes, bytes);
+		vp_copyq_stat(&rq->stats.packets, packets);
+		vp_copyq_stat(&rq->stats.bytes, bytes);
 	}
 	return i;
 }
@@ -258,16 +258,16 @@ static unsigned hand_early(struct vp_bounce *b, struct vp_relay_scratch *s, unsi
 #define PLAIN_MIN 4
 
 /* hand_early() for the usual packets, and nothing else: how many, 0 when there are too few of them. */
-static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
+static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 {
 	const unsigned hlen = b->hdr_len, max = hlen + VP_PKT_MAX, min = hlen + VP_PKT_MIN;
 	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
 	const uint64_t addr = b->c.pool_addr + b->c.out.off;
 	const uint32_t first = b->head, mask = b->mask;
-	struct vp_relay_queue *rq = b->c.rq;
-	struct vp_bounce_slot *slots = b->slot;
-	struct vp_bounce_fifo out = b->out;
-	struct vp_plain p[VP_RELAY_BURST];
+	struct vp_queue *rq = b->c.rq;
+	struct vp_copyq_slot *slots = b->slot;
+	struct vp_copyq_fifo out = b->out;
+	struct vp_plain p[VP_QUEUE_BURST];
 	uint32_t ahead = out.head, contig = 0;
 	struct vp_drvq_run run;
 	uint64_t bytes = 0;
@@ -287,7 +287,7 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	run = vp_drvq_run_begin(&b->shadow, n, false);
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const uint32_t len = p[i].len, k = (first + i) & mask;
-		struct vp_bounce_slot *sl = &slots[k];
+		struct vp_copyq_slot *sl = &slots[k];
 		uint32_t at, taken = fifo_next(&out, (len + 63u) & ~63u, &contig, &at);
 
 		if (vp_unlikely(!taken))
@@ -298,7 +298,7 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 		vp_pkt_copy_peer(vp_gptr_add(area, at), p[i].p, len);
 		sl->take_out = taken;
 		sl->take_in = sl->take_seg = 0;
-		sl->state = VP_BOUNCE_AWAY;
+		sl->state = VP_COPYQ_AWAY;
 		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
 		bytes += len;
 	}
@@ -310,19 +310,19 @@ static unsigned hand_plain_early(struct vp_bounce *b, unsigned room)
 	vp_drvq_publish(&b->shadow);
 	vp_vq_advance_plain(&rq->vq, i);
 	vp_vq_complete_plain(&rq->vq, p, i);
-	vp_bounce_stat(&rq->stats.packets, i);
-	vp_bounce_stat(&rq->stats.bytes, bytes - (uint64_t)hlen * i);
+	vp_copyq_stat(&rq->stats.packets, i);
+	vp_copyq_stat(&rq->stats.bytes, bytes - (uint64_t)hlen * i);
 	return i;
 }
 
 /* hand_away() for buffers of one piece, and nothing else: as hand_plain_early(). */
-static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
+static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 {
 	const uint64_t addr = b->c.pool_addr + b->c.in.off;
 	const uint32_t first = b->head, mask = b->mask;
-	struct vp_bounce_slot *slots = b->slot;
-	struct vp_bounce_fifo in = b->in;
-	struct vp_plain p[VP_RELAY_BURST];
+	struct vp_copyq_slot *slots = b->slot;
+	struct vp_copyq_fifo in = b->in;
+	struct vp_plain p[VP_QUEUE_BURST];
 	struct vp_drvq_run run;
 	uint32_t contig = 0;
 	unsigned i, n = vp_vq_fetch_plain(&b->c.rq->vq, p, room, VP_WRITE);
@@ -332,7 +332,7 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 	run = vp_drvq_run_begin(&b->shadow, n, true);
 	for (i = 0; i < n; i++) {
 		const uint32_t len = p[i].len, k = (first + i) & mask;
-		struct vp_bounce_slot *sl = &slots[k];
+		struct vp_copyq_slot *sl = &slots[k];
 		uint32_t at, taken;
 
 		/* The rounding up must not wrap. */
@@ -348,7 +348,7 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 		sl->nseg = 1;
 		sl->id = p[i].id;
 		sl->slots = 1;
-		sl->state = VP_BOUNCE_AWAY;
+		sl->state = VP_COPYQ_AWAY;
 		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
 	}
 	if (!i)
@@ -362,7 +362,7 @@ static unsigned hand_plain_away(struct vp_bounce *b, unsigned room)
 }
 
 /* Chains that stay with the device VM until it returns them. As hand_over(). */
-static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsigned n)
+static unsigned hand_away(struct vp_copyq *b, struct vp_scratch *s, unsigned n)
 {
 	const uint64_t addr = b->c.pool_addr + b->c.in.off;
 	uint64_t bytes = 0;
@@ -370,7 +370,7 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
-		struct vp_bounce_slot *sl;
+		struct vp_copyq_slot *sl;
 		uint32_t at, taken;
 
 		if (vp_likely(c->nin == 1 && !c->nout && c->in_len <= b->c.in.size)) {
@@ -380,7 +380,7 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 				break;
 			}
 			sl = &b->slot[b->head & b->mask];
-			*sl = (struct vp_bounce_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
+			*sl = (struct vp_copyq_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
 						       .nseg = 1, .id = c->id, .slots = c->slots };
 			vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true),
 					(uint16_t)(b->head & b->mask));
@@ -400,9 +400,9 @@ static unsigned hand_away(struct vp_bounce *b, struct vp_relay_scratch *s, unsig
 	return i;
 }
 
-static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint64_t now)
+static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now)
 {
-	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_queue *rq = b->c.rq;
 	struct vp_virtq *vq = &rq->vq;
 	unsigned room = b->shadow.num_free / b->per_chain, free_slots = b->mask + 1 - (b->head - b->tail);
 	unsigned n, done, pass;
@@ -410,11 +410,11 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	b->blocked = false;
 	if (!__atomic_load_n(&b->open, __ATOMIC_RELAXED))
 		return 0;
-	if (vp_unlikely(b->c.early && vp_relay_limited(rq) && vp_relay_owes(rq, now, s->hz))) {
+	if (vp_unlikely(b->c.early && vp_queue_limited(rq) && vp_queue_owes(rq, now, s->hz))) {
 		b->held = true;
 		return 0;
 	}
-	room = VP_MIN(VP_MIN(room, free_slots), VP_RELAY_BURST);
+	room = VP_MIN(VP_MIN(room, free_slots), VP_QUEUE_BURST);
 	if (!room) {
 		b->blocked = true;
 		return 0;
@@ -422,7 +422,7 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	if (!b->c.early)
 		n = b->c.out.size ? 0 : hand_plain_away(b, room);
 	else
-		n = b->c.net && !vp_relay_limited(rq) ? hand_plain_early(b, room) : 0;
+		n = b->c.net && !vp_queue_limited(rq) ? hand_plain_early(b, room) : 0;
 	if (n || vq->broken)
 		return n;
 	n = b->c.out.size ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
@@ -430,13 +430,13 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 		return 0;
 	if (b->c.early) {
 		pass = n;
-		if (vp_relay_limited(rq)) {
-			pass = vp_relay_allow(rq, now, s->hz, n);
-			vp_relay_charge(rq, now, s->hz, vp_relay_extra(n, vp_burst_looked(&s->src)));
+		if (vp_queue_limited(rq)) {
+			pass = vp_queue_allow(rq, now, s->hz, n);
+			vp_queue_charge(rq, now, s->hz, vp_queue_extra(n, vp_burst_looked(&s->src)));
 		}
 		done = hand_early(b, s, n, pass);
-		if (done < pass && vp_relay_limited(rq))
-			vp_relay_give_back(rq, s->hz, pass - done);
+		if (done < pass && vp_queue_limited(rq))
+			vp_queue_give_back(rq, s->hz, pass - done);
 	} else {
 		done = hand_away(b, s, n);
 	}
@@ -447,17 +447,17 @@ static unsigned hand_over(struct vp_bounce *b, struct vp_relay_scratch *s, uint6
 	if (b->c.early)
 		vp_vq_complete(vq, s->used_src, done);
 	else if (b->in_order && b->again)
-		vp_bounce_pend_in_order(b);
+		vp_copyq_pend_in_order(b);
 	return done;
 }
 
 /* ---- both ways ----------------------------------------------------------------- */
 
 /*
- * The fd may be one that the device VM's VMM shares and can make block, as a driver's call fd can (vp_relay_call()): then the
+ * The fd may be one that the device VM's VMM shares and can make block, as a driver's call fd can (vp_queue_call()): then the
  * same supervisor interrupts it, and the run is over.
  */
-static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
+static void kick(struct vp_copyq *b, struct vp_scratch *s)
 {
 	const uint64_t one = 1;
 	ssize_t n;
@@ -481,17 +481,17 @@ static void kick(struct vp_bounce *b, struct vp_relay_scratch *s)
  * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room is
  * used, many at a time.
  */
-VP_INLINE bool wants_room(const struct vp_bounce *b)
+VP_INLINE bool wants_room(const struct vp_copyq *b)
 {
 	return b->blocked || b->shadow.num_free <= b->shadow.size / 2 || b->out.used > b->out.size / 2;
 }
 
-unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
+unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 {
-	struct vp_relay_queue *rq = b->c.rq;
+	struct vp_queue *rq = b->c.rq;
 	uint64_t start = vp_cycles();
-	unsigned back = 0, handed, max = VP_RELAY_BURST, calls = 0;
-	struct vp_bounce_gave gave = { 0 };
+	unsigned back = 0, handed, max = VP_QUEUE_BURST, calls = 0;
+	struct vp_copyq_gave gave = { 0 };
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
@@ -500,16 +500,16 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 	if (b->c.early) {
 		b->held = false;
 		if (wants_room(b))
-			back = vp_bounce_reclaim(b, VP_BURST);
-	} else if (vp_relay_limited(rq)) {
+			back = vp_copyq_reclaim(b, VP_BURST);
+	} else if (vp_queue_limited(rq)) {
 		/* Over the rate: returned buffers wait in the shadow ring. */
-		max = vp_relay_allow(rq, start, s->hz, max);
+		max = vp_queue_allow(rq, start, s->hz, max);
 		b->held = !max;
-		back = vp_bounce_collect(b, max, &gave);
-		vp_relay_give_back(rq, s->hz, max - VP_MIN(gave.packets, max));
+		back = vp_copyq_collect(b, max, &gave);
+		vp_queue_give_back(rq, s->hz, max - VP_MIN(gave.packets, max));
 	} else {
 		b->held = false;
-		back = vp_bounce_collect(b, max, &gave);
+		back = vp_copyq_collect(b, max, &gave);
 	}
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
 	if (!back && !handed)
@@ -521,16 +521,16 @@ unsigned vp_bounce_run(struct vp_bounce *b, struct vp_relay_scratch *s)
 		calls++;
 	}
 	if ((gave.chains || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_relay_call(rq, s);
+		vp_queue_call(rq, s);
 		calls++;
 	}
-	vp_bounce_stat(&rq->stats.calls, calls);
-	vp_bounce_stat(&rq->stats.bursts, 1);
-	vp_bounce_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	vp_copyq_stat(&rq->stats.calls, calls);
+	vp_copyq_stat(&rq->stats.bursts, 1);
+	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
 	return back + handed;
 }
 
-bool vp_bounce_arm(struct vp_bounce *b)
+bool vp_copyq_arm(struct vp_copyq *b)
 {
 	bool more = false;
 
@@ -552,14 +552,14 @@ bool vp_bounce_arm(struct vp_bounce *b)
 	return more;
 }
 
-void vp_bounce_disarm(struct vp_bounce *b)
+void vp_copyq_disarm(struct vp_copyq *b)
 {
 	vp_vq_disable_kicks(&b->c.rq->vq);
 	if (!b->shadow.broken)
 		vp_drvq_disable_calls(&b->shadow);
 }
 
-void vp_bounce_set_open(struct vp_bounce *b, bool open)
+void vp_copyq_set_open(struct vp_copyq *b, bool open)
 {
 	__atomic_store_n(&b->open, open, __ATOMIC_RELAXED);
 }
@@ -567,7 +567,7 @@ void vp_bounce_set_open(struct vp_bounce *b, bool open)
 /* ---- the end --------------------------------------------------------------------- */
 
 /* The driver's ring as if the last n chains had not been taken. */
-static void rewind_avail(struct vp_bounce *b)
+static void rewind_avail(struct vp_copyq *b)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
 	unsigned slots = 0, at;
@@ -587,37 +587,37 @@ static void rewind_avail(struct vp_bounce *b)
 }
 
 /* Some later chain is completed already: the rest gets a length of 0. */
-static void complete_rest(struct vp_bounce *b)
+static void complete_rest(struct vp_copyq *b)
 {
 	uint32_t i;
 
 	for (i = b->tail; i != b->head; i++) {
-		const struct vp_bounce_slot *sl = &b->slot[i & b->mask];
+		const struct vp_copyq_slot *sl = &b->slot[i & b->mask];
 
-		if (sl->state != VP_BOUNCE_DONE)
+		if (sl->state != VP_COPYQ_DONE)
 			vp_vq_complete(&b->c.rq->vq, &(struct vp_used){ .id = sl->id, .slots = sl->slots }, 1);
 	}
 }
 
-bool vp_bounce_stop(struct vp_bounce *b, bool reachable)
+bool vp_copyq_stop(struct vp_copyq *b, bool reachable)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
-	struct vp_bounce_gave gave = { 0 };
+	struct vp_copyq_gave gave = { 0 };
 	bool any = false, hole = false;
 	unsigned n;
 	uint32_t i;
 
-	vp_bounce_set_open(b, false);
+	vp_copyq_set_open(b, false);
 	/* The last round may lie before an invalidation that has been acknowledged since. */
 	vp_xlate_sync(&vq->xl);
 	do {
-		n = reachable && !b->c.early ? vp_bounce_collect(b, VP_BURST, &gave) : 0;
+		n = reachable && !b->c.early ? vp_copyq_collect(b, VP_BURST, &gave) : 0;
 		any |= gave.chains != 0;
 	} while (n && !vq->broken);
 	if (!vq->broken && !b->c.early) {
 		/* Everything before tail is done with, so whatever is done from there on was completed out of order. */
 		for (i = b->tail; i != b->head; i++)
-			hole |= b->slot[i & b->mask].state == VP_BOUNCE_DONE;
+			hole |= b->slot[i & b->mask].state == VP_COPYQ_DONE;
 		if (hole && !reachable) {
 			vp_vq_break(vq, VP_VQ_BAD_RING);
 		} else if (hole) {
@@ -634,30 +634,30 @@ bool vp_bounce_stop(struct vp_bounce *b, bool reachable)
 
 /* ---- setting up -------------------------------------------------------------------- */
 
-uint64_t vp_bounce_ring_bytes(void)
+uint64_t vp_copyq_ring_bytes(void)
 {
 	uint64_t driver, device;
 
 	/* The split layout is the larger. */
-	return vp_align_up(vp_drvq_layout(VP_BOUNCE_RING_MAX, false, &driver, &device), 4096);
+	return vp_align_up(vp_drvq_layout(VP_COPYQ_RING_MAX, false, &driver, &device), 4096);
 }
 
-uint32_t vp_bounce_base(const struct vp_bounce *b)
+uint32_t vp_copyq_base(const struct vp_copyq *b)
 {
 	return b->shadow.packed ? 0x80008000u : 0;
 }
 
-static bool area_ok(const struct vp_bounce_area *a)
+static bool area_ok(const struct vp_copyq_area *a)
 {
 	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
 }
 
-int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct vp_err *e)
+int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e)
 {
 	bool packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED);
-	uint16_t size = VP_MIN(c->rq->vq.size, VP_BOUNCE_RING_MAX);
+	uint16_t size = VP_MIN(c->rq->vq.size, VP_COPYQ_RING_MAX);
 	uint64_t driver, device, bytes;
-	struct vp_bounce *b;
+	struct vp_copyq *b;
 	unsigned slots = 1;
 	int ret;
 
@@ -677,7 +677,7 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	b = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*b), VP_CACHELINE));
 	if (!b)
 		return vp_err_set(e, -ENOMEM, "out of memory");
-	*b = (struct vp_bounce){
+	*b = (struct vp_copyq){
 		.c = *c, .mask = slots - 1, .open = true,
 		.out.size = (uint32_t)c->out.size, .in.size = (uint32_t)c->in.size,
 		.hdr_len = c->net ? (uint16_t)vp_net_hdr_len(c->rq->features) : 0,
@@ -698,7 +698,7 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	ret = b->slot && b->pend && b->seg && b->given ?
 		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
 	if (ret) {
-		vp_bounce_free(b);
+		vp_copyq_free(b);
 		return vp_err_set(e, ret, "shadow ring of %u: %s", size, ret == -ENOMEM ? "out of memory" : "invalid size");
 	}
 	vp_drvq_disable_calls(&b->shadow);
@@ -706,7 +706,7 @@ int vp_bounce_new(struct vp_bounce **out, const struct vp_bounce_conf *c, struct
 	return 0;
 }
 
-void vp_bounce_free(struct vp_bounce *b)
+void vp_copyq_free(struct vp_copyq *b)
 {
 	if (!b)
 		return;

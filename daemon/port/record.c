@@ -6,12 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "port/keep.h"
+#include "port/record.h"
 #include "port/priv.h"
 
 static void restore(struct vp_port *p)
 {
-	struct port_keep *k = p->keep;
+	struct port_record *k = p->record;
 
 	/* Even: the state page itself is written anew. */
 	p->generation = ((k->generation + 1) & ~1u) + 2;
@@ -26,37 +26,37 @@ static void restore(struct vp_port *p)
 		p->q[q].run = k->run[q];
 }
 
-int port_keep_make(struct vp_port *p, struct vp_err *e)
+int port_record_make(struct vp_port *p, struct vp_err *e)
 {
 	struct stat st;
 
 	/* seccomp control: memfd_create ftruncate newfstatat mmap(arg2 & PROT_EXEC == 0) munmap */
 	if (!p->conf.kept)
-		p->keepfd = memfd_create("vhost-pci port", MFD_CLOEXEC);
-	if (p->keepfd < 0 || (!p->conf.kept && ftruncate(p->keepfd, sizeof(struct port_keep)) < 0) || fstat(p->keepfd, &st) < 0)
+		p->recordfd = memfd_create("vhost-pci port", MFD_CLOEXEC);
+	if (p->recordfd < 0 || (!p->conf.kept && ftruncate(p->recordfd, sizeof(struct port_record)) < 0) || fstat(p->recordfd, &st) < 0)
 		return vp_err_set(e, -errno, "the port's state: %m");
-	if (st.st_size < (off_t)sizeof(struct port_keep))
-		return vp_err_set(e, -EINVAL, "the port's state was kept by an older daemon");
-	p->keep = mmap(NULL, sizeof(struct port_keep), PROT_READ | PROT_WRITE, MAP_SHARED, p->keepfd, 0);
-	if (p->keep == MAP_FAILED) {
-		p->keep = NULL;
+	if (st.st_size < (off_t)sizeof(struct port_record))
+		return vp_err_set(e, -EINVAL, "the port's record was written by an older daemon");
+	p->record = mmap(NULL, sizeof(struct port_record), PROT_READ | PROT_WRITE, MAP_SHARED, p->recordfd, 0);
+	if (p->record == MAP_FAILED) {
+		p->record = NULL;
 		return vp_err_set(e, -errno, "the port's state cannot be mapped: %m");
 	}
 	if (!p->conf.kept) {
-		*p->keep = (struct port_keep){ .version = PORT_KEEP_VERSION, .mem_size = p->mem_size };
+		*p->record = (struct port_record){ .version = PORT_RECORD_VERSION, .mem_size = p->mem_size };
 		return 0;
 	}
-	if (p->keep->version != PORT_KEEP_VERSION || p->keep->mem_size != p->mem_size)
-		return vp_err_set(e, -EINVAL, p->keep->version != PORT_KEEP_VERSION ? "the port's state was kept by another version of the daemon" :
+	if (p->record->version != PORT_RECORD_VERSION || p->record->mem_size != p->mem_size)
+		return vp_err_set(e, -EINVAL, p->record->version != PORT_RECORD_VERSION ? "the port's record was written by another version of the daemon" :
 				  "the port's memory is to have another size than the device VM's device");
 	restore(p);
 	return 0;
 }
 
 /* Before the page shows it: what the guest has seen is never newer than what is kept. */
-void port_keep_save(struct vp_port *p)
+void port_record_save(struct vp_port *p)
 {
-	struct port_keep *k = p->keep;
+	struct port_record *k = p->record;
 
 	for (unsigned q = 0; q < p->nqueues; q++)
 		k->run[q] = p->q[q].run;
@@ -70,10 +70,10 @@ void port_keep_save(struct vp_port *p)
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);  /* a process that is killed here stopped between two instructions */
 }
 
-void port_keep_left(struct vp_port *p)
+void port_record_left(struct vp_port *p)
 {
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	p->keep->left = 1;
+	p->record->left = 1;
 }
 
 void vp_port_leave(struct vp_port *p)
@@ -82,12 +82,12 @@ void vp_port_leave(struct vp_port *p)
 		p->left_running |= vp_port_in_guests_hands(p);
 }
 
-void port_keep_free(struct vp_port *p)
+void port_record_free(struct vp_port *p)
 {
-	if (p->keep)
-		munmap(p->keep, sizeof(*p->keep));
-	p->keep = NULL;
-	vp_close(&p->keepfd);
+	if (p->record)
+		munmap(p->record, sizeof(*p->record));
+	p->record = NULL;
+	vp_close(&p->recordfd);
 }
 
 bool vp_port_was_kept(const struct vp_port *p)
@@ -97,10 +97,10 @@ bool vp_port_was_kept(const struct vp_port *p)
 
 uint32_t *vp_port_attachment_word(struct vp_port *p)
 {
-	return &p->keep->attachment_word;
+	return &p->record->attachment_word;
 }
 
-int vp_port_keep_fd(const struct vp_port *p)
+int vp_port_record_fd(const struct vp_port *p)
 {
-	return p->keepfd;
+	return p->recordfd;
 }

@@ -76,8 +76,8 @@ static uint64_t no_secret(uint64_t v)
 static void *bad_device(void *arg)
 {
 	struct run *t = arg;
-	struct vp_bounce *b = t->r.b;
-	uint64_t seed = 88172645463325252ull, ring = vp_bounce_ring_bytes();
+	struct vp_copyq *b = t->r.b;
+	uint64_t seed = 88172645463325252ull, ring = vp_copyq_ring_bytes();
 
 	while (!t->stop) {
 		uint64_t x = drv_rand(&seed), y = drv_rand(&seed);
@@ -117,7 +117,7 @@ static void *bad_device(void *arg)
 static void check(struct run *t)
 {
 	const uint8_t *p = t->r.m.p;
-	uint64_t i, rings = vp_bounce_ring_bytes();
+	uint64_t i, rings = vp_copyq_ring_bytes();
 
 	for (i = READABLE; i < WRITABLE; i++)
 		RIG_MUST(p[i] == 0x11);
@@ -152,10 +152,10 @@ static void one(enum rig_kind kind, uint64_t drv, uint64_t dev, unsigned ms)
 		pthread_create(&th[0], NULL, bad_driver, &t);
 		pthread_create(&th[1], NULL, bad_device, &t);
 		for (i = 0; i < 20000 && !t.r.rq.vq.broken && !t.r.b->shadow.broken; i++) {
-			moved += vp_bounce_run(t.r.b, t.r.s);
+			moved += vp_copyq_run(t.r.b, t.r.s);
 			if (!(i % 64)) {
-				vp_bounce_arm(t.r.b);
-				vp_bounce_disarm(t.r.b);
+				vp_copyq_arm(t.r.b);
+				vp_copyq_disarm(t.r.b);
 				sched_yield();
 			}
 		}

@@ -4,16 +4,16 @@
  * command that was answered (so that it is not executed twice), and whether queues were in the guest's hands. It lies in a
  * memfd of its own, which only daemons and their guards ever have: nothing is read back from memory that the guest can write.
  */
-#ifndef VP_DAEMON_PORT_KEEP_H
-#define VP_DAEMON_PORT_KEEP_H
+#ifndef VP_DAEMON_PORT_RECORD_H
+#define VP_DAEMON_PORT_RECORD_H
 
 #include <stdint.h>
 
 #include "vhost-pci/abi.h"
 
-#define PORT_KEEP_VERSION 2u
+#define PORT_RECORD_VERSION 2u
 
-struct port_keep {
+struct port_record {
 	uint32_t version;
 	uint32_t running;        /* some queue was in the guest's hands */
 	uint64_t mem_size;       /* of the port's memory */

@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine, device VM to driver VM. Security model: see bounce.h. Of the pool only the returned bytes are read: an
+ * The copy engine, device VM to driver VM. Security model: see copyq.h. Of the pool only the returned bytes are read: an
  * offload header once, into a local that is checked and written from there; the rest by the copy itself.
  */
 #include <errno.h>
 #include <linux/virtio_net.h>
 
-#include "engine/bounce_priv.h"
+#include "engine/copyq_priv.h"
 #include "engine/packet.h"
 #include "net/offload.h"
 
 /* Release what is done with at the FIFO's end. */
-VP_INLINE void release(struct vp_bounce *b)
+VP_INLINE void release(struct vp_copyq *b)
 {
 	uint32_t tail = b->tail, out = 0, in = 0, segs = 0;
 
 	for (; tail != b->head; tail++) {
-		const struct vp_bounce_slot *sl = &b->slot[tail & b->mask];
+		const struct vp_copyq_slot *sl = &b->slot[tail & b->mask];
 
-		if (sl->state != VP_BOUNCE_DONE)
+		if (sl->state != VP_COPYQ_DONE)
 			break;
 		out += sl->take_out;
 		in += sl->take_in;
@@ -30,40 +30,40 @@ VP_INLINE void release(struct vp_bounce *b)
 	b->segs.used -= segs;
 }
 
-unsigned vp_bounce_reclaim(struct vp_bounce *b, unsigned max)
+unsigned vp_copyq_reclaim(struct vp_copyq *b, unsigned max)
 {
 	struct vp_drvq_used u[VP_BURST];
 	unsigned i, n = vp_drvq_get_burst(&b->shadow, u, VP_MIN(max, VP_BURST));
 
 	for (i = 0; i < n; i++)
-		b->slot[u[i].tag].state = VP_BOUNCE_DONE;
+		b->slot[u[i].tag].state = VP_COPYQ_DONE;
 	release(b);
 	return n;
 }
 
-VP_INLINE vp_gptr pool_of(const struct vp_bounce *b, const struct vp_bounce_slot *sl)
+VP_INLINE vp_gptr pool_of(const struct vp_copyq *b, const struct vp_copyq_slot *sl)
 {
 	return vp_gptr_add(b->c.pool, b->c.in.off + sl->in_off);
 }
 
 /* Note what the device VM returned. */
-static unsigned take(struct vp_bounce *b, unsigned max)
+static unsigned take(struct vp_copyq *b, unsigned max)
 {
 	struct vp_drvq_used u[VP_BURST];
 	unsigned i, n = vp_drvq_get_burst(&b->shadow, u, VP_MIN(max, VP_BURST));
 
 	for (i = 0; i < n; i++) {
-		struct vp_bounce_slot *sl = &b->slot[u[i].tag];
+		struct vp_copyq_slot *sl = &b->slot[u[i].tag];
 
 		sl->len = u[i].len;
-		sl->state = VP_BOUNCE_BACK;
+		sl->state = VP_COPYQ_BACK;
 		vp_prefetch(pool_of(b, sl), 0);
 		vp_prefetch(pool_of(b, sl), 64);
 		if (!b->in_order)
-			vp_bounce_pend(b, u[i].tag);
+			vp_copyq_pend(b, u[i].tag);
 	}
 	if (b->in_order)
-		vp_bounce_pend_in_order(b);
+		vp_copyq_pend_in_order(b);
 	return n;
 }
 
@@ -91,11 +91,11 @@ static int put_piece(struct vp_virtq *vq, uint64_t addr, uint32_t len, vp_gptr f
 }
 
 /* Bytes [at, at + len) of the chain's writable part, from priv or, when that is NULL, from those of its buffer. */
-static int put(struct vp_bounce *b, const struct vp_bounce_slot *sl, uint32_t at, uint32_t len, const uint8_t *priv)
+static int put(struct vp_copyq *b, const struct vp_copyq_slot *sl, uint32_t at, uint32_t len, const uint8_t *priv)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
 	vp_gptr from = vp_gptr_add(pool_of(b, sl), at);
-	const struct vp_bounce_seg *sg;
+	const struct vp_copyq_seg *sg;
 	int ret = 0;
 
 	if (!len)
@@ -132,22 +132,22 @@ VP_INLINE bool spent(const struct giving *g)
 	return g->bytes >= VP_PKT_RUN_BYTES || g->pieces >= VP_PKT_CHAINS_MAX;
 }
 
-VP_INLINE struct vp_bounce_slot *pending(const struct vp_bounce *b, unsigned k)
+VP_INLINE struct vp_copyq_slot *pending(const struct vp_copyq *b, unsigned k)
 {
 	return &b->slot[b->pend[(b->pend_tail + k) & b->mask]];
 }
 
-VP_INLINE void give(struct vp_bounce *b, struct giving *g, struct vp_bounce_slot *sl, uint32_t len)
+VP_INLINE void give(struct vp_copyq *b, struct giving *g, struct vp_copyq_slot *sl, uint32_t len)
 {
 	b->given[g->n++] = (struct vp_used){ .len = len, .id = sl->id, .slots = sl->slots };
-	sl->state = VP_BOUNCE_DONE;
+	sl->state = VP_COPYQ_DONE;
 	b->pend_tail++;
 }
 
 /* The first k pending chains go back empty. */
-static int drop(struct vp_bounce *b, struct giving *g, unsigned k, enum vp_drop why)
+static int drop(struct vp_copyq *b, struct giving *g, unsigned k, enum vp_drop why)
 {
-	vp_bounce_stat(&b->c.rq->stats.drops[why], 1);
+	vp_copyq_stat(&b->c.rq->stats.drops[why], 1);
 	g->refused++;
 	while (k--)
 		give(b, g, pending(b, 0), 0);
@@ -158,9 +158,9 @@ static int drop(struct vp_bounce *b, struct giving *g, unsigned k, enum vp_drop 
  * The packet that begins with the first pending chain: with offloads, in several buffers, into several pieces, or malformed.
  * 0: done with it; -ENODATA: not all of its buffers are back; -EAGAIN: a translation is awaited; -EFAULT.
  */
-static int give_slow(struct vp_bounce *b, struct giving *g)
+static int give_slow(struct vp_copyq *b, struct giving *g)
 {
-	struct vp_bounce_slot *sl = pending(b, 0);
+	struct vp_copyq_slot *sl = pending(b, 0);
 	const unsigned hlen = b->hdr_len;
 	struct virtio_net_hdr h;
 	uint8_t raw[12] = { 0 };
@@ -206,7 +206,7 @@ static int give_slow(struct vp_bounce *b, struct giving *g)
 	if (ret)
 		return ret;
 	if (h.gso_type)
-		vp_bounce_stat(&b->c.rq->stats.gso, 1);
+		vp_copyq_stat(&b->c.rq->stats.gso, 1);
 	g->packets++;
 	g->bytes += total - hlen;
 	while (k--)
@@ -218,13 +218,13 @@ static int give_slow(struct vp_bounce *b, struct giving *g)
  * The usual packets: no offloads, in one buffer, into one piece that is translated already. Up to max; the first that
  * is not of this kind stays.
  */
-VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, const unsigned hlen)
+VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, const unsigned hlen)
 {
 	const struct vp_window w = b->c.rq->vq.xl.hot[VP_WRITE];
 	const unsigned count = VP_MIN(b->pend_head - b->pend_tail, max);
 	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.in.off);
 	const uint32_t tail = b->pend_tail, mask = b->mask;
-	struct vp_bounce_slot *const slots = b->slot;
+	struct vp_copyq_slot *const slots = b->slot;
 	struct vp_used *const given = b->given + g->n;
 	const uint16_t *const pend = b->pend;
 	const bool mergeable = b->mergeable;
@@ -233,7 +233,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 	unsigned i;
 
 	for (i = 0; i < count && bytes < left; i++) {
-		struct vp_bounce_slot *sl = &slots[pend[(tail + i) & mask]];
+		struct vp_copyq_slot *sl = &slots[pend[(tail + i) & mask]];
 		const uint32_t len = sl->len, plen = len - hlen;
 		const uint64_t off = sl->addr - w.start;
 		const vp_gptr from = vp_gptr_add(area, sl->in_off);
@@ -246,7 +246,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 		if (vp_unlikely(vp_ld16(from, 0) || (mergeable && vp_ld16(from, 10) > 1)))
 			break;
 		if (plen > 128 && i + 1 < count) {
-			const struct vp_bounce_slot *next = &slots[pend[(tail + i + 1) & mask]];
+			const struct vp_copyq_slot *next = &slots[pend[(tail + i + 1) & mask]];
 
 			if (next->nseg == 1 && next->addr - w.start < w.size && w.size - (next->addr - w.start) >= next->len)
 				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), vp_gptr_add(area, next->in_off),
@@ -257,7 +257,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 		vp_pkt_copy_peer(vp_gptr_add(to, hlen), vp_gptr_add(from, hlen), plen);
 		bytes += plen;
 		given[i] = (struct vp_used){ .len = len, .id = sl->id, .slots = sl->slots };
-		sl->state = VP_BOUNCE_DONE;
+		sl->state = VP_COPYQ_DONE;
 	}
 	g->n += i;
 	g->packets += i;
@@ -266,7 +266,7 @@ VP_INLINE void give_plain(struct vp_bounce *b, struct giving *g, unsigned max, c
 }
 
 /* What is pending, up to max chains (and the rest of a packet). */
-static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
+static void give_net(struct vp_copyq *b, struct giving *g, unsigned max)
 {
 	struct vp_virtq *vq = &b->c.rq->vq;
 	bool wait = false;
@@ -291,18 +291,18 @@ static void give_net(struct vp_bounce *b, struct giving *g, unsigned max)
 	b->again = b->pend_tail != b->pend_head && !wait;
 	b->stalled = ret == -EAGAIN;
 	if (g->packets) {
-		vp_bounce_stat(&b->c.rq->stats.packets, g->packets);
-		vp_bounce_stat(&b->c.rq->stats.bytes, g->bytes);
+		vp_copyq_stat(&b->c.rq->stats.packets, g->packets);
+		vp_copyq_stat(&b->c.rq->stats.bytes, g->bytes);
 	}
 }
 
 /* Any device: as many bytes as it says, up to what was offered. */
-static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
+static void give_any(struct vp_copyq *b, struct giving *g, unsigned max)
 {
 	int ret = 0;
 
 	while (g->n < max && b->pend_tail != b->pend_head && !spent(g)) {
-		struct vp_bounce_slot *sl = pending(b, 0);
+		struct vp_copyq_slot *sl = pending(b, 0);
 
 		ret = sl->len ? put(b, sl, 0, sl->len, NULL) : 0;
 		if (ret == -EFAULT)
@@ -317,7 +317,7 @@ static void give_any(struct vp_bounce *b, struct giving *g, unsigned max)
 	b->stalled = ret == -EAGAIN;
 }
 
-unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, struct vp_bounce_gave *gave)
+unsigned vp_copyq_collect(struct vp_copyq *b, unsigned max, struct vp_copyq_gave *gave)
 {
 	struct giving g = { 0 };
 	unsigned n = 0;
@@ -331,7 +331,7 @@ unsigned vp_bounce_collect(struct vp_bounce *b, unsigned max, struct vp_bounce_g
 		else
 			give_any(b, &g, max);
 	}
-	*gave = (struct vp_bounce_gave){ .chains = g.n, .packets = b->c.net ? (unsigned)g.packets + g.refused : g.n };
+	*gave = (struct vp_copyq_gave){ .chains = g.n, .packets = b->c.net ? (unsigned)g.packets + g.refused : g.n };
 	if (g.n) {
 		vp_vq_complete(&b->c.rq->vq, b->given, g.n);
 		release(b);

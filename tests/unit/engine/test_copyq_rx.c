@@ -53,7 +53,7 @@ static void stop_and_resume(uint64_t drv, uint64_t dev)
 
 		post(40);
 		rig_run(&r);
-		assert_int_equal(vp_bounce_outstanding(r.b), 40);
+		assert_int_equal(vp_copyq_outstanding(r.b), 40);
 		fill(7, 0);
 		rig_stop(&r);
 		while (drv_get_used(&r.d, &id, &len)) {
@@ -84,14 +84,14 @@ static void stop_and_resume(uint64_t drv, uint64_t dev)
 		assert_int_equal(n, 33);
 		/* And the engine again, at that place. */
 		{
-			struct vp_bounce_conf bc = r.b->c;
+			struct vp_copyq_conf bc = r.b->c;
 
 			vc = drv_conf(&r.d, vp_vq_base(&vq));
 			assert_int_equal(vp_vq_start(&r.rq.vq, &vc, &e), 0);
-			vp_bounce_free(r.b);
-			assert_int_equal(vp_bounce_new(&r.b, &bc, &e), 0);
+			vp_copyq_free(r.b);
+			assert_int_equal(vp_copyq_new(&r.b, &bc, &e), 0);
 			vc = (struct vp_vq_conf){
-				.size = r.b->shadow.size, .base = vp_bounce_base(r.b), .features = dev,
+				.size = r.b->shadow.size, .base = vp_copyq_base(r.b), .features = dev,
 				.desc = r.b->desc_addr, .driver = r.b->avail_addr, .device = r.b->used_addr,
 				.tab = r.pool.tab,
 			};
@@ -245,7 +245,7 @@ static void test_rate_counts_packets(void **state)
 	while (rig_run(&r))
 		;
 	assert_in_range(r.rq.stats.packets, 64, 66);
-	assert_true(vp_bounce_held(r.b));
+	assert_true(vp_copyq_held(r.b));
 	rig_free(&r);
 }
 
@@ -258,15 +258,15 @@ static void test_closed_takes_nothing(void **state)
 	rig_new(&r, &c);
 	post(5);
 	rig_run(&r);
-	vp_bounce_set_open(r.b, false);
+	vp_copyq_set_open(r.b, false);
 	post(5);
 	rig_run(&r);
-	assert_int_equal(vp_bounce_outstanding(r.b), 5);
+	assert_int_equal(vp_copyq_outstanding(r.b), 5);
 	fill(5, 0);
 	rig_run(&r);
 	for (unsigned i = 0; i < 5; i++)
 		assert_true(drv_get_used(&r.d, &id, &len));
-	assert_int_equal(vp_bounce_outstanding(r.b), 0);
+	assert_int_equal(vp_copyq_outstanding(r.b), 0);
 	rig_free(&r);
 }
 
@@ -303,7 +303,7 @@ static void test_iommu_miss_waits(void **state)
 
 		rig_new(&r, &c);
 		post_behind(&io);
-		assert_int_equal(vp_bounce_outstanding(r.b), 10);
+		assert_int_equal(vp_copyq_outstanding(r.b), 10);
 		iommu_miss = true;
 		vp_xlate_flush(&r.rq.vq.xl);
 		fill(4, 0);
@@ -311,7 +311,7 @@ static void test_iommu_miss_waits(void **state)
 		assert_true(r.b->again);
 		assert_false(drv_get_used(&r.d, &id, &len));
 		assert_true(r.b->stalled);
-		assert_false(vp_bounce_arm(r.b)); /* the answer wakes its owner */
+		assert_false(vp_copyq_arm(r.b)); /* the answer wakes its owner */
 		if (f) {
 			/* Stopped meanwhile: as if it had never been used. */
 			rig_stop(&r);
@@ -345,7 +345,7 @@ static void test_stop_after_an_invalidation(void **state)
 	iommu_miss = true;
 	io.generation++;
 	memset(drv_ptr(&r.m, RIG_DATA), 0xee, 0x1000);
-	assert_false(vp_bounce_stop(r.b, true));
+	assert_false(vp_copyq_stop(r.b, true));
 	for (unsigned i = 0; i < 0x1000; i++)
 		assert_int_equal(*drv_ptr(&r.m, RIG_DATA + i), 0xee);
 	assert_int_equal(vp_vq_base(&r.rq.vq), 1);
@@ -414,7 +414,7 @@ static void test_bad_used_breaks_the_shadow_only(void **state)
 		assert_int_equal(rig_run(&r), 0);
 		assert_true(r.b->shadow.broken);
 		assert_false(r.rq.vq.broken);
-		assert_false(vp_bounce_arm(r.b));
+		assert_false(vp_copyq_arm(r.b));
 		assert_false(drv_get_used(&r.d, &id, &len));
 		rig_stop(&r);
 		assert_int_equal(vp_vq_base(&r.rq.vq), 0); /* the driver's buffers are all there */
@@ -456,5 +456,5 @@ int main(void)
 		cmocka_unit_test(test_dirty_log), cmocka_unit_test(test_bad_used_breaks_the_shadow_only),
 	};
 
-	return cmocka_run_group_tests_name("bounce-rx", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("copyq-rx", tests, NULL, NULL);
 }
