@@ -100,12 +100,12 @@ static void wires_changed(void *ctx)
 
 	if (!pl->slot.v || pl->closing)
 		return;
-	vp_lanes_withdraw(pl, 0, pl->n);
+	vp_plink_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++) {
 		if (pl->q[i].handed)
 			wire(pl, i);
 		if (vp_vdev_ring(pl->slot.v, i)->usable)
-			vp_lane_publish(pl, i);
+			vp_plink_publish(pl, i);
 	}
 	pl->guard_stale = true;
 	vp_plink_guard_update(pl);
@@ -136,7 +136,7 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	struct vp_plink_queue *q = &pl->q[i];
 	struct vp_port_ring pr = { .enabled = stays_enabled(pl, r) };
 
-	vp_lanes_withdraw(pl, i, 1);
+	vp_plink_withdraw(pl, i, 1);
 	if (r->rq.vq.broken)
 		return;
 	if (pl->m->begin(pl, i, &pr)) {
@@ -149,7 +149,7 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	}
 	q->handed = true;
 	wire(pl, i);
-	vp_lane_publish(pl, i);
+	vp_plink_publish(pl, i);
 }
 
 static void finish(struct vp_plink *pl, unsigned i)
@@ -165,11 +165,11 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	bool owed = q->stop_owed, alive = pl->slot.v && !pl->closing;
 	struct vp_err e = { 0 };
 
-	pl->m->unwire(pl, i);
-	vp_lanes_withdraw(pl, i, 1);
+	vp_plink_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = q->draining = false;
-	q->given_up = pl->m->end(pl, i, s, alive) || (!s->lost && !owed && !q->taken);
-	q->taken = false;
+	pl->m->end(pl, i, s, alive);
+	q->given_up = q->spoiled || (!s->lost && !owed && !q->taken);
+	q->spoiled = q->taken = false;
 	if (!alive)
 		return;
 	if (owed) {
@@ -253,12 +253,25 @@ static bool may_have(const struct vp_vdev_ring *r, unsigned i)
 	return r->enabled || !(i & 1);
 }
 
+/* The device VM has it, and has broken its end of it. */
+static bool spoiled(struct vp_plink *pl, unsigned i)
+{
+	if (!pl->m->broken || !pl->m->broken(pl, i))
+		return false;
+	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the queue is taken from it",
+	       pl->dev_name, i);
+	pl->spoiled++;
+	pl->q[i].spoiled = true;
+	return true;
+}
+
 static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_plink_queue *q = &pl->q[i];
+	bool lives = ring_lives(r), bad = q->handed && lives && spoiled(pl, i);
 
-	if (!ring_lives(r)) {
+	if (!lives) {
 		q->given_up = false;
 		if (!q->handed)
 			finish(pl, i);
@@ -267,10 +280,9 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	 * The driver's ring is broken, the guest is well: it lets go first. Its next run may have the same shadow ring, and a
 	 * guest that is still in a burst of the last one would write into it.
 	 */
-	if (q->handed && ring_lives(r) && r->rq.vq.broken && !(pl->m->spoiled && pl->m->spoiled(pl, i)) &&
-	    vp_port_queue_stop(pl->port, i) == VP_LATER)
+	if (q->handed && lives && r->rq.vq.broken && !bad && vp_port_queue_stop(pl->port, i) == VP_LATER)
 		return;
-	if (q->handed && (!ring_lives(r) || r->rq.vq.broken || (pl->m->spoiled && pl->m->spoiled(pl, i)))) {
+	if (q->handed && (!lives || r->rq.vq.broken || bad)) {
 		vp_port_queue_end(pl->port, i);
 		return;
 	}
@@ -287,7 +299,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	    vp_port_queue_await(pl->port, i) != VP_LATER)
 		hand_over(pl, i);
 	else if (r->usable)
-		vp_lane_publish(pl, i);
+		vp_plink_publish(pl, i);
 }
 
 static void update_once(struct vp_plink *pl)
@@ -296,9 +308,9 @@ static void update_once(struct vp_plink *pl)
 	bool up;
 
 	vp_port_begin(pl->port);
-	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? pl->m->features(pl) : 0);
+	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? vp_plink_features(pl) : 0);
 	up = vp_port_is_up(pl->port);
-	for (unsigned i = 0; v && pl->lane && !pl->closing && i < pl->n; i++)
+	for (unsigned i = 0; v && pl->lanes && !pl->closing && i < pl->n; i++)
 		update_queue(pl, i, up);
 	vp_port_commit(pl->port);
 	if (v && !pl->closing && vp_peer_session(pl->peer))
@@ -326,7 +338,7 @@ static void vdev_withdraw(void *ctx, unsigned first, unsigned n)
 {
 	struct vp_plink *pl = ctx;
 
-	vp_lanes_withdraw(pl, first, n);
+	vp_plink_withdraw(pl, first, n);
 	/* What is in the device VM's hands stays there, but its fds may change. Wires have duplicates of their own. */
 	for (unsigned i = first; i < first + n; i++)
 		pl->q[i].rewire = true;
@@ -375,7 +387,7 @@ static int vdev_stop(void *ctx, unsigned i)
 		pl->q[i].stop_owed = false;
 	}
 	if (vp_port_queue_stop(pl->port, i) != VP_LATER) {
-		vp_lanes_withdraw(pl, i, 1);
+		vp_plink_withdraw(pl, i, 1);
 		finish(pl, i);
 		return 0;
 	}
@@ -420,7 +432,8 @@ static void vdev_translated(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 
-	vp_lanes_poke(pl);
+	if (pl->lanes)
+		vp_lanes_poke(pl->lanes);
 }
 
 static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uint8_t *all)
@@ -436,6 +449,13 @@ static const struct vp_vdev_ops vdev_ops = {
 	.config_written = vdev_config_written,
 };
 
+uint64_t vp_plink_features(const struct vp_plink *pl)
+{
+	const uint64_t ours = pl->m->not_the_paths | VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(VHOST_F_LOG_ALL);
+
+	return (vp_vdev_features(pl->slot.v) & ~ours) | (vp_port_path(pl->port) & pl->m->path_bits);
+}
+
 void vp_plink_offer(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 {
 	vp_link_backend_cfg(pl->l, VP_SIDE_DRIVER, &pl->profile, cfg);
@@ -446,7 +466,7 @@ void vp_plink_offer(struct vp_plink *pl, struct vu_backend_cfg *cfg)
 static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 {
 	struct vp_plink *pl = ctx;
-	int r = vp_lanes_make(pl);
+	int r = vp_plink_lanes_make(pl);
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
@@ -480,12 +500,12 @@ static void drv_gone(struct vp_plink *pl)
 	vdev_memory(pl);
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
-	vp_lanes_withdraw(pl, 0, pl->n);
+	vp_plink_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past, &vp_vdev_ring(v, i)->rq.stats);
 	vp_vdev_free(v);
 	pl->slot.v = NULL;
-	vp_lanes_free(pl);
+	vp_plink_lanes_free(pl);
 	if (pl->m->gone)
 		pl->m->gone(pl);
 	vp_plink_guard_update(pl);
@@ -552,8 +572,9 @@ void vp_plink_stop(struct vp_link *l)
 	if (pl->att)
 		pl->att->ops->free(pl->att);
 	pl->att = NULL;
-	vp_lanes_free(pl);
-	pl->m->fini(pl);
+	vp_plink_lanes_free(pl);
+	if (pl->inited)
+		pl->m->fini(pl);
 	sd_event_source_disable_unref(pl->drain_timer);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);
@@ -572,10 +593,10 @@ static const struct {
 	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
 };
 
-static int make_port(struct vp_plink *pl, struct vp_err *e)
+static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 {
 	const struct vp_conf_link *conf = &pl->l->conf;
-	struct vp_port_conf pc = { .max_queues = pl->n };
+	struct vp_port_conf pc = { .max_queues = pl->n, .pool_size = pool };
 	struct vp_attach_conf ac = {
 		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = wires_changed,
 		.gone = device_gone, .ctx = pl,
@@ -585,9 +606,7 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 
 	memcpy(pc.name, conf->name, strnlen(conf->name, sizeof(pc.name)));
 	attachments[conf->attachment].conf(ac.d, conf, &pc);
-	r = pl->m->init(pl, &pc, e);
-	if (!r)
-		r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
+	r = vp_port_new(&pl->port, ac.d->event, &pc, &port_ops, pl, e);
 	if (r && pc.kept) {
 		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s", pl->dev_name, e->msg);
 		pc.kept = false;
@@ -597,7 +616,8 @@ static int make_port(struct vp_plink *pl, struct vp_err *e)
 		return r;
 	vp_port_begin(pl->port);
 	vp_plink_publish_profile(pl);
-	r = pl->m->port_made ? pl->m->port_made(pl, e) : 0;
+	pl->inited = true;
+	r = pl->m->init(pl, e);
 	vp_port_commit(pl->port);
 	return r ? r : attachments[conf->attachment].make(&pl->att, pl->port, &ac, e);
 }
@@ -617,7 +637,7 @@ static uint64_t blame_for_calls(const struct vp_plink *pl)
 	return vp_blame_either(driver, vp_blame_id(side[VP_SIDE_DEVICE].vm));
 }
 
-int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e)
+int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t pool, struct vp_err *e)
 {
 	struct vp_plink *pl = calloc(1, m->size);
 	int r = 0;
@@ -641,7 +661,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_e
 	if (!r)
 		r = vp_carrier_new(&pl->carrier, l->d, &l->conf, pl->name, e);
 	if (!r)
-		r = make_port(pl, e);
+		r = make_port(pl, pool, e);
 	if (!r)
 		pl->call_who = blame_for_calls(pl);
 	/* Else when it is: port_settled(). */
@@ -683,7 +703,7 @@ void vp_plink_reap(struct vp_link *l)
 	broke = vp_vdev_check_memory(pl->slot.v);
 	broke |= vp_vdev_reap(pl->slot.v);
 	for (unsigned i = 0; pl->m->lanes && i < pl->n; i++)
-		broke |= pl->q[i].handed && pl->m->broken(pl->m->lane(pl, i));
+		broke |= pl->q[i].handed && (vp_vdev_ring(pl->slot.v, i)->rq.vq.broken || pl->m->broken(pl, i));
 	if (!broke)
 		return;
 	pl->quiet++;
