@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Inside of port links: port_link.c has what all have in common (the driver side's session, the port and
- * its attachment, whose hands a queue is in, what is shown), port_lane.c what data threads do, port_guard.c what the guard is
- * told, fast.c and copy.c have what differs. For these files only.
+ * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events; port_hands.c, whose
+ * hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do; port_profile.c, what is known of
+ * the back-end; port_guard.c, what the guard is told; port_show.c, what is shown. fast.c and copy.c have what differs. For these
+ * files only.
  *
  * A queue that the driver VM has started is in one of two hands:
  *   - the device VM's, while the port's link is up: a run of the port (vp_port_queue_run());
@@ -145,8 +146,25 @@ const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 	.profile = vp_plink_profile, \
 }
 
+/* port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another than was said last. */
+void vp_plink_say(struct vp_plink *pl, const char *why);
+void vp_plink_changed(void *ctx);
+
+/* port_hands.c */
+extern const struct vp_port_ops vp_plink_port_ops;
+/* Bring port, lanes and wires in line with the rings there are. */
+void vp_plink_update(struct vp_plink *pl);
+/* The device VM's fds are other ones. ctx: the link. */
+void vp_plink_wires_changed(void *ctx);
+/* The driver VM's VMM stops queue i: as stop() of vp_vdev_ops. */
+int  vp_plink_stop_queue(struct vp_plink *pl, unsigned i);
+/* Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is asked to stop. */
+void vp_plink_drained(struct vp_plink *pl, bool all);
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
+void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
+uint64_t vp_plink_wire_count(const struct vp_wire *w);
+
 /* port_lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
 int  vp_plink_lanes_make(struct vp_plink *pl);
 void vp_plink_lanes_free(struct vp_plink *pl);
@@ -159,7 +177,7 @@ void vp_plink_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
 uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, uint64_t *missing);
 /* Publish what is known of the back-end: features and config space. Inside an update of the page. */
 void vp_plink_publish_profile(struct vp_plink *pl);
-/* port_link.c: it has become known. */
+/* port_driver.c: it has become known. */
 int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e);
 /* Features that the data path works with; there is a front-end. */
 uint64_t vp_plink_features(const struct vp_plink *pl);
@@ -171,8 +189,5 @@ void vp_plink_guard_update(struct vp_plink *pl);
 /* The link is being taken away: what the guard knows stays as it is, until nothing writes to the port any more. */
 void vp_plink_guard_leave(struct vp_plink *pl);
 void vp_plink_guard_left(struct vp_plink *pl);
-
-void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
-uint64_t vp_plink_wire_count(const struct vp_wire *w);
 
 #endif
