@@ -29,6 +29,7 @@
 #include "context/context.h"
 #include "engine/copyq.h"
 #include "engine/request.h"
+#include "guestmem/shared.h"
 #include "link/port_link.h"
 #include "threads/rates.h"
 
@@ -55,7 +56,7 @@ struct copy {
 	struct vp_plink    pl;       /* first */
 	struct copy_queue *q;
 	/* the pool */
-	void              *pool;
+	struct vp_shared   pool;
 	uint64_t           pool_size, pool_addr, area;
 	int                own_fd;   /* the pool's memfd when it is not the port's, else -1 */
 };
@@ -148,14 +149,6 @@ static struct vp_copyq_area data_area(const struct copy *cl, unsigned i)
 	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
 }
 
-/* The pages go, and come back as zeroes. */
-static void scrub(char *at, uint64_t size)
-{
-	/* seccomp control: madvise */
-	if (madvise(at, size, MADV_REMOVE))
-		memset(at, 0, size);
-}
-
 /* What the last driver VM left is nobody's. */
 static void pool_scrub(struct vp_plink *pl)
 {
@@ -165,8 +158,8 @@ static void pool_scrub(struct vp_plink *pl)
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
 	}
-	if (cl->pool)
-		scrub(cl->pool, cl->pool_size);
+	if (cl->pool.size)
+		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
 }
 
 static int pool_file(uint64_t size, int *fd, struct vp_err *e)
@@ -203,7 +196,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
 	uint64_t off, size;
-	int fd;
+	int fd, r;
 
 	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
 	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
@@ -221,12 +214,9 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 			return e->code;
 		fd = cl->own_fd;
 	}
-	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) munmap */
-	cl->pool = mmap(NULL, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)off);
-	if (cl->pool == MAP_FAILED) {
-		cl->pool = NULL;
-		return vp_err_set(e, -errno, "pool of %llu bytes cannot be mapped: %m", (unsigned long long)cl->pool_size);
-	}
+	r = vp_shared_map(&cl->pool, fd, off, cl->pool_size);
+	if (r)
+		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size, strerror(-r));
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
 		pool_scrub(pl);
@@ -243,12 +233,14 @@ static void pool_fresh(struct vp_plink *pl)
 	struct vp_err e = { 0 };
 	int old = cl->own_fd, fd = -1, r;
 
-	if (old < 0 || !cl->pool)
+	if (old < 0 || !cl->pool.size)
 		return;
 	r = pool_file(cl->pool_size, &fd, &e);
-	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) */
-	if (!r && mmap(cl->pool, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
-		r = vp_err_set(&e, -errno, "it cannot be mapped: %m");
+	if (!r) {
+		r = vp_shared_replace(&cl->pool, fd);
+		if (r)
+			vp_err_set(&e, r, "it cannot be mapped: %s", strerror(-r));
+	}
 	if (!r) {
 		cl->own_fd = fd;
 		fd = old;
@@ -292,7 +284,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_area data = data_area(cl, i);
 	struct vp_reqq_conf rc = {
-		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
+		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
 		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
 	};
@@ -301,7 +293,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	if (ret)
 		return ret;
 	r->n_open = 0;
-	scrub((char *)cl->pool + data.off, data.size);
+	vp_shared_scrub(&cl->pool, data.off, data.size);
 	ret = vp_reqq_begin(q->r, vp_plink_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
 	if (ret)
 		return ret;
@@ -319,7 +311,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_conf bc = {
-		.rq = &r->rq, .features = vp_plink_features(pl), .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr,
+		.rq = &r->rq, .features = vp_plink_features(pl), .pool = cl->pool.p, .pool_addr = cl->pool_addr,
 		.ring = ring_area(cl, i), .net = true, .early = i & 1, .kick_fd = q->kick_fd,
 		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
 	};
@@ -450,8 +442,7 @@ static void copy_fini(struct vp_plink *pl)
 		vp_reqq_free(cl->q[i].r);
 		vp_close(&cl->q[i].kick_fd);
 	}
-	if (cl->pool)
-		munmap(cl->pool, cl->pool_size);
+	vp_shared_unmap(&cl->pool);
 	vp_close(&cl->own_fd);
 	free(cl->q);
 }

@@ -6,7 +6,7 @@
 #include <sys/types.h>
 
 #include "base/util.h"
-#include "guestmem/access.h"
+#include "port/ctrl.h"
 #include "port/port.h"
 
 #define PORT_SYNC_US     1000000u   /* how long a removed window, or a queue's next run, waits for SYNC */
@@ -72,8 +72,7 @@ struct vp_port {
 	/* the page: truth is st; pub is what the page was given */
 	int                           memfd;
 	uint64_t                      mem_size;
-	void                         *map;
-	vp_gptr                       page;
+	struct port_ctrl              ctrl;
 	struct port_record             *record;
 	int                           recordfd;
 	uint32_t                      generation;
