@@ -312,7 +312,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_conf bc = {
 		.rq = &r->rq, .features = vp_plink_features(pl), .pool = cl->pool.p, .pool_addr = cl->pool_addr,
-		.ring = ring_area(cl, i), .net = true, .early = i & 1, .kick_fd = q->kick_fd,
+		.ring = ring_area(cl, i), .data = data_area(cl, i), .early = i & 1, .kick_fd = q->kick_fd,
 		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
 	};
 	struct vp_err e = { 0 };
@@ -326,7 +326,6 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 			vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
 		return ret;
 	}
-	*(i & 1 ? &bc.out : &bc.in) = data_area(cl, i);
 	/* Packets per second hold in each direction. */
 	if (!(i & 1))
 		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
