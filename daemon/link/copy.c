@@ -301,7 +301,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
+		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op, .out_head = pl->dev->out_head, .inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 

@@ -14,6 +14,12 @@
 /* Pieces of requests that the device side has, beyond four for each. */
 #define SEGS 4096u
 
+/* Full lengths in a row, until a device side is taken to tell them always. */
+#define FULL 16u
+
+/* A driver is called when it has been given all that is there, or so many bytes. */
+#define OWED_BYTES (512u << 10)
+
 /* ---- records ------------------------------------------------------------------ */
 
 static void list_add(struct vp_reqq *q, uint16_t i)
@@ -111,7 +117,7 @@ static unsigned add_bufs(const struct vp_reqq *q, const struct vp_req *r, uint32
 	return k;
 }
 
-static void scrub(const struct vp_reqq *q, const struct vp_req *r)
+void vp_req_scrub(const struct vp_reqq *q, const struct vp_req *r)
 {
 	uint32_t at = (uint32_t)vp_req_in_at(q, r->out_len), len = r->in_len, n;
 	uint64_t addr;
@@ -185,7 +191,8 @@ static int copy_again(struct vp_reqq *q, struct vp_req *r)
 		}
 	}
 	if (!q->c.trust_len)
-		scrub(q, r);
+		vp_req_scrub(q, r);
+	r->raw = false;
 	return 0;
 }
 
@@ -212,6 +219,17 @@ static unsigned give_again(struct vp_reqq *q)
 		n++;
 	}
 	return n;
+}
+
+/* Its blocks need no zeroes: see request.h. What the driver asks for is its own affair; that it may change it meanwhile, too. */
+static bool filled(const struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	uint32_t op;
+
+	if (q->full < FULL || !c->nout || sg[0].len < sizeof(op) || c->in_len <= VP_REQ_BLOCK)
+		return false;
+	vp_copy_in(&op, sg[0].p, sizeof(op));
+	return le32toh(op) == q->c.fill_op;
 }
 
 enum taken { TAKEN, NO_ROOM, NEVER };
@@ -248,8 +266,9 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		copy_out(q, r, at, sg[k].p, sg[k].len);
 		at += sg[k].len;
 	}
-	if (!q->c.trust_len)
-		scrub(q, r);
+	r->raw = filled(q, sg, c);
+	if (!q->c.trust_len && !r->raw)
+		vp_req_scrub(q, r);
 	if (!submit(q, i))
 		goto undo;
 	q->free = r->next;
@@ -372,9 +391,13 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 		kick(q, s);
 		calls++;
 	}
-	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_queue_call(rq, s);
-		calls++;
+	/* More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes the driver do. */
+	if (gave && (!q->again || q->stalled || rq->vq.broken || q->owed >= OWED_BYTES)) {
+		q->owed = 0;
+		if (vp_vq_need_call_fenced(&rq->vq)) {
+			vp_queue_call(rq, s);
+			calls++;
+		}
 	}
 	vp_copyq_stat(&rq->stats.calls, calls);
 	vp_copyq_stat(&rq->stats.bursts, 1);
@@ -439,6 +462,7 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 	q->kick_who = kick_who;
 	q->served = true;
 	q->blocked = q->stalled = false;
+	q->full = 0;
 	q->regive = q->first;
 	while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS)
 		q->regive = q->req[q->regive].next;
@@ -475,6 +499,8 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 		vp_req_fail(q, i);
 		total++;
 	}
+	total += q->owed != 0;
+	q->owed = 0;
 	return total && !vq->broken && vp_vq_need_call(vq);
 }
 
