@@ -161,6 +161,8 @@ int vp_lanes_make(struct vp_plink *pl)
 		int r;
 
 		ln->job.ops = &lane_ops;
+		/* A request's way leads through a device side that may share the CPU; polling keeps it from its work. */
+		ln->job.thrifty = pl->dev->waits;
 		ln->m = pl->m;
 		ln->lost_seen = vp_map_lost_count();
 		if (!pl->m->lanes && !vp_plink_drops(pl, i))
