@@ -158,12 +158,20 @@ static void scrub(char *at, uint64_t size)
 		memset(at, 0, size);
 }
 
+/* Its run ends. Whatever the device side has not returned by now, it may return in the next one. */
+static void look_for_open(struct vp_plink *pl, struct copy_queue *q)
+{
+	if (q->r && pl->att->ops->unclean && vp_reqq_away(q->r))
+		pl->att->ops->unclean(pl->att);
+}
+
 /* What the last driver VM left is nobody's. */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
 	for (unsigned i = 0; i < pl->n; i++) {
+		look_for_open(pl, &cl->q[i]);
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
 	}
@@ -368,6 +376,7 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
 		called = vp_copyq_stop(q->b, r->usable);
+	look_for_open(pl, q);
 	if (q->r && !alive) {
 		vp_reqq_free(q->r);
 		q->r = NULL;

@@ -470,6 +470,15 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 	return 0;
 }
 
+unsigned vp_reqq_away(const struct vp_reqq *q)
+{
+	unsigned n = 0;
+
+	for (uint16_t i = q->first; q->served && i != q->n; i = q->req[i].next)
+		n += q->req[i].state == VP_REQ_AWAY;
+	return n;
+}
+
 bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;

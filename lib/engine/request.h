@@ -122,6 +122,9 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 /* It has let go, or was cut. What it returned is given to the driver if that is reachable; true: and that wants a call. */
 bool vp_reqq_end(struct vp_reqq *q, bool reachable);
 
+/* Requests that the device side has and has not returned. */
+unsigned vp_reqq_away(const struct vp_reqq *q);
+
 /* As the functions of the same names in copyq.h. */
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s);
 bool vp_reqq_arm(struct vp_reqq *q);
