@@ -17,6 +17,9 @@
 /* Full lengths in a row, until a device side is taken to tell them always. */
 #define FULL 16u
 
+/* Requests that are handed over in one run: few, so that the device side begins while the next ones are being copied. */
+#define HAND_BURST 8u
+
 /* A driver is called when it has been given all that is there, or so many bytes. */
 #define OWED_BYTES (512u << 10)
 
@@ -328,7 +331,7 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 		q->blocked = true;
 		return 0;
 	}
-	n = vp_vq_fetch(vq, &s->src, VP_QUEUE_BURST);
+	n = vp_vq_fetch(vq, &s->src, HAND_BURST);
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		enum taken t = take(q, &s->src.seg[c->seg], c);
