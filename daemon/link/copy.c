@@ -149,12 +149,20 @@ static struct vp_copyq_area data_area(const struct copy *cl, unsigned i)
 	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
 }
 
+/* Its run ends. Whatever the device side has not returned by now, it may return in the next one. */
+static void look_for_open(struct vp_plink *pl, struct copy_queue *q)
+{
+	if (q->r && pl->att->ops->unclean && vp_reqq_away(q->r))
+		pl->att->ops->unclean(pl->att);
+}
+
 /* What the last driver VM left is nobody's. */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
 	for (unsigned i = 0; i < pl->n; i++) {
+		look_for_open(pl, &cl->q[i]);
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
 	}
@@ -286,7 +294,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
+		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op, .out_head = pl->dev->out_head, .inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 
@@ -355,6 +363,7 @@ static void copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
 		called = vp_copyq_stop(q->b, r->usable);
+	look_for_open(pl, q);
 	if (q->r && !alive) {
 		vp_reqq_free(q->r);
 		q->r = NULL;

@@ -93,10 +93,12 @@ struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds)
 	return ls;
 }
 
-int vp_lane_add(struct vp_lanes *ls, unsigned i)
+int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty)
 {
-	int r = worker_job_add(ls->pool, &ls->lane[i].job, NULL);
+	int r;
 
+	ls->lane[i].job.thrifty = thrifty;
+	r = worker_job_add(ls->pool, &ls->lane[i].job, NULL);
 	ls->lane[i].added = !r;
 	return r;
 }

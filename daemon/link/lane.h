@@ -36,8 +36,11 @@ struct vp_lanes;
 
 /* n lanes, each of which may wait for that many fds; none has a job yet. NULL: no memory. */
 struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds);
-/* Lane i gets its job, on the thread with the fewest. 0, -ENOMEM. */
-int vp_lane_add(struct vp_lanes *ls, unsigned i);
+/*
+ * Lane i gets its job, on the thread with the fewest. thrifty: what it waits for may need the thread's very CPU (worker.h).
+ * 0, -ENOMEM.
+ */
+int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty);
 /* Withdraws all. NULL is allowed. */
 void vp_lanes_free(struct vp_lanes *ls);
 

@@ -24,7 +24,8 @@ int vp_plink_lanes_make(struct vp_plink *pl)
 		return -ENOMEM;
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		if (pl->m->lanes || vp_plink_drops(pl, i))  /* else nobody drains it */
-			r = vp_lane_add(pl->lanes, i);
+			/* A request's way leads through a device side that may share the CPU; polling keeps it from its work. */
+			r = vp_lane_add(pl->lanes, i, pl->dev->waits);
 	if (r)
 		vp_plink_lanes_free(pl);
 	return r;

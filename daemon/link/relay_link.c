@@ -154,7 +154,7 @@ static int lanes_make(struct relay *r)
 	if (!r->lanes)
 		return -ENOMEM;
 	for (unsigned k = 0; !ret && k < 2 * r->n_lanes; k++)
-		ret = vp_lane_add(r->lanes, k);
+		ret = vp_lane_add(r->lanes, k, false);
 	if (ret)
 		lanes_free(r);
 	return ret;

@@ -41,6 +41,7 @@ def make(make_daemon):
 
 def drv(d):
     d.wait(lambda: os.path.exists(d.sock("ab", "driver")))
+    d.show("ab")  # by the time that it answers, it listens there as well
     return d.sock("ab", "driver")
 
 
@@ -119,6 +120,28 @@ def test_config_goes_both_ways(make):
 
 
 # ---- death ---------------------------------------------------------------------------------------
+
+
+def test_a_backend_with_open_requests_of_a_driver_that_has_gone(make):
+    """It says at once that the queue has stopped, as qemu-storage-daemon does, and would return them in the next run."""
+    d = make()
+    with Backend(dev(d)) as b:
+        held = []
+        with Driver(drv(d)) as f:
+            f.write(0, pattern(4096))
+            b.hook = lambda *what: held.append(what) or True
+            for i in range(3):
+                f.request(blk.OUT, 8 * i, pattern(4096, i))
+            d.wait(lambda: len(held) == 3)
+        # It is connected to anew, which it allows when it is done.
+        d.wait(lambda: device(d)["connections"] == 2 and device(d)["connected"])
+        b.hook = None
+        with Driver(drv(d)) as f:
+            f.write(0, pattern(4096, 9))
+            assert f.read(0, 4096) == pattern(4096, 9)
+            f.stop_ring(0)
+        show = device(d)
+        assert show["queues_spoiled"] == 0 and show["dropped"] == 0 and "connecting again" in show["last"]
 
 
 @pytest.mark.parametrize("mode", ["client", "server"])
