@@ -280,7 +280,7 @@ class Daemon:
 
     def until(self, what, seen, timeout=5):
         """Serve until what() is true; AssertionError(@seen) after @timeout seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + pc.limit(timeout)
         while not (v := what()):
             if time.monotonic() > deadline:
                 raise AssertionError(seen() if callable(seen) else seen)
