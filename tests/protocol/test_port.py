@@ -2,6 +2,7 @@
 """A fast link between a scripted driver and a scripted device side on the local attachment."""
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -39,7 +40,7 @@ def forward(p, n=1, base=None):
     while len(out) < n:
         got = p.take(q, i)
         if got is None:
-            assert pc.raised(p.signals[q.kick_signal], 2), "no kick"
+            assert pc.raised(p.signals[q.kick_signal], pc.limit(2)), "no kick"
             continue
         bufs, head = got
         out.append(b"".join(bytes(p.view(a, l)) for a, l, w in bufs)[12:])
@@ -84,7 +85,7 @@ def test_packets(fast, order):
         s = p.wait(lambda s: s.up and all(q.flags & pc.STARTED and q.flags & pc.ENABLED for q in s.queues))
         assert s.reason == 0 and s.epoch == 1 and s.windows[0][4] == 1
         assert s.features & ~vu.bit(vu.PROTOCOL) == nic.features & ~vu.bit(vu.PROTOCOL)
-        assert fast.show("ab")["status"] == "up"
+        fast.wait(lambda: fast.show("ab")["status"] == "up")
         for i in range(3):
             nic.send_packet(vu.frame(i, 100 + i))
         got, at = forward(p, 3)
@@ -138,11 +139,7 @@ def test_stop_waits_for_the_guest(fast):
         nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
         s = p.wait(lambda s: s.queues[1].flags & pc.STOP)
         run = s.queues[1].run
-        time.sleep(0.1)
-        nic.sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            nic.sock.recv(1)
-        nic.sock.settimeout(5)
+        fast.stays(lambda: not select.select([nic.sock], [], [], 0)[0], 0.1)
         assert p.stopped(1, run + 1, at) == pc.STALE
         assert p.stopped(1, run, 0x10000) == pc.INVALID
         assert p.stopped(2, run, at) == pc.INVALID
@@ -164,11 +161,10 @@ def test_guest_that_does_not_answer_is_cut(fast):
         t = time.monotonic()
         assert nic.stop_ring(1) == 0
         took = time.monotonic() - t
-        assert 0.9 < took < 2, took
+        assert 0.9 < took < pc.limit(2), took
         s = p.wait(lambda s: s.reason == pc.TIMEOUT)
         assert not s.attached and not s.up and not s.regions and not s.windows
-        p.poll()
-        assert p.gone, "the window was not withdrawn"
+        fast.wait(lambda: p.drain() or p.gone, why="the window was not withdrawn")
         # it may come back
         nic.start_ring(1, nic.rings[1], base=0)
         assert p.attach() == pc.OK
@@ -216,25 +212,28 @@ def test_memory_comes_and_goes(fast):
         assert [r[0] for r in s.regions] == [nic.mem.gpa, extra.gpa]
         extra.map[100] = 77
         assert p.view(extra.gpa + 100, 1)[0] == 77
-        slot = s.regions[1][3]
-        nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
-        s = p.wait(lambda s: len(s.regions) == 1)
-        assert s.up and s.queues[1].run == run
-        assert s.windows[slot][3] == 4, "the window stays until SYNC"
-        t = time.monotonic()
-        assert p.command(pc.SYNC, s.regions_generation) == pc.OK
-        s = p.wait(lambda s: len(s.windows) == 1)
-        assert time.monotonic() - t < 0.5, "SYNC did not release the window"
-        p.poll()
-        assert len(p.gone) == 1
-        # without SYNC: a second
-        nic.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [extra.fd])
-        p.wait(lambda s: len(s.regions) == 2)
-        nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
-        p.wait(lambda s: len(s.regions) == 1)
-        t = time.monotonic()
-        p.wait(lambda s: len(s.windows) == 1)
-        assert 0.8 < time.monotonic() - t < 2
+
+        def seconds(sync):
+            """For which the window stays."""
+            s = p.state()
+            slot, gone = s.regions[1][3], len(p.gone)
+            nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
+            t = time.monotonic()
+            s = p.wait(lambda s: len(s.regions) == 1)
+            assert s.up and s.queues[1].run == run
+            assert slot < len(s.windows) and s.windows[slot][3] == 4 or time.monotonic() - t > 0.8, "the window stays until SYNC"
+            if sync:
+                assert p.command(pc.SYNC, s.regions_generation) == pc.OK
+            p.wait(lambda s: len(s.windows) == 1)
+            t = time.monotonic() - t
+            fast.wait(lambda: p.drain() or len(p.gone) == gone + 1)
+            nic.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [extra.fd])
+            p.wait(lambda s: len(s.regions) == 2)
+            return t
+
+        # A busy machine may be late, but not each time. Without SYNC it stays for a second.
+        assert any(seconds(True) < 0.5 for _ in range(5)), "SYNC did not release the window"
+        assert 0.8 < seconds(False) < pc.limit(2)
         extra.close()
 
 
@@ -246,8 +245,7 @@ def test_broken_queue_harms_only_itself(fast):
         s = p.state()
         assert s.up and s.queues[1].flags & pc.BROKEN and not s.queues[1].flags & pc.STARTED
         assert s.queues[0].flags & pc.STARTED
-        time.sleep(0.1)
-        assert p.state().queues[1].run == s.queues[1].run, "a broken queue was handed over again"
+        fast.stays(lambda: p.state().queues[1].run == s.queues[1].run, 0.1)  # a broken queue is not handed over again
         assert fast.show("ab")["status"] == "broken"
         nic.stop_ring(1)
         nic.start_ring(1, nic.rings[1])
@@ -262,8 +260,7 @@ def test_given_up_queue_waits_for_the_next_attach(fast):
         nic.send_packet(vu.frame(0, 64))
         _, at = forward(p)
         assert p.stopped(1, s.queues[1].run, at) == pc.OK
-        time.sleep(0.1)
-        assert not p.state().queues[1].flags & pc.STARTED
+        fast.stays(lambda: not p.state().queues[1].flags & pc.STARTED, 0.1)
         assert p.attach() == pc.OK
         s = p.wait(lambda s: s.up and s.queues[1].flags & pc.STARTED)
         assert s.queues[1].base == 1
@@ -275,6 +272,18 @@ def test_second_process_is_refused(fast):
             assert q.error == 16  # EBUSY
     with pc.Local(dev(fast)) as p:
         assert p.attach() == pc.OK
+
+
+def test_next_process_is_served_at_once(fast):
+    """Its predecessor has gone, and had sent what nobody has read."""
+    p = pc.Local(dev(fast))
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(pc.limit(5))
+        with fast.stopped():
+            s.connect(dev(fast))
+            p.sock.send(b"x")
+            p.close()
+        assert struct.unpack_from("<I", s.recv(48))[0] == pc.HELLO
 
 
 def test_next_process_is_not_dropped(fast):
@@ -328,9 +337,8 @@ def test_next_run_waits_for_the_last_one(fast):
             s = p.wait(lambda s: s.up)
             assert p.command(pc.SYNC, gen) == pc.OK  # of an earlier update: says nothing
             nic.send_packet(vu.frame(1, 64))
-            time.sleep(0.1)
-            assert not any(q.flags & pc.STARTED for q in p.state().queues)
-            assert used() == 0, "the daemon drains the ring beside the guest"
+            # The daemon does not drain the ring beside the guest.
+            fast.stays(lambda: not any(q.flags & pc.STARTED for q in p.state().queues) and used() == 0, 0.1)
             assert p.command(pc.SYNC, s.regions_generation) == pc.OK
             p.wait(started)
             assert forward(p)[0] == [vu.frame(1, 64)]
@@ -339,8 +347,7 @@ def test_next_run_waits_for_the_last_one(fast):
         with vu.Nic(drv(fast)) as nic:
             p.wait(lambda s: s.up)
             nic.send_packet(vu.frame(2, 64))
-            time.sleep(0.1)
-            assert used() == 0
+            fast.stays(lambda: used() == 0, 0.1)
             assert p.command(pc.DETACH) == pc.OK
             fast.wait(lambda: used() == 1)
             assert p.attach() == pc.OK
@@ -475,7 +482,7 @@ def settled(d, kicks, calls):
     def now():
         s = d.show("ab")["sides"]["device"]
         return s["kicks_direct"] == kicks and s["calls_direct"] == calls
-    d.wait(now, 5)
+    d.wait(now)
 
 
 class Strace:
@@ -502,7 +509,7 @@ class Strace:
         return all(f"TracerPid:\t{self.proc.pid}\n" in (t / "status").read_text() for t in of)
 
     def end(self):
-        time.sleep(0.1)
+        time.sleep(0.1)  # what comes of the last one
         self.proc.send_signal(signal.SIGINT)
         self.proc.wait()
         return [l for l in open(self.out) if "(" in l and "resumed" not in l]
@@ -529,9 +536,8 @@ def test_direct_signals(fast):
         settled(fast, 2, 2)
         for q in (0, 1):
             assert same(p.signals[1 + q], nic.rings[q].kick_fd) and same(p.doorbells[1 + q], nic.rings[q].call_fd)
-        time.sleep(0.7)  # nothing is being raised any more from the beginning
         for fd in (p.signals[2], nic.rings[0].call_fd):
-            while pc.raised(fd, 0):
+            while pc.raised(fd, 0.7):  # from the beginning
                 pass
 
         def both():
@@ -583,10 +589,9 @@ def test_call_fd_changes_in_a_run(fast):
         assert pc.raised(new), "the call was lost"
         fast.wait(lambda: p.drain() or same(p.doorbells[1], new))
         assert p.state().queues[0].run == run
-        time.sleep(0.8)
-        while pc.raised(new, 0):
-            pass
-        assert not pc.raised(new, 0.2), "it is raised for ever"
+        end = time.monotonic() + conftest.PATIENCE
+        while pc.raised(new, 0.7):
+            assert time.monotonic() < end, "it is raised for ever"
         pc.one(p.doorbells[1])
         assert pc.raised(new)
         os.close(old)
@@ -618,7 +623,7 @@ def test_carrier_follows_the_device_side(fast):
     """The driver VM's STATUS bit, for front-ends that take the config space from us."""
     pf = vu.bit(vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
     back, other = socket.socketpair()
-    back.settimeout(5)
+    back.settimeout(30)
 
     def status(nic):
         raw = nic.ask(vu.GET_CONFIG, struct.pack("<III", 0, 12, 0) + bytes(12))
@@ -650,7 +655,6 @@ def test_carrier_follows_the_device_side(fast):
                 changed()
                 assert status(nic) == 0
                 fast.call("link.up", name="ab")
-                print(fast.log()) if 0 else None
                 changed()
                 assert status(nic) == 1
             changed()  # the process has left
@@ -695,7 +699,7 @@ def test_carrier_by_qmp(make_daemon):
     d.wait(lambda: carrier()["qmp"] != "connected")
     qmp = pc.Qmp(path)
     qmp.carrier = {"d1": []}
-    d.wait(lambda: carrier()["error"] == "Device 'd0' not found", 10)
+    d.wait(lambda: carrier()["error"] == "Device 'd0' not found")
     qmp.close()
 
 
@@ -713,7 +717,6 @@ def test_second_front_ends_are_logged_once(fast):
     with vu.Nic(drv(fast)):
         for _ in range(2):
             with vu.Frontend(drv(fast)) as f:
-                f.sock.settimeout(4)
                 assert f.sock.recv(1) == b"", "a second front-end was served"
         assert fast.show("ab")["sides"]["driver"]["refused"] == 2
     assert fast.log().count("refused a second front-end") == 1
