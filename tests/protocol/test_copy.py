@@ -8,7 +8,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import count, SIGNALS
+from portside import count
 
 POOL = 0x200000
 PAGE = 4096

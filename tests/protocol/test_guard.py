@@ -14,7 +14,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import forward
+from portside import forward
 
 CLASSES = {"local": pc.Local, "ivshmem": pc.Ivshmem, "shmem": pc.Shmem}
 PATIENCE = 3.0

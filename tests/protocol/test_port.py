@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A fast link between a scripted driver and a scripted device side on the local attachment."""
 import os
-import pathlib
 import select
-import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -15,6 +12,7 @@ import pytest
 import conftest
 import portclient as pc
 import vu
+from portside import answer_stop, forward, settled
 
 
 @pytest.fixture
@@ -30,24 +28,6 @@ def drv(d):
 
 def dev(d):
     return d.sock("ab", "device")
-
-
-def forward(p, n=1, base=None):
-    """Take n packets from queue 1, return them; give the buffers back."""
-    s = p.state()
-    q, out = s.queues[1], []
-    i = q.base if base is None else base
-    while len(out) < n:
-        got = p.take(q, i)
-        if got is None:
-            assert pc.raised(p.signals[q.kick_signal], pc.limit(2)), "no kick"
-            continue
-        bufs, head = got
-        out.append(b"".join(bytes(p.view(a, l)) for a, l, w in bufs)[12:])
-        p.give_back(q, i, head, 0)
-        i += 1
-    pc.one(p.doorbells[q.doorbell])
-    return out, i & 0xffff
 
 
 def test_down_reasons(fast):
@@ -121,12 +101,6 @@ def test_driver_side_runs_alone(fast):
         with pc.Local(dev(fast)) as p:
             assert p.attach() == pc.OK
             assert p.wait(lambda s: s.up).queues[1].base == 102
-
-
-def answer_stop(p, q, base, flags=0):
-    s = p.wait(lambda s: s.queues[q].flags & pc.STOP)
-    assert p.stopped(q, s.queues[q].run, base, flags) == pc.OK
-    return p.wait(lambda s: not s.queues[q].flags & pc.STOP)
 
 
 def test_stop_waits_for_the_guest(fast):
@@ -469,136 +443,6 @@ def test_ring_formats_offered(make_daemon, ring):
         assert struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE)) == (1, 0x80038003)
 
 
-def eventfd_id(fd):
-    return next(int(l.split()[1]) for l in open(f"/proc/self/fdinfo/{fd}") if l.startswith("eventfd-id"))
-
-
-def same(a, b):
-    return eventfd_id(a) == eventfd_id(b)
-
-
-def settled(d, kicks, calls):
-    """Until the daemon says that so many signals go straight through."""
-    def now():
-        s = d.show("ab")["sides"]["device"]
-        return s["kicks_direct"] == kicks and s["calls_direct"] == calls
-    d.wait(now)
-
-
-class Strace:
-    """System calls of the daemon, of all its threads or of one."""
-
-    def __init__(self, d, thread=None):
-        if not shutil.which("strace"):
-            pytest.skip("strace is not installed")
-        self.out = str(d.tmp / "strace")
-        pid = d.proc.pid
-        self.threads = pathlib.Path(f"/proc/{pid}/task")
-        which = ["-f", "-p", str(pid)]
-        if thread:
-            self.threads, = [t for t in self.threads.iterdir() if (t / "comm").read_text().strip() == thread]
-            which = ["-p", self.threads.name]
-        self.proc = subprocess.Popen(["strace", "-q", "-e", "trace=!futex", *which, "-o", self.out], stderr=subprocess.PIPE)
-        d.wait(lambda: self.proc.poll() is not None or self.traced())
-        if self.proc.poll() is not None:
-            pytest.skip("strace may not attach: " + self.proc.stderr.read().decode())
-
-    def traced(self):
-        """strace has got hold of all that it was told to: from now on it misses no call."""
-        of = [self.threads] if (self.threads / "status").exists() else list(self.threads.iterdir())
-        return all(f"TracerPid:\t{self.proc.pid}\n" in (t / "status").read_text() for t in of)
-
-    def end(self):
-        time.sleep(0.1)  # what comes of the last one
-        self.proc.send_signal(signal.SIGINT)
-        self.proc.wait()
-        return [l for l in open(self.out) if "(" in l and "resumed" not in l]
-
-
-SIGNALS = 200
-
-
-def count(d, what, thread=None):
-    """Calls of the daemon for SIGNALS times what()."""
-    st = Strace(d, thread)
-    for _ in range(SIGNALS):
-        what()
-    calls = st.end()
-    print(len(calls), "system calls for", SIGNALS, "signals")
-    return calls
-
-
-def test_direct_signals(fast):
-    """A process gets the driver VM's own eventfds: no system call of the daemon's for a signal."""
-    with vu.Nic(drv(fast)) as nic, pc.Local(dev(fast)) as p:
-        p.attach()
-        p.wait(lambda s: s.up)
-        settled(fast, 2, 2)
-        for q in (0, 1):
-            assert same(p.signals[1 + q], nic.rings[q].kick_fd) and same(p.doorbells[1 + q], nic.rings[q].call_fd)
-        for fd in (p.signals[2], nic.rings[0].call_fd):
-            while pc.raised(fd, 0.7):  # from the beginning
-                pass
-
-        def both():
-            nic.kick(1)
-            assert pc.raised(p.signals[2])
-            pc.one(p.doorbells[1])
-            assert pc.raised(nic.rings[0].call_fd)
-
-        calls = count(fast, both)
-        assert len(calls) < 20, "".join(calls[:20])
-
-
-def test_direct_signals_of_a_new_run(fast):
-    """The fds of a run end with it."""
-    with pc.Local(dev(fast)) as p:
-        p.attach()
-        for lap in range(3):
-            with vu.Nic(drv(fast)) as nic:
-                p.wait(lambda s: s.up)
-                settled(fast, 2, 2)
-                assert same(p.signals[2], nic.rings[1].kick_fd)
-                nic.send_packet(vu.frame(lap, 64))
-                assert forward(p)[0] == [vu.frame(lap, 64)]
-                assert pc.raised(nic.rings[1].call_fd)
-                theirs = eventfd_id(nic.rings[1].kick_fd)
-                nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
-                answer_stop(p, 1, 1)
-                nic.recv_reply(vu.GET_VRING_BASE)
-                settled(fast, 1, 1)
-                p.drain()
-                assert eventfd_id(p.signals[2]) != theirs, "the driver VM's kick was not taken back"
-            p.wait(lambda s: not s.up)
-            p.sync()
-            settled(fast, 0, 0)
-
-
-def test_call_fd_changes_in_a_run(fast):
-    """As a VMM does to mask an interrupt. What goes into the old one is not lost for long."""
-    with vu.Nic(drv(fast)) as nic, pc.Local(dev(fast)) as p:
-        p.attach()
-        s = p.wait(lambda s: s.up)
-        settled(fast, 2, 2)
-        run = s.queues[0].run
-        old = os.dup(p.doorbells[1])
-        fds = fast.fds()
-        new = os.eventfd(0, os.EFD_NONBLOCK) if hasattr(os, "eventfd") else vu.eventfd()
-        nic.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [new])
-        pc.one(old)  # the process has not seen the change yet
-        assert pc.raised(new), "the call was lost"
-        fast.wait(lambda: p.drain() or same(p.doorbells[1], new))
-        assert p.state().queues[0].run == run
-        end = time.monotonic() + conftest.PATIENCE
-        while pc.raised(new, 0.7):
-            assert time.monotonic() < end, "it is raised for ever"
-        pc.one(p.doorbells[1])
-        assert pc.raised(new)
-        os.close(old)
-        # What raised it is taken down.
-        fast.wait(lambda: fast.fds() <= fds)
-
-
 def test_process_that_does_not_read(fast):
     """Nothing is queued for it beyond its socket's buffer; then it is dropped."""
     p = pc.Local(dev(fast))
@@ -617,100 +461,6 @@ def test_process_that_does_not_read(fast):
     with vu.Nic(drv(fast)), pc.Local(dev(fast)) as p:
         p.attach()
         p.wait(lambda s: s.up)
-
-
-def test_carrier_follows_the_device_side(fast):
-    """The driver VM's STATUS bit, for front-ends that take the config space from us."""
-    pf = vu.bit(vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
-    back, other = socket.socketpair()
-    back.settimeout(30)
-
-    def status(nic):
-        raw = nic.ask(vu.GET_CONFIG, struct.pack("<III", 0, 12, 0) + bytes(12))
-        return struct.unpack_from("<H", raw, 12 + 6)[0]
-
-    def changed():
-        request, flags, size = struct.unpack("<III", back.recv(12))
-        assert request == 2 and not size  # CONFIG_CHANGE
-        if flags & 8:
-            back.sendall(struct.pack("<IIIQ", 2, 1 | 4, 8, 0))
-
-    with vu.Frontend(drv(fast)) as nic:
-        nic.negotiate(vu.BASIC | vu.bit(16), pf)  # STATUS
-        assert nic.protocol == pf
-        nic.tell(vu.SET_BACKEND_REQ_FD, b"", [other.fileno()])
-        nic.set_memory(vu.Memory())
-        for q in range(2):
-            nic.start_ring(q, vu.SplitRing(nic.mem, 64))
-        assert status(nic) == 0, "the device VM is not there"
-        for _ in range(2):
-            with pc.Local(dev(fast)) as p:
-                p.attach()
-                p.wait(lambda s: s.up)
-                changed()
-                assert status(nic) == 1
-                fast.call("link.down", name="ab")
-                for q in range(2):
-                    answer_stop(p, q, 0)
-                changed()
-                assert status(nic) == 0
-                fast.call("link.up", name="ab")
-                changed()
-                assert status(nic) == 1
-            changed()  # the process has left
-            assert status(nic) == 0
-    back.close()
-    other.close()
-
-
-def test_carrier_by_qmp(make_daemon):
-    """A VMM that keeps the link state to itself is told by QMP, whether or not the driver's queues run."""
-    d = make_daemon()
-    path = str(d.tmp / "qmp")
-    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast", Driver_QMP=path, Driver_NIC="d0")
-    d.start()
-    qmp = pc.Qmp(path)
-    told = qmp.carrier["d0"]
-    carrier = lambda: d.show("ab")["sides"]["driver"]["carrier"]
-    d.wait(lambda: told == [False])
-    assert carrier() == {"up": False, "qmp": "connected", "error": None}
-    with pc.Local(dev(d)) as p:
-        p.attach()
-        d.wait(lambda: told == [False, True])
-        with vu.Nic(drv(d)):
-            # QEMU takes the link for up when its front-end has connected, before or after it hears of us.
-            d.wait(lambda: told == [False, True, True, True])
-            p.wait(lambda s: s.up)
-            d.call("link.down", name="ab")
-            d.wait(lambda: told[4:] == [False])
-            p.let_go()
-            p.wait(lambda s: not s.up)
-            d.call("link.up", name="ab")
-            d.wait(lambda: told[4:] == [False, True])
-        assert p.command(pc.DETACH) == pc.OK
-        d.wait(lambda: told[6:] == [False])
-        p.attach()
-        d.wait(lambda: told[6:] == [False, True])
-    d.wait(lambda: told[8:] == [False])
-    assert carrier()["up"] is False
-    # A QEMU that starts anew, with another device.
-    qmp.close()
-    os.unlink(path)
-    d.wait(lambda: carrier()["qmp"] != "connected")
-    qmp = pc.Qmp(path)
-    qmp.carrier = {"d1": []}
-    d.wait(lambda: carrier()["error"] == "Device 'd0' not found")
-    qmp.close()
-
-
-@pytest.mark.parametrize("keys, word", [(dict(Driver_QMP="/x"), "go together"), (dict(Driver_NIC="d0"), "go together"),
-                                        (dict(Driver_QMP="x", Driver_NIC="d0"), "not an absolute path"),
-                                        (dict(Driver_QMP="/x", Driver_NIC="d0", Device_Endpoint="virtio-net"), "Endpoint=port")])
-def test_carrier_keys(make_daemon, keys, word):
-    d = make_daemon()
-    d.link("ab", **dict(dict(Device_Endpoint="port"), **keys))
-    r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
-    assert r.returncode and word in r.stdout + r.stderr
 
 
 def test_second_front_ends_are_logged_once(fast):

@@ -9,7 +9,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import SIGNALS, count, forward, same, settled
+from portside import SIGNALS, count, forward, same, settled
 
 
 class Lab:

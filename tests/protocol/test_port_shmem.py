@@ -8,7 +8,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import SIGNALS, answer_stop, count, forward
+from portside import SIGNALS, answer_stop, count, forward
 
 
 @pytest.fixture

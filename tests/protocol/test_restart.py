@@ -13,8 +13,8 @@ import pytest
 import portclient as pc
 import vu
 from conftest import Daemon
+from portside import forward
 from test_guard import listens
-from test_port import forward
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "vm"))
 from fdstore import Manager  # noqa: E402

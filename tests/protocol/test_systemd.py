@@ -16,7 +16,7 @@ import test_guard
 import vu
 from box import Box, lacking, run
 from conftest import BUILD
-from test_port import forward
+from portside import forward
 
 DROP_IN = "etc/systemd/system/vhost-pcid.service.d/test.conf"
 
