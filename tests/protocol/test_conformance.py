@@ -21,11 +21,9 @@ ECHO = str(BUILD / "examples/example-echo")
 RULES = {r.id: r for r in checklist.rules()}
 
 
-def run(*args, status=0):
-    # What is to be found wrong need not be waited for; what is well may take its time.
-    slow = ["--slow", "1" if status else "6"]
-    r = subprocess.run([str(SUITE / "run"), "--json", *slow, *args], capture_output=True, text=True,
-                       timeout=280)
+def run(*args, status=0, slow=6):
+    r = subprocess.run([str(SUITE / "run"), "--json", "--slow", str(slow), *args],
+                       capture_output=True, text=True, timeout=280)
     assert r.returncode == status, r.stdout + r.stderr
     return {x["id"]: x for x in json.loads(r.stdout)["rules"]}
 
