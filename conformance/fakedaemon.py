@@ -93,8 +93,9 @@ class Daemon:
         self.header()
         self.publish(signal=False)
         self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
+        self.listener.bind(path + ".new")
         self.listener.listen(4)
+        os.rename(path + ".new", path)  # there when somebody can connect
 
     # -- the control block
 

@@ -116,6 +116,11 @@ class Daemon:
     def sock(self, link, side):
         return str(self.run / f"{link}.{side}.sock")
 
+    def listens(self, path):
+        """A socket's file is there before somebody can connect to it."""
+        sockets = (line.split() for line in pathlib.Path(f"/proc/{self.proc.pid}/net/unix").read_text().splitlines())
+        return any(s[-1] == path and int(s[3], 16) & 0x10000 for s in sockets if len(s) == 8)  # SO_ACCEPTCON
+
     def call(self, method, **params):
         return self.control.call(method, **params)
 

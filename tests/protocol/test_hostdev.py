@@ -41,7 +41,7 @@ def make(make_daemon):
 
 
 def drv(d):
-    d.wait(lambda: os.path.exists(d.sock("ab", "driver")))
+    d.wait(lambda: d.listens(d.sock("ab", "driver")))
     return d.sock("ab", "driver")
 
 
@@ -218,7 +218,7 @@ def test_a_silent_backend_is_dropped_and_harms_nobody(make_daemon, message):
     link(d, "cd", driver="c", device="d")
     d.start()
     with Backend(d.sock("cd", "device")), Backend(dev(d)) as b:
-        d.wait(lambda: os.path.exists(d.sock("cd", "driver")))
+        d.wait(lambda: d.listens(d.sock("cd", "driver")))
         with Driver(drv(d)) as f, Driver(d.sock("cd", "driver")) as other:
             f.read(0, 512)
             b.mute = (message,)
