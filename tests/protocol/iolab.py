@@ -22,15 +22,16 @@ class IoLab(Lab):
     def wait_up(self):
         self.wait(lambda: self.d.show("ab")["status"] == "up")
 
-    def there_and_back(self, n, size=200, **kw):
-        """A relay does not wait for ever for a translation: on a busy machine it drops and counts, and the packet goes again."""
+    def there_and_back(self, n, size=200, others=False, **kw):
+        """A relay does not wait for ever for a translation: on a busy machine it drops and counts, and the packet goes again.
+        @others: what was on its way may come before it."""
         got = []
 
         def came():
             got.append(self.answer(0.05))
-            return got[-1] is not None
+            return got[-1] is not None and (not others or got[-1] == vu.frame(n, size))
 
-        while not got or got[-1] is None:
+        while not got or got[-1] is None or others and got[-1] != vu.frame(n, size):
             lost = self.lost()
             self.nic.send_packet(vu.frame(n, size), **kw)
             self.d.wait(lambda: came() or self.lost() > lost)

@@ -260,7 +260,7 @@ def test_writing_is_asked_for(lab):
     """An update says read and write, always. A page that was read is not written before that was asked for, and then it is known."""
     nic, off = both(lab)
     give_buffers(lab, nic, off)
-    lab.answer(0.5)  # the first one, where it has waited for a buffer
+    lab.there_and_back(99, 500, others=True)  # the first one, where it has waited for a buffer
     for n in range(20):
         lab.there_and_back(n, 500)
     for n in range(20):
