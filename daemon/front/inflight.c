@@ -19,7 +19,8 @@
 int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
-	uint64_t size = io->num_queues * vp_inflight_bytes(io->queue_size);
+	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint64_t size = io->num_queues * vp_inflight_bytes(io->queue_size, packed);
 
 	vp_close(&v->inflight_fd);
 	/* seccomp control: memfd_create ftruncate fcntl */
@@ -37,6 +38,7 @@ int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_e
 int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
+	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
 	struct vp_map *map = NULL;
 	int r;
 
@@ -46,7 +48,7 @@ int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struc
 	if (in->mmap_offset & 63)
 		return vp_err_set(e, -EINVAL, "an in-flight area at 0x%llx is not aligned to 64 bytes",
 				  (unsigned long long)in->mmap_offset);
-	if (in->mmap_size < in->num_queues * vp_inflight_bytes(in->queue_size))
+	if (in->mmap_size < in->num_queues * vp_inflight_bytes(in->queue_size, packed))
 		return vp_err_set(e, -EINVAL, "an in-flight area of %llu bytes does not hold %u queues of %u entries",
 				  (unsigned long long)in->mmap_size, in->num_queues, in->queue_size);
 	r = vp_map_new(&map, *fd, in->mmap_offset, in->mmap_size, 0, e);
@@ -64,33 +66,21 @@ int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_virtq *vq = &r->rq.vq;
 	vp_gptr mem;
-	int n;
+	int ret;
 
-	r->n_open = 0;
+	vp_inflight_saved_free(&r->saved);
 	r->inflight.on = false;
-	if (!v->inflight || q >= v->inflight_queues || vq->packed || vq->size > v->inflight_size)
+	if (!v->inflight || q >= v->inflight_queues || vq->size > v->inflight_size)
 		return 0;
-	free(r->open_heads);
-	r->open_heads = calloc(vq->size, sizeof(*r->open_heads));
-	if (!r->open_heads)
-		return vp_err_set(e, -ENOMEM, "out of memory");
-	mem = vp_gptr_add(v->inflight->host, q * vp_inflight_bytes((uint16_t)v->inflight_size));
-	n = vp_inflight_open(&r->inflight, mem, vq->size, vq->used_idx, r->open_heads);
-	if (n < 0)
-		return vp_err_set(e, n, "its in-flight account is of another kind");
-	/* The ring goes on behind what is open, wherever the front-end thinks that it was. */
-	r->n_open = (unsigned)n;
-	if (n) {
-		vq->last_avail = (uint16_t)(vq->used_idx + n);
-		vq->avail_seen = vq->last_avail;
-	}
-	return 0;
+	mem = vp_gptr_add(v->inflight->host, q * vp_inflight_bytes((uint16_t)v->inflight_size, vq->packed));
+	ret = vp_inflight_open(&r->inflight, &r->saved, mem, vq);
+	return ret ? vp_err_set(e, ret, ret == -ENOMEM ? "out of memory" : "its in-flight account is of another kind, or contradicts itself") : 0;
 }
 
 void vp_vdev_inflight_free(struct vp_vdev *v)
 {
 	for (unsigned q = 0; q < v->n; q++)
-		free(v->ring[q].open_heads);
+		vp_inflight_saved_free(&v->ring[q].saved);
 	vp_close(&v->inflight_fd);
 	vp_map_unref(v->inflight);
 }

@@ -40,8 +40,7 @@ struct vp_vdev_ring {
 	unsigned starts;
 	/* What an earlier daemon had taken and not given back, oldest first; and the account of what we take. */
 	struct vp_inflight inflight;
-	uint16_t *open_heads;
-	unsigned  n_open;
+	struct vp_inflight_saved saved;
 	char     error[160];  /* why it could not be started or broke; "" = fine */
 };
 

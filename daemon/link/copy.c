@@ -301,13 +301,13 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
+		.inflight = r->inflight, .saved = &r->saved,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 
 	if (ret)
 		return ret;
-	r->n_open = 0;
+	r->saved.n = 0; /* they are the engine's now */
 	scrub((char *)cl->pool + data.off, data.size);
 	ret = vp_reqq_begin(q->r, shadow_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
 	if (ret)

@@ -48,7 +48,8 @@ class Driver(vu.Frontend):
         cls = vu.PackedRing if self.features >> vu.PACKED & 1 else vu.SplitRing
         for q in range(queues):
             ring = rings[q] if rings else cls(self.mem, size)
-            self.start_ring(q, ring, base=ring.used_idx if rings else None)
+            # As QEMU after a lost connection: the used index, or (packed) what it was told last.
+            self.start_ring(q, ring, base=0x80008000 if rings and ring.packed else ring.used_idx if rings else None)
         self.open = {}
         self.done = {}
 

@@ -218,11 +218,12 @@ def test_stop_waits_for_what_is_under_way(make):
             assert f.wait(t)[0] == blk.OK
 
 
-def test_stop_while_nobody_serves(make):
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+def test_stop_while_nobody_serves(make, fmt):
     """What was never answered is left in the driver's ring, or in its VMM's account; it is not lost."""
     d = make(Profile_Capacity="4M")
     for hole in (False, True):
-        with Driver(drv(d)) as f:
+        with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
             with dev(d) as p:
                 disk = Disk(p).attach().up()
                 tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(4)]
@@ -245,11 +246,12 @@ def test_stop_while_nobody_serves(make):
         d.wait(lambda: d.show("ab")["status"] == "waiting")
 
 
-def test_daemon_is_killed_with_requests_under_way(make):
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_daemon_is_killed_with_requests_under_way(make, fmt):
     """The VMM's account of what is open: a new daemon finds it, and nothing is lost or done twice."""
     d = make(Profile_Capacity="4M")
     mem = vu.Memory(16 << 20)
-    f = Driver(drv(d), mem=mem)
+    f = Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt, mem=mem)
     with dev(d) as p:
         disk = Disk(p).attach().up()
         tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(10)]
@@ -260,7 +262,7 @@ def test_daemon_is_killed_with_requests_under_way(make):
         d.kill()
     d.start()
     ring, inflight = f.rings[0], f.inflight
-    f2 = Driver(drv(d), mem=mem, inflight=inflight, rings=[ring])
+    f2 = Driver(drv(d), f.features, mem=mem, inflight=inflight, rings=[ring])
     f2.open, f2.done = f.open, f.done
     with dev(d) as p:
         disk = Disk(p, store=disk.store).attach().up()
