@@ -190,6 +190,11 @@ struct vp_port_region {
  */
 int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
 
+/* What regions with VHP_REGION_INFLIGHT have room for. Before vp_port_set_memory() that has one. */
+void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
+/* The attached data path keeps the account of open requests, and has been given the place for it. */
+bool vp_port_keeps_account(const struct vp_port *p);
+
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);
 

@@ -295,6 +295,7 @@ int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr
 	} else if (fresh) {
 		vp_st16(mem, 10, vq->size);
 		vp_st16_release(mem, 8, VERSION);
+		s->fresh = true;
 	}
 	return r;
 }

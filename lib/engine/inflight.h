@@ -25,6 +25,7 @@ struct vp_inflight {
 /* What was open when an account was opened, oldest first. */
 struct vp_inflight_saved {
 	unsigned n;
+	bool fresh; /* nobody had written there */
 	uint16_t *heads; /* [n] split: descriptors; packed: entries of the account */
 	/* packed: the descriptors of all, and how many each has; and what the account itself needs while it is used */
 	struct vp_packed_saved *desc;
