@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Endpoint=vhost-user: a vhost-user back-end on the host as the device side; scripted, and qemu-storage-daemon."""
 import os
+import select
 import shutil
 import signal
 import socket
@@ -59,11 +60,19 @@ def is_up(d):
 # ---- data -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+FAST = {"Link_Mode": "fast", "Device_PackedRings": "no"}
+MODES = [{}, FAST]
+NAMES = ["copy", "fast"]
+
+
+# In fast mode the scripted back-end, which has no packed rings and no indirect tables, serves the driver's own.
+@pytest.mark.parametrize("fmt,keys", [(f, {}) for f in FORMATS] + [(f, {**FAST, "Device_PlainRings": "yes" if not f else "no"}) for f in FORMATS[:2]])
 @pytest.mark.parametrize("mode", ["client", "server"])
-def test_read_back_what_was_written(make, mode, fmt):
-    d = make(Device_SocketMode=mode)
-    with Backend(dev(d), connect=mode == "server", features=FEATURES | fmt & vu.bit(vu.EVENT_IDX)) as b:
+def test_read_back_what_was_written(make, mode, fmt, keys):
+    d = make(Device_SocketMode=mode, **keys)
+    # In fast mode it says that it has indirect tables; the driver makes no use of them.
+    has = FEATURES | fmt & vu.bit(vu.EVENT_IDX) | (vu.bit(vu.INDIRECT) if keys else 0)
+    with Backend(dev(d), connect=mode == "server", features=has) as b:
         with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
             for i, n in enumerate([512, 4096, 65536, 1 << 20]):
                 data = pattern(n, i)
@@ -71,7 +80,7 @@ def test_read_back_what_was_written(make, mode, fmt):
                 assert b.store[512 * 8 * i:512 * 8 * i + n] == data
                 assert f.read(8 * i, n, cut=4096 if n <= 65536 else 16384) == data
             assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
-        show = device(d)
+            show = device(d)
         assert show["attachment"] == "vhost-user" and show["connected"] and show["pid"] == os.getpid()
 
 
@@ -116,6 +125,74 @@ def test_config_goes_both_ways(make):
         b.config = blk.config(16384)
         b.config_change()
         d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
+
+
+def fast_backend(*a, features=FEATURES, **kw):
+    return Backend(*a, features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX), **kw)
+
+
+def test_fast_memory_and_eventfds_are_the_drivers(make):
+    """As if the two were connected directly: no file of the daemon's, kicks and calls that pass it by, memory that comes later."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+        assert [m[0] for m in b.regions] == [f.mem.gpa] and len(b.regions[0][3]) == f.mem.size
+        before = device(d)["signals_forwarded"]
+        for i in range(50):
+            f.write(8, pattern(4096, i))
+        # Kicks never; calls a few times at the start, when the fds had just been given.
+        assert device(d)["kicks_direct"] == 1 and device(d)["calls_direct"] == 1
+        assert device(d)["signals_forwarded"] - before <= 10
+        # Another region: the back-end has it, and loses nothing.
+        more = vu.Memory(4 << 20, gpa=1 << 33, uva=1 << 45)
+        f.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + f.region(more), [more.fd])
+        d.wait(lambda: len(b.regions) == 2)
+        f.write(16, pattern(4096, 99))
+        assert f.read(16, 4096) == pattern(4096, 99)
+        # The driver takes another eventfd for its calls while the ring runs, as QEMU does when it masks a vector.
+        call = os.eventfd(0, os.EFD_NONBLOCK)
+        f.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [call])
+        f.request(blk.OUT, 8, pattern(512))
+        d.wait(lambda: select.select([call], [], [], 0.01)[0])
+        os.close(call)
+
+
+def test_fast_backend_is_left_when_the_driver_goes(make):
+    """It has no more of the next driver VM than it is given: a connection for each."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b:
+        for i in range(3):
+            with Driver(drv(d)) as f:
+                f.write(0, pattern(4096, i))
+                assert f.read(0, 4096) == pattern(4096, i)
+            d.wait(lambda: b.sessions == i + 2)
+        assert device(d)["dropped"] == 0
+
+
+@pytest.mark.parametrize("account", [True, False])
+def test_fast_backend_dies(make, account):
+    """With an account of open requests the next one goes on from it; without, the queue breaks by name."""
+    d = make(**FAST)
+    pf = PF | vu.bit(blk.PF_INFLIGHT) if account else PF
+    store = bytearray(512 * 8192)
+    with Driver.__new__(Driver) as f:
+        with fast_backend(dev(d), store=store, pf=pf) as b:
+            Driver.__init__(f, drv(d))
+            f.write(0, pattern(4096))
+            order = []
+            # Some are answered out of order, the others never.
+            b.hook = lambda r, head, chain: not order.append(head) and len(order) not in (3, 7)
+            asked = [f.request(blk.OUT, 8 * i, pattern(4096, i)) for i in range(16)]
+            d.wait(lambda: len(order) == 16)
+            d.wait(lambda: f.reap() or len(f.open) == 14)
+        if not account:
+            d.wait(lambda: d.show("ab")["status"] == "broken")
+            assert "had not answered" in d.show("ab")["sides"]["driver"]["queues"][0]["error"]
+            return
+        with fast_backend(dev(d), store=store, pf=pf):
+            assert all(f.wait(t)[0] == blk.OK for t in asked)
+            f.write(800, pattern(4096, 17))
+        assert all(store[4096 * i:4096 * (i + 1)] == pattern(4096, i) for i in range(16))
 
 
 # ---- death ---------------------------------------------------------------------------------------
@@ -345,10 +422,16 @@ def test_policy(make_daemon):
     assert d.show("ab")["mode"] == "copy"
     why = d.call("policy.explain", name="ab")
     assert "auto-vhost-user" in str(why)
-    for mode, rule in (("fast", "vhost-user-is-copied"), ("relay", "relay-needs-virtio-net")):
-        link(d, Link_Mode=mode)
-        with pytest.raises(ControlError, match=rule):
-            d.call("daemon.reload")
+    # Its memory only by name, and within a trust group.
+    link(d, Link_Mode="fast")
+    d.call("daemon.reload")
+    assert "fast-same-group" in str(d.call("policy.explain", name="ab"))
+    d.write("b.vm", "[VM]\nTrustGroup=other\n")
+    with pytest.raises(ControlError, match="fast-needs-one-trust-group"):
+        d.call("daemon.reload")
+    link(d, Link_Mode="relay")
+    with pytest.raises(ControlError, match="relay-needs-virtio-net"):
+        d.call("daemon.reload")
 
 
 # ---- a real one ------------------------------------------------------------------------------------
