@@ -563,3 +563,34 @@ def test_virtiofsd(make, keys):
             proc.kill()
             proc.wait()
         d.wait(lambda: not device(d)["connected"])
+
+
+def echoed(nic, sent):
+    """It is a network: what comes while testpmd starts its port, or has no time, may be lost."""
+    for _ in range(60):
+        nic.send_packet(sent)
+        while (got := nic.recv_packet(0.5)) is not None:
+            if got[1] == sent[6:12] + sent[:6] + sent[12:]:
+                return
+    raise AssertionError("no packet came back")
+
+
+@pytest.mark.skipif(not shutil.which("dpdk-testpmd"), reason="dpdk-testpmd is not installed (package dpdk)")
+@pytest.mark.parametrize("keys", [{"Device_PackedRings": None}, {"Link_Mode": "fast", "Device_PackedRings": "yes"}], ids=NAMES)
+def test_dpdk(make, keys):
+    """testpmd's vhost device sends back what it receives, for one driver VM and the next one."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", **keys)
+    cmd = ["dpdk-testpmd", "-l", "0,1", "--no-pci", "--no-huge", "-m", "128", "--no-telemetry", "--file-prefix", f"vp{os.getpid()}",
+           "--vdev", f"net_vhost0,iface={dev(d)},queues=1", "--", "--forward-mode=macswap", "--auto-start", "--nb-cores=1",
+           "--port-topology=loop", "--total-num-mbufs=4096", "--stats-period=600"]
+    proc = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for life in range(2):
+            with vu.Nic(drv(d)) as nic:
+                d.wait(lambda: d.show("ab")["status"] == "up", timeout=30)
+                for i in range(30):
+                    echoed(nic, vu.frame(i, 60 + 20 * i))
+            d.wait(lambda: d.show("ab")["status"] != "up")
+    finally:
+        proc.kill()
+        proc.wait()
