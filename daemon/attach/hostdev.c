@@ -331,7 +331,8 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 
 	*kind = VHP_WINDOW_FD;
 	*locator = w->slot;
-	h->win[w->slot] = (struct hostdev_window){ .fd = w->fd, .offset = w->offset };
+	h->win[w->slot] = (struct hostdev_window){ .fd = w->fd, .offset = w->offset, .uva = h->next_uva };
+	h->next_uva += vp_align_up(w->size, UINT64_C(1) << 30) + (UINT64_C(1) << 30);
 	return 0;
 }
 
@@ -508,6 +509,7 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	h->c = *c;
 	h->port = p;
 	h->lfd = -1;
+	h->next_uva = UINT64_C(1) << 40;
 	h->retry_us = RETRY_MIN_US;
 	vu_conn_init(&h->main, -1, VU_FROM_FRONTEND, true);
 	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);

@@ -30,6 +30,7 @@ struct hostdev_queue {
 struct hostdev_window {
 	int      fd;            /* the port's; -1 = no window */
 	uint64_t offset;
+	uint64_t uva;           /* what the back-end is told that its address is here: never one that another window had */
 };
 
 struct hostdev {
@@ -53,6 +54,7 @@ struct hostdev {
 	int                  *drv_kick, *drv_call;
 	struct vp_wire      **poke;
 	struct hostdev_window win[VHP_MAX_WINDOWS];
+	uint64_t              next_uva;
 	/* session, zeroed for each connection */
 	struct hostdev_session {
 		unsigned hello;        /* step of the introduction */

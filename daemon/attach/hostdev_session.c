@@ -374,7 +374,10 @@ static bool step_sync(struct hostdev *h)
 	return true;
 }
 
-/* The driver VM's memory, region by region. A ring's addresses are link addresses, so those are the user's, too. */
+/*
+ * The driver VM's memory, region by region. DPDK keeps the mapping that it has when a new table has the same addresses and
+ * sizes, so each window has user addresses of its own.
+ */
 static bool send_guest_memory(struct hostdev *h)
 {
 	const struct vhp_abi_state *st = page(h);
@@ -398,7 +401,7 @@ static bool send_guest_memory(struct hostdev *h)
 		}
 		fds[n] = h->win[slot].fd;
 		m.p.mem.regions[n++] = (struct vu_mem_region){
-			.gpa = le64toh(r->addr), .uva = le64toh(r->addr), .size = le64toh(r->size),
+			.gpa = le64toh(r->addr), .uva = h->win[slot].uva + le64toh(r->offset), .size = le64toh(r->size),
 			.mmap_offset = h->win[slot].offset + le64toh(r->offset),
 		};
 	}
@@ -494,12 +497,27 @@ static bool send_kick(struct hostdev *h, unsigned q)
 	return send_u64(h, VU_SET_VRING_KICK, q, h->drv_kick[q] >= 0 ? &h->drv_kick[q] : &h->sig[q]);
 }
 
+/* A ring's address as the back-end was told it: the daemon has seen that each area lies in one region. */
+static uint64_t user_addr(const struct hostdev *h, uint64_t addr)
+{
+	const struct vhp_abi_state *st = page(h);
+
+	for (unsigned i = 0; is_fast(h) && i < le32toh(st->nregions); i++) {
+		const struct vhp_abi_region *r = &st->regions[i];
+
+		if (addr - le64toh(r->addr) < le64toh(r->size))
+			return h->win[le32toh(r->window)].uva + le64toh(r->offset) + (addr - le64toh(r->addr));
+	}
+	return addr;
+}
+
 static bool start_message(struct hostdev *h, unsigned q, unsigned step)
 {
 	const struct vhp_abi_queue *e = &page(h)->queues[q];
 	struct vu_msg m = { .hdr = { .request = VU_SET_VRING_ADDR, .size = sizeof(m.p.addr) },
-			    .p.addr = { .index = q, .desc_user_addr = le64toh(e->desc_addr),
-					.avail_user_addr = le64toh(e->avail_addr), .used_user_addr = le64toh(e->used_addr) } };
+			    .p.addr = { .index = q, .desc_user_addr = user_addr(h, le64toh(e->desc_addr)),
+					.avail_user_addr = user_addr(h, le64toh(e->avail_addr)),
+					.used_user_addr = user_addr(h, le64toh(e->used_addr)) } };
 
 	switch (step) {
 	case START_NUM:
@@ -570,8 +588,8 @@ static bool step(struct hostdev *h)
 	for (unsigned q = 0; q < h->n; q++)
 		if (step_stop(h, q))
 			return true;
-	if (is_fast(h) && s->set_up && !page(h)->nregions && !runs(h)) {
-		hostdev_drop(h, false, "it is left, for the driver VM's memory is no longer its to see");
+	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) && !runs(h)) {
+		hostdev_drop(h, false, "it is left, for the driver VM whose memory it has is gone");
 		return false;
 	}
 	if (le32toh(page(h)->link_status) == VHP_LINK_UP && step_memory(h))
