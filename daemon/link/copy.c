@@ -45,6 +45,7 @@
 struct copy_queue {
 	struct vp_copyq *b;         /* net: while the device VM has the queue */
 	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
+	bool              stale;     /* its part of the pool holds what the last driver VM left, and the guest may still be at work on it */
 	bool              spoiled;   /* by what the device VM did to its ring */
 	bool              straight;  /* the data thread raises the attachment's own fd */
 	int               kick_fd;   /* else: eventfd of ours that becomes signal 1 + q */
@@ -158,7 +159,26 @@ static void scrub(char *at, uint64_t size)
 		memset(at, 0, size);
 }
 
-/* What the last driver VM left is nobody's. */
+static void queue_scrub(struct copy *cl, unsigned i)
+{
+	struct vp_copyq_area ring = ring_area(cl, i), data = data_area(cl, i);
+
+	scrub((char *)cl->pool + ring.off, ring.size);
+	scrub((char *)cl->pool + data.off, data.size);
+	cl->q[i].stale = false;
+}
+
+/* Emptied under its hands a ring looks broken, and a back-end may end for that. */
+static void pool_tidy(struct vp_plink *pl)
+{
+	struct copy *cl = copy_of(pl);
+
+	for (unsigned i = 0; cl->pool && i < pl->n; i++)
+		if (cl->q[i].stale && !vp_port_queue_lingers(pl->port, i))
+			queue_scrub(cl, i);
+}
+
+/* What the last driver VM left is nobody's, once the guest has let go of it: at the latest before the queue's next run. */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
@@ -166,9 +186,9 @@ static void pool_scrub(struct vp_plink *pl)
 	for (unsigned i = 0; i < pl->n; i++) {
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
+		cl->q[i].stale = true;
 	}
-	if (cl->pool)
-		scrub(cl->pool, cl->pool_size);
+	pool_tidy(pl);
 }
 
 static int pool_file(uint64_t size, int *fd, struct vp_err *e)
@@ -231,7 +251,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	}
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
-		pool_scrub(pl);
+		scrub(cl->pool, cl->pool_size);
 	return pool_publish(pl, e);
 }
 
@@ -333,6 +353,8 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_err e = { 0 };
 	int ret;
 
+	if (q->stale)
+		queue_scrub(cl, i);
 	if (pl->dev->waits) {
 		ret = request_begin(pl, i, pr, &e);
 		if (ret)
@@ -498,7 +520,7 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 
 static const struct vp_plink_mode copy_mode = {
 	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .lanes = true,
-	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub, .fresh = pool_fresh,
+	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub, .tidy = pool_tidy, .fresh = pool_fresh,
 	.begin = copy_begin, .end = copy_end, .open = copy_open, .spoiled = copy_spoiled, .wire = copy_wire,
 	.unwire = copy_unwire, .show = copy_show,
 	.lane = lane_of, .run = lane_run, .arm = lane_arm, .disarm = lane_disarm, .broken = lane_broken,

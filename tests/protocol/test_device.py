@@ -412,6 +412,33 @@ def test_chain_of_many_segments(make):
         assert disk.store[:len(data)] == data
 
 
+def test_pool_is_emptied_when_the_guest_has_let_go(make):
+    """Not under its hands, when the driver VM vanishes: a ring that goes back to 0 in mid-run looks like a broken one."""
+    d = make(Profile_Capacity="4M")
+    with dev(d) as p:
+        with Driver(drv(d)) as f:
+            disk = Disk(p).attach().up()
+            f.request(blk.OUT, 0, pattern(4096))
+            head, bufs, _, _ = disk.take()
+            # In the pool header and data are one buffer.
+            data = p.view(bufs[0][0] + 16, 4096)
+            avail = p.view(p.state().queues[0].avail, 4)
+        p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+        d.show("ab")
+        assert data == pattern(4096) and struct.unpack_from("<H", avail, 2)[0] == 1
+        p.sync()
+        p.wait(lambda s: data == bytes(4096) and avail == bytes(4))
+        # Whoever does not say so has it taken away before the next run.
+        with Driver(drv(d)) as f:
+            disk.up()
+            f.request(blk.OUT, 0, pattern(4096, 1))
+            _, bufs, _, _ = disk.take()
+            data = p.view(bufs[0][0] + 16, 4096)
+            assert data == pattern(4096, 1)
+        p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+    d.wait(lambda: data == bytes(4096))
+
+
 # ---- a device side that breaks the rules ------------------------------------------------------------------
 
 

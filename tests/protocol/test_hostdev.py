@@ -42,6 +42,7 @@ def make(make_daemon):
 
 def drv(d):
     d.wait(lambda: os.path.exists(d.sock("ab", "driver")))
+    d.show("ab")  # the file is there a moment before the daemon listens
     return d.sock("ab", "driver")
 
 

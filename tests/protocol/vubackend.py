@@ -241,8 +241,7 @@ class Backend(threading.Thread):
                     if self.at(r.avail + 2, 2, True)[:] != struct.pack("<H", r.at):
                         continue
                 return
-            if (idx - r.at & 0xffff) > r.num:
-                return  # the driver has gone, and its pool was emptied: the daemon is about to stop the ring
+            assert (idx - r.at & 0xffff) <= r.num, "the ring went back in mid-run"
             head, = struct.unpack("<H", self.at(r.avail + 4 + 2 * (r.at % r.num), 2, True))
             r.at = (r.at + 1) & 0xffff
             self.note(q, head, r.counter)
