@@ -595,7 +595,7 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
 	}
 	/* Room for several chains of the longest kind, and four pieces of each of the rest. */
-	nsegs = SEGS + VP_BURST_DESCS + 4 * q->n;
+	nsegs = SEGS + VP_CHAIN_DESCS + 4 * q->n;
 	ret = vp_runs_init(&q->blocks, (uint32_t)(c->data.size / VP_REQ_BLOCK));
 	if (!ret)
 		ret = vp_runs_init(&q->segs, nsegs);

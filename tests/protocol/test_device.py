@@ -395,8 +395,55 @@ def test_request_larger_than_the_pool(make):
         d.wait_log("raise PoolSize=")
 
 
-def test_chain_of_many_segments(make):
-    """As many as a chain may have. 1,024 are not taken: the queue breaks, and nothing else does."""
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+@pytest.mark.parametrize("indirect", [False, True])
+def test_chain_of_1024_segments(make, fmt, indirect):
+    """As many as a ring of 1,024 may have, with header and status: a driver whose device says seg_max 1,022 does that."""
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt, size=1024) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        with Serving(disk):
+            data = pattern(1022 * 512)
+            for _ in range(2):
+                f.write(0, data, cut=512, indirect=indirect)
+                assert disk.store[:len(data)] == data
+                assert f.read(0, len(data), cut=512, indirect=indirect) == data
+            f.write(0, pattern(512, 1), indirect=indirect)
+        assert d.show("ab")["status"] == "up"
+
+
+def test_chain_of_1024_segments_fast(make):
+    """In fast mode only the device side counts, which has the driver's ring as it is."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d), size=1024) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        with Serving(disk):
+            data = pattern(1022 * 512)
+            f.write(0, data, cut=512)
+            assert f.read(0, len(data), cut=512) == data
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_request_of_16_mib(make, mode):
+    """The pool is large enough for one: the second one waits, and both are done."""
+    d = make(mode, Profile_Capacity="64M", **({"Device_PoolSize": "32M"} if mode == "copy" else {}))
+    with Driver(drv(d), mem_size=80 << 20) as f, dev(d) as p:
+        disk = Disk(p, sectors=131072).attach().up()
+        data = [os.urandom(4096) * 4096 for _ in range(2)]
+        tokens = [f.request(blk.OUT, 32768 * i, data[i], cut=1 << 20) for i in range(2)]
+        got = disk.take()
+        assert got and (mode == "fast" or disk.take(timeout=0.1) is None)
+        disk.answer(got)
+        disk.serve(1)
+        assert all(f.wait(t)[0] == blk.OK for t in tokens)
+        assert disk.store[:32 << 20] == b"".join(data)
+        t = f.request(blk.IN, 0, length=16 << 20, cut=1 << 20)
+        disk.serve(1)
+        assert f.wait(t) == (blk.OK, data[0])
+
+
+def test_chain_longer_than_its_queue(make):
+    """As many as a ring of 256 may have are taken. 1,024 are not: the queue breaks, and nothing else does."""
     d = make(Profile_Capacity="4M")
     with Driver(drv(d), size=256) as f, dev(d) as p:
         disk = Disk(p).attach().up()
