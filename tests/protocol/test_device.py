@@ -546,8 +546,9 @@ def test_no_byte_outside_a_request(make):
                 assert f.mem.map[buf:buf + n] == pattern(1000)
 
 
-def test_reset_with_requests_under_way(make):
-    d = make(Profile_Capacity="4M")
+@pytest.mark.parametrize("mode", MODES)
+def test_reset_with_requests_under_way(make, mode):
+    d = make(mode, Profile_Capacity="4M")
     with dev(d) as p:
         for lap in range(3):
             with Driver(drv(d)) as f:
@@ -555,8 +556,10 @@ def test_reset_with_requests_under_way(make):
                 for i in range(10):
                     f.request(blk.IN, i, length=4096)
                 assert disk.take()
-            p.wait(lambda s: s.reason == pc.NO_DRIVER)
-            d.wait(lambda: not any(bytes(p.mem)[0x200000:]))
+            s = p.wait(lambda s: s.reason == pc.NO_DRIVER)
+            assert not any(q.flags & pc.STARTED for q in s.queues)
+            p.sync()
+            d.wait(lambda: mode == "fast" or not any(bytes(p.mem)[0x200000:]))
 
 
 # ---- the order of messages of real VMMs -----------------------------------------------------------------------
@@ -664,8 +667,9 @@ def test_learned_profile_is_kept(make):
         assert struct.unpack_from("<Q", cfg)[0] == 2048
 
 
-def test_back_end_with_less_is_refused_by_name(make):
-    d = make(Profile_Capacity="4M", Link_Queues=2)
+@pytest.mark.parametrize("mode", MODES)
+def test_back_end_with_less_is_refused_by_name(make, mode):
+    d = make(mode, Profile_Capacity="4M", Link_Queues=2)
     cases = [({"features": blk.FEATURES & ~vu.bit(blk.FLUSH, blk.SEG_MAX)}, pc.FEATURES, "it lacks SEG_MAX FLUSH"),
              ({"queues": 1}, blk.PROFILE, "it has 1 queues, the link 2"),
              ({"sectors": 4096}, blk.PROFILE, "its disk has 2097152 bytes, Capacity= says 4194304"),

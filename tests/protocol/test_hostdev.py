@@ -318,6 +318,21 @@ def test_a_silent_backend_is_dropped_and_harms_nobody(make_daemon, message):
             assert f.wait(t)[0] == blk.OK
 
 
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_config_space_is_told_never_then_late(make, keys):
+    """The driver VM runs meanwhile, with a profile that is written; its requests wait."""
+    d = make(Profile_Capacity="4M", **keys)
+    b = fast_backend(dev(d))
+    b.mute = (vu.GET_CONFIG,)
+    with b, Driver(drv(d)) as f:
+        t = f.request(blk.OUT, 0, pattern(512))
+        d.wait(lambda: device(d)["dropped"])
+        assert "did not answer GET_CONFIG" in device(d)["last"]
+        # Late, but within its time.
+        b.mute, b.slow = (), {vu.GET_CONFIG: 1}
+        assert f.wait(t)[0] == blk.OK and f.read(0, 512) == pattern(512)
+
+
 def test_silent_when_a_queue_is_to_stop(make):
     """The driver VM's VMM has its answer all the same, in bounded time."""
     d = make()
@@ -374,9 +389,10 @@ def test_unasked_messages(make):
         f.write(0, pattern(512))
 
 
-def test_a_storm_of_config_changes(make):
-    d = make()
-    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_a_storm_of_config_changes(make, keys):
+    d = make(**keys)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
         f.write(0, pattern(512))
         before = b.seen.count(vu.GET_CONFIG)
         begun = time.monotonic()

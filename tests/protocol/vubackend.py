@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import blk
 import vu
@@ -35,6 +36,7 @@ class Backend(threading.Thread):
         self.config = blk.config(len(self.store) // 512)
         self.features, self.pf, self.queues = features, pf, queues
         self.mute = ()           # messages that it never answers
+        self.slow = {}           # message: seconds until it is answered
         self.replies = {}        # message: what is answered instead
         self.serve = True        # else requests stay where they are
         self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
@@ -119,6 +121,7 @@ class Backend(threading.Thread):
         out = self.handle(req, data, list(fds))
         if req in self.mute:
             return True
+        time.sleep(self.slow.get(req, 0))
         if req in self.replies:
             out = self.replies[req]
         if out is None and flags & 8:
