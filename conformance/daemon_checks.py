@@ -96,7 +96,7 @@ def reserved_is_zero(c):
     with c.attached() as p:
         raw = raw_state(p)
         s = p.state()
-        for a, b in ((0x7c, 0x100), (0x140, 0x200), (0x400, 0x1000), (0x3000, 0x8000),
+        for a, b in ((0x84, 0x100), (0x140, 0x200), (0x400, 0x1000), (0x3000, 0x8000),
                      (0xbfa0, 0xc000), (0xffa0, 0x10000),
                      (0x200 + len(s.config), 0x300)):
             expect(not any(raw[a:b]), f"bytes {a:#x} to {b:#x} of the state are not zero")

@@ -65,6 +65,7 @@ class State:
          self.max_queues, nqueues, nregions, nwindows, config_size, self.config_generation,
          self.regions_generation) = struct.unpack_from("<IIIIIIQIIIIIIII", raw)
         self.features, _, self.required, _, self.offered, _ = struct.unpack_from("<6Q", raw, 0x40)
+        self.inflight_queues, self.inflight_entries = struct.unpack_from("<II", raw, 0x7c)
         self.answer = struct.unpack_from("<IIIIQQ", raw, 0x100)
         self.config = raw[0x200:0x200 + config_size]
         self.queues = [Queue(raw[0x1000 + 64 * i:]) for i in range(nqueues)]
@@ -119,8 +120,8 @@ class Port:
         assert a[1] == opcode
         return a[2]
 
-    def attach(self, features=ALL, abi=ABI, type=1):
-        return self.command(ATTACH, abi, features, 0, type)
+    def attach(self, features=ALL, abi=ABI, type=1, flags=0):
+        return self.command(ATTACH, abi, features, 0, type, flags)
 
     def stopped(self, q, run, base=0, flags=0):
         return self.command(QUEUE_STOPPED, q, run, base, flags)
@@ -151,12 +152,15 @@ class Port:
         if struct.unpack_from("<H", avail, 2)[0] == index & 0xffff:
             return None
         head, = struct.unpack_from("<H", avail, 4 + 2 * (index % q.size))
+        return self.chain(q, head), head
+
+    def chain(self, q, head):
         desc, bufs, i = self.view(q.desc, 16 * q.size), [], head
         while True:
             addr, length, flags, nxt = struct.unpack_from("<QIHH", desc, 16 * i)
             bufs.append((addr, length, bool(flags & 2)))
             if not flags & 1:
-                return bufs, head
+                return bufs
             i = nxt
 
     def give_back(self, q, index, head, length):

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this daemon is its front-end. To
- * the port this is a device VM whose guest and agent are one, in hostdev_session.c. Copy mode only.
+ * the port this is a device VM whose guest and agent are one, in hostdev_session.c.
  *
- * Threat model: as the local attachment. The back-end gets the pool, which holds what a device VM would see of the driver VM
+ * Threat model: as the local attachment. In fast mode, which policy allows within a trust group only, the back-end gets what a
+ * direct connection to the driver VM's VMM would give it. Else it gets the pool, which holds what a device VM would see of the driver VM
  * and nothing else, one kick and one call eventfd a queue, and a socket for its own requests. It may fall silent (its answers have
  * a deadline), may answer anything (checked against the table, then by value), sends what nobody asked for (then it is dropped),
  * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps what it was given
@@ -12,6 +13,7 @@
 #include "attach/hostdev.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/blame.h"
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
@@ -99,9 +102,18 @@ void hostdev_rearm(struct hostdev *h)
 
 /* ---- the connection ------------------------------------------------------------------------------- */
 
+static void drop_direct(struct hostdev *h, unsigned q)
+{
+	vp_wire_free(h->poke[q]);
+	h->poke[q] = NULL;
+	vp_close(&h->drv_kick[q]);
+	vp_close(&h->drv_call[q]);
+}
+
 static void close_signals(struct hostdev *h)
 {
 	for (unsigned i = 0; i < h->n; i++) {
+		drop_direct(h, i);
 		vp_close(&h->sig[i]);
 		vp_close(&h->bell[i]);
 	}
@@ -320,7 +332,8 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 
 	*kind = VHP_WINDOW_FD;
 	*locator = w->slot;
-	h->win[w->slot] = (struct hostdev_window){ .fd = w->fd, .offset = w->offset };
+	h->win[w->slot] = (struct hostdev_window){ .fd = w->fd, .offset = w->offset, .uva = h->next_uva };
+	h->next_uva += vp_align_up(w->size, UINT64_C(1) << 30) + (UINT64_C(1) << 30);
 	return 0;
 }
 
@@ -373,6 +386,38 @@ static void hostdev_unclean(struct vp_attach *a)
 	work_soon(h);
 }
 
+/* Only duplicates: messages that carry them are sent later. */
+static unsigned hostdev_direct(struct vp_attach *a, unsigned q, int kick, int call)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	if (q >= h->n)
+		return 0;
+	drop_direct(h, q);
+	if (!h->here)
+		return 0;
+	h->s.q[q].kick_moved = h->s.q[q].call_moved = h->s.q[q].running;
+	/* seccomp control: fcntl */
+	h->drv_kick[q] = kick >= 0 ? fcntl(kick, F_DUPFD_CLOEXEC, 3) : -1;
+	h->drv_call[q] = call >= 0 ? fcntl(call, F_DUPFD_CLOEXEC, 3) : -1;
+	/* Who can make either block is whoever has them: the driver VM's VMM, and now the back-end. */
+	if (h->drv_kick[q] >= 0 &&
+	    vp_wire_new(&h->poke[q], h->c.f, h->sig[q], h->drv_kick[q],
+			vp_blame_either(vp_blame_id(h->c.link->side[VP_SIDE_DRIVER].vm), h->c.who)))
+		vp_close(&h->drv_kick[q]);
+	work_soon(h);
+	return h->drv_kick[q] >= 0 ? VP_ATTACH_KICK : 0;
+}
+
+void hostdev_poke(struct hostdev *h, unsigned q)
+{
+	/* Ours alone then: the forwarder passes them on. */
+	if (h->drv_kick[q] >= 0)
+		vp_eventfd_raise(h->sig[q]);
+	if (h->drv_call[q] >= 0)
+		vp_eventfd_raise(h->bell[q]);
+}
+
 /* A back-end whose front-end has gone sees its socket closed. */
 static void hostdev_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 {
@@ -381,7 +426,16 @@ static void hostdev_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 static void hostdev_show(struct vp_attach *a, json_t *o)
 {
 	struct hostdev *h = (struct hostdev *)a;
+	unsigned kicks = 0, calls = 0;
 
+	for (unsigned q = 0; q < h->n; q++) {
+		kicks += h->drv_kick[q] >= 0;
+		calls += h->drv_call[q] >= 0;
+	}
+	if (kicks | calls) {
+		json_object_set_new(o, "kicks_direct", json_integer(kicks));
+		json_object_set_new(o, "calls_direct", json_integer(calls));
+	}
 	json_object_set_new(o, "connected", json_boolean(h->here));
 	json_object_set_new(o, "pid", h->here ? json_integer(h->cred.pid) : json_null());
 	json_object_set_new(o, "connections", json_integer((json_int_t)h->n_conns));
@@ -410,12 +464,15 @@ static void hostdev_free(struct vp_attach *a)
 		munmap(h->ctrl, VHP_CTRL_SIZE);
 	free(h->sig);
 	free(h->bell);
+	free(h->drv_kick);
+	free(h->drv_call);
+	free(h->poke);
 	free(h);
 }
 
 static const struct vp_attach_ops attach_ops = {
 	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
-	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal,
+	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal, .direct = hostdev_direct,
 	.unclean = hostdev_unclean,
 };
 
@@ -462,6 +519,7 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	h->c = *c;
 	h->port = p;
 	h->lfd = -1;
+	h->next_uva = UINT64_C(1) << 40;
 	h->retry_us = RETRY_MIN_US;
 	vu_conn_init(&h->main, -1, VU_FROM_FRONTEND, true);
 	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);
@@ -470,9 +528,14 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	h->n = vp_device_queues(c->link);
 	h->sig = malloc(h->n * sizeof(int));
 	h->bell = malloc(h->n * sizeof(int));
-	for (unsigned i = 0; h->sig && h->bell && i < h->n; i++)
-		h->sig[i] = h->bell[i] = -1;
-	r = h->sig && h->bell ? begin(h, e) : vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
+	h->drv_kick = malloc(h->n * sizeof(int));
+	h->drv_call = malloc(h->n * sizeof(int));
+	h->poke = calloc(h->n, sizeof(*h->poke));
+	if (!h->sig || !h->bell || !h->drv_kick || !h->drv_call || !h->poke)
+		h->n = 0;
+	for (unsigned i = 0; i < h->n; i++)
+		h->sig[i] = h->bell[i] = h->drv_kick[i] = h->drv_call[i] = -1;
+	r = h->n ? begin(h, e) : vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
 	if (r) {
 		hostdev_free(&h->a);
 		return r;

@@ -3,6 +3,9 @@
  * What the two halves of Endpoint=vhost-user know of each other: hostdev.c has the connection, the attachment and its
  * eventfds; hostdev_session.c says what the port asks for to the back-end, and what it answers to the port.
  *
+ * In copy mode the back-end gets the pool, and eventfds of ours. In fast mode it gets the driver VM's memory and its
+ * eventfds, as a direct connection of the two would give them, until the driver VM goes: then it is left.
+ *
  * Main thread only. Nothing waits for the back-end: at most one message is under way, and its answer has a deadline.
  */
 #ifndef VP_DAEMON_HOSTDEV_H
@@ -18,6 +21,7 @@
 
 struct hostdev_queue {
 	bool     running, enabled;
+	bool     kick_moved, call_moved; /* since the back-end was told, it has become another one */
 	unsigned step;          /* messages of its start that were sent */
 	uint32_t run;           /* that runs here, or is being started */
 	uint32_t given_up;      /* stopped here, and the port knows: wait for another one; 0 = none */
@@ -26,6 +30,7 @@ struct hostdev_queue {
 struct hostdev_window {
 	int      fd;            /* the port's; -1 = no window */
 	uint64_t offset;
+	uint64_t uva;           /* what the back-end is told that its address is here: never one that another window had */
 };
 
 struct hostdev {
@@ -46,7 +51,11 @@ struct hostdev {
 	bool                  retry_logged;
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
+	/* Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick of ours to it when a run begins. */
+	int                  *drv_kick, *drv_call;
+	struct vp_wire      **poke;
 	struct hostdev_window win[VHP_MAX_WINDOWS];
+	uint64_t              next_uva;
 	/* session, zeroed for each connection */
 	struct hostdev_session {
 		unsigned hello;        /* step of the introduction */
@@ -55,7 +64,7 @@ struct hostdev {
 		unsigned queue;        /* that it is about */
 		uint64_t offered, its_pf, pf, features, epoch, config_us, attach_us;
 		unsigned queues, setup;
-		uint32_t config_size, config_wanted, set_seen, synced;
+		uint32_t config_size, config_wanted, set_seen, synced, mem_seen;
 		uint8_t  config[VU_MAX_CONFIG];
 		struct hostdev_queue q[VHP_MAX_QUEUES];
 	} s;
@@ -79,6 +88,8 @@ void hostdev_later(struct hostdev *h, uint64_t us);
 void hostdev_drop(struct hostdev *h, bool fault, const char *why);
 /* The connection waits for an answer, or not any more; or wants to write. */
 void hostdev_rearm(struct hostdev *h);
+/* Fast mode: queue q was enabled. Whoever had it before may owe the driver VM a call, and missed a kick. */
+void hostdev_poke(struct hostdev *h, unsigned q);
 /* The channel for its requests; *theirs is the caller's, to be sent. */
 int hostdev_channel(struct hostdev *h, int *theirs);
 

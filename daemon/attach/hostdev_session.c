@@ -37,7 +37,7 @@
 
 enum { START_NUM, START_BASE, START_ADDR, START_CALL, START_KICK, START_DONE };
 enum { HELLO_OWNER, HELLO_FEATURES, HELLO_GET_PF, HELLO_SET_PF, HELLO_CHANNEL, HELLO_QUEUES, HELLO_DONE };
-enum { SETUP_FEATURES, SETUP_MEMORY, SETUP_MTU, SETUP_DONE };
+enum { SETUP_FEATURES, SETUP_INFLIGHT, SETUP_MEMORY, SETUP_MTU, SETUP_DONE };
 
 static const struct vhp_abi_state *page(const struct hostdev *h)
 {
@@ -47,6 +47,11 @@ static const struct vhp_abi_state *page(const struct hostdev *h)
 static bool is_net(const struct hostdev *h)
 {
 	return le32toh(page(h)->device_type) == VIRTIO_ID_NET;
+}
+
+static bool is_fast(const struct hostdev *h)
+{
+	return le32toh(page(h)->mode) == VHP_MODE_FAST;
 }
 
 static bool has_pf(const struct hostdev *h, unsigned bit)
@@ -59,7 +64,7 @@ static bool has_pf(const struct hostdev *h, unsigned bit)
 static void done(struct hostdev *h, uint32_t request, const struct vu_msg *reply);
 
 /* False: the back-end was dropped. */
-static bool send_msg(struct hostdev *h, struct vu_msg *m, const int *fd)
+static bool send_fds(struct hostdev *h, struct vu_msg *m, const int *fds, unsigned nfds)
 {
 	const struct vu_msg_info *info = vu_msg_info(VU_FROM_FRONTEND, m->hdr.request);
 	bool answer = info && info->reply == VU_REPLY_ALWAYS;
@@ -70,7 +75,7 @@ static bool send_msg(struct hostdev *h, struct vu_msg *m, const int *fd)
 		m->hdr.flags |= VU_FLAG_NEED_REPLY;
 		answer = true;
 	}
-	if (vu_conn_send(&h->main, m, fd, fd ? 1 : 0, &e)) {
+	if (vu_conn_send(&h->main, m, fds, nfds, &e)) {
 		hostdev_drop(h, e.code != -ECONNRESET && e.code != -EPIPE, e.msg);
 		return false;
 	}
@@ -80,6 +85,11 @@ static bool send_msg(struct hostdev *h, struct vu_msg *m, const int *fd)
 	if (!answer)
 		done(h, m->hdr.request, NULL);
 	return h->here;
+}
+
+static bool send_msg(struct hostdev *h, struct vu_msg *m, const int *fd)
+{
+	return send_fds(h, m, fd, fd ? 1 : 0);
 }
 
 static bool send_empty(struct hostdev *h, uint32_t request, const int *fd)
@@ -172,12 +182,14 @@ static void describe(struct hostdev *h)
 
 static void attach(struct hostdev *h)
 {
-	uint64_t args[4] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION, [VHP_ATTACH_FEATURES0] = h->s.offered & ~OURS }, missing = 0;
+	uint64_t args[VHP_ATTACH_FLAGS + 1] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION, [VHP_ATTACH_FEATURES0] = h->s.offered & ~OURS }, missing = 0;
 	char names[160];
 	uint32_t st;
 
 	args[VHP_ATTACH_FEATURES0] |= is_net(h) ? NET_NEUTRAL : ANY_NEUTRAL;
-	st = command(h, VHP_CMD_ATTACH, args, 4, &missing);
+	if (has_pf(h, VU_PF_INFLIGHT_SHMFD))
+		args[VHP_ATTACH_FLAGS] = VHP_ATTACH_F_INFLIGHT;
+	st = command(h, VHP_CMD_ATTACH, args, VP_ARRAY_SIZE(args), &missing);
 	h->s.attached = st == VHP_ST_OK;
 	if (h->s.attached) {
 		h->s.synced = le32toh(page(h)->regions_generation);
@@ -338,6 +350,14 @@ static bool step_stop(struct hostdev *h, unsigned q)
 	return false;
 }
 
+static bool runs(const struct hostdev *h)
+{
+	for (unsigned q = 0; q < h->n; q++)
+		if (h->s.q[q].running)
+			return true;
+	return false;
+}
+
 /* Nothing of an earlier run is in use any more: the port may be waiting to hear that. */
 static bool step_sync(struct hostdev *h)
 {
@@ -351,6 +371,63 @@ static bool step_sync(struct hostdev *h)
 			return false;
 	h->s.synced = gen;
 	command(h, VHP_CMD_SYNC, &arg, 1, NULL);
+	return true;
+}
+
+/*
+ * The driver VM's memory, region by region. DPDK keeps the mapping that it has when a new table has the same addresses and
+ * sizes, so each window has user addresses of its own.
+ */
+static bool send_guest_memory(struct hostdev *h)
+{
+	const struct vhp_abi_state *st = page(h);
+	struct vu_msg m = { .hdr.request = VU_SET_MEM_TABLE };
+	int fds[VU_MAX_TABLE_REGIONS];
+	unsigned n = 0;
+	char why[140];
+
+	h->s.mem_seen = le32toh(st->regions_generation);
+	for (unsigned i = 0; i < le32toh(st->nregions); i++) {
+		const struct vhp_abi_region *r = &st->regions[i];
+		uint32_t slot = le32toh(r->window);
+
+		if (le32toh(r->flags) & VHP_REGION_INFLIGHT)
+			continue;
+		if (n == VU_MAX_TABLE_REGIONS || h->win[slot].fd < 0) {
+			snprintf(why, sizeof(why), "the driver VM's memory has more than %u regions; give that VM its memory in fewer pieces",
+				 VU_MAX_TABLE_REGIONS);
+			hostdev_drop(h, true, n == VU_MAX_TABLE_REGIONS ? why : "a window is missing");
+			return false;
+		}
+		fds[n] = h->win[slot].fd;
+		m.p.mem.regions[n++] = (struct vu_mem_region){
+			.gpa = le64toh(r->addr), .uva = h->win[slot].uva + le64toh(r->offset), .size = le64toh(r->size),
+			.mmap_offset = h->win[slot].offset + le64toh(r->offset),
+		};
+	}
+	m.p.mem.nregions = n;
+	m.hdr.size = 8 + n * (uint32_t)sizeof(m.p.mem.regions[0]);
+	return send_fds(h, &m, fds, n);
+}
+
+/* Where it keeps the account of open requests: what is open there it gives to itself again. True: nothing to send, too. */
+static bool send_inflight(struct hostdev *h)
+{
+	const struct vhp_abi_state *st = page(h);
+	struct vu_msg m = { .hdr = { .request = VU_SET_INFLIGHT_FD, .size = sizeof(m.p.inflight) } };
+
+	for (unsigned i = 0; has_pf(h, VU_PF_INFLIGHT_SHMFD) && i < le32toh(st->nregions); i++) {
+		const struct vhp_abi_region *r = &st->regions[i];
+		const struct hostdev_window *w = &h->win[le32toh(r->window)];
+
+		if (!(le32toh(r->flags) & VHP_REGION_INFLIGHT) || w->fd < 0)
+			continue;
+		m.p.inflight = (struct vu_inflight){
+			.mmap_size = le64toh(r->size), .mmap_offset = w->offset + le64toh(r->offset),
+			.num_queues = (uint16_t)le32toh(st->inflight_queues), .queue_size = (uint16_t)le32toh(st->inflight_entries),
+		};
+		return send_msg(h, &m, &w->fd);
+	}
 	return true;
 }
 
@@ -382,9 +459,8 @@ static bool step_setup(struct hostdev *h)
 	unsigned mtu = st->config[10] | st->config[11] << 8;
 
 	if (s->set_up && (s->features != f || s->epoch != epoch)) {
-		for (unsigned q = 0; q < h->n; q++)
-			if (s->q[q].running)
-				return false;
+		if (runs(h))
+			return false;
 		s->set_up = false;
 		s->setup = SETUP_FEATURES;
 	}
@@ -396,8 +472,10 @@ static bool step_setup(struct hostdev *h)
 		s->epoch = epoch;
 		return send_u64(h, VU_SET_FEATURES, (f & s->offered & ~(OURS | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))) |
 				(s->offered & VP_BIT(VU_F_PROTOCOL_FEATURES)), NULL);
+	case SETUP_INFLIGHT:
+		return send_inflight(h);
 	case SETUP_MEMORY:
-		return send_memory(h);
+		return is_fast(h) ? send_guest_memory(h) : send_memory(h);
 	case SETUP_MTU:
 		return is_net(h) && mtu && has_pf(h, VU_PF_MTU) && f & s->offered & VP_BIT(VIRTIO_NET_F_MTU) ?
 		       send_u64(h, VU_NET_SET_MTU, mtu, NULL) : true;
@@ -407,12 +485,39 @@ static bool step_setup(struct hostdev *h)
 	}
 }
 
+static bool send_call(struct hostdev *h, unsigned q)
+{
+	h->s.q[q].call_moved = false;
+	return send_u64(h, VU_SET_VRING_CALL, q, h->drv_call[q] >= 0 ? &h->drv_call[q] : &h->bell[q]);
+}
+
+static bool send_kick(struct hostdev *h, unsigned q)
+{
+	h->s.q[q].kick_moved = false;
+	return send_u64(h, VU_SET_VRING_KICK, q, h->drv_kick[q] >= 0 ? &h->drv_kick[q] : &h->sig[q]);
+}
+
+/* A ring's address as the back-end was told it: the daemon has seen that each area lies in one region. */
+static uint64_t user_addr(const struct hostdev *h, uint64_t addr)
+{
+	const struct vhp_abi_state *st = page(h);
+
+	for (unsigned i = 0; is_fast(h) && i < le32toh(st->nregions); i++) {
+		const struct vhp_abi_region *r = &st->regions[i];
+
+		if (addr - le64toh(r->addr) < le64toh(r->size))
+			return h->win[le32toh(r->window)].uva + le64toh(r->offset) + (addr - le64toh(r->addr));
+	}
+	return addr;
+}
+
 static bool start_message(struct hostdev *h, unsigned q, unsigned step)
 {
 	const struct vhp_abi_queue *e = &page(h)->queues[q];
 	struct vu_msg m = { .hdr = { .request = VU_SET_VRING_ADDR, .size = sizeof(m.p.addr) },
-			    .p.addr = { .index = q, .desc_user_addr = le64toh(e->desc_addr),
-					.avail_user_addr = le64toh(e->avail_addr), .used_user_addr = le64toh(e->used_addr) } };
+			    .p.addr = { .index = q, .desc_user_addr = user_addr(h, le64toh(e->desc_addr)),
+					.avail_user_addr = user_addr(h, le64toh(e->avail_addr)),
+					.used_user_addr = user_addr(h, le64toh(e->used_addr)) } };
 
 	switch (step) {
 	case START_NUM:
@@ -422,9 +527,9 @@ static bool start_message(struct hostdev *h, unsigned q, unsigned step)
 	case START_ADDR:
 		return send_msg(h, &m, NULL);
 	case START_CALL:
-		return send_u64(h, VU_SET_VRING_CALL, q, &h->bell[q]);
+		return send_call(h, q);
 	default:
-		return send_u64(h, VU_SET_VRING_KICK, q, &h->sig[q]);
+		return send_kick(h, q);
 	}
 }
 
@@ -444,11 +549,24 @@ static bool step_start(struct hostdev *h, unsigned q)
 	}
 	if (hq->step < START_DONE)
 		return start_message(h, q, hq->step++);
-	if (!current(h, q) || hq->enabled == on)
+	if (!current(h, q))
+		return false;
+	if (hq->call_moved)
+		return send_call(h, q);
+	if (hq->kick_moved)
+		return send_kick(h, q);
+	if (hq->enabled == on)
 		return false;
 	hq->enabled = on;
+	h->s.queue = q;
 	/* Without protocol features a ring is enabled as soon as it starts. */
 	return h->s.offered >> VU_F_PROTOCOL_FEATURES & 1 ? send_ring(h, VU_SET_VRING_ENABLE, q, on) : true;
+}
+
+/* Memory came or went while queues run. */
+static bool step_memory(struct hostdev *h)
+{
+	return is_fast(h) && h->s.set_up && h->s.mem_seen != le32toh(page(h)->regions_generation) && send_guest_memory(h);
 }
 
 /* False: there is nothing to do now. */
@@ -470,6 +588,12 @@ static bool step(struct hostdev *h)
 	for (unsigned q = 0; q < h->n; q++)
 		if (step_stop(h, q))
 			return true;
+	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) && !runs(h)) {
+		hostdev_drop(h, false, "it is left, for the driver VM whose memory it has is gone");
+		return false;
+	}
+	if (le32toh(page(h)->link_status) == VHP_LINK_UP && step_memory(h))
+		return true;
 	if (step_sync(h) || step_written(h))
 		return true;
 	if (le32toh(page(h)->link_status) != VHP_LINK_UP)
@@ -514,12 +638,14 @@ static void done(struct hostdev *h, uint32_t request, const struct vu_msg *reply
 {
 	struct hostdev_session *s = &h->s;
 
+	if (request == VU_SET_VRING_ENABLE && s->q[s->queue].enabled)
+		hostdev_poke(h, s->queue);
 	switch (reply ? request : 0) {
 	case VU_GET_FEATURES:
 		s->offered = reply->p.u64;
 		break;
 	case VU_GET_PROTOCOL_FEATURES:
-		s->its_pf = reply->p.u64 & WANTED_PF;
+		s->its_pf = reply->p.u64 & (WANTED_PF | (is_fast(h) ? VP_BIT(VU_PF_INFLIGHT_SHMFD) : 0));
 		break;
 	case VU_GET_QUEUE_NUM:
 		s->queues = (unsigned)VP_MIN(reply->p.u64, VU_MAX_QUEUES);

@@ -242,8 +242,8 @@ static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
 		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
 	if (l->endpoint == VP_ENDPOINT_VHOST_USER) {
-		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->plain)
-			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize= and PlainRings= are for Endpoint=port");
+		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture)
+			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus= and ApertureSize= are for Endpoint=port");
 		l->attachment = VP_ATTACH_HOSTDEV;
 		return 0;
 	}

@@ -84,8 +84,11 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	}
 }
 
-/* A process that maps what it is given keeps it for as long as it likes: it is never given a VM's memory. */
-static void decide_process(const struct vp_conf_link *l, struct vp_policy_decision *d)
+/*
+ * A process that maps what it is given keeps it for as long as it likes: it is given a VM's memory only where the
+ * administrator asks for that by name, within a trust group.
+ */
+static void decide_process(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_policy_decision *d)
 {
 	switch (l->mode) {
 	case VP_MODE_RELAY:
@@ -93,9 +96,7 @@ static void decide_process(const struct vp_conf_link *l, struct vp_policy_decisi
 		       "Mode=relay joins two virtio-net devices but the device side is a back-end on the host; set Endpoint=virtio-net or Mode=auto");
 		break;
 	case VP_MODE_FAST:
-		decide(d, false, VP_MODE_FAST, "vhost-user-is-copied",
-		       "Mode=fast would show all memory of %.60s to a process on the host; use Mode=copy, or join the two without vhost-pci",
-		       l->side[VP_SIDE_DRIVER].vm);
+		decide_port(c, l, d);
 		break;
 	case VP_MODE_COPY:
 		decide(d, true, VP_MODE_COPY, "copy-asked", "Mode=copy is always allowed");
@@ -110,7 +111,7 @@ void vp_policy_decide(const struct vp_conf *c, const struct vp_conf_link *l, str
 	if (l->endpoint == VP_ENDPOINT_PORT)
 		decide_port(c, l, d);
 	else if (l->endpoint == VP_ENDPOINT_VHOST_USER)
-		decide_process(l, d);
+		decide_process(c, l, d);
 	else if (l->mode == VP_MODE_AUTO)
 		decide(d, true, VP_MODE_RELAY, "auto-virtio-net", "the device side is an ordinary virtio-net device");
 	else if (l->mode == VP_MODE_RELAY)

@@ -40,8 +40,7 @@ struct vp_vdev_ring {
 	unsigned starts;
 	/* What an earlier daemon had taken and not given back, oldest first; and the account of what we take. */
 	struct vp_inflight inflight;
-	uint16_t *open_heads;
-	unsigned  n_open;
+	struct vp_inflight_saved saved;
 	char     error[160];  /* why it could not be started or broke; "" = fine */
 };
 
@@ -98,6 +97,19 @@ const struct vp_memtab *vp_vdev_memory(const struct vp_vdev *v);
  * index (-ENODATA for a packed ring, which does not tell). After an error the ring is broken.
  */
 int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t base, struct vp_err *e);
+/*
+ * As ring_resume() without a base, where the one who used it kept the account of open requests: the ring goes on behind
+ * what is open, which is counted in ring->saved.n.
+ */
+int vp_vdev_ring_reopen(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/* Where that account lies, made if the front-end did not bring one. fd stays the device's. */
+struct vp_vdev_inflight {
+	int fd;
+	uint64_t offset, size; /* whole pages */
+	unsigned queues, entries;
+};
+/* 0, or -errno: the device side cannot be given it. */
+int vp_vdev_inflight(struct vp_vdev *v, struct vp_vdev_inflight *out, struct vp_err *e);
 /* Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback of the session. */
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
 /* The profile's config space is another one: tells the front-end when it can be told, one message at a time. */

@@ -32,7 +32,9 @@ struct vp_vdev {
 	uint8_t                    wrote[VP_DEVICE_CONFIG_MAX / 8];
 	bool                       config_telling, config_stale;
 	int                        inflight_fd;  /* the area that we made for the front-end, -1 = none */
-	struct vp_map             *inflight;     /* the one that it gave us, NULL = none */
+	struct vp_map             *inflight;     /* the one that it gave us, or (inflight_own) that it knows nothing of; NULL = none */
+	bool                       inflight_own;
+	uint64_t                   inflight_off, inflight_bytes;
 	unsigned                   inflight_queues, inflight_size;
 	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;

@@ -103,7 +103,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_vq_conf c = {
 		.size = (uint16_t)vr->num, .base = vr->base, .features = v->features,
-		.out_only = v->dev->use(q) == VP_QUEUE_SENDS,
+		.out_only = v->dev->use(q) == VP_QUEUE_SENDS, .long_chains = v->dev->use(q) == VP_QUEUE_ASKS,
 		.tab = v->tab, .iommu = iommu_of(v),
 	};
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
@@ -268,7 +268,7 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_virtq *vq = &r->rq.vq;
 	struct vp_vq_conf c = {
-		.size = vq->size, .base = base, .features = v->features, .out_only = vq->out_only,
+		.size = vq->size, .base = base, .features = v->features, .out_only = vq->out_only, .long_chains = vq->long_chains,
 		.tab = v->tab, .iommu = iommu_of(v),
 		.desc = vq->desc_addr, .driver = vq->driver_addr, .device = vq->device_addr,
 	};

@@ -47,6 +47,7 @@ struct copy_queue {
 	struct vp_plink_work work;
 	struct vp_copyq *b;         /* net: while the device VM has the queue */
 	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
+	bool              stale;     /* its part of the pool holds what the last driver VM left, and the guest may still be at work on it */
 	bool              straight;  /* the data thread raises the attachment's own fd */
 	int               kick_fd;   /* else: eventfd of ours that becomes signal 1 + q */
 	struct vp_wire   *kick;
@@ -156,7 +157,26 @@ static void look_for_open(struct vp_plink *pl, struct copy_queue *q)
 		pl->att->ops->unclean(pl->att);
 }
 
-/* What the last driver VM left is nobody's. */
+static void queue_scrub(struct copy *cl, unsigned i)
+{
+	struct vp_copyq_area ring = ring_area(cl, i), data = data_area(cl, i);
+
+	vp_shared_scrub(&cl->pool, ring.off, ring.size);
+	vp_shared_scrub(&cl->pool, data.off, data.size);
+	cl->q[i].stale = false;
+}
+
+/* Emptied under its hands a ring looks broken, and a back-end may end for that. */
+static void pool_tidy(struct vp_plink *pl)
+{
+	struct copy *cl = copy_of(pl);
+
+	for (unsigned i = 0; cl->pool.size && i < pl->n; i++)
+		if (cl->q[i].stale && !vp_port_queue_lingers(pl->port, i))
+			queue_scrub(cl, i);
+}
+
+/* What the last driver VM left is nobody's, once the guest has let go of it: at the latest before the queue's next run. */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
@@ -165,9 +185,9 @@ static void pool_scrub(struct vp_plink *pl)
 		look_for_open(pl, &cl->q[i]);
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
+		cl->q[i].stale = true;
 	}
-	if (cl->pool.size)
-		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
+	pool_tidy(pl);
 }
 
 static int pool_file(uint64_t size, int *fd, struct vp_err *e)
@@ -227,7 +247,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size, strerror(-r));
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
-		pool_scrub(pl);
+		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
 	return pool_publish(pl, e);
 }
 
@@ -294,13 +314,14 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op, .out_head = pl->dev->out_head, .inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
+		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op, .out_head = pl->dev->out_head,
+		.inflight = r->inflight, .saved = &r->saved,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 
 	if (ret)
 		return ret;
-	r->n_open = 0;
+	r->saved.n = 0; /* they are the engine's now */
 	vp_shared_scrub(&cl->pool, data.off, data.size);
 	ret = vp_reqq_begin(q->r, vp_plink_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
 	if (ret)
@@ -326,6 +347,8 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_err e = { 0 };
 	int ret;
 
+	if (q->stale)
+		queue_scrub(cl, i);
 	q->work.work.ops = pl->dev->waits ? &request_ops : &packet_ops;
 	pl->q[i].work = &q->work;
 	if (pl->dev->waits) {
@@ -482,7 +505,7 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 
 static const struct vp_plink_mode copy_mode = {
 	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .path_bits = SHADOW_BITS, .lanes = true,
-	.init = copy_init, .fini = copy_fini, .gone = pool_scrub, .fresh = pool_fresh,
+	.init = copy_init, .fini = copy_fini, .gone = pool_scrub, .tidy = pool_tidy, .fresh = pool_fresh,
 	.begin = copy_begin, .end = copy_end, .open = copy_open, .broken = copy_broken, .wire = copy_wire, .show = copy_show,
 	.drained = copy_drained, .finish = copy_finish,
 };

@@ -29,6 +29,7 @@ struct fast_queue {
 	struct vp_wire *kick, *call, *late;
 	unsigned        kick_seen, call_seen;  /* vp_vdev_ring.kick_serial and call_serial that direct() was told of; 0 = nothing */
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
+	bool            account;               /* who has it keeps the account of its open requests */
 };
 
 struct fast {
@@ -87,14 +88,37 @@ static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cf
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
 	if (c->plain)
 		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
-	/* Who serves the rings keeps no account for us. */
-	cfg->pf &= ~(VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_INFLIGHT_SHMFD));
+	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+}
+
+/*
+ * The in-flight area: of the VMM, which keeps it for the next daemon, or ours. It is no memory that rings name, so its link
+ * address is one that driver VMs do not have.
+ */
+#define INFLIGHT_ADDR (UINT64_C(1) << 63)
+
+static bool inflight_region(struct vp_plink *pl, const struct vp_memtab *t, struct vp_port_region *r)
+{
+	const struct vp_region *last = t->n ? &t->r[t->n - 1] : NULL;
+	struct vp_vdev_inflight a;
+	struct vp_err e = { 0 };
+
+	if (!pl->dev->inflight || t->n >= VHP_MAX_REGIONS || (last && last->gpa + last->size > INFLIGHT_ADDR))
+		return false;
+	if (vp_vdev_inflight(pl->slot.v, &a, &e)) {
+		vp_log(VP_LOG_WARNING, "%s: its back-end gets no place for an account of open requests: %s", pl->name, e.msg);
+		return false;
+	}
+	vp_port_set_inflight(pl->port, a.queues, a.entries);
+	*r = (struct vp_port_region){ .addr = INFLIGHT_ADDR, .size = a.size, .offset = a.offset, .fd = a.fd,
+				      .flags = VHP_REGION_INFLIGHT };
+	return true;
 }
 
 static void fast_memory(struct vp_plink *pl)
 {
 	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
-	struct vp_port_region *r = t ? calloc(t->n, sizeof(*r)) : NULL;
+	struct vp_port_region *r = t ? calloc(t->n + 1, sizeof(*r)) : NULL;
 	struct vp_err e = { 0 };
 	unsigned n = r ? t->n : 0;
 
@@ -103,6 +127,8 @@ static void fast_memory(struct vp_plink *pl)
 			.addr = t->r[i].gpa, .size = t->r[i].size, .offset = t->r[i].offset, .fd = t->r[i].map->fd,
 			.flags = VHP_REGION_READ | VHP_REGION_WRITE,
 		};
+	if (n && inflight_region(pl, t, &r[n]))
+		n++;
 	if (vp_port_set_memory(pl->port, r, n, &e))
 		vp_log(VP_LOG_WARNING, "%s: its memory cannot be shown to the device VM: %s", pl->name, e.msg);
 	free(r);
@@ -110,10 +136,26 @@ static void fast_memory(struct vp_plink *pl)
 
 /* ---- from hand to hand --------------------------------------------------------------------------------- */
 
+static void lost(struct vp_plink *pl, unsigned i)
+{
+	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+	       pl->name, i);
+	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
+	vp_vdev_reap(pl->slot.v);
+}
+
 static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 {
-	const struct vp_virtq *vq = &vp_vdev_ring(pl->slot.v, i)->rq.vq;
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	const struct vp_virtq *vq = &r->rq.vq;
+	struct fast_queue *q = &fast_of(pl)->q[i];
 
+	q->account = r->inflight.on && vp_port_keeps_account(pl->port);
+	/* Somebody before it has left some in the account. */
+	if (r->saved.n && !q->account) {
+		lost(pl, i);
+		return -ENODATA;
+	}
 	pr->desc = vq->desc_addr;
 	pr->avail = vq->driver_addr;
 	pr->used = vq->device_addr;
@@ -126,11 +168,11 @@ static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
  * Whoever had the ring has gone without a word. Requests that it had taken may have been done or not, and in any order: where
  * some are open, nobody can go on.
  */
-static bool requests_open(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s)
+static bool requests_open(struct vp_plink *pl, unsigned i)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 
-	return pl->dev->waits && !s->base_known && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
+	return pl->dev->waits && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
 }
 
 static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
@@ -140,11 +182,12 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	fast_unwire(pl, i);
 	if (!s || !alive)
 		return;
-	if (requests_open(pl, i, s)) {
-		vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
-		       pl->name, i);
-		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
-		vp_vdev_reap(pl->slot.v);
+	if (fast_of(pl)->q[i].account && !s->broken) {
+		vp_vdev_ring_reopen(pl->slot.v, i, &e);
+		return;
+	}
+	if (!s->base_known && requests_open(pl, i)) {
+		lost(pl, i);
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);

@@ -35,6 +35,8 @@ void vp_plink_changed(void *ctx)
 	const char *status;
 	char why[64];
 
+	if (pl->port && pl->m->tidy)
+		pl->m->tidy(pl);
 	/* Not with the driver's queues: without a carrier they do not run. */
 	if (pl->port)
 		vp_carrier_set(pl->carrier, pl->l->up && vp_port_attached(pl->port));

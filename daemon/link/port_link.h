@@ -49,6 +49,8 @@ struct vp_plink_mode {
 	void (*memory)(struct vp_plink *pl);
 	/* ? The front-end has gone, with all that it had. */
 	void (*gone)(struct vp_plink *pl);
+	/* ? The port has changed: the guest may have let go of something. */
+	void (*tidy)(struct vp_plink *pl);
 	/* ? A process was the device side and has gone: what it had may still be mapped there. */
 	void (*fresh)(struct vp_plink *pl);
 

@@ -63,6 +63,7 @@ static void attach(struct vp_port *p)
 	}
 	p->path[0] = f0;
 	p->path[1] = f1;
+	p->keeps = arg(p, VHP_ATTACH_FLAGS) & VHP_ATTACH_F_INFLIGHT;
 	p->attached = true;
 	p->n_attaches++;
 	answer(p, VHP_ST_OK, 0, 0);

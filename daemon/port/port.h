@@ -190,6 +190,11 @@ struct vp_port_region {
  */
 int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
 
+/* What regions with VHP_REGION_INFLIGHT have room for. Before vp_port_set_memory() that has one. */
+void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
+/* The attached data path keeps the account of open requests, and has been given the place for it. */
+bool vp_port_keeps_account(const struct vp_port *p);
+
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);
 
@@ -203,6 +208,8 @@ struct vp_port_ring {
  * word, and the guest may be in a burst of it: `released` (or `down`) follows when it has let go, or it is cut.
  */
 int vp_port_queue_await(struct vp_port *p, unsigned q);
+/* The same question, and nobody waits for the answer. */
+bool vp_port_queue_lingers(const struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);

@@ -96,6 +96,8 @@ struct vp_port {
 	struct port_region           *mem;
 	unsigned                      n_mem;
 	unsigned                      n_unready;    /* windows that regions need and that are not there */
+	unsigned                      inflight_queues, inflight_entries;
+	bool                          keeps;        /* the data path has an account of open requests */
 	/* commands */
 	uint32_t                      answered;
 	uint8_t                       told[VHP_CONFIG_MAX]; /* by CONFIG, */

@@ -56,6 +56,11 @@ bool port_let_go(struct vp_port *p, const uint32_t *gen)
 	return awaited;
 }
 
+bool vp_port_queue_lingers(const struct vp_port *p, unsigned q)
+{
+	return p->q[q].lingers;
+}
+
 int vp_port_queue_await(struct vp_port *p, unsigned q)
 {
 	if (q >= p->nqueues || !p->q[q].lingers)

@@ -204,6 +204,14 @@ static bool wanted(const struct vp_port *p)
 	       (p->up || !(p->hold & (VP_PORT_HOLD_POLICY | VP_PORT_HOLD_ADMIN | VP_PORT_HOLD_PROTOCOL)));
 }
 
+static bool shows_inflight(const struct vp_port *p)
+{
+	for (unsigned i = 0; i < le32toh(p->st.nregions); i++)
+		if (p->st.regions[i].flags & htole32(VHP_REGION_INFLIGHT))
+			return true;
+	return false;
+}
+
 static void put_regions(struct vp_port *p, const struct vhp_abi_region *r, unsigned n)
 {
 	unsigned old = le32toh(p->st.nregions), nwin = 0;
@@ -220,6 +228,8 @@ static void put_regions(struct vp_port *p, const struct vhp_abi_region *r, unsig
 	if (old > n)
 		memset(&p->st.regions[n], 0, (old - n) * sizeof(*r));
 	p->st.nregions = htole32(n);
+	p->st.inflight_queues = htole32(shows_inflight(p) ? p->inflight_queues : 0);
+	p->st.inflight_entries = htole32(shows_inflight(p) ? p->inflight_entries : 0);
 }
 
 /* Give up a window that no region names. */
@@ -254,6 +264,26 @@ static void unused(struct vp_port *p, unsigned slot)
 	}
 }
 
+/*
+ * The link works without the in-flight area when there is no place for it (an ivshmem window wants a root port). Who has
+ * begun without it does not get it later: queues that began then would differ from those before.
+ */
+static bool do_without(const struct vp_port *p, const struct port_region *m, const struct port_win *w)
+{
+	return m->r.flags & VHP_REGION_INFLIGHT && ((w && w->state == WIN_FAILED) || (p->up && !shows_inflight(p)));
+}
+
+void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries)
+{
+	p->inflight_queues = queues;
+	p->inflight_entries = entries;
+}
+
+bool vp_port_keeps_account(const struct vp_port *p)
+{
+	return p->attached && p->keeps && shows_inflight(p);
+}
+
 void port_windows_update(struct vp_port *p)
 {
 	struct vhp_abi_region out[VHP_MAX_REGIONS];
@@ -276,6 +306,8 @@ void port_windows_update(struct vp_port *p)
 		}
 		w = &p->win[slot];
 		w->used = true;
+		if (do_without(p, m, w))
+			continue;
 		if (w->state == WIN_REVOKING) {
 			w->state = WIN_READY;
 			w->deadline = 0;

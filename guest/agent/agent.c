@@ -384,7 +384,7 @@ static int session_begin(struct agent *a, bool *lost)
 /* 1: attached just now, or described: read the state again. */
 static int try_attach(struct agent *a)
 {
-	uint64_t args[4] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION }, f[2] = { 0, 0 }, missing[2], value[6] = { 0 };
+	uint64_t args[VHP_CMD_NARGS] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION }, f[2] = { 0, 0 }, missing[2], value[6] = { 0 };
 	char names[400];
 	int rc;
 
@@ -421,7 +421,9 @@ static int try_attach(struct agent *a)
 	args[VHP_ATTACH_FEATURES0] = f[0];
 	args[VHP_ATTACH_FEATURES1] = f[1];
 	args[VHP_ATTACH_TYPE] = a->dp->ops->device_type;
-	rc = port_command(a->port, VHP_CMD_ATTACH, args, ATTACH_TIMEOUT_MS, value);
+	if (a->dp->ops->keeps_account && a->dp->ops->keeps_account(a->dp))
+		args[VHP_ATTACH_FLAGS] = VHP_ATTACH_F_INFLIGHT;
+	rc = port_command_all(a->port, VHP_CMD_ATTACH, args, ATTACH_TIMEOUT_MS, value);
 	if (rc == -ENODEV)
 		return rc;
 	a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;

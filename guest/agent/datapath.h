@@ -62,6 +62,8 @@ struct datapath_ops {
 	int (*set_config)(struct datapath *d, uint32_t off, uint32_t len, const uint8_t *data, struct vp_err *e);
 	/* What it supports, for ATTACH. Only while ready. */
 	void (*features)(struct datapath *d, uint64_t f[2]);
+	/* NULL: no. Does it keep an account of open requests where the table of set_mem has a place for it? */
+	bool (*keeps_account)(struct datapath *d);
 	unsigned int (*max_queues)(struct datapath *d);
 
 	/* features: negotiated by the driver VM */

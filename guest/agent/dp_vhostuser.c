@@ -31,7 +31,8 @@
 #define CONNECT_AGAIN_MS 200u
 
 #define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
-			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE))
+			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | \
+			 VP_BIT(VU_PF_INFLIGHT_SHMFD))
 
 struct vhostuser {
 	struct datapath dp;
@@ -48,6 +49,8 @@ struct vhostuser {
 	uint16_t mtu;
 	bool set[VHP_MAX_QUEUES];
 	unsigned int nmem;	/* regions that the back-end has */
+	bool has_inflight;	/* and this place for its account of open requests, */
+	uint32_t inflight_serial;
 };
 
 #define VU(d) vp_container_of(d, struct vhostuser, dp)
@@ -65,6 +68,7 @@ static void disconnect(struct vhostuser *v)
 	vu_frontend_destroy(v->fe);
 	v->fe = NULL;
 	v->nmem = 0;
+	v->has_inflight = false;
 	memset(v->set, 0, sizeof(v->set));
 	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
 }
@@ -244,6 +248,36 @@ static int vu_configure(struct datapath *d, const uint64_t features[2], struct v
 	return rc ? failed(v, rc, e) : 0;
 }
 
+static bool vu_keeps_account(struct datapath *d)
+{
+	struct vhostuser *v = VU(d);
+
+	return v->fe && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_INFLIGHT_SHMFD);
+}
+
+/* Before the first ring of a session: what is open there is given to the driver VM's requests by the back-end itself. */
+static int set_inflight(struct vhostuser *v, const struct memmap *m, struct vp_err *e)
+{
+	const struct mm_region *r = &m->inflight;
+	uint64_t size;
+	int rc;
+
+	if (!r->win || !vu_keeps_account(&v->dp) || (v->has_inflight && v->inflight_serial == r->win->serial))
+		return 0;
+	for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++)
+		if (v->set[i])
+			return 0;
+	rc = vu_frontend_inflight_size(v->fe, m->inflight_queues, m->inflight_entries, &size, e);
+	if (!rc && size > r->size)
+		rc = vp_err_set(e, -E2BIG, "the back-end wants %llu bytes for its account of open requests, there are %llu",
+				(unsigned long long)size, (unsigned long long)r->size);
+	if (!rc)
+		rc = vu_frontend_set_inflight(v->fe, m->inflight_queues, m->inflight_entries, r->win->fd, r->offset, size, e);
+	v->has_inflight = !rc;
+	v->inflight_serial = r->win->serial;
+	return rc;
+}
+
 static int vu_set_mem(struct datapath *d, const struct memmap *m, struct vp_err *e)
 {
 	struct vhostuser *v = VU(d);
@@ -253,6 +287,9 @@ static int vu_set_mem(struct datapath *d, const struct memmap *m, struct vp_err 
 
 	if (!v->fe)
 		return -ECONNRESET;
+	rc = set_inflight(v, m, e);
+	if (rc)
+		return failed(v, rc, e);
 	for (unsigned int i = 0; i < m->nregions; i++) {
 		r[i] = (struct vu_mem_region){
 			.gpa = m->r[i].addr, .size = m->r[i].size,
@@ -419,6 +456,7 @@ static const struct datapath_ops vu_ops = {
 	.changed = vu_changed,
 	.set_config = vu_set_config,
 	.features = vu_features,
+	.keeps_account = vu_keeps_account,
 	.max_queues = vu_max_queues,
 	.configure = vu_configure,
 	.set_mem = vu_set_mem,

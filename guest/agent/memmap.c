@@ -106,6 +106,8 @@ static struct mm_window *find_window(const struct memmap *m, uint32_t slot, uint
 	for (unsigned int i = 0; m && i < m->nregions; i++)
 		if (m->r[i].win->slot == slot && m->r[i].win->serial == serial)
 			return m->r[i].win;
+	if (m && m->inflight.win && m->inflight.win->slot == slot && m->inflight.win->serial == serial)
+		return m->inflight.win;
 	return NULL;
 }
 
@@ -150,6 +152,14 @@ int memmap_build(struct port *p, const struct vp_state *s, const struct memmap *
 			if (rc)
 				goto fail;
 		}
+		if (g->flags & VHP_REGION_INFLIGHT) {
+			if (m->inflight.win)
+				window_put(m->inflight.win);
+			m->inflight = (struct mm_region){ .addr = g->addr, .size = g->size, .offset = g->offset, .win = w };
+			m->inflight_queues = s->inflight_queues;
+			m->inflight_entries = s->inflight_entries;
+			continue;
+		}
 		/* Neighbours that continue each other in both spaces become one. */
 		if (last && last->win == w && last->addr + last->size == g->addr &&
 		    last->offset + last->size == g->offset && !was_end(old, w, g->addr)) {
@@ -174,6 +184,8 @@ void memmap_free(struct memmap *m)
 		return;
 	for (unsigned int i = 0; i < m->nregions; i++)
 		window_put(m->r[i].win);
+	if (m->inflight.win)
+		window_put(m->inflight.win);
 	free(m);
 }
 

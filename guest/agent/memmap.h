@@ -37,6 +37,9 @@ struct memmap {
 	unsigned int pending;	/* windows that could not be had yet; their regions are missing */
 	unsigned int nregions;
 	struct mm_region r[VHP_MAX_REGIONS];
+	/* The in-flight area, which is in no region above; inflight.win NULL: there is none. */
+	struct mm_region inflight;
+	uint32_t inflight_queues, inflight_entries;
 };
 
 /*

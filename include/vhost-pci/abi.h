@@ -140,6 +140,7 @@ struct vhp_abi_window {
 /* region.flags */
 #define VHP_REGION_READ		(1u << 0)	/* the device VM may read */
 #define VHP_REGION_WRITE	(1u << 1)	/* the device VM may write */
+#define VHP_REGION_INFLIGHT	(1u << 2)	/* no memory of the driver VM's: the in-flight area */
 
 /* [addr, addr+size) of the driver's address space lies at `offset` of windows[window]. */
 struct vhp_abi_region {
@@ -193,7 +194,9 @@ struct vhp_abi_state {
 	__le32	set_generation;		/* 0x0070 changes whenever the driver VM has written its config space */
 	__le32	set_offset;		/* 0x0074 the last write: these bytes of set_config[] */
 	__le32	set_size;		/* 0x0078 0 = it has written nothing */
-	__u8	reserved0[0x84];	/* 0x007c */
+	__le32	inflight_queues;	/* 0x007c that the in-flight area has room for; 0 = there is none */
+	__le32	inflight_entries;	/* 0x0080 of each of them */
+	__u8	reserved0[0x7c];	/* 0x0084 */
 	struct vhp_abi_answer answer;	/* 0x0100 */
 	__u8	reserved1[0xc0];	/* 0x0140 */
 	__u8	config[VHP_CONFIG_MAX];	/* 0x0200 */
@@ -224,6 +227,9 @@ struct vhp_abi_state {
 #define VHP_ATTACH_FEATURES0	1u	/* features 0..63 that the data path supports */
 #define VHP_ATTACH_FEATURES1	2u	/* features 64..127 */
 #define VHP_ATTACH_TYPE		3u	/* virtio ID that the data path serves; 0 = any */
+#define VHP_ATTACH_FLAGS	4u
+
+#define VHP_ATTACH_F_INFLIGHT	(1ull << 0)	/* it keeps the account of open requests in the in-flight area */
 
 /* VHP_CMD_QUEUE_STOPPED: args[] */
 #define VHP_STOPPED_QUEUE	0u
@@ -370,6 +376,7 @@ VHP_AT(vhp_abi_state, features, 0x0040);
 VHP_AT(vhp_abi_state, required_features, 0x0050);
 VHP_AT(vhp_abi_state, offered_features, 0x0060);
 VHP_AT(vhp_abi_state, set_generation, 0x0070);
+VHP_AT(vhp_abi_state, inflight_queues, 0x007c);
 VHP_AT(vhp_abi_state, answer, 0x0100);
 VHP_AT(vhp_abi_state, config, 0x0200);
 VHP_AT(vhp_abi_state, set_config, 0x0300);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The account of requests that a device has taken and not given back, in memory that the front-end keeps while its
- * back-end is away: vhost-user, "Inflight I/O tracking", split virtqueues.
+ * The account of requests that a device has taken and not given back, in memory that outlives it: vhost-user, "Inflight
+ * I/O tracking". A split ring's account names heads, whose descriptors stay in the driver's table. A packed ring's has
+ * copies of the descriptors, which are overwritten in the ring.
  *
- * Security model: the front-end can write this memory at any time. While a queue runs it is only written. What it says
- * is read once, when the queue starts, and every head in it is checked; a wrong account harms the queue of the VM that
- * wrote it.
+ * Security model: the front-end can write this memory at any time (fast mode: the device VM as well). While a queue runs
+ * it is only written. What it says is read once, when the queue starts, and every head and descriptor in it is checked; a
+ * wrong account harms the queue of the VM that wrote it.
  */
 #ifndef VP_ENGINE_INFLIGHT_H
 #define VP_ENGINE_INFLIGHT_H
@@ -16,20 +17,39 @@ struct vp_inflight {
 	vp_gptr mem;	  /* of this queue */
 	uint16_t size;	  /* entries */
 	uint64_t counter; /* order of the next request */
-	bool on;
+	bool on, packed;
+	uint16_t free_head; /* packed: entries that no request has are a list in next[] */
+	uint16_t *next;	    /* [size], of vp_inflight_saved that was opened with it */
 };
 
-/* Bytes that one queue of that many entries takes, a multiple of 64; and what a new area begins with (zeroes otherwise). */
-uint64_t vp_inflight_bytes(uint16_t size);
-void vp_inflight_format(vp_gptr mem, uint16_t size);
+/* What was open when an account was opened, oldest first. */
+struct vp_inflight_saved {
+	unsigned n;
+	bool fresh; /* nobody had written there */
+	uint16_t *heads; /* [n] split: descriptors; packed: entries of the account */
+	/* packed: the descriptors of all, and how many each has; and what the account itself needs while it is used */
+	struct vp_packed_saved *desc;
+	uint16_t *n_desc;
+	uint16_t *next;
+};
+
+/* Bytes that one queue of that many entries takes, a multiple of 64. A new area is all zeroes. */
+uint64_t vp_inflight_bytes(uint16_t size, bool packed);
 
 /*
- * Go on with the account of a queue whose ring says used_idx: what was completed when the last device went is struck
- * off. heads (at least size of them) gets those that are open, oldest first; how many. -EINVAL: another size.
+ * Go on with the account of a queue that has just been set up: what was completed when the last device went is struck
+ * off, vq goes on behind what is open. *s is overwritten. -EINVAL: an account of another kind, or one that contradicts
+ * itself; -ENOMEM.
  */
-int vp_inflight_open(struct vp_inflight *f, vp_gptr mem, uint16_t size, uint16_t used_idx, uint16_t *heads);
+int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, struct vp_virtq *vq);
+void vp_inflight_saved_free(struct vp_inflight_saved *s);
 
-/* Request `head` was taken. */
+/* Packed: descriptors [slot, slot + n) of vq were taken as one request. Its entry, for `giving` and `gave`. */
+uint16_t vp_inflight_take_packed(struct vp_inflight *f, const struct vp_virtq *vq, uint16_t slot, unsigned n);
+void vp_inflight_giving_packed(struct vp_inflight *f, uint16_t entry, unsigned n, const struct vp_virtq *vq);
+void vp_inflight_gave_packed(struct vp_inflight *f, uint16_t entry, const struct vp_virtq *vq);
+
+/* Split: request `head` was taken. */
 VP_INLINE void vp_inflight_take(struct vp_inflight *f, uint16_t head)
 {
 	size_t at = 16 + 16 * (size_t)head;
@@ -41,21 +61,31 @@ VP_INLINE void vp_inflight_take(struct vp_inflight *f, uint16_t head)
 	vp_st8_release(f->mem, at, 1);
 }
 
-/* Around the completion of request `head` in the ring, one at a time. used_idx: as the ring has it afterwards. */
-VP_INLINE void vp_inflight_giving(struct vp_inflight *f, uint16_t head)
+/*
+ * Around the completion of a request in the ring, one at a time: `head` (split) or the account's entry (packed), and how
+ * many slots of the ring it had. vq: before and after.
+ */
+VP_INLINE void vp_inflight_giving(struct vp_inflight *f, uint16_t head, unsigned slots, const struct vp_virtq *vq)
 {
 	if (!f->on || head >= f->size)
 		return;
-	vp_st16(f->mem, 12, head);
+	if (f->packed)
+		vp_inflight_giving_packed(f, head, slots, vq);
+	else
+		vp_st16(f->mem, 12, head);
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 }
 
-VP_INLINE void vp_inflight_gave(struct vp_inflight *f, uint16_t head, uint16_t used_idx)
+VP_INLINE void vp_inflight_gave(struct vp_inflight *f, uint16_t head, const struct vp_virtq *vq)
 {
 	if (!f->on || head >= f->size)
 		return;
+	if (f->packed) {
+		vp_inflight_gave_packed(f, head, vq);
+		return;
+	}
 	vp_st8_release(f->mem, 16 + 16 * (size_t)head, 0);
-	vp_st16_release(f->mem, 14, used_idx);
+	vp_st16_release(f->mem, 14, vq->used_idx);
 }
 
 #endif

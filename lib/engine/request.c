@@ -286,6 +286,33 @@ undo:
 	return NO_ROOM;
 }
 
+static bool saved_chain(struct vp_reqq *q, struct vp_burst *b)
+{
+	const struct vp_inflight_saved *s = q->c.saved;
+
+	if (q->c.rq->vq.packed)
+		return vp_packed_saved_chain(&q->c.rq->vq, b, s->desc + q->next_desc, s->n_desc[q->next_head]);
+	return vp_split_chain(&q->c.rq->vq, b, s->heads[q->next_head]);
+}
+
+/* Chain c, which begins at *slot of a packed ring, has become the newest request. */
+static void note_taken(struct vp_reqq *q, const struct vp_chain *c, uint16_t *slot)
+{
+	const struct vp_virtq *vq = &q->c.rq->vq;
+	struct vp_req *r = &q->req[q->last];
+	bool wrap = false;
+
+	if (!q->c.inflight.on)
+		return;
+	r->entry = c->id;
+	if (!vq->packed) {
+		vp_inflight_take(&q->c.inflight, c->id);
+		return;
+	}
+	r->entry = vp_inflight_take_packed(&q->c.inflight, vq, *slot, c->slots);
+	vp_packed_step(vq->size, slot, &wrap, c->slots);
+}
+
 /* What an earlier daemon had taken: the ring's index is behind them already. */
 static unsigned recover(struct vp_reqq *q, struct vp_scratch *s)
 {
@@ -297,7 +324,7 @@ static unsigned recover(struct vp_reqq *q, struct vp_scratch *s)
 		enum taken t;
 
 		vp_burst_clear(&s->src);
-		if (!vp_split_chain(vq, &s->src, q->heads[q->next_head])) {
+		if (!saved_chain(q, &s->src)) {
 			q->stalled = vq->stalled;
 			break;
 		}
@@ -307,6 +334,9 @@ static unsigned recover(struct vp_reqq *q, struct vp_scratch *s)
 		q->blocked |= t == NO_ROOM;
 		if (t != TAKEN)
 			break;
+		q->req[q->last].entry = q->c.saved->heads[q->next_head];
+		if (vq->packed)
+			q->next_desc += q->c.saved->n_desc[q->next_head];
 		q->next_head++;
 		q->regiven++;
 		n++;
@@ -317,6 +347,7 @@ static unsigned recover(struct vp_reqq *q, struct vp_scratch *s)
 static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
+	uint16_t slot = vq->last_avail;
 	uint64_t bytes = 0;
 	unsigned n, i;
 
@@ -341,7 +372,7 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 		q->blocked = t == NO_ROOM;
 		if (t != TAKEN)
 			break;
-		vp_inflight_take(&q->c.inflight, c->id);
+		note_taken(q, c, &slot);
 		bytes += (uint64_t)c->out_len + c->in_len;
 	}
 	if (i)
@@ -571,24 +602,21 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
 	}
 	/* Room for several chains of the longest kind, and four pieces of each of the rest. */
-	nsegs = SEGS + VP_BURST_DESCS + 4 * q->n;
+	nsegs = SEGS + VP_CHAIN_DESCS + 4 * q->n;
 	ret = vp_runs_init(&q->blocks, (uint32_t)(c->data.size / VP_REQ_BLOCK));
 	if (!ret)
 		ret = vp_runs_init(&q->segs, nsegs);
 	q->req = calloc(q->n + 1, sizeof(*q->req));
 	q->seg = calloc(nsegs, sizeof(*q->seg));
 	q->pend = calloc(q->n, sizeof(*q->pend));
-	q->heads = calloc(c->n_heads + 1, sizeof(*q->heads));
-	if (ret || !q->req || !q->seg || !q->pend || !q->heads) {
+	if (ret || !q->req || !q->seg || !q->pend) {
 		vp_reqq_free(q);
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	}
 	q->first = q->last = q->regive = (uint16_t)q->n;
 	for (unsigned i = 0; i < q->n; i++)
 		q->req[i].next = (uint16_t)(i + 1);
-	for (unsigned i = 0; i < c->n_heads; i++)
-		q->heads[i] = c->heads[i];
-	q->n_heads = c->n_heads;
+	q->n_heads = c->saved ? c->saved->n : 0;
 	*out = q;
 	return 0;
 }
@@ -604,6 +632,5 @@ void vp_reqq_free(struct vp_reqq *q)
 	free(q->req);
 	free(q->seg);
 	free(q->pend);
-	free(q->heads);
 	free(q);
 }

@@ -55,9 +55,8 @@ struct vp_reqq_conf {
 	uint16_t out_head, in_head;
 	bool fills;	 /* requests that begin with the 32 bits fill_op fill what is writable, but for their status (fail_status) */
 	uint32_t fill_op;
-	struct vp_inflight inflight; /* on: split rings only */
-	const uint16_t *heads;	     /* requests that an earlier daemon had taken, oldest first; copied */
-	unsigned n_heads;
+	struct vp_inflight inflight;
+	struct vp_inflight_saved *saved; /* what an earlier daemon had taken; outlives this, NULL: nothing */
 };
 
 enum vp_req_state {
@@ -72,6 +71,7 @@ struct vp_req {
 	uint32_t out_len, in_len, len; /* len: as the device side reported it, at most in_len */
 	uint16_t nout, nin;	       /* segments, merged */
 	uint16_t id, slots;	       /* the driver's chain */
+	uint16_t entry;		       /* of the account: id, or its own number there (packed) */
 	uint16_t prev, next;	       /* order of arrival; next: free list, too */
 	uint8_t state;		       /* enum vp_req_state */
 	uint8_t nruns;
@@ -89,8 +89,8 @@ struct vp_reqq {
 	struct vp_req *req; /* [n] */
 	struct vp_copyq_seg *seg;
 	uint16_t *pend; /* [mask + 1], returned ones in the order of their return */
-	uint16_t *heads;
-	unsigned n_heads, next_head;
+	unsigned n_heads, next_head; /* of c.saved */
+	unsigned next_desc;	     /* packed: of the next one */
 	uint32_t n, mask, pend_head, pend_tail;
 	uint16_t size;		    /* of the shadow ring */
 	uint16_t free, first, last; /* requests: free list; oldest and newest that are out. n = none */

@@ -102,11 +102,10 @@ static void give(struct vp_reqq *q, uint16_t i, uint32_t len)
 {
 	struct vp_req *r = &q->req[i];
 	struct vp_virtq *vq = &q->c.rq->vq;
-	uint16_t id = r->id;
 
-	vp_inflight_giving(&q->c.inflight, id);
-	vp_vq_complete(vq, &(struct vp_used){ .len = len, .id = id, .slots = r->slots }, 1);
-	vp_inflight_gave(&q->c.inflight, id, vq->used_idx);
+	vp_inflight_giving(&q->c.inflight, r->entry, r->slots, vq);
+	vp_vq_complete(vq, &(struct vp_used){ .len = len, .id = r->id, .slots = r->slots }, 1);
+	vp_inflight_gave(&q->c.inflight, r->entry, vq);
 	vp_copyq_stat(&q->c.rq->stats.packets, 1);
 	vp_copyq_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
 	vp_req_drop(q, i);

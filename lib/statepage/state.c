@@ -69,6 +69,8 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_state *o)
 	o->set_generation = le32toh(p->set_generation);
 	o->set_offset = le32toh(p->set_offset);
 	o->set_size = le32toh(p->set_size);
+	o->inflight_queues = le32toh(p->inflight_queues);
+	o->inflight_entries = le32toh(p->inflight_entries);
 	memcpy(o->set_config, p->set_config, sizeof(o->set_config));
 	for (i = 0; i < VP_MIN(o->nqueues, VHP_MAX_QUEUES); i++) {
 		const struct vhp_abi_queue *q = &p->queues[i];

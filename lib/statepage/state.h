@@ -39,6 +39,7 @@ struct vp_state {
 	uint32_t nqueues, nregions, nwindows;
 	uint32_t config_size, config_generation, regions_generation;
 	uint32_t set_generation, set_offset, set_size; /* what the driver VM wrote last into its config space */
+	uint32_t inflight_queues, inflight_entries;
 	uint64_t link_epoch;
 	uint64_t features[2], required_features[2], offered_features[2];
 	uint32_t answer_seq, answer_opcode, answer_status;

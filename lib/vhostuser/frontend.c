@@ -514,6 +514,37 @@ int vu_frontend_set_config(struct vu_frontend *f, uint32_t off, uint32_t len, co
 	return vu_frontend_call(f, &m, NULL, 0, NULL, NULL, e);
 }
 
+int vu_frontend_inflight_size(struct vu_frontend *f, unsigned int queues, unsigned int entries, uint64_t *size,
+			      struct vp_err *e)
+{
+	struct vu_msg m = { .hdr = { .request = VU_GET_INFLIGHT_FD, .size = sizeof(m.p.inflight) },
+			    .p.inflight = { .num_queues = (uint16_t)queues, .queue_size = (uint16_t)entries } }, r;
+	int fd = -1, rc = need_pf(f, VU_PF_INFLIGHT_SHMFD, "GET_INFLIGHT_FD", e);
+
+	if (rc)
+		return rc;
+	rc = vu_frontend_call(f, &m, NULL, 0, &r, &fd, e);
+	vp_close(&fd);
+	if (rc)
+		return rc;
+	if (!r.p.inflight.mmap_size)
+		return vp_err_set(e, -EREMOTEIO, "the back-end refused GET_INFLIGHT_FD for %u queues of %u entries", queues,
+				  entries);
+	*size = r.p.inflight.mmap_size;
+	return 0;
+}
+
+int vu_frontend_set_inflight(struct vu_frontend *f, unsigned int queues, unsigned int entries, int fd, uint64_t offset,
+			     uint64_t size, struct vp_err *e)
+{
+	struct vu_msg m = { .hdr = { .request = VU_SET_INFLIGHT_FD, .size = sizeof(m.p.inflight) },
+			    .p.inflight = { .mmap_size = size, .mmap_offset = offset, .num_queues = (uint16_t)queues,
+					    .queue_size = (uint16_t)entries } };
+	int rc = need_pf(f, VU_PF_INFLIGHT_SHMFD, "SET_INFLIGHT_FD", e);
+
+	return rc ? rc : vu_frontend_call(f, &m, &fd, 1, NULL, NULL, e);
+}
+
 int vu_frontend_set_status(struct vu_frontend *f, uint8_t status, struct vp_err *e)
 {
 	int rc = need_pf(f, VU_PF_STATUS, "SET_STATUS", e);

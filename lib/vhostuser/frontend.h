@@ -70,6 +70,14 @@ int vu_frontend_set_call(struct vu_frontend *f, unsigned int q, int call_fd, str
 
 int vu_frontend_get_config(struct vu_frontend *f, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e);
 int vu_frontend_set_config(struct vu_frontend *f, uint32_t off, uint32_t len, const uint8_t *buf, struct vp_err *e);
+/*
+ * How large an area for the account of open requests has to be (GET_INFLIGHT_FD; memory that the back-end makes is let go
+ * of), and: keep it here, before rings start. After vu_frontend_set_features().
+ */
+int vu_frontend_inflight_size(struct vu_frontend *f, unsigned int queues, unsigned int entries, uint64_t *size,
+			      struct vp_err *e);
+int vu_frontend_set_inflight(struct vu_frontend *f, unsigned int queues, unsigned int entries, int fd, uint64_t offset,
+			     uint64_t size, struct vp_err *e);
 int vu_frontend_set_status(struct vu_frontend *f, uint8_t status, struct vp_err *e);
 int vu_frontend_get_status(struct vu_frontend *f, uint8_t *status, struct vp_err *e);
 int vu_frontend_set_mtu(struct vu_frontend *f, uint16_t mtu, struct vp_err *e);

@@ -43,6 +43,34 @@ bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uin
 	return vp_chain_end(vq, b, c, packed_walk(vq, b, c, slot, w));
 }
 
+static int saved_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, const struct vp_packed_saved *d, unsigned n)
+{
+	int ret;
+
+	for (unsigned i = 0; i < n; i++) {
+		c->id = d[i].id;
+		c->slots = (uint16_t)n;
+		if (!(d[i].flags & VRING_DESC_F_NEXT) != (i == n - 1))
+			return VP_VQ_BAD_CHAIN;
+		if (d[i].flags & VRING_DESC_F_INDIRECT)
+			return n > 1 ? VP_VQ_BAD_INDIRECT : vp_chain_indirect(vq, b, c, d[i].addr, d[i].len);
+		ret = vp_chain_add(vq, b, c, d[i].addr, d[i].len, d[i].flags & VRING_DESC_F_WRITE);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+bool vp_packed_saved_chain(struct vp_virtq *vq, struct vp_burst *b, const struct vp_packed_saved *d, unsigned n)
+{
+	struct vp_chain *c;
+
+	if (vp_burst_full(b))
+		return false;
+	c = vp_chain_begin(b);
+	return vp_chain_end(vq, b, c, saved_walk(vq, b, c, d, n));
+}
+
 void vp_packed_log_used(struct vp_virtq *vq, uint16_t slot)
 {
 	/* Used descriptors are written into the descriptor ring itself. */

@@ -16,6 +16,16 @@
 
 /* Everything but the one-descriptor chain, starting at slot. As vp_chain_end(). */
 bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uint64_t w);
+
+/* A descriptor as somebody noted it when it was taken: in the ring it may have been overwritten since. */
+struct vp_packed_saved {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t id, flags;
+};
+
+/* A chain of n of these. As vp_chain_end(). */
+bool vp_packed_saved_chain(struct vp_virtq *vq, struct vp_burst *b, const struct vp_packed_saved *d, unsigned n);
 void vp_packed_log_used(struct vp_virtq *vq, uint16_t slot);
 
 /* The half of descriptor `slot` that holds its flags, if it is available under wrap. */

@@ -105,6 +105,7 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 		.event_idx = c->features & VP_BIT(VIRTIO_RING_F_EVENT_IDX),
 		.in_order = c->features & VP_BIT(VIRTIO_F_IN_ORDER),
 		.out_only = c->out_only,
+		.long_chains = c->long_chains,
 		.indirect = c->features & VP_BIT(VIRTIO_RING_F_INDIRECT_DESC),
 		.kicks_on = true, /* a ring's memory starts as zeroes: the driver kicks */
 		.desc_addr = c->desc, .driver_addr = c->driver, .device_addr = c->device,
@@ -167,11 +168,13 @@ void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len)
  * May one more descriptor, or piece of one, be looked at? b->seg[] has room for whatever passed here. A chain for
  * which the burst has nothing left comes first in the next one; one that comes first is too long then.
  */
-VP_INLINE int spare(const struct vp_burst *b)
+VP_INLINE int spare(const struct vp_virtq *vq, const struct vp_burst *b)
 {
 	if (vp_likely(vp_burst_looked(b) < VP_BURST_DESCS))
 		return 0;
-	return b->n ? -ENOSPC : VP_VQ_TOO_LONG;
+	if (b->n)
+		return -ENOSPC;
+	return vq->long_chains && vp_burst_looked(b) < VP_CHAIN_DESCS ? 0 : VP_VQ_TOO_LONG;
 }
 
 int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
@@ -182,7 +185,7 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	int ret;
 
 	if (!len) {
-		ret = spare(b); /* carries nothing; some drivers produce it */
+		ret = spare(vq, b); /* carries nothing; some drivers produce it */
 		b->empty += !ret;
 		return ret;
 	}
@@ -196,7 +199,7 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 	while (len) {
 		struct vp_seg *s = &b->seg[b->nseg];
 
-		ret = spare(b);
+		ret = spare(vq, b);
 		if (vp_unlikely(ret))
 			return ret;
 		ret = vp_xlate_near(&vq->xl, addr, len, write, &s->p, &span);

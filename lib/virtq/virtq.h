@@ -28,6 +28,11 @@
  * at most), DPDK's 8.
  */
 #define VP_BURST_DESCS   256
+/*
+ * Of a request queue (long_chains) a chain that comes first in a burst may have more: a disk's driver makes as many
+ * segments of a request as the device's seg_max says, and a chain has at most the queue's size.
+ */
+#define VP_CHAIN_DESCS   1024
 #define VP_BURST_BYTES   (128u << 10)
 
 /* One contiguous piece of a descriptor chain. */
@@ -55,7 +60,7 @@ struct vp_burst {
 	bool            more;  /* it ended because it had enough, not because the ring had no more */
 	struct vp_chain chain[VP_BURST];
 	/* Chains of one descriptor that the fast path takes always find room. */
-	struct vp_seg   seg[VP_BURST_DESCS + VP_BURST];
+	struct vp_seg   seg[VP_CHAIN_DESCS + VP_BURST];
 };
 
 /* A chain of the usual kind, which is all in its one descriptor. */
@@ -102,6 +107,7 @@ struct vp_virtq {
 	bool     in_order;
 	bool     indirect;
 	bool     out_only;      /* all buffers are device-readable: a transmit queue */
+	bool     long_chains;   /* VP_CHAIN_DESCS: a request queue */
 	uint8_t  broken;        /* enum vp_vq_broken */
 	/* our place in the ring */
 	uint16_t last_avail;    /* split: free running; packed: slot */
@@ -128,6 +134,7 @@ struct vp_vq_conf {
 	uint32_t base;      /* as VHOST_USER_SET_VRING_BASE: split 16 bit; packed 2 x (15 bit + wrap) */
 	uint64_t features;  /* negotiated virtio feature bits */
 	bool     out_only;  /* all buffers are device-readable, as in a network device's transmit queue */
+	bool     long_chains; /* a request queue */
 	uint64_t desc, driver, device;
 	const struct vp_memtab *tab;   /* not owned; outlives the queue or is replaced by vp_vq_rebind() */
 	struct vp_iommu *iommu;        /* or NULL */

@@ -25,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define RO_BYTES   0x1000u
 #define AREA	   0x4000u
 #define POOL_ADDR  0x40000000u
-#define ACCOUNT	   (16 + 16 * 256)
+#define ACCOUNT	   (32 + 32 * 256)
 
 static struct vp_map maps[4];
 static struct vp_memtab *tab, *pool_tab;
@@ -192,10 +192,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct vp_queue rq = { .call_fd = call_fd };
 	struct vp_reqq_conf c = { .rq = &rq, .pool_addr = POOL_ADDR, .fail_status = -1 };
 	struct vp_vq_conf vc = { .desc = 0 };
-	uint16_t heads[256];
+	struct vp_inflight_saved saved = { 0 };
 	struct vp_reqq *q;
 	unsigned failed;
-	int n;
 
 	if (!tab)
 		setup();
@@ -214,17 +213,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vc.tab = tab;
 	if (vp_vq_start(&rq.vq, &vc, NULL))
 		goto out;
-	if (data[0] & 1 && !(data[1] & 1)) {
+	if (data[0] & 1) {
 		/* An account that the front-end has made up. */
 		memset(account, data[2], data[0] & 2 ? ACCOUNT : 0);
 		account[8] = 1;
 		account[9] = 0;
-		n = vp_inflight_open(&c.inflight, vp_gptr_from_map(account), vc.size, rq.vq.used_idx, heads);
-		if (n > 0) {
-			c.heads = heads;
-			c.n_heads = (unsigned)n;
-			rq.vq.last_avail = rq.vq.avail_seen = (uint16_t)(rq.vq.used_idx + n);
-		}
+		if (!vp_inflight_open(&c.inflight, &saved, vp_gptr_from_map(account), &rq.vq))
+			c.saved = &saved;
 	}
 	dev_features = features(data[2]);
 	c.pool = vp_gptr_from_map(pool);
@@ -249,6 +244,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (unsigned i = 0; i < RO_BYTES; i++)
 		REQUIRE(mem[2][i] == 0x33);
 out:
+	vp_inflight_saved_free(&saved);
 	vp_drvq_fini(&drv);
 	return 0;
 }

@@ -21,6 +21,7 @@ REASON_PROFILE = 13
 CAPACITY, WCE = 0, 32   # offsets in the config space
 FEATURES = vu.bit(SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, MQ, DISCARD, WRITE_ZEROES)
 PF_INFLIGHT = 12
+ATTACH_INFLIGHT, REGION_INFLIGHT = 1, 4
 PF = vu.bit(vu.PF_MQ, vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG, PF_INFLIGHT, vu.PF_MEM_SLOTS, vu.PF_STATUS)
 
 
@@ -48,7 +49,8 @@ class Driver(vu.Frontend):
         cls = vu.PackedRing if self.features >> vu.PACKED & 1 else vu.SplitRing
         for q in range(queues):
             ring = rings[q] if rings else cls(self.mem, size)
-            self.start_ring(q, ring, base=ring.used_idx if rings else None)
+            # As QEMU after a lost connection: the used index, or (packed) what it was told last.
+            self.start_ring(q, ring, base=0x80008000 if rings and ring.packed else ring.used_idx if rings else None)
         self.open = {}
         self.done = {}
 
@@ -127,15 +129,20 @@ class Driver(vu.Frontend):
 
 
 class Disk:
-    """Serves a port's queues from memory, request by request, as slowly and as wrongly as a test wants."""
+    """Serves a port's queues from memory, request by request, as slowly and as wrongly as a test wants.
 
-    def __init__(self, p, queues=1, sectors=8192, features=FEATURES, tell=True, store=None, cfg=None):
+    account: it keeps vhost-user's account of open requests (split rings) in the port's in-flight area.
+    """
+
+    def __init__(self, p, queues=1, sectors=8192, features=FEATURES, tell=True, store=None, cfg=None, account=False):
         self.p, self.n = p, queues
         self.store = store if store is not None else bytearray(512 * sectors)
         self.features = features | vu.bit(vu.VERSION_1, vu.INDIRECT, vu.EVENT_IDX, vu.PROTOCOL)
         self.config = cfg or config(len(self.store) // 512)
+        self.dies_here = False   # between a completion and its account
         self.full_len = True     # report how much was written, else 0
         self.at, self.given, self.runs = {}, {}, {}
+        self.account, self.again, self.counter = account, {}, 1
         if tell:
             assert self.describe() == pc.OK
 
@@ -148,8 +155,30 @@ class Disk:
         return self.p.command(BACKEND, self.features, 0, BLK, self.n, len(c))
 
     def attach(self):
-        assert self.p.attach(self.features, type=BLK) == pc.OK
+        assert self.p.attach(self.features, type=BLK, flags=ATTACH_INFLIGHT if self.account else 0) == pc.OK
         return self
+
+    def area(self, q):
+        """The account of queue q: "Inflight I/O tracking" of vhost-user, split virtqueues."""
+        s = self.p.state()
+        win, off = next((r[3], r[2]) for r in s.regions if r[4] & REGION_INFLIGHT)
+        assert q < s.inflight_queues and s.queues[q].size <= s.inflight_entries
+        size = 16 + 16 * s.inflight_entries + 63 & ~63
+        return memoryview(self.p.window(win))[off + q * size:off + (q + 1) * size]
+
+    def recover(self, q, e):
+        a, used = self.area(q), struct.unpack_from("<H", self.p.view(e.used, 4), 2)[0]
+        version, n, last, seen = struct.unpack_from("<HHHH", a, 8)
+        if not version:
+            struct.pack_into("<HH", a, 8, 1, e.size)
+        elif seen != used:
+            a[16 + 16 * last] = 0
+        struct.pack_into("<H", a, 14, used)
+        heads = sorted((struct.unpack_from("<Q", a, 24 + 16 * i)[0], i) for i in range(e.size) if a[16 + 16 * i])
+        self.counter = heads[-1][0] + 1 if heads else 1
+        self.again[q] = [i for _, i in heads]
+        assert e.base == used + len(heads) & 0xffff
+        self.at[q], self.given[q] = e.base, used
 
     def up(self):
         s = self.p.wait(lambda s: s.up and any(q.flags & pc.STARTED for q in s.queues))
@@ -157,12 +186,17 @@ class Disk:
             if e.flags & pc.STARTED and self.runs.get(q) != e.run:
                 self.runs[q] = e.run
                 self.at[q] = self.given[q] = e.base
+                if self.account:
+                    self.recover(q, e)
         return self
 
     def take(self, q=0, timeout=None):
         """The next request: (head, bufs, kind, sector), or None."""
         e = self.p.state().queues[q]
         end = time.monotonic() + (pc.limit(5) if timeout is None else timeout)
+        if self.again.get(q):
+            head = self.again[q].pop(0)
+            return self.parse(self.p.chain(e, head), head)
         while (got := self.p.take(e, self.at[q])) is None:
             if time.monotonic() > end:
                 return None
@@ -170,14 +204,26 @@ class Disk:
             self.p.drain()
         self.at[q] += 1
         bufs, head = got
+        if self.account:
+            struct.pack_into("<Q", self.area(q), 24 + 16 * head, self.counter)
+            self.area(q)[16 + 16 * head] = 1
+            self.counter += 1
+        return self.parse(bufs, head)
+
+    def parse(self, bufs, head):
         hdr = b"".join(bytes(self.p.view(a, l)) for a, l, w in bufs if not w)
         kind, _, sector = struct.unpack_from("<IIQ", hdr)
         return head, bufs, kind, sector
 
     def back(self, head, length, q=0):
         e = self.p.state().queues[q]
+        if self.account:
+            struct.pack_into("<H", self.area(q), 12, head)
         self.p.give_back(e, self.given[q], head, length)
         self.given[q] += 1
+        if self.account and not self.dies_here:
+            self.area(q)[16 + 16 * head] = 0
+            struct.pack_into("<H", self.area(q), 14, self.given[q] & 0xffff)
         pc.one(self.p.doorbells[e.doorbell])
 
     def answer(self, got, q=0, status=OK, length=None):

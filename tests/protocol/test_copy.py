@@ -598,6 +598,8 @@ def test_pool_is_empty_for_the_next_driver(copy):
             copy.wait(lambda: b"secretsecret" in bytes(p.mem))
         p.wait(lambda s: s.reason == pc.NO_DRIVER)
         assert not p.state().regions
+        # When it has let go, not under its hands.
+        p.sync()
         copy.wait(lambda: not any(bytes(p.mem)[POOL:]))
 
 

@@ -171,6 +171,89 @@ def test_open_requests_are_given_to_the_next_one_in_order(make, fmt):
         assert store[:30 * 512] == b"".join(pattern(512, i) for i in range(30))
 
 
+@pytest.mark.parametrize("vmm", ["keeps the area", "has none"])
+def test_fast_with_an_account_loses_nothing(make, vmm):
+    """The device side dies in mid-work, also between a completion and its account: the next one goes on from the area."""
+    d = make("fast", Profile_Capacity="4M")
+    store = bytearray(4 << 20)
+    protocol = blk.PF if vmm == "keeps the area" else blk.PF & ~vu.bit(blk.PF_INFLIGHT)
+    with Driver(drv(d), protocol=protocol) as f:
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(20)]
+        left = list(range(20))
+        for lap in range(4):
+            with dev(d) as p:
+                disk = Disk(p, store=store, account=True).attach().up()
+                got = [disk.take() for _ in left]
+                assert [g[3] for g in got] == left
+                assert disk.take(timeout=0.05) is None
+                for i in (5, 2, 0) if lap < 3 else reversed(range(len(left))):
+                    disk.dies_here = lap < 3 and i == 0
+                    disk.answer(got[i])
+                    f.wait(tokens[got[i][3]])
+                    left.remove(got[i][3])
+            d.wait(lambda: d.show("ab")["status"] == "partial")
+        f.reap()
+        assert not left and not f.open and all(s == blk.OK for s, _, _ in f.done.values())
+        assert store[:20 * 512] == b"".join(pattern(512, i) for i in range(20))
+        # Whoever comes without an account gets a queue with nothing open, and none that has.
+        with dev(d) as p:
+            disk = Disk(p, store=store, account=True).attach().up()
+            f.request(blk.OUT, 0, pattern(512))
+            assert disk.take()
+        d.wait(lambda: d.show("ab")["status"] == "partial")
+        with dev(d) as p:
+            Disk(p, store=store).attach()
+            d.wait(lambda: d.show("ab")["status"] == "broken")
+        assert d.show("ab")["sides"]["driver"]["queues"][0]["error"] == "its back-end has gone with requests that it had not answered"
+
+
+def test_fast_daemon_is_killed_with_an_account(make):
+    """The area is the VMM's: it outlives the daemon, and the next one gives it to the next device side."""
+    d = make("fast", Profile_Capacity="4M")
+    mem = vu.Memory(16 << 20)
+    f = Driver(drv(d), mem=mem)
+    with dev(d) as p:
+        disk = Disk(p, account=True).attach().up()
+        tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(10)]
+        got = [disk.take() for _ in range(10)]
+        for i in (7, 3):
+            disk.answer(got[i])
+            f.wait(tokens[i])
+        d.kill()
+    d.start()
+    f2 = Driver(drv(d), f.features, mem=mem, inflight=f.inflight, rings=[f.rings[0]])
+    f2.open, f2.done = f.open, f.done
+    with dev(d) as p:
+        disk = Disk(p, store=disk.store, account=True).attach().up()
+        got = [disk.take() for _ in range(8)]
+        assert [g[3] for g in got] == [0, 1, 2, 4, 5, 6, 8, 9]
+        assert disk.take(timeout=0.1) is None
+        for g in got:
+            disk.answer(g)
+        for t in tokens:
+            assert f2.wait(t)[0] == blk.OK
+    f.mem = None
+    f.close()
+    f2.close()
+
+
+def test_fast_account_that_lies(make):
+    """The area is the device side's to write: what it makes up harms its own queue."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        with dev(d) as p:
+            disk = Disk(p, account=True).attach().up()
+            for i in range(3):
+                f.request(blk.OUT, i, pattern(512, i))
+            assert disk.take()
+            disk.area(0)[8:12] = b"\x07\0\x08\0"  # another version, of a ring of 8
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        assert "in-flight account" in d.show("ab")["sides"]["driver"]["queues"][0]["error"]
+        with dev(d) as p:
+            Disk(p, account=True).attach()
+            assert d.show("ab")["status"] == "broken"
+
+
 def test_fast_with_open_requests_breaks(make):
     """In fast mode the daemon does not know what was done: no second start, and the reason by name."""
     d = make("fast", Profile_Capacity="4M")
@@ -212,11 +295,12 @@ def test_stop_waits_for_what_is_under_way(make):
             assert f.wait(t)[0] == blk.OK
 
 
-def test_stop_while_nobody_serves(make):
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+def test_stop_while_nobody_serves(make, fmt):
     """What was never answered is left in the driver's ring, or in its VMM's account; it is not lost."""
     d = make(Profile_Capacity="4M")
     for hole in (False, True):
-        with Driver(drv(d)) as f:
+        with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
             with dev(d) as p:
                 disk = Disk(p).attach().up()
                 tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(4)]
@@ -239,11 +323,12 @@ def test_stop_while_nobody_serves(make):
         d.wait(lambda: d.show("ab")["status"] == "waiting")
 
 
-def test_daemon_is_killed_with_requests_under_way(make):
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_daemon_is_killed_with_requests_under_way(make, fmt):
     """The VMM's account of what is open: a new daemon finds it, and nothing is lost or done twice."""
     d = make(Profile_Capacity="4M")
     mem = vu.Memory(16 << 20)
-    f = Driver(drv(d), mem=mem)
+    f = Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt, mem=mem)
     with dev(d) as p:
         disk = Disk(p).attach().up()
         tokens = [f.request(blk.OUT, i, pattern(512, i)) for i in range(10)]
@@ -254,7 +339,7 @@ def test_daemon_is_killed_with_requests_under_way(make):
         d.kill()
     d.start()
     ring, inflight = f.rings[0], f.inflight
-    f2 = Driver(drv(d), mem=mem, inflight=inflight, rings=[ring])
+    f2 = Driver(drv(d), f.features, mem=mem, inflight=inflight, rings=[ring])
     f2.open, f2.done = f.open, f.done
     with dev(d) as p:
         disk = Disk(p, store=disk.store).attach().up()
@@ -304,8 +389,55 @@ def test_request_larger_than_the_pool(make):
         d.wait_log("raise PoolSize=")
 
 
-def test_chain_of_many_segments(make):
-    """As many as a chain may have. 1,024 are not taken: the queue breaks, and nothing else does."""
+@pytest.mark.parametrize("fmt", [0, vu.bit(vu.PACKED)])
+@pytest.mark.parametrize("indirect", [False, True])
+def test_chain_of_1024_segments(make, fmt, indirect):
+    """As many as a ring of 1,024 may have, with header and status: a driver whose device says seg_max 1,022 does that."""
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt, size=1024) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        with Serving(disk):
+            data = pattern(1022 * 512)
+            for _ in range(2):
+                f.write(0, data, cut=512, indirect=indirect)
+                assert disk.store[:len(data)] == data
+                assert f.read(0, len(data), cut=512, indirect=indirect) == data
+            f.write(0, pattern(512, 1), indirect=indirect)
+        assert d.show("ab")["status"] == "up"
+
+
+def test_chain_of_1024_segments_fast(make):
+    """In fast mode only the device side counts, which has the driver's ring as it is."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d), size=1024) as f, dev(d) as p:
+        disk = Disk(p).attach().up()
+        with Serving(disk):
+            data = pattern(1022 * 512)
+            f.write(0, data, cut=512)
+            assert f.read(0, len(data), cut=512) == data
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_request_of_16_mib(make, mode):
+    """The pool is large enough for one: the second one waits, and both are done."""
+    d = make(mode, Profile_Capacity="64M", **({"Device_PoolSize": "32M"} if mode == "copy" else {}))
+    with Driver(drv(d), mem_size=80 << 20) as f, dev(d) as p:
+        disk = Disk(p, sectors=131072).attach().up()
+        data = [os.urandom(4096) * 4096 for _ in range(2)]
+        tokens = [f.request(blk.OUT, 32768 * i, data[i], cut=1 << 20) for i in range(2)]
+        got = disk.take()
+        assert got and (mode == "fast" or disk.take(timeout=0.1) is None)
+        disk.answer(got)
+        disk.serve(1)
+        assert all(f.wait(t)[0] == blk.OK for t in tokens)
+        assert disk.store[:32 << 20] == b"".join(data)
+        t = f.request(blk.IN, 0, length=16 << 20, cut=1 << 20)
+        disk.serve(1)
+        assert f.wait(t) == (blk.OK, data[0])
+
+
+def test_chain_longer_than_its_queue(make):
+    """As many as a ring of 256 may have are taken. 1,024 are not: the queue breaks, and nothing else does."""
     d = make(Profile_Capacity="4M")
     with Driver(drv(d), size=256) as f, dev(d) as p:
         disk = Disk(p).attach().up()
@@ -319,6 +451,33 @@ def test_chain_of_many_segments(make):
         f.request(blk.OUT, 0, pattern(1022 * 512), cut=512, indirect=True)
         d.wait(lambda: p.let_go() or d.show("ab")["status"] == "broken")
         assert disk.store[:len(data)] == data
+
+
+def test_pool_is_emptied_when_the_guest_has_let_go(make):
+    """Not under its hands, when the driver VM vanishes: a ring that goes back to 0 in mid-run looks like a broken one."""
+    d = make(Profile_Capacity="4M")
+    with dev(d) as p:
+        with Driver(drv(d)) as f:
+            disk = Disk(p).attach().up()
+            f.request(blk.OUT, 0, pattern(4096))
+            head, bufs, _, _ = disk.take()
+            # In the pool header and data are one buffer.
+            data = p.view(bufs[0][0] + 16, 4096)
+            avail = p.view(p.state().queues[0].avail, 4)
+        p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+        d.show("ab")
+        assert data == pattern(4096) and struct.unpack_from("<H", avail, 2)[0] == 1
+        p.sync()
+        p.wait(lambda s: data == bytes(4096) and avail == bytes(4))
+        # Whoever does not say so has it taken away before the next run.
+        with Driver(drv(d)) as f:
+            disk.up()
+            f.request(blk.OUT, 0, pattern(4096, 1))
+            _, bufs, _, _ = disk.take()
+            data = p.view(bufs[0][0] + 16, 4096)
+            assert data == pattern(4096, 1)
+        p.wait(lambda s: not s.queues[0].flags & pc.STARTED)
+    d.wait(lambda: data == bytes(4096))
 
 
 # ---- a device side that breaks the rules ------------------------------------------------------------------
@@ -381,8 +540,9 @@ def test_no_byte_outside_a_request(make):
                 assert f.mem.map[buf:buf + n] == pattern(1000)
 
 
-def test_reset_with_requests_under_way(make):
-    d = make(Profile_Capacity="4M")
+@pytest.mark.parametrize("mode", MODES)
+def test_reset_with_requests_under_way(make, mode):
+    d = make(mode, Profile_Capacity="4M")
     with dev(d) as p:
         for lap in range(3):
             with Driver(drv(d)) as f:
@@ -390,8 +550,10 @@ def test_reset_with_requests_under_way(make):
                 for i in range(10):
                     f.request(blk.IN, i, length=4096)
                 assert disk.take()
-            p.wait(lambda s: s.reason == pc.NO_DRIVER)
-            d.wait(lambda: not any(bytes(p.mem)[0x200000:]))
+            s = p.wait(lambda s: s.reason == pc.NO_DRIVER)
+            assert not any(q.flags & pc.STARTED for q in s.queues)
+            p.sync()
+            d.wait(lambda: mode == "fast" or not any(bytes(p.mem)[0x200000:]))
 
 
 # ---- the order of messages of real VMMs -----------------------------------------------------------------------
@@ -443,10 +605,9 @@ def test_order_of_qemu(make, mode, qemu):
         f.tell_u64(vu.SET_FEATURES, f.features)
         f.ask_u64(vu.GET_STATUS)
         f.tell_u64(vu.SET_STATUS, 8)
-        if f.protocol >> blk.PF_INFLIGHT & 1:
-            f.inflight = None
-            f.set_inflight(2)
-        assert bool(f.protocol >> blk.PF_INFLIGHT & 1) == (mode == "copy")
+        assert f.protocol >> blk.PF_INFLIGHT & 1
+        f.inflight = None
+        f.set_inflight(2)
         f.tell_u64(vu.SET_FEATURES, f.features)
         f.ask_u64(vu.GET_STATUS)
         f.tell(vu.ADD_MEM_REG, bytes(8) + f.region(f.mem), [f.mem.fd])

@@ -34,8 +34,9 @@ def test_learned_profile_is_kept(make):
         assert struct.unpack_from("<Q", cfg)[0] == 2048
 
 
-def test_back_end_with_less_is_refused_by_name(make):
-    d = make(Profile_Capacity="4M", Link_Queues=2)
+@pytest.mark.parametrize("mode", MODES)
+def test_back_end_with_less_is_refused_by_name(make, mode):
+    d = make(mode, Profile_Capacity="4M", Link_Queues=2)
     cases = [({"features": blk.FEATURES & ~vu.bit(blk.FLUSH, blk.SEG_MAX)}, pc.FEATURES, "it lacks SEG_MAX FLUSH"),
              ({"queues": 1}, blk.PROFILE, "it has 1 queues, the link 2"),
              ({"sectors": 4096}, blk.PROFILE, "its disk has 2097152 bytes, Capacity= says 4194304"),

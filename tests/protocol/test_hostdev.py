@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Endpoint=vhost-user: a vhost-user back-end on the host as the device side; scripted, and qemu-storage-daemon."""
 import os
+import select
 import shutil
 import signal
 import socket
@@ -60,11 +61,19 @@ def is_up(d):
 # ---- data -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+FAST = {"Link_Mode": "fast", "Device_PackedRings": "no"}
+MODES = [{}, FAST]
+NAMES = ["copy", "fast"]
+
+
+# In fast mode the scripted back-end, which has no packed rings and no indirect tables, serves the driver's own.
+@pytest.mark.parametrize("fmt,keys", [(f, {}) for f in FORMATS] + [(f, {**FAST, "Device_PlainRings": "yes" if not f else "no"}) for f in FORMATS[:2]])
 @pytest.mark.parametrize("mode", ["client", "server"])
-def test_read_back_what_was_written(make, mode, fmt):
-    d = make(Device_SocketMode=mode)
-    with Backend(dev(d), connect=mode == "server", features=FEATURES | fmt & vu.bit(vu.EVENT_IDX)) as b:
+def test_read_back_what_was_written(make, mode, fmt, keys):
+    d = make(Device_SocketMode=mode, **keys)
+    # In fast mode it says that it has indirect tables; the driver makes no use of them.
+    has = FEATURES | fmt & vu.bit(vu.EVENT_IDX) | (vu.bit(vu.INDIRECT) if keys else 0)
+    with Backend(dev(d), connect=mode == "server", features=has) as b:
         with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f:
             for i, n in enumerate([512, 4096, 65536, 1 << 20]):
                 data = pattern(n, i)
@@ -72,7 +81,7 @@ def test_read_back_what_was_written(make, mode, fmt):
                 assert b.store[512 * 8 * i:512 * 8 * i + n] == data
                 assert f.read(8 * i, n, cut=4096 if n <= 65536 else 16384) == data
             assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
-        show = device(d)
+            show = device(d)
         assert show["attachment"] == "vhost-user" and show["connected"] and show["pid"] == os.getpid()
 
 
@@ -117,6 +126,76 @@ def test_config_goes_both_ways(make):
         b.config = blk.config(16384)
         b.config_change()
         d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
+
+
+def fast_backend(*a, features=FEATURES, **kw):
+    return Backend(*a, features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX), **kw)
+
+
+def test_fast_memory_and_eventfds_are_the_drivers(make):
+    """As if the two were connected directly: no file of the daemon's, kicks and calls that pass it by, memory that comes later."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+        assert [m[0] for m in b.regions] == [f.mem.gpa] and len(b.regions[0][3]) == f.mem.size
+        before = device(d)["signals_forwarded"]
+        for i in range(50):
+            f.write(8, pattern(4096, i))
+        # Kicks never; calls a few times at the start, when the fds had just been given.
+        assert device(d)["kicks_direct"] == 1 and device(d)["calls_direct"] == 1
+        assert device(d)["signals_forwarded"] - before <= 10
+        # Another region: the back-end has it, and loses nothing.
+        more = vu.Memory(4 << 20, gpa=1 << 33, uva=1 << 45)
+        f.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + f.region(more), [more.fd])
+        d.wait(lambda: len(b.regions) == 2)
+        f.write(16, pattern(4096, 99))
+        assert f.read(16, 4096) == pattern(4096, 99)
+        # The driver takes another eventfd for its calls while the ring runs, as QEMU does when it masks a vector.
+        call = os.eventfd(0, os.EFD_NONBLOCK)
+        f.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [call])
+        f.request(blk.OUT, 8, pattern(512))
+        d.wait(lambda: select.select([call], [], [], 0.01)[0])
+        os.close(call)
+
+
+def test_fast_backend_is_left_when_the_driver_goes(make):
+    """It has no more of the next driver VM than it is given: a connection for each."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b:
+        for i in range(3):
+            with Driver(drv(d)) as f:
+                f.write(0, pattern(4096, i))
+                assert f.read(0, 4096) == pattern(4096, i) and b.sessions == i + 1
+            # Also when the next one is there before anybody has seen the end of the last one.
+            if i:
+                d.wait(lambda: b.sessions == i + 2)
+        assert device(d)["dropped"] == 0
+
+
+@pytest.mark.parametrize("account", [True, False])
+def test_fast_backend_dies(make, account):
+    """With an account of open requests the next one goes on from it; without, the queue breaks by name."""
+    d = make(**FAST)
+    pf = PF | vu.bit(blk.PF_INFLIGHT) if account else PF
+    store = bytearray(512 * 8192)
+    with Driver.__new__(Driver) as f:
+        with fast_backend(dev(d), store=store, pf=pf) as b:
+            Driver.__init__(f, drv(d))
+            f.write(0, pattern(4096))
+            order = []
+            # Some are answered out of order, the others never.
+            b.hook = lambda r, head, chain: not order.append(head) and len(order) not in (3, 7)
+            asked = [f.request(blk.OUT, 8 * i, pattern(4096, i)) for i in range(16)]
+            d.wait(lambda: len(order) == 16)
+            d.wait(lambda: f.reap() or len(f.open) == 14)
+        if not account:
+            d.wait(lambda: d.show("ab")["status"] == "broken")
+            assert "had not answered" in d.show("ab")["sides"]["driver"]["queues"][0]["error"]
+            return
+        with fast_backend(dev(d), store=store, pf=pf):
+            assert all(f.wait(t)[0] == blk.OK for t in asked)
+            f.write(800, pattern(4096, 17))
+        assert all(store[4096 * i:4096 * (i + 1)] == pattern(4096, i) for i in range(16))
 
 
 # ---- death ---------------------------------------------------------------------------------------
@@ -261,6 +340,21 @@ def test_a_silent_backend_is_dropped_and_harms_nobody(make_daemon, message):
             assert f.wait(t)[0] == blk.OK
 
 
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_config_space_is_told_never_then_late(make, keys):
+    """The driver VM runs meanwhile, with a profile that is written; its requests wait."""
+    d = make(Profile_Capacity="4M", **keys)
+    b = fast_backend(dev(d))
+    b.mute = (vu.GET_CONFIG,)
+    with b, Driver(drv(d)) as f:
+        t = f.request(blk.OUT, 0, pattern(512))
+        d.wait(lambda: device(d)["dropped"])
+        assert "did not answer GET_CONFIG" in device(d)["last"]
+        # Late, but within its time.
+        b.mute, b.slow = (), {vu.GET_CONFIG: 1}
+        assert f.wait(t)[0] == blk.OK and f.read(0, 512) == pattern(512)
+
+
 def test_silent_when_a_queue_is_to_stop(make):
     """The driver VM's VMM has its answer all the same, in bounded time."""
     d = make()
@@ -315,9 +409,10 @@ def test_unasked_messages(make):
         f.write(0, pattern(512))
 
 
-def test_a_storm_of_config_changes(make):
-    d = make()
-    with Backend(dev(d)) as b, Driver(drv(d)) as f:
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_a_storm_of_config_changes(make, keys):
+    d = make(**keys)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
         f.write(0, pattern(512))
         before = b.seen.count(vu.GET_CONFIG)
         begun = time.monotonic()
@@ -366,10 +461,16 @@ def test_policy(make_daemon):
     assert d.show("ab")["mode"] == "copy"
     why = d.call("policy.explain", name="ab")
     assert "auto-vhost-user" in str(why)
-    for mode, rule in (("fast", "vhost-user-is-copied"), ("relay", "relay-needs-virtio-net")):
-        link(d, Link_Mode=mode)
-        with pytest.raises(ControlError, match=rule):
-            d.call("daemon.reload")
+    # Its memory only by name, and within a trust group.
+    link(d, Link_Mode="fast")
+    d.call("daemon.reload")
+    assert "fast-same-group" in str(d.call("policy.explain", name="ab"))
+    d.write("b.vm", "[VM]\nTrustGroup=other\n")
+    with pytest.raises(ControlError, match="fast-needs-one-trust-group"):
+        d.call("daemon.reload")
+    link(d, Link_Mode="relay")
+    with pytest.raises(ControlError, match="relay-needs-virtio-net"):
+        d.call("daemon.reload")
 
 
 # ---- a real one ------------------------------------------------------------------------------------
@@ -421,3 +522,114 @@ def test_qemu_storage_daemon(make):
             assert device(d)["requests_failed"] == 0 and device(d)["dropped"] == 0 and device(d)["requests_given_again"] >= 64
     finally:
         s.kill()
+
+
+@pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (package qemu-system-common)")
+def test_qemu_storage_daemon_fast(make):
+    """Driver VMs come, stop and start their rings, and go; it serves the next one. It keeps no account: killed idle, nothing is lost."""
+    d = make(**FAST)
+    s = StorageDaemon(d)
+    s.start()
+    try:
+        for life in range(3):
+            with Driver(drv(d), mem_size=64 << 20) as f:
+                for i, n in enumerate([512, 4096, 65536, 1 << 20]):
+                    f.write(2048 * i, pattern(n, i + life), cut=16384)
+                    assert f.read(2048 * i, n, cut=16384) == pattern(n, i + life)
+                f.start_ring(0, f.rings[0], base=f.stop_ring(0))
+                asked = [f.request(blk.OUT, 8 * i, pattern(4096, i)) for i in range(32)]
+                assert all(f.wait(t)[0] == blk.OK for t in asked)
+                if life == 1:
+                    s.kill()
+                    d.wait(lambda: not device(d)["connected"])
+                    s.start()
+                    assert f.read(8, 4096) == pattern(4096, 1)
+        assert device(d)["dropped"] == 0
+    finally:
+        s.kill()
+
+
+VIRTIOFSD = next((p for p in ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd") if os.path.exists(p)), None)
+
+
+class FuseDriver(Driver):
+    """A virtio-fs driver: FUSE requests (include/uapi/linux/fuse.h) on queue 1."""
+
+    def ask_fuse(self, opcode, node, body, room, q=1):
+        """The answer's body, or the error as a negative number."""
+        size = 40 + len(body)
+        at, to = self.mem.alloc(size), self.mem.alloc(16 + room)
+        self.mem.map[at:at + size] = struct.pack("<IIQQIIII", size, opcode, 7, node, 0, 0, 1, 0) + body
+        self.rings[q].add([(at, size, False), (to, 16 + room, True)], None)
+        self.kick(q)
+        end = time.monotonic() + 20
+        while self.rings[q].get() is None:
+            assert time.monotonic() < end, f"FUSE request {opcode} was not answered"
+            time.sleep(0.001)
+        n, err, unique = struct.unpack_from("<IiQ", self.mem.map, to)
+        assert unique == 7
+        return err or bytes(self.mem.map[to + 16:to + n])
+
+    def read_file(self, name, n):
+        assert len(self.ask_fuse(26, 0, struct.pack("<IIII", 7, 31, 1 << 17, 0) + bytes(48), 256)) >= 24  # INIT
+        node, = struct.unpack_from("<Q", self.ask_fuse(1, 1, name + b"\0", 128))  # LOOKUP
+        handle, = struct.unpack_from("<Q", self.ask_fuse(14, node, struct.pack("<II", os.O_RDONLY, 0), 16))  # OPEN
+        return self.ask_fuse(15, node, struct.pack("<QQIIQII", handle, 0, n, 0, 0, 0, 0), n)  # READ
+
+
+@pytest.mark.skipif(not VIRTIOFSD or os.geteuid(), reason="virtiofsd is not installed (package virtiofsd, or qemu-system-common of Debian 12), or this is not root")
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_virtiofsd(make, keys):
+    """It ends with its connection, and is started again for the next driver VM."""
+    d = make(Link_Type="fs", Link_Queues=1, **keys)
+    shared = d.tmp / "shared"
+    shared.mkdir()
+    data = os.urandom(100000)
+    (shared / "hello").write_bytes(data)
+    old = VIRTIOFSD.startswith("/usr/lib/qemu")
+    args = ["-o", f"source={shared}", "-o", "sandbox=chroot"] if old else ["--shared-dir", str(shared), "--sandbox=chroot"]
+    for life in range(2):
+        if os.path.exists(dev(d)):
+            os.unlink(dev(d))
+        proc = subprocess.Popen([VIRTIOFSD, f"--socket-path={dev(d)}", *args], stderr=subprocess.DEVNULL)
+        try:
+            is_attached = lambda: device(d).get("attached")
+            d.wait(is_attached)
+            with FuseDriver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT, vu.EVENT_IDX), queues=2,
+                            protocol=vu.bit(vu.PF_MQ, vu.PF_REPLY_ACK)) as f:
+                assert f.read_file(b"hello", len(data)) == data
+        finally:
+            proc.kill()
+            proc.wait()
+        d.wait(lambda: not device(d)["connected"])
+
+
+def echoed(nic, sent):
+    """It is a network: what comes while testpmd starts its port, or has no time, may be lost."""
+    for _ in range(60):
+        nic.send_packet(sent)
+        while (got := nic.recv_packet(0.5)) is not None:
+            if got[1] == sent[6:12] + sent[:6] + sent[12:]:
+                return
+    raise AssertionError("no packet came back")
+
+
+@pytest.mark.skipif(not shutil.which("dpdk-testpmd"), reason="dpdk-testpmd is not installed (package dpdk)")
+@pytest.mark.parametrize("keys", [{"Device_PackedRings": None}, {"Link_Mode": "fast", "Device_PackedRings": "yes"}], ids=NAMES)
+def test_dpdk(make, keys):
+    """testpmd's vhost device sends back what it receives, for one driver VM and the next one."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", **keys)
+    cmd = ["dpdk-testpmd", "-l", "0,1", "--no-pci", "--no-huge", "-m", "128", "--no-telemetry", "--file-prefix", f"vp{os.getpid()}",
+           "--vdev", f"net_vhost0,iface={dev(d)},queues=1", "--", "--forward-mode=macswap", "--auto-start", "--nb-cores=1",
+           "--port-topology=loop", "--total-num-mbufs=4096", "--stats-period=600"]
+    proc = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for life in range(2):
+            with vu.Nic(drv(d)) as nic:
+                d.wait(lambda: d.show("ab")["status"] == "up", timeout=30)
+                for i in range(30):
+                    echoed(nic, vu.frame(i, 60 + 20 * i))
+            d.wait(lambda: d.show("ab")["status"] != "up")
+    finally:
+        proc.kill()
+        proc.wait()

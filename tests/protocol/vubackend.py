@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import blk
 import vu
@@ -35,6 +36,7 @@ class Backend(threading.Thread):
         self.config = blk.config(len(self.store) // 512)
         self.features, self.pf, self.queues = features, pf, queues
         self.mute = ()           # messages that it never answers
+        self.slow = {}           # message: seconds until it is answered
         self.replies = {}        # message: what is answered instead
         self.serve = True        # else requests stay where they are
         self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
@@ -42,6 +44,7 @@ class Backend(threading.Thread):
         self.sessions, self.errors, self.end = 0, [], False
         self.kept = []           # maps of sessions before: a process may keep them
         self.req = None
+        self.account = None      # with INFLIGHT_SHMFD: the area, and bytes a queue
         self.path, self.sock = path, None
         self.wake = os.pipe()
         if not connect:
@@ -87,7 +90,7 @@ class Backend(threading.Thread):
                     os.close(fd)
         if self.req:
             self.req.close()
-        self.regions, self.rings, self.req = [], {}, None
+        self.regions, self.rings, self.req, self.account = [], {}, None, None
 
     def session(self):
         while not self.end:
@@ -118,6 +121,7 @@ class Backend(threading.Thread):
         out = self.handle(req, data, list(fds))
         if req in self.mute:
             return True
+        time.sleep(self.slow.get(req, 0))
         if req in self.replies:
             out = self.replies[req]
         if out is None and flags & 8:
@@ -144,7 +148,13 @@ class Backend(threading.Thread):
         elif req == vu.SET_CONFIG:
             off, n, fl = struct.unpack_from("<III", data)
             self.config = self.config[:off] + data[12:12 + n] + self.config[off + n:]
+        elif req == vu.SET_INFLIGHT_FD:
+            size, off, _, entries = struct.unpack_from("<QQHH", data)
+            self.account = mmap.mmap(fds[0], size, offset=off), 16 + 16 * entries + 63 & ~63
+            os.close(fds[0])
         elif req == vu.SET_MEM_TABLE:
+            self.kept += [m for _, _, _, m in self.regions]
+            self.regions = []
             for i, fd in enumerate(fds):
                 gpa, size, uva, off = struct.unpack_from("<QQQQ", data, 8 + 32 * i)
                 self.file_size = os.fstat(fd).st_size
@@ -164,6 +174,10 @@ class Backend(threading.Thread):
         elif req == vu.SET_VRING_ADDR:
             r.desc, r.used, r.avail = struct.unpack_from("<QQQ", data, 8)
         elif req == vu.SET_VRING_KICK:
+            if r.kick >= 0:
+                os.close(r.kick)
+            else:
+                self.recover(q & 0xff, r)
             r.kick = fds[0]
         elif req == vu.SET_VRING_CALL:
             if r.call >= 0:
@@ -179,6 +193,35 @@ class Backend(threading.Thread):
             return struct.pack("<II", q, r.at)
         return None
 
+    # -- the account of open requests: "Inflight I/O tracking", split virtqueues
+
+    def note(self, q, head, counter=None):
+        if not self.account:
+            return
+        m, size = self.account
+        if counter is None:
+            m[q * size + 16 + 16 * head] = 0
+        else:
+            struct.pack_into("<Q", m, q * size + 24 + 16 * head, counter)
+            m[q * size + 16 + 16 * head] = 1
+
+    def recover(self, q, r):
+        r.again, r.counter, r.q = [], 1, q
+        if not self.account:
+            return
+        m, size = self.account
+        used, = struct.unpack("<H", self.at(r.used + 2, 2, True))
+        version, n, last, seen = struct.unpack_from("<HHHH", m, q * size + 8)
+        if version and seen != used:
+            self.note(q, last)
+        struct.pack_into("<HH", m, q * size + 8, 1, r.num)
+        struct.pack_into("<H", m, q * size + 14, used)
+        heads = sorted((struct.unpack_from("<Q", m, q * size + 24 + 16 * i)[0], i) for i in range(r.num) if m[q * size + 16 + 16 * i])
+        r.again = [i for _, i in heads]
+        r.counter = heads[-1][0] + 1 if heads else 1
+        if r.at != used + len(heads) & 0xffff:
+            self.errors.append(AssertionError(f"the ring begins at {r.at}, used {used}, open {heads}"))
+
     # -- requests
 
     def at(self, addr, n, user=False):
@@ -191,6 +234,9 @@ class Backend(threading.Thread):
     def process(self, q):
         r = self.rings[q]
         while self.serve and r.kick >= 0 and r.enabled:
+            if r.again:
+                self.one(r, r.again.pop(0))
+                continue
             idx, = struct.unpack("<H", self.at(r.avail + 2, 2, True))
             if idx == r.at:
                 if self.acked >> vu.EVENT_IDX & 1:
@@ -198,18 +244,22 @@ class Backend(threading.Thread):
                     if self.at(r.avail + 2, 2, True)[:] != struct.pack("<H", r.at):
                         continue
                 return
-            if (idx - r.at & 0xffff) > r.num:
-                return  # the driver has gone, and its pool was emptied: the daemon is about to stop the ring
+            assert (idx - r.at & 0xffff) <= r.num, "the ring went back in mid-run"
             head, = struct.unpack("<H", self.at(r.avail + 4 + 2 * (r.at % r.num), 2, True))
             r.at = (r.at + 1) & 0xffff
-            chain, i = [], head
-            while True:
-                addr, n, flags, i = struct.unpack("<QIHH", self.at(r.desc + 16 * i, 16, True))
-                chain.append((addr, n, bool(flags & vu.DESC_WRITE)))
-                if not flags & vu.DESC_NEXT:
-                    break
-            if not self.hook or not self.hook(r, head, chain):
-                self.back(r, head, self.request(chain))
+            self.note(q, head, r.counter)
+            r.counter += 1
+            self.one(r, head)
+
+    def one(self, r, head):
+        chain, i = [], head
+        while True:
+            addr, n, flags, i = struct.unpack("<QIHH", self.at(r.desc + 16 * i, 16, True))
+            chain.append((addr, n, bool(flags & vu.DESC_WRITE)))
+            if not flags & vu.DESC_NEXT:
+                break
+        if not self.hook or not self.hook(r, head, chain):
+            self.back(r, head, self.request(chain))
 
     def request(self, chain):
         out = b"".join(bytes(self.at(a, n)) for a, n, w in chain if not w)
@@ -229,8 +279,14 @@ class Backend(threading.Thread):
 
     def back(self, r, head, length):
         idx, = struct.unpack("<H", self.at(r.used + 2, 2, True))
+        if self.account:
+            m, size = self.account
+            struct.pack_into("<H", m, r.q * size + 12, head)
         self.at(r.used + 4 + 8 * (idx % r.num), 8, True)[:] = struct.pack("<II", head, length)
         self.at(r.used + 2, 2, True)[:] = struct.pack("<H", (idx + 1) & 0xffff)
+        if self.account:
+            self.note(r.q, head)
+            struct.pack_into("<H", m, r.q * size + 14, (idx + 1) & 0xffff)
         os.write(r.call, struct.pack("<Q", 1))
 
     def config_change(self):

@@ -609,6 +609,47 @@ static void test_what_the_driver_writes_reaches_each_back_end(void **state)
 	assert_int_equal(d.sets, 2);
 }
 
+static bool keeps_account(struct datapath *dp)
+{
+	return true;
+}
+
+/* The in-flight area is no memory: it is shown to a data path apart, and whether that uses it is told. */
+static void test_account_of_open_requests(void **state)
+{
+	struct vhp_abi_state *s;
+	struct sent c;
+
+	disk();
+	fake_up(&f, 1);
+	fake_window(&f, 1, 64 << 10, -1);
+	fake_region(&f, UINT64_C(1) << 63, 64 << 10, 1, 0);
+	s = fake_begin(&f);
+	s->device_type = htole32(2);
+	s->regions[1].flags = htole32(VHP_REGION_INFLIGHT);
+	s->inflight_queues = htole32(1);
+	s->inflight_entries = htole32(128);
+	fake_end(&f);
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, &c), 1);
+	assert_int_equal(c.args[VHP_ATTACH_FLAGS], 0);
+	assert_non_null(d.mem);
+	assert_int_equal(d.mem->nregions, 1);
+	assert_int_equal(d.mem->inflight.size, 64 << 10);
+	assert_int_equal(d.mem->inflight.win->slot, 1);
+	assert_int_equal(d.mem->inflight_queues, 1);
+	assert_int_equal(d.mem->inflight_entries, 128);
+	d.ops.keeps_account = keeps_account;
+	d.lost = true;
+	agent_handle(a, NULL, 0);
+	d.ready = true;
+	a->attach_ms = 0;
+	go();
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, &c), 2);
+	assert_int_equal(c.args[VHP_ATTACH_FLAGS], VHP_ATTACH_F_INFLIGHT);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 
 int main(void)
@@ -622,6 +663,7 @@ int main(void)
 		T(start_fails), T(index_unknown), T(invalid_page), T(torn_page_changes_nothing), T(orderly_end),
 		T(more_queues_than_the_data_path), T(back_end_is_described_before_attach), T(refused_back_end_does_not_attach),
 		T(net_is_not_described), T(what_the_driver_writes_reaches_each_back_end),
+		T(account_of_open_requests),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -61,12 +61,11 @@ static void serve(void)
 	RIG_MUST(!vp_vq_start(&t.dev, &vc, &e));
 }
 
-static void make_queue(const uint16_t *heads, unsigned n)
+static void make_queue(struct vp_inflight_saved *saved)
 {
 	struct vp_err e = { 0 };
 
-	t.c.heads = heads;
-	t.c.n_heads = n;
+	t.c.saved = saved;
 	if (vp_reqq_new(&t.q, &t.c, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		abort();
@@ -105,7 +104,7 @@ static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 		.out_head = out_head,
 		.in_head = in_head,
 	};
-	make_queue(NULL, 0);
+	make_queue(NULL);
 	for (unsigned i = 0; i < 64; i++)
 		places[n_places++] = RIG_DATA + (63 - i) * PLACE;
 }
@@ -524,7 +523,7 @@ static void full_lengths(uint64_t cookie)
 	t.c.fills = true;
 	for (unsigned i = 0; i < 4; i++)
 		t.c.fill_op |= (uint32_t)byte_of(cookie, i) << 8 * i;
-	make_queue(NULL, 0);
+	make_queue(NULL);
 	serve();
 	n_holds = 0;
 	for (unsigned i = 0; i < 16; i++) {
@@ -739,21 +738,54 @@ static void test_stop_with_a_hole_fails_the_rest(void **state)
 
 /* ---- the in-flight account -------------------------------------------------------------------- */
 
-static void test_inflight_survives_the_daemon(void **state)
+/* As a new daemon does it; the front-end says where the used index was, or (packed) nothing of use. */
+static void reopen(vp_gptr mem, struct vp_inflight_saved *saved)
 {
-	static uint64_t area[8192];
-	uint16_t heads[64];
-	struct vp_vq_conf vc;
+	bool packed = t.rq.vq.packed;
+	struct vp_vq_conf vc = drv_conf(&t.d, packed ? 0x80008000 : 0);
 	struct vp_err e = { 0 };
+
+	assert_int_equal(vp_vq_start(&t.rq.vq, &vc, &e), 0);
+	if (!packed)
+		t.rq.vq.last_avail = t.rq.vq.avail_seen = t.rq.vq.used_idx;
+	assert_int_equal(vp_inflight_open(&t.c.inflight, saved, mem, &t.rq.vq), 0);
+}
+
+/* What a completion looks like when the daemon was killed in it: behind the ring's update, or before it. */
+static void undo_completion(uint64_t *area, const uint64_t *before, bool seen)
+{
+	uint8_t *now = (uint8_t *)area;
+	const uint8_t *was = (const uint8_t *)before;
+	uint16_t used, entry;
+
+	if (!t.rq.vq.packed) {
+		memcpy(now + 14, was + 14, 2);
+		return;
+	}
+	memcpy(now + 14, was + 14, 2);
+	memcpy(now + 18, was + 18, 2);
+	now[21] = was[21];
+	memcpy(&entry, now + 12, 2);
+	now[32 + 32 * entry] = 1;
+	memcpy(&used, was + 18, 2);
+	/* Available again, as if the driver had not been told. */
+	if (!seen)
+		vp_st16(t.rq.vq.desc, 16 * (size_t)used + 14, was[21] ? VP_PACKED_AVAIL : VP_PACKED_USED);
+}
+
+static void inflight_survives(uint64_t drv)
+{
+	static uint64_t area[8192], before[8192];
+	struct vp_inflight_saved saved = { 0 };
 	uint64_t order[VP_BURST];
 	vp_gptr mem = vp_gptr_from_map(area);
-	int n;
 
 	memset(area, 0, sizeof(area));
-	setup(64, F_VERSION_1, F_VERSION_1, 128 << 10);
+	setup(64, F_VERSION_1 | drv, F_VERSION_1, 128 << 10);
 	vp_reqq_free(t.q);
-	assert_int_equal(vp_inflight_open(&t.c.inflight, mem, 64, 0, heads), 0);
-	make_queue(NULL, 0);
+	assert_int_equal(vp_inflight_open(&t.c.inflight, &saved, mem, &t.rq.vq), 0);
+	assert_int_equal(saved.n, 0);
+	make_queue(&saved);
 	serve();
 	n_holds = 0;
 	for (unsigned i = 0; i < 8; i++)
@@ -761,19 +793,18 @@ static void test_inflight_survives_the_daemon(void **state)
 	run();
 	assert_int_equal(device_takes(NULL, VP_BURST), 8);
 	device_returns(5, 1000, 1000);
+	run();
+	memcpy(before, area, sizeof(area));
 	device_returns(1, 1000, 1000);
 	run();
 	assert_int_equal(answers(), 2);
-	/* Killed between two completions and the account: the last one is struck off by the used index. */
-	vp_st16(mem, 14, 1);
+	/* Killed between a completion and the account: it is struck off, for the ring shows that it was made. */
+	undo_completion(area, before, true);
 	vp_reqq_free(t.q);
-	vc = drv_conf(&t.d, 2); /* the used index, as QEMU notes it */
-	assert_int_equal(vp_vq_start(&t.rq.vq, &vc, &e), 0);
-	n = vp_inflight_open(&t.c.inflight, mem, 64, t.rq.vq.used_idx, heads);
-	assert_int_equal(n, 6);
-	t.rq.vq.last_avail = (uint16_t)(t.rq.vq.used_idx + n);
-	t.rq.vq.avail_seen = t.rq.vq.last_avail;
-	make_queue(heads, (unsigned)n);
+	vp_inflight_saved_free(&saved);
+	reopen(mem, &saved);
+	assert_int_equal(saved.n, 6);
+	make_queue(&saved);
 	assert_true(ask(20, 1, 2, 300, false) >= 0);
 	n_holds = 0;
 	serve();
@@ -788,7 +819,126 @@ static void test_inflight_survives_the_daemon(void **state)
 		device_returns(0, 1000, 1000);
 	run();
 	assert_int_equal(answers(), 7);
-	assert_int_equal(vp_inflight_open(&t.c.inflight, mem, 64, t.rq.vq.used_idx, heads), 0);
+	vp_inflight_saved_free(&saved);
+	reopen(mem, &saved);
+	assert_int_equal(saved.n, 0);
+	vp_inflight_saved_free(&saved);
+	teardown();
+}
+
+static void test_inflight_survives_the_daemon(void **state)
+{
+	inflight_survives(0);
+	inflight_survives(F_PACKED);
+	inflight_survives(F_PACKED | F_EVENT_IDX);
+}
+
+/* Packed: a ring as full as it can be, lap after lap, killed at any moment; and in a completion that nobody saw. */
+static void test_inflight_packed_laps(void **state)
+{
+	static uint64_t area[8192], before[8192];
+	struct vp_inflight_saved saved = { 0 };
+	vp_gptr mem = vp_gptr_from_map(area);
+	unsigned asked = 0, open = 0, lap;
+	uint64_t order[VP_BURST];
+
+	memset(area, 0, sizeof(area));
+	setup(16, F_VERSION_1 | F_PACKED, F_VERSION_1, 128 << 10);
+	vp_reqq_free(t.q);
+	reopen(mem, &saved);
+	make_queue(&saved);
+	for (lap = 0; lap < 60; lap++) {
+		unsigned n;
+
+		n_holds = 0;
+		serve();
+		for (; open < 5; open++)
+			assert_true(ask(asked++, 1, 2, 100, false) >= 0);
+		run();
+		/* The oldest first, whatever came between; all of them, and none twice. */
+		n = device_takes(order, VP_BURST);
+		assert_int_equal(n, 5);
+		for (unsigned i = 1; i < n; i++)
+			assert_true(order[i] > order[i - 1]);
+		memcpy(before, area, sizeof(area));
+		device_returns(lap % 5, 1000, 1000);
+		run();
+		assert_int_equal(answers(), 1);
+		open--;
+		if (lap % 3 == 1)
+			undo_completion(area, before, true);
+		vp_reqq_free(t.q);
+		vp_inflight_saved_free(&saved);
+		reopen(mem, &saved);
+		assert_int_equal(saved.n, 4);
+		make_queue(&saved);
+	}
+	vp_reqq_free(t.q);
+	vp_inflight_saved_free(&saved);
+	/* Not seen by the driver: open still. */
+	reopen(mem, &saved);
+	make_queue(&saved);
+	n_holds = 0;
+	serve();
+	run();
+	assert_int_equal(device_takes(order, VP_BURST), 4);
+	memcpy(before, area, sizeof(area));
+	device_returns(2, 1000, 1000);
+	run();
+	undo_completion(area, before, false);
+	vp_reqq_free(t.q);
+	vp_inflight_saved_free(&saved);
+	reopen(mem, &saved);
+	assert_int_equal(saved.n, 4);
+	vp_inflight_saved_free(&saved);
+	make_queue(NULL);
+	teardown();
+}
+
+/* Whatever stands in it, nothing outside the account is touched, and the queue goes on or says that it cannot. */
+static void test_inflight_made_up(void **state)
+{
+	static uint64_t area[8192];
+	struct vp_inflight_saved saved = { 0 };
+	vp_gptr mem = vp_gptr_from_map(area);
+	unsigned refused = 0, taken = 0;
+	struct vp_vq_conf vc;
+	struct vp_err e = { 0 };
+	uint32_t x = 1;
+
+	setup(16, F_VERSION_1 | F_PACKED, F_VERSION_1, 128 << 10);
+	vp_reqq_free(t.q);
+	for (unsigned k = 0; k < 2000; k++) {
+		uint8_t *b = (uint8_t *)area;
+
+		memset(area, 0, sizeof(area));
+		memset(b + 576, 0xa5, sizeof(area) - 576);
+		for (unsigned i = 12; i < 32 + 16 * 32; i++) {
+			x = x * 1664525 + 1013904223;
+			/* Mostly small numbers: they come further. */
+			b[i] = x >> 31 ? (uint8_t)(x >> 24 & (x >> 23 & 1 ? 0xff : 0xf)) : 0;
+		}
+		b[8] = 1;
+		b[10] = 16;
+		vc = drv_conf(&t.d, 0x80008000);
+		assert_int_equal(vp_vq_start(&t.rq.vq, &vc, &e), 0);
+		if (vp_inflight_open(&t.c.inflight, &saved, mem, &t.rq.vq)) {
+			refused++;
+		} else {
+			taken++;
+			make_queue(&saved);
+			n_holds = 0;
+			serve();
+			for (unsigned i = 0; i < 4; i++)
+				vp_reqq_run(t.q, t.s);
+			vp_reqq_free(t.q);
+			vp_inflight_saved_free(&saved);
+		}
+		for (unsigned i = 576; i < sizeof(area); i++)
+			assert_int_equal(b[i], 0xa5);
+	}
+	assert_true(refused > 100 && taken > 100);
+	make_queue(NULL);
 	teardown();
 }
 
@@ -813,6 +963,8 @@ int main(void)
 		cmocka_unit_test(test_stop_rewinds),
 		cmocka_unit_test(test_stop_with_a_hole_fails_the_rest),
 		cmocka_unit_test(test_inflight_survives_the_daemon),
+		cmocka_unit_test(test_inflight_packed_laps),
+		cmocka_unit_test(test_inflight_made_up),
 	};
 
 	return cmocka_run_group_tests_name("request", tests, NULL, NULL);

@@ -109,7 +109,7 @@ static void test_all(void **state)
 	uint8_t cfg[8], status;
 	struct vu_frontend *f;
 	struct side s = { 0 };
-	uint64_t offered;
+	uint64_t offered, size;
 	struct vp_err e;
 	uint32_t base;
 
@@ -127,6 +127,11 @@ static void test_all(void **state)
 	OK(vu_frontend_set_features(f, acked, &e));
 	OK(vu_frontend_queue_num(f, 2, &n, &e));
 	assert_int_equal(n, 4);
+	OK(vu_frontend_inflight_size(f, 2, 128, &size, &e));
+	assert_true(size >= 2 * 128 * 16);
+	assert_int_equal(vu_frontend_inflight_size(f, 9, 128, &size, &e), -EREMOTEIO);
+	assert_true(strstr(e.msg, "GET_INFLIGHT_FD for 9 queues"));
+	OK(vu_frontend_set_inflight(f, 2, 128, 0, 0, size, &e));
 	/* Only the differences travel. */
 	OK(vu_frontend_set_mem(f, r, fds, 2, &e));
 	assert_int_equal(s.p.nregions, 2);

@@ -350,13 +350,14 @@ static void test_indirect_crosses_regions_unaligned(void **state)
 /* The longest chain that there is, and one descriptor more. */
 static void test_indirect_huge(void **state)
 {
-	unsigned f, i, extra;
+	unsigned f, i, k;
 
 	BOTH(f) {
-		for (extra = 0; extra < 2; extra++) {
-			unsigned n = VP_BURST_DESCS + extra;
+		for (k = 0; k < 4; k++) {
+			unsigned extra = k & 1, max = k & 2 ? VP_CHAIN_DESCS : VP_BURST_DESCS, n = max + extra;
 
 			start(2048, formats[f] | F_INDIRECT);
+			vq.long_chains = k & 2;
 			for (i = 0; i < n; i++)
 				table_desc(i, DATA + 16 * i, 16, i + 1 < n ? D_NEXT : 0, (uint16_t)(i + 1));
 			offer(0, TABLE, 16 * n, D_INDIRECT);
@@ -365,7 +366,7 @@ static void test_indirect_huge(void **state)
 			} else {
 				assert_int_equal(fetch(VP_BURST), 1);
 				check_burst();
-				assert_int_equal(b->chain[0].nout, VP_BURST_DESCS);
+				assert_int_equal(b->chain[0].nout, max);
 			}
 			stop();
 		}
