@@ -113,7 +113,7 @@ static unsigned add_bufs(const struct vp_reqq *q, const struct vp_req *r, uint32
 
 static void scrub(const struct vp_reqq *q, const struct vp_req *r)
 {
-	uint32_t at = vp_req_in_at(r), len = r->in_len, n;
+	uint32_t at = (uint32_t)vp_req_in_at(q, r->out_len), len = r->in_len, n;
 	uint64_t addr;
 
 	for (; len; at += n, len -= n) {
@@ -147,9 +147,9 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 	int id;
 
 	if (r->out_len)
-		n = add_bufs(q, r, 0, r->out_len, false, b);
+		n = add_bufs(q, r, vp_req_out_at(q), r->out_len, false, b);
 	if (r->in_len)
-		n += add_bufs(q, r, vp_req_in_at(r), r->in_len, true, b + n);
+		n += add_bufs(q, r, (uint32_t)vp_req_in_at(q, r->out_len), r->in_len, true, b + n);
 	if (!n) {
 		/* A chain of nothing: no need to ask anybody. */
 		r->len = 0;
@@ -170,7 +170,7 @@ static int copy_again(struct vp_reqq *q, struct vp_req *r)
 {
 	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
 	struct vp_virtq *vq = &q->c.rq->vq;
-	uint32_t at = 0;
+	uint32_t at = vp_req_out_at(q);
 	uint64_t span;
 	vp_gptr host;
 
@@ -219,11 +219,11 @@ enum taken { TAKEN, NO_ROOM, NEVER };
 /* A chain becomes a request in the device side's hands. NO_ROOM, NEVER: nothing happened. */
 static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
 {
-	const uint64_t bytes = vp_align_up((uint64_t)c->out_len, 64) + c->in_len;
+	const uint64_t bytes = vp_req_in_at(q, c->out_len) + c->in_len;
 	const uint32_t blocks = (uint32_t)((bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK);
 	const uint16_t i = q->free;
 	struct vp_req *r;
-	uint32_t at = 0;
+	uint32_t at = vp_req_out_at(q);
 
 	if (bytes > (uint64_t)q->blocks.n * VP_REQ_BLOCK) {
 		q->too_big = bytes;
@@ -559,7 +559,8 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 	q->mask = q->size - 1;
 	q->open = true;
 	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->data.size < VP_REQ_BLOCK ||
-	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device)) {
+	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device) || c->out_head > VP_REQ_BLOCK ||
+	    c->in_head > VP_REQ_BLOCK) {
 		free(q);
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
 	}

@@ -43,6 +43,11 @@ struct vp_reqq_conf {
 	bool once; /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
 	int fail_status; /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
 	bool fuse;	 /* a failed request is told by a FUSE header, -EIO */
+	/*
+	 * Bytes of the headers before what is read and what is written, at most a block; 0: none. What follows them begins
+	 * at a multiple of a block, for a device side that does direct I/O on it, and each header is in one piece.
+	 */
+	uint16_t out_head, in_head;
 	struct vp_inflight inflight; /* on: split rings only */
 	const uint16_t *heads;	     /* requests that an earlier daemon had taken, oldest first; copied */
 	unsigned n_heads;
@@ -64,7 +69,7 @@ struct vp_req {
 	uint8_t state;		       /* enum vp_req_state */
 	uint8_t nruns;
 	struct vp_run
-		run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
+		run[VP_REQ_RUNS]; /* readable bytes, writable ones behind them: see vp_req_in_at() */
 	struct vp_run segs;	  /* in seg[] when there are more than fit below */
 	struct vp_copyq_seg seg[4];
 };

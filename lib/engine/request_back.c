@@ -47,7 +47,7 @@ static int put_seg(struct vp_reqq *q, const struct vp_req *r, uint64_t addr, uin
 static int put(struct vp_reqq *q, const struct vp_req *r)
 {
 	const struct vp_copyq_seg *sg = vp_req_segs(q, r) + r->nout;
-	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = vp_req_in_at(r);
+	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = (uint32_t)vp_req_in_at(q, r->out_len);
 
 	for (unsigned k = 0; k < r->nin && left; k++) {
 		uint32_t n = VP_MIN(left, sg[k].len);

@@ -6,10 +6,18 @@
 #include "engine/copyq_priv.h"
 #include "engine/request.h"
 
-/* Where the writable bytes begin. */
-VP_INLINE uint32_t vp_req_in_at(const struct vp_req *r)
+/* Where the readable bytes begin. */
+VP_INLINE uint32_t vp_req_out_at(const struct vp_reqq *q)
 {
-	return (r->out_len + 63u) & ~63u;
+	return q->c.out_head ? VP_REQ_BLOCK - q->c.out_head : 0;
+}
+
+/* Where the writable bytes begin, behind out_len readable ones. */
+VP_INLINE uint64_t vp_req_in_at(const struct vp_reqq *q, uint32_t out_len)
+{
+	uint64_t end = vp_req_out_at(q) + (uint64_t)out_len;
+
+	return q->c.in_head ? vp_align_up(end + q->c.in_head, VP_REQ_BLOCK) - q->c.in_head : vp_align_up(end, 64);
 }
 
 VP_INLINE const struct vp_copyq_seg *vp_req_segs(const struct vp_reqq *q, const struct vp_req *r)

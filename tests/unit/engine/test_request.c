@@ -72,6 +72,8 @@ static void make_queue(const uint16_t *heads, unsigned n)
 	}
 }
 
+static uint16_t out_head, in_head; /* of the queues that setup() makes */
+
 static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 {
 	uint64_t rb = vp_copyq_ring_bytes();
@@ -99,6 +101,8 @@ static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 		.ring = { 0, rb },
 		.data = { rb, area },
 		.fail_status = 1,
+		.out_head = out_head,
+		.in_head = in_head,
 	};
 	make_queue(NULL, 0);
 	for (unsigned i = 0; i < 64; i++)
@@ -323,6 +327,40 @@ static void mixed_large(uint64_t drv, uint64_t dev)
 static void mixed_small(uint64_t drv, uint64_t dev)
 {
 	mixed(drv, dev, 56 << 10, false);
+}
+
+/* With headers, the rest of each part begins at a multiple of a block, and no header is in two pieces. */
+static void test_payloads_are_aligned(void **state)
+{
+	const uint64_t data = RIG_POOL_ADDR + vp_copyq_ring_bytes();
+
+	out_head = 51;
+	in_head = 108;
+	setup(64, F_VERSION_1, F_VERSION_1, 1 << 20);
+	serve();
+	n_holds = 0;
+	for (uint64_t i = 0; i < 12; i++)
+		assert_true(ask(i, 1 + i % 3, 1 + i / 3 % 2, 200 + (uint32_t)i * 333, false) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, 12), 12);
+	for (unsigned i = 0; i < 12; i++) {
+		const struct vp_chain *c = &t.burst.chain[i];
+		const struct vp_seg *sg = &t.burst.seg[c->seg];
+
+		assert_int_equal((sg[0].addr + out_head - data) % VP_REQ_BLOCK, 0);
+		assert_true(sg[0].len >= out_head);
+		assert_int_equal((sg[c->nout].addr + in_head - data) % VP_REQ_BLOCK, 0);
+		assert_true(sg[c->nout].len >= in_head);
+	}
+	while (n_holds)
+		device_returns(n_holds / 2, holds[n_holds / 2].in_len, 0);
+	run();
+	assert_int_equal(answers(), 12);
+	teardown();
+	/* And whatever comes, in little room. */
+	mixed(F_INDIRECT | F_VERSION_1, F_EVENT_IDX | F_VERSION_1, 56 << 10, false);
+	mixed(F_PACKED | F_VERSION_1, F_VERSION_1, 128 << 10, true);
+	out_head = in_head = 0;
 }
 
 static void mixed_lost(uint64_t drv, uint64_t dev)
@@ -624,6 +662,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_there_and_back),
 		cmocka_unit_test(test_little_room),
+		cmocka_unit_test(test_payloads_are_aligned),
 		cmocka_unit_test(test_device_comes_and_goes),
 		cmocka_unit_test(test_open_requests_are_given_again),
 		cmocka_unit_test(test_what_the_last_one_wrote_is_not_given_again),
