@@ -32,10 +32,13 @@ class Vsock:
         self.driver.nets.append(v.UserDevice(socks[0], 'vhost-user-vsock-pci'))
         d.start()
         lab.boot(self.driver, self.device)
-        self.device.sh('modprobe vhost_vsock')
-        self.start_agent()
+        self.serve()
         self.driver.sh('modprobe vmw_vsock_virtio_transport')
         self.wait_up()
+
+    def serve(self):
+        self.device.sh('modprobe vhost_vsock')
+        self.start_agent()
 
     def start_agent(self):
         self.device.sh('(setsid vhost-pci-agent --vsock %d --wait >/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % CID)
@@ -92,6 +95,34 @@ def test_vsock(lab, point):
     assert not k.driver.complaints() and not k.device.complaints()
     assert k.daemon.alive()
     v.note('the agent was ended and started again: old connections were reset, new ones work')
+
+
+def test_device_vm_killed(lab):
+    """Copy mode: SIGKILL of the device VM with connections open, in both directions. When it has booted again, the driver VM's next send is
+    answered by a reset, and new connections work."""
+    k = Vsock(lab, *POINTS[0])
+    slow = 'VSOCKIO_SLOW=1 vsockio '
+    try:
+        server = k.driver.spawn(slow + 'listen 4999 1 100000000 2>/run/listen.4999', 600)
+        k.device.sh('(%s listen 4998 1 100000000 >/dev/null 2>/run/listen.4998 &)' % slow)
+        k.driver.until('grep -q listening /run/listen.4999', 20)
+        k.device.until('grep -q listening /run/listen.4998', 20)
+        k.device.sh('(%s connect %d 4999 1 100000000 >/run/connect.out 2>&1 &)' % (slow, CID))
+        client = k.driver.spawn(slow + 'connect 2 4998 1 100000000', 600)
+        time.sleep(v.limit(0.5))
+        assert server.status is None and client.status is None
+        k.device.kill()
+        lab.boot(k.device)
+        k.serve()
+        k.wait_up()
+        for job in (server, client):
+            assert 'reset' in job.result(check=False) and job.status == 1, job.out
+        k.streams(k.driver, k.device, CID, 4, 256 << 10)
+        k.streams(k.device, k.driver, 2, 4, 256 << 10)
+    except (v.VMError, AssertionError) as e:
+        raise v.VMError('%s\n%s' % (e, k.story()))
+    assert not k.driver.complaints() and k.daemon.alive()
+    v.note('old connections were reset, new ones work')
 
 
 def test_module_is_held_once_for_each_file(lab):
