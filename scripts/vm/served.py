@@ -18,7 +18,11 @@ SOCKET = '/run/vhu/served.sock'
 
 
 # Shell text: load what with_modules() has put into an image.
-INSERT = 'for m in /mod/*; do insmod $m 2>/dev/null; done'
+INSERT = 'for m in /mod/*; do insmod $m 2>/dev/null || true; done'
+
+
+# Shell text, for a driver VM: requests wait while nobody serves them, and its kernel need not complain of that.
+PATIENT = 'echo 0 >/proc/sys/kernel/hung_task_timeout_secs; '
 
 
 def with_modules(kw, names):
@@ -124,7 +128,7 @@ class Disk(Served):
 
     def attach(self):
         """The driver VM loads its driver; it waits in there until the disk is served."""
-        self.driver.sh('modprobe virtio_blk', 120)
+        self.driver.sh(PATIENT + 'modprobe virtio_blk', 120)
         self.driver.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
 
 
@@ -153,7 +157,7 @@ class Scsi(Served):
                        'echo %s >$t/nexus && ln -s $d $t/lun/lun_0/d0' % (self.wwpn, self.nexus), 60)
 
     def attach(self):
-        self.driver.sh(INSERT, 120)
+        self.driver.sh(PATIENT + INSERT, 120)
         self.driver.until('[ -b /dev/sda ]', 60, 'dmesg | tail')
 
 

@@ -9,6 +9,7 @@ import image
 import packages
 import portlink
 import pytest
+import served
 import vhostpci_vm as v
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -150,7 +151,7 @@ def test_back_end_killed_while_writing(lab, qemu):
     k.daemon.start()
     lab.boot(k.driver)
     d = k.driver
-    waits = d.spawn('modprobe virtio_blk; dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null', 600)
+    waits = d.spawn(served.PATIENT + 'modprobe virtio_blk; dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct 2>/dev/null', 600)
     v.note('the driver VM has booted and reads its disk, which nobody serves')
     k.start_device()
     assert waits.status is None
@@ -182,7 +183,7 @@ def test_device_vm_killed_while_writing(lab, qemu):
     k.start_device()
     k.start_backend()
     d = k.driver
-    d.sh('modprobe virtio_blk')
+    d.sh(served.PATIENT + 'modprobe virtio_blk')
     d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
     d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=16 2>/dev/null')
     job = d.spawn('for i in 1 2 3 4 5 6 7 8; do dd if=/tmp/pattern of=/dev/vda bs=16384 oflag=direct || exit 1; done', 900)
@@ -216,7 +217,7 @@ def test_unplugged_while_writing(lab, mode, attachment, qemu):
     lab.boot(d)
     more = {'vectors': 0} if d.accel == 'tcg' and d.qemu.version < (8, 0) else {}
     plug = lambda: hotplug.plug(d, 'gone', sock, driver=k.model, bus='rp', **{'num-queues': 1, 'config-wce': False, **more})     # noqa: E731
-    d.sh('modprobe virtio_blk')
+    d.sh(served.PATIENT + 'modprobe virtio_blk')
     plug()
     d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
     # Three at once, so that there are always requests under way.
@@ -273,7 +274,7 @@ def test_files(lab, each, mode):
     k.start_backend()
     d = k.driver
     lab.boot(d)
-    d.sh('modprobe virtiofs; mkdir -p /mnt')
+    d.sh(served.PATIENT + 'modprobe virtiofs; mkdir -p /mnt')
     total = 'find . -type f | sort | xargs sha256sum | sha256sum'
     try:
         d.sh('mount -t virtiofs home /mnt', 60)
@@ -304,5 +305,5 @@ def test_files(lab, each, mode):
         assert d.sh('cmp /tmp/big /mnt/big && cd /mnt/t && ' + total, 300) == want
     except v.VMError as e:
         raise v.VMError('%s\n%s\n%s' % (e, d.sh('dmesg | tail -n 20', check=False), k.story()))
-    assert k.daemon.alive() and not d.complaints()
+    assert k.daemon.alive() and not d.complaints(), d.sh('dmesg')[-3000:]
     v.note('killed and started again: %s; all is there' % job.out.split('\n')[1])
