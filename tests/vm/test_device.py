@@ -109,7 +109,7 @@ class Disk(Served):
             got = d.sh('dd if=/dev/vda bs=%d count=%d skip=%d iflag=direct 2>/dev/null | sha256sum' % (bs, count, n * (4 << 20) // bs), 120)
             ref = want if bs > 512 else d.sh('head -c 524288 /tmp/pattern | sha256sum').split()[0]
             assert got.split()[0] == ref, 'blocks of %d bytes' % bs
-        d.sh('blkdiscard -o 1048576 -l 4194304 /dev/vda && printf "o\\nn\\np\\n1\\n2048\\n+8M\\nn\\np\\n2\\n\\n\\nw\\n" | fdisk /dev/vda >/dev/null', 60)
+        d.sh('blkdiscard -o 1048576 -l 4194304 /dev/vda && printf "o\\nn\\np\\n1\\n2048\\n+8M\\nn\\np\\n2\\n20480\\n\\nw\\n" | fdisk -u /dev/vda >/dev/null', 60)
         d.until('[ -b /dev/vda2 ]', 20, 'fdisk -l /dev/vda')
         d.sh('mkfs.ext4 -q -F /dev/vda2 && mount -t ext4 /dev/vda2 /mnt && cp /tmp/pattern /mnt/f && sync && umount /mnt', 120)
         d.sh('e2fsck -fn /dev/vda2', 60)
