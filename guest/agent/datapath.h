@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What processes the queues: vhost-net with a tap, vhost-vsock, or a vhost-user back-end. The engine
+ * What processes the queues: vhost-net with a tap, vhost-vsock, vhost-scsi, or a vhost-user back-end. The engine
  * (agent.c) decides when; a data path does.
  *
  * Order of calls: features(); then for each session (link up): configure, set_mem, and for each queue start,
@@ -101,6 +101,9 @@ int dp_vhostnet_open(struct tap *t, unsigned int busy_poll_us, struct datapath *
 
 /* cid: what the driver VM is called in this VM. */
 int dp_vhostvsock_open(uint64_t cid, struct datapath **out, struct vp_err *e);
+
+/* wwpn: of a vhost target of this VM's LIO. */
+int dp_vhostscsi_open(const char *wwpn, struct datapath **out, struct vp_err *e);
 
 /* server: listen at path, else connect to it (again and again). */
 int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e);

@@ -7,7 +7,8 @@
  *   memmap.c        windows and regions: from link addresses to memory
  *   agent.c         the engine: brings the data path in line with the state page; describe.c   what the back-end has
  *   dp_vhostnet.c   kernel data path, with tap.c                dp_vhostuser.c   any vhost-user back-end
- *   dp_vhostvsock.c kernel data path for vsock                  vhost.c          what both kernel data paths share
+ *   dp_vhostvsock.c kernel data path for vsock                  dp_vhostscsi.c   kernel data path for scsi
+ *   vhost.c         what the kernel data paths share
  *   vfeatures.c     names of feature bits     notify.c  sd_notify     status.c  --status
  *
  * One thread, one poll loop: signals, the port, the data path. Only this file exits.
@@ -131,6 +132,8 @@ static int open_path(const struct opts *o, struct tap *tap, struct datapath **ou
 		return dp_vhostnet_open(tap, o->busy_poll_us, out, e);
 	if (o->cid)
 		return dp_vhostvsock_open(o->cid, out, e);
+	if (o->wwpn)
+		return dp_vhostscsi_open(o->wwpn, out, e);
 	return dp_vhostuser_open(o->vhost_user, o->server, out, e);
 }
 
@@ -210,7 +213,7 @@ static int run_port(const struct opts *o, int sigfd, struct tap *tap)
 	snprintf(cid, sizeof(cid), "CID %u", o->cid);
 	vp_log(VP_LOG_NOTICE, "%s%s%s%s: serving with %s%s%s", port->what, port->info.name[0] ? " (" : "",
 	       port->info.name, port->info.name[0] ? ")" : "", dp->ops->name, o->tap ? " and " : " at ",
-	       o->tap ? tap->name : o->cid ? cid : o->vhost_user);
+	       o->tap ? tap->name : o->cid ? cid : o->wwpn ? o->wwpn : o->vhost_user);
 	rc = serve(a, sigfd);
 	if (rc == -ENODEV) {
 		vp_log(VP_LOG_NOTICE, "%s was unplugged", port->what);

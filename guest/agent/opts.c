@@ -16,6 +16,7 @@
 static const char help[] =
 	"Usage: vhost-pci-agent --tap NAME [options]\n"
 	"       vhost-pci-agent --vsock CID [options]\n"
+	"       vhost-pci-agent --scsi WWPN [options]\n"
 	"       vhost-pci-agent --vhost-user PATH | --vhost-user-server PATH [options]\n"
 	"       vhost-pci-agent --status [--json] [--port PORT]\n"
 	"\n"
@@ -26,6 +27,8 @@ static const char help[] =
 	"                               or a macvtap given by its path (/dev/tapN)\n"
 	"  -c, --vsock CID              kernel: vhost-vsock; programs of this VM reach the driver VM at\n"
 	"                               the vsock address CID, which is the link's CID=\n"
+	"  -S, --scsi WWPN              kernel: vhost-scsi; the driver VM gets the disks of this VM's\n"
+	"                               target WWPN (naa.…, made with targetcli or in configfs)\n"
 	"  -u, --vhost-user PATH        a vhost-user back-end that listens at PATH\n"
 	"  -U, --vhost-user-server PATH a vhost-user back-end that connects to PATH\n"
 	"\n"
@@ -52,6 +55,7 @@ enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY };
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
 	{ "vsock", required_argument, NULL, 'c' },
+	{ "scsi", required_argument, NULL, 'S' },
 	{ "vhost-user", required_argument, NULL, 'u' },
 	{ "vhost-user-server", required_argument, NULL, 'U' },
 	{ "port", required_argument, NULL, 'p' },
@@ -117,6 +121,11 @@ static int parse_one(struct opts *o, int c)
 	case 'c':
 		/* 0 to 2 have meanings of their own (VMADDR_CID_*), and so has the last. */
 		return number("vsock", optarg, 3, UINT32_MAX - 1, &o->cid);
+	case 'S':
+		if (!*optarg || strchr(optarg, '/'))
+			return usage("--scsi %s: a WWPN like naa.5001405000000001 is wanted", optarg);
+		o->wwpn = optarg;
+		return 0;
 	case 'u':
 	case 'U':
 		if (o->vhost_user)
@@ -169,26 +178,27 @@ static int parse_one(struct opts *o, int c)
 
 int opts_parse(struct opts *o, int argc, char **argv)
 {
-	int c, rc;
+	int c, rc, paths;
 
 	*o = (struct opts){ .port = "auto" };
 	opterr = 0;
 	optind = 1;
-	while ((c = getopt_long(argc, argv, "t:c:u:U:p:wq:b:sjvhV", longopts, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "t:c:S:u:U:p:wq:b:sjvhV", longopts, NULL)) != -1) {
 		rc = parse_one(o, c);
 		if (rc)
 			return rc;
 	}
 	if (optind < argc)
 		return usage("unexpected argument '%s'", argv[optind]);
+	paths = !!o->tap + !!o->cid + !!o->wwpn + !!o->vhost_user;
 	if (o->status)
-		return o->tap || o->cid || o->vhost_user ? usage("--status only looks: it takes no data path") : 0;
+		return paths ? usage("--status only looks: it takes no data path") : 0;
 	if (o->json)
 		return usage("--json goes with --status");
-	if (!!o->tap + !!o->cid + !!o->vhost_user > 1)
-		return usage("--tap, --vsock and --vhost-user exclude each other");
-	if (!o->tap && !o->cid && !o->vhost_user)
-		return usage("say what processes the queues: --tap NAME, --vsock CID, --vhost-user PATH or --vhost-user-server PATH");
+	if (paths > 1)
+		return usage("--tap, --vsock, --scsi and --vhost-user exclude each other");
+	if (!paths)
+		return usage("say what processes the queues: --tap NAME, --vsock CID, --scsi WWPN, --vhost-user PATH or --vhost-user-server PATH");
 	if (!o->tap && (o->bridge || o->up || o->has_mac || o->mtu || o->pairs || o->keep || o->busy_poll_us))
 		return usage("--bridge, --up, --mac, --mtu, --queues, --keep and --busy-poll go with --tap");
 	if (!*o->port)

@@ -12,6 +12,7 @@ struct opts {
 	const char *vhost_user;		/* socket path; NULL: none */
 	bool server;			/* listen at it */
 	unsigned int cid;		/* of --vsock; 0: none */
+	const char *wwpn;		/* of --scsi; NULL: none */
 	const char *bridge;
 	unsigned int pairs;		/* 0: what the port has */
 	unsigned int busy_poll_us;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The kernel's vhost devices (/dev/vhost-net, /dev/vhost-vsock): what is the same for all of them.
+ * The kernel's vhost devices (/dev/vhost-net, /dev/vhost-vsock, /dev/vhost-scsi): what is the same for all of them.
  *
  * fd is the open device, index a queue of it. what names it in sentences. Threads: any, one for each fd. Errors: 0 or -errno.
  */

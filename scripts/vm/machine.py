@@ -336,6 +336,7 @@ class VM:
             image.initramfs(self.kernel, self.initrd, files, programs, boot_modules, rc)
         else:
             self.initrd = image.base_initramfs(self.kernel)
+        self.kernel_args = True     # False: the firmware boots from a disk
         self.console = os.path.join(dir, name + '.console')
         self.errlog = os.path.join(dir, name + '.qemu')
         self.proc = None
@@ -362,25 +363,25 @@ class VM:
             if os.path.exists(s):
                 os.unlink(s)
         self._asock, self._qsock = a, q
-        mem = self.mem_args
+        mem, machine = self.mem_args, self.machine
         if mem is None:
             mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem, '-m', str(self.mem)]
-            machine = self.machine + ',memory-backend=mem'
-        else:
-            machine = self.machine
+            machine += ',memory-backend=mem'
         cmd = self.qemu.cmd + self.qemu.data + [
             '-name', self.name, '-nodefaults', '-no-user-config', '-display', 'none', '-M', machine,
             '-accel', self.accel + (',thread=multi' if self.accel == 'tcg' else ''), '-cpu', self.cpu, '-smp', str(self.smp)] + mem + [
-            '-kernel', self.kernel.image, '-initrd', self.initrd,
-            '-append', 'console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 '
-                       'audit=0 mitigations=off net.ifnames=0 ' + self.append,
             '-chardev', 'file,id=con,path=%s,append=on' % self.console, '-serial', 'chardev:con',
             '-chardev', 'socket,id=agent,path=%s,server=on,wait=off' % a, '-serial', 'chardev:agent',
             '-chardev', 'socket,id=qmp,path=%s,server=on,wait=off' % q, '-mon', 'chardev=qmp,mode=control',
             '-chardev', 'socket,id=qmpd,path=%s,server=on,wait=off' % q2, '-mon', 'chardev=qmpd,mode=control']
+        cmd += ['-kernel', self.kernel.image, '-initrd', self.initrd, '-append', self.cmdline()] if self.kernel_args else []
         for i, n in enumerate(self.nets):
             cmd += n.args(self, i)
         return cmd + self.extra
+
+    def cmdline(self):
+        return ('console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable random.trust_cpu=on rcupdate.rcu_expedited=1 '
+                'audit=0 mitigations=off net.ifnames=0 ' + self.append)
 
     def start(self, wait=True, timeout=None):
         """Start QEMU; with @wait until the guest answers (returns the seconds that took)."""

@@ -14,7 +14,7 @@ sys.path[:0] = [os.path.join(TOP, d) for d in ('scripts/vm', 'conformance')]  # 
 
 import vhostpci_vm as v      # noqa: E402
 
-BUILD = os.environ.get('VHOST_PCI_BUILD') or os.path.join(TOP, 'build')
+BUILD = os.path.abspath(os.environ.get('VHOST_PCI_BUILD') or os.path.join(TOP, 'build'))
 
 _dirs = []
 
@@ -34,7 +34,8 @@ REPEATS = [
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
-    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'),
+    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'),
+    ('test_boot_from_disk', '11'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
 ]
 
 

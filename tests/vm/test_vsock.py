@@ -2,7 +2,6 @@
 """Sockets between a driver VM and a device VM: vhost-vsock of the device VM's kernel, the stock driver in the driver VM."""
 
 import os
-import time
 
 import image
 import portlink
@@ -32,10 +31,13 @@ class Vsock:
         self.driver.nets.append(v.UserDevice(socks[0], 'vhost-user-vsock-pci'))
         d.start()
         lab.boot(self.driver, self.device)
-        self.device.sh('modprobe vhost_vsock')
-        self.start_agent()
+        self.serve()
         self.driver.sh('modprobe vmw_vsock_virtio_transport')
         self.wait_up()
+
+    def serve(self):
+        self.device.sh('modprobe vhost_vsock')
+        self.start_agent()
 
     def start_agent(self):
         self.device.sh('(setsid vhost-pci-agent --vsock %d --wait >/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % CID)
@@ -79,7 +81,7 @@ def test_vsock(lab, point):
         server = k.driver.spawn('VSOCKIO_SLOW=1 vsockio listen 4999 1 100000000 2>/run/listen.4999', 240)
         k.driver.until('grep -q listening /run/listen.4999', 20)
         client = k.device.spawn('VSOCKIO_SLOW=1 vsockio connect %d 4999 1 100000000' % CID, 240)
-        time.sleep(v.limit(0.5))
+        k.driver.until('grep -q sending /run/listen.4999', 30)
         k.end_agent('KILL' if point[0] == 'copy' else 'TERM')
         assert client.result(check=False) and client.status == 1, client.out
         k.start_agent()
@@ -92,6 +94,35 @@ def test_vsock(lab, point):
     assert not k.driver.complaints() and not k.device.complaints()
     assert k.daemon.alive()
     v.note('the agent was ended and started again: old connections were reset, new ones work')
+
+
+def test_device_vm_killed(lab):
+    """Copy mode: SIGKILL of the device VM with connections open, in both directions. When it has booted again, the driver VM's next send is
+    answered by a reset, and new connections work."""
+    k = Vsock(lab, *POINTS[0])
+    slow = 'VSOCKIO_SLOW=1 vsockio '
+    try:
+        server = k.driver.spawn(slow + 'listen 4999 1 100000000 2>/run/listen.4999', 600)
+        k.device.sh('(%s listen 4998 1 100000000 >/dev/null 2>/run/listen.4998 &)' % slow)
+        k.driver.until('grep -q listening /run/listen.4999', 20)
+        k.device.until('grep -q listening /run/listen.4998', 20)
+        k.device.sh('(%s connect %d 4999 1 100000000 >/run/connect.out 2>&1 &)' % (slow, CID))
+        client = k.driver.spawn(slow + 'connect 2 4998 1 100000000 2>/run/connect.4998', 600)
+        # A program that only waits would go on waiting.
+        k.driver.until('grep -q sending /run/listen.4999 && grep -q sending /run/connect.4998', 30)
+        assert server.status is None and client.status is None
+        k.device.kill()
+        lab.boot(k.device)
+        k.serve()
+        k.wait_up()
+        for job in (server, client):
+            assert 'without progress' not in job.result(check=False) and job.status == 1, job.out
+        k.streams(k.driver, k.device, CID, 4, 256 << 10)
+        k.streams(k.device, k.driver, 2, 4, 256 << 10)
+    except (v.VMError, AssertionError) as e:
+        raise v.VMError('%s\n%s' % (e, k.story()))
+    assert not k.driver.complaints() and k.daemon.alive()
+    v.note('old connections were reset, new ones work')
 
 
 def test_module_is_held_once_for_each_file(lab):

@@ -7,7 +7,7 @@
  *
  * Each end of each connection sends BYTES bytes that follow from its role and the connection's number, which the connecting
  * end says first, and expects as many of the other role. Ends with 0 and a line, or with 1 and what is wrong. With VSOCKIO_SLOW=1
- * in the environment it sends 100 bytes 50 times a second: the other end's credit lasts for minutes.
+ * in the environment it sends 100 bytes 50 times a second: the other end's credit lasts for minutes; it says on stderr that it begins.
  */
 #include <errno.h>
 #include <poll.h>
@@ -54,6 +54,8 @@ static int send_some(struct conn *c, int role)
 	ssize_t r;
 
 	if (slow) {
+		if (!c->sent && write(2, "sending\n", 8) < 0)
+			return fail(c, "stderr");
 		usleep(20000);
 		len = len < 100 ? len : 100;
 	}

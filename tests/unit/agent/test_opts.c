@@ -44,6 +44,9 @@ static void test_good(void **state)
 	assert_int_equal(parse("--vsock 42 --wait"), 0);
 	assert_int_equal(o.cid, 42);
 	assert_null(o.vhost_user);
+	assert_int_equal(parse("--scsi naa.5001405000000001 --port disks"), 0);
+	assert_string_equal(o.wwpn, "naa.5001405000000001");
+	assert_false(o.cid || o.tap || o.vhost_user);
 	assert_int_equal(parse("--status --json"), 0);
 	assert_true(o.status && o.json);
 }
@@ -56,7 +59,8 @@ static void test_bad(void **state)
 		"--tap a --mac 02:00:00:00:00", "--tap a --mac 01:00:00:00:00:01", "--tap a --mac 02:00:00:00:00:01x",
 		"--vhost-user a --bridge br0", "--vhost-user a -q 2", "--tap a --json", "--status --tap a", "--tap a -p",
 		"--vsock 2", "--vsock 4294967295", "--vsock x", "--vsock 3 --tap a", "--vsock 3 --vhost-user a", "--vsock 3 --keep",
-		"--status --vsock 3",
+		"--status --vsock 3", "--scsi", "--scsi a/b", "--scsi naa.1 --vsock 3", "--scsi naa.1 --tap a", "--status --scsi naa.1",
+		"--scsi naa.1 --vhost-user a", "--scsi naa.1 --mtu 1500",
 	};
 
 	int keep = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY), rc;

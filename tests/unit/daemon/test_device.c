@@ -58,6 +58,9 @@ static void test_queue_roles(void **state)
 	assert_int_equal(vp_device_net.use(3), VP_QUEUE_SENDS);
 	assert_int_equal(vp_device_blk.use(1), VP_QUEUE_ASKS);
 	assert_int_equal(vp_device_scsi.use(1), VP_QUEUE_RECEIVES);
+	/* QEMU's own, which it acknowledges whatever is offered. */
+	link_of("scsi", 1);
+	assert_true(vp_device_scsi.offered(&l, 0, &(struct vp_profile){ .known = true }) & VP_BIT(2));
 	assert_int_equal(vp_device_vsock.use(1), VP_QUEUE_SENDS);
 }
 
