@@ -49,7 +49,7 @@ def scribbling_guest(c):
         seq = max(struct.unpack_from("<I", p.mem, at)[0] for at in (pc.COMMAND,
                                                                     pc.STATE + 0x100)) + 1
         p.command_raw(seq, *command)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + pc.limit(5)
         while struct.unpack_from("<I", p.mem, pc.STATE + 0x100)[0] != seq:
             expect(time.monotonic() < deadline, "commands are not answered any more")
             p.idle()
@@ -249,7 +249,7 @@ def answer(c):
         expect(s.answer[1] == 0x4711, f"the answer names opcode {s.answer[1]:#x}")
         expect(s.answer[2] == pc.UNKNOWN, f"status {s.answer[2]} to an unknown opcode")
         expect(not any(raw_state(p)[0x110:0x140]), "values in an answer that has none")
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + pc.limit(1)
         while not take_signals(p):
             expect(time.monotonic() < deadline, "signal 0 was not raised after the answer")
             p.idle()

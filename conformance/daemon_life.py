@@ -21,7 +21,7 @@ def signal_0_after_changes(c):
         take_signals(p)
         with c.nic():
             p.wait(runs)
-            deadline = time.monotonic() + 1
+            deadline = time.monotonic() + pc.limit(1)
             while not take_signals(p):
                 expect(time.monotonic() < deadline, "the link came up without signal 0")
                 p.idle()
@@ -46,14 +46,14 @@ def kicks_and_calls(c):
         while pc.raised(nic.rings[1].call_fd, 0):
             pass
         nic.send_packet(vu.frame(0))
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + pc.limit(2)
         while not kicked():
             expect(time.monotonic() < deadline,
                    f"the driver's kick did not raise signal {q.kick_signal}")
             p.idle()
         got = forward(p, 1, 1, q.base)[0]
         expect(got[12:] == vu.frame(0), "the packet in the buffer is not the one that was sent")
-        expect(pc.raised(nic.rings[1].call_fd, 2), "the guest's call did not reach the driver VM")
+        expect(pc.raised(nic.rings[1].call_fd, pc.limit(2)), "the guest's call did not reach the driver VM")
 
 
 @holds("D56", needs=("driver",))
@@ -66,7 +66,7 @@ def replaced_call(c):
         old = old_doorbell(p, 1)
         new = new_call(nic, 1)
         old()
-        expect(pc.raised(new, 3),
+        expect(pc.raised(new, pc.limit(3)),
                "a call by the doorbell that was shown before did not reach the driver VM")
         time.sleep(0.8)
         while pc.raised(new, 0):
@@ -74,7 +74,7 @@ def replaced_call(c):
         p.drain()
         expect(p.state().queues[1].run == run, "the run ended")
         call(p, 1)
-        expect(pc.raised(new, 3), "a call by the present doorbell did not reach the driver VM")
+        expect(pc.raised(new, pc.limit(3)), "a call by the present doorbell did not reach the driver VM")
         os.close(new)
 
 
@@ -87,7 +87,7 @@ def replacement_is_told(c):
         take_signals(p)
         had = list(p.doorbells)
         new = new_call(nic, 1)
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + pc.limit(1)
         while p.state().generation == g or not take_signals(p):
             expect(time.monotonic() < deadline,
                    "an eventfd was replaced, and neither generation nor signal 0 says so")
@@ -168,26 +168,27 @@ def region_removed(c):
     """First the region; the window goes after SYNC, or after a bounded time."""
     with c.up() as (p, nic):
         can_add(c, nic)
-        m = more_memory(nic)
-        s = p.wait(lambda s: len(s.regions) == 2 and runs(s) and ready(s))
-        slot, serial = s.regions[1][3], s.windows[s.regions[1][3]][2]
-        there = lambda s: slot < len(s.windows) and s.windows[slot][3] and (
-            s.windows[slot][2] == serial)
-        less_memory(nic, m)
-        s = p.wait(lambda s: len(s.regions) == 1)
-        expect(there(s), "the window went with its region")
-        t = time.monotonic()
-        p.sync()
-        p.wait(lambda s: not there(s))
-        expect(time.monotonic() - t < 0.7, "SYNC did not release the window")
-        m.close()
-        m = more_memory(nic)
-        s = p.wait(lambda s: len(s.regions) == 2 and runs(s) and ready(s))
-        slot, serial = s.regions[1][3], s.windows[s.regions[1][3]][2]
-        less_memory(nic, m)
-        p.wait(lambda s: len(s.regions) == 1)
-        p.wait(lambda s: not there(s), 10)
-        m.close()
+
+        def seconds(sync):
+            """For which the window of memory that has been removed is there."""
+            m = more_memory(nic)
+            s = p.wait(lambda s: len(s.regions) == 2 and runs(s) and ready(s))
+            slot, serial = s.regions[1][3], s.windows[s.regions[1][3]][2]
+            there = lambda s: slot < len(s.windows) and s.windows[slot][3] and (
+                s.windows[slot][2] == serial)
+            less_memory(nic, m)
+            s = p.wait(lambda s: len(s.regions) == 1)
+            expect(there(s), "the window went with its region")
+            t = time.monotonic()
+            if sync:
+                p.sync()
+            p.wait(lambda s: not there(s), 10)
+            m.close()
+            return time.monotonic() - t
+
+        # A busy machine may be late, but not each time. Without SYNC a window stays for about a second.
+        expect(any(seconds(True) < 0.7 for _ in range(4)), "SYNC did not release the window")
+        seconds(False)
 
 
 # ---- section 7: life
@@ -254,7 +255,7 @@ def guest_dies(c):
     """Its end is a DETACH; the next life finds the port free."""
     with c.attached():
         pass
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + pc.limit(5)
     with c.open() as p:
         if c.attachment == "ivshmem" and p.state().attached:
             p.command(pc.DETACH)
@@ -307,7 +308,7 @@ def shmem_full_queue(c):
         expect(p.state().answer[2] == pc.UNKNOWN, "the daemon waits for buffers")
         take_signals(p)
         p.command(99)
-        deadline = time.monotonic() + 1
+        deadline = time.monotonic() + pc.limit(1)
         while not take_signals(p):
             expect(time.monotonic() < deadline, "no signal although buffers are there again")
             p.idle()
@@ -333,7 +334,7 @@ def local_second_process(c):
 def local_window_before_ready(c):
     c.only_fast()
     with c.attached() as p, c.nic():
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + pc.limit(5)
         while not runs(p.state()):
             expect(time.monotonic() < deadline, "the link did not come up")
         keys = [w[1] for w in p.state().windows if w[3] == 4 and w[4] & 1]
@@ -354,7 +355,7 @@ def net_queues(c):
             raise NotTested(f"the link serves a device of type {s.type}")
         expect(len(s.queues) % 2 == 0 and s.max_queues % 2 == 0,
                f"{len(s.queues)} queues, at most {s.max_queues}: no pairs")
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + pc.limit(2)
         while not (got := p.take(s.queues[0], s.queues[0].base)) and time.monotonic() < deadline:
             p.idle()
         expect(got and all(w for _, _, w in got[0]),

@@ -47,7 +47,7 @@ class Context:
 
     def open(self):
         """A new life of the guest. The daemon may need a moment to see the end of the last one."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + pc.limit(10)
         while True:
             try:
                 p = {"local": pc.Local, "shmem": pc.Shmem,
@@ -76,7 +76,7 @@ class Context:
 
     def nic(self, **kw):
         """A driver VM. The daemon may need a moment to see the end of the last one."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + pc.limit(10)
         while True:
             try:
                 return vu.Nic(self.driver, **kw)
@@ -97,9 +97,9 @@ def find_attachment(path):
     """By who speaks first, and what: an ivshmem server its version, the local attachment HELLO, a
     vhost-user back-end nobody."""
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(2)
+        s.settimeout(pc.limit(2))
         s.connect(path)
-        if not select.select([s], [], [], 1)[0]:
+        if not select.select([s], [], [], pc.limit(1))[0]:
             return "shmem"
         return "ivshmem" if s.recv(48)[:8] == bytes(8) else "local"
 
@@ -143,7 +143,7 @@ def take_signals(p):
 def forward(p, q, n, at):
     """Takes @n packets of queue @q from index @at, gives the buffers back, calls. Returns what
     was in them."""
-    out, deadline = [], time.monotonic() + 5
+    out, deadline = [], time.monotonic() + pc.limit(5)
     while len(out) < n:
         entry = p.state().queues[q]
         got = p.take(entry, at)

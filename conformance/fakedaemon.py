@@ -93,8 +93,9 @@ class Daemon:
         self.header()
         self.publish(signal=False)
         self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
+        self.listener.bind(path + ".new")
         self.listener.listen(4)
+        os.rename(path + ".new", path)  # there when somebody can connect
 
     # -- the control block
 
@@ -280,7 +281,7 @@ class Daemon:
 
     def until(self, what, seen, timeout=5):
         """Serve until what() is true; AssertionError(@seen) after @timeout seconds."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + pc.limit(timeout)
         while not (v := what()):
             if time.monotonic() > deadline:
                 raise AssertionError(seen() if callable(seen) else seen)

@@ -142,7 +142,7 @@ class Guest:
         if "does-not-wait" in self.wrong and opcode == pc.QUEUE_STOPPED:
             time.sleep(0.05)
             return pc.OK
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + pc.limit(5)
         while True:
             s = self.read()
             if s and s.answer[0] == seq:

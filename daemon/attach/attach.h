@@ -52,6 +52,11 @@ struct vp_attach_ops {
 	 * and costs nothing when it is not used.
 	 */
 	unsigned (*direct)(struct vp_attach *a, unsigned q, int kick, int call);
+	/*
+	 * Optional. A run has ended, and the device side has not returned all of its requests: it may do them after it has said that it
+	 * stopped, and return them in the next run. So it is to be gone before that begins.
+	 */
+	void (*unclean)(struct vp_attach *a);
 };
 #define VP_ATTACH_KICK 1u
 

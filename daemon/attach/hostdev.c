@@ -231,6 +231,7 @@ static int backend_begin(struct hostdev *h, int fd)
 	}
 	vp_source_limit(h->io, 100000, 2000);
 	h->here = true;
+	h->unclean = false;
 	h->n_conns++;
 	vp_log(VP_LOG_INFO, "%s: back-end connected (pid %d, user %u)", h->c.name, (int)h->cred.pid, h->cred.uid);
 	hostdev_session_begin(h);
@@ -364,6 +365,14 @@ static int hostdev_signal_fd(struct vp_attach *a, unsigned i)
 	return i && i <= h->n ? h->sig[i - 1] : -1;
 }
 
+static void hostdev_unclean(struct vp_attach *a)
+{
+	struct hostdev *h = (struct hostdev *)a;
+
+	h->unclean = h->here;
+	work_soon(h);
+}
+
 /* A back-end whose front-end has gone sees its socket closed. */
 static void hostdev_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 {
@@ -407,6 +416,7 @@ static void hostdev_free(struct vp_attach *a)
 static const struct vp_attach_ops attach_ops = {
 	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
 	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal,
+	.unclean = hostdev_unclean,
 };
 
 void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

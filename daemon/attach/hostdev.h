@@ -37,6 +37,7 @@ struct hostdev {
 	uint32_t              seq;    /* of the last command */
 	/* connection */
 	bool                  here;   /* a back-end is connected */
+	bool                  unclean; /* and may be at work on requests of a run that is over: to be dropped */
 	int                   lfd;
 	struct vu_conn        main, req;
 	struct vp_source     *listen_io, *io, *req_io;

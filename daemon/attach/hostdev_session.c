@@ -487,7 +487,13 @@ void hostdev_session_run(struct hostdev *h)
 	if (h->s.in_step)
 		return;
 	h->s.in_step = true;
-	while (h->here && !h->s.waits && step(h))
+	/*
+	 * qemu-storage-daemon answers GET_VRING_BASE while requests are under way, and returns them in the ring that it is given next.
+	 * Before it serves another connection it waits for them.
+	 */
+	if (h->here && h->unclean)
+		hostdev_drop(h, false, "requests of a run that is over were open; connecting again");
+	while (h->here && !h->s.waits && !h->unclean && step(h))
 		;
 	h->s.in_step = false;
 }

@@ -188,7 +188,6 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	struct ivshmem *v = arg;
 	const struct vp_conf_side *side = &v->c.link->side[VP_SIDE_DEVICE];
 	struct ucred cred;
-	char c;
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK), r;
 
 	if (fd < 0) {
@@ -196,8 +195,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 			vp_daemon_shed(v->c.d, lfd, v->c.name);
 		return 0;
 	}
-	/* Its predecessor died and the hang-up is still to be handled. */
-	if (v->fd >= 0 && !recv(v->fd, &c, 1, MSG_DONTWAIT | MSG_PEEK))
+	/* Its predecessor has gone and the hang-up is still to be handled, whatever either of them had not read. */
+	if (v->fd >= 0 && vp_sock_hung_up(v->fd))
 		client_gone(v, "the connection was closed");
 	if (vp_sock_peer(fd, &cred) || v->fd >= 0 ||
 	    !vp_policy_user_ok(vp_conf_vm_find(v->c.d->conf, side->vm), cred.uid, geteuid())) {

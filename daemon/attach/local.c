@@ -192,7 +192,6 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	struct local *l = arg;
 	const struct vp_conf_side *side = &l->c.link->side[VP_SIDE_DEVICE];
 	struct ucred cred;
-	char c;
 	/* seccomp control: accept4 */
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -206,8 +205,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		refuse(l, fd, EACCES);
 		return 0;
 	}
-	/* Its predecessor died and the hang-up is still to be handled. */
-	if (l->fd >= 0 && !recv(l->fd, &c, 1, MSG_DONTWAIT | MSG_PEEK))
+	/* Its predecessor has gone and the hang-up is still to be handled, whatever either of them had not read. */
+	if (l->fd >= 0 && vp_sock_hung_up(l->fd))
 		client_gone(l, "it closed the connection");
 	if (l->fd >= 0) {
 		refuse(l, fd, EBUSY);

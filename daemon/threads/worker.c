@@ -24,6 +24,7 @@
 #define SUPERVISE_MS   500
 #define WORKER_LOOK_US 20         /* while busy, between looks at the other jobs' kicks */
 #define WORKER_LATER_MS 1         /* until a job whose work must wait is run again */
+#define WORKER_SKIPS   255        /* of a thrifty job: sleeps without polling, at most */
 #define WORKER_RELAX   8          /* pauses after a round without work: the drivers' cores want their rings */
 
 /* Slots by number, replaced as a whole when it grows; read by the thread under RCU. */
@@ -90,6 +91,7 @@ static void activate(struct worker *w, struct worker_job *j)
 	j->active = true;
 	j->later = false;
 	j->last_work = vp_cycles();
+	j->idle = false;
 	w->active[w->nactive++] = j;
 	j->ops->disarm(j);
 }
@@ -159,6 +161,27 @@ static void wait_kicks(struct worker *w)
 	handle_later(w, t);
 }
 
+/* How long a job polls now. One that polled in vain sleeps at once the next time, the next 3 times, 7, and so on. */
+static uint64_t poll_time(const struct worker *w, const struct worker_job *j)
+{
+	return j->thrifty && j->skip ? 0 : w->busy_poll;
+}
+
+/* Polling ended with work, or with a sleep. */
+static void polled(struct worker_job *j, bool found)
+{
+	if (!j->thrifty)
+		return;
+	if (found) {
+		j->skips = 0;
+	} else if (j->skip) {
+		j->skip--;
+	} else {
+		j->skips = VP_MIN(2 * j->skips + 1, WORKER_SKIPS);
+		j->skip = j->skips;
+	}
+}
+
 static unsigned run_active(struct worker *w)
 {
 	unsigned i = 0, work = 0;
@@ -170,12 +193,18 @@ static unsigned run_active(struct worker *w)
 		if (__atomic_load_n(&j->dead, __ATOMIC_ACQUIRE)) {
 			keep = false;
 		} else if (j->ops->run(j, w->scratch)) {
+			if (j->idle)
+				polled(j, true);
+			j->idle = false;
 			j->last_work = vp_cycles();
 			work++;
-		} else if (vp_cycles() - j->last_work >= w->busy_poll) {
+		} else if (vp_cycles() - j->last_work >= poll_time(w, j)) {
 			enum worker_next next = j->ops->arm(j);
 
 			keep = next == WORKER_AGAIN;
+			j->idle = false;
+			if (!keep)
+				polled(j, false);
 			if (keep) {
 				j->ops->disarm(j);
 				j->last_work = vp_cycles();
@@ -184,6 +213,8 @@ static unsigned run_active(struct worker *w)
 				if (!w->later)
 					w->later = vp_cycles() + vp_cycles_hz() / 1000 * WORKER_LATER_MS;
 			}
+		} else {
+			j->idle = true;
 		}
 		if (keep) {
 			i++;
@@ -220,7 +251,7 @@ static void *worker_main(void *arg)
 			looked = now;
 		}
 		__atomic_store_n(&w->rounds, w->rounds + 1, __ATOMIC_RELAXED);
-		if (run_active(w))
+		if (run_active(w) || !w->nactive)
 			continue;
 		for (i = 0; i < WORKER_RELAX; i++)
 			vp_relax();

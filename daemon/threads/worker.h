@@ -49,13 +49,15 @@ struct worker_job_ops {
 /* Embedded in the owner's structure; zeroed before worker_job_add(). */
 struct worker_job {
 	const struct worker_job_ops *ops;
+	bool     thrifty;       /* polls less often when polling finds nothing: what it waits for may need this very CPU */
 	/* private to worker.c */
 	struct worker *w;
 	uint32_t slot;
 	bool     dead, poked;
 	struct worker_job *retired; /* the next one of these */
-	bool     active, later;
+	bool     active, later, idle;
 	uint64_t last_work;
+	unsigned skips, skip;   /* thrifty: sleeps without polling after the next poll in vain; and until the next poll */
 };
 
 struct worker_pool_conf {

@@ -14,6 +14,15 @@
 /* Pieces of requests that the device side has, beyond four for each. */
 #define SEGS 4096u
 
+/* Full lengths in a row, until a device side is taken to tell them always. */
+#define FULL 16u
+
+/* Requests that are handed over in one run: few, so that the device side begins while the next ones are being copied. */
+#define HAND_BURST 8u
+
+/* A driver is called when it has been given all that is there, or so many bytes. */
+#define OWED_BYTES (512u << 10)
+
 /* ---- records ------------------------------------------------------------------ */
 
 static void list_add(struct vp_reqq *q, uint16_t i)
@@ -111,9 +120,9 @@ static unsigned add_bufs(const struct vp_reqq *q, const struct vp_req *r, uint32
 	return k;
 }
 
-static void scrub(const struct vp_reqq *q, const struct vp_req *r)
+void vp_req_scrub(const struct vp_reqq *q, const struct vp_req *r)
 {
-	uint32_t at = vp_req_in_at(r), len = r->in_len, n;
+	uint32_t at = (uint32_t)vp_req_in_at(q, r->out_len), len = r->in_len, n;
 	uint64_t addr;
 
 	for (; len; at += n, len -= n) {
@@ -147,9 +156,9 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 	int id;
 
 	if (r->out_len)
-		n = add_bufs(q, r, 0, r->out_len, false, b);
+		n = add_bufs(q, r, vp_req_out_at(q), r->out_len, false, b);
 	if (r->in_len)
-		n += add_bufs(q, r, vp_req_in_at(r), r->in_len, true, b + n);
+		n += add_bufs(q, r, (uint32_t)vp_req_in_at(q, r->out_len), r->in_len, true, b + n);
 	if (!n) {
 		/* A chain of nothing: no need to ask anybody. */
 		r->len = 0;
@@ -170,7 +179,7 @@ static int copy_again(struct vp_reqq *q, struct vp_req *r)
 {
 	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
 	struct vp_virtq *vq = &q->c.rq->vq;
-	uint32_t at = 0;
+	uint32_t at = vp_req_out_at(q);
 	uint64_t span;
 	vp_gptr host;
 
@@ -185,7 +194,8 @@ static int copy_again(struct vp_reqq *q, struct vp_req *r)
 		}
 	}
 	if (!q->c.trust_len)
-		scrub(q, r);
+		vp_req_scrub(q, r);
+	r->raw = false;
 	return 0;
 }
 
@@ -214,16 +224,27 @@ static unsigned give_again(struct vp_reqq *q)
 	return n;
 }
 
+/* Its blocks need no zeroes: see request.h. What the driver asks for is its own affair; that it may change it meanwhile, too. */
+static bool filled(const struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	uint32_t op;
+
+	if (q->full < FULL || !c->nout || sg[0].len < sizeof(op) || c->in_len <= VP_REQ_BLOCK)
+		return false;
+	vp_copy_in(&op, sg[0].p, sizeof(op));
+	return le32toh(op) == q->c.fill_op;
+}
+
 enum taken { TAKEN, NO_ROOM, NEVER };
 
 /* A chain becomes a request in the device side's hands. NO_ROOM, NEVER: nothing happened. */
 static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
 {
-	const uint64_t bytes = vp_align_up((uint64_t)c->out_len, 64) + c->in_len;
+	const uint64_t bytes = vp_req_in_at(q, c->out_len) + c->in_len;
 	const uint32_t blocks = (uint32_t)((bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK);
 	const uint16_t i = q->free;
 	struct vp_req *r;
-	uint32_t at = 0;
+	uint32_t at = vp_req_out_at(q);
 
 	if (bytes > (uint64_t)q->blocks.n * VP_REQ_BLOCK) {
 		q->too_big = bytes;
@@ -248,8 +269,9 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		copy_out(q, r, at, sg[k].p, sg[k].len);
 		at += sg[k].len;
 	}
-	if (!q->c.trust_len)
-		scrub(q, r);
+	r->raw = filled(q, sg, c);
+	if (!q->c.trust_len && !r->raw)
+		vp_req_scrub(q, r);
 	if (!submit(q, i))
 		goto undo;
 	q->free = r->next;
@@ -309,7 +331,7 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 		q->blocked = true;
 		return 0;
 	}
-	n = vp_vq_fetch(vq, &s->src, VP_QUEUE_BURST);
+	n = vp_vq_fetch(vq, &s->src, HAND_BURST);
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		enum taken t = take(q, &s->src.seg[c->seg], c);
@@ -329,32 +351,12 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 
 /* ---- both ways ------------------------------------------------------------------------- */
 
-/* As in copyq.c. */
-static void kick(struct vp_reqq *q, struct vp_scratch *s)
-{
-	const uint64_t one = 1;
-	ssize_t n;
-
-	if (vp_unlikely(vp_blame_held(q->kick_who))) {
-		q->shadow.broken = true;
-		return;
-	}
-	q->kicks++;
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	/* seccomp data: write */
-	n = write(q->kick_fd, &one, sizeof(one));
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	if (n < 0 && errno == EINTR)
-		vp_blame(q->kick_who);
-	if (n < 0 && errno != EAGAIN)
-		q->shadow.broken = true;
-}
-
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_queue *rq = q->c.rq;
 	uint64_t start = vp_cycles();
-	unsigned back, gave, handed = 0, calls = 0;
+	unsigned back, gave, handed = 0;
+	bool tell;
 
 	if (vp_unlikely(!q->served || rq->vq.broken || q->shadow.broken))
 		return 0;
@@ -366,19 +368,11 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 		return 0;
 	if (handed)
 		vp_drvq_publish(&q->shadow);
-	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (handed && vp_drvq_need_kick_fenced(&q->shadow)) {
-		kick(q, s);
-		calls++;
-	}
-	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_queue_call(rq, s);
-		calls++;
-	}
-	vp_copyq_stat(&rq->stats.calls, calls);
-	vp_copyq_stat(&rq->stats.bursts, 1);
-	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	/* More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes the driver do. */
+	tell = gave && (!q->again || q->stalled || rq->vq.broken || q->owed >= OWED_BYTES);
+	if (tell)
+		q->owed = 0;
+	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, tell, start, s);
 	return back + handed;
 }
 
@@ -439,11 +433,21 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 	q->kick_who = kick_who;
 	q->served = true;
 	q->blocked = q->stalled = false;
+	q->full = 0;
 	q->regive = q->first;
 	while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS)
 		q->regive = q->req[q->regive].next;
 	vp_drvq_disable_calls(&q->shadow);
 	return 0;
+}
+
+unsigned vp_reqq_away(const struct vp_reqq *q)
+{
+	unsigned n = 0;
+
+	for (uint16_t i = q->first; q->served && i != q->n; i = q->req[i].next)
+		n += q->req[i].state == VP_REQ_AWAY;
+	return n;
 }
 
 bool vp_reqq_end(struct vp_reqq *q, bool reachable)
@@ -475,6 +479,8 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 		vp_req_fail(q, i);
 		total++;
 	}
+	total += q->owed != 0;
+	q->owed = 0;
 	return total && !vq->broken && vp_vq_need_call(vq);
 }
 
@@ -559,7 +565,8 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 	q->mask = q->size - 1;
 	q->open = true;
 	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->data.size < VP_REQ_BLOCK ||
-	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device)) {
+	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device) || c->out_head > VP_REQ_BLOCK ||
+	    c->in_head > VP_REQ_BLOCK) {
 		free(q);
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
 	}

@@ -14,6 +14,10 @@
  * writable is copied back, because real back-ends report 0 or too little, and the blocks were zeroed before, so that
  * neither end sees bytes of another request.
  *
+ * Zeroing costs as much as a copy. A request that its device fills whole (fills, fill_op: a disk's read) is spared it once the
+ * device side has told the full length of several such requests in a row. When it then tells less, nothing is copied: the
+ * request is given to it again, with zeroed blocks. When it tells of an error, the blocks are zeroed afterwards.
+ *
  * Security model: that of copyq.h. Of the pool only used entries, event fields and returned bytes are read, each once.
  * Where a request came from and may be written is in private memory. A request is completed once, when the device side
  * has returned its id, which it had.
@@ -43,6 +47,14 @@ struct vp_reqq_conf {
 	bool once; /* not to be done again: what is open fails when a device side goes, if it has readable bytes */
 	int fail_status; /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
 	bool fuse;	 /* a failed request is told by a FUSE header, -EIO */
+	/*
+	 * Bytes of the headers before what is read and what is written, at most a block; 0: none. If there is either, what
+	 * follows them begins at a multiple of a block, for a device side that does direct I/O on it (and for our copies: x86's
+	 * string instructions want that), and each header is in one piece.
+	 */
+	uint16_t out_head, in_head;
+	bool fills;	 /* requests that begin with the 32 bits fill_op fill what is writable, but for their status (fail_status) */
+	uint32_t fill_op;
 	struct vp_inflight inflight; /* on: split rings only */
 	const uint16_t *heads;	     /* requests that an earlier daemon had taken, oldest first; copied */
 	unsigned n_heads;
@@ -63,8 +75,9 @@ struct vp_req {
 	uint16_t prev, next;	       /* order of arrival; next: free list, too */
 	uint8_t state;		       /* enum vp_req_state */
 	uint8_t nruns;
+	bool raw; /* its writable blocks may hold bytes of other requests */
 	struct vp_run
-		run[VP_REQ_RUNS]; /* readable bytes from the start, writable ones behind them, at a multiple of 64 */
+		run[VP_REQ_RUNS]; /* readable bytes, writable ones behind them: see vp_req_in_at() */
 	struct vp_run segs;	  /* in seg[] when there are more than fit below */
 	struct vp_copyq_seg seg[4];
 };
@@ -90,6 +103,8 @@ struct vp_reqq {
 	bool served;	  /* a device side is there */
 	bool blocked, again, stalled, open;
 	bool told; /* drained: attention was asked for */
+	unsigned full;	    /* fills: full lengths told in a row */
+	uint64_t owed;	    /* bytes that the driver was given without a call */
 	int kick_fd;
 	uint64_t kick_who;
 	uint64_t desc_addr, avail_addr, used_addr;
@@ -106,6 +121,9 @@ void vp_reqq_free(struct vp_reqq *q);
 int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e);
 /* It has let go, or was cut. What it returned is given to the driver if that is reachable; true: and that wants a call. */
 bool vp_reqq_end(struct vp_reqq *q, bool reachable);
+
+/* Requests that the device side has and has not returned. */
+unsigned vp_reqq_away(const struct vp_reqq *q);
 
 /* As the functions of the same names in copyq.h. */
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s);

@@ -6,6 +6,26 @@
 
 #include "engine/packet.h"
 
+/* False: it was raw and is not full, and the device side is to have it again. */
+static bool full_enough(struct vp_reqq *q, uint16_t i)
+{
+	struct vp_req *r = &q->req[i];
+
+	if (!q->c.fills || r->in_len <= VP_REQ_BLOCK)
+		return true;
+	if (vp_req_full(r)) {
+		q->full += q->full < UINT32_MAX;
+		return true;
+	}
+	q->full = 0;
+	if (!r->raw)
+		return true;
+	r->state = VP_REQ_WAITS;
+	if (q->regive == q->n || r->seq < q->req[q->regive].seq)
+		q->regive = i;
+	return false;
+}
+
 /* Note what the device side returned. */
 static unsigned note(struct vp_reqq *q, unsigned max)
 {
@@ -14,9 +34,24 @@ static unsigned note(struct vp_reqq *q, unsigned max)
 
 	for (unsigned i = 0; i < n; i++) {
 		q->req[u[i].tag].len = u[i].len;
-		vp_req_pend(q, u[i].tag);
+		if (vp_likely(full_enough(q, u[i].tag)))
+			vp_req_pend(q, u[i].tag);
 	}
 	return n;
+}
+
+/* The device side need not have written more than the status of a request that failed. */
+static void scrub_failed(const struct vp_reqq *q, const struct vp_req *r)
+{
+	uint64_t addr;
+	uint32_t n;
+	vp_gptr p = vp_req_piece(q, r, (uint32_t)vp_req_in_at(q, r->out_len) + r->in_len - 1, 1, &n, &addr);
+	uint8_t status = vp_ld8(p, 0);
+
+	if (vp_likely(!status))
+		return;
+	vp_req_scrub(q, r);
+	vp_st8(p, 0, status);
 }
 
 /* To the driver's address addr, translated now, from the pool at `at` of the request. 0, -EAGAIN, -EFAULT. */
@@ -47,8 +82,10 @@ static int put_seg(struct vp_reqq *q, const struct vp_req *r, uint64_t addr, uin
 static int put(struct vp_reqq *q, const struct vp_req *r)
 {
 	const struct vp_copyq_seg *sg = vp_req_segs(q, r) + r->nout;
-	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = vp_req_in_at(r);
+	uint32_t left = q->c.trust_len ? r->len : r->in_len, at = (uint32_t)vp_req_in_at(q, r->out_len);
 
+	if (r->raw)
+		scrub_failed(q, r);
 	for (unsigned k = 0; k < r->nin && left; k++) {
 		uint32_t n = VP_MIN(left, sg[k].len);
 		int ret = put_seg(q, r, sg[k].addr, n, at);
@@ -91,6 +128,7 @@ unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
 			break;
 		q->pend_tail++;
 		bytes += q->req[i].in_len;
+		q->owed += q->req[i].in_len;
 		give(q, i, q->req[i].len);
 		done++;
 	}

@@ -6,6 +6,7 @@
 """
 
 import os
+import time
 
 import packages
 import portlink
@@ -38,6 +39,17 @@ class Served:
         self.device.sh('mkdir -p /run/vhu; (setsid vhost-pci-agent --vhost-user %s --wait >>/run/agent.log 2>&1 &)' % SOCKET)
         self.start_backend()
 
+    def kill_backend(self):
+        self.device.sh('kill -9 $(cat /run/backend.pid)')
+
+    def wait_known(self):
+        """Until the daemon has learned from the back-end what the driver VM is to be shown."""
+        end = time.time() + v.limit(60)
+        while not self.daemon.ctl('profile', LINK)['known']:
+            if time.time() > end:
+                raise v.VMError('the profile was not learned\n' + self.story())
+            time.sleep(0.2)
+
     def status(self):
         return self.daemon.ctl('show', LINK)
 
@@ -50,31 +62,38 @@ class Served:
 
 
 class Disk(Served):
-    """qemu-storage-daemon serves a disk of the device VM's, a file of the host's, to a vhost-user-blk-pci. The profile is written:
-    both VMs may boot at the same time."""
+    """qemu-storage-daemon serves a vhost-user-blk-pci. own: a disk of the device VM's, a file of the host's, which outlives it; else
+    a file in its memory. written: the profile is, both VMs may boot at the same time; else the driver VM boots when it is known."""
 
     kind, model, props = 'blk', 'vhost-user-blk-pci', 'num-queues=1'
 
-    def __init__(self, daemon, *point, mib=64, driver=None, **kw):
+    def __init__(self, daemon, *point, mib=64, driver=None, own=True, written=True, **kw):
         if not os.path.exists('/usr/bin/qemu-storage-daemon'):
             raise v.Unavailable('qemu-storage-daemon is not installed (scripts/setup)')
-        self.image = daemon.path('disk.img')
-        with open(self.image, 'wb') as f:
-            f.truncate(mib << 20)
-        # Without vectors as in UserDevice. What QEMU has written outlives it, in the host's page cache.
-        device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')],
-                      extra=['-drive', 'file=%s,format=raw,if=none,id=own' % self.image, '-device', 'virtio-blk-pci,drive=own,vectors=0'])
-        # Copy mode: what was acknowledged has left the device VM. In fast mode the driver VM has to flush: its memory is that of a PCI
-        # device there, which the kernel pins for nobody, so direct I/O fails.
-        self.direct = 'on' if point[0] == 'copy' else 'off'
-        super().__init__(daemon, *point, driver=driver, device=device, profile={'Capacity': '%dM' % mib}, **kw)
+        self.own, self.mib = own, mib
+        device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')])
+        if own:
+            self.image = daemon.path('disk.img')
+            with open(self.image, 'wb') as f:
+                f.truncate(mib << 20)
+            # Without vectors as in UserDevice. What QEMU has written outlives it, in the host's page cache.
+            device['extra'] = ['-drive', 'file=%s,format=raw,if=none,id=own' % self.image, '-device', 'virtio-blk-pci,drive=own,vectors=0']
+            # Copy mode: what was acknowledged has left the device VM. In fast mode the driver VM has to flush: its memory is that of a PCI
+            # device there, which the kernel pins for nobody, so direct I/O fails.
+            self.blockdev = 'driver=host_device,filename=/dev/vda,cache.direct=' + ('on' if point[0] == 'copy' else 'off')
+        else:
+            self.blockdev = 'driver=file,filename=/run/disk.img,discard=unmap'
+        super().__init__(daemon, *point, driver=driver, device=device, profile={'Capacity': '%dM' % mib} if written else None, **kw)
 
     def start_backend(self):
-        self.device.sh('modprobe virtio_blk')
-        self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
-        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev driver=host_device,filename=/dev/vda,node-name=f,cache.direct=%s '
+        if self.own:
+            self.device.sh('modprobe virtio_blk')
+            self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
+        else:
+            self.device.sh('[ -e /run/disk.img ] || dd if=/dev/zero of=/run/disk.img bs=1M count=%d 2>/dev/null' % self.mib)
+        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev %s,node-name=f '
                        '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1 '
-                       '>>/run/backend.log 2>&1 &)' % (SOCKET, self.direct, SOCKET))
+                       '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)' % (SOCKET, self.blockdev, SOCKET))
 
     def attach(self):
         """The driver VM loads its driver; it waits in there until the disk is served."""
@@ -88,18 +107,19 @@ class Files(Served):
     kind, queues, model, props = 'fs', 2, 'vhost-user-fs-pci', 'tag=home,num-request-queues=1'
     under = '/opt/virtiofsd'
 
-    def __init__(self, daemon, *point, **kw):
+    def __init__(self, daemon, *point, written=True, **kw):
         root = packages.tree('trixie', 'virtiofsd', 'libc6', 'libcap-ng0', 'libseccomp2', 'libgcc-s1')
         files = packages.files(root, self.under, '/usr/libexec/virtiofsd')
         for lib in ('libm.so.6', 'libgcc_s.so.1', 'libseccomp.so.2', 'libcap-ng.so.0'):
             path = next(p for p in (root + d + '/x86_64-linux-gnu/' + lib for d in ('/usr/lib', '/lib')) if os.path.exists(p))
             files[self.under + '/lib/x86_64-linux-gnu/' + lib] = (os.path.realpath(path), 0o755)
-        super().__init__(daemon, *point, device=dict(files=files), profile={'Tag': 'home'}, **kw)
+        super().__init__(daemon, *point, device=dict(files=files), profile={'Tag': 'home'} if written else None, **kw)
 
     def start_backend(self):
         self.device.sh('mkdir -p /srv; rm -f {s} {s}.pid; (setsid {u}/lib64/ld-linux-x86-64.so.2 --library-path {u}/lib/x86_64-linux-gnu '
                        '{u}/usr/libexec/virtiofsd --socket-path={s} --shared-dir=/srv --sandbox=none --seccomp=none '
-                       '--inode-file-handles=never >>/run/backend.log 2>&1 &)'.format(u=self.under, s=SOCKET))
+                       '--inode-file-handles=never >>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(u=self.under, s=SOCKET))
+        self.device.until('[ -S %s ]' % SOCKET, 20, 'cat /run/backend.log')
 
     def attach(self):
         self.driver.sh('modprobe virtiofs; mkdir -p /mnt; mount -t virtiofs home /mnt', 120)

@@ -39,6 +39,8 @@ def default_links(rig, quick=False):
     rig.link("fast", "fast", "local", driver=ev)
     rig.link("fast-poll", "fast", "local", driver=["--poll"], device=["--in-place", "--poll"])
     rig.link("fast-packed", "fast", "local", driver=["--packed", *ev], packed_fast=True)
+    if shutil.which("qemu-storage-daemon"):
+        rig.disk("disk")
     if not quick:
         rig.link("copy-ivshmem", "copy", "ivshmem", driver=ev, rate=100)
         rig.link("fast-shmem", "fast", "shmem", driver=[], rate=100)

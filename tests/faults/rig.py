@@ -253,6 +253,56 @@ class Link:
                 e.proc.wait()
 
 
+class Storage(End):
+    """qemu-storage-daemon. It knows of no pages: that it serves shows at the driver."""
+
+    def start(self):
+        self.link.rig.lives += 1
+        self.life = self.link.rig.lives
+        self.proc = subprocess.Popen(self.base_command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                     preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
+        self.put("life", self.life)
+        self.put("sessions", super().get("sessions") + 1)
+
+    def get(self, field):
+        driver = self.link.ends[0]
+        if field == "sessions":
+            return super().get(field) + driver.get(field)
+        return driver.get(field) if field in ("max_gap_ns", "last_rx_ns") else super().get(field)
+
+    def epoch_seen(self):
+        return self.link.ends[0].epoch_seen()
+
+
+class DiskLink(Link):
+    """A disk in copy mode with Endpoint=vhost-user; what its driver knows of its sectors is in a file that outlives everybody."""
+
+    def __init__(self, rig, name, rate=200):
+        self.rig, self.name, self.mode, self.attachment = rig, name, "copy", None
+        self.number, self.packed_fast = len(rig.links) + 1, False
+        self.file, ledger, image = (rig.tmp / f"{name}.{x}" for x in ("pages", "ledger", "img"))
+        self.file.write_bytes(bytes(4096))
+        ledger.write_bytes(bytes(16 * 256))
+        image.write_bytes(bytes(256 * 4096))
+        with open(self.file, "r+b") as f:
+            self.pages = mmap.mmap(f.fileno(), 4096)
+        d, disk = rig.daemon, rig.daemon.sock(name, "device")
+        for vm in ("drv", "dev"):
+            d.write(f"{name}-{vm}.vm", "[VM]\nTrustGroup=test\n")
+        d.link(name, driver=name + "-drv", device=name + "-dev", Link_Mode="copy", Link_Type="blk", Device_Endpoint="vhost-user",
+               Device_SocketMode="client", Device_Socket=disk, Device_PoolSize="4M")
+        with open(d.conf / f"{name}.link", "a") as f:
+            f.write("[Profile]\nCapacity=1M\n")
+        self.proxies = {}
+        self.ends = [
+            End(self, 0, ["/usr/bin/python3", "-B", str(HERE / "diskdriver.py"), "--socket", self.between(0, d.sock(name, "driver"), proxy.VHOST_USER),
+                          "--ledger", str(ledger), "--rate", str(rate)]),
+            Storage(self, 1, ["qemu-storage-daemon", "--blockdev", f"file,node-name=f,filename={image}", "--export",
+                              f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={disk},writable=on"]),
+        ]
+        self.cut_at, self.cut_round = [0, 0], [0, 0]
+
+
 class Rig:
     def __init__(self, tmp, build):
         self.tmp, self.build = pathlib.Path(tmp), pathlib.Path(build)
@@ -265,6 +315,10 @@ class Rig:
 
     def link(self, *args, **kw):
         self.links.append(Link(self, *args, **kw))
+        return self.links[-1]
+
+    def disk(self, *args, **kw):
+        self.links.append(DiskLink(self, *args, **kw))
         return self.links[-1]
 
     def log(self):

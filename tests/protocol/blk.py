@@ -99,7 +99,7 @@ class Driver(vu.Frontend):
                 _, kind, buf, n, status = self.open.pop(token)
                 self.done[token] = (self.mem.map[status], bytes(self.mem.map[buf:buf + n]) if kind == IN else b"", length)
 
-    def wait(self, token, timeout=20):
+    def wait(self, token, timeout=60):
         """(status, data) of a request."""
         end = time.monotonic() + timeout
         while token not in self.done:
@@ -159,10 +159,10 @@ class Disk:
                 self.at[q] = self.given[q] = e.base
         return self
 
-    def take(self, q=0, timeout=5):
+    def take(self, q=0, timeout=None):
         """The next request: (head, bufs, kind, sector), or None."""
         e = self.p.state().queues[q]
-        end = time.monotonic() + timeout
+        end = time.monotonic() + (pc.limit(5) if timeout is None else timeout)
         while (got := self.p.take(e, self.at[q])) is None:
             if time.monotonic() > end:
                 return None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """vhost-pcid as a test sees it: a process, a directory of files and a control socket."""
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +17,15 @@ import pytest
 # The guest and the driver VM in Python: vu.py, portclient.py.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "conformance"))
 
+import portclient  # noqa: E402
+
+portclient.SLOW = 6
+
 BUILD = pathlib.Path(os.environ.get("VHOST_PCI_BUILD", pathlib.Path(__file__).parents[2] / "build"))
+
+
+# Seconds: how long what must come is waited for. Ample: a machine may be slow, and a failure may come late.
+PATIENCE = 60
 
 
 class ControlError(Exception):
@@ -90,7 +99,7 @@ class Daemon:
         with open(self.log_path, "ab") as log:
             lives = self.log().count("ready:")
             self.proc = self.spawn(log)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while self.log().count("ready:") == lives:
             assert self.proc.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
@@ -101,14 +110,16 @@ class Daemon:
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def wait_log(self, text, timeout=30):
-        deadline = time.monotonic() + timeout
-        while text not in self.log():
-            assert time.monotonic() < deadline, f"not in the log: {text}\n{self.log()}"
-            time.sleep(0.01)
+    def wait_log(self, text):
+        self.wait(lambda: text in self.log(), why=f"not in the log: {text}")
 
     def sock(self, link, side):
         return str(self.run / f"{link}.{side}.sock")
+
+    def listens(self, path):
+        """A socket's file is there before somebody can connect to it."""
+        sockets = (line.split() for line in pathlib.Path(f"/proc/{self.proc.pid}/net/unix").read_text().splitlines())
+        return any(s[-1] == path and int(s[3], 16) & 0x10000 for s in sockets if len(s) == 8)  # SO_ACCEPTCON
 
     def call(self, method, **params):
         return self.control.call(method, **params)
@@ -122,19 +133,51 @@ class Daemon:
     def fds(self):
         return self.call("daemon.show")["open_fds"]
 
-    def wait(self, what, timeout=30):
-        """Until what() is true; returns its value."""
+    def wait(self, what, timeout=PATIENCE, why="did not happen in time"):
+        """Until what() is true; returns its value. @timeout is for what must not come later: what must come, comes."""
         deadline = time.monotonic() + timeout
         while True:
             v = what()
             if v:
                 return v
-            assert time.monotonic() < deadline, "did not happen in time\n" + self.log()
+            assert time.monotonic() < deadline, f"{why}\n{self.log()}"
             time.sleep(0.01)
+
+    def stays(self, what, seconds):
+        """what() is true now and for so long; returns its last value. For what must not happen."""
+        deadline = time.monotonic() + seconds
+        while True:
+            v = what()
+            assert v, "it did not stay so\n" + self.log()
+            if time.monotonic() > deadline:
+                return v
+            time.sleep(0.005)
+
+    def rest(self, what, seconds=0.3):
+        """Until what() has been the same for so long; returns its value. For what goes on until it can go no further."""
+        deadline = time.monotonic() + PATIENCE
+        v, since = what(), time.monotonic()
+        while time.monotonic() < since + seconds:
+            assert time.monotonic() < deadline, "it does not come to rest\n" + self.log()
+            time.sleep(0.01)
+            if (now := what()) != v:
+                v, since = now, time.monotonic()
+        return v
 
     def wait_fds(self, n):
         # A moment with the right number is enough: what has leaked stays, and a client that goes away lags behind, also when n was counted.
         self.wait(lambda: self.fds() <= n)
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """It sees what is done here when all of it is done."""
+        self.proc.send_signal(signal.SIGSTOP)
+        stat = pathlib.Path(f"/proc/{self.proc.pid}/stat")
+        try:
+            self.wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+            yield
+        finally:
+            self.proc.send_signal(signal.SIGCONT)
 
     def alive(self):
         return self.proc.poll() is None

@@ -90,13 +90,13 @@ def test_rate_of_empty_tables(make_daemon, ring, mode):
         offer(nic, 1, table(nic, 256), 256)
         d.wait(lambda: used(nic, 1) >= 8)
         time.sleep(0.2)
-        before, done = d.call("daemon.show")["threads"][0]["rounds"], used(nic, 1)
+        before, done, since = d.call("daemon.show")["threads"][0]["rounds"], used(nic, 1), time.monotonic()
         time.sleep(0.5)
-        rounds = d.call("daemon.show")["threads"][0]["rounds"] - before
+        rounds, took = d.call("daemon.show")["threads"][0]["rounds"] - before, time.monotonic() - since
         # 64 at once, 64 owed, 8 a table; then one more each 0.4 s.
-        assert done <= used(nic, 1) < TABLES
-        assert d.stats("ab")["driver"]["tx"]["dropped"] < TABLES
-        assert rounds < 3000, rounds
+        assert done <= used(nic, 1) < TABLES or took > 5
+        assert d.stats("ab")["driver"]["tx"]["dropped"] < TABLES or took > 5
+        assert rounds < 6000 * took, rounds
     finally:
         one.close()
 
@@ -121,7 +121,7 @@ def test_too_many_segments(daemon):
         for i in range(100):
             _, got = b.recv_packet()
             assert len(got) == 62 and struct.unpack_from(">I", got, 38)[0] == 1000 + 8 * i
-        assert daemon.stats("ab")["driver"]["tx"]["segmented"] == 1
+        daemon.wait(lambda: daemon.stats("ab")["driver"]["tx"]["segmented"] == 1)
         b.close()
         with vu.Nic(daemon.sock("ab", "device")) as b2:
             daemon.wait(lambda: daemon.show("ab")["status"] == "up")
@@ -136,6 +136,7 @@ def test_rate_of_segments(make_daemon):
     f = MRG | vu.bit(vu.NET_CSUM, vu.NET_HOST_TSO4)
     with vu.Nic(d.sock("ab", "driver"), f) as a, vu.Nic(d.sock("ab", "device"), fill=False, bufsize=1526) as b:
         b.fill_rx(250)
+        since = time.monotonic()
         for _ in range(2):
             tso(a, 50000, 500)  # 100 segments each: 64 at once, and as many may be owed
         d.wait(lambda: d.stats("ab")["driver"]["tx"]["segmented"] >= 1)
@@ -143,5 +144,6 @@ def test_rate_of_segments(make_daemon):
         tso(a, 50000, 500)
         time.sleep(0.3)
         tx = d.stats("ab")["driver"]["tx"]
-        assert tx["segmented"] < 3 and tx["dropped"] == 0
+        # A second of 50 pays for what is owed.
+        assert (tx["segmented"] < 3 and tx["dropped"] == 0) or time.monotonic() - since > 1
         d.wait(lambda: d.stats("ab")["driver"]["tx"]["dropped"] + d.stats("ab")["driver"]["tx"]["segmented"] == 3)

@@ -205,13 +205,14 @@ class Hostile:
 
     # -- commands: valid ones above all, at the wrong time
 
-    def say(self, opcode, *args, wait=True, again=False):
+    def say(self, opcode, *args, wait=True, again=False, must=False):
+        """Status of the answer. Not each of its commands has one; must: this one has."""
         if not again:
             self.seq += 1
             while foreign(struct.pack("<I", self.seq)):
                 self.seq += 1
         self.p.command_raw(self.seq, opcode, *args)
-        end = time.monotonic() + 0.3
+        end = time.monotonic() + (pc.limit(5) if must else 0.3)
         while wait and time.monotonic() < end:
             a = self.p.state().answer
             if a[0] == self.seq:
@@ -288,7 +289,7 @@ class Polling(Device):
     """Kicks are test_copy.py's."""
 
     def take(self, timeout=5):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + pc.limit(timeout)
         while (got := self.p.take(self.entry, self.at)) is None:
             assert time.monotonic() < end
             time.sleep(0.001)
@@ -306,7 +307,7 @@ def honest(nic, p):
         rx_bufs, head = rx.take()
         p.view(rx_bufs[0][0], 102)[:] = bytes(10) + b"\1\0" + data
         rx.back(head, 102)
-        end = time.monotonic() + 10
+        end = time.monotonic() + pc.limit(10)
         while not (came := nic.receive(pair)):
             assert time.monotonic() < end
             time.sleep(0.002)
@@ -334,11 +335,11 @@ def test_isolation(make_daemon, case):
                 time.sleep(0.01)
                 h.look(d)
                 if lap % 2:  # says that it let go of a queue, or all, and goes on with them
-                    assert h.say(pc.QUEUE_STOPPED, 2, h.state.queues[2].run, 4711, 0) == pc.OK
-                    h.say(pc.SYNC, p.state().regions_generation)
+                    assert h.say(pc.QUEUE_STOPPED, 2, h.state.queues[2].run, 4711, 0, must=True) == pc.OK
+                    h.say(pc.SYNC, p.state().regions_generation, must=True)
                 else:
-                    assert h.say(pc.DETACH) == pc.OK
-                    assert h.say(pc.ATTACH, pc.ABI, PATH, 0, 1) == pc.OK
+                    assert h.say(pc.DETACH, must=True) == pc.OK
+                    assert h.say(pc.ATTACH, pc.ABI, PATH, 0, 1, must=True) == pc.OK
                 for step in range(40):
                     nic.transmit(step & 1)
                     for q in (step % 4, 0, 2):

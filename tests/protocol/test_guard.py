@@ -14,7 +14,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import forward
+from portside import forward
 
 CLASSES = {"local": pc.Local, "ivshmem": pc.Ivshmem, "shmem": pc.Shmem}
 PATIENCE = 3.0
@@ -37,7 +37,7 @@ class Lab:
         self.p.vmm = self.qmp
         assert self.p.attach() == pc.OK
         self.nic = vu.Nic(d.sock("ab", "driver"))
-        self.p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+        self.p.wait(lambda s: s.up and s.queues[1].avail)
         self.nic.send_packet(vu.frame(1))
         self.index = forward(self.p, 1)[1] if attachment != "shmem" else None
         self.thread = None
@@ -65,11 +65,15 @@ class Lab:
         """The state that the guest finds when it has been told."""
         return self.p.wait(lambda s: s.reason == pc.DAEMON)
 
-    def wait_ended(self, timeout=PATIENCE + 2):
-        while not self.ended():
-            assert time.monotonic() - self.since < timeout, "the driver VM is still held"
-            time.sleep(0.005)
+    def wait_ended(self):
+        self.d.wait(self.ended, why="the driver VM is still held")
         return time.monotonic() - self.since
+
+    def wait_let_go(self):
+        """It ended because the guest has let go, and not because that was waited for long enough."""
+        self.wait_ended()
+        assert "has not let go" not in self.d.log()
+        self.d.wait_log("the device VM has let go after")
 
     def close(self):
         if self.thread:
@@ -148,11 +152,10 @@ def test_held_until_let_go(lab, attachment, how):
     assert pc.raised(l.p.signals[0]), "the guest was not told"
     if attachment == "shmem":
         assert not hung_up(l.p.fe.sock), "its VMM would not listen to signals any more"
-    time.sleep(0.4)
-    assert not l.ended(), "the driver VM's VMM was set loose on rings that the guest may be at work on"
-    assert not l.thread or l.thread.is_alive(), "the daemon did not wait"
+    # The driver VM's VMM is not set loose on rings that the guest may be at work on, and the daemon waits.
+    l.d.stays(lambda: not l.ended() and (not l.thread or l.thread.is_alive()), 0.4)
     l.p.sync()
-    assert l.wait_ended() < 2
+    l.wait_let_go()
     # Nobody is there any more: the guest may look for the next daemon.
     assert not l.p.wait(lambda s: not s.attached).up
     if how in ("kill", "stop"):
@@ -166,7 +169,7 @@ def test_guest_that_does_not_let_go(lab, how):
     l = lab("local")
     l.end(how)
     l.told()
-    assert PATIENCE - 0.5 < l.wait_ended() < PATIENCE + 1.5
+    assert PATIENCE - 0.5 < l.wait_ended() < pc.limit(PATIENCE + 1.5)
     if how != "remove":
         l.d.wait(lambda: gone(l.guard))
     assert "has not let go" in l.d.log()
@@ -177,13 +180,12 @@ def test_process_that_closes_its_port(lab):
     l = lab("local")
     l.end("kill")
     l.told()
-    l.p.sock.settimeout(2)
     with pytest.raises(pc.Gone):
         while True:
             l.p.read_message()
     assert not l.ended()
     l.p.sock.close()
-    assert l.wait_ended() < 2
+    l.wait_let_go()
 
 
 @pytest.mark.parametrize("opcode", [pc.ATTACH, pc.DETACH])
@@ -192,7 +194,7 @@ def test_who_attaches_or_detaches_has_let_go(lab, opcode):
     l.end("kill")
     l.told()
     l.p.command_raw(9999, opcode, pc.ABI, pc.ALL, 0, 1)
-    assert l.wait_ended() < 2
+    l.wait_let_go()
 
 
 def test_commands_meanwhile(lab):
@@ -205,10 +207,9 @@ def test_commands_meanwhile(lab):
     assert l.p.wait(lambda s: s.answer[0] == 1000).answer[2] == pc.OK
     assert l.p.command(pc.QUEUE_STOPPED, 1, s.queues[1].run, 1, 0) == pc.STALE
     assert l.p.command(77) == pc.UNKNOWN
-    time.sleep(0.2)
-    assert not l.ended()
+    l.d.stays(lambda: not l.ended(), 0.2)
     l.p.sync()
-    assert l.wait_ended() < 2
+    l.wait_let_go()
 
 
 def test_daemon_that_ends_while_it_writes(lab):
@@ -220,14 +221,15 @@ def test_daemon_that_ends_while_it_writes(lab):
     l.end("kill")
     assert l.told().generation > g
     l.p.sync()
-    assert l.wait_ended() < 2
+    l.wait_let_go()
 
 
 def test_driver_vm_that_goes_too(lab):
     l = lab("local")
     l.end("kill")
     l.nic.sock.close()
-    l.d.wait(lambda: gone(l.guard), timeout=2)
+    l.d.wait(lambda: gone(l.guard))
+    assert "the driver VM has gone after" in l.d.log()
 
 
 def test_signal_that_blocks(lab):
@@ -244,13 +246,12 @@ def test_signal_that_blocks(lab):
         deaf(p)
         p.wait(lambda s: s.reason == pc.DAEMON)
         p.sync()
-        while not hung_up(nic.sock):
-            assert time.monotonic() - l.since < 2
-            time.sleep(0.01)
-        assert not l.ended()
+        d.wait(lambda: hung_up(nic.sock))
+        assert "link ef: the device VM has let go after" in d.log()
+        assert not l.ended() or time.monotonic() - l.since > PATIENCE - 0.5
         os.read(fd, 8)
         l.p.sync()
-        assert l.wait_ended() < 5
+        l.wait_ended()
 
 
 def test_only_what_the_guest_has(lab):
@@ -263,10 +264,10 @@ def test_only_what_the_guest_has(lab):
             s = l.p.state().queues[q]
             assert l.p.stopped(q, s.run, 0, 2) == pc.OK
         l.end("kill")
-        assert l.wait_ended() < 0.5
-        while not hung_up(copy.sock):
-            assert time.monotonic() - l.since < 0.5
-    l.d.wait(lambda: gone(l.guard), timeout=2)
+        l.wait_ended()
+        l.d.wait(lambda: hung_up(copy.sock))
+    l.d.wait(lambda: gone(l.guard))
+    assert "has not let go" not in l.d.log()
 
 
 def test_neighbour_goes_on(lab):
@@ -295,13 +296,15 @@ def test_front_end_that_is_cut_off(lab, attachment):
     l.since = time.monotonic()
     l.nic.raw(struct.pack("<III", 9999, 1, 4) + bytes(4))
     l.p.wait(lambda s: s.reason == pc.NO_DRIVER and not s.regions)
-    time.sleep(0.3)
-    assert not l.ended(), "the driver VM's VMM was set loose on rings that the guest may be at work on"
+    # The driver VM's VMM is not set loose on rings that the guest may be at work on.
+    l.d.stays(lambda: not l.ended(), 0.3)
     l.p.sync()
-    assert l.wait_ended() < 1
+    l.wait_ended()
+    s = l.p.state()
+    assert s.attached and s.reason == pc.NO_DRIVER, "it was waited for until it was cut"
     # A new one is served as ever.
     with vu.Nic(l.d.sock("ab", "driver")) as nic:
-        l.p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+        l.p.wait(lambda s: s.up and s.queues[1].avail)
         nic.send_packet(vu.frame(3))
         assert forward(l.p, 1)[0] == [vu.frame(3)]
 
@@ -310,7 +313,7 @@ def test_front_end_that_is_cut_off_and_a_guest_that_does_not_let_go(lab):
     l = lab("local")
     l.since = time.monotonic()
     l.nic.raw(struct.pack("<III", 9999, 1, 4) + bytes(4))
-    assert 0.8 < l.wait_ended() < 3
+    assert 0.8 < l.wait_ended() < pc.limit(3)
     l.p.wait(lambda s: s.reason == pc.TIMEOUT)
 
 
@@ -322,7 +325,7 @@ def test_guard_that_dies(lab):
     l.nic.send_packet(vu.frame(2))
     assert forward(l.p, 1, l.index)[0] == [vu.frame(2)]
     l.end("remove")
-    assert l.wait_ended() < 1
+    l.wait_ended()
     assert l.d.alive()
 
 
@@ -331,9 +334,7 @@ def test_guard_that_is_stopped(lab):
     l = lab("local")
     os.kill(l.guard, signal.SIGSTOP)
     try:
-        since = time.monotonic()
         assert l.d.stop() == 0
-        assert time.monotonic() - since < 8
         assert not l.ended()
     finally:
         os.kill(l.guard, signal.SIGCONT)
@@ -345,7 +346,7 @@ def test_guard_that_is_stopped(lab):
 def test_guard_ends_with_a_daemon_that_has_nothing(daemon):
     pid = daemon.call("daemon.show")["guard_pid"]
     daemon.kill()
-    daemon.wait(lambda: gone(pid), timeout=2)
+    daemon.wait(lambda: gone(pid))
     daemon.proc = None
 
 
@@ -362,5 +363,4 @@ def test_what_the_guard_has(daemon):
     assert int(status["NoNewPrivs"]) == 1
     # What ends everything that a service has left behind does not end it before its time.
     os.kill(pid, signal.SIGTERM)
-    time.sleep(0.1)
-    assert not gone(pid)
+    daemon.stays(lambda: not gone(pid), 0.1)

@@ -193,6 +193,9 @@ def test_flood_of_connections(daemon):
     daemon.wait_fds(before)
 
 
+MESSAGES = 200000  # a second: daemon/front/vdev.c
+
+
 def test_flood_of_messages(daemon):
     """A front-end beyond its messages a second loses its session, and only its own."""
     with vu.Nic(daemon.sock("cd", "driver")) as c, vu.Nic(daemon.sock("cd", "device")) as dd:
@@ -201,11 +204,17 @@ def test_flood_of_messages(daemon):
             s.settimeout(30)
             s.connect(daemon.sock("ab", "driver"))
             set_owner = bytes([3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
-            end = time.monotonic() + 20
-            with pytest.raises((BrokenPipeError, ConnectionResetError)):
-                while time.monotonic() < end:
+            start, sent, cut = time.monotonic(), 0, False
+            try:
+                while (took := time.monotonic() - start) < 10:
                     s.sendall(set_owner * 5000)
-        daemon.wait_log("messages a second")
+                    sent += 5000
+            except (BrokenPipeError, ConnectionResetError):
+                cut = True
+        # On a machine that is too busy for so many of them there is nothing to cut off.
+        assert cut or sent < MESSAGES * (took + 1), f"{sent} messages in {took:.1f} s"
+        if cut:
+            daemon.wait_log("messages a second")
         both_ways(c, dd)
 
 
@@ -319,8 +328,9 @@ def test_rate_of_a_vm_over_its_links(make_daemon):
         assert d.show("ab")["sides"]["driver"]["sessions"] == sessions
         d.write("a.vm", "[VM]\nTrustGroup=test\n")
         d.call("daemon.reload")
-        time.sleep(0.1)
-        while b.poll_packet() is not None:
+        # What is under way comes before this one, or never.
+        a1.send_packet(vu.frame(77))
+        while b.recv_packet()[1] != vu.frame(77):
             pass
         both_ways(a1, b)
 

@@ -308,8 +308,8 @@ def test_memory_removed_under_a_running_ring(guarded):
         both_ways(a, b)
         other = vu.Memory(gpa=0x9_0000_0000, uva=0x7f99_0000_0000)
         a.tell(vu.SET_MEM_TABLE, struct.pack("<II", 1, 0) + a.region(other), [other.fd])
-        q = guarded.show("ab")["sides"]["driver"]["queues"][1]
-        assert q["state"] == "broken" and "does not lie inside" in q["error"]
+        q = guarded.wait(lambda: (q := guarded.show("ab")["sides"]["driver"]["queues"][1])["state"] == "broken" and q)
+        assert "does not lie inside" in q["error"]
         assert "link ab, driver side: queue 1" in guarded.log()
         assert all(q["state"] == "running" for q in guarded.show("ab")["sides"]["device"]["queues"])
         assert a.alive()
@@ -413,17 +413,25 @@ def test_second_frontend(guarded):
     with vu.Nic(guarded.sock("ab", "driver")) as a:
         with socket.socket(socket.AF_UNIX) as s:
             s.connect(guarded.sock("ab", "driver"))
-            s.settimeout(5)
+            s.settimeout(30)
             assert s.recv(1) == b""  # closed after the two seconds of grace
-        assert "refused a second front-end" in guarded.log()
+        guarded.wait_log("refused a second front-end")
         assert a.alive()
-        with socket.socket(socket.AF_UNIX) as s:
+    took = []
+    for _ in range(3):
+        with vu.Frontend(guarded.sock("ab", "driver")) as a, socket.socket(socket.AF_UNIX) as s:
+            assert a.alive()
             s.connect(guarded.sock("ab", "driver"))
             a.sock.close()
-            s.settimeout(5)
+            s.settimeout(30)
             t = time.monotonic()
             s.sendall(struct.pack("<III", vu.GET_FEATURES, 1, 0))
-            assert len(s.recv(20)) == 20 and time.monotonic() - t < 1.5
+            assert len(s.recv(20)) == 20
+            took.append(time.monotonic() - t)
+        # The next one is the first again.
+        guarded.wait(lambda: guarded.show("ab")["status"] == "waiting")
+    # A busy machine may be late, but not each time.
+    assert min(took) < 1.5, took
 
 
 def test_reconnect_storm(guarded):

@@ -151,7 +151,7 @@ def test_costs_little(make_daemon, kind, what):
 
     server = Again(path, answer)
     d.start()
-    d.wait(lambda: server.n, 10)
+    d.wait(lambda: server.n)
     before = rss(d)
     share, worst = watch(d, 2)
     lines = d.log().count("\n")
@@ -178,7 +178,7 @@ def test_a_byte_at_a_time(make_daemon):
 
     server.serve = serve
     d.start()
-    d.wait(lambda: server.n, 10)
+    d.wait(lambda: server.n)
     time.sleep(0.5)
     share, worst = watch(d, 2)
     server.close()
@@ -191,10 +191,9 @@ def test_left_behind_is_bounded(make_daemon):
     d, path = daemon_with(make_daemon, "device")
     server = Server(path, listing(3000))
     d.start()
-    d.wait(lambda: "of an earlier time" in d.log(), 10)
-    time.sleep(1)
-    devices = d.show("ab")["sides"]["device"]["window_devices"]
-    assert len(devices) == 64
+    d.wait_log("of an earlier time")
+    d.wait(lambda: len(d.show("ab")["sides"]["device"]["window_devices"]) == 64)
+    d.stays(lambda: len(d.show("ab")["sides"]["device"]["window_devices"]) == 64, 1)
     assert server.commands.count("device_del") <= 2 * 64
     assert d.log().count("only the first 64 are dealt with") == 1
     server.close()
@@ -223,6 +222,5 @@ def test_large_answers_of_an_honest_vmm(make_daemon):
         p.vmm = lab.qmp
         p.attach()
         p.wait(lambda s: s.up)
-        time.sleep(1)
-        assert not lab.error() and p.state().up
+        d.stays(lambda: not lab.error() and p.state().up, 1)
     lab.qmp.close()

@@ -5,7 +5,6 @@ UNIX socket that has it in its queue, and by receiving a message without room fo
 """
 import contextlib
 import os
-import signal
 import socket
 import struct
 import time
@@ -15,8 +14,8 @@ import pytest
 import portclient as pc
 import vu
 
-LINGER = 15  # seconds
-LIMIT = 3
+LINGER = 120  # seconds
+LIMIT = 60
 
 
 class Lingering:
@@ -52,16 +51,6 @@ def lingering():
         with contextlib.suppress(OSError):
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         s.close()
-
-
-@contextlib.contextmanager
-def stopped(d):
-    """The daemon sees what is done here when all of it is done: it has the last descriptor."""
-    os.kill(d.proc.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(d.proc.pid, signal.SIGCONT)
 
 
 def promptly(d):
@@ -122,9 +111,9 @@ def test_front_end(make_daemon, lingering, kind, trick):
     before = d.fds()
     lingering.ends.append(socket.socket())  # one of many
     data, socks = FRONTEND[trick](lingering)
-    with vu.Frontend(d.sock("ab", "device" if kind == "shmem" else "driver"), timeout=5) as f:
+    with vu.Frontend(d.sock("ab", "device" if kind == "shmem" else "driver")) as f:
         f.negotiate(vu.BASIC, vu.bit(vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ))
-        with stopped(d):
+        with d.stopped():
             socket.send_fds(f.sock, [data], [s.fileno() for s in socks])
             socks[-1].close()
             if trick == "behind nonsense":
@@ -145,7 +134,7 @@ def test_nobody_is_waiting_for_it(make_daemon, lingering, kind):
     path = d.sock("ab", "device")
     first = connect(path)
     d.wait(lambda: d.show("ab")["sides"]["device"]["connections" if kind != "relay" else "sessions"])
-    with stopped(d):
+    with d.stopped():
         more = [connect(path) for _ in range(3)]
         for s in more:
             send(s, b"x", lingering.make())
@@ -165,7 +154,7 @@ def test_device(make_daemon, lingering, attachment):
     d.link("cd", driver="c", device="d")
     d.start()
     with {"local": pc.Local, "ivshmem": pc.Ivshmem}[attachment](d.sock("ab", "device")) as p:
-        with stopped(d):
+        with d.stopped():
             send(p.sock, b"x", lingering.make())
         promptly(d)
         assert "file descriptors" in d.show("ab")["sides"]["device"]["last"]
@@ -180,7 +169,7 @@ def test_qmp(make_daemon, lingering):
     try:
         d.start()
         d.wait(lambda: d.show("ab")["sides"]["device"]["qmp"] == "connected")
-        with stopped(d):
+        with d.stopped():
             send(qmp.conn, b"{", lingering.make())
         promptly(d)
         d.wait_log("it sends file descriptors")
@@ -203,7 +192,7 @@ def test_window_device(make_daemon, lingering):
             p.wait(lambda s: s.up)
             with socket.socket(fileno=os.dup(next(iter(qmp.chardevs.values())))) as s, lingering.make() as l:
                 socket.send_fds(s, [b"x"], [l.fileno()])
-                with stopped(d):
+                with d.stopped():
                     l.close()
         d.wait(lambda: not qmp.devices)
         promptly(d)
@@ -214,7 +203,7 @@ def test_window_device(make_daemon, lingering):
 @pytest.mark.parametrize("how", ["request", "nonsense", "closed"])
 def test_control_client(daemon, lingering, how):
     s = connect(str(daemon.run / "control.sock"))
-    with stopped(daemon):
+    with daemon.stopped():
         if how == "nonsense":
             s.send(b"x" * 66000)
         send(s, b"{\n", lingering.make())
@@ -228,7 +217,7 @@ def test_not_the_fault_of_a_vm(daemon, lingering):
     """What others bring does not count against the VM that was served last."""
     with vu.Nic(daemon.sock("ab", "driver")) as nic:
         assert nic.alive()
-        with stopped(daemon):
+        with daemon.stopped():
             clients = [connect(str(daemon.run / "control.sock")) for _ in range(20)]
             for s in clients:
                 send(s, b"x", lingering.make())

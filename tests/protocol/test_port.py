@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A fast link between a scripted driver and a scripted device side on the local attachment."""
 import os
-import pathlib
-import shutil
-import signal
+import select
 import socket
 import struct
 import subprocess
@@ -14,6 +12,7 @@ import pytest
 import conftest
 import portclient as pc
 import vu
+from portside import answer_stop, forward, settled
 
 
 @pytest.fixture
@@ -29,24 +28,6 @@ def drv(d):
 
 def dev(d):
     return d.sock("ab", "device")
-
-
-def forward(p, n=1, base=None):
-    """Take n packets from queue 1, return them; give the buffers back."""
-    s = p.state()
-    q, out = s.queues[1], []
-    i = q.base if base is None else base
-    while len(out) < n:
-        got = p.take(q, i)
-        if got is None:
-            assert pc.raised(p.signals[q.kick_signal], 2), "no kick"
-            continue
-        bufs, head = got
-        out.append(b"".join(bytes(p.view(a, l)) for a, l, w in bufs)[12:])
-        p.give_back(q, i, head, 0)
-        i += 1
-    pc.one(p.doorbells[q.doorbell])
-    return out, i & 0xffff
 
 
 def test_down_reasons(fast):
@@ -84,7 +65,7 @@ def test_packets(fast, order):
         s = p.wait(lambda s: s.up and all(q.flags & pc.STARTED and q.flags & pc.ENABLED for q in s.queues))
         assert s.reason == 0 and s.epoch == 1 and s.windows[0][4] == 1
         assert s.features & ~vu.bit(vu.PROTOCOL) == nic.features & ~vu.bit(vu.PROTOCOL)
-        assert fast.show("ab")["status"] == "up"
+        fast.wait(lambda: fast.show("ab")["status"] == "up")
         for i in range(3):
             nic.send_packet(vu.frame(i, 100 + i))
         got, at = forward(p, 3)
@@ -122,12 +103,6 @@ def test_driver_side_runs_alone(fast):
             assert p.wait(lambda s: s.up).queues[1].base == 102
 
 
-def answer_stop(p, q, base, flags=0):
-    s = p.wait(lambda s: s.queues[q].flags & pc.STOP)
-    assert p.stopped(q, s.queues[q].run, base, flags) == pc.OK
-    return p.wait(lambda s: not s.queues[q].flags & pc.STOP)
-
-
 def test_stop_waits_for_the_guest(fast):
     with vu.Nic(drv(fast)) as nic, pc.Local(dev(fast)) as p:
         p.attach()
@@ -138,11 +113,7 @@ def test_stop_waits_for_the_guest(fast):
         nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
         s = p.wait(lambda s: s.queues[1].flags & pc.STOP)
         run = s.queues[1].run
-        time.sleep(0.1)
-        nic.sock.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            nic.sock.recv(1)
-        nic.sock.settimeout(5)
+        fast.stays(lambda: not select.select([nic.sock], [], [], 0)[0], 0.1)
         assert p.stopped(1, run + 1, at) == pc.STALE
         assert p.stopped(1, run, 0x10000) == pc.INVALID
         assert p.stopped(2, run, at) == pc.INVALID
@@ -164,11 +135,10 @@ def test_guest_that_does_not_answer_is_cut(fast):
         t = time.monotonic()
         assert nic.stop_ring(1) == 0
         took = time.monotonic() - t
-        assert 0.9 < took < 2, took
+        assert 0.9 < took < pc.limit(2), took
         s = p.wait(lambda s: s.reason == pc.TIMEOUT)
         assert not s.attached and not s.up and not s.regions and not s.windows
-        p.poll()
-        assert p.gone, "the window was not withdrawn"
+        fast.wait(lambda: p.drain() or p.gone, why="the window was not withdrawn")
         # it may come back
         nic.start_ring(1, nic.rings[1], base=0)
         assert p.attach() == pc.OK
@@ -216,25 +186,28 @@ def test_memory_comes_and_goes(fast):
         assert [r[0] for r in s.regions] == [nic.mem.gpa, extra.gpa]
         extra.map[100] = 77
         assert p.view(extra.gpa + 100, 1)[0] == 77
-        slot = s.regions[1][3]
-        nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
-        s = p.wait(lambda s: len(s.regions) == 1)
-        assert s.up and s.queues[1].run == run
-        assert s.windows[slot][3] == 4, "the window stays until SYNC"
-        t = time.monotonic()
-        assert p.command(pc.SYNC, s.regions_generation) == pc.OK
-        s = p.wait(lambda s: len(s.windows) == 1)
-        assert time.monotonic() - t < 0.5, "SYNC did not release the window"
-        p.poll()
-        assert len(p.gone) == 1
-        # without SYNC: a second
-        nic.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [extra.fd])
-        p.wait(lambda s: len(s.regions) == 2)
-        nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
-        p.wait(lambda s: len(s.regions) == 1)
-        t = time.monotonic()
-        p.wait(lambda s: len(s.windows) == 1)
-        assert 0.8 < time.monotonic() - t < 2
+
+        def seconds(sync):
+            """For which the window stays."""
+            s = p.state()
+            slot, gone = s.regions[1][3], len(p.gone)
+            nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [])
+            t = time.monotonic()
+            s = p.wait(lambda s: len(s.regions) == 1)
+            assert s.up and s.queues[1].run == run
+            assert slot < len(s.windows) and s.windows[slot][3] == 4 or time.monotonic() - t > 0.8, "the window stays until SYNC"
+            if sync:
+                assert p.command(pc.SYNC, s.regions_generation) == pc.OK
+            p.wait(lambda s: len(s.windows) == 1)
+            t = time.monotonic() - t
+            fast.wait(lambda: p.drain() or len(p.gone) == gone + 1)
+            nic.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + nic.region(extra), [extra.fd])
+            p.wait(lambda s: len(s.regions) == 2)
+            return t
+
+        # A busy machine may be late, but not each time. Without SYNC it stays for a second.
+        assert any(seconds(True) < 0.5 for _ in range(5)), "SYNC did not release the window"
+        assert 0.8 < seconds(False) < pc.limit(2)
         extra.close()
 
 
@@ -246,8 +219,7 @@ def test_broken_queue_harms_only_itself(fast):
         s = p.state()
         assert s.up and s.queues[1].flags & pc.BROKEN and not s.queues[1].flags & pc.STARTED
         assert s.queues[0].flags & pc.STARTED
-        time.sleep(0.1)
-        assert p.state().queues[1].run == s.queues[1].run, "a broken queue was handed over again"
+        fast.stays(lambda: p.state().queues[1].run == s.queues[1].run, 0.1)  # a broken queue is not handed over again
         assert fast.show("ab")["status"] == "broken"
         nic.stop_ring(1)
         nic.start_ring(1, nic.rings[1])
@@ -262,8 +234,7 @@ def test_given_up_queue_waits_for_the_next_attach(fast):
         nic.send_packet(vu.frame(0, 64))
         _, at = forward(p)
         assert p.stopped(1, s.queues[1].run, at) == pc.OK
-        time.sleep(0.1)
-        assert not p.state().queues[1].flags & pc.STARTED
+        fast.stays(lambda: not p.state().queues[1].flags & pc.STARTED, 0.1)
         assert p.attach() == pc.OK
         s = p.wait(lambda s: s.up and s.queues[1].flags & pc.STARTED)
         assert s.queues[1].base == 1
@@ -275,6 +246,18 @@ def test_second_process_is_refused(fast):
             assert q.error == 16  # EBUSY
     with pc.Local(dev(fast)) as p:
         assert p.attach() == pc.OK
+
+
+def test_next_process_is_served_at_once(fast):
+    """Its predecessor has gone, and had sent what nobody has read."""
+    p = pc.Local(dev(fast))
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(pc.limit(5))
+        with fast.stopped():
+            s.connect(dev(fast))
+            p.sock.send(b"x")
+            p.close()
+        assert struct.unpack_from("<I", s.recv(48))[0] == pc.HELLO
 
 
 def test_next_process_is_not_dropped(fast):
@@ -328,9 +311,8 @@ def test_next_run_waits_for_the_last_one(fast):
             s = p.wait(lambda s: s.up)
             assert p.command(pc.SYNC, gen) == pc.OK  # of an earlier update: says nothing
             nic.send_packet(vu.frame(1, 64))
-            time.sleep(0.1)
-            assert not any(q.flags & pc.STARTED for q in p.state().queues)
-            assert used() == 0, "the daemon drains the ring beside the guest"
+            # The daemon does not drain the ring beside the guest.
+            fast.stays(lambda: not any(q.flags & pc.STARTED for q in p.state().queues) and used() == 0, 0.1)
             assert p.command(pc.SYNC, s.regions_generation) == pc.OK
             p.wait(started)
             assert forward(p)[0] == [vu.frame(1, 64)]
@@ -339,8 +321,7 @@ def test_next_run_waits_for_the_last_one(fast):
         with vu.Nic(drv(fast)) as nic:
             p.wait(lambda s: s.up)
             nic.send_packet(vu.frame(2, 64))
-            time.sleep(0.1)
-            assert used() == 0
+            fast.stays(lambda: used() == 0, 0.1)
             assert p.command(pc.DETACH) == pc.OK
             fast.wait(lambda: used() == 1)
             assert p.attach() == pc.OK
@@ -462,138 +443,6 @@ def test_ring_formats_offered(make_daemon, ring):
         assert struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE)) == (1, 0x80038003)
 
 
-def eventfd_id(fd):
-    return next(int(l.split()[1]) for l in open(f"/proc/self/fdinfo/{fd}") if l.startswith("eventfd-id"))
-
-
-def same(a, b):
-    return eventfd_id(a) == eventfd_id(b)
-
-
-def settled(d, kicks, calls):
-    """Until the daemon says that so many signals go straight through."""
-    def now():
-        s = d.show("ab")["sides"]["device"]
-        return s["kicks_direct"] == kicks and s["calls_direct"] == calls
-    d.wait(now, 5)
-
-
-class Strace:
-    """System calls of the daemon, of all its threads or of one."""
-
-    def __init__(self, d, thread=None):
-        if not shutil.which("strace"):
-            pytest.skip("strace is not installed")
-        self.out = str(d.tmp / "strace")
-        pid = d.proc.pid
-        self.threads = pathlib.Path(f"/proc/{pid}/task")
-        which = ["-f", "-p", str(pid)]
-        if thread:
-            self.threads, = [t for t in self.threads.iterdir() if (t / "comm").read_text().strip() == thread]
-            which = ["-p", self.threads.name]
-        self.proc = subprocess.Popen(["strace", "-q", "-e", "trace=!futex", *which, "-o", self.out], stderr=subprocess.PIPE)
-        d.wait(lambda: self.proc.poll() is not None or self.traced())
-        if self.proc.poll() is not None:
-            pytest.skip("strace may not attach: " + self.proc.stderr.read().decode())
-
-    def traced(self):
-        """strace has got hold of all that it was told to: from now on it misses no call."""
-        of = [self.threads] if (self.threads / "status").exists() else list(self.threads.iterdir())
-        return all(f"TracerPid:\t{self.proc.pid}\n" in (t / "status").read_text() for t in of)
-
-    def end(self):
-        time.sleep(0.1)
-        self.proc.send_signal(signal.SIGINT)
-        self.proc.wait()
-        return [l for l in open(self.out) if "(" in l and "resumed" not in l]
-
-
-SIGNALS = 200
-
-
-def count(d, what, thread=None):
-    """Calls of the daemon for SIGNALS times what()."""
-    st = Strace(d, thread)
-    for _ in range(SIGNALS):
-        what()
-    calls = st.end()
-    print(len(calls), "system calls for", SIGNALS, "signals")
-    return calls
-
-
-def test_direct_signals(fast):
-    """A process gets the driver VM's own eventfds: no system call of the daemon's for a signal."""
-    with vu.Nic(drv(fast)) as nic, pc.Local(dev(fast)) as p:
-        p.attach()
-        p.wait(lambda s: s.up)
-        settled(fast, 2, 2)
-        for q in (0, 1):
-            assert same(p.signals[1 + q], nic.rings[q].kick_fd) and same(p.doorbells[1 + q], nic.rings[q].call_fd)
-        time.sleep(0.7)  # nothing is being raised any more from the beginning
-        for fd in (p.signals[2], nic.rings[0].call_fd):
-            while pc.raised(fd, 0):
-                pass
-
-        def both():
-            nic.kick(1)
-            assert pc.raised(p.signals[2])
-            pc.one(p.doorbells[1])
-            assert pc.raised(nic.rings[0].call_fd)
-
-        calls = count(fast, both)
-        assert len(calls) < 20, "".join(calls[:20])
-
-
-def test_direct_signals_of_a_new_run(fast):
-    """The fds of a run end with it."""
-    with pc.Local(dev(fast)) as p:
-        p.attach()
-        for lap in range(3):
-            with vu.Nic(drv(fast)) as nic:
-                p.wait(lambda s: s.up)
-                settled(fast, 2, 2)
-                assert same(p.signals[2], nic.rings[1].kick_fd)
-                nic.send_packet(vu.frame(lap, 64))
-                assert forward(p)[0] == [vu.frame(lap, 64)]
-                assert pc.raised(nic.rings[1].call_fd)
-                theirs = eventfd_id(nic.rings[1].kick_fd)
-                nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
-                answer_stop(p, 1, 1)
-                nic.recv_reply(vu.GET_VRING_BASE)
-                settled(fast, 1, 1)
-                p.drain()
-                assert eventfd_id(p.signals[2]) != theirs, "the driver VM's kick was not taken back"
-            p.wait(lambda s: not s.up)
-            p.sync()
-            settled(fast, 0, 0)
-
-
-def test_call_fd_changes_in_a_run(fast):
-    """As a VMM does to mask an interrupt. What goes into the old one is not lost for long."""
-    with vu.Nic(drv(fast)) as nic, pc.Local(dev(fast)) as p:
-        p.attach()
-        s = p.wait(lambda s: s.up)
-        settled(fast, 2, 2)
-        run = s.queues[0].run
-        old = os.dup(p.doorbells[1])
-        fds = fast.fds()
-        new = os.eventfd(0, os.EFD_NONBLOCK) if hasattr(os, "eventfd") else vu.eventfd()
-        nic.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [new])
-        pc.one(old)  # the process has not seen the change yet
-        assert pc.raised(new), "the call was lost"
-        fast.wait(lambda: p.drain() or same(p.doorbells[1], new))
-        assert p.state().queues[0].run == run
-        time.sleep(0.8)
-        while pc.raised(new, 0):
-            pass
-        assert not pc.raised(new, 0.2), "it is raised for ever"
-        pc.one(p.doorbells[1])
-        assert pc.raised(new)
-        os.close(old)
-        # What raised it is taken down.
-        fast.wait(lambda: fast.fds() <= fds)
-
-
 def test_process_that_does_not_read(fast):
     """Nothing is queued for it beyond its socket's buffer; then it is dropped."""
     p = pc.Local(dev(fast))
@@ -614,106 +463,10 @@ def test_process_that_does_not_read(fast):
         p.wait(lambda s: s.up)
 
 
-def test_carrier_follows_the_device_side(fast):
-    """The driver VM's STATUS bit, for front-ends that take the config space from us."""
-    pf = vu.bit(vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
-    back, other = socket.socketpair()
-    back.settimeout(5)
-
-    def status(nic):
-        raw = nic.ask(vu.GET_CONFIG, struct.pack("<III", 0, 12, 0) + bytes(12))
-        return struct.unpack_from("<H", raw, 12 + 6)[0]
-
-    def changed():
-        request, flags, size = struct.unpack("<III", back.recv(12))
-        assert request == 2 and not size  # CONFIG_CHANGE
-        if flags & 8:
-            back.sendall(struct.pack("<IIIQ", 2, 1 | 4, 8, 0))
-
-    with vu.Frontend(drv(fast)) as nic:
-        nic.negotiate(vu.BASIC | vu.bit(16), pf)  # STATUS
-        assert nic.protocol == pf
-        nic.tell(vu.SET_BACKEND_REQ_FD, b"", [other.fileno()])
-        nic.set_memory(vu.Memory())
-        for q in range(2):
-            nic.start_ring(q, vu.SplitRing(nic.mem, 64))
-        assert status(nic) == 0, "the device VM is not there"
-        for _ in range(2):
-            with pc.Local(dev(fast)) as p:
-                p.attach()
-                p.wait(lambda s: s.up)
-                changed()
-                assert status(nic) == 1
-                fast.call("link.down", name="ab")
-                for q in range(2):
-                    answer_stop(p, q, 0)
-                changed()
-                assert status(nic) == 0
-                fast.call("link.up", name="ab")
-                print(fast.log()) if 0 else None
-                changed()
-                assert status(nic) == 1
-            changed()  # the process has left
-            assert status(nic) == 0
-    back.close()
-    other.close()
-
-
-def test_carrier_by_qmp(make_daemon):
-    """A VMM that keeps the link state to itself is told by QMP, whether or not the driver's queues run."""
-    d = make_daemon()
-    path = str(d.tmp / "qmp")
-    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast", Driver_QMP=path, Driver_NIC="d0")
-    d.start()
-    qmp = pc.Qmp(path)
-    told = qmp.carrier["d0"]
-    carrier = lambda: d.show("ab")["sides"]["driver"]["carrier"]
-    d.wait(lambda: told == [False])
-    assert carrier() == {"up": False, "qmp": "connected", "error": None}
-    with pc.Local(dev(d)) as p:
-        p.attach()
-        d.wait(lambda: told == [False, True])
-        with vu.Nic(drv(d)):
-            # QEMU takes the link for up when its front-end has connected, before or after it hears of us.
-            d.wait(lambda: told == [False, True, True, True])
-            p.wait(lambda s: s.up)
-            d.call("link.down", name="ab")
-            d.wait(lambda: told[4:] == [False])
-            p.let_go()
-            p.wait(lambda s: not s.up)
-            d.call("link.up", name="ab")
-            d.wait(lambda: told[4:] == [False, True])
-        assert p.command(pc.DETACH) == pc.OK
-        d.wait(lambda: told[6:] == [False])
-        p.attach()
-        d.wait(lambda: told[6:] == [False, True])
-    d.wait(lambda: told[8:] == [False])
-    assert carrier()["up"] is False
-    # A QEMU that starts anew, with another device.
-    qmp.close()
-    os.unlink(path)
-    d.wait(lambda: carrier()["qmp"] != "connected")
-    qmp = pc.Qmp(path)
-    qmp.carrier = {"d1": []}
-    d.wait(lambda: carrier()["error"] == "Device 'd0' not found", 10)
-    qmp.close()
-
-
-@pytest.mark.parametrize("keys, word", [(dict(Driver_QMP="/x"), "go together"), (dict(Driver_NIC="d0"), "go together"),
-                                        (dict(Driver_QMP="x", Driver_NIC="d0"), "not an absolute path"),
-                                        (dict(Driver_QMP="/x", Driver_NIC="d0", Device_Endpoint="virtio-net"), "Endpoint=port")])
-def test_carrier_keys(make_daemon, keys, word):
-    d = make_daemon()
-    d.link("ab", **dict(dict(Device_Endpoint="port"), **keys))
-    r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
-    assert r.returncode and word in r.stdout + r.stderr
-
-
 def test_second_front_ends_are_logged_once(fast):
     with vu.Nic(drv(fast)):
         for _ in range(2):
             with vu.Frontend(drv(fast)) as f:
-                f.sock.settimeout(4)
                 assert f.sock.recv(1) == b"", "a second front-end was served"
         assert fast.show("ab")["sides"]["driver"]["refused"] == 2
     assert fast.log().count("refused a second front-end") == 1

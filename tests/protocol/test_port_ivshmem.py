@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The ivshmem attachment against a scripted device and a scripted QMP server."""
 import os
+import socket
 import struct
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import SIGNALS, count, forward, same, settled
+from portside import SIGNALS, count, forward, same, settled
 
 
 class Lab:
@@ -55,10 +56,7 @@ def test_packets(lab):
         assert pc.raised(nic.rings[1].call_fd)
         assert len(lab.qmp.devices) == 1
         assert p.command(pc.DETACH) == pc.OK
-        deadline = time.monotonic() + 5
-        while (lab.qmp.devices or lab.qmp.chardevs or lab.qmp.fds) and time.monotonic() < deadline:
-            p.idle()
-        assert not lab.qmp.devices and not lab.qmp.chardevs and not lab.qmp.fds
+        lab.d.wait(lambda: not lab.qmp.devices and not lab.qmp.chardevs and not lab.qmp.fds)
 
 
 def test_drivers_come_and_go(lab):
@@ -87,6 +85,7 @@ def test_no_qmp(make_daemon):
     with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
         p.attach()
         p.wait(lambda s: s.reason == pc.WINDOW)
+        lab.d.wait(lab.error)
         assert "QMP=" in lab.error() and "HotplugBus=" in lab.error()
         assert nic.alive()
 
@@ -95,6 +94,7 @@ def test_size_that_is_no_power_of_two(lab):
     with vu.Nic(lab.drv(), mem=vu.Memory(12 << 20)), pc.Ivshmem(lab.dev()) as p:
         p.attach()
         p.wait(lambda s: s.reason == pc.WINDOW)
+        lab.d.wait(lab.error)
         assert "power of two" in lab.error() and "shmem" in lab.error()
         assert "device_add" not in lab.qmp.log
 
@@ -108,7 +108,7 @@ def test_no_free_root_port(lab):
         lab.d.wait(lambda: lab.error())
         assert "rp" in lab.error()
         lab.qmp.buses.append("rp1")
-        assert p.wait(lambda s: s.up, timeout=12)
+        assert p.wait(lambda s: s.up)
         assert not [c for c in lab.qmp.chardevs if c not in ["c" + d for d in lab.qmp.devices]]
 
 
@@ -117,13 +117,13 @@ def test_bar_without_address(lab):
     with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
         p.vmm = lab.qmp
         p.attach()
-        p.wait(lambda s: any(q.flags & pc.STOP for q in s.queues), timeout=12)
+        p.wait(lambda s: any(q.flags & pc.STOP for q in s.queues))
         p.let_go()
-        lab.d.wait(lambda: lab.error(), timeout=12)
+        lab.d.wait(lambda: lab.error())
         assert "pref64-reserve" in lab.error()
         assert p.state().reason == pc.WINDOW
         lab.qmp.bar = True
-        p.wait(lambda s: s.up and not lab.error(), timeout=12)
+        p.wait(lambda s: s.up and not lab.error())
 
 
 def test_guest_that_never_releases(lab):
@@ -141,7 +141,7 @@ def test_guest_that_never_releases(lab):
             assert sorted(d["bus"] for d in lab.qmp.devices.values()) == ["rp0", "rp1"]
             t = time.monotonic()
             assert p.command(pc.DETACH) == pc.OK
-            assert 0.2 < time.monotonic() - t < 3
+            assert 0.2 < time.monotonic() - t < pc.limit(3)
 
 
 def test_reset_ends_the_runs(lab):
@@ -189,10 +189,8 @@ def test_left_behind_and_not_released(lab):
         assert lab.qmp.log.count("device_add") == 1 and lab.qmp.devices[old[0]]["leaving"]
         lab.qmp.release = True
         # Asked for every few seconds; as soon as it has gone the window is plugged.
-        lab.d.wait(lambda: old[0] not in lab.qmp.devices, 15)
-        t = time.monotonic()
+        lab.d.wait(lambda: old[0] not in lab.qmp.devices)
         p.wait(lambda s: s.up)
-        assert time.monotonic() - t < 1
 
 
 def test_device_gone_and_back(lab):
@@ -209,7 +207,7 @@ def test_device_gone_and_back(lab):
                 assert not any(same(a, b) for a in old for b in p.signals)
                 assert not any(pc.raised(fd, 0) for fd in old)
             lab.d.wait(lambda: not lab.device()["online"] and not lab.qmp.devices)
-            time.sleep(0.1)
+            time.sleep(0.1)  # whatever still comes
             for fd in p.signals:
                 pc.raised(fd, 0)
             old += p.signals
@@ -220,16 +218,23 @@ def test_direct_calls(lab):
     with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
         p.vmm = lab.qmp
         p.attach()
-        s = p.wait(lambda s: s.up)
-        assert all(q.doorbell >> 16 == 1 for q in s.queues), "a doorbell is shown before the device has it"
-        s = p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
+        has = set(p.doorbells)
+
+        def direct(s):
+            """What the device had read before the guest read the page."""
+            assert all(q.doorbell >> 16 == 1 or q.doorbell in has for q in s.queues), "a doorbell is shown before the device has it"
+            has.update(p.doorbells)
+            return s.up and all(q.doorbell >> 16 >= 16 for q in s.queues)
+
+        s = p.wait(direct)
         settled(lab.d, 0, 2)
         for i, q in enumerate(s.queues):
             assert same(p.doorbells[q.doorbell], nic.rings[i].call_fd)
         nic.send_packet(vu.frame(1, 64))
         assert forward(p)[0] == [vu.frame(1, 64)]
         assert pc.raised(nic.rings[1].call_fd)
-        time.sleep(0.3)
+        while pc.raised(nic.rings[0].call_fd, 0.7):  # from the beginning
+            pass
 
         def call():
             p.doorbell(s.queues[0].doorbell)
@@ -247,6 +252,18 @@ def test_direct_calls(lab):
         assert SIGNALS <= len(calls) <= 2 * SIGNALS + 8, "".join(calls[:20])
 
 
+def test_next_device_is_served_at_once(lab):
+    """Its predecessor has gone, and had sent what nobody has read."""
+    p = pc.Ivshmem(lab.dev())
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(pc.limit(5))
+        with lab.d.stopped():
+            s.connect(lab.dev())
+            p.sock.send(b"x")
+            p.close()
+        assert s.recv(8) == bytes(8), "refused"
+
+
 def test_device_that_does_not_read(lab):
     """Its doorbells stay ours, and calls arrive."""
     with vu.Nic(lab.drv()) as nic, pc.Ivshmem(lab.dev()) as p:
@@ -254,9 +271,8 @@ def test_device_that_does_not_read(lab):
         p.drain = lambda: None
         p.attach()
         s = p.wait(lambda s: s.up)
-        time.sleep(0.5)
+        lab.d.stays(lambda: all(q.doorbell >> 16 == 1 for q in p.state().queues), 0.5)
         s = p.state()
-        assert all(q.doorbell >> 16 == 1 for q in s.queues)
         p.doorbell(s.queues[0].doorbell)
         assert pc.raised(nic.rings[0].call_fd)
         del p.drain
@@ -316,7 +332,7 @@ def test_window_ids_go_round_those_in_use(lab):
 
     def window(p):
         with vu.Nic(lab.drv()):
-            s = p.wait(lambda s: s.up, 20)
+            s = p.wait(lambda s: s.up)
             name, = mine()
             pos = lab.qmp.devices[name]["pos"]
             assert s.windows[s.regions[0][3]][1] == pos and name == f"vhp-ab-{pos:04x}"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The shmem attachment against a scripted front-end that behaves like QEMU's generic device."""
+import select
 import struct
 import time
 
@@ -7,7 +8,7 @@ import pytest
 
 import portclient as pc
 import vu
-from test_port import SIGNALS, answer_stop, count, forward
+from portside import SIGNALS, answer_stop, count, forward
 
 
 @pytest.fixture
@@ -51,9 +52,8 @@ def test_nothing_is_asked_before_start_and_after_detach(fast):
         p.wait(lambda s: s.up)
         assert p.command(pc.DETACH) == pc.OK
         assert list(p.live) == [(0, 0)], "DETACH was answered before all windows were gone"
-        p.stop()          # asserts in serve() that no request comes
-        time.sleep(0.2)
-        p.poll()
+        p.stop()
+        fast.stays(lambda: not select.select([p.back], [], [], 0)[0], 0.2)  # no request comes
         p.start()
         assert not p.state().attached
         assert p.attach() == pc.OK
@@ -77,18 +77,20 @@ def test_reset_without_detach(fast):
 def test_driver_comes_and_goes(fast):
     with pc.Shmem(dev(fast)) as p:
         assert p.attach() == pc.OK
+        took = []
         for i in range(4):
             with vu.Nic(drv(fast)) as nic:
                 t = time.monotonic()
                 p.wait(lambda s: s.up)
-                assert time.monotonic() - t < 0.5
+                took.append(time.monotonic() - t)
                 nic.send_packet(vu.frame(i, 70))
                 assert forward(p)[0] == [vu.frame(i, 70)]
             s = p.wait(lambda s: not s.up)
             assert p.command(pc.SYNC, s.regions_generation) == pc.OK
             p.wait(lambda s: not s.windows)
-            p.poll()
-            assert list(p.live) == [(0, 0)]
+            fast.wait(lambda: p.poll() or list(p.live) == [(0, 0)])
+        # A busy machine may be late, but not each time.
+        assert min(took) < 0.5, took
 
 
 def test_front_end_refuses_the_map(fast):
@@ -100,7 +102,7 @@ def test_front_end_refuses_the_map(fast):
             p.poll()
             fast.wait(lambda: any(w["error"] for w in fast.show("ab")["sides"]["device"]["windows"]))
             p.refuse = False
-            p.wait(lambda s: s.up, timeout=8)  # tried again by itself
+            p.wait(lambda s: s.up)  # tried again by itself
 
 
 def test_unsealed_memory_is_refused(fast):
@@ -143,9 +145,8 @@ def test_signals_without_buffers_are_dropped(fast):
         p.wait(lambda s: s.up)
         for _ in range(50):
             nic.kick(1)
-        time.sleep(0.1)
         ring = p.rings[2]
-        assert ring.mem.r("H", ring.used + 2) <= 4
+        fast.stays(lambda: ring.mem.r("H", ring.used + 2) <= 4, 0.1)
         while ring.get():
             pass
         ring.add([(p.fe.mem.alloc(8, 8), 8, True)])
@@ -160,9 +161,8 @@ def test_two_system_calls_a_signal(fast):
         p.attach()
         p.wait(lambda s: s.up)
         ring = p.rings[2]
-        time.sleep(0.3)
         for fd in (p.signals[2], nic.rings[0].call_fd):
-            while pc.raised(fd, 0):
+            while pc.raised(fd, 0.7):  # from the beginning
                 pass
 
         def kick():

@@ -33,9 +33,9 @@ def test_formats(daemon, fa, fb):
             vu.Nic(daemon.sock("ab", "device"), base | FORMATS[fb]) as b:
         assert daemon.show("ab")["status"] == "up"
         both_ways(a, b)
-        s = daemon.stats("ab")
-        assert s["driver"]["tx"]["packets"] == len(SIZES) == s["device"]["rx"]["packets"]
-        assert s["driver"]["tx"]["bytes"] == sum(SIZES)
+        # Packets are counted when they have gone.
+        daemon.wait(lambda: (s := daemon.stats("ab"))["driver"]["tx"]["packets"] == len(SIZES) == s["device"]["rx"]["packets"] and
+                    s["driver"]["tx"]["bytes"] == sum(SIZES))
 
 
 @pytest.mark.parametrize("features", [vu.bit(vu.ANY_LAYOUT), vu.bit(vu.NET_MRG_RXBUF), vu.BASIC])
@@ -77,7 +77,7 @@ def test_too_big_for_receiver(daemon):
         a.send_packet(vu.frame(1, 3000))
         a.send_packet(vu.frame(2, 100))
         assert b.recv_packet()[1] == vu.frame(2, 100)
-        assert daemon.stats("ab")["driver"]["tx"]["drops"]["too-big"] == 1
+        daemon.wait(lambda: daemon.stats("ab")["driver"]["tx"]["drops"]["too-big"] == 1)
 
 
 def test_order_and_wrap(daemon):

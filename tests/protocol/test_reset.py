@@ -53,17 +53,22 @@ def test_guest_that_does_not_let_go(lab):
         t = time.monotonic()
         nic.tell(vu.RESET_DEVICE)
         took = time.monotonic() - t
-        assert 0.9 < took < 3, took
+        assert 0.9 < took < pc.limit(3), took
         s = p.wait(lambda s: s.reason == pc.TIMEOUT)
         assert not s.attached and not any(q.flags & pc.STARTED for q in s.queues)
         assert nic.alive()
 
 
+def seconds(what):
+    t = time.monotonic()
+    what()
+    return time.monotonic() - t
+
+
 def test_no_guest(lab):
     with vu.Nic(lab.drv()) as nic:
-        t = time.monotonic()
-        nic.tell(vu.RESET_DEVICE)
-        assert time.monotonic() - t < 0.5
+        # A busy machine may be late, but not each time.
+        assert any(seconds(lambda: nic.tell(vu.RESET_DEVICE)) < 0.5 for _ in range(5))
         assert nic.alive()
 
 

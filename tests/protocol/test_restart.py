@@ -13,8 +13,8 @@ import pytest
 import portclient as pc
 import vu
 from conftest import Daemon
+from portside import forward
 from test_guard import listens
-from test_port import forward
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "vm"))
 from fdstore import Manager  # noqa: E402
@@ -64,10 +64,10 @@ def test_fast(service, how):
     with pc.Ivshmem(d.sock("ab", "device")) as p:
         p.vmm = qmp
         assert p.attach() == pc.OK
-        runs, generations = [0], [0]
+        runs, generations, waited = [0], [0], []
         for life in range(3):
             with vu.Nic(d.sock("ab", "driver")) as nic:
-                s = p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+                s = p.wait(lambda s: s.up and s.queues[1].avail)
                 assert s.generation > generations[-1], "the guest would take a new state for one that it knows"
                 assert s.queues[1].run > runs[-1], "the guest would take a new run for one that it knows"
                 runs.append(s.queues[1].run)
@@ -84,10 +84,13 @@ def test_fast(service, how):
                 d.start()
                 assert not p.state().attached
                 assert d.show("ab")["sides"]["device"]["online"]
-                # It has: the driver VM need not wait.
-                d.wait(lambda: listens(d.sock("ab", "driver")), timeout=1)
+                # It has: the driver VM need not wait, as it would for three seconds.
+                since = time.monotonic()
+                d.wait(lambda: listens(d.sock("ab", "driver")))
+                waited.append(time.monotonic() - since)
             # The next number: the old command is not executed twice.
             assert p.attach() == pc.OK
+        assert min(waited) < 2, waited
     d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
     d.wait(lambda: "keep.ab.conn" not in d.manager.names())
     qmp.close()
@@ -102,7 +105,7 @@ def test_guest_goes_on(service, how):
         p.vmm = qmp
         p.attach()
         with vu.Nic(d.sock("ab", "driver")) as nic:
-            p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+            p.wait(lambda s: s.up and s.queues[1].avail)
             for n in range(4):
                 nic.send_packet(vu.frame(n, 100))
             forward(p, 1)
@@ -111,8 +114,7 @@ def test_guest_goes_on(service, how):
             for end in (d.kill, d.kill) if how == "kill" else (d.stop, d.stop):
                 end()
                 d.start()
-                time.sleep(0.3)
-                assert not listens(d.sock("ab", "driver")), "nobody has asked the guest"
+                d.stays(lambda: not listens(d.sock("ab", "driver")), 0.3)  # nobody has asked the guest
             nic.mem.w("H", used, 4)
             p.attach()
             d.wait(lambda: listens(d.sock("ab", "driver")))
@@ -121,7 +123,7 @@ def test_guest_goes_on(service, how):
                 again.set_memory(nic.mem)
                 for q in (0, 1):
                     again.start_ring(q, nic.rings[q], base=(0, noted)[q])
-                s = p.wait(lambda s: s.up and s.queues[1].avail, timeout=12)
+                s = p.wait(lambda s: s.up and s.queues[1].avail)
                 assert (noted, s.queues[1].base, s.queues[0].base) == (1, 4, 0)
                 again.mem = None    # the other one's
     qmp.close()
@@ -138,9 +140,7 @@ def test_guest_that_does_not_let_go(service):
             p.wait(lambda s: s.up)
             d.kill()
         d.start()
-        t = time.monotonic()
-        d.wait(lambda: listens(d.sock("ab", "driver")), timeout=10)
-        assert time.monotonic() - t < 6
+        d.wait(lambda: listens(d.sock("ab", "driver")))
     qmp.close()
 
 

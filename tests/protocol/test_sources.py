@@ -39,7 +39,7 @@ def shmem(make_daemon, request):
 def channel(fe):
     """A request channel whose daemon's end the front-end has, too: (ours, duplicate of theirs)."""
     a, b = socket.socketpair()
-    a.settimeout(5)
+    a.settimeout(30)
     fe.tell(vu.SET_BACKEND_REQ_FD, b"", [b.fileno()])
     return a, b
 
@@ -47,7 +47,7 @@ def channel(fe):
 def closed(s):
     """By the other end, which may not have read all."""
     try:
-        return bool(select.select([s], [], [], 5)[0]) and s.recv(64) == b""
+        return bool(select.select([s], [], [], 30)[0]) and s.recv(64) == b""
     except ConnectionResetError:
         return True
 
@@ -135,7 +135,7 @@ def test_front_end_goes_and_keeps_everything(lab):
     lab.stack.close()
     lab.far = None
     lab.d.wait(lambda: lab.d.show("ab")["status"] in ("waiting", "partial"))
-    before = sleeps(lab.d)
+    before = lab.d.rest(lambda: sleeps(lab.d))
     for _ in range(50):
         for k in kicks:
             pc.one(k)
@@ -169,8 +169,7 @@ def test_kick_replaced(lab):
         nic.fds.append(kick)
         time.sleep(0.05)
         lab.there_and_back(n)
-    time.sleep(0.7)
-    before = sleeps(lab.d)
+    before = lab.d.rest(lambda: sleeps(lab.d))
     for _ in range(50):
         for k in old:
             pc.one(k)
@@ -212,8 +211,7 @@ def test_doorbells_of_a_shmem_port_replaced(shmem):
                     for fd in old:
                         pc.one(fd)
                 assert victim.alive() and victim2.alive()
-        time.sleep(0.7)
-        before = sleeps(d)
+        before = d.rest(lambda: sleeps(d))
         for _ in range(30):
             for fd in old:
                 pc.one(fd)
@@ -251,8 +249,7 @@ def test_local_process_goes_and_keeps_its_eventfds(make_daemon, mode):
                 kept.append(os.dup(p.sock.fileno()))
                 p.sock.shutdown(socket.SHUT_RDWR)
             d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
-        time.sleep(0.3)
-        before = sleeps(d)
+        before = d.rest(lambda: sleeps(d))
         for _ in range(30):
             for fd in kept:
                 with contextlib.suppress(OSError, BlockingIOError):

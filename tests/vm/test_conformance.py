@@ -23,7 +23,7 @@ def test_guest_over_ivshmem(lab):
     except v.Unavailable as e:
         pytest.skip(str(e))
     path = lab.dir + '/cf'
-    suite = subprocess.Popen([TOP + '/conformance/run', '--json', '--no-echo', '--guest-socket',
+    suite = subprocess.Popen([TOP + '/conformance/run', '--json', '--slow', str(v.limit(2)), '--no-echo', '--guest-socket',
                               'ivshmem:' + path], stdout=subprocess.PIPE, text=True)
     try:
         while not os.path.exists(path):
@@ -39,7 +39,7 @@ def test_guest_over_ivshmem(lab):
         vm.sh('insmod /lib/modules/vhost_pci.ko; modprobe tun; modprobe vhost_net')
         vm.until('grep -qsx conformance /sys/class/vhost-pci/*/name', 10)
         vm.sh(portlink.agent_command('conformance', 'tap0', '52:54:00:12:34:56', log='/run/a.log'))
-        out, _ = suite.communicate(timeout=300)
+        out, _ = suite.communicate(timeout=v.limit(300))
         rules = json.loads(out)['rules']
         bad = [r for r in rules if r['result'] == 'FAIL']
         assert not bad, '%s\n%s' % (bad, vm.sh('tail -50 /run/a.log'))

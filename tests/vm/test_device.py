@@ -1,119 +1,61 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Links of other types than net between real VMs: an unmodified back-end in the device VM, the stock driver in the driver VM."""
 
-import os
 import time
 
-import packages
-import portlink
 import pytest
+import served
 import vhostpci_vm as v
 
-LINK = 'disk'
-SOCKET = '/run/vhu/disk.sock'
 MIB = 48
+PROGRAMS = dict(programs=[('/sbin/mkfs.ext4', '/sbin/mkfs.ext4'), ('/sbin/e2fsck', '/sbin/e2fsck')])
 
 
-class Served:
-    """A driver VM whose device of @kind an unmodified back-end serves in a device VM. Subclasses say which."""
-
-    kind, queues, model, props = None, 1, None, None
-
-    def __init__(self, lab, mode, attachment, driver_qemu='system', device_qemu='system', driver=None, device=None, profile=None):
-        self.lab, self.daemon = lab, lab.daemon
-        self.daemon.write('vhost-pci.conf', {'Daemon': {'StateDirectory': self.daemon.path('state')}})
-        groups = ('blue', 'blue') if mode == 'fast' else ('blue', 'red')
-        try:
-            self.driver = portlink.guest(self.daemon, 'left', groups[0], qemu=driver_qemu, **(driver or {}))
-            self.device = portlink.guest(self.daemon, 'right', groups[1], device=True, qemu=device_qemu, mem=384, **(device or {}))
-        except v.Unavailable as e:
-            pytest.skip(str(e))
-        lab.vms += [self.driver, self.device]
-        self.port = v.Port(self.daemon.path(LINK + '-device.sock'), attachment, queues=self.queues)
-        socks = self.daemon.link(LINK, 'left', 'right', mode=mode, endpoint='port', Type=self.kind,
-                                 device_keys=self.port.link_keys(self.daemon.dir, 'right'), profile_keys=profile)
-        self.device.nets.append(self.port)
-        self.driver.nets.append(v.UserDevice(socks[0], self.model, self.props))
-
-    def start_device(self):
-        self.lab.boot(self.device)
-        self.device.sh('mkdir -p /run/vhu; (setsid vhost-pci-agent --vhost-user %s --wait >>/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % SOCKET)
-
-    def kill_backend(self):
-        self.device.sh('kill -9 $(cat /run/backend.pid)')
-
-    def status(self):
-        return self.daemon.ctl('show', LINK)
-
-    def story(self):
-        out = [str(self.status()), self.daemon.tail(20)]
-        if self.device.alive():
-            out.append(self.device.sh('tail -n 20 /run/agent.log /run/backend.log; dmesg | tail -n 10', check=False))
-        return '\n'.join(out)
+def made(lab, kind, *point, **kw):
+    """A link of that kind (served.py) and its VMs, none of which has booted; the daemon has started."""
+    try:
+        k = kind(lab.daemon, *point, **kw)
+    except v.Unavailable as e:
+        pytest.skip(str(e))
+    lab.vms += k.vms
+    k.daemon.start()
+    return k
 
 
-class Disk(Served):
-    """qemu-storage-daemon serves a vhost-user-blk-pci."""
+def disk(lab, *point, **kw):
+    return made(lab, served.Disk, *point, mib=MIB, driver=PROGRAMS, **kw)
 
-    kind, model, props = 'blk', 'vhost-user-blk-pci', 'num-queues=1'
 
-    def __init__(self, lab, *point, written=False, own=False, **kw):
-        """@own: a disk of the device VM's is served, which outlives it, and not a file in its memory."""
-        device = dict(programs=[('/usr/bin/qemu-storage-daemon', '/bin/qemu-storage-daemon')])
-        self.blockdev = 'driver=file,filename=/run/disk.img'
-        if own:
-            image = lab.daemon.path('disk.img')
-            with open(image, 'wb') as f:
-                f.truncate(MIB << 20)
-            device['extra'] = ['-drive', 'file=%s,format=raw,if=none,id=own' % image, '-device', 'virtio-blk-pci,drive=own,vectors=0']
-            self.blockdev = 'driver=host_device,filename=/dev/vda,cache.direct=on'
-        self.own = own
-        super().__init__(lab, *point, driver=dict(programs=[('/sbin/mkfs.ext4', '/sbin/mkfs.ext4'), ('/sbin/e2fsck', '/sbin/e2fsck')]),
-                         device=device, profile={'Capacity': '%dM' % MIB} if written else None, **kw)
+def serve(lab, k):
+    lab.boot(k.device)
+    k.serve()
 
-    def start_device(self):
-        super().start_device()
-        self.device.sh('modprobe virtio_blk' if self.own else '[ -e /run/disk.img ] || dd if=/dev/zero of=/run/disk.img bs=1M count=%d 2>/dev/null' % MIB)
-        if self.own:
-            self.device.until('[ -b /dev/vda ]', 20, 'dmesg | tail')
 
-    def start_backend(self):
-        self.device.sh('rm -f %s; (setsid qemu-storage-daemon --blockdev %s,node-name=f,discard=unmap '
-                       '--export type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on,num-queues=1 '
-                       '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)' % (SOCKET, self.blockdev, SOCKET))
+def write_and_verify(d):
+    """Patterns with direct I/O of several sizes, and a file system."""
+    d.sh('modprobe virtio_blk; modprobe crc32c_generic 2>/dev/null; modprobe ext4; mkdir -p /mnt')
+    d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
+    d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=4 2>/dev/null')
+    want = d.sh('sha256sum </tmp/pattern').split()[0]
+    for n, bs in enumerate((512, 4096, 65536, 1 << 20)):
+        count = (4 << 20) // bs if bs > 512 else 1024
+        d.sh('dd if=/tmp/pattern of=/dev/vda bs=%d count=%d seek=%d oflag=direct 2>/dev/null' % (bs, count, n * (4 << 20) // bs), 120)
+    for n, bs in enumerate((512, 4096, 65536, 1 << 20)):
+        count = (4 << 20) // bs if bs > 512 else 1024
+        got = d.sh('dd if=/dev/vda bs=%d count=%d skip=%d iflag=direct 2>/dev/null | sha256sum' % (bs, count, n * (4 << 20) // bs), 120)
+        ref = want if bs > 512 else d.sh('head -c 524288 /tmp/pattern | sha256sum').split()[0]
+        assert got.split()[0] == ref, 'blocks of %d bytes' % bs
+    d.sh('mkfs.ext4 -q -F /dev/vda && mount -t ext4 /dev/vda /mnt && cp /tmp/pattern /mnt/f && sync && umount /mnt', 120)
+    d.sh('e2fsck -fn /dev/vda', 60)
+    d.sh('mount -t ext4 /dev/vda /mnt')
+    assert d.sh('sha256sum </mnt/f').split()[0] == want
+    d.sh('umount /mnt')
 
-    def wait_known(self):
-        end = time.time() + v.limit(60)
-        while not self.daemon.ctl('profile', LINK)['known']:
-            if time.time() > end:
-                raise v.VMError('the profile was not learned\n' + self.story())
-            time.sleep(0.2)
 
-    def write_and_verify(self, seed):
-        """Patterns with direct I/O of several sizes, and a file system."""
-        d = self.driver
-        d.sh('modprobe virtio_blk; modprobe crc32c_generic 2>/dev/null; modprobe ext4; mkdir -p /mnt')
-        d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
-        d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=4 2>/dev/null')
-        want = d.sh('sha256sum </tmp/pattern').split()[0]
-        for n, bs in enumerate((512, 4096, 65536, 1 << 20)):
-            count = (4 << 20) // bs if bs > 512 else 1024
-            d.sh('dd if=/tmp/pattern of=/dev/vda bs=%d count=%d seek=%d oflag=direct 2>/dev/null' % (bs, count, n * (4 << 20) // bs), 120)
-        for n, bs in enumerate((512, 4096, 65536, 1 << 20)):
-            count = (4 << 20) // bs if bs > 512 else 1024
-            got = d.sh('dd if=/dev/vda bs=%d count=%d skip=%d iflag=direct 2>/dev/null | sha256sum' % (bs, count, n * (4 << 20) // bs), 120)
-            ref = want if bs > 512 else d.sh('head -c 524288 /tmp/pattern | sha256sum').split()[0]
-            assert got.split()[0] == ref, 'blocks of %d bytes' % bs
-        d.sh('mkfs.ext4 -q -F /dev/vda && mount -t ext4 /dev/vda /mnt && cp /tmp/pattern /mnt/f && sync && umount /mnt', 120)
-        d.sh('e2fsck -fn /dev/vda', 60)
-        d.sh('mount -t ext4 /dev/vda /mnt')
-        assert d.sh('sha256sum </mnt/f').split()[0] == want
-        d.sh('umount /mnt')
-
-    def check(self):
-        out = self.driver.sh('dmesg')
-        assert 'I/O error' not in out and 'Call Trace' not in out, out[-3000:]
-        assert self.daemon.alive()
+def check(k):
+    out = k.driver.sh('dmesg')
+    assert 'I/O error' not in out and 'Call Trace' not in out, out[-3000:]
+    assert k.daemon.alive()
 
 
 POINTS = [('copy', 'ivshmem', 'system', 'system'), ('fast', 'ivshmem', 'system', 'system'), ('copy', 'shmem', '11', '11'),
@@ -122,33 +64,28 @@ POINTS = [('copy', 'ivshmem', 'system', 'system'), ('fast', 'ivshmem', 'system',
 
 @pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])
 def test_disk(lab, point):
-    k = Disk(lab, *point)
-    k.daemon.start()
-    k.start_device()
-    k.start_backend()
+    k = disk(lab, *point, own=False, written=False)
+    serve(lab, k)
     k.wait_known()
     lab.boot(k.driver)
-    v.note('booted; the profile was learned: %s' % k.daemon.ctl('profile', LINK)['features'])
+    v.note('booted; the profile was learned: %s' % k.daemon.ctl('profile', served.LINK)['features'])
     try:
-        k.write_and_verify(1)
+        write_and_verify(k.driver)
     except v.VMError as e:
         raise v.VMError('%s\n%s' % (e, k.story()))
-    k.check()
+    check(k)
     v.note('512 B to 1 MiB direct, ext4, fsck: every byte right; %s' % k.status()['status'])
 
 
 @pytest.mark.parametrize('qemu', ['system', '11'])
 def test_back_end_killed_while_writing(lab, qemu):
     """Copy mode: the driver VM, which booted first, sees pauses and no error; what was acknowledged is there."""
-    k = Disk(lab, 'copy', 'ivshmem', driver_qemu=qemu, written=True)
-    k.daemon.start()
+    k = disk(lab, 'copy', 'ivshmem', driver_qemu=qemu, own=False)
     lab.boot(k.driver)
     v.note('the driver VM has booted, nobody serves its disk')
-    k.start_device()
-    k.start_backend()
+    serve(lab, k)
     d = k.driver
-    d.sh('modprobe virtio_blk')
-    d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
+    k.attach()
     d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=32 2>/dev/null')
     job = d.spawn('for i in 1 2 3; do dd if=/tmp/pattern of=/dev/vda bs=16384 oflag=direct || exit 1; done', 600)
     kills = 0
@@ -161,21 +98,18 @@ def test_back_end_killed_while_writing(lab, qemu):
     again = k.status()['sides']['device']['requests_given_again']
     want = d.sh('sha256sum </tmp/pattern').split()[0]
     assert d.sh('dd if=/dev/vda bs=1M count=32 iflag=direct 2>/dev/null | sha256sum', 120).split()[0] == want
-    k.check()
+    check(k)
     v.note('%d kills, %d requests given again, no error, every byte there' % (kills, again))
 
 
 @pytest.mark.parametrize('qemu', ['system', '11'])
 def test_device_vm_killed_while_writing(lab, qemu):
     """Copy mode: SIGKILL of the whole device VM, which boots again and serves the same disk. A pause, and no error."""
-    k = Disk(lab, 'copy', 'ivshmem', driver_qemu=qemu, written=True, own=True)
-    k.daemon.start()
+    k = disk(lab, 'copy', 'ivshmem', driver_qemu=qemu)
     lab.boot(k.driver)
-    k.start_device()
-    k.start_backend()
+    serve(lab, k)
     d = k.driver
-    d.sh('modprobe virtio_blk')
-    d.until('[ -b /dev/vda ]', 60, 'dmesg | tail')
+    k.attach()
     d.sh('dd if=/dev/urandom of=/tmp/pattern bs=1M count=16 2>/dev/null')
     job = d.spawn('for i in 1 2 3 4 5 6 7 8; do dd if=/tmp/pattern of=/dev/vda bs=16384 oflag=direct || exit 1; done', 900)
     kills = 0
@@ -183,46 +117,19 @@ def test_device_vm_killed_while_writing(lab, qemu):
         time.sleep(2)
         k.device.kill()
         kills += 1
-        k.start_device()
-        k.start_backend()
+        serve(lab, k)
     job.result(900)
     again = k.status()['sides']['device']['requests_given_again']
     want = d.sh('sha256sum </tmp/pattern').split()[0]
     assert d.sh('dd if=/dev/vda bs=1M count=16 iflag=direct 2>/dev/null | sha256sum', 120).split()[0] == want
-    k.check()
+    check(k)
     v.note('%d kills of the device VM, %d requests given again, no error, every byte there' % (kills, again))
-
-
-class Files(Served):
-    """virtiofsd serves a vhost-user-fs-pci."""
-
-    kind, queues, model, props = 'fs', 2, 'vhost-user-fs-pci', 'tag=home,num-request-queues=1'
-    under = '/opt/virtiofsd'
-
-    def __init__(self, lab, *point):
-        try:
-            root = packages.tree('trixie', 'virtiofsd', 'libc6', 'libcap-ng0', 'libseccomp2', 'libgcc-s1')
-        except v.Unavailable as e:
-            pytest.skip(str(e))
-        files = packages.files(root, self.under, '/usr/libexec/virtiofsd')
-        for lib in ('libm.so.6', 'libgcc_s.so.1', 'libseccomp.so.2', 'libcap-ng.so.0'):
-            path = next(p for p in (root + d + '/x86_64-linux-gnu/' + lib for d in ('/usr/lib', '/lib')) if os.path.exists(p))
-            files[self.under + '/lib/x86_64-linux-gnu/' + lib] = (os.path.realpath(path), 0o755)
-        super().__init__(lab, *point, device=dict(files=files))
-
-    def start_backend(self):
-        self.device.sh('mkdir -p /srv; rm -f {s} {s}.pid; (setsid {u}/lib64/ld-linux-x86-64.so.2 --library-path {u}/lib/x86_64-linux-gnu '
-                       '{u}/usr/libexec/virtiofsd --socket-path={s} --shared-dir=/srv --sandbox=none --seccomp=none --inode-file-handles=never '
-                       '>>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(u=self.under, s=SOCKET))
-        self.device.until('[ -S %s ]' % SOCKET, 20, 'cat /run/backend.log')
 
 
 @pytest.mark.parametrize('mode', ['copy', 'fast'])
 def test_files(lab, mode):
-    k = Files(lab, mode, 'ivshmem')
-    k.daemon.start()
-    k.start_device()
-    k.start_backend()
+    k = made(lab, served.Files, mode, 'ivshmem', written=False)
+    serve(lab, k)
     d = k.driver
     lab.boot(d)
     d.sh('modprobe virtiofs; mkdir -p /mnt')

@@ -141,9 +141,76 @@ static void test_turns(void **state)
 	worker_pool_free(pool);
 }
 
+static struct {
+	struct worker_job j; /* first */
+	unsigned calls, arms, work;
+} thrifty;
+
+static unsigned thrifty_run(struct worker_job *j, struct vp_scratch *s)
+{
+	unsigned n = __atomic_load_n(&thrifty.work, __ATOMIC_RELAXED);
+
+	/* It comes when polling has begun. */
+	if (__atomic_add_fetch(&thrifty.calls, 1, __ATOMIC_RELAXED) == n)
+		return 1;
+	return 0;
+}
+
+static enum worker_next thrifty_arm(struct worker_job *j)
+{
+	__atomic_fetch_add(&thrifty.arms, 1, __ATOMIC_RELEASE);
+	return WORKER_SLEEP;
+}
+
+static const struct worker_job_ops thrifty_ops = { .run = thrifty_run, .arm = thrifty_arm, .disarm = job_disarm };
+
+/* How often it looks for work after one wake, before it sleeps. */
+static unsigned looks(void)
+{
+	unsigned arms = __atomic_load_n(&thrifty.arms, __ATOMIC_RELAXED);
+
+	__atomic_store_n(&thrifty.calls, 0, __ATOMIC_RELAXED);
+	worker_poke(&thrifty.j);
+	while (__atomic_load_n(&thrifty.arms, __ATOMIC_ACQUIRE) == arms)
+		nap(100);
+	return __atomic_load_n(&thrifty.calls, __ATOMIC_RELAXED);
+}
+
+/* A job that polls in vain sleeps at once the next time, then the next 3 times, then 7 ...; until polling finds something. */
+static void test_thrift(void **state)
+{
+	struct worker_pool_conf c = { .threads = 1, .busy_poll_us = 20000 };
+	unsigned polls = 0;
+
+	assert_int_equal(worker_pool_new(&pool, &c, NULL), 0);
+	thrifty.j.ops = &thrifty_ops;
+	thrifty.j.thrifty = true;
+	assert_int_equal(worker_job_add(pool, &thrifty.j, NULL), 0);
+	for (unsigned i = 1; i <= 30; i++) {
+		unsigned n = looks();
+
+		polls += n > 1;
+		/* 1st, 3rd, 7th, 15th. */
+		assert_int_equal(n > 1, !(i & (i + 1)));
+	}
+	assert_int_equal(polls, 4);
+	thrifty.work = 5; /* found by polling */
+	assert_true(looks() > 5);
+	thrifty.work = 0;
+	assert_int_equal(looks(), 1); /* what followed was in vain again, but that is all */
+	assert_true(looks() > 1);
+	worker_job_retire(pool, &thrifty.j);
+	worker_jobs_reap(pool);
+	worker_pool_free(pool);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(test_leaving_together), cmocka_unit_test(test_turns) };
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_leaving_together),
+		cmocka_unit_test(test_turns),
+		cmocka_unit_test(test_thrift),
+	};
 	int ret;
 
 	urcu_qsbr_register_thread();

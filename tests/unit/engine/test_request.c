@@ -24,6 +24,7 @@ static struct {
 	int call, kick;
 	uint64_t dev_features;
 	struct vp_reqq_conf c;
+	bool raw; /* what the device side may write need not be zeroes */
 } t;
 
 struct job {
@@ -72,6 +73,8 @@ static void make_queue(const uint16_t *heads, unsigned n)
 	}
 }
 
+static uint16_t out_head, in_head; /* of the queues that setup() makes */
+
 static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 {
 	uint64_t rb = vp_copyq_ring_bytes();
@@ -99,6 +102,8 @@ static void setup(uint16_t size, uint64_t drv, uint64_t dev, uint64_t area)
 		.ring = { 0, rb },
 		.data = { rb, area },
 		.fail_status = 1,
+		.out_head = out_head,
+		.in_head = in_head,
 	};
 	make_queue(NULL, 0);
 	for (unsigned i = 0; i < 64; i++)
@@ -223,7 +228,7 @@ static unsigned device_takes(uint64_t *order, unsigned max)
 				assert_int_equal(vp_ld8(sg[k].p, b), byte_of(cookie, pos + b));
 		for (unsigned k = c->nout; k < c->nout + c->nin; k++) {
 			/* Nothing of anybody else's. */
-			for (uint32_t b = 0; b < sg[k].len; b++)
+			for (uint32_t b = 0; b < sg[k].len && !t.raw; b++)
 				assert_int_equal(vp_ld8(sg[k].p, b), 0);
 			h->seg[h->nseg++] = sg[k];
 		}
@@ -323,6 +328,40 @@ static void mixed_large(uint64_t drv, uint64_t dev)
 static void mixed_small(uint64_t drv, uint64_t dev)
 {
 	mixed(drv, dev, 56 << 10, false);
+}
+
+/* With headers, the rest of each part begins at a multiple of a block, and no header is in two pieces. */
+static void test_payloads_are_aligned(void **state)
+{
+	const uint64_t data = RIG_POOL_ADDR + vp_copyq_ring_bytes();
+
+	out_head = 51;
+	in_head = 108;
+	setup(64, F_VERSION_1, F_VERSION_1, 1 << 20);
+	serve();
+	n_holds = 0;
+	for (uint64_t i = 0; i < 12; i++)
+		assert_true(ask(i, 1 + i % 3, 1 + i / 3 % 2, 200 + (uint32_t)i * 333, false) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, 12), 12);
+	for (unsigned i = 0; i < 12; i++) {
+		const struct vp_chain *c = &t.burst.chain[i];
+		const struct vp_seg *sg = &t.burst.seg[c->seg];
+
+		assert_int_equal((sg[0].addr + out_head - data) % VP_REQ_BLOCK, 0);
+		assert_true(sg[0].len >= out_head);
+		assert_int_equal((sg[c->nout].addr + in_head - data) % VP_REQ_BLOCK, 0);
+		assert_true(sg[c->nout].len >= in_head);
+	}
+	while (n_holds)
+		device_returns(n_holds / 2, holds[n_holds / 2].in_len, 0);
+	run();
+	assert_int_equal(answers(), 12);
+	teardown();
+	/* And whatever comes, in little room. */
+	mixed(F_INDIRECT | F_VERSION_1, F_EVENT_IDX | F_VERSION_1, 56 << 10, false);
+	mixed(F_PACKED | F_VERSION_1, F_VERSION_1, 128 << 10, true);
+	out_head = in_head = 0;
 }
 
 static void mixed_lost(uint64_t drv, uint64_t dev)
@@ -475,6 +514,140 @@ static void test_what_does_not_fit_now_waits(void **state)
 	teardown();
 }
 
+/* ---- zeroes that are spared ------------------------------------------------------------- */
+
+/* A device side that has told the full length of 16 requests that it fills; then one more, in its hands. */
+static void full_lengths(uint64_t cookie)
+{
+	setup(64, F_VERSION_1, F_VERSION_1, 64 << 10);
+	vp_reqq_free(t.q);
+	t.c.fills = true;
+	for (unsigned i = 0; i < 4; i++)
+		t.c.fill_op |= (uint32_t)byte_of(cookie, i) << 8 * i;
+	make_queue(NULL, 0);
+	serve();
+	n_holds = 0;
+	for (unsigned i = 0; i < 16; i++) {
+		assert_true(ask(cookie, 1, 2, 700, false) >= 0);
+		run();
+		assert_int_equal(device_takes(NULL, VP_BURST), 1); /* zeroed */
+		device_returns(0, 1421, 1420 + (i & 1));	   /* with the status, or without */
+		run();
+		assert_int_equal(answers(), 1);
+	}
+	t.raw = true;
+	assert_true(ask(cookie, 1, 2, 700, false) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 1);
+	/* What the last one left. */
+	assert_int_equal(vp_ld8(holds[0].seg[0].p, 0), byte_of(~cookie, 0));
+	t.raw = false;
+}
+
+static void test_a_short_answer_is_asked_for_again(void **state)
+{
+	full_lengths(5);
+	device_returns(0, 10, 10);
+	run();
+	assert_int_equal(answers(), 0);
+	assert_int_equal(device_takes(NULL, VP_BURST), 1); /* zeroed */
+	assert_int_equal(t.q->regiven, 1);
+	device_returns(0, 20, 20);
+	run();
+	assert_int_equal(answers(), 1);
+	/* It is not trusted any more. */
+	assert_true(ask(5, 1, 2, 700, false) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 1);
+	device_returns(0, 0, 0);
+	run();
+	assert_int_equal(answers(), 1);
+	teardown();
+}
+
+static void test_a_failed_answer_has_only_its_status(void **state)
+{
+	struct hold h;
+	unsigned seen = 0;
+	uint32_t len;
+	uint16_t id;
+
+	full_lengths(5);
+	h = holds[0];
+	vp_st8(h.seg[h.nseg - 1].p, h.seg[h.nseg - 1].len - 1, 3);
+	device_returns(0, 0, 1421);
+	run();
+	assert_true(drv_get_used(&t.d, &id, &len));
+	for (unsigned i = 1; i < jobs[id].nb; i++)
+		for (uint32_t k = 0; k < jobs[id].b[i].len; k++, seen++)
+			assert_int_equal(*drv_ptr(&t.m, jobs[id].b[i].addr + k), seen == 1420 ? 3 : 0);
+	assert_int_equal(seen, 1421);
+	teardown();
+}
+
+static void test_other_requests_are_zeroed(void **state)
+{
+	full_lengths(5);
+	vp_st8(holds[0].seg[holds[0].nseg - 1].p, holds[0].seg[holds[0].nseg - 1].len - 1, 0); /* done */
+	device_returns(0, 1420, 1421);
+	run();
+	assert_int_equal(answers(), 1);
+	assert_true(ask(6, 1, 2, 700, false) >= 0); /* another first word */
+	assert_true(ask(5, 1, 1, 300, false) >= 0); /* a short one */
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 2);
+	teardown();
+}
+
+static void test_a_new_device_side_is_not_trusted(void **state)
+{
+	full_lengths(5);
+	vp_reqq_end(t.q, true);
+	n_holds = 0;
+	serve();
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 1); /* zeroed */
+	device_returns(0, 5, 0);
+	run();
+	assert_int_equal(answers(), 1);
+	teardown();
+}
+
+/* ---- calls ---------------------------------------------------------------------------------- */
+
+static void test_one_call_for_all_that_came(void **state)
+{
+	uint64_t n;
+
+	setup(64, F_VERSION_1 | F_INDIRECT, F_VERSION_1, 8 << 20);
+	serve();
+	n_holds = 0;
+	for (unsigned i = 0; i < 12; i++)
+		assert_true(ask(i, 1, 8, 8000, true) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 12);
+	RIG_MUST(read(t.call, &n, sizeof(n)) < 0);
+	while (n_holds)
+		device_returns(0, 10, 10);
+	/* 128 KiB a run, a call for each 512 KiB, and at the end. */
+	run();
+	RIG_MUST(read(t.call, &n, sizeof(n)) == sizeof(n));
+	assert_int_equal(n, 2);
+	assert_int_equal(answers(), 12);
+	/* What the last run owes is paid when the device side goes. */
+	for (unsigned i = 0; i < 4; i++)
+		assert_true(ask(i, 1, 8, 8000, true) >= 0);
+	run();
+	assert_int_equal(device_takes(NULL, VP_BURST), 4);
+	while (n_holds)
+		device_returns(0, 10, 10);
+	vp_reqq_run(t.q, t.s);
+	RIG_MUST(read(t.call, &n, sizeof(n)) < 0);
+	assert_true(vp_reqq_end(t.q, true));
+	assert_int_equal(answers(), 4);
+	teardown();
+}
+
 /* ---- a device side that breaks the rules ------------------------------------------------ */
 
 static void test_returned_twice(void **state)
@@ -624,12 +797,18 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_there_and_back),
 		cmocka_unit_test(test_little_room),
+		cmocka_unit_test(test_payloads_are_aligned),
 		cmocka_unit_test(test_device_comes_and_goes),
 		cmocka_unit_test(test_open_requests_are_given_again),
 		cmocka_unit_test(test_what_the_last_one_wrote_is_not_given_again),
 		cmocka_unit_test(test_too_big_breaks_and_says_how_much),
 		cmocka_unit_test(test_fragments_are_used),
 		cmocka_unit_test(test_what_does_not_fit_now_waits),
+		cmocka_unit_test(test_a_short_answer_is_asked_for_again),
+		cmocka_unit_test(test_a_failed_answer_has_only_its_status),
+		cmocka_unit_test(test_other_requests_are_zeroed),
+		cmocka_unit_test(test_a_new_device_side_is_not_trusted),
+		cmocka_unit_test(test_one_call_for_all_that_came),
 		cmocka_unit_test(test_returned_twice),
 		cmocka_unit_test(test_stop_rewinds),
 		cmocka_unit_test(test_stop_with_a_hole_fails_the_rest),
