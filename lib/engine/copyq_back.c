@@ -251,7 +251,7 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 						     next->len);
 		}
 		to = vp_gptr_add(w.host, off);
-		vp_copy_out(to, vp_pkt_plain_hdr, hlen);
+		vp_pkt_put_plain_hdr(to, hlen);
 		vp_pkt_copy_peer(vp_gptr_add(to, hlen), vp_gptr_add(from, hlen), plen);
 		bytes += plen;
 		given[i] = (struct vp_used){ .len = len, .id = sl->id, .slots = sl->slots };

@@ -103,6 +103,15 @@ void vp_pkt_log(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_c
 /* No offloads, num_buffers 1 (little-endian): the header of a plain packet, 10 or 12 bytes of it. */
 extern const uint8_t vp_pkt_plain_hdr[12];
 
+/* Lengths that the compiler knows: a call of the C library for each packet would cost more than the header does. */
+VP_INLINE void vp_pkt_put_plain_hdr(vp_gptr dst, unsigned hdr_len)
+{
+	if (vp_likely(hdr_len == 12))
+		vp_copy_out(dst, vp_pkt_plain_hdr, 12);
+	else
+		vp_copy_out(dst, vp_pkt_plain_hdr, 10);
+}
+
 /* The receive buffers of a burst, being filled from chain `taken` on. */
 struct vp_rxfill {
 	struct vp_virtq *vq;

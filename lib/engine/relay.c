@@ -179,7 +179,7 @@ VP_INLINE unsigned forward_plain(struct run *r, unsigned i, unsigned n, unsigned
 		if (plen > 128 && k + 1 < count)
 			vp_pkt_prefetch_rest(s->dst.seg[d[1].seg].p, s->src.seg[c[1].seg].p,
 					     VP_MIN(s->src.seg[c[1].seg].len, s->dst.seg[d[1].seg].len));
-		vp_copy_out(ds->p, vp_pkt_plain_hdr, dst_hlen);
+		vp_pkt_put_plain_hdr(ds->p, dst_hlen);
 		vp_pkt_copy_peer(vp_gptr_add(ds->p, dst_hlen), vp_gptr_add(ss->p, src_hlen), plen);
 		*us = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 		*ud = (struct vp_used){ .len = dst_hlen + plen, .id = d->id, .slots = d->slots };

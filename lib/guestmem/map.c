@@ -27,7 +27,7 @@ static struct map_slot map_slots[VP_MAP_MAX];
 static int map_slots_used; /* slots [0, used) may be live */
 static int map_slots_free; /* none before this one is free */
 static pthread_mutex_t map_lock = PTHREAD_MUTEX_INITIALIZER;
-static unsigned map_lost;
+unsigned vp_map_lost_total;
 static struct sigaction map_old_action;
 static bool map_guarded;
 
@@ -80,7 +80,7 @@ static void map_fault(int sig, siginfo_t *si, void *uc)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
 			break;
 		__atomic_store_n(&m->lost, true, __ATOMIC_RELEASE);
-		__atomic_fetch_add(&map_lost, 1, __ATOMIC_RELEASE);
+		__atomic_fetch_add(&vp_map_lost_total, 1, __ATOMIC_RELEASE);
 		return;
 	}
 	/* Not ours: whoever was there before; by default the process ends with the true address. */
@@ -105,11 +105,6 @@ int vp_map_guard_faults(void)
 		return -errno;
 	map_guarded = true;
 	return 0;
-}
-
-unsigned vp_map_lost_count(void)
-{
-	return __atomic_load_n(&map_lost, __ATOMIC_ACQUIRE);
 }
 
 bool vp_map_lost(const struct vp_map *m)

@@ -77,7 +77,12 @@ bool vp_map_lost(const struct vp_map *m);
  */
 int vp_map_guard_faults(void);
 
-/* How many mappings have been lost so far, cheap enough to poll once per loop. */
-unsigned vp_map_lost_count(void);
+/* How many mappings have been lost so far, cheap enough to look at before each burst. */
+extern unsigned vp_map_lost_total; /* atomic; the handler's */
+
+VP_INLINE unsigned vp_map_lost_count(void)
+{
+	return __atomic_load_n(&vp_map_lost_total, __ATOMIC_ACQUIRE);
+}
 
 #endif

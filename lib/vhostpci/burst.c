@@ -149,7 +149,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			if (vp_likely(c->nin == 1 && !c->nout && o->len <= VP_PKT_MAX && o->len + f.hdr_len <= s->len)) {
 				if (o->len > 128 && i + 1 < n && f.taken + 1 < f.b->n)
 					vp_pkt_prefetch_dst(f.b->seg[c[1].seg].p, VP_MIN(o[1].len, f.b->seg[c[1].seg].len));
-				vp_copy_out(s->p, vp_pkt_plain_hdr, f.hdr_len);
+				vp_pkt_put_plain_hdr(s->p, f.hdr_len);
 				vp_pkt_copy_out(vp_gptr_add(s->p, f.hdr_len), o->data, o->len);
 				f.used[f.taken++] = (struct vp_used){ .len = f.hdr_len + o->len, .id = c->id,
 								      .slots = c->slots };

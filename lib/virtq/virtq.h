@@ -56,8 +56,8 @@ struct vp_chain {
 struct vp_burst {
 	unsigned        n, nseg;
 	unsigned        empty; /* descriptors with nothing in them: with nseg, what counts against VP_BURST_DESCS */
-	uint64_t        bytes; /* readable, in chains off the fast path */
 	bool            more;  /* it ended because it had enough, not because the ring had no more */
+	uint64_t        bytes; /* readable, in chains off the fast path */
 	struct vp_chain chain[VP_BURST];
 	/* Chains of one descriptor that the fast path takes always find room. */
 	struct vp_seg   seg[VP_CHAIN_DESCS + VP_BURST];
