@@ -96,7 +96,7 @@ static void report_stopped(struct agent *a, unsigned int i, uint32_t run, uint32
 		       strerror(-rc));
 	else if (rc != VHP_ST_OK && rc != VHP_ST_STALE)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the daemon refused the stop: %s", a->port->what, i,
-		       vp_port_status_str((uint32_t)rc));
+		       vp_state_status_str((uint32_t)rc));
 	else
 		vp_log(VP_LOG_DEBUG, "%s: queue %u: run %u stopped at %#x%s%s", a->port->what, i, run, base,
 		       flags & VHP_STOPPED_F_BROKEN ? ", broken" : "",
@@ -159,7 +159,7 @@ static void poke(int fd)
 
 static void queue_start(struct agent *a, unsigned int i, bool *lost)
 {
-	const struct vp_port_queue *sq = &a->s.queues[i];
+	const struct vp_state_queue *sq = &a->s.queues[i];
 	struct agent_queue *q = &a->q[i];
 	struct dp_queue c = { .size = sq->size, .base = sq->base };
 	struct vp_err e = { 0 };
@@ -370,7 +370,7 @@ static int session_begin(struct agent *a, bool *lost)
 	a->down_reason = ~0u;
 	a->quiet = QUIET_NONE;
 	vp_log(VP_LOG_NOTICE, "%s: link up: mode %s, %u queues, driver VM number %llu, %u region%s, features %s",
-	       a->port->what, vp_port_mode_str(a->s.mode), a->s.nqueues, (unsigned long long)a->epoch,
+	       a->port->what, vp_state_mode_str(a->s.mode), a->s.nqueues, (unsigned long long)a->epoch,
 	       a->map->nregions, a->map->nregions == 1 ? "" : "s",
 	       features_names(a->features, a->s.device_type, names, sizeof(names)));
 	if (a->s.nqueues > a->dp->ops->max_queues(a->dp))
@@ -443,7 +443,7 @@ static int try_attach(struct agent *a)
 			 features_names(value, a->s.device_type, names, sizeof(names)));
 	else
 		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: %s; trying again",
-			 vp_port_status_str((uint32_t)rc));
+			 vp_state_status_str((uint32_t)rc));
 	agent_retry_at(a, a->attach_ms);
 	return 0;
 }
@@ -466,7 +466,7 @@ static void apply_config(struct agent *a)
 static void apply_stops(struct agent *a, bool *lost)
 {
 	for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++) {
-		const struct vp_port_queue *sq = &a->s.queues[i];
+		const struct vp_state_queue *sq = &a->s.queues[i];
 		struct agent_queue *q = &a->q[i];
 		bool mine = run_current(a, i, q->run);
 		uint32_t flags = i < a->s.nqueues ? sq->flags : 0;
@@ -496,7 +496,7 @@ static void apply_queues(struct agent *a, bool *lost)
 	unsigned int running = 0;
 
 	for (unsigned int i = 0; i < n && !*lost; i++) {
-		const struct vp_port_queue *sq = &a->s.queues[i];
+		const struct vp_state_queue *sq = &a->s.queues[i];
 		struct agent_queue *q = &a->q[i];
 		uint32_t startable = VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_BROKEN;
 		bool on = sq->flags & VHP_QUEUE_ENABLED;
@@ -561,7 +561,7 @@ static int pass(struct agent *a)
 	apply_config(a);
 	if (a->attached && !(a->s.flags & VHP_STATE_ATTACHED)) {
 		vp_log(VP_LOG_WARNING, "%s: the daemon ended the attachment: %s", a->port->what,
-		       vp_port_reason_str(a->s.link_reason));
+		       vp_state_reason_str(a->s.link_reason));
 		a->attached = false;
 		session_end(a, false, &lost);
 		a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
@@ -584,13 +584,13 @@ static int pass(struct agent *a)
 	want = session_wanted(a);
 	if (a->up && (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
 		vp_log(VP_LOG_NOTICE, "%s: link %s: %s", a->port->what, want ? "changed" : "down",
-		       want ? "the driver VM or its driver is a new one" : vp_port_reason_str(a->s.link_reason));
+		       want ? "the driver VM or its driver is a new one" : vp_state_reason_str(a->s.link_reason));
 		a->down_reason = want ? ~0u : a->s.link_reason;
 		session_end(a, true, &lost);
 	}
 	if (a->attached && !want && a->down_reason != a->s.link_reason) {
 		a->down_reason = a->s.link_reason;
-		vp_log(VP_LOG_INFO, "%s: link is down: %s", a->port->what, vp_port_reason_str(a->s.link_reason));
+		vp_log(VP_LOG_INFO, "%s: link is down: %s", a->port->what, vp_state_reason_str(a->s.link_reason));
 	}
 	rc = 0;
 	if (want && !lost) {

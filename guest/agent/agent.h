@@ -48,7 +48,7 @@ struct agent {
 	int quiet;		/* last complaint that was logged, to say it once: enum in agent.c */
 	uint32_t down_reason;	/* last reason that was logged */
 	struct agent_queue q[VHP_MAX_QUEUES];
-	struct vp_port_state s;	/* last good reading */
+	struct vp_state s;	/* last good reading */
 };
 
 /* NULL: out of memory. port and dp must live longer than the agent. */

@@ -71,7 +71,7 @@ out:
 	else
 		agent_complain(a, QUIET_PROFILE, VP_LOG_ERR,
 			       "the back-end is refused: %s (vhost-pcictl show on the host says why)",
-			       vp_port_status_str((uint32_t)rc));
+			       vp_state_status_str((uint32_t)rc));
 	agent_retry_at(a, a->describe_ms);
 	return -EAGAIN;
 }

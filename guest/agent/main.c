@@ -45,7 +45,7 @@ static void log_sink(int level, const char *msg)
 		fprintf(stderr, "vhost-pci-agent: %s\n", msg);
 }
 
-static struct vp_port_state status_state;
+static struct vp_state status_state;
 
 static int do_status(const struct opts *o)
 {
@@ -140,10 +140,10 @@ static void tell_status(const struct agent *a)
 	char now[sizeof(last)];
 
 	if (a->up)
-		snprintf(now, sizeof(now), "%s: link up, mode %s", a->port->what, vp_port_mode_str(a->s.mode));
+		snprintf(now, sizeof(now), "%s: link up, mode %s", a->port->what, vp_state_mode_str(a->s.mode));
 	else
 		snprintf(now, sizeof(now), "%s: link down: %s", a->port->what, a->attached ?
-			 vp_port_reason_str(a->s.link_reason) : "not attached");
+			 vp_state_reason_str(a->s.link_reason) : "not attached");
 	if (!strcmp(now, last))
 		return;
 	memcpy(last, now, sizeof(last));

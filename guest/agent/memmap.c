@@ -121,7 +121,7 @@ static bool was_end(const struct memmap *old, const struct mm_window *w, uint64_
 	return false;
 }
 
-int memmap_build(struct port *p, const struct vp_port_state *s, const struct memmap *old, bool map,
+int memmap_build(struct port *p, const struct vp_state *s, const struct memmap *old, bool map,
 		 struct memmap **out, struct vp_err *e)
 {
 	struct memmap *m = calloc(1, sizeof(*m));
@@ -131,8 +131,8 @@ int memmap_build(struct port *p, const struct vp_port_state *s, const struct mem
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	m->generation = s->regions_generation;
 	for (uint32_t i = 0; i < s->nregions; i++) {
-		const struct vp_port_region *g = &s->regions[i];
-		const struct vp_port_window *pw = &s->windows[g->window];
+		const struct vp_state_region *g = &s->regions[i];
+		const struct vp_state_window *pw = &s->windows[g->window];
 		struct mm_region *last = m->nregions ? &m->r[m->nregions - 1] : NULL;
 		struct mm_window *w = find_window(m, g->window, pw->serial);
 
@@ -202,7 +202,7 @@ static int area(const struct memmap *m, const char *name, uint64_t addr, uint64_
 	return 0;
 }
 
-int memmap_ring(const struct memmap *m, const struct vp_port_queue *q, bool packed, struct mm_ring *out,
+int memmap_ring(const struct memmap *m, const struct vp_state_queue *q, bool packed, struct mm_ring *out,
 		struct vp_err *e)
 {
 	uint64_t n = q->size;

@@ -43,7 +43,7 @@ struct memmap {
  * Build a table for s, taking over windows of old (may be NULL; it stays valid). map: map the windows into this process
  * (for vhost-net). -ENODEV, -ESTALE (read the state again), or what mmap says.
  */
-int memmap_build(struct port *p, const struct vp_port_state *s, const struct memmap *old, bool map,
+int memmap_build(struct port *p, const struct vp_state *s, const struct memmap *old, bool map,
 		 struct memmap **out, struct vp_err *e);
 void memmap_free(struct memmap *m);
 
@@ -58,7 +58,7 @@ struct mm_ring {
  * Check size and alignment of a ring and translate its three areas. -EINVAL: malformed, -EFAULT: not within
  * the regions; *e says what. (docs/spec.md, "queues[]"; virtio 1.2, 2.7 and 2.8)
  */
-int memmap_ring(const struct memmap *m, const struct vp_port_queue *q, bool packed, struct mm_ring *out,
+int memmap_ring(const struct memmap *m, const struct vp_state_queue *q, bool packed, struct mm_ring *out,
 		struct vp_err *e);
 
 #endif

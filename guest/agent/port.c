@@ -35,7 +35,7 @@ static void guard_install(void)
 }
 
 /* The page may go while it is being read: nothing in there holds a lock or memory. */
-static int read_guarded(const void *ctrl, struct vp_port_state *s, struct vp_err *e)
+static int read_guarded(const void *ctrl, struct vp_state *s, struct vp_err *e)
 {
 	int rc;
 
@@ -45,12 +45,12 @@ static int read_guarded(const void *ctrl, struct vp_port_state *s, struct vp_err
 		return -ENODEV;
 	}
 	copy_armed = 1;
-	rc = vp_port_state_read(ctrl, s, e);
+	rc = vp_state_read(ctrl, s, e);
 	copy_armed = 0;
 	return rc;
 }
 
-int port_read_state(struct port *p, struct vp_port_state *s, struct vp_err *e)
+int port_read_state(struct port *p, struct vp_state *s, struct vp_err *e)
 {
 	int rc = read_guarded(p->ctrl, s, e);
 

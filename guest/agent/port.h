@@ -60,7 +60,7 @@ void port_close(struct port *p);
  * event. -EPROTO: the state contradicts itself, *e says where; the caller takes the link as down.
  * -ENODEV: the port is gone.
  */
-int port_read_state(struct port *p, struct vp_port_state *s, struct vp_err *e);
+int port_read_state(struct port *p, struct vp_state *s, struct vp_err *e);
 
 /* One command with up to 4 arguments. Returns -errno, or the answer's VHP_ST_* (>= 0). value may be NULL. */
 int port_command(struct port *p, uint32_t opcode, const uint64_t args[4], unsigned int timeout_ms,

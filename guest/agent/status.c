@@ -51,11 +51,11 @@ static void json_features(FILE *f, const char *key, const uint64_t v[2], uint32_
 		features_names(v, type, names, sizeof(names)));
 }
 
-static void json_queues(FILE *f, const struct vp_port_state *s)
+static void json_queues(FILE *f, const struct vp_state *s)
 {
 	fputs("  \"queues\": [", f);
 	for (uint32_t i = 0; i < s->nqueues; i++) {
-		const struct vp_port_queue *q = &s->queues[i];
+		const struct vp_state_queue *q = &s->queues[i];
 
 		fprintf(f, "%s\n    {\"queue\": %u, \"size\": %u, \"run\": %u, \"base\": %u, \"started\": %s, \"enabled\": %s, "
 			"\"stop\": %s, \"broken\": %s, \"desc\": \"0x%" PRIx64 "\", \"avail\": \"0x%" PRIx64
@@ -67,13 +67,13 @@ static void json_queues(FILE *f, const struct vp_port_state *s)
 	fputs("\n  ],\n", f);
 }
 
-static void json_memory(FILE *f, const struct vp_port_state *s)
+static void json_memory(FILE *f, const struct vp_state *s)
 {
 	bool first = true;
 
 	fputs("  \"windows\": [", f);
 	for (uint32_t i = 0; i < s->nwindows; i++) {
-		const struct vp_port_window *w = &s->windows[i];
+		const struct vp_state_window *w = &s->windows[i];
 
 		if (w->kind == VHP_WINDOW_NONE)
 			continue;
@@ -84,7 +84,7 @@ static void json_memory(FILE *f, const struct vp_port_state *s)
 	}
 	fputs("\n  ],\n  \"regions\": [", f);
 	for (uint32_t i = 0; i < s->nregions; i++) {
-		const struct vp_port_region *g = &s->regions[i];
+		const struct vp_state_region *g = &s->regions[i];
 
 		fprintf(f, "%s\n    {\"addr\": \"0x%" PRIx64 "\", \"size\": %" PRIu64 ", \"window\": %u, \"offset\": %" PRIu64
 			", \"read\": %s, \"write\": %s}", i ? "," : "", g->addr, g->size, g->window, g->offset,
@@ -93,7 +93,7 @@ static void json_memory(FILE *f, const struct vp_port_state *s)
 	fputs("\n  ]\n", f);
 }
 
-static void print_json(FILE *f, const struct port *p, const struct vp_port_state *s, const char *problem)
+static void print_json(FILE *f, const struct port *p, const struct vp_state *s, const char *problem)
 {
 	fputs("{\n  \"port\": ", f);
 	json_string(f, p->what);
@@ -112,7 +112,7 @@ static void print_json(FILE *f, const struct port *p, const struct vp_port_state
 	fprintf(f, "  \"attached\": %s,\n  \"link\": \"%s\",\n  \"reason\": \"%s\",\n  \"mode\": \"%s\",\n  \"epoch\": %" PRIu64
 		",\n  \"device_type\": %u,\n  \"regions_generation\": %u,\n",
 		s->flags & VHP_STATE_ATTACHED ? "true" : "false", s->link_status == VHP_LINK_UP ? "up" : "down",
-		vp_port_reason_str(s->link_reason), vp_port_mode_str(s->mode), s->link_epoch, s->device_type,
+		vp_state_reason_str(s->link_reason), vp_state_mode_str(s->mode), s->link_epoch, s->device_type,
 		s->regions_generation);
 	json_features(f, "features", s->features, s->device_type);
 	json_features(f, "required_features", s->required_features, s->device_type);
@@ -126,7 +126,7 @@ static void print_json(FILE *f, const struct port *p, const struct vp_port_state
 	fputs("}\n", f);
 }
 
-static void print_plain(FILE *f, const struct port *p, const struct vp_port_state *s, const char *problem)
+static void print_plain(FILE *f, const struct port *p, const struct vp_state *s, const char *problem)
 {
 	char names[1024];
 
@@ -141,13 +141,13 @@ static void print_plain(FILE *f, const struct port *p, const struct vp_port_stat
 	}
 	fprintf(f, "  link      %s", s->link_status == VHP_LINK_UP ? "up" : "down");
 	if (s->link_status != VHP_LINK_UP)
-		fprintf(f, ": %s", vp_port_reason_str(s->link_reason));
+		fprintf(f, ": %s", vp_state_reason_str(s->link_reason));
 	fprintf(f, "\n  attached  %s\n  mode      %s\n  device    virtio ID %u, driver VM number %" PRIu64 "\n",
-		s->flags & VHP_STATE_ATTACHED ? "yes" : "no", vp_port_mode_str(s->mode), s->device_type, s->link_epoch);
+		s->flags & VHP_STATE_ATTACHED ? "yes" : "no", vp_state_mode_str(s->mode), s->device_type, s->link_epoch);
 	fprintf(f, "  features  %s\n", features_names(s->features, s->device_type, names, sizeof(names)));
 	fprintf(f, "  required  %s\n", features_names(s->required_features, s->device_type, names, sizeof(names)));
 	for (uint32_t i = 0; i < s->nqueues; i++) {
-		const struct vp_port_queue *q = &s->queues[i];
+		const struct vp_state_queue *q = &s->queues[i];
 
 		fprintf(f, "  queue %-3u %u entries, run %u, base %#x%s%s%s%s\n", i, q->size, q->run, q->base,
 			q->flags & VHP_QUEUE_STARTED ? ", started" : "", q->flags & VHP_QUEUE_ENABLED ? ", enabled" : "",
@@ -163,7 +163,7 @@ static void print_plain(FILE *f, const struct port *p, const struct vp_port_stat
 			s->regions[i].size, s->regions[i].window, s->regions[i].offset);
 }
 
-void status_print(FILE *f, const struct port *p, const struct vp_port_state *s, const char *problem, bool json)
+void status_print(FILE *f, const struct port *p, const struct vp_state *s, const char *problem, bool json)
 {
 	if (json)
 		print_json(f, p, s, problem);

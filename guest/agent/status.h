@@ -8,6 +8,6 @@
 #include "port.h"
 
 /* problem: NULL, or why s is not to be believed; then s is not shown. */
-void status_print(FILE *f, const struct port *p, const struct vp_port_state *s, const char *problem, bool json);
+void status_print(FILE *f, const struct port *p, const struct vp_state *s, const char *problem, bool json);
 
 #endif

@@ -16,7 +16,7 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-int vp_port_header_check(const void *ctrl, struct vp_err *e)
+int vp_state_header_check(const void *ctrl, struct vp_err *e)
 {
 	struct vhp_abi_header h;
 
@@ -36,8 +36,8 @@ int vp_port_header_check(const void *ctrl, struct vp_err *e)
 	return 0;
 }
 
-/* Clamps what is only used as a loop bound here; vp_port_state_read() rejects it afterwards. */
-static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
+/* Clamps what is only used as a loop bound here; vp_state_read() rejects it afterwards. */
+static void copy_state(const struct vhp_abi_state *p, struct vp_state *o)
 {
 	unsigned i;
 
@@ -73,7 +73,7 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
 	for (i = 0; i < VP_MIN(o->nqueues, VHP_MAX_QUEUES); i++) {
 		const struct vhp_abi_queue *q = &p->queues[i];
 
-		o->queues[i] = (struct vp_port_queue){
+		o->queues[i] = (struct vp_state_queue){
 			.desc = le64toh(q->desc_addr), .avail = le64toh(q->avail_addr), .used = le64toh(q->used_addr),
 			.size = le32toh(q->size), .base = le32toh(q->base), .flags = le32toh(q->flags),
 			.run = le32toh(q->run), .kick_signal = le32toh(q->kick_signal), .doorbell = le32toh(q->doorbell),
@@ -82,7 +82,7 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
 	for (i = 0; i < VP_MIN(o->nwindows, VHP_MAX_WINDOWS); i++) {
 		const struct vhp_abi_window *w = &p->windows[i];
 
-		o->windows[i] = (struct vp_port_window){
+		o->windows[i] = (struct vp_state_window){
 			.size = le64toh(w->size), .locator = le64toh(w->locator), .serial = le32toh(w->serial),
 			.kind = le32toh(w->kind), .flags = le32toh(w->flags),
 		};
@@ -90,19 +90,19 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_port_state *o)
 	for (i = 0; i < VP_MIN(o->nregions, VHP_MAX_REGIONS); i++) {
 		const struct vhp_abi_region *r = &p->regions[i];
 
-		o->regions[i] = (struct vp_port_region){
+		o->regions[i] = (struct vp_state_region){
 			.addr = le64toh(r->addr), .size = le64toh(r->size), .offset = le64toh(r->offset),
 			.window = le32toh(r->window), .flags = le32toh(r->flags),
 		};
 	}
 }
 
-static int check_queues(const struct vp_port_state *s, struct vp_err *e)
+static int check_queues(const struct vp_state *s, struct vp_err *e)
 {
 	unsigned i;
 
 	for (i = 0; i < s->nqueues; i++) {
-		const struct vp_port_queue *q = &s->queues[i];
+		const struct vp_state_queue *q = &s->queues[i];
 
 		/* Size and addresses come from the driver VM: they are checked where the ring is set up, and break only that. */
 		if (q->flags & VHP_QUEUE_STOP && !(q->flags & VHP_QUEUE_STARTED))
@@ -113,19 +113,19 @@ static int check_queues(const struct vp_port_state *s, struct vp_err *e)
 	return 0;
 }
 
-static int check_regions(const struct vp_port_state *s, struct vp_err *e)
+static int check_regions(const struct vp_state *s, struct vp_err *e)
 {
 	unsigned i;
 
 	for (i = 0; i < s->nwindows; i++) {
-		const struct vp_port_window *w = &s->windows[i];
+		const struct vp_state_window *w = &s->windows[i];
 
 		if (w->kind != VHP_WINDOW_NONE && (!w->size || w->size & 4095 || !w->serial))
 			return vp_err_set(e, -EPROTO, "state page: window %u has size 0x%llx and serial %u", i,
 					  (unsigned long long)w->size, w->serial);
 	}
 	for (i = 0; i < s->nregions; i++) {
-		const struct vp_port_region *r = &s->regions[i];
+		const struct vp_state_region *r = &s->regions[i];
 		uint64_t end;
 
 		if (!r->size || vp_add_overflow(r->addr, r->size, &end))
@@ -143,7 +143,7 @@ static int check_regions(const struct vp_port_state *s, struct vp_err *e)
 	return 0;
 }
 
-int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_err *e)
+int vp_state_read(const void *ctrl, struct vp_state *out, struct vp_err *e)
 {
 	const struct vhp_abi_state *p = &((const struct vhp_abi_control *)ctrl)->state;
 	uint64_t until = 0;
@@ -185,11 +185,11 @@ int vp_port_state_read(const void *ctrl, struct vp_port_state *out, struct vp_er
 	return ret;
 }
 
-const struct vp_port_region *vp_port_region_find(const struct vp_port_state *s, uint64_t addr,
+const struct vp_state_region *vp_state_region_find(const struct vp_state *s, uint64_t addr,
 						 uint64_t len, uint32_t need, uint64_t *offset)
 {
 	unsigned lo = 0, hi = s->nregions;
-	const struct vp_port_region *r;
+	const struct vp_state_region *r;
 
 	while (lo < hi) {
 		unsigned mid = lo + (hi - lo) / 2;
@@ -208,7 +208,7 @@ const struct vp_port_region *vp_port_region_find(const struct vp_port_state *s, 
 	return r;
 }
 
-const char *vp_port_reason_str(uint32_t reason)
+const char *vp_state_reason_str(uint32_t reason)
 {
 	static const char *const str[] = {
 		[VHP_REASON_NONE] = "none", [VHP_REASON_NO_LINK] = "no link configured for this port",
@@ -231,14 +231,14 @@ const char *vp_port_reason_str(uint32_t reason)
 	return number;
 }
 
-const char *vp_port_mode_str(uint32_t mode)
+const char *vp_state_mode_str(uint32_t mode)
 {
 	static const char *const str[] = { "none", "fast", "grant", "copy" };
 
 	return mode < VP_ARRAY_SIZE(str) ? str[mode] : "unknown";
 }
 
-const char *vp_port_status_str(uint32_t status)
+const char *vp_state_status_str(uint32_t status)
 {
 	static const char *const str[] = {
 		[VHP_ST_OK] = "ok", [VHP_ST_UNKNOWN] = "unknown command", [VHP_ST_INVALID] = "argument out of range",

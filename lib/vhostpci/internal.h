@@ -23,7 +23,7 @@ struct vhp_transport_ops {
 	int (*command)(struct vhp_transport *t, uint32_t opcode, const uint64_t *args, unsigned nargs,
 		       uint32_t *status, uint64_t *value, struct vp_err *e);
 	/* Map [offset, offset + size) of window `slot`. -EAGAIN: not there yet, pump() later. */
-	int (*map)(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
+	int (*map)(struct vhp_transport *t, const struct vp_state_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e);
 	/*
 	 * The eventfd that a kick of queue q makes readable; `signal` is the to-guest signal that carries it.
@@ -88,7 +88,7 @@ struct vhp_queue {
 
 struct vhp_port {
 	struct vhp_transport *t;
-	struct vp_port_state *cur, *next; /* applied; being read */
+	struct vp_state *cur, *next; /* applied; being read */
 	uint32_t  seen;                   /* generation of cur */
 	unsigned  t_serial;
 	unsigned  kicks_serial;  /* changes when a queue has another signal */

@@ -59,7 +59,7 @@ void vhp_maps_unref(struct vhp_maps *m)
 }
 
 /* Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing. */
-static int build_memory(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
 	struct vp_region_desc *d = calloc(s->nregions + 1, sizeof(*d));
 	struct vhp_maps *maps = calloc(1, sizeof(*maps) + s->nregions * sizeof(maps->m[0])), *old_maps = p->maps;
@@ -75,8 +75,8 @@ static int build_memory(struct vhp_port *p, const struct vp_port_state *s, struc
 	}
 	for (i = 0; i < s->nregions; i++) {
 		struct vhp_region_map *m = &maps->m[i];
-		const struct vp_port_region *r = &s->regions[i];
-		const struct vp_port_window *w = &s->windows[r->window];
+		const struct vp_state_region *r = &s->regions[i];
+		const struct vp_state_window *w = &s->windows[r->window];
 		const struct vhp_region_map *have;
 
 		*m = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size, r->flags & VHP_REGION_WRITE, NULL };
@@ -142,9 +142,9 @@ static void queue_stop(struct vhp_port *p, struct vhp_queue *q)
 	q->enabled = false;
 }
 
-static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_state *s, struct vp_err *e)
+static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s, struct vp_err *e)
 {
-	const struct vp_port_queue *pq = &s->queues[i];
+	const struct vp_state_queue *pq = &s->queues[i];
 	struct vhp_queue *q = &p->q[i];
 	struct vp_vq_conf c = {
 		.size = pq->size > UINT16_MAX ? 0 : (uint16_t)pq->size, .base = pq->base, .features = s->features[0], .out_only = i & 1,
@@ -173,9 +173,9 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_port_stat
 	return 0;
 }
 
-static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_state *s)
+static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_state *s)
 {
-	const struct vp_port_queue *pq = &s->queues[i];
+	const struct vp_state_queue *pq = &s->queues[i];
 	int kick = p->t->ops->kick_fd(p->t, i, pq->kick_signal);
 
 	p->q[i].rq.call_fd = p->t->ops->call_fd(p->t, i, pq->doorbell);
@@ -184,13 +184,13 @@ static void queue_signals(struct vhp_port *p, unsigned i, const struct vp_port_s
 }
 
 /* Stop what must stop, answering STOP requests; before the memory changes. */
-static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+static int stop_queues(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
 	unsigned i;
 	int ret = 0;
 
 	for (i = 0; i < p->nq && !ret; i++) {
-		const struct vp_port_queue *pq = &s->queues[i];
+		const struct vp_state_queue *pq = &s->queues[i];
 		struct vhp_queue *q = &p->q[i];
 		bool run = i < s->nqueues && (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
 		bool same = run && s->link_status == VHP_LINK_UP;
@@ -219,13 +219,13 @@ static int stop_queues(struct vhp_port *p, const struct vp_port_state *s, struct
 	return ret;
 }
 
-static int start_queues(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+static int start_queues(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
 	unsigned i;
 	int ret;
 
 	for (i = 0; i < p->nq && i < s->nqueues; i++) {
-		const struct vp_port_queue *pq = &s->queues[i];
+		const struct vp_state_queue *pq = &s->queues[i];
 		struct vhp_queue *q = &p->q[i];
 		const uint32_t f = pq->flags & (VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_BROKEN);
 
@@ -243,7 +243,7 @@ static int start_queues(struct vhp_port *p, const struct vp_port_state *s, struc
 }
 
 /* Bring the port in line with s. */
-static int apply(struct vhp_port *p, const struct vp_port_state *s, struct vp_err *e)
+static int apply(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
 	bool up = s->link_status == VHP_LINK_UP, fresh;
 	uint32_t status;
@@ -293,7 +293,7 @@ static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
 		return vp_err_set(e, -EOPNOTSUPP, "the link serves a device of virtio type %llu, this library serves network devices",
 				  (unsigned long long)value[0]);
 	default:
-		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_port_status_str(status));
+		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_state_status_str(status));
 	}
 }
 
@@ -309,13 +309,13 @@ static bool any_unreported(const struct vhp_port *p)
 
 bool vhp_changed(const struct vhp_port *p)
 {
-	return vp_port_generation(p->t->ctrl) != p->seen;
+	return vp_state_generation(p->t->ctrl) != p->seen;
 }
 
 int vhp_update(struct vhp_port *p, struct vhp_error *err)
 {
 	struct vp_err e = { 0 };
-	struct vp_port_state *s;
+	struct vp_state *s;
 	unsigned round;
 	int ret;
 
@@ -325,7 +325,7 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		    !any_unreported(p))
 			break;
 		p->t_serial = p->t->serial;
-		ret = vp_port_state_read(p->t->ctrl, p->next, &e);
+		ret = vp_state_read(p->t->ctrl, p->next, &e);
 		if (ret == -EAGAIN) {
 			ret = 0; /* half written: signal 0 comes again */
 			break;
@@ -403,7 +403,7 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 		ret = vhp_transport_dev(&p->t, where, !(params && params->no_kicks), &e);
 	if (ret)
 		goto fail;
-	ret = vp_port_header_check(p->t->ctrl, &e);
+	ret = vp_state_header_check(p->t->ctrl, &e);
 	if (ret)
 		goto fail;
 	h = p->t->ctrl;
@@ -476,13 +476,13 @@ int vhp_fd(const struct vhp_port *p)
 
 void vhp_port_info(const struct vhp_port *p, struct vhp_port_info *info)
 {
-	const struct vp_port_state *s = p->cur;
+	const struct vp_state *s = p->cur;
 	unsigned i;
 
 	*info = (struct vhp_port_info){
 		.up = p->up,
-		.reason = p->up ? "" : p->map_pending ? "a window is missing" : vp_port_reason_str(s->link_reason),
-		.mode = vp_port_mode_str(s->mode),
+		.reason = p->up ? "" : p->map_pending ? "a window is missing" : vp_state_reason_str(s->link_reason),
+		.mode = vp_state_mode_str(s->mode),
 		.epoch = s->link_epoch,
 		.features = s->features[0],
 		.max_pairs = p->nq / 2,

@@ -49,7 +49,7 @@ static int dev_command(struct vhp_transport *t, uint32_t opcode, const uint64_t 
 	return 0;
 }
 
-static int dev_map(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
+static int dev_map(struct vhp_transport *t, const struct vp_state_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e)
 {
 	struct vhp_ioc_window iw = { .window = slot, .serial = w->serial };

@@ -243,14 +243,14 @@ static int local_command(struct vhp_transport *t, uint32_t opcode, const uint64_
 	ring(l->call[0]);
 	for (;;) {
 		const struct vhp_abi_answer *a = &c->state.answer;
-		uint32_t g = vp_port_generation(c);
+		uint32_t g = vp_state_generation(c);
 
 		if (!(g & 1) && le32toh(__atomic_load_n(&a->seq, __ATOMIC_RELAXED)) == l->seq) {
 			*status = le32toh(a->status);
 			for (i = 0; value && i < 6; i++)
 				value[i] = le64toh(a->value[i]);
 			__atomic_thread_fence(__ATOMIC_ACQUIRE);
-			if (vp_port_generation(c) == g)
+			if (vp_state_generation(c) == g)
 				return 0;
 			continue;
 		}
@@ -263,7 +263,7 @@ static int local_command(struct vhp_transport *t, uint32_t opcode, const uint64_
 	}
 }
 
-static int local_map(struct vhp_transport *t, const struct vp_port_window *w, unsigned slot,
+static int local_map(struct vhp_transport *t, const struct vp_state_window *w, unsigned slot,
 		     uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e)
 {
 	struct local *l = vp_container_of(t, struct local, t);

@@ -97,7 +97,7 @@ static void test_notify(void **state)
 
 static void test_status(void **state)
 {
-	static struct vp_port_state s;
+	static struct vp_state s;
 	struct fake_port f;
 	struct vp_err e;
 	char *text = NULL;

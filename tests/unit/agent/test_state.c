@@ -13,7 +13,7 @@
 #include "vfeatures.h"
 
 static struct fake_port f;
-static struct vp_port_state s;
+static struct vp_state s;
 
 static int setup(void **state)
 {
@@ -273,7 +273,7 @@ static void test_map_pending(void **state)
 static void test_rings(void **state)
 {
 	struct memmap *m = build(NULL, false, 0);
-	struct vp_port_queue q = s.queues[0];
+	struct vp_state_queue q = s.queues[0];
 	struct mm_ring r;
 	struct vp_err e = { 0 };
 
@@ -318,7 +318,7 @@ static void test_names(void **state)
 	assert_true(strlen(features_names(v, 1, buf, sizeof(buf))) < sizeof(buf));
 	v[0] = v[1] = 0;
 	assert_string_equal(features_names(v, 1, buf, sizeof(buf)), "none");
-	assert_string_equal(vp_port_reason_str(99), "reason 99");
+	assert_string_equal(vp_state_reason_str(99), "reason 99");
 }
 
 int main(void)

@@ -53,27 +53,27 @@ static void test_header(void **state)
 	struct vhp_abi_control *c = block();
 	struct vp_err e;
 
-	assert_int_equal(vp_port_header_check(c, &e), 0);
+	assert_int_equal(vp_state_header_check(c, &e), 0);
 	for (size_t i = 0; i < VP_ARRAY_SIZE(bad); i++) {
 		struct vhp_abi_header good = c->header;
 		uint32_t v = htole32(bad[i].value);
 
 		memcpy((uint8_t *)&c->header + bad[i].at, &v, sizeof(v));
-		assert_int_equal(vp_port_header_check(c, &e), bad[i].want);
+		assert_int_equal(vp_state_header_check(c, &e), bad[i].want);
 		c->header = good;
 	}
 	/* Where no pool is, its offset says nothing. */
 	c->header.pool_offset = c->header.pool_size = 0;
-	assert_int_equal(vp_port_header_check(c, &e), 0);
+	assert_int_equal(vp_state_header_check(c, &e), 0);
 	free(c);
 }
 
 static void refused(struct vhp_abi_control *c)
 {
-	struct vp_port_state *s = malloc(sizeof(*s));
+	struct vp_state *s = malloc(sizeof(*s));
 	struct vp_err e;
 
-	assert_int_equal(vp_port_state_read(c, s, &e), -EPROTO);
+	assert_int_equal(vp_state_read(c, s, &e), -EPROTO);
 	assert_int_equal(s->link_status, VHP_LINK_DOWN);
 	assert_int_equal(s->nqueues + s->nwindows + s->nregions + s->config_size, 0);
 	free(s);
@@ -82,16 +82,16 @@ static void refused(struct vhp_abi_control *c)
 
 static void test_state(void **state)
 {
-	struct vp_port_state *s = malloc(sizeof(*s));
+	struct vp_state *s = malloc(sizeof(*s));
 	struct vhp_abi_control *c = block();
 	struct vp_err e;
 
-	assert_int_equal(vp_port_state_read(c, s, &e), 0);
+	assert_int_equal(vp_state_read(c, s, &e), 0);
 	assert_int_equal(s->link_status, VHP_LINK_UP);
 	assert_int_equal(s->nregions, 2);
 	/* A writer that died in between. */
 	c->state.generation = htole32(1);
-	assert_int_equal(vp_port_state_read(c, s, &e), -EAGAIN);
+	assert_int_equal(vp_state_read(c, s, &e), -EAGAIN);
 	free(s);
 	free(c);
 #define BAD(field, v) do { c = block(); c->state.field = v; refused(c); } while (0)
