@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The ivshmem attachment: we are the "ivshmem server" of a stock
- * ivshmem-doorbell device (docs/spec.md, "ivshmem"; QEMU's ivshmem-spec.rst for the messages).
+ * The ivshmem attachment: the daemon is the "ivshmem server" of a stock ivshmem-doorbell device
+ * (docs/spec.md, "ivshmem"; QEMU's ivshmem-spec.rst for the messages).
  *
- * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours: they go on
- * working in the VM whatever becomes of this connection. Doorbells live as long as the link, vectors as long as their device.
+ * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours: they
+ * go on working in the VM whatever becomes of this connection. Doorbells live as long as the link,
+ * vectors as long as their device. All of it outlives this process where the service manager keeps fds
+ * (sys/fdstore.h).
  *
  * Threat model: the client is the device VM's VMM. It says nothing in this protocol; what it sends is
- * dropped. All of it outlives this process where the service manager keeps fds (sys/fdstore.h). What QEMU does not survive (seen with 7.2 and 11.1), so what is never done: own vectors
- * before the memory, a peer's disconnect message, memory whose size is not a power of two, silence, a vector of a device that was unplugged
- * (without KVM, QEMU goes on watching those, and jumps into what was freed: seen with 11.1.3).
+ * dropped.
+ *
+ * QEMU does not survive some things (seen with 7.2 and 11.1), so the daemon never does them: it sends
+ * no own vectors before the memory, no peer's disconnect message, no memory whose size is not a power
+ * of two; it is never silent; it never raises a vector of a device that was unplugged (without KVM,
+ * QEMU goes on watching those, and jumps into what was freed: seen with 11.1.3).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -151,7 +156,7 @@ static int on_bell(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 static const char *sig_name(char *buf, size_t size, const char *which, unsigned i);
 
-/* Vectors for another device: those of the last one are not to be raised any more. All or none of them. */
+/* Vectors for another device: those of the last one must not be raised any more. All or none of them. */
 static int renew_vectors(struct ivshmem *v)
 {
 	struct vp_wire *wire0 = NULL;
@@ -400,7 +405,7 @@ void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, str
 	pc->slow_take = true;
 }
 
-/* Those that the device of a running VM was given by the daemon before us: true when that is all of them. */
+/* The vectors that the daemon before us gave to the device of a running VM. True when that is all of them. */
 static bool kept_signals(struct ivshmem *v)
 {
 	struct vp_activation *a = &v->c.d->activation;

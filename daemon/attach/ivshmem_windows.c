@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the VMM may refuse, delay or forget anything; the guest may never release a device. Each
- * device here has a state of its own and waits alone. What QEMU does not survive (seen with
- * 7.2 and 11.1): a memory size that is not a power of two, a peer's disconnect message, a server that is silent.
+ * Threat model: the VMM may refuse, delay or forget anything, and the guest may never release a device.
+ * Each device here has a state of its own and waits alone. QEMU does not survive (seen with 7.2 and
+ * 11.1) a memory size that is not a power of two, a peer's disconnect message, or a server that is
+ * silent.
  */
 #include "attach/ivshmem_windows.h"
 
@@ -114,8 +115,9 @@ static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
 }
 
 /*
- * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
- * one: behind a root port the guest looks for one device only, and never finds it.
+ * What an earlier daemon left behind may be in any of the root ports. QEMU (seen with 7.2) takes a
+ * second device into an occupied one: behind a root port the guest looks for one device only, and never
+ * finds the second.
  */
 static bool left_behind(const struct vp_ivwins *w)
 {
@@ -165,7 +167,7 @@ static void deleted(struct wdev *v)
 	}
 }
 
-/* Deleted without our having asked: by the administrator, or by the guest. */
+/* The device was deleted and we had not asked: the administrator did it, or the guest. */
 static void vanished(struct wdev *v)
 {
 	struct vp_ivwins *w = v->w;
@@ -476,7 +478,7 @@ static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 	vp_winid_adopt(w->ids, v->id);
 	snprintf(v->dev, sizeof(v->dev), "%s", name);
 	snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
-	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
+	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier daemon", w->name, name);
 	return v;
 }
 
@@ -510,7 +512,7 @@ static void mark_seen(struct vp_ivwins *w, json_t *ret)
 			v->seen = true;
 	}
 	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
-		vp_log(VP_LOG_WARNING, "%s: the device VM says that it has %zu devices, %u of them windows of an earlier time; only the first %u are dealt with",
+		vp_log(VP_LOG_WARNING, "%s: the device VM says that it has %zu devices, %u of them windows of an earlier daemon; only the first %u are removed",
 		       w->name, json_array_size(ret), n_left, LEFT_MAX);
 }
 

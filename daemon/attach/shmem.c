@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The shmem attachment: QEMU's generic vhost-user device (11.1 and later) with
- * shared memory regions (docs/spec.md, "shmem").
+ * The shmem attachment: QEMU's generic vhost-user device (11.1 and later) with shared memory regions
+ * (docs/spec.md, "shmem").
  *
- * Threat model: the front-end is the device VM's VMM and may be taken over by its guest. Messages have been
- * checked by the session; ring addresses are checked against its memory here. Rings are used by the
- * forwarder's thread, under a lock; a broken ring loses its signal, nothing else.
+ * Threat model: the front-end is the device VM's VMM, and its guest may have taken it over. The session
+ * has checked the messages; ring addresses are checked here against the device VM's memory. The
+ * forwarder's thread uses the rings, under a lock. A broken ring loses its signal, nothing else.
  *
- * What QEMU does not survive, so what must not happen (seen with 11.1): MAP or UNMAP while the device is
- * not started; CONFIGURE_MEM_SLOTS on this connection; sizes of the regions that do not sum up to a
- * power of two. Hence: requests only while every ring is started and enabled, nothing after
- * a stop, and nothing between the answer to DETACH and the next ATTACH (port.c gives windows only while attached).
+ * QEMU does not survive some things (seen with 11.1): MAP or UNMAP while the device is not started,
+ * CONFIGURE_MEM_SLOTS on this connection, and sizes of the regions whose sum is not a power of two.
+ * Hence the daemon makes requests only while every ring is started and enabled, none after a stop, and
+ * none between the answer to DETACH and the next ATTACH (port.c gives windows only while attached).
  */
 #include <errno.h>
 #include <linux/virtio_config.h>
@@ -171,8 +171,8 @@ static void map_control(struct shmem *s)
 }
 
 /*
- * A place in region 1 such that the address in the BAR (region 1 starts at VHP_CTRL_SIZE of it) and the offset in
- * the file agree modulo the largest page that may back it. UINT64_MAX = no room.
+ * A place in region 1, such that the address in the BAR (region 1 starts at VHP_CTRL_SIZE of it) and
+ * the offset in the file agree modulo the largest page that may back it. UINT64_MAX = there is no room.
  */
 static uint64_t place(const struct shmem *s, uint64_t file_off, uint64_t len)
 {
@@ -407,7 +407,10 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 	struct vp_memtab *tab = NULL, *old = s->tab;
 	int r = 0;
 
-	/* Our own windows come back in here, and come last; only RAM matters, and what is missed shows when a ring lies in it. */
+	/*
+	 * Our own windows come back in here, and come last. Only RAM matters; what is missed shows when
+	 * a ring lies in it.
+	 */
 	for (unsigned i = 0; i < 2 * n; i++) {
 		const struct vu_mem_region *g = &m[i % n];
 

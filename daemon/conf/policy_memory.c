@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What of a VM's memory may be mapped, and how much of it.
+ * Which memory of a VM may be mapped, and how much of it.
  *
- * Threat model: a VMM can make memory of any size out of nothing (a sparse file), name it many times, and send files that
- * somebody serves who does not answer. Address space, mappings and descriptors are one pot for all VMs; a VM that takes what it can
- * must not keep another from adding memory.
+ * Threat model: a VMM can make memory of any size out of nothing (a sparse file), name it many times,
+ * and send files whose server does not answer. All VMs share address space, mappings and descriptors. A
+ * VM that takes all it can must not keep another from adding memory.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -160,8 +160,8 @@ static bool named(const struct share *s, int fd)
 /* ---- how much ----------------------------------------------------------------------------- */
 
 /*
- * May a VM that has `used` of a total take n more? Up to its share always; beyond it, what is left when the others' shares are put
- * aside, and an eighth for VMs that are not known yet.
+ * May a VM that has `used` of a total take n more? Up to its share always. Beyond it, it may take what
+ * is left when the others' shares are put aside, and an eighth for VMs that are not known yet.
  */
 static bool room(uint64_t used, uint64_t n, uint64_t share, uint64_t total, uint64_t taken, uint64_t kept)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: what stands in a line comes partly from clients (names that policy refused). jansson escapes it, so that
- * nothing they send can look like another line. A client's requests are bounded (control.c), a VMM's are
- * reported once a second (peer.c): nobody can fill the disk at will.
+ * Threat model: part of a line comes from clients (names that policy refused). jansson escapes it, so
+ * nothing that they send can look like another line. A client's requests are bounded (control.c), and a
+ * VMM's are reported once a second (peer.c): nobody can fill the disk at will.
  */
 #include "context/audit.h"
 

@@ -63,7 +63,7 @@ int vp_isolate_lacking(enum vp_isolate_stage s, const struct vp_conf_daemon *c, 
 	vsnprintf(state[s].what, sizeof(state[s].what), fmt, ap);
 	va_end(ap);
 	if (c->require & (1u << s))
-		return vp_err_set(e, -EPERM, "isolation stage %d, %s, is required but cannot be had: %s; take it out of RequireIsolation= to start without it",
+		return vp_err_set(e, -EPERM, "isolation stage %d, %s, is required but not available: %s; remove it from RequireIsolation= to start without it",
 				  (int)s, stage_names[s], state[s].what);
 	vp_log(VP_LOG_NOTICE, "isolation stage %d, %s, is not in force: %s", (int)s, stage_names[s], state[s].what);
 	return 0;

@@ -553,7 +553,7 @@ static int pass(struct agent *a)
 		return 0;
 	}
 	if (rc) {
-		agent_complain(a, QUIET_INVALID, VP_LOG_ERR, "the state page is invalid, the link is taken as down: %s", e.msg);
+		agent_complain(a, QUIET_INVALID, VP_LOG_ERR, "the state page is invalid, so the link counts as down: %s", e.msg);
 		session_end(a, false, &lost);
 		agent_retry_at(a, agent_now_ms() + ATTACH_AGAIN_MS);
 		return 0;

@@ -134,7 +134,7 @@ static int check_kind(int fd, unsigned flags, struct vp_err *e)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
 	switch (flags & VP_MAP_VOUCHED ? VP_FOREIGN_MEMORY : vp_foreign_kind(fd, NULL, NULL)) {
 	case VP_FOREIGN_FILE:
-		return vp_err_set(e, -EMEDIUMTYPE, "memory region: its file is neither on tmpfs nor on hugetlbfs: whoever serves it could keep its pages waiting for ever; use memory-backend-memfd");
+		return vp_err_set(e, -EMEDIUMTYPE, "memory region: its file is neither on tmpfs nor on hugetlbfs, so its server could keep its pages waiting for ever; use memory-backend-memfd");
 	case VP_FOREIGN_DEVICE:
 		return vp_err_set(e, -EMEDIUMTYPE, "memory region: it is a device, whose driver could keep its pages waiting for ever; use memory-backend-memfd");
 	case VP_FOREIGN_INNER:

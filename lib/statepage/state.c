@@ -163,7 +163,7 @@ int vp_state_read(const void *ctrl, struct vp_state *out, struct vp_err *e)
 		if (!until)
 			until = now_ns() + READ_TIMEOUT_NS;
 		else if (now_ns() > until)
-			return vp_err_set(e, -EAGAIN, "the state page is being written for more than 100 ms");
+			return vp_err_set(e, -EAGAIN, "the daemon has been writing the state page for more than 100 ms");
 	}
 	out->generation = g;
 	if (out->abi_version != VHP_ABI_VERSION)

@@ -55,7 +55,7 @@ struct vp_state {
  */
 int vp_state_header_check(const void *ctrl, struct vp_err *e);
 
-/* Is there something new to read? One load: compares the generation with that of the last copy. */
+/* The page's generation, by one load. It differs from the last copy's when there is something new to read. */
 VP_INLINE uint32_t vp_state_generation(const void *ctrl)
 {
 	const struct vhp_abi_control *c = (const struct vhp_abi_control *)ctrl;
