@@ -207,14 +207,15 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (vp_sock_peer(fd, &cred) || v->fd >= 0 ||
 	    !vp_policy_user_ok(vp_conf_vm_find(v->c.d->conf, side->vm), cred.uid, geteuid())) {
 		if (!v->n_refused++)
-			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid, cred.uid,
-			       v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
+			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid,
+			       cred.uid, v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
 		vp_close_foreign(&fd);
 		return 0;
 	}
 	r = v->had_device ? renew_vectors(v) : 0;
 	if (r) {
-		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name, (int)cred.pid, cred.uid, strerror(-r));
+		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name,
+		       (int)cred.pid, cred.uid, strerror(-r));
 		vp_close_foreign(&fd);
 		return 0;
 	}
@@ -384,7 +385,8 @@ static const struct vp_attach_ops attach_ops = {
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
-	int mem = vp_fdstore_take(&d->activation, l->name, "mem"), state = vp_fdstore_take(&d->activation, l->name, "state");
+	int mem = vp_fdstore_take(&d->activation, l->name, "mem"),
+	    state = vp_fdstore_take(&d->activation, l->name, "state");
 
 	if (mem >= 0 && state >= 0) {
 		pc->kept = true;
@@ -453,8 +455,9 @@ static int take_over(struct ivshmem *v, bool kept)
 	if (fd < 0)
 		return 0;
 	if (!kept || vp_sock_peer(fd, &v->cred) || !vp_policy_user_ok(vm, v->cred.uid, geteuid())) {
-		vp_log(VP_LOG_WARNING, "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again", v->c.name,
-		       kept ? ": its user may not run the VM" : ", the port is another one");
+		vp_log(VP_LOG_WARNING,
+		       "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again",
+		       v->c.name, kept ? ": its user may not run the VM" : ", the port is another one");
 		vp_fdstore_drop(v->c.link->name, "conn");
 		vp_close_foreign(&fd);
 		return 0;
@@ -488,7 +491,8 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	r = make_signals(v, &kept);
 	v->had_device = kept;
 	if (!r)
-		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
+		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig,
+				    VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
 	if (!r)
 		r = vp_source_add(&v->bell_io, c->d->event, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);

@@ -28,7 +28,7 @@
 #define DOORBELLS_VM  600
 #define LOOK_US       2000u      /* has QEMU read it? */
 #define LOOK_MAX_US   100000u
-#define CACHE         4          /* call fds of a queue that are remembered: a VMM masks an interrupt by another eventfd */
+#define CACHE	      4 /* call fds of a queue that are remembered: a VMM masks an interrupt by another eventfd */
 
 struct known {
 	int      fd;                 /* our duplicate, so that the id remains its own; -1 = none */
@@ -123,7 +123,8 @@ static uint32_t make_doorbell(struct vp_ivdirect *x, int fd)
 
 	if (vm_used(x->vm) >= DOORBELLS_VM || peer >= VHP_IVSHMEM_WINDOW_ID) {
 		if (!x->full)
-			vp_log(VP_LOG_NOTICE, "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
+			vp_log(VP_LOG_NOTICE,
+			       "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
 			       x->name, *x->used);
 		x->full = true;
 		return 0;

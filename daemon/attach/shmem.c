@@ -129,7 +129,8 @@ static void request_done(void *arg, int result)
 	s->n_failed += result != 0;
 	if (slot == VHP_MAX_WINDOWS) {
 		if (result)
-			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?", s->c.name);
+			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?",
+			       s->c.name);
 		else
 			online(s, true);
 	} else if (map) {
@@ -138,7 +139,8 @@ static void request_done(void *arg, int result)
 		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
 	} else {
 		if (result)
-			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot, strerror(-result));
+			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot,
+			       strerror(-result));
 		s->ext[slot].len = 0;
 		vp_port_window_taken(s->port, slot);
 	}
@@ -165,7 +167,8 @@ static void map_control(struct shmem *s)
 	vp_peer_rearm(s->peer);
 	if (r) {
 		free(q);
-		vp_log(VP_LOG_ERR, "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
+		vp_log(VP_LOG_ERR,
+		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
 		       s->c.name, strerror(-r));
 	}
 }
@@ -177,7 +180,9 @@ static void map_control(struct shmem *s)
 static uint64_t place(const struct shmem *s, uint64_t file_off, uint64_t len)
 {
 	uint64_t size = s->c.link->aperture - VHP_CTRL_SIZE;
-	uint64_t align = len >= UINT64_C(1) << 30 ? UINT64_C(1) << 30 : len >= UINT64_C(2) << 20 ? UINT64_C(2) << 20 : 4096;
+	uint64_t align = len >= UINT64_C(1) << 30   ? UINT64_C(1) << 30
+			 : len >= UINT64_C(2) << 20 ? UINT64_C(2) << 20
+						    : 4096;
 	uint64_t want = (file_off - VHP_CTRL_SIZE) & (align - 1), at = want;
 
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -416,7 +421,9 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 
 		if (vp_port_lends(vm, fds[i % n]) != (i >= n))
 			continue;
-		d[i % n] = (struct vp_region_desc){ .gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset };
+		d[i % n] = (struct vp_region_desc){
+			.gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset
+		};
 		vp_memory_map(&d[i % n].map, vm, fds[i % n], g->mmap_offset, g->size, &was, i < n ? &why : NULL);
 	}
 	snprintf(s->unmapped, sizeof(s->unmapped), "%.190s", why.msg);

@@ -53,7 +53,7 @@ struct vp_conf_vm {
 	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
 	uint64_t max_pool;    /* bytes of pools of all its links in copy mode; 0 = no limit */
 	uint32_t pps;         /* packets per second that it may send over all its links; 0 = no limit */
-	uint64_t max_memory;  /* bytes of its memory that are mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
+	uint64_t max_memory;  /* bytes of its memory mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
 	char     memory_from[VP_CONF_DIRS_MAX];  /* MemoryFrom=: paths, one blank between them */
 };
 
@@ -82,7 +82,7 @@ struct vp_conf_link {
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
-	char     nic[VP_CONF_NAME_MAX];         /* its network device there, whose carrier is to follow the link; set if driver_qmp is */
+	char     nic[VP_CONF_NAME_MAX];         /* the network device there whose carrier follows the link; set if driver_qmp is */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	/* of a back-end, as far as it is written here and not learned (device/device.h) */
@@ -110,7 +110,7 @@ struct vp_conf_daemon {
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
-	uint32_t require;                          /* isolation stages (bit = enum vp_isolate_stage) that must be in force */
+	uint32_t require;                          /* isolation stages that must be in force (bit = enum vp_isolate_stage) */
 	bool     no_filter;                        /* no system call filter */
 };
 
@@ -153,8 +153,8 @@ void vp_conf_free(struct vp_conf *c);
  * The place where [section] key of an object (a VM's or link's name; "" for the daemon) was set: true,
  * and "path:line" in buf. False when no file sets it.
  */
-bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
-		   char *buf, size_t size);
+bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section,
+		   const char *key, char *buf, size_t size);
 /* For the parser: note a place. Running out of memory is no error; the answer is only less precise. */
 void vp_conf_note(struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
 		  const char *path, unsigned line);

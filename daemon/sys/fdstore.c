@@ -32,8 +32,9 @@ void vp_fdstore_put(const char *link, const char *what, int fd)
 	snprintf(msg, sizeof(msg), "FDSTORE=1\nFDNAME=%s", n.s);
 	r = sd_pid_notify_with_fds(0, 0, msg, &fd, 1);
 	if (r < 0)
-		vp_log(VP_LOG_WARNING, "link %s: the service manager refused to keep its %s, which is lost when this process ends: %s", link, what,
-		       strerror(-r));
+		vp_log(VP_LOG_WARNING,
+		       "link %s: the service manager refused to keep its %s, which is lost when this process ends: %s",
+		       link, what, strerror(-r));
 }
 
 int vp_fdstore_take(struct vp_activation *a, const char *link, const char *what)

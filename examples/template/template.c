@@ -85,7 +85,8 @@ static int update(struct app *a)
 		fprintf(stderr, "template: %s\n", err.msg);
 	vhp_port_info(a->port, &info);
 	if (info.up != a->up)
-		fprintf(stderr, "template: the link is %s%s%s\n", info.up ? "up" : "down", info.up ? "" : ": ", info.reason);
+		fprintf(stderr, "template: the link is %s%s%s\n", info.up ? "up" : "down", info.up ? "" : ": ",
+			info.reason);
 	a->up = info.up;
 	a->pairs = !info.up ? 0 : info.pairs < MAX_PAIRS ? info.pairs : MAX_PAIRS;
 	return 0;

@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 enum vp_foreign_kind {
-	VP_FOREIGN_MEMORY,   /* a file on tmpfs (memfd, POSIX shared memory) or hugetlbfs: nobody is asked for its pages */
+	VP_FOREIGN_MEMORY,   /* on tmpfs (memfd, POSIX shared memory) or hugetlbfs: pages come from the kernel */
 	VP_FOREIGN_INNER,    /* socket, pipe, anonymous inode (eventfd, a port's window): the kernel's own */
 	VP_FOREIGN_FILE,     /* a file or directory on any other file system */
 	VP_FOREIGN_DEVICE,   /* a character or block device */

@@ -81,7 +81,7 @@ struct vp_iommu {
 	/* The guest physical address of iova and the bytes that continue it: for the dirty log. -EFAULT: gone. */
 	int (*gpa)(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint64_t *span);
 	uint32_t generation; /* changes with every invalidation; atomic */
-	bool     forgets;    /* gpa() may fail for what is still mapped, because there is more than it can hold; atomic */
+	bool     forgets;    /* gpa() may fail for what is mapped: there is more than it can hold; atomic */
 };
 
 /*
