@@ -59,10 +59,8 @@ static int load_config(struct vp_daemon *d, struct vp_err *e)
 {
 	struct vp_conf_report rep = { .fn = log_problem };
 
-	return vp_daemon_load_conf(d, &d->conf, &rep)
-		       ? vp_err_set(e, -EINVAL,
-				    "the configuration is not valid; vhost-pcid --check-config lists what is wrong")
-		       : 0;
+	return vp_daemon_load_conf(d, &d->conf, &rep) ?
+	       vp_err_set(e, -EINVAL, "the configuration is not valid; vhost-pcid --check-config lists what is wrong") : 0;
 }
 
 static int on_reload(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
@@ -130,15 +128,11 @@ static int take_activation(struct vp_daemon *d, struct vp_err *e)
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
 
-		if (strncmp(names[i], VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)) &&
-		    sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
-			vp_log(VP_LOG_WARNING,
-			       "socket %s of the service manager is not a listening UNIX stream socket; ignored",
-			       names[i]);
+		if (strncmp(names[i], VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)) && sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager is not a listening UNIX stream socket; ignored", names[i]);
 		else {
 			d->activation.s[d->activation.n].fd = fd;
-			snprintf(d->activation.s[d->activation.n++].name, sizeof(d->activation.s[0].name), "%s",
-				 names[i]);
+			snprintf(d->activation.s[d->activation.n++].name, sizeof(d->activation.s[0].name), "%s", names[i]);
 		}
 		free(names[i]);
 	}
@@ -192,8 +186,8 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 
 static int open_control(struct vp_daemon *d, struct vp_err *e)
 {
-	return vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"),
-			      d->conf->daemon.control_socket, d->conf->daemon.control_group, e);
+	return vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), d->conf->daemon.control_socket,
+			      d->conf->daemon.control_group, e);
 }
 
 static void announce(struct vp_daemon *d)
@@ -201,8 +195,7 @@ static void announce(struct vp_daemon *d)
 	vp_fdstore_rest(&d->activation);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		if (d->activation.s[i].fd >= 0)
-			vp_log(VP_LOG_WARNING,
-			       "socket %s of the service manager belongs to no link; name it control, LINK.driver or LINK.device",
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to no link; name it control, LINK.driver or LINK.device",
 			       d->activation.s[i].name);
 	vp_log(VP_LOG_INFO, "ready: %u links, %u data threads, control socket %s", vp_links_count(d->links),
 	       worker_pool_size(d->workers), d->conf->daemon.control_socket);

@@ -152,9 +152,7 @@ static int on_main(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		vu_conn_next(&h->main);
 	}
 	if (!r && vp_foreign_pending(h->c.who) >= VP_FOREIGN_PENDING_MAX)
-		r = vp_err_set(
-			&e, -EBADF,
-			"it sends files that cannot be closed, because the process that serves them does not answer");
+		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, because the process that serves them does not answer");
 	if (r == -ECONNRESET)
 		hostdev_drop(h, false, "it closed the connection");
 	else if (r)
@@ -285,9 +283,8 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 		r = vp_sock_peer(fd, &h->cred);
 	if (!r && !may_serve(h, &h->cred)) {
 		h->n_refused++;
-		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve as %s; add it to User= in %s.vm",
-			       path, h->cred.uid, h->c.link->side[VP_SIDE_DEVICE].vm,
-			       h->c.link->side[VP_SIDE_DEVICE].vm);
+		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve as %s; add it to User= in %s.vm", path,
+			       h->cred.uid, h->c.link->side[VP_SIDE_DEVICE].vm, h->c.link->side[VP_SIDE_DEVICE].vm);
 	}
 	if (!r) {
 		r = backend_begin(h, fd);
