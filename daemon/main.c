@@ -195,7 +195,7 @@ static void announce(struct vp_daemon *d)
 	vp_fdstore_rest(&d->activation);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		if (d->activation.s[i].fd >= 0)
-			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to no link; name it control, LINK.driver or LINK.device",
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, LINK.driver or LINK.device",
 			       d->activation.s[i].name);
 	vp_log(VP_LOG_INFO, "ready: %u links, %u data threads, control socket %s", vp_links_count(d->links),
 	       worker_pool_size(d->workers), d->conf->daemon.control_socket);

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this
- * daemon is its front-end. To the port this looks like a device VM whose guest and agent are one, in
- * hostdev_session.c. Copy mode only.
+ * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this daemon is its front-end. To
+ * the port this is a device VM whose guest and agent are one, in hostdev_session.c. Copy mode only.
  *
- * Threat model: as for the local attachment. The back-end gets the pool, which holds what a device VM
- * would see of the driver VM and nothing else. It gets one kick and one call eventfd a queue, and a
- * socket for its own requests. It may fall silent: its answers have a deadline. It may answer anything:
- * answers are checked against the table, then by value. It may send what nobody asked for: then it is
- * dropped. It shares the eventfds' open files with us: we never read these, and only threads with a
- * supervisor write them. It keeps what it was given mapped for as long as it lives, also when it was
- * dropped: its successor gets another pool.
+ * Threat model: as the local attachment. The back-end gets the pool, which holds what a device VM would see of the driver VM
+ * and nothing else, one kick and one call eventfd a queue, and a socket for its own requests. It may fall silent (its answers have
+ * a deadline), may answer anything (checked against the table, then by value), sends what nobody asked for (then it is dropped),
+ * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps what it was given
+ * mapped for as long as it lives, also when it was dropped: its successor gets another pool.
  */
 #include "attach/hostdev.h"
 
@@ -55,7 +52,7 @@ static int on_work(sd_event_source *s, void *arg)
 	return 0;
 }
 
-/* Later, not at once: we may be deep inside a call of the port. */
+/* Not at once: we may be deep inside a call of the port. */
 static void work_soon(struct hostdev *h)
 {
 	if (h->work)
@@ -152,7 +149,7 @@ static int on_main(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		vu_conn_next(&h->main);
 	}
 	if (!r && vp_foreign_pending(h->c.who) >= VP_FOREIGN_PENDING_MAX)
-		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, because the process that serves them does not answer");
+		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
 	if (r == -ECONNRESET)
 		hostdev_drop(h, false, "it closed the connection");
 	else if (r)
@@ -304,10 +301,7 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
-/*
- * The time grows, also for a back-end that connects and says nothing. One that gets as far as being
- * attached sets it back.
- */
+/* The time grows, also for a back-end that comes and says nothing: one that gets as far as being attached sets it back. */
 static void connect_later(struct hostdev *h)
 {
 	if (h->s.attached)

@@ -1,11 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What the two halves of Endpoint=vhost-user share. hostdev.c has the connection, the attachment and
- * its eventfds. hostdev_session.c passes on to the back-end what the port asks for, and to the port
- * what the back-end answers.
+ * What the two halves of Endpoint=vhost-user know of each other: hostdev.c has the connection, the attachment and its
+ * eventfds; hostdev_session.c says what the port asks for to the back-end, and what it answers to the port.
  *
- * Main thread only. Nothing waits for the back-end: at most one message is under way, and its answer
- * has a deadline.
+ * Main thread only. Nothing waits for the back-end: at most one message is under way, and its answer has a deadline.
  */
 #ifndef VP_DAEMON_HOSTDEV_H
 #define VP_DAEMON_HOSTDEV_H
@@ -66,22 +64,19 @@ struct hostdev {
 
 /* A back-end is there. */
 void hostdev_session_begin(struct hostdev *h);
-/*
- * Go on: the state page or the back-end has something new, or a time is over. From the event loop only.
- * May drop the back-end.
- */
+/* Go on: the state page or the back-end has something new, or a time is over. From the event loop only. May drop the back-end. */
 void hostdev_session_run(struct hostdev *h);
-/* An answer (or something that nobody asked for) is in h->main.rx. 0, or -errno: drop the back-end. */
+/* An answer (or something unasked) is in h->main.rx. 0 or -errno: the back-end is to be dropped. */
 int hostdev_session_answer(struct hostdev *h, struct vp_err *e);
-/* A request of the back-end's is in h->req.rx. As above, but an error closes its channel only. */
+/* A request of the back-end's is in h->req.rx. As above, but only its channel is closed. */
 int hostdev_session_request(struct hostdev *h, struct vp_err *e);
 
 /* For the session. */
 uint64_t hostdev_now(void);
-/* Run the session again in at most us. */
+/* Run it again in at most us. */
 void hostdev_later(struct hostdev *h, uint64_t us);
 void hostdev_drop(struct hostdev *h, bool fault, const char *why);
-/* The connection waits for an answer, or waits no more; or it wants to write. */
+/* The connection waits for an answer, or not any more; or wants to write. */
 void hostdev_rearm(struct hostdev *h);
 /* The channel for its requests; *theirs is the caller's, to be sent. */
 int hostdev_channel(struct hostdev *h, int *theirs);

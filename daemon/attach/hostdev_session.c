@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The session with a vhost-user back-end on the host (hostdev.h). It is level-triggered, as the agent
- * in a device VM is. The state page says what the port asks for, and h->s says what was done. One step
- * at a time makes up the difference. A step sends one message, or gives the port one command.
+ * The session with a vhost-user back-end on the host (hostdev.h). Level-triggered, as the agent in a device VM is: the state page
+ * says what is asked, h->s what was done; one step at a time makes up the difference. A step sends one message, or gives the port one command.
  *
- * The state page is read where it is: only this thread writes it, and no other process has it.
+ * The state page is read where it is: nobody but this thread writes it, and no other process has it.
  */
 #include "attach/hostdev.h"
 
@@ -23,10 +22,7 @@
 
 #define WANTED_PF (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG))
 
-/*
- * What a back-end need not know: the driver VM's VMM and this daemon provide it. As for the agent's
- * data paths.
- */
+/* What a back-end need not know of: the driver VM's VMM and this daemon provide it. As for the agent's data paths. */
 #define F_RING_RESET 40
 #define ANY_NEUTRAL (VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(F_RING_RESET))
 #define NET_NEUTRAL (ANY_NEUTRAL | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
@@ -140,7 +136,7 @@ static uint32_t command(struct hostdev *h, uint32_t opcode, const uint64_t *args
 	return le32toh(a->status);
 }
 
-/* The link has the sentence that says what does not fit; here the session only tries again. */
+/* The sentence that says what does not fit is the link's; here it is only tried again. */
 static void describe(struct hostdev *h)
 {
 	struct hostdev_session *s = &h->s;
@@ -342,7 +338,7 @@ static bool step_stop(struct hostdev *h, unsigned q)
 	return false;
 }
 
-/* Nothing of an earlier run is in use any more: tell the port, which may be waiting for that. */
+/* Nothing of an earlier run is in use any more: the port may be waiting to hear that. */
 static bool step_sync(struct hostdev *h)
 {
 	uint32_t gen = le32toh(page(h)->regions_generation);
@@ -570,10 +566,7 @@ int hostdev_session_answer(struct hostdev *h, struct vp_err *e)
 	return 0;
 }
 
-/*
- * Only a change of the config space is of interest. The back-end has been given no memory and no
- * notifier of ours to ask about.
- */
+/* Only that the config space changed is of interest; memory and notifiers of ours it has not been given. */
 int hostdev_session_request(struct hostdev *h, struct vp_err *e)
 {
 	struct vu_msg *m = &h->req.rx;

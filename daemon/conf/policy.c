@@ -32,10 +32,7 @@ static const char *group_of(const struct vp_conf *c, const char *vm)
 	return v ? v->trust_group : "";
 }
 
-/*
- * Who has a limit of packets per second that the link must keep: the link itself, or one of its VMs. ""
- * = nobody.
- */
+/* Who has a limit of packets per second that the link must keep: the link itself, or one of its VMs; "" = nobody. */
 static const char *rated_vm(const struct vp_conf *c, const struct vp_conf_link *l)
 {
 	if (l->pps)
@@ -64,7 +61,7 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	case VP_MODE_FAST:
 		if (same && *rated)
 			decide(d, false, VP_MODE_FAST, "fast-has-no-rate-limit",
-			       "PacketsPerSecond= is set for %.60s, but in mode fast no packet passes through the daemon; use Mode=copy, or remove the limit", rated);
+			       "PacketsPerSecond= is set for %.60s, but in mode fast no packet passes the daemon; use Mode=copy, or take it out", rated);
 		else if (same)
 			decide(d, true, VP_MODE_FAST, "fast-same-group", "%.60s and %.60s are both in trust group %s", drv, dev, a);
 		else
@@ -87,10 +84,7 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	}
 }
 
-/*
- * A process that maps what it is given keeps it for as long as it likes, so it is never given a VM's
- * memory.
- */
+/* A process that maps what it is given keeps it for as long as it likes: it is never given a VM's memory. */
 static void decide_process(const struct vp_conf_link *l, struct vp_policy_decision *d)
 {
 	switch (l->mode) {

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The daemon's log goes to stderr, with sd-daemon's priority prefixes when a service manager reads it.
- * What is said about one subject is bounded (base/loglimit.h), so no peer can bury what is said about
- * the others. The audit log is not bounded.
+ * Where the daemon's log goes: stderr, with sd-daemon's priority prefixes when a service manager reads it. What is said about one subject is
+ * bounded (base/loglimit.h), so that no peer can bury what is said about the others, or the audit log, which is not.
  */
 #ifndef VP_DAEMON_LOG_SINK_H
 #define VP_DAEMON_LOG_SINK_H
@@ -13,17 +12,14 @@
 /* Before other threads start. */
 void vp_log_sink_start(int max_level);
 
-/* Have the loop tell how many lines were left out. 0, -ENOMEM. Main thread; so is the next function. */
+/* Have the loop tell how many lines were left out. 0, -ENOMEM. Main thread, as the next one. */
 int  vp_log_sink_watch(sd_event *ev);
-/* Tell all of them, before the loop goes. */
+/* Tell all, before the loop goes. */
 void vp_log_sink_end(void);
 /* Tell those that are due, or all. Any thread. */
 void vp_log_sink_tell(bool all);
 
-/*
- * Write a line of any length: text behind head. text holds no control characters. Not bounded: for the
- * audit log.
- */
+/* A line of any length, text behind head; text holds no control characters. Not bounded: for the audit log. */
 void vp_log_sink_long(int level, const char *head, const char *text);
 
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * An fd that the main loop waits for. As with any epoll set (base/watch.h says why), a duplicate is
- * registered that nobody else has and that goes with its source. So the fd itself may be closed or
- * replaced at any time before or after. A caller that wants the other end to see that a socket was
+ * An fd that the main loop waits for. As with any epoll set (base/watch.h says what happens else),
+ * what is registered is a duplicate that is nobody else's and goes with its source: the fd may be
+ * closed or replaced at any time before or after. Who wants the other end to see that a socket was
  * closed has to end its source, too.
  *
  * This is the only place that adds I/O sources to sd-event. Timers: timer.h. Main thread only.
@@ -17,16 +17,16 @@
 struct vp_source;   /* NULL = nothing is waited for */
 
 /*
- * Call fn(…, a duplicate of fd, …, arg) when events (EPOLL*) come. fd stays the caller's. -errno; *out
- * is NULL then. The source may be ended, by its own fn as well, at any time before the loop goes.
+ * Call fn(…, a duplicate of fd, …, arg) when events (EPOLL*) come. fd stays the caller's. -errno,
+ * *out is NULL then. The source may be ended, by itself as well, at any time before the loop goes.
  */
 int  vp_source_add(struct vp_source **out, sd_event *ev, int fd, uint32_t events, sd_event_io_handler_t fn, void *arg);
 int  vp_source_events(struct vp_source *s, uint32_t events);
-/* Let the source rest when fn was called more than burst times in interval_us. */
+/* Rest when fn was called more than burst times in interval_us. */
 void vp_source_limit(struct vp_source *s, uint64_t interval_us, unsigned burst);
-/* Wait for the fd, or rest. A new source waits. */
+/* Wait for it, or rest. It waits when it was added. */
 void vp_source_enable(struct vp_source *s, bool on);
-/* End the source. *s becomes NULL, and may have been NULL. */
+/* *s becomes NULL, and may have been. */
 void vp_source_end(struct vp_source **s);
 
 #endif
