@@ -6,7 +6,7 @@ NINJA    ?= ninja
 DESTDIR  ?=
 
 .DEFAULT_GOAL := all
-.PHONY: all setup demo check bench fuzz faults coverage install uninstall deb clean help
+.PHONY: all setup demo check bench fuzz faults coverage site install uninstall deb clean help
 
 all: $(BUILDDIR)/build.ninja ## build everything that runs on the host and in the guests' user space
 	@$(NINJA) -C $(BUILDDIR)
@@ -49,6 +49,10 @@ faults: ## the fault campaign: FAULT_CYCLES (2000) kills, freezes, restarts and 
 coverage: ## which lines of lib/ the unit and protocol tests run
 	@scripts/setup
 	@scripts/coverage --builddir $(BUILDDIR)/coverage --json $(BUILDDIR)/coverage.json
+
+site: ## make a site of all documents, man pages and the API reference in BUILDDIR/site; dead links are errors
+	@scripts/setup --site
+	@scripts/site --output $(BUILDDIR)/site
 
 install: all ## install into the configured prefix (DESTDIR: below another root, nothing is set up there)
 	@DESTDIR="$(DESTDIR)" meson install -C $(BUILDDIR) --no-rebuild

@@ -46,7 +46,7 @@ const struct cli_command cmd_profile = {
 	"profile",
 	"LINK [--forget] [--json]",
 	"Show what is known of a link's back-end",
-	"Not for network links. --forget: the next back-end that comes is asked anew; only while the driver VM is not "
-	"connected.\n",
+	"Not for network links. --forget: the daemon asks the next back-end that comes anew;\n"
+	"only while the driver VM is not connected.\n",
 	run,
 };

@@ -24,6 +24,6 @@ static int run(struct cli *c, int argc, char **argv)
 const struct cli_command cmd_reload = {
 	"reload", "", "Read the configuration again and apply what changed",
 	"Links that did not change are not touched. If the new configuration is not\n"
-	"valid, nothing changes and the first problem is printed. A link added at run\n"
-	"time that is not allowed any more is removed, and named.\n", run,
+	"valid, nothing changes and the first problem is printed. The daemon removes a\n"
+	"link added at run time that policy does not allow any more, and names it.\n", run,
 };

@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The ivshmem attachment: we are the "ivshmem server" of a stock
- * ivshmem-doorbell device (docs/spec.md, "ivshmem"; QEMU's ivshmem-spec.rst for the messages).
+ * The ivshmem attachment: the daemon is the "ivshmem server" of a stock ivshmem-doorbell device
+ * (docs/spec.md, "ivshmem"; QEMU's ivshmem-spec.rst for the messages).
  *
- * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours: they go on
- * working in the VM whatever becomes of this connection. Doorbells live as long as the link, vectors as long as their device.
+ * BAR2 is the port's memfd for the life of the device. Vectors and doorbells are eventfds of ours: they
+ * go on working in the VM whatever becomes of this connection. Doorbells live as long as the link,
+ * vectors as long as their device. All of it outlives this process where the service manager keeps fds
+ * (sys/fdstore.h).
  *
  * Threat model: the client is the device VM's VMM. It says nothing in this protocol; what it sends is
- * dropped. All of it outlives this process where the service manager keeps fds (sys/fdstore.h). What QEMU does not survive (seen with 7.2 and 11.1), so what is never done: own vectors
- * before the memory, a peer's disconnect message, memory whose size is not a power of two, silence, a vector of a device that was unplugged
- * (without KVM, QEMU goes on watching those, and jumps into what was freed: seen with 11.1.3).
+ * dropped.
+ *
+ * QEMU does not survive some things (seen with 7.2 and 11.1), so the daemon never does them: it sends
+ * no own vectors before the memory, no peer's disconnect message, no memory whose size is not a power
+ * of two; it is never silent; it never raises a vector of a device that was unplugged (without KVM,
+ * QEMU goes on watching those, and jumps into what was freed: seen with 11.1.3).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -151,7 +156,7 @@ static int on_bell(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 static const char *sig_name(char *buf, size_t size, const char *which, unsigned i);
 
-/* Vectors for another device: those of the last one are not to be raised any more. All or none of them. */
+/* Vectors for another device: those of the last one must not be raised any more. All or none of them. */
 static int renew_vectors(struct ivshmem *v)
 {
 	struct vp_wire *wire0 = NULL;
@@ -201,14 +206,15 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (vp_sock_peer(fd, &cred) || v->fd >= 0 ||
 	    !vp_policy_user_ok(vp_conf_vm_find(v->c.d->conf, side->vm), cred.uid, geteuid())) {
 		if (!v->n_refused++)
-			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid, cred.uid,
-			       v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
+			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid,
+			       cred.uid, v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
 		vp_close_foreign(&fd);
 		return 0;
 	}
 	r = v->had_device ? renew_vectors(v) : 0;
 	if (r) {
-		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name, (int)cred.pid, cred.uid, strerror(-r));
+		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name,
+		       (int)cred.pid, cred.uid, strerror(-r));
 		vp_close_foreign(&fd);
 		return 0;
 	}
@@ -378,7 +384,8 @@ static const struct vp_attach_ops attach_ops = {
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
-	int mem = vp_fdstore_take(&d->activation, l->name, "mem"), state = vp_fdstore_take(&d->activation, l->name, "state");
+	int mem = vp_fdstore_take(&d->activation, l->name, "mem"),
+	    state = vp_fdstore_take(&d->activation, l->name, "state");
 
 	if (mem >= 0 && state >= 0) {
 		pc->kept = true;
@@ -399,7 +406,7 @@ void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, str
 	pc->slow_take = true;
 }
 
-/* Those that the device of a running VM was given by the daemon before us: true when that is all of them. */
+/* The vectors that the daemon before us gave to the device of a running VM. True when that is all of them. */
 static bool kept_signals(struct ivshmem *v)
 {
 	struct vp_activation *a = &v->c.d->activation;
@@ -447,8 +454,9 @@ static int take_over(struct ivshmem *v, bool kept)
 	if (fd < 0)
 		return 0;
 	if (!kept || vp_sock_peer(fd, &v->cred) || !vp_policy_user_ok(vm, v->cred.uid, geteuid())) {
-		vp_log(VP_LOG_WARNING, "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again", v->c.name,
-		       kept ? ": its user may not run the VM" : ", the port is another one");
+		vp_log(VP_LOG_WARNING,
+		       "%s: the device of the running VM cannot be taken over%s; unplug it and plug it again",
+		       v->c.name, kept ? ": its user may not run the VM" : ", the port is another one");
 		vp_fdstore_drop(v->c.link->name, "conn");
 		vp_close_foreign(&fd);
 		return 0;
@@ -482,7 +490,8 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	r = make_signals(v, &kept);
 	v->had_device = kept;
 	if (!r)
-		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
+		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig,
+				    VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
 	/* Edge-triggered and never read: the other end shares the file. */
 	if (!r)
 		r = vp_source_add(&v->bell_io, c->d->event, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);

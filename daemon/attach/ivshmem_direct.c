@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the device VM's VMM may not read its socket, then nothing is ever published and calls are forwarded. What its
- * guest can ring, it can ring for good, also when the driver VM has taken another eventfd: that wakes a VM that
- * finds nothing to do. Fast mode only, within a trust group.
+ * Threat model: the device VM's VMM may not read its socket. Then nothing is ever published, and calls
+ * are forwarded. A doorbell that its guest can ring once it can ring for good, also when the driver VM
+ * has taken another eventfd: that wakes a VM that finds nothing to do. Fast mode only, within a trust
+ * group.
  */
 #include "attach/ivshmem_direct.h"
 
@@ -27,7 +28,7 @@
 #define DOORBELLS_VM  600
 #define LOOK_US       2000u      /* has QEMU read it? */
 #define LOOK_MAX_US   100000u
-#define CACHE         4          /* call fds of a queue that are remembered: a VMM masks an interrupt by another eventfd */
+#define CACHE	      4 /* call fds of a queue that are remembered: a VMM masks an interrupt by another eventfd */
 
 struct known {
 	int      fd;                 /* our duplicate, so that the id remains its own; -1 = none */
@@ -77,8 +78,8 @@ static void publish(struct vp_ivdirect *x, unsigned q)
 }
 
 /*
- * Has QEMU read all that was sent? It handles a message at once, under the lock that a guest's access to an unknown doorbell
- * needs as well, so whoever rings after this rings right.
+ * Has QEMU read all that was sent? It handles a message at once, under the lock that a guest's access
+ * to an unknown doorbell needs as well. So a guest that rings after this rings the right one.
  */
 static bool taken(const struct vp_ivdirect *x)
 {
@@ -115,14 +116,15 @@ static void look_later(struct vp_ivdirect *x)
 	vp_timer_in(x->event, &x->timer, LOOK_US, on_look, x, x->name);
 }
 
-/* A doorbell of its own for fd; 0 = cannot be had. */
+/* A doorbell of its own for fd; 0 = there is none. */
 static uint32_t make_doorbell(struct vp_ivdirect *x, int fd)
 {
 	uint32_t peer = x->first_peer + *x->used / x->nsig, vector = *x->used % x->nsig;
 
 	if (vm_used(x->vm) >= DOORBELLS_VM || peer >= VHP_IVSHMEM_WINDOW_ID) {
 		if (!x->full)
-			vp_log(VP_LOG_NOTICE, "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
+			vp_log(VP_LOG_NOTICE,
+			       "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
 			       x->name, *x->used);
 		x->full = true;
 		return 0;
@@ -167,7 +169,10 @@ void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call)
 	} else {
 		forget(d);
 	}
-	/* A new doorbell is shown when QEMU has it; until then its calls are forwarded, as they are with the old one's. */
+	/*
+	 * The page shows a new doorbell when QEMU has it. Until then its calls are forwarded, as they
+	 * are with the old one's.
+	 */
 	if (d->want && x->waiting) {
 		uint32_t want = d->want;
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Calls of an ivshmem port that go straight to the driver VM: a driver VM's call eventfd becomes a doorbell of
- * the device VM's, (peer, vector) of a peer that is nobody. QEMU (7.2 and 11.1) takes new peers at run time and
- * must never be told that one has gone, so a doorbell that was given out stays for the life of the device; when
- * they are used up, calls are forwarded until the device is plugged anew.
+ * Calls of an ivshmem port that go straight to the driver VM. A driver VM's call eventfd becomes a
+ * doorbell of the device VM's: (peer, vector) of a peer that nobody is. QEMU (7.2 and 11.1) takes new
+ * peers at run time and must never be told that one has gone. So a doorbell that was given out stays
+ * for the life of the device. When they are used up, calls are forwarded until the device is plugged
+ * anew.
  *
  * Kicks cannot go straight through: a device's own vectors are fixed when it is made.
  *
@@ -20,16 +21,22 @@
 struct vp_ivdirect;
 
 /*
- * vm (its name) and name (for messages) are not owned. first_peer: ids from here up are free; nsig: vectors of the device; default_doorbell + q
- * is queue q's when it has no other.
+ * vm (its name) and name (for messages) are not owned. first_peer: ids from here up are free. nsig:
+ * vectors of the device. default_doorbell + q is queue q's doorbell when it has no other.
  */
 int  vp_ivdirect_new(struct vp_ivdirect **out, sd_event *event, const char *vm, const char *name, struct vp_port *p,
 		     unsigned first_peer, unsigned nsig, uint32_t default_doorbell);
 void vp_ivdirect_free(struct vp_ivdirect *x);
 
-/* The handshake is complete; sock stays the caller's. Or (-1) the device has gone, and its doorbells with it. */
+/*
+ * The handshake is complete; sock stays the caller's. Or (-1) the device has gone, and its doorbells
+ * with it.
+ */
 void vp_ivdirect_device(struct vp_ivdirect *x, int sock, bool fresh);
-/* Queue q's calls are wanted on this eventfd (stays the caller's), -1 = none. The page changes when QEMU has the doorbell. */
+/*
+ * From now on queue q's calls go to this eventfd (stays the caller's); -1 = none. The page changes when
+ * QEMU has the doorbell.
+ */
 void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call);
 /* Queues whose calls go straight through now; *used: doorbells given out. */
 unsigned vp_ivdirect_count(const struct vp_ivdirect *x, unsigned *used);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the VMM may refuse, delay or forget anything; the guest may never release a device. Each
- * device here has a state of its own and waits alone. What QEMU does not survive (seen with
- * 7.2 and 11.1): a memory size that is not a power of two, a peer's disconnect message, a server that is silent.
+ * Threat model: the VMM may refuse, delay or forget anything, and the guest may never release a device.
+ * Each device here has a state of its own and waits alone. QEMU does not survive (seen with 7.2 and
+ * 11.1) a memory size that is not a power of two, a peer's disconnect message, or a server that is
+ * silent.
  */
 #include "attach/ivshmem_windows.h"
 
@@ -114,8 +115,9 @@ static void arm(struct wdev *v, uint64_t us, sd_event_time_handler_t fn)
 }
 
 /*
- * What an earlier daemon left behind may be in any of the root ports, and QEMU (seen with 7.2) takes a second device into an occupied
- * one: behind a root port the guest looks for one device only, and never finds it.
+ * What an earlier daemon left behind may be in any of the root ports. QEMU (seen with 7.2) takes a
+ * second device into an occupied one: behind a root port the guest looks for one device only, and never
+ * finds the second.
  */
 static bool left_behind(const struct vp_ivwins *w)
 {
@@ -165,7 +167,7 @@ static void deleted(struct wdev *v)
 	}
 }
 
-/* Deleted without our having asked: by the administrator, or by the guest. */
+/* The device was deleted and we had not asked: the administrator did it, or the guest. */
 static void vanished(struct wdev *v)
 {
 	struct vp_ivwins *w = v->w;
@@ -199,7 +201,8 @@ static void wdev_remove(struct wdev *v)
 		return;
 	v->state = W_REMOVING;
 	if (++v->asks == 2)
-		vp_log(VP_LOG_WARNING, "%s: the device VM's guest does not release window device %s; asking again every %u s",
+		vp_log(VP_LOG_WARNING,
+		       "%s: the device VM's guest does not release window device %s; asking again every %u s",
 		       v->w->name, v->dev, DEL_AGAIN_US / 1000000);
 	arm(v, DEL_AGAIN_US, on_del_again);
 	vp_qmp_call(v->w->qmp, "device_del", json_pack("{s:s}", "id", v->dev), -1, del_done, v);
@@ -259,8 +262,10 @@ static void looked(void *arg, json_t *ret, const char *err)
 		arm(v, BAR_LOOK_US, on_look);
 		return;
 	}
-	snprintf(v->error, sizeof(v->error), "its BAR got no address in the device VM; give root port %s pref64-reserve= of at least the memory's size, and the VM enough address bits",
-		 v->bus >= 0 ? w->bus[v->bus] : "?");
+	snprintf(
+		v->error, sizeof(v->error),
+		"its BAR got no address in the device VM; give root port %s pref64-reserve= of at least the memory's size, and the VM enough address bits",
+		v->bus >= 0 ? w->bus[v->bus] : "?");
 	if (v->slot >= 0)
 		vp_port_window_failed(w->port, (unsigned)v->slot, v->error);
 }
@@ -330,12 +335,17 @@ static int free_bus(struct vp_ivwins *w)
 static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct vp_err *e)
 {
 	if (!w->qmp)
-		return vp_err_set(e, -EINVAL, "fast mode plugs the memory into the device VM as a device: set QMP= (a QMP socket of that VM) and HotplugBus= (free pcie-root-ports), or use Attachment=shmem");
+		return vp_err_set(
+			e, -EINVAL,
+			"fast mode plugs the memory into the device VM as a device: set QMP= (a QMP socket of that VM) and HotplugBus= (free pcie-root-ports), or use Attachment=shmem");
 	if (!w->n_bus)
-		return vp_err_set(e, -EINVAL, "HotplugBus= names no pcie-root-port of the device VM to plug the memory into");
+		return vp_err_set(e, -EINVAL,
+				  "HotplugBus= names no pcie-root-port of the device VM to plug the memory into");
 	if (!vp_is_pow2(req->size))
-		return vp_err_set(e, -EINVAL, "ivshmem memory must be a power of two, the driver VM's file has %llu MiB: give the driver VM such a size, or use Attachment=shmem",
-				  (unsigned long long)req->size >> 20);
+		return vp_err_set(
+			e, -EINVAL,
+			"ivshmem memory must be a power of two, the driver VM's file has %llu MiB: give the driver VM such a size, or use Attachment=shmem",
+			(unsigned long long)req->size >> 20);
 	if (!vp_qmp_is_up(w->qmp))
 		return vp_err_set(e, -EAGAIN, "QMP %s: %.120s", w->l->qmp, vp_qmp_why(w->qmp));
 	if (left_behind(w))
@@ -370,7 +380,10 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 		return r;
 	bus = free_bus(w);
 	if (bus < 0)
-		return vp_err_set(e, -ENOSPC, "all %u root ports of HotplugBus= are in use; add more to the device VM and to the list", w->n_bus);
+		return vp_err_set(
+			e, -ENOSPC,
+			"all %u root ports of HotplugBus= are in use; add more to the device VM and to the list",
+			w->n_bus);
 	id = vp_winid_take(w->ids);
 	if (!id)
 		return vp_err_set(e, -ENOSPC, "the device VM has a device for every window id there is");
@@ -390,13 +403,13 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 	vp_close(&theirs);
 	if (!r)
 		r = vp_qmp_call(w->qmp, "chardev-add",
-				json_pack("{s:s,s:{s:s,s:{s:{s:s,s:{s:s}},s:b}}}", "id", v->chr, "backend", "type", "socket", "data",
-					  "addr", "type", "fd", "data", "str", v->chr, "server", 0),
+				json_pack("{s:s,s:{s:s,s:{s:{s:s,s:{s:s}},s:b}}}", "id", v->chr, "backend", "type",
+					  "socket", "data", "addr", "type", "fd", "data", "str", v->chr, "server", 0),
 				-1, step_done, v);
 	if (!r)
 		r = vp_qmp_call(w->qmp, "device_add",
-				json_pack("{s:s,s:s,s:s,s:s,s:i}", "driver", "ivshmem-doorbell", "id", v->dev, "chardev", v->chr, "bus",
-					  w->bus[bus], "vectors", 1),
+				json_pack("{s:s,s:s,s:s,s:s,s:i}", "driver", "ivshmem-doorbell", "id", v->dev,
+					  "chardev", v->chr, "bus", w->bus[bus], "vectors", 1),
 				-1, device_added, v);
 	if (r) {
 		/* Commands that went out complete later with v as their argument: it stays until QMP is lost. */
@@ -476,7 +489,7 @@ static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 	vp_winid_adopt(w->ids, v->id);
 	snprintf(v->dev, sizeof(v->dev), "%s", name);
 	snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
-	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier time", w->name, name);
+	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier daemon", w->name, name);
 	return v;
 }
 
@@ -510,7 +523,8 @@ static void mark_seen(struct vp_ivwins *w, json_t *ret)
 			v->seen = true;
 	}
 	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
-		vp_log(VP_LOG_WARNING, "%s: the device VM says that it has %zu devices, %u of them windows of an earlier time; only the first %u are dealt with",
+		vp_log(VP_LOG_WARNING,
+		       "%s: the device VM says that it has %zu devices, %u of them windows of an earlier daemon; only the first %u are removed",
 		       w->name, json_array_size(ret), n_left, LEFT_MAX);
 }
 
@@ -574,9 +588,12 @@ void vp_ivwins_show(struct vp_ivwins *w, json_t *o)
 	json_t *a = json_array();
 
 	for (struct wdev *v = w->list; v; v = v->next)
-		json_array_append_new(a, json_pack("{s:s,s:s,s:s,s:s?}", "device", v->dev, "bus", v->bus >= 0 ? w->bus[v->bus] : "?",
-						   "state", v->state == W_ADDING ? "adding" : v->state == W_PLUGGED ? "plugged" :
-						   "removing", "error", v->error[0] ? v->error : NULL));
+		json_array_append_new(a, json_pack("{s:s,s:s,s:s,s:s?}", "device", v->dev, "bus",
+						   v->bus >= 0 ? w->bus[v->bus] : "?", "state",
+						   v->state == W_ADDING	   ? "adding"
+						   : v->state == W_PLUGGED ? "plugged"
+									   : "removing",
+						   "error", v->error[0] ? v->error : NULL));
 	json_object_set_new(o, "window_devices", a);
 	json_object_set_new(o, "plugged", json_integer((json_int_t)w->n_plugged));
 	json_object_set_new(o, "unplugged", json_integer((json_int_t)w->n_unplugged));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Windows of the ivshmem attachment: each is an ivshmem-doorbell device of its own, plugged into
- * the device VM behind a free pcie-root-port and unplugged again, over QMP. QEMU gets its end of
- * the device's socket as an fd through QMP, so nothing listens anywhere, and the whole
- * handshake lies in the socket before QEMU looks (a silent server would freeze the VM).
+ * Windows of the ivshmem attachment. Each is an ivshmem-doorbell device of its own, which the daemon
+ * plugs into the device VM behind a free pcie-root-port, and unplugs again, over QMP. QEMU gets its end
+ * of the device's socket as an fd through QMP, so nothing listens anywhere. The whole handshake lies in
+ * the socket before QEMU looks, because a silent server would freeze the VM.
  *
  * Main thread only; nothing blocks.
  */
@@ -16,16 +16,16 @@
 struct vp_daemon;
 struct vp_ivwins;
 
-/* l and name are not owned; the results go to p (vp_port_window_given() and so on). */
+/* l and name are not owned. The results go to p (vp_port_window_given() and so on). */
 int  vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
 		   struct vp_port *p, struct vp_err *e);
-/* Asks for the removal of what is plugged, without waiting: the next daemon cleans up what remains. */
+/* Ask for the removal of what is plugged, without waiting. The next daemon cleans up what remains. */
 void vp_ivwins_free(struct vp_ivwins *w);
 
 /* As the port's give and take. */
 int  vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64_t *locator, struct vp_err *e);
 int  vp_ivwins_take(struct vp_ivwins *w, unsigned slot);
-/* The port's device has gone: its windows are nobody's any more and are removed. */
+/* The port's device has gone: its windows belong to nobody any more, and are removed. */
 void vp_ivwins_lost(struct vp_ivwins *w);
 void vp_ivwins_show(struct vp_ivwins *w, json_t *o);
 

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The shmem attachment: QEMU's generic vhost-user device (11.1 and later) with
- * shared memory regions (docs/spec.md, "shmem").
+ * The shmem attachment: QEMU's generic vhost-user device (11.1 and later) with shared memory regions
+ * (docs/spec.md, "shmem").
  *
- * Threat model: the front-end is the device VM's VMM and may be taken over by its guest. Messages have been
- * checked by the session; ring addresses are checked against its memory here. Rings are used by the
- * forwarder's thread, under a lock; a broken ring loses its signal, nothing else.
+ * Threat model: the front-end is the device VM's VMM, and its guest may have taken it over. The session
+ * has checked the messages; ring addresses are checked here against the device VM's memory. The
+ * forwarder's thread uses the rings, under a lock. A broken ring loses its signal, nothing else.
  *
- * What QEMU does not survive, so what must not happen (seen with 11.1): MAP or UNMAP while the device is
- * not started; CONFIGURE_MEM_SLOTS on this connection; sizes of the regions that do not sum up to a
- * power of two. Hence: requests only while every ring is started and enabled, nothing after
- * a stop, and nothing between the answer to DETACH and the next ATTACH (port.c gives windows only while attached).
+ * QEMU does not survive some things (seen with 11.1): MAP or UNMAP while the device is not started,
+ * CONFIGURE_MEM_SLOTS on this connection, and sizes of the regions whose sum is not a power of two.
+ * Hence the daemon makes requests only while every ring is started and enabled, none after a stop, and
+ * none between the answer to DETACH and the next ATTACH (port.c gives windows only while attached).
  */
 #include <errno.h>
 #include <linux/virtio_config.h>
@@ -129,7 +129,8 @@ static void request_done(void *arg, int result)
 	s->n_failed += result != 0;
 	if (slot == VHP_MAX_WINDOWS) {
 		if (result)
-			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?", s->c.name);
+			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?",
+			       s->c.name);
 		else
 			online(s, true);
 	} else if (map) {
@@ -138,7 +139,8 @@ static void request_done(void *arg, int result)
 		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
 	} else {
 		if (result)
-			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot, strerror(-result));
+			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot,
+			       strerror(-result));
 		s->ext[slot].len = 0;
 		vp_port_window_taken(s->port, slot);
 	}
@@ -165,19 +167,22 @@ static void map_control(struct shmem *s)
 	vp_peer_rearm(s->peer);
 	if (r) {
 		free(q);
-		vp_log(VP_LOG_ERR, "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
+		vp_log(VP_LOG_ERR,
+		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
 		       s->c.name, strerror(-r));
 	}
 }
 
 /*
- * A place in region 1 such that the address in the BAR (region 1 starts at VHP_CTRL_SIZE of it) and the offset in
- * the file agree modulo the largest page that may back it. UINT64_MAX = no room.
+ * A place in region 1, such that the address in the BAR (region 1 starts at VHP_CTRL_SIZE of it) and
+ * the offset in the file agree modulo the largest page that may back it. UINT64_MAX = there is no room.
  */
 static uint64_t place(const struct shmem *s, uint64_t file_off, uint64_t len)
 {
 	uint64_t size = s->c.link->aperture - VHP_CTRL_SIZE;
-	uint64_t align = len >= UINT64_C(1) << 30 ? UINT64_C(1) << 30 : len >= UINT64_C(2) << 20 ? UINT64_C(2) << 20 : 4096;
+	uint64_t align = len >= UINT64_C(1) << 30   ? UINT64_C(1) << 30
+			 : len >= UINT64_C(2) << 20 ? UINT64_C(2) << 20
+						    : 4096;
 	uint64_t want = (file_off - VHP_CTRL_SIZE) & (align - 1), at = want;
 
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -407,13 +412,18 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 	struct vp_memtab *tab = NULL, *old = s->tab;
 	int r = 0;
 
-	/* Our own windows come back in here, and come last; only RAM matters, and what is missed shows when a ring lies in it. */
+	/*
+	 * Our own windows come back in here, and come last. Only RAM matters; what is missed shows when
+	 * a ring lies in it.
+	 */
 	for (unsigned i = 0; i < 2 * n; i++) {
 		const struct vu_mem_region *g = &m[i % n];
 
 		if (vp_port_lends(vm, fds[i % n]) != (i >= n))
 			continue;
-		d[i % n] = (struct vp_region_desc){ .gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset };
+		d[i % n] = (struct vp_region_desc){
+			.gpa = g->gpa, .size = g->size, .uva = g->uva, .offset = g->mmap_offset
+		};
 		vp_memory_map(&d[i % n].map, vm, fds[i % n], g->mmap_offset, g->size, &was, i < n ? &why : NULL);
 	}
 	snprintf(s->unmapped, sizeof(s->unmapped), "%.190s", why.msg);

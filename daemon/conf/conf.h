@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What the administrator asked for: VMs, links and the daemon's own settings,
- * read from drop-in files or, for links added at run time, from the control
- * socket. The structures are plain values: two links are configured alike
- * exactly when their vp_conf_link compare equal byte by byte (they are
- * zeroed before they are filled).
+ * What the administrator asked for: VMs, links and the daemon's own settings. They come from drop-in
+ * files or, for links added at run time, from the control socket. The structures are plain values,
+ * zeroed before they are filled: two links are configured alike exactly when their vp_conf_link compare
+ * equal byte by byte.
  *
- * Everything here is called from the main thread only.
+ * Main thread only.
  */
 #ifndef VP_DAEMON_CONF_H
 #define VP_DAEMON_CONF_H
@@ -29,7 +28,7 @@
 
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT, VP_ENDPOINT_VHOST_USER };
-/* VP_ATTACH_HOSTDEV: that of VP_ENDPOINT_VHOST_USER, and no word for Attachment=. */
+/* VP_ATTACH_HOSTDEV belongs to VP_ENDPOINT_VHOST_USER; Attachment= has no word for it. */
 enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL, VP_ATTACH_HOSTDEV };
 enum vp_socket_mode { VP_SOCKET_SERVER, VP_SOCKET_CLIENT };
 enum vp_side_id { VP_SIDE_DRIVER, VP_SIDE_DEVICE, VP_SIDES };
@@ -54,7 +53,7 @@ struct vp_conf_vm {
 	uint32_t max_queues;  /* queue pairs over all links of the VM; 0 = no limit */
 	uint64_t max_pool;    /* bytes of pools of all its links in copy mode; 0 = no limit */
 	uint32_t pps;         /* packets per second that it may send over all its links; 0 = no limit */
-	uint64_t max_memory;  /* bytes of its memory that are mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
+	uint64_t max_memory;  /* bytes of its memory mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
 	char     memory_from[VP_CONF_DIRS_MAX];  /* MemoryFrom=: paths, one blank between them */
 };
 
@@ -83,7 +82,7 @@ struct vp_conf_link {
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
-	char     nic[VP_CONF_NAME_MAX];         /* its network device there, whose carrier is to follow the link; set if driver_qmp is */
+	char     nic[VP_CONF_NAME_MAX];         /* the network device there whose carrier follows the link; set if driver_qmp is */
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	/* of a back-end, as far as it is written here and not learned (device/device.h) */
@@ -111,11 +110,11 @@ struct vp_conf_daemon {
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
-	uint32_t require;                          /* isolation stages (bit = enum vp_isolate_stage) that must be in force */
+	uint32_t require;                          /* isolation stages that must be in force (bit = enum vp_isolate_stage) */
 	bool     no_filter;                        /* no system call filter */
 };
 
-/* Where a setting was made: the last one of those that count. */
+/* Where a setting was made: the last place of those that count. */
 struct vp_conf_origin;
 
 struct vp_conf {
@@ -134,7 +133,7 @@ struct vp_conf_paths {
 	const char *control_socket; /* likewise */
 };
 
-/* Where problems go, one call for each; load counts them and goes on, so that one run shows all. */
+/* Problems go here, one call for each. Loading counts them and goes on, so that one run shows all. */
 struct vp_conf_report {
 	void   (*fn)(void *arg, const char *msg);
 	void    *arg;
@@ -143,20 +142,20 @@ struct vp_conf_report {
 };
 
 /*
- * Read and check everything. 0 and *out (free with vp_conf_free()), or
- * -EINVAL with every problem reported, -ENOMEM, or the error of a directory
- * that cannot be read. A directory that does not exist is empty.
+ * Read and check everything. 0 and *out (free with vp_conf_free()), or -EINVAL with every problem
+ * reported, -ENOMEM, or the error of a directory that cannot be read. A directory that does not exist
+ * is empty.
  */
 int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct vp_conf_report *rep);
 void vp_conf_free(struct vp_conf *c);
 
 /*
- * Where [section] key of an object (a VM's or link's name; "" for the daemon) was set: "path:line" into buf, true.
- * False when no file sets it.
+ * The place where [section] key of an object (a VM's or link's name; "" for the daemon) was set: true,
+ * and "path:line" in buf. False when no file sets it.
  */
-bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
-		   char *buf, size_t size);
-/* The parser's: note one. Out of memory is not an error, the answer is only less precise. */
+bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section,
+		   const char *key, char *buf, size_t size);
+/* For the parser: note a place. Running out of memory is no error; the answer is only less precise. */
 void vp_conf_note(struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
 		  const char *path, unsigned line);
 
@@ -167,15 +166,15 @@ const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char
 int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e);
 
 /*
- * One setting, as if it stood in a .link file. -ENOENT: no such section or
- * key; -EINVAL: bad value. The message names the way out, not the place.
+ * One setting, as if it stood in a .link file. -ENOENT: there is no such section or key. -EINVAL: a bad
+ * value. The message names the way out, not the place.
  */
 int vp_conf_link_set(struct vp_conf_link *l, const char *section, const char *key, const char *value,
 		     struct vp_err *e);
 
 /*
- * Resolve default and relative socket paths against d->runtime_dir, then check what one link can be
- * checked for by itself and that its VMs exist in c. -EINVAL with a message.
+ * Resolve default and relative socket paths against d->runtime_dir. Then check what can be checked of
+ * one link by itself, and that its VMs exist in c. -EINVAL with a message.
  */
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e);
 
@@ -186,8 +185,8 @@ uint64_t vp_conf_link_pool(const struct vp_conf_link *l);
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e);
 
 /*
- * Parse one file's text into the object that its kind says (the fuzz target's entry too).
- * path is only used in messages.
+ * Parse one file's text into the object that its kind says. The fuzz target enters here, too. path is
+ * only used in messages.
  */
 void vp_conf_parse_text(enum vp_conf_kind kind, void *object, const char *path, const char *text, size_t len,
 			struct vp_conf_report *rep);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The key tables behind conf.h; for files of this directory and main's options only. Main thread. */
+/* The key tables behind conf.h, for files of this directory and main's options only. Main thread. */
 #ifndef VP_DAEMON_CONF_KEYS_H
 #define VP_DAEMON_CONF_KEYS_H
 

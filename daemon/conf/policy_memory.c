@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What of a VM's memory may be mapped, and how much of it.
+ * Which memory of a VM may be mapped, and how much of it.
  *
- * Threat model: a VMM can make memory of any size out of nothing (a sparse file), name it many times, and send files that
- * somebody serves who does not answer. Address space, mappings and descriptors are one pot for all VMs; a VM that takes what it can
- * must not keep another from adding memory.
+ * Threat model: a VMM can make memory of any size out of nothing (a sparse file), name it many times,
+ * and send files whose server does not answer. All VMs share address space, mappings and descriptors. A
+ * VM that takes all it can must not keep another from adding memory.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -160,8 +160,8 @@ static bool named(const struct share *s, int fd)
 /* ---- how much ----------------------------------------------------------------------------- */
 
 /*
- * May a VM that has `used` of a total take n more? Up to its share always; beyond it, what is left when the others' shares are put
- * aside, and an eighth for VMs that are not known yet.
+ * May a VM that has `used` of a total take n more? Up to its share always. Beyond it, it may take what
+ * is left when the others' shares are put aside, and an eighth for VMs that are not known yet.
  */
 static bool room(uint64_t used, uint64_t n, uint64_t share, uint64_t total, uint64_t taken, uint64_t kept)
 {
@@ -180,8 +180,11 @@ static int check_room(const struct share *s, uint64_t size, const struct vp_map_
 	uint64_t even = bytes_total / 2 / n_shares;
 
 	if (size > s->max || mine.bytes > s->max - size)
-		return vp_err_set(e, -EDQUOT, "VM %.63s would have %llu MiB of memory mapped but MaxMemory=%lluM; raise it in %.63s.vm", s->vm,
-				  (unsigned long long)((mine.bytes + size) >> 20), (unsigned long long)s->max >> 20, s->vm);
+		return vp_err_set(
+			e, -EDQUOT,
+			"VM %.63s would have %llu MiB of memory mapped but MaxMemory=%lluM; raise it in %.63s.vm",
+			s->vm, (unsigned long long)((mine.bytes + size) >> 20), (unsigned long long)s->max >> 20,
+			s->vm);
 	for (const struct share *o = shares; o; o = o->next) {
 		uint64_t theirs = VP_MIN(even, o->max);
 
@@ -193,11 +196,16 @@ static int check_room(const struct share *s, uint64_t size, const struct vp_map_
 		kept.bytes += o->use.bytes < theirs ? theirs - o->use.bytes : 0;
 	}
 	if (!room(mine.maps, 1, share, maps_total, taken.maps, kept.maps))
-		return vp_err_set(e, -ENOSPC, "VM %.63s has %u memory regions mapped, its share is %u of %u, and the rest is kept for other VMs; give it fewer regions, or raise LimitNOFILE=",
-				  s->vm, mine.maps, share, maps_total);
+		return vp_err_set(
+			e, -ENOSPC,
+			"VM %.63s has %u memory regions mapped, its share is %u of %u, and the rest is kept for other VMs; give it fewer regions, or raise LimitNOFILE=",
+			s->vm, mine.maps, share, maps_total);
 	if (!room(mine.bytes, size, VP_MIN(even, s->max), bytes_total, taken.bytes, kept.bytes))
-		return vp_err_set(e, -ENOSPC, "VM %.63s would have %llu GiB of memory mapped, its share is %llu GiB, and the rest is kept for other VMs; lower their MaxMemory=",
-				  s->vm, (unsigned long long)((mine.bytes + size) >> 30), (unsigned long long)VP_MIN(even, s->max) >> 30);
+		return vp_err_set(
+			e, -ENOSPC,
+			"VM %.63s would have %llu GiB of memory mapped, its share is %llu GiB, and the rest is kept for other VMs; lower their MaxMemory=",
+			s->vm, (unsigned long long)((mine.bytes + size) >> 30),
+			(unsigned long long)VP_MIN(even, s->max) >> 30);
 	return 0;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: what stands in a line comes partly from clients (names that policy refused). jansson escapes it, so that
- * nothing they send can look like another line. A client's requests are bounded (control.c), a VMM's are
- * reported once a second (peer.c): nobody can fill the disk at will.
+ * Threat model: part of a line comes from clients (names that policy refused). jansson escapes it, so
+ * nothing that they send can look like another line. A client's requests are bounded (control.c), and a
+ * VMM's are reported once a second (peer.c): nobody can fill the disk at will.
  */
 #include "context/audit.h"
 
@@ -43,8 +43,10 @@ int vp_audit_new(struct vp_audit **out, const char *path, struct vp_err *e)
 	if (*path) {
 		a->fd = open_file(path);
 		if (a->fd < 0) {
-			r = vp_err_set(e, -errno, "AuditLog=%s cannot be opened: %s; make its directory, writable for the daemon's user",
-				       path, strerror(errno));
+			r = vp_err_set(
+				e, -errno,
+				"AuditLog=%s cannot be opened: %s; make its directory, writable for the daemon's user",
+				path, strerror(errno));
 			free(a);
 			return r;
 		}
@@ -61,7 +63,8 @@ void vp_audit_reopen(struct vp_audit *a)
 		return;
 	fd = open_file(a->path);
 	if (fd < 0) {
-		vp_log(VP_LOG_ERR, "audit log %s: cannot be opened anew: %s; the old file stays in use", a->path, strerror(errno));
+		vp_log(VP_LOG_ERR, "audit log %s: cannot be opened anew: %s; the old file stays in use", a->path,
+		       strerror(errno));
 		return;
 	}
 	vp_close(&a->fd);
@@ -119,8 +122,9 @@ static json_t *head(struct vp_daemon *d, const char *action, const char *link)
 	strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &tm);
 	snprintf(out, sizeof(out), "%s.%03uZ", text, (unsigned)(ts.tv_nsec / 1000000) % 1000);
 	/* A reload on a signal, and the start, are the configuration's doing. */
-	who = d->actor ? json_pack("{s:s,s:I,s:I}", "by", "control", "uid", (json_int_t)d->actor->uid, "pid", (json_int_t)d->actor->pid) :
-	      json_pack("{s:s}", "by", "configuration");
+	who = d->actor ? json_pack("{s:s,s:I,s:I}", "by", "control", "uid", (json_int_t)d->actor->uid, "pid",
+				   (json_int_t)d->actor->pid)
+		       : json_pack("{s:s}", "by", "configuration");
 	return json_pack("{s:s,s:o,s:s,s:s}", "time", out, "who", who, "action", action, "link", link);
 }
 
@@ -142,13 +146,14 @@ json_t *vp_audit_where(const struct vp_conf *c, const struct vp_policy_step *s)
 	char where[1100];
 
 	for (unsigned i = 0; i < s->n_by; i++)
-		if (vp_conf_where(c, s->by[i].kind, s->by[i].name, s->by[i].section, s->by[i].key, where, sizeof(where)))
+		if (vp_conf_where(c, s->by[i].kind, s->by[i].name, s->by[i].section, s->by[i].key, where,
+				  sizeof(where)))
 			json_array_append_new(a, json_string(where));
 	return a;
 }
 
-void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l, const struct vp_policy_decision *dec,
-		   const char *rule, int r, const struct vp_err *e)
+void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l,
+		   const struct vp_policy_decision *dec, const char *rule, int r, const struct vp_err *e)
 {
 	struct vp_policy_step steps[VP_POLICY_STEPS];
 	json_t *o = head(d, action, l->name);
@@ -190,7 +195,9 @@ void vp_audit_vmm(struct vp_daemon *d, const char *what, const char *vm, const s
 
 	if (!o)
 		return;
-	json_object_set_new(o, "who", json_pack("{s:s,s:I,s:I}", "by", "vmm", "uid", (json_int_t)cred->uid, "pid", (json_int_t)cred->pid));
+	json_object_set_new(o, "who",
+			    json_pack("{s:s,s:I,s:I}", "by", "vmm", "uid", (json_int_t)cred->uid, "pid",
+				      (json_int_t)cred->pid));
 	json_object_set_new(o, "vm", json_string(vm));
 	json_object_set_new(o, "allowed", json_false());
 	json_object_set_new(o, "rule", json_string("vm-user"));

@@ -26,22 +26,25 @@ struct vp_audit;
 
 /* path "" = the daemon's log. A file that cannot be opened is an error. */
 int vp_audit_new(struct vp_audit **out, const char *path, struct vp_err *e);
-/* Open the file anew (it may have been rotated); says so in the log and keeps the old one when that fails. NULL is allowed. */
+/*
+ * Open the file anew (it may have been rotated). When that fails, the log says so and the old one
+ * stays. NULL is allowed.
+ */
 void vp_audit_reopen(struct vp_audit *a);
 void vp_audit_free(struct vp_audit *a);
 
 /*
- * A link is added, or refused (r != 0, by rule, NULL = not by policy: e says why); link.keep: it ran, and a reload refuses it.
- * Who asks is d->actor, or the configuration when that is unset.
+ * A link is added, or refused (r != 0, by rule; NULL = not by policy, e says why). link.keep: the link
+ * ran, and a reload refuses it. Who asks is d->actor, or the configuration when that is unset.
  */
 void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l, const struct vp_policy_decision *dec,
 		   const char *rule, int r, const struct vp_err *e);
 /* Anything else that a control client does to a link: link.remove, link.up, link.down, daemon.reload (link ""). */
 void vp_audit_action(struct vp_daemon *d, const char *action, const char *link, int r, const struct vp_err *e);
-/* A process that may not be the VMM of this VM wanted to be. */
+/* A process wanted to be the VMM of this VM, and may not. */
 void vp_audit_vmm(struct vp_daemon *d, const char *what, const char *vm, const struct ucred *cred);
 
-/* Places of the settings that a step looked at, ["path:line", ...]. */
+/* The places of the settings that a step looked at: ["path:line", ...]. */
 json_t *vp_audit_where(const struct vp_conf *c, const struct vp_policy_step *s);
 
 #endif

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The daemon as a whole: what main() builds and everything else may reach. What the pointers lead to is in the rooms above, and
- * opaque here.
- * One per process; main thread only.
+ * The daemon as a whole: what main() builds and everything else may reach. The pointers lead to things
+ * of the rooms above, which are opaque here. One per process; main thread only.
  */
 #ifndef VP_DAEMON_DAEMON_H
 #define VP_DAEMON_DAEMON_H
@@ -64,8 +63,8 @@ _Static_assert(VP_ACTIVATION_NAME_MAX >= VP_CONF_NAME_MAX + 16, "a link's name h
 void vp_daemon_stop(struct vp_daemon *d);
 
 /*
- * accept() said EMFILE: take one waiting connection with the fd kept in reserve and close it, so that the
- * listening socket lfd does not stay readable for ever. what is for the log.
+ * accept() said EMFILE. Take one waiting connection with the fd kept in reserve and close it, so that
+ * the listening socket lfd does not stay readable for ever. what is for the log.
  */
 void vp_daemon_shed(struct vp_daemon *d, int lfd, const char *what);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What happens in the daemon, told to whoever listens: the control socket, which passes it on to its subscribers. Who tells knows
- * nothing of who listens. Main thread only.
+ * Events in the daemon, told to a listener: the control socket, which passes them on to its
+ * subscribers. The code that tells an event knows nothing of the listener. Main thread only.
  */
 #ifndef VP_DAEMON_EVENTS_H
 #define VP_DAEMON_EVENTS_H

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: clients are local processes; those that get past the file
- * mode and the credential check may still be buggy or hostile. Each is bounded:
- * number of clients, length of a line, bytes waiting for it, requests in
- * flight. None can make the daemon wait. An unprivileged client is told why and closed.
+ * Threat model: clients are local processes. Those that get past the file mode and the credential check
+ * may still be buggy or hostile. All of this is bounded: the number of clients, the length of a line,
+ * the bytes that wait for a client, its requests in flight. No client can make the daemon wait. An
+ * unprivileged client is told why, and its connection is closed.
  */
 #include "control/control.h"
 

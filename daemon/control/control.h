@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The control socket: accepts clients, checks who they are, reads request
- * lines, answers, pushes events (context/events.h) to subscribers. What the methods do is
- * methods.c's business. Main thread only.
+ * The control socket: accepts clients, checks who they are, reads request lines, answers, and pushes
+ * events (context/events.h) to subscribers. methods.c says what the methods do. Main thread only.
  */
 #ifndef VP_DAEMON_CONTROL_H
 #define VP_DAEMON_CONTROL_H
@@ -23,9 +22,9 @@ struct vp_client;
 #define VP_CONTROL_OUT_PAUSE   (256u << 10) /* above this, no further request of the client is read */
 
 /*
- * Listen on path (fd < 0), or serve fd, a listening socket that somebody else
- * made (socket activation; taken over, its path is not unlinked at the end).
- * group: members of this group may connect besides root and the daemon's user; "" = none.
+ * Listen on path (fd < 0), or serve fd, a listening socket that somebody else made (socket activation).
+ * The fd is taken over; its path is not unlinked at the end. group: members of this group may connect
+ * besides root and the daemon's user; "" = none.
  */
 int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
 		   struct vp_err *e);

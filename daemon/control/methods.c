@@ -240,7 +240,7 @@ static int do_link_profile(struct call *c, json_t **result, struct vp_err *e)
 
 	*result = profile_json(c->link);
 	if (!*result)
-		return vp_err_set(e, -EINVAL, "link %s has no profile of a back-end: what its driver VM is offered is all configured", conf.name);
+		return vp_err_set(e, -EINVAL, "link %s has no profile of a back-end: its configuration says all that its driver VM is offered", conf.name);
 	if (!c->forget)
 		return 0;
 	json_decref(*result);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * One line of the control socket's protocol (docs/control-api.md) to and from
- * JSON. No I/O, no state: the fuzz target drives exactly this. Main thread.
+ * One line of the control socket's protocol (docs/control-api.md) to and from JSON. No I/O and no
+ * state: the fuzz target drives exactly this. Main thread.
  */
 #ifndef VP_DAEMON_REQUEST_H
 #define VP_DAEMON_REQUEST_H
@@ -22,9 +22,9 @@ struct vp_request {
 };
 
 /*
- * Parse a line (no newline). 0; -EBADMSG: not a JSON object; -EPROTONOSUPPORT: other
- * version; -EINVAL: a member is missing, unknown or of the wrong type. After any return,
- * r->id may be used for the answer; always call vp_request_free().
+ * Parse a line (no newline). 0. -EBADMSG: not a JSON object. -EPROTONOSUPPORT: another version.
+ * -EINVAL: a member is missing, unknown or of the wrong type. After any return r->id may be used for
+ * the answer; always call vp_request_free().
  */
 int vp_request_parse(struct vp_request *r, const char *line, size_t len, struct vp_err *e);
 void vp_request_free(struct vp_request *r);

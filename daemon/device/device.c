@@ -56,7 +56,7 @@ int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; lower Queues=, or give the back-end more",
 				  come->queues, d->queues(l));
 	if (come->config_size < d->wanted(l))
-		return vp_err_set(e, -EINVAL, "it tells %u bytes of config space of the %u that are wanted",
+		return vp_err_set(e, -EINVAL, "it has %u bytes of config space, the link needs %u",
 				  come->config_size, d->wanted(l));
 	return d->fits ? d->fits(l, p, come, e) : 0;
 }

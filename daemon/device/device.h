@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What differs between virtio device types: one table, one file a type. Session, rings, port and modes know none of
- * them and ask here (docs/spec.md, "Device types").
+ * What differs between virtio device types: one table, one file a type. Session, rings, port and modes
+ * know no type and ask here (docs/spec.md, "Device types").
  *
- * Pure functions of the configuration and of a profile. Main thread, but for `use`, which any thread may call.
+ * Pure functions of the configuration and of a profile. Main thread, but any thread may call `use`.
  */
 #ifndef VP_DAEMON_DEVICE_H
 #define VP_DAEMON_DEVICE_H
@@ -25,8 +25,8 @@ enum vp_device_use {
 };
 
 /*
- * What a back-end has, as far as the driver VM is told of it: written in the link file, or learned from the back-end
- * when it came the first time. Until it is known the driver VM's VMM cannot be answered.
+ * What the driver VM is told of a back-end: written in the link file, or learned from the first
+ * back-end that came. Until it is known, the driver VM's VMM cannot be answered.
  */
 struct vp_profile {
 	bool known;
@@ -58,25 +58,29 @@ struct vp_device {
 	/* Virtqueues that pass through a link. */
 	unsigned (*queues)(const struct vp_conf_link *l);
 	enum vp_device_use (*use)(unsigned q);
-	/* Device features that the driver VM is offered; with those of rings, if they depend on the type. */
+	/* Device features that the driver VM is offered, with those of rings if they depend on the type. */
 	uint64_t (*offered)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p);
 	/* Protocol features beyond the common ones. */
 	uint64_t (*pf)(const struct vp_conf_link *l);
 	/*
-	 * The config space, zero-padded to VP_DEVICE_CONFIG_MAX; how many bytes mean something to a data path. up: whether
-	 * the link is, for those with a carrier.
+	 * The config space, zero-padded to VP_DEVICE_CONFIG_MAX. Returns how many bytes mean something
+	 * to a data path. up: whether the link is up, for types with a carrier.
 	 */
 	unsigned (*config)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, bool up,
 			   uint8_t *buf);
 	/* May the driver write these bytes? NULL: none. */
 	bool (*writable)(uint32_t off, uint32_t len);
-	/* Bytes of config space that a back-end is asked for. */
+	/* The bytes of config space that the daemon asks a back-end for. */
 	unsigned (*wanted)(const struct vp_conf_link *l);
-	/* NULL: always known. What the link file says into *p (zeroed); p->known if that is enough. */
+	/*
+	 * What the link file says goes into *p (zeroed); p->known if that is enough. NULL: the type is
+	 * always known.
+	 */
 	void (*written)(const struct vp_conf_link *l, struct vp_profile *p);
 	/*
-	 * NULL: whatever has the features, queues and bytes will do. `come` is what a back-end has, where *p is known (or
-	 * learned from it now). -EINVAL with a sentence that names what does not fit.
+	 * Does a back-end fit? `come` is what it has; *p is known (or learned from it now). -EINVAL
+	 * with a sentence that names what does not fit. NULL: any back-end with the features, queues
+	 * and bytes fits.
 	 */
 	int (*fits)(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
 		    struct vp_err *e);
@@ -91,15 +95,18 @@ unsigned vp_device_queues(const struct vp_conf_link *l);
 /* What the link file says. */
 void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p);
 /*
- * May a back-end that has `come` serve a link whose profile is p? 0; -EPERM: features in *missing are missing; -EINVAL:
- * something else is. The sentence names it.
+ * May a back-end that has `come` serve a link whose profile is p? 0. -EPERM: the features in *missing
+ * are missing. -EINVAL: something else is. The sentence names it.
  */
 int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, const struct vp_profile *come,
 		    uint64_t *missing, struct vp_err *e);
-/* Take over what may change while a link runs (a disk's size). True: the driver VM has to be told. */
+/* Take over what may change while a link runs (a disk's size). True: tell the driver VM. */
 bool vp_profile_refresh(struct vp_profile *p, const struct vp_profile *come);
 
-/* The text that is kept, and back. write: bytes, at most size. read: -EINVAL: not such a text, or of another type. */
+/*
+ * The text of a profile that is kept, and back. write: returns bytes, at most size. read: -EINVAL: not
+ * such a text, or of another type.
+ */
 unsigned vp_profile_write(const struct vp_conf_link *l, const struct vp_profile *p, char *buf, unsigned size);
 int vp_profile_read(const struct vp_conf_link *l, const char *text, struct vp_profile *p);
 

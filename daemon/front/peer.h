@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * One side's socket: listens (or connects, again and again), checks who is at
- * the other end, and runs at most one vhost-user session. What the session
- * means is the owner's business (vdev.h).
+ * One side's socket. It listens (or connects, again and again), checks who is at the other end, and
+ * runs at most one vhost-user session. What the session means is the owner's business (vdev.h).
  *
- * A front-end that connects while another is connected waits for two seconds:
- * a VMM that was killed and started again at once meets its own dying
- * connection. After that it is refused.
+ * A front-end that connects while another one is connected waits for two seconds: a VMM that was killed
+ * and started again at once meets its own dying connection. After that it is refused.
  *
  * Main thread only. Nothing blocks.
  */
@@ -20,18 +18,18 @@ struct vp_daemon;
 struct vp_peer;
 
 struct vp_peer_ops {
-	/* A front-end is there: fill cfg and make room. An error turns it away. */
+	/* A front-end is there: fill cfg and make room. An error turns the front-end away. */
 	int (*open)(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e);
 	/* The session exists (vp_peer_session()). */
 	void (*opened)(void *ctx);
-	/* It is over: stop everything that uses its rings and memory. The session still exists. */
+	/* The session is over: stop everything that uses its rings and memory. The session still exists. */
 	void (*closing)(void *ctx);
 	/*
-	 * Optional, after closing() of a session whose front-end is still there: must its connection stay open? The front-end finds no
-	 * one at it until vp_peer_let_go().
+	 * Optional, after closing() of a session whose front-end is still there: must its connection
+	 * stay open? Until vp_peer_let_go() nobody answers the front-end on it.
 	 */
 	bool (*hold)(void *ctx);
-	/* The reason, for people: "front-end went away", ... The session is gone. */
+	/* The session is gone, for this reason, in words for people: "front-end went away", ... */
 	void (*closed)(void *ctx, const char *why);
 };
 
@@ -47,13 +45,16 @@ struct vp_peer_info {
 };
 
 /*
- * conf and name (for messages: "link a, driver side") are not owned and live as long as the peer.
+ * conf and name (for messages: "link a, driver side") are not owned, and live as long as the peer.
  * vu_ops->events_changed must call vp_peer_rearm(). Failing to listen is an error with a message.
  */
 int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, const char *activation,
 		const struct vp_conf_side *conf, const struct vp_peer_ops *ops, const struct vu_backend_ops *vu_ops,
 		void *ctx, struct vp_err *e);
-/* Ends the session (with the callbacks), closes and unlinks the socket. Never from inside a callback of the session. */
+/*
+ * End the session (with the callbacks), close and unlink the socket. Never from inside a callback of
+ * the session.
+ */
 void vp_peer_free(struct vp_peer *p);
 
 /* NULL when none. */

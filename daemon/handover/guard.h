@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The guard: a small process beside the daemon that outlives it for a moment.
+ * The guard: a small process beside the daemon, which outlives it for a moment.
  *
- * In fast mode a device VM works in a driver VM's rings. A stock VMM that loses its vhost-user connection goes to work on them
- * itself: QEMU empties the transmit queue, because the link is down. Both at once break it ("id N is not a head!"). So the driver VM's
- * connection must not end before the device VM has let go of the rings, not even when the daemon is killed, crashes, or takes
- * the link away. For each such port (a ward) the guard has a duplicate of that connection and what is needed to tell the guest; when the
- * daemon has gone, or says so, it tells the guest, waits for its word (3 s at most), and only then closes the connection.
+ * In fast mode a device VM works in a driver VM's rings. A stock VMM that loses its vhost-user
+ * connection goes to work on them itself: QEMU empties the transmit queue, because the link is down.
+ * Both at once break it ("id N is not a head!"). So the driver VM's connection must not end before the
+ * device VM has let go of the rings, not even when the daemon is killed, crashes, or takes the link
+ * away.
  *
- * It never touches the driver VM's memory, and reads nothing from the connections. Main thread only.
+ * For each such port (a ward) the guard has a duplicate of that connection, and what it needs to tell
+ * the guest. When the daemon has gone, or asks for it, the guard tells the guest, waits for its word (3
+ * s at most), and only then closes the connection.
+ *
+ * The guard never touches the driver VM's memory, and reads nothing from the connections. Main thread
+ * only.
  */
 #ifndef VP_DAEMON_GUARD_H
 #define VP_DAEMON_GUARD_H
@@ -32,33 +37,36 @@ struct vp_guard_ward {
 };
 
 /*
- * Makes the process. While this is the only thread, after the files have been given up (isolate.h, stage 4) and before system calls
- * are: it gives up its own.
+ * Make the process. Call it while this is the only thread, after the daemon has given up files
+ * (isolate.h, stage 4) and before it gives up system calls: the guard gives up its own.
  */
 int  vp_guard_start(struct vp_guard **out, const struct vp_conf_daemon *c, struct vp_err *e);
-/* Be told of its death, from the event loop, once. */
+/* Watch for the death of the guard, from the event loop. */
 int  vp_guard_watch(struct vp_guard *g, sd_event *event, struct vp_err *e);
 /*
- * The daemon ends: what is still in its care goes the same way. Returns when that is over, 5 s at most. After everything that writes
- * to ports. NULL is allowed.
+ * The daemon ends, and hands over what is still in its care. Returns when the guard has seen to all of
+ * it, 5 s at most. Call it after everything that writes to ports. NULL is allowed.
  */
 void vp_guard_free(struct vp_guard *g);
 
 /* A number for a ward; never 0. */
 uint64_t vp_guard_id(struct vp_guard *g);
-/* From now on, or with other fds than before. They are duplicated and stay the caller's. -errno, which was logged; -EPIPE: there is no guard any more. */
+/*
+ * Guard a ward from now on, or with other fds than before. The fds are duplicated and stay the
+ * caller's. -errno, which was logged; -EPIPE: there is no guard any more.
+ */
 int  vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w);
-/* Its guest has nothing of the driver VM's any more: forget it. */
+/* The ward's guest has nothing of the driver VM's any more: forget the ward. */
 void vp_guard_drop(struct vp_guard *g, uint64_t id);
-/* The daemon's part of it is over: see it off. */
+/* The daemon has done its part for the ward: see it off. */
 void vp_guard_see_off(struct vp_guard *g, uint64_t id);
 
-/* For daemon.show: 0 when it is gone. */
+/* For daemon.show; 0 when the guard is gone. */
 pid_t vp_guard_pid(const struct vp_guard *g);
 
 /*
- * Where a service manager keeps fds (sys/fdstore.h) the next daemon may have the same ports, and may be started before this one's guard is done:
- * it waits for that, 4 s at most.
+ * Where a service manager keeps fds (sys/fdstore.h), the next daemon may have the same ports, and may
+ * start before the last daemon's guard is done. It waits for that here, 4 s at most.
  */
 void vp_guard_await_last(struct vp_activation *a);
 /* There is a port that the next daemon may have. */

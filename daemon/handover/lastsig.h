@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Signal 0 of a port, raised by a process that is not the daemon, when that has gone (guard.h). An attachment says what it takes.
+ * Signal 0 of a port, raised by another process when the daemon has gone (guard.h). An attachment says
+ * what that takes.
  *
- * One thread at a time. A write may block where the eventfd's other end wants it to: the caller sees to its being interrupted.
+ * One thread at a time. A write may block where the eventfd's other end wants it to: the caller makes
+ * sure that it gets interrupted.
  */
 #ifndef VP_DAEMON_PORT_LASTSIG_H
 #define VP_DAEMON_PORT_LASTSIG_H
@@ -10,7 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Plain data: it is sent from process to process. Fds stay whose they are, -1 = none. */
+/* Plain data, sent from process to process. Fds keep their owners; -1 = none. */
 struct vp_lastsig_conf {
 	int      call;               /* eventfd to write; -1: the guest cannot be told */
 	int      conn;               /* local: the process's connection. It lets go before it closes its end */
@@ -28,7 +30,7 @@ struct vp_lastsig;
 
 /* Nobody else uses the ring any more. 0; -ENOMEM; -EINVAL, -EFAULT: there is no such ring. */
 int  vp_lastsig_new(struct vp_lastsig **out, const struct vp_lastsig_conf *c);
-/* A guest that has not handled the last ones is signalled already. */
+/* Raise it. A guest that has not handled the last signals needs no further one. */
 void vp_lastsig_raise(struct vp_lastsig *s);
 void vp_lastsig_free(struct vp_lastsig *s);
 

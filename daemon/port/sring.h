@@ -5,7 +5,10 @@
 
 #include "virtq/virtq.h"
 
-/* Return one buffer with length 0. True: the guest wants its interrupt; false: it has not yet handled the last ones, or the ring is broken. */
+/*
+ * Return one buffer with length 0. True: the guest wants its interrupt. False: it has not yet handled
+ * the last ones, or the ring is broken.
+ */
 static inline bool vp_sring_return(struct vp_virtq *vq, struct vp_burst *b)
 {
 	struct vp_used u;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Ids of window devices (spec, "ivshmem"): unique among all windows of a device VM, whoever plugged
- * them. They go round, and an id whose device may still be there is passed over. Three kinds are:
- * those that a caller has taken; those of devices that somebody else plugged, or an earlier
- * process; and those of devices that were lost sight of, until a list of what the VM has settles
- * it.
+ * Ids of window devices (spec, "ivshmem"). They are unique among all windows of a device VM, whoever
+ * plugged them. They go round, and an id whose device may still be there is passed over. There are
+ * three kinds of such ids: ids that a caller has taken; ids of devices that somebody else plugged, or
+ * an earlier process; and ids of devices that were lost sight of, until a list of the VM's devices
+ * settles it.
  *
  * One struct for each device VM, shared by its ports. Main thread only.
  */
@@ -22,18 +22,18 @@ void     vp_winids_put(struct vp_winids *s);
 /* An id that nothing in the VM has; 0 = there is none. */
 uint32_t vp_winid_take(struct vp_winids *s);
 /*
- * This one, for a device that is there already; vp_winid_take() goes on behind it. Ids outside the range are passed over here and
- * below.
+ * Take this id, for a device that is there already; vp_winid_take() goes on behind it. Ids outside the
+ * range are passed over here and below.
  */
 void     vp_winid_adopt(struct vp_winids *s, uint32_t id);
-/* Its device has gone, or never came. */
+/* The device of this id has gone, or never came. */
 void     vp_winid_release(struct vp_winids *s, uint32_t id);
 /* Nobody here has it any more, but its device may still be there. */
 void     vp_winid_lose(struct vp_winids *s, uint32_t id);
 
 /*
- * A list of the VM's devices is here: vp_winid_seen() for each of them follows, and what was lost
- * and is not among them has gone.
+ * A list of the VM's devices begins: vp_winid_seen() follows for each of them. What was lost and is not
+ * among them has gone.
  */
 void     vp_winids_listed(struct vp_winids *s);
 void     vp_winid_seen(struct vp_winids *s, uint32_t id);

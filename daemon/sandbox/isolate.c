@@ -63,8 +63,10 @@ int vp_isolate_lacking(enum vp_isolate_stage s, const struct vp_conf_daemon *c, 
 	vsnprintf(state[s].what, sizeof(state[s].what), fmt, ap);
 	va_end(ap);
 	if (c->require & (1u << s))
-		return vp_err_set(e, -EPERM, "isolation stage %d, %s, is required but cannot be had: %s; take it out of RequireIsolation= to start without it",
-				  (int)s, stage_names[s], state[s].what);
+		return vp_err_set(
+			e, -EPERM,
+			"isolation stage %d, %s, is required but not available: %s; remove it from RequireIsolation= to start without it",
+			(int)s, stage_names[s], state[s].what);
 	vp_log(VP_LOG_NOTICE, "isolation stage %d, %s, is not in force: %s", (int)s, stage_names[s], state[s].what);
 	return 0;
 }
@@ -104,7 +106,8 @@ int vp_isolate_process(struct vp_err *e)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return vp_err_set(e, -errno, "cannot set no_new_privs: %s", strerror(errno));
 	mdwe = !prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0);
-	vp_isolate_done(VP_STAGE_PROCESS, "no core files, undumpable, no_new_privs%s", mdwe ? ", no memory becomes executable" : "");
+	vp_isolate_done(VP_STAGE_PROCESS, "no core files, undumpable, no_new_privs%s",
+			mdwe ? ", no memory becomes executable" : "");
 	return 0;
 }
 
@@ -147,7 +150,8 @@ int vp_isolate_namespaces(const struct vp_conf_daemon *c, struct vp_err *e)
 		vp_isolate_done(VP_STAGE_NAMESPACES, "a network of its own, from the service manager");
 		return 0;
 	}
-	return vp_isolate_lacking(VP_STAGE_NAMESPACES, c, e, "%s; the service manager can do it instead (PrivateNetwork=, PrivateIPC=)",
+	return vp_isolate_lacking(VP_STAGE_NAMESPACES, c, e,
+				  "%s; the service manager can do it instead (PrivateNetwork=, PrivateIPC=)",
 				  errno == EPERM ? "they need CAP_SYS_ADMIN, which we do not have" : strerror(errno));
 }
 
@@ -161,9 +165,12 @@ static int make_runtime_dir(const struct vp_conf_daemon *c, const struct passwd 
 	if (r)
 		return vp_err_set(e, r, "%s: cannot make its parent directories: %s", c->runtime_dir, strerror(-r));
 	if (mkdir(c->runtime_dir, 0755))
-		return errno == EEXIST ? 0 : vp_err_set(e, -errno, "%s: cannot make it: %s", c->runtime_dir, strerror(errno));
+		return errno == EEXIST
+			       ? 0
+			       : vp_err_set(e, -errno, "%s: cannot make it: %s", c->runtime_dir, strerror(errno));
 	if (lchown(c->runtime_dir, pw->pw_uid, pw->pw_gid))
-		return vp_err_set(e, -errno, "%s: cannot give it to user %s: %s", c->runtime_dir, pw->pw_name, strerror(errno));
+		return vp_err_set(e, -errno, "%s: cannot give it to user %s: %s", c->runtime_dir, pw->pw_name,
+				  strerror(errno));
 	return 0;
 }
 
@@ -177,7 +184,8 @@ static int change_user(const struct vp_conf_daemon *c, struct vp_err *e)
 	if (geteuid() == pw->pw_uid && getuid() == pw->pw_uid)
 		return 1;
 	if (geteuid())
-		return vp_err_set(e, -EPERM, "cannot become user %s without being root; start as root or as that user", c->user);
+		return vp_err_set(e, -EPERM, "cannot become user %s without being root; start as root or as that user",
+				  c->user);
 	r = make_runtime_dir(c, pw, e);
 	if (r)
 		return r;
@@ -225,8 +233,11 @@ int vp_isolate_identity(const struct vp_conf_daemon *c, struct vp_err *e)
 	vp_isolate_done(VP_STAGE_IDENTITY, "user %u, capabilities: %s%s%s", geteuid(), chown ? "chown " : "",
 			dac ? "dac_override " : "", chown || dac ? "and no others" : "none");
 	if (!geteuid() && c->require & (1u << VP_STAGE_IDENTITY))
-		return vp_err_set(e, -EPERM, "RequireIsolation= wants a user of its own, but the daemon runs as root; set User=vhost-pci");
+		return vp_err_set(
+			e, -EPERM,
+			"RequireIsolation= wants a user of its own, but the daemon runs as root; set User=vhost-pci");
 	if (!geteuid())
-		vp_log(VP_LOG_NOTICE, "running as root; User=vhost-pci in vhost-pci.conf, or the systemd unit, gives the daemon a user of its own");
+		vp_log(VP_LOG_NOTICE,
+		       "running as root; User=vhost-pci in vhost-pci.conf, or the systemd unit, gives the daemon a user of its own");
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Giving up what is not needed, in numbered stages. Each says at debug level
- * what it did, and vp_isolate_state() keeps it for `vhost-pcictl status`:
+ * The daemon gives up what it does not need, in numbered stages. Each stage says at debug level what it
+ * did, and vp_isolate_state() keeps that for `vhost-pcictl status`:
  *
  *   1 process      before anything is read: rlimits, no core files, undumpable, no_new_privs, no new
  *                  executable memory
@@ -11,11 +11,11 @@
  *   5 calls        seccomp: the control thread's list. Every other thread narrows it down to its own in
  *                  vp_thread_begin() (base/thread.h), the first thing it does
  *
- * A stage that this kernel or this user cannot have is logged and left out, unless RequireIsolation= names
- * it; then the daemon does not start. Anything else that fails is an error.
+ * A stage that this kernel or this user cannot have is logged and left out, unless RequireIsolation=
+ * names it; then the daemon does not start. Any other failure is an error.
  *
- * A call that is on no list ends the process (SIGSYS). Which calls are on which list is written beside the code that
- * makes them, in comments that seccomp_table.py collects.
+ * A call that is on no list ends the process (SIGSYS). Comments beside the code that makes a call say
+ * which lists it is on; seccomp_table.py collects them.
  *
  * Main thread, while it is the only one, in this order.
  */
@@ -32,7 +32,7 @@ enum vp_isolate_stage { VP_STAGE_PROCESS = 1, VP_STAGE_NAMESPACES, VP_STAGE_IDEN
 int vp_isolate_process(struct vp_err *e);
 int vp_isolate_namespaces(const struct vp_conf_daemon *c, struct vp_err *e);
 int vp_isolate_identity(const struct vp_conf_daemon *c, struct vp_err *e);
-/* Directories of sockets that do not exist yet are made. */
+/* Makes directories of sockets that do not exist yet. */
 int vp_isolate_files(const struct vp_conf *c, const struct vp_conf_paths *paths, struct vp_err *e);
 int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e);
 /* The guard's process (guard.h), made between stages 4 and 5: no capabilities, and its own list of calls. */

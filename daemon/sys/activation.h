@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Fds that a service manager gave us when it started us, by name: listening sockets, and what the daemon before us had kept
- * (fdstore.h). Main thread only.
+ * Fds that a service manager gave us when it started us, by name: listening sockets, and what the
+ * daemon before us had kept (fdstore.h). Main thread only.
  */
 #ifndef VP_DAEMON_ACTIVATION_H
 #define VP_DAEMON_ACTIVATION_H

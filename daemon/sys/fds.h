@@ -11,21 +11,25 @@
 int vp_eventfd_new(int *fd);
 /* Raise it. Only where nobody else has it: another end could make it block. */
 void vp_eventfd_raise(int fd);
-/* A number that no other eventfd of this machine has while it is open; 0 when the kernel does not tell (before 5.2). */
+/*
+ * A number that no other eventfd of this machine has while this one is open. 0: the kernel does not
+ * tell (before 5.2).
+ */
 uint64_t vp_eventfd_id(int fd);
 
 /*
- * recv() that never blocks, from a socket on which no fds are expected: bytes, 0 at the end of the
- * stream, -errno. -EBADMSG: it brought fds all the same, which are closed as foreign ones; end the
- * connection. recv() itself would leave closing them to the kernel, which waits for a socket that
- * lingers (base/foreign.h).
+ * recv() that never blocks, from a socket on which no fds are expected. Returns bytes, 0 at the end of
+ * the stream, -errno. -EBADMSG: fds came all the same; they are closed as foreign ones, and the caller
+ * ends the connection. recv() itself would leave closing them to the kernel, which waits for a socket
+ * that lingers (base/foreign.h).
  */
 ssize_t vp_recv_plain(int sock, void *buf, size_t len);
 
 #define VP_SEND_FDS_MAX 32u
 /*
- * One message of len bytes on a stream socket, with n fds (at most VP_SEND_FDS_MAX, may be 0), which stay the caller's. Never
- * blocks. 0; -EAGAIN: nothing was sent; -EPIPE: closed, or it took a part only; -errno.
+ * Send one message of len bytes on a stream socket, with n fds (at most VP_SEND_FDS_MAX, may be 0),
+ * which stay the caller's. Never blocks. 0. -EAGAIN: nothing was sent. -EPIPE: closed, or it took a
+ * part only. -errno.
  */
 int vp_send_fds(int sock, const void *buf, size_t len, const int *fds, unsigned n);
 

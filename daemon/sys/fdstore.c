@@ -32,8 +32,9 @@ void vp_fdstore_put(const char *link, const char *what, int fd)
 	snprintf(msg, sizeof(msg), "FDSTORE=1\nFDNAME=%s", n.s);
 	r = sd_pid_notify_with_fds(0, 0, msg, &fd, 1);
 	if (r < 0)
-		vp_log(VP_LOG_WARNING, "link %s: the service manager does not take its %s, which ends with this process: %s", link, what,
-		       strerror(-r));
+		vp_log(VP_LOG_WARNING,
+		       "link %s: the service manager refused to keep its %s, which is lost when this process ends: %s",
+		       link, what, strerror(-r));
 }
 
 int vp_fdstore_take(struct vp_activation *a, const char *link, const char *what)
@@ -56,7 +57,7 @@ void vp_fdstore_rest(struct vp_activation *a)
 	for (unsigned i = 0; i < a->n; i++) {
 		if (a->s[i].fd < 0 || strncmp(a->s[i].name, VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)))
 			continue;
-		vp_log(VP_LOG_INFO, "%s of the daemon before this one belongs to no link any more", a->s[i].name);
+		vp_log(VP_LOG_INFO, "%s of an earlier daemon belongs to no link any more", a->s[i].name);
 		drop(a->s[i].name);
 		vp_close(&a->s[i].fd);
 	}

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Fds that outlive this process: the service manager keeps them (sd_notify(3), FDSTORE=1; FileDescriptorStoreMax= of the unit)
- * and hands them to the next daemon among its activation sockets, under their names. Without a service manager that keeps fds
- * nothing is stored and nothing is found: everybody must be able to start anew.
+ * Fds that outlive this process. The service manager keeps them (sd_notify(3), FDSTORE=1;
+ * FileDescriptorStoreMax= of the unit). It hands them to the next daemon among its activation sockets,
+ * under their names. Without a service manager that keeps fds, nothing is stored and nothing is found:
+ * every caller must be able to start anew.
  *
  * Main thread only.
  */
@@ -14,11 +15,14 @@
 /* Names in the store: "keep.LINK.WHAT". */
 #define VP_FDSTORE_PREFIX "keep."
 
-/* Have fd kept as LINK's WHAT. It stays the caller's. A failure is logged: what is not kept is lost with this process. */
+/*
+ * Keep fd as LINK's WHAT. It stays the caller's. A failure is logged: what is not kept is lost with
+ * this process.
+ */
 void vp_fdstore_put(const char *link, const char *what, int fd);
-/* What the daemon before us had kept; the caller's from now on. -1 = nothing. */
+/* What the daemon before us had kept. The caller owns it from now on. -1 = nothing. */
 int  vp_fdstore_take(struct vp_activation *a, const char *link, const char *what);
-/* Not to be kept any more. */
+/* Keep it no longer. */
 void vp_fdstore_drop(const char *link, const char *what);
 /* Drop and close what nobody took: its link is no longer configured. */
 void vp_fdstore_rest(struct vp_activation *a);

@@ -79,7 +79,8 @@ void vp_log_sink_tell(bool all)
 		pthread_mutex_lock(&lock);
 		name = vp_log_limit_untold(&limit, all, now_us(), &n);
 		if (name)
-			snprintf(line, sizeof(line), "%s: %llu lines were left out here: more than %u at once and %u a second are not logged",
+			snprintf(line, sizeof(line),
+				 "%s: %llu lines were left out here: at most %u at once and %u a second are logged",
 				 name, (unsigned long long)n, VP_LOG_BURST, VP_LOG_PER_S);
 		__atomic_store_n(&look, limit.n_untold > 0, __ATOMIC_RELAXED);
 		pthread_mutex_unlock(&lock);
@@ -118,7 +119,9 @@ void vp_log_sink_end(void)
 void vp_log_sink_long(int level, const char *head, const char *text)
 {
 	char prefix[16] = "vhost-pcid: ";
-	struct iovec v[4] = { { prefix, 0 }, { (void *)head, strlen(head) }, { (void *)text, strlen(text) }, { (void *)"\n", 1 } };
+	struct iovec v[4] = {
+		{ prefix, 0 }, { (void *)head, strlen(head) }, { (void *)text, strlen(text) }, { (void *)"\n", 1 }
+	};
 
 	if (to_journal)
 		snprintf(prefix, sizeof(prefix), "<%d>", level);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A client of QEMU's machine protocol (QMP, docs/interop/qmp-spec.rst): asynchronous, connects
- * again and again. Answers come in the order of the commands. Main thread only; nothing blocks.
+ * A client of QEMU's machine protocol (QMP, docs/interop/qmp-spec.rst). It is asynchronous, and
+ * connects again and again. Answers come in the order of the commands. Main thread only; nothing
+ * blocks.
  */
 #ifndef VP_DAEMON_QMP_H
 #define VP_DAEMON_QMP_H
@@ -18,7 +19,7 @@ struct vp_qmp;
 struct vp_qmp_ops {
 	/* Connected and ready for commands. */
 	void (*up)(void *ctx);
-	/* Connection lost; the commands in flight have been completed with an error before. */
+	/* The connection is lost. The commands in flight have been completed with an error before. */
 	void (*down)(void *ctx);
 	/* data is borrowed, may be NULL. */
 	void (*event)(void *ctx, const char *name, json_t *data);
@@ -36,12 +37,13 @@ int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const ch
 void vp_qmp_free(struct vp_qmp *q);
 
 bool vp_qmp_is_up(const struct vp_qmp *q);
-/* Why not; "" when it is. */
+/* Why it is not connected; "" when it is. */
 const char *vp_qmp_why(const struct vp_qmp *q);
 
 /*
- * args (stolen, may be NULL) of command. fd goes along when it is not -1, and stays the caller's. done may be
- * NULL. -ENOTCONN, -EBUSY (too many in flight), -ENOMEM; done is not called then, args is released.
+ * Send command with args (stolen, may be NULL). fd goes along when it is not -1, and stays the
+ * caller's. done may be NULL. -ENOTCONN, -EBUSY (too many in flight), -ENOMEM: done is not called then,
+ * and args is released.
  */
 int  vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_qmp_done done, void *arg);
 

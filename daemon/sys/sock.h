@@ -10,19 +10,22 @@
 #include "base/err.h"
 
 /*
- * Listen at path with this mode; *fd is the caller's, close-on-exec and
- * non-blocking. A socket file that nobody listens on any more is replaced;
- * -EADDRINUSE when somebody does, -EEXIST when the path is something else.
+ * Listen at path with this mode. *fd is the caller's, close-on-exec and non-blocking. A socket file
+ * that nobody listens on any more is replaced. -EADDRINUSE when somebody does; -EEXIST when the path is
+ * something else.
  */
 int vp_sock_listen(const char *path, mode_t mode, int *fd, struct vp_err *e);
 
 /* Connect without waiting. 0 and *fd, or -errno (-ENOENT, -ECONNREFUSED, -EAGAIN: try later). */
 int vp_sock_connect(const char *path, int *fd, struct vp_err *e);
 
-/* Credentials of the process at the other end when the connection was made. 0 or -errno. */
+/* The credentials that the process at the other end had when the connection was made. 0 or -errno. */
 int vp_sock_peer(int fd, struct ucred *cred);
 
-/* Has the other end of a connection closed it, or gone? Reads nothing; a negative fd has no other end: false. */
+/*
+ * Has the other end of a connection closed it, or gone? Reads nothing. A negative fd has no other end:
+ * false.
+ */
 bool vp_sock_hung_up(int fd);
 
 /* mkdir -p of the directory that path (a file) lies in, mode 0755. 0 or -errno. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * One-shot timers of the main loop. Once the loop has ended sd-event takes no more of them (-ESTALE): everything is on its way out
- * then, nothing will run any more, and nothing is wrong.
+ * One-shot timers of the main loop. Once the loop has ended, sd-event takes no more of them (-ESTALE).
+ * Everything is on its way out then, nothing will run any more, and nothing is wrong.
  */
 #ifndef VP_DAEMON_TIMER_H
 #define VP_DAEMON_TIMER_H
@@ -13,7 +13,7 @@
 
 #include "base/log.h"
 
-/* Of adding an event source: r, or 0 for that of an ended loop; anything else is logged. */
+/* The result of adding an event source: r, or 0 for that of an ended loop. Any other error is logged. */
 static inline int vp_event_added(int r, const char *name, const char *what)
 {
 	if (r == -ESTALE)
@@ -24,8 +24,9 @@ static inline int vp_event_added(int r, const char *name, const char *what)
 }
 
 /*
- * Run fn(arg) once at at_us of CLOCK_MONOTONIC, up to 10 ms later. *t is what an earlier call made, or NULL; fn and arg are those of the first.
- * The owner frees *t. -errno when there is no memory, which has been logged.
+ * Run fn(arg) once at at_us of CLOCK_MONOTONIC, up to 10 ms later. *t is what an earlier call made, or
+ * NULL; fn and arg are those of the first call. The owner frees *t. -errno when there is no memory,
+ * which has been logged.
  */
 static inline int vp_timer_at(sd_event *ev, sd_event_source **t, uint64_t at_us, sd_event_time_handler_t fn, void *arg, const char *name)
 {
@@ -44,7 +45,7 @@ static inline int vp_timer_in(sd_event *ev, sd_event_source **t, uint64_t in_us,
 	return sd_event_source_set_enabled(*t, SD_EVENT_ONESHOT);
 }
 
-/* No timer any more. */
+/* Cancel the timer. */
 static inline void vp_timer_end(sd_event_source **t)
 {
 	sd_event_source_disable_unref(*t);

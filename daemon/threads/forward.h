@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Signals from one eventfd to another, by one thread of its own: at most two system calls for a
- * signal (epoll_wait and write), fewer when several arrive together.
+ * Signals from one eventfd to another, by one thread of its own. A signal takes at most two system
+ * calls (epoll_wait and write), fewer when several arrive together.
  *
- * Sources are watched edge-triggered and never read, so it does not matter who else
- * reads them, or whether they would block. A target whose write blocks (a hostile VMM can arrange that) is
- * interrupted within a second and given up; the other wires wait that long. Who does that again is held off (base/blame.h).
+ * Sources are watched edge-triggered and never read. So it does not matter who else reads them, or
+ * whether they would block. A hostile VMM can arrange that a write to a target blocks. Such a write is
+ * interrupted within a second, and the target is given up; the other wires wait that long. A peer that
+ * does it again is held off (base/blame.h).
  *
- * All functions are the main thread's.
+ * Main thread only.
  */
 #ifndef VP_DAEMON_FORWARD_H
 #define VP_DAEMON_FORWARD_H
@@ -20,25 +21,25 @@
 struct vp_forward;
 struct vp_wire;
 
-/* Starts the thread. */
+/* Start the thread. */
 int  vp_forward_new(struct vp_forward **out, struct vp_err *e);
-/* After all wires. */
+/* Stop it, after all wires. */
 void vp_forward_free(struct vp_forward *f);
 
 /*
- * From now on a write to src (an eventfd) is followed by a write to dst, or by fn(arg) on the forwarder's thread;
- * also once now if src holds a count already. The fds are duplicated and stay the caller's. who: whose dst is, for base/blame.h.
- * -errno: -EPERM src cannot be watched.
+ * From now on a write to src (an eventfd) is followed by a write to dst, or by fn(arg) on the
+ * forwarder's thread. It also happens once now if src holds a count already. The fds are duplicated and
+ * stay the caller's. who: the peer of dst, for base/blame.h. -errno: -EPERM src cannot be watched.
  */
 int  vp_wire_new(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who);
 int  vp_wire_new_fn(struct vp_wire **out, struct vp_forward *f, int src, void (*fn)(void *arg), void *arg);
 /*
- * NULL is allowed. A wire to an fd may still write once while this returns (to its own duplicate); fn is not running and
- * will not be called again when this has returned.
+ * End a wire. NULL is allowed. A wire to an fd may still write once while this returns (to its own
+ * duplicate). When this has returned, fn is not running and will not be called again.
  */
 void vp_wire_free(struct vp_wire *w);
 
-/* Signals passed so far; a wire whose target was given up. */
+/* The number of signals passed so far; has the target of a wire been given up? */
 uint64_t vp_wire_count(const struct vp_wire *w);
 bool vp_wire_dead(const struct vp_wire *w);
 

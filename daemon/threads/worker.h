@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Data threads. A job (one direction of one queue of a link) lives on one
- * thread, which polls it while there is work and arms its notifications and sleeps
- * when there is none: an idle daemon makes no system calls.
+ * Data threads. A job (the work on one lane of a link) lives on one thread. The thread polls it
+ * while there is work. When there is none, the thread arms the job's notifications and sleeps: an idle
+ * daemon makes no system calls.
  *
- * Each round runs every job once that has work. A run is bounded (run() below), and a job that had more
- * to do comes again in the next round, behind all others: so nobody waits longer than a round.
+ * Each round runs every job once that has work. A run is bounded (run() below). A job that had more to
+ * do comes again in the next round, behind all others. So nobody waits longer than a round.
  *
- * Threads are liburcu QSBR readers that pass a quiescent state once per round.
- * Whatever a job's run() reads through an RCU-published pointer may therefore
- * be changed by the main thread: unpublish, synchronize_rcu(), change,
- * publish again, worker_poke().
+ * Threads are liburcu QSBR readers that pass a quiescent state once a round. The main thread may
+ * therefore change whatever a job's run() reads through an RCU-published pointer: unpublish,
+ * synchronize_rcu(), change, publish again, worker_poke().
  *
- * All functions here are the main thread's; the ops run on a data thread.
+ * The main thread calls all functions here; the ops run on a data thread.
  */
 #ifndef VHOST_PCID_WORKER_H
 #define VHOST_PCID_WORKER_H
@@ -36,8 +35,9 @@ enum worker_next {
 
 struct worker_job_ops {
 	/*
-	 * Do a bounded piece of work: bounded in time, whatever a peer has put into its rings, about as much as
-	 * the usual burst of packets takes. How much was done; the job runs again for as long as that is not 0.
+	 * Do a bounded piece of work: bounded in time, whatever a peer has put into its rings, to about
+	 * what the usual burst of packets takes. Returns how much was done; the job runs again for as
+	 * long as that is not 0.
 	 */
 	unsigned (*run)(struct worker_job *j, struct vp_scratch *s);
 	/* Before sleeping: ask for notifications. */
@@ -67,38 +67,47 @@ struct worker_pool_conf {
 	unsigned ncpus;
 };
 
-/* Starts the threads. attention_fd (an eventfd, kept by the pool) becomes readable when a job asks for attention. */
+/*
+ * Start the threads. attention_fd (an eventfd, kept by the pool) becomes readable when a job asks for
+ * attention.
+ */
 int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, struct vp_err *e);
 void worker_pool_free(struct worker_pool *p);
 
-/* Put a job on the thread with the fewest (or on the thread of `near`, when not NULL). 0, -ENOMEM. */
+/*
+ * Put a job on the thread with the fewest jobs, or on the thread of `near` when that is not NULL. 0,
+ * -ENOMEM.
+ */
 int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct worker_job *near);
 
 /*
- * Take jobs off their threads: any number of worker_job_retire(), then one worker_jobs_reap() before any of them is
- * freed, which waits for their threads: two grace periods, however many they are. A job that
- * was not added is none.
+ * Take jobs off their threads: any number of worker_job_retire(), then one worker_jobs_reap() before
+ * any of the jobs is freed. It waits for their threads: two grace periods, however many jobs there are.
+ * A job that was not added does no harm.
  */
 void worker_job_retire(struct worker_pool *p, struct worker_job *j);
 void worker_jobs_reap(struct worker_pool *p);
 
 /*
- * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out)
- * (base/watch.h), which comes before the job goes. Edge-triggered and never read, so an fd that
- * would block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
+ * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out) (base/watch.h),
+ * which comes before the job goes. The fd is watched edge-triggered and never read, so one that would
+ * block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
  */
 int worker_job_watch(struct vp_watch **out, struct worker_job *j, int fd);
 
-/* Have the job run soon: something that it looks at has changed. */
+/* Run the job soon: something that it looks at has changed. */
 void worker_poke(struct worker_job *j);
 
 /*
- * vp_queue_call() from the main thread, which is interrupted like a data thread when the write blocks. q is in no data
- * thread's hands.
+ * vp_queue_call() from the main thread. Like a data thread, the main thread is interrupted when the
+ * write blocks. q is in no data thread's hands.
  */
 void worker_call(struct worker_pool *p, struct vp_queue *q);
 
-/* Readable when a data thread called worker_attention(): a queue broke. The main thread reads it and looks. */
+/*
+ * An fd that is readable when a data thread called worker_attention(): a queue broke. The main thread
+ * reads it and looks.
+ */
 int worker_attention_fd(const struct worker_pool *p);
 /* From a data thread. */
 void worker_attention(struct worker_job *j);

@@ -317,8 +317,9 @@ static int session_memory(struct agent *a, bool *lost)
 		return -EAGAIN;
 	}
 	if (m->pending) {
-		agent_complain(a, QUIET_WINDOW, VP_LOG_NOTICE, "waiting for %u window%s: this VM has not found the device yet",
-			 m->pending, m->pending > 1 ? "s" : "");
+		agent_complain(a, QUIET_WINDOW, VP_LOG_NOTICE,
+			       "waiting for %u window%s: this VM has not found the device yet", m->pending,
+			       m->pending > 1 ? "s" : "");
 		agent_retry_at(a, agent_now_ms() + RETRY_MS);
 		/* A new session waits for all; a running one takes what there is. */
 		if (!a->up || (m->generation == a->map->generation && m->pending == a->map->pending)) {
@@ -397,8 +398,10 @@ static int try_attach(struct agent *a)
 		return 0;
 	}
 	if (a->dp->ops->device_type && a->s.device_type && a->s.device_type != a->dp->ops->device_type) {
-		agent_complain(a, QUIET_TYPE, VP_LOG_ERR, "not attached: the link's device has virtio ID %u, the %s data path "
-			 "serves %u", a->s.device_type, a->dp->ops->name, a->dp->ops->device_type);
+		agent_complain(a, QUIET_TYPE, VP_LOG_ERR,
+			       "not attached: the link's device has virtio ID %u, the %s data path "
+			       "serves %u",
+			       a->s.device_type, a->dp->ops->name, a->dp->ops->device_type);
 		return 0;
 	}
 	if (a->dp->ops->describe && !a->described) {
@@ -413,9 +416,10 @@ static int try_attach(struct agent *a)
 			a->quiet = QUIET_NONE;
 		a->refused[0] = missing[0];
 		a->refused[1] = missing[1];
-		agent_complain(a, QUIET_FEATURES, VP_LOG_ERR, "not attached: the %s data path lacks %s, which the link's profile "
-			 "requires: narrow the profile on the host, or use another data path", a->dp->ops->name,
-			 features_names(missing, a->s.device_type, names, sizeof(names)));
+		agent_complain(a, QUIET_FEATURES, VP_LOG_ERR,
+			       "not attached: the %s data path lacks %s, which the link's profile "
+			       "requires: narrow the profile on the host, or use another data path",
+			       a->dp->ops->name, features_names(missing, a->s.device_type, names, sizeof(names)));
 		return 0;
 	}
 	args[VHP_ATTACH_FEATURES0] = f[0];
@@ -441,8 +445,9 @@ static int try_attach(struct agent *a)
 		agent_complain(a, QUIET_ATTACH, VP_LOG_WARNING, "attaching: %s; trying again", rc == -ETIMEDOUT ?
 			 "the host's daemon does not answer (is vhost-pcid running?)" : strerror(-rc));
 	else if (rc == VHP_ST_FEATURES)
-		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: features %s are missing; trying again",
-			 features_names(value, a->s.device_type, names, sizeof(names)));
+		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR,
+			       "attaching was refused: features %s are missing; trying again",
+			       features_names(value, a->s.device_type, names, sizeof(names)));
 	else
 		agent_complain(a, QUIET_ATTACH, VP_LOG_ERR, "attaching was refused: %s; trying again",
 			 vp_state_status_str((uint32_t)rc));
@@ -475,8 +480,10 @@ static void apply_stops(struct agent *a, bool *lost)
 		bool bad = a->broken[i / 64] >> (i % 64) & 1;
 
 		if (q->running && mine && bad && !(flags & VHP_QUEUE_STOP) && a->s.link_status == VHP_LINK_UP) {
-			vp_log(VP_LOG_ERR, "%s: queue %u is broken until the driver VM starts it anew: the data path found "
-			       "the ring malformed", a->port->what, i);
+			vp_log(VP_LOG_ERR,
+			       "%s: queue %u is broken until the driver VM starts it anew: the data path found "
+			       "the ring malformed",
+			       a->port->what, i);
 			queue_give_up(a, i, VHP_STOPPED_F_BROKEN, lost);
 			continue;
 		}
@@ -555,7 +562,8 @@ static int pass(struct agent *a)
 		return 0;
 	}
 	if (rc) {
-		agent_complain(a, QUIET_INVALID, VP_LOG_ERR, "the state page is invalid, the link is taken as down: %s", e.msg);
+		agent_complain(a, QUIET_INVALID, VP_LOG_ERR,
+			       "the state page is invalid, so the link counts as down: %s", e.msg);
 		session_end(a, false, &lost);
 		agent_retry_at(a, agent_now_ms() + ATTACH_AGAIN_MS);
 		return 0;
@@ -584,7 +592,8 @@ static int pass(struct agent *a)
 		agent_apply_set_config(a);
 	apply_stops(a, &lost);
 	want = session_wanted(a);
-	if (a->up && (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
+	if (a->up &&
+	    (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
 		vp_log(VP_LOG_NOTICE, "%s: link %s: %s", a->port->what, want ? "changed" : "down",
 		       want ? "the driver VM or its driver is a new one" : vp_state_reason_str(a->s.link_reason));
 		a->down_reason = want ? ~0u : a->s.link_reason;

@@ -1,29 +1,35 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-3-Clause) */
-/*
+/**
+ * @file uapi.h
  * /dev/vhost-pciN: what the guest module vhost_pci.ko gives to user space.
  *
- * Openers. The first one that opens for writing (O_RDWR) owns the port; a second gets EBUSY, and
- * EAGAIN (O_NONBLOCK) or a short wait while the last owner is still being detached. Any number
- * may open O_RDONLY to observe: VHP_IOC_INFO, mmap of the control block, read and poll; everything
- * else is EPERM for them. When the owner has closed (every copy of its fd and every mapping of the
- * control block is gone, or it died), the module takes back all windows and eventfds and sends DETACH. Window mappings that other processes still hold (a vhost-user
- * back-end) get one second to go away on their own, then they are revoked.
+ * **Openers.** The first opener with O_RDWR owns the port. A second one gets EBUSY. While the last owner is
+ * still being detached, an opener waits for a short time, or gets EAGAIN (O_NONBLOCK). Any number of
+ * observers may open the port with O_RDONLY. They may use VHP_IOC_INFO, mmap of the control block, read and
+ * poll; everything else is EPERM for them.
  *
- * mmap of the port's fd: offset 0, up to VHP_CTRL_SIZE bytes, the control block of abi.h, shared,
- * read-only (commands go through VHP_IOC_COMMAND). Read it as a seqlock: state.generation.
+ * The owner has closed the port when every copy of its fd and every mapping of the control block is gone, or
+ * when it died. The module then takes back all windows and eventfds and sends DETACH. Other processes, such
+ * as a vhost-user back-end, may still hold mappings of windows. They get one second to let go of them; then
+ * the module revokes the mappings.
  *
- * mmap of a window's fd: offset 0 is the start of the window, shared, cached, in pages as large as
- * the alignment allows. The fd may be passed to other processes. A window that the daemon takes
- * back, that is detached or unplugged, is revoked: accesses raise SIGBUS (EFAULT in system calls),
- * new mmaps fail with ENODEV. A window fd never shows other memory than it did at first. Only VFIO
- * (type 1) goes on with the address of a window that it was given: unmap it there before SYNC.
+ * **mmap of the port's fd** gives the control block of abi.h: offset 0, up to VHP_CTRL_SIZE bytes, shared,
+ * read-only. Commands go through VHP_IOC_COMMAND. Read the state page as a seqlock: state.generation.
  *
- * read of the port's fd returns one struct vhp_event and blocks (or EAGAIN) while there is nothing
- * new since this fd's last read; poll says POLLIN. The first read returns at once. Events are
- * level-triggered and merge: look at the state page, not at the event, to learn what is so.
- * A port that was unplugged: POLLHUP | POLLERR, and every call returns ENODEV.
+ * **mmap of a window's fd** gives the window: offset 0 is its start. The mapping is shared and cached, in
+ * pages as large as the alignment allows. The fd may be passed to other processes. The module revokes a
+ * window that the daemon takes back, and one that is detached or unplugged. Accesses then raise SIGBUS
+ * (EFAULT in system calls), and new mmaps fail with ENODEV. A window fd never shows other memory than it did
+ * at first. VFIO (type 1) alone goes on with the address of a window that it was given: unmap the window
+ * there before SYNC.
  *
- * All structures are in native byte order; reserved fields must be zero (EINVAL).
+ * **read of the port's fd** returns one struct vhp_event. It blocks (or fails with EAGAIN) while there is
+ * nothing new since this fd's last read; poll says POLLIN when there is. The first read returns at once.
+ * Events are level-triggered and merge: the state page, not the event, says what is so.
+ *
+ * **An unplugged port** shows POLLHUP | POLLERR, and every call returns ENODEV.
+ *
+ * All structures are in native byte order. Reserved fields must be zero (EINVAL).
  */
 #ifndef VHOST_PCI_UAPI_H
 #define VHOST_PCI_UAPI_H
@@ -33,55 +39,62 @@
 
 #define VHP_IOC_VERSION		1u
 
+/** What read returns. */
 struct vhp_event {
-	__u32	generation;		/* state.generation when the event was made; may be odd */
-	__u32	flags;			/* VHP_EV_* since the last read */
+	__u32	generation;		/**< state.generation when the event was made; may be odd */
+	__u32	flags;			/**< VHP_EV_* since the last read */
 };
 
-#define VHP_EV_STATE	(1u << 0)	/* the state page changed, or may have */
-#define VHP_EV_WINDOW	(1u << 1)	/* a window became obtainable or went away */
-#define VHP_EV_DETACHED	(1u << 2)	/* the module detached by itself (suspend): attach again */
+#define VHP_EV_STATE	(1u << 0)	/**< the state page changed, or may have */
+#define VHP_EV_WINDOW	(1u << 1)	/**< a window became obtainable or went away */
+#define VHP_EV_DETACHED	(1u << 2)	/**< the module detached by itself (suspend): attach again */
 
-/* VHP_IOC_INFO: owner and observers. */
+/** VHP_IOC_INFO: what the port is. The owner and observers may ask. */
 struct vhp_ioc_info {
-	__u32	version;		/* VHP_IOC_VERSION of the module */
-	__u32	abi_version;		/* header.abi_version */
-	__u32	attachment;		/* VHP_ATTACHMENT_* */
+	__u32	version;		/**< VHP_IOC_VERSION of the module */
+	__u32	abi_version;		/**< header.abi_version */
+	__u32	attachment;		/**< VHP_ATTACHMENT_* */
 	__u32	max_queues;
-	__u32	nsignals;		/* usable numbers in both directions: 0 .. nsignals - 1 */
-	__u32	ctrl_size;		/* bytes that mmap of this fd gives */
-	__u32	flags;			/* VHP_INFO_* */
+	__u32	nsignals;		/**< usable numbers in both directions: 0 .. nsignals - 1 */
+	__u32	ctrl_size;		/**< bytes that mmap of this fd gives */
+	__u32	flags;			/**< VHP_INFO_* */
 	__u32	reserved;
-	char	name[32];		/* header.name, NUL terminated */
-	char	bus[32];		/* where the device sits, e.g. "0000:00:05.0" */
+	char	name[32];		/**< header.name, NUL terminated */
+	char	bus[32];		/**< where the device sits, e.g. "0000:00:05.0" */
 };
 
-#define VHP_INFO_OWNER		(1u << 0)	/* this fd owns the port */
-#define VHP_INFO_ATTACHED	(1u << 1)	/* an ATTACH sent through the module was accepted */
+#define VHP_INFO_OWNER		(1u << 0)	/**< this fd owns the port */
+#define VHP_INFO_ATTACHED	(1u << 1)	/**< an ATTACH sent through the module was accepted */
 
-/*
- * VHP_IOC_WINDOW: a new fd (close-on-exec) for a window. Ask by index and serial, both taken from
- * one consistent reading of windows[].
- * ENOENT: no such slot or empty. ESTALE: the slot's serial differs by now: read the state again.
- * EAGAIN: not ready yet (the device is being plugged): VHP_EV_WINDOW tells when to try again.
+/**
+ * VHP_IOC_WINDOW: a new fd (close-on-exec) for a window. Ask by index and serial, both taken from one
+ * consistent reading of windows[]. The caller owns the fd.
+ *
+ *  - ENOENT: there is no such slot, or it is empty.
+ *  - ESTALE: the slot has another serial by now; read the state again.
+ *  - EAGAIN: the window is not ready (its device is being plugged); VHP_EV_WINDOW says when to try again.
  */
 struct vhp_ioc_window {
-	__u32	window;			/* in: index in state.windows[] */
-	__u32	serial;			/* in: its serial */
-	__s32	fd;			/* out */
+	__u32	window;			/**< in: index in state.windows[] */
+	__u32	serial;			/**< in: its serial */
+	__s32	fd;			/**< out */
 	__u32	reserved;
-	__u64	size;			/* out: bytes that can be mapped */
-	__u64	align;			/* out: largest page size that mappings can use, bytes */
+	__u64	size;			/**< out: bytes that can be mapped */
+	__u64	align;			/**< out: largest page size that mappings can use, bytes */
 };
 
-/*
- * VHP_IOC_SET_KICK: signal `signal` to the guest (0 = state, 1 + q = kick of queue q) is written
- * to eventfd `fd` from the interrupt handler. fd -1 takes it away. A signal that arrived while
- * there was no eventfd is delivered at once. The module keeps its own reference.
- * VHP_IOC_SET_CALL: whenever eventfd `fd` is written, signal `signal` from the guest (0 = command,
- * 1 + q = call of queue q) is raised from within that write; the module consumes the counter.
- * fd -1 takes it away. Which vector or doorbell carries a queue is the module's business.
- * EINVAL: number out of range or not an eventfd. EBUSY (call): eventfd already used for a signal.
+/**
+ * VHP_IOC_SET_KICK: the interrupt handler writes eventfd `fd` when signal `signal` to the guest is raised
+ * (0 = state, 1 + q = kick of queue q). A signal that arrived while there was no eventfd is delivered at once.
+ *
+ * VHP_IOC_SET_CALL: a write to eventfd `fd` raises signal `signal` from the guest (0 = command, 1 + q = call
+ * of queue q) from within that write. The module consumes the counter.
+ *
+ * The fd -1 takes the eventfd away. The module keeps its own reference, so the caller may close its fd. The
+ * module knows which vector or doorbell carries a queue.
+ *
+ *  - EINVAL: the signal is out of range, or the fd is no eventfd.
+ *  - EBUSY (VHP_IOC_SET_CALL): the eventfd already raises a signal.
  */
 struct vhp_ioc_eventfd {
 	__u32	signal;
@@ -89,25 +102,27 @@ struct vhp_ioc_eventfd {
 	__u32	reserved[2];
 };
 
-/* VHP_IOC_SIGNAL: raise one signal from the guest. */
+/** VHP_IOC_SIGNAL: raise one signal from the guest. */
 struct vhp_ioc_signal {
 	__u32	signal;
 	__u32	reserved;
 };
 
-/*
- * VHP_IOC_COMMAND: one command through the mailbox, serialised with those of the module itself.
- * Returns 0 once answered, whatever `status` says. ETIMEDOUT: no answer within the time (the
- * command may still be executed; commands are idempotent). EINTR: a signal, as above. ENODEV: the
- * port went meanwhile, DETACH included, which the module then sends itself.
+/**
+ * VHP_IOC_COMMAND: send one command through the mailbox and wait for its answer. The module serialises it with
+ * its own commands. Returns 0 once the daemon has answered, whatever `status` says.
+ *
+ *  - ETIMEDOUT: no answer within the time. The daemon may still execute the command; commands are idempotent.
+ *  - EINTR: a UNIX signal came. As with ETIMEDOUT, the daemon may still execute the command.
+ *  - ENODEV: the port went meanwhile. This holds for DETACH too, which the module then sends itself.
  */
 struct vhp_ioc_command {
-	__u32	opcode;			/* in: VHP_CMD_* */
-	__u32	timeout_ms;		/* in: 0 = 5000; at most 60000 */
-	__u64	args[15];		/* in: native byte order */
-	__u32	status;			/* out: VHP_ST_* */
+	__u32	opcode;			/**< in: VHP_CMD_* */
+	__u32	timeout_ms;		/**< in: 0 = 5000; at most 60000 */
+	__u64	args[15];		/**< in: native byte order */
+	__u32	status;			/**< out: VHP_ST_* */
 	__u32	reserved;
-	__u64	value[6];		/* out: native byte order */
+	__u64	value[6];		/**< out: native byte order */
 };
 
 #define VHP_IOC_TYPE		0xb7

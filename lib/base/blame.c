@@ -40,7 +40,7 @@ uint64_t vp_blame_id(const char *name)
 
 uint64_t vp_blame_either(uint64_t a, uint64_t b)
 {
-	/* Not a ^ b, which is nobody's for a VM that serves itself. */
+	/* Not a ^ b: for a VM that serves itself that is 0, which is nobody. */
 	uint64_t h = (VP_MIN(a, b) * UINT64_C(0x9e3779b97f4a7c15)) ^
 		     (VP_MAX(a, b) * UINT64_C(0xc2b2ae3d27d4eb4f));
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Errors that a person will read. A function that can fail for a reason worth
- * a sentence takes a struct vp_err and returns -errno; the message names the
- * thing and the way out. Functions that take no vp_err return a bare -errno.
+ * Errors that a person will read. A function that can fail for a reason worth a sentence takes a struct
+ * vp_err and returns -errno. The message names the thing and the way out. Functions that take no vp_err
+ * return a bare -errno.
  */
 #ifndef VP_BASE_ERR_H
 #define VP_BASE_ERR_H
@@ -17,8 +17,9 @@ int vp_err_set(struct vp_err *e, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /*
- * What a function returns besides 0 and -errno when it cannot finish now: it has begun, and says so later, by a callback or a
- * function of its caller's that its own comment names; never before it has returned.
+ * A third kind of return value, besides 0 and -errno: the function has begun and cannot finish now. It
+ * says later that it has finished, by a callback or by a function of its caller's that its own comment
+ * names. It never says so before it has returned.
  */
 #define VP_LATER 1
 

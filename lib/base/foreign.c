@@ -15,7 +15,7 @@
 
 #include "base/util.h"
 
-/* A descriptor that is being closed. They are few: nobody who has several of them gets to send more. */
+/* A descriptor that is being closed. There are few: a peer that has several of them gets to send no more. */
 struct closing {
 	int             fd;
 	uint64_t        who;
@@ -59,11 +59,11 @@ enum vp_foreign_kind vp_foreign_kind(int fd, uint64_t *dev, uint64_t *rdev)
 		*dev = 0;
 	if (rdev)
 		*rdev = 0;
-	/* Only files on tmpfs and hugetlbfs have seals, be it the one against sealing. */
+	/* Only files on tmpfs and hugetlbfs have seals, if only the one against sealing. */
 	/* seccomp control: fcntl statx */
 	if (fcntl(fd, F_GET_SEALS) >= 0)
 		return VP_FOREIGN_MEMORY;
-	/* As it is known here: a server is not asked. */
+	/* The kernel's own knowledge: no server is asked. */
 	if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
 		return VP_FOREIGN_FILE;
 	if (dev)
@@ -233,7 +233,7 @@ void vp_foreign_free(void *base, size_t len, int *fd)
 	*fd = -1;
 }
 
-/* Its pages go with it when this is the last descriptor. */
+/* The pages go with the descriptor when it is the last one. */
 static bool is_memory(int fd, uint64_t *bytes)
 {
 	struct statx st;
@@ -287,7 +287,7 @@ void vp_foreign_nudge(void)
 	if (vp_likely(!__atomic_load_n(&closing_n, __ATOMIC_RELAXED)))
 		return;
 	pthread_mutex_lock(&closing_lock);
-	/* Who is in the list has a thread that lives: it takes the lock to leave it. */
+	/* A closing in the list has a thread that lives: that thread takes the lock to leave the list. */
 	for (struct closing *c = closing_list; c; c = c->next)
 		if (__atomic_load_n(&c->begun, __ATOMIC_ACQUIRE) && c->looks++)
 			pthread_kill(c->thread, nudge_signal);

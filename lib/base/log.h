@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Where the library's few messages go is the program's business: it installs
- * one sink at start-up. Without a sink, messages are discarded.
+ * The library's few messages go to a sink that the program installs at its start. Without a sink,
+ * messages are discarded.
  */
 #ifndef VP_BASE_LOG_H
 #define VP_BASE_LOG_H
@@ -15,8 +15,9 @@ typedef void (*vp_log_sink)(int level, const char *msg);
 void vp_log_set(vp_log_sink sink, int max_level);
 
 /*
- * The line begins with what it is about and ": ", a name of the configuration's ("ab.driver: ", "link ab: "): the daemon's sink
- * bounds what is said about each (base/loglimit.h). It carries no trailing newline. Never called per packet.
+ * A line begins with its subject and ": ", for example "ab.driver: " or "link ab: ". The subject is a
+ * name of the configuration; the daemon's sink bounds what is said about each (base/loglimit.h). The
+ * line carries no trailing newline. Never called per packet.
  */
 void vp_log(int level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 

@@ -27,7 +27,7 @@ static unsigned hash(const char *name)
 	return (unsigned)(h >> 32);
 }
 
-/* Its place, or that of whoever was not heard of for longest. */
+/* The subject's place, or the place of the subject that was not heard of for longest. */
 static struct vp_log_subject *find(struct vp_log_limit *l, const char *name, uint64_t now_us)
 {
 	struct vp_log_subject *s, *oldest = NULL;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * How much may be logged about one subject. A line begins with what it is about, up to ": " ("ab.driver: ...", "link ab: ..."),
- * and that name is always the configuration's, never a peer's: a peer that has lines written by the thousand uses up
- * what its own link side may say, and nobody else's. Lines left out are counted, and told (vp_log_limit_untold()).
+ * How much may be logged about one subject. A line begins with its subject, up to ": " ("ab.driver:
+ * ...", "link ab: ..."). A subject is always a name of the configuration, never a peer's. So a peer
+ * that causes lines by the thousand uses up what its own side of a link may say, and nobody else's.
+ * Lines left out are counted, and told later (vp_log_limit_untold()).
  *
- * Nothing here takes a lock or reads a clock; times are in us of any clock that only goes forward.
+ * Nothing here takes a lock or reads a clock. Times are in us of any clock that only goes forward.
  */
 #ifndef VP_BASE_LOGLIMIT_H
 #define VP_BASE_LOGLIMIT_H
@@ -40,12 +41,13 @@ struct vp_log_limit {
 	uint64_t lost;             /* untold lines of subjects that lost their places */
 };
 
-/* May this line be written now? Counted as left out when not. */
+/* May this line be written now? If not, it counts as left out. */
 bool vp_log_limit_allow(struct vp_log_limit *l, int level, const char *line, uint64_t now_us);
 
 /*
- * A subject of which lines were left out and that is to be told now (all: however recent): its name, and how many. They count as told. NULL = none.
- * The name is valid until the next call of vp_log_limit_allow().
+ * A subject that lines were left out of and that is to be told now (all: however recent), with the
+ * number of its lines. They then count as told. NULL = there is none. The name is valid until the next
+ * call of vp_log_limit_allow().
  */
 const char *vp_log_limit_untold(struct vp_log_limit *l, bool all, uint64_t now_us, uint64_t *n);
 

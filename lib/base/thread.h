@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The beginning of every thread: its name, and what the program wants done in it (narrowing down what it may
- * do). As with the log, the library decides nothing: without a hook there is only the name.
+ * The beginning of every thread: its name, and what the program wants done in it (narrowing down what
+ * the thread may do). As with the log, the library decides nothing: without a hook there is only the
+ * name.
  *
- * And waiting for a bounded time. The wall clock may be set at any moment, by hours; nothing here looks at it
- * (the test `clocks` keeps it so in the whole of the source).
+ * Also here: waiting for a bounded time. Somebody may set the wall clock at any moment, by hours.
+ * Nothing here looks at it, and the test `clocks` keeps it so in the whole of the source.
  */
 #ifndef VP_BASE_THREAD_H
 #define VP_BASE_THREAD_H

@@ -61,7 +61,7 @@ void vp_pkt_log(struct vp_virtq *vq, const struct vp_burst *b, const struct vp_c
 	}
 }
 
-/* Our place in the ring; chains taken from there on can be taken again as long as none was completed. */
+/* Our place in the ring. Chains taken from there on can be taken again, as long as none was completed. */
 struct place {
 	uint16_t last_avail;
 	bool     wrap;
@@ -88,7 +88,10 @@ unsigned vp_rxfill_fetch(struct vp_rxfill *f)
 	return f->b->n;
 }
 
-/* The next chain of the ring, burst after burst; *at runs through the present one. NULL: no more, or broken. */
+/*
+ * The next chain of the ring, burst after burst; *at runs through the present burst. NULL: there is no
+ * more, or the queue is broken.
+ */
 static const struct vp_chain *next_chain(struct vp_rxfill *f, unsigned *at)
 {
 	const struct vp_chain *c;
@@ -128,7 +131,10 @@ int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *cha
 			}
 			c = slots < f->vq->size && k < VP_PKT_CHAINS_MAX ? next_chain(f, &at) : NULL;
 			if (!c) {
-				/* Every buffer that there can be, or more than a packet may cost, and not enough. */
+				/*
+				 * Not enough: this was every buffer that there can be, or more than a
+				 * packet may cost.
+				 */
 				bool all = slots >= f->vq->size || k >= VP_PKT_CHAINS_MAX ||
 					   f->looked >= VP_PKT_CHAINS_MAX;
 
@@ -147,7 +153,10 @@ int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *cha
 	return ret;
 }
 
-/* A packet that takes more chains than a burst has: counted first, then filled, then given back together. */
+/*
+ * A packet that takes more chains than a burst has. They are counted first, then filled, then given
+ * back together.
+ */
 static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct virtio_net_hdr *h,
 					      const struct vp_cursor *cur, const uint8_t *priv, uint32_t plen)
 {
@@ -171,7 +180,10 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 		uint32_t head, n;
 
 		if (!c) {
-			/* What was there is not any more: a translation was taken back, or the driver takes what it gave. */
+			/*
+			 * A chain that was there is there no more: a translation was taken back, or the
+			 * driver takes back what it gave.
+			 */
 			place_set(f->vq, start);
 			vp_burst_clear(f->b);
 			return f->vq->broken ? -EIO : -EAGAIN;

@@ -16,7 +16,10 @@
 
 /* Chains that one packet, or the segments that it is cut into, may take at the receiver; and descriptors, about. */
 #define VP_PKT_CHAINS_MAX 512u
-/* Bytes after which a run of the relay or the copy engine ends: others wait. Of what is reworked, each counts twice. */
+/*
+ * Bytes after which a run of the relay or the copy engine ends, because others wait. What is reworked
+ * counts twice.
+ */
 #define VP_PKT_RUN_BYTES (128u << 10)
 
 /* A position in the segments of a chain. */
@@ -25,7 +28,10 @@ struct vp_cursor {
 	uint32_t off;
 };
 
-/* Copies of a packet's size: common small ones inline, the rest by the C library, which knows the machine. */
+/*
+ * Copies of a packet's size. Common small ones are inline; the C library, which knows the machine, does
+ * the rest.
+ */
 VP_INLINE void vp_pkt_copy_peer(vp_gptr dst, vp_gptr src, uint32_t n)
 {
 	if (n >= 64 && n <= 128) {
@@ -58,8 +64,8 @@ VP_INLINE void vp_pkt_copy_out(vp_gptr dst, const void *src, uint32_t n)
 }
 
 /*
- * The next packet comes near while one is copied: the hardware notices a stream too late for a packet. The first 128 bytes
- * were fetched with the descriptor.
+ * Bring the next packet near while one is copied: the hardware notices a stream too late for a packet.
+ * The first 128 bytes were fetched with the descriptor.
  */
 VP_INLINE void vp_pkt_prefetch_rest(vp_gptr dst, vp_gptr src, uint32_t len)
 {
@@ -72,7 +78,7 @@ VP_INLINE void vp_pkt_prefetch_rest(vp_gptr dst, vp_gptr src, uint32_t len)
 	}
 }
 
-/* The same where only one side is a peer's, and the other in our cache. */
+/* The same where only one side is a peer's, and the other is in our cache. */
 VP_INLINE void vp_pkt_prefetch_src(vp_gptr src, uint32_t len)
 {
 	uint32_t off;
@@ -126,20 +132,24 @@ struct vp_rxfill {
 
 /*
  * Put one packet (header h, plen bytes from cur or, when NULL, from priv) into as many chains as it
- * takes. 0; -EAGAIN: too few chains in this burst, or, when there are more than it holds (none taken), in the ring;
- * -EMSGSIZE: it fits no buffer, not the whole ring, or not VP_PKT_CHAINS_MAX; -EIO: the queue turned out broken. On
- * failure nothing was taken. Behind a burst that does not hold all there is it may leave an empty one.
+ * takes. 0. -EAGAIN: there are too few chains in this burst or, when there are more than a burst holds
+ * (none taken), in the ring. -EMSGSIZE: it fits no buffer, not the whole ring, or not
+ * VP_PKT_CHAINS_MAX. -EIO: the queue turned out broken. On failure nothing was taken. Where a burst
+ * does not hold all there is, it may leave an empty one.
  */
 int vp_pkt_put(struct vp_rxfill *f, const struct virtio_net_hdr *h, struct vp_cursor *cur,
 	       const void *priv, uint32_t plen);
 
 /*
- * Does the ring hold buffers for n packets of plen bytes now? 0; otherwise as vp_pkt_put(). Nothing may be taken; leaves an
- * empty burst. *chains: how many they take.
+ * Does the ring hold buffers for n packets of plen bytes now? 0; otherwise as vp_pkt_put(). Nothing may
+ * be taken yet. Leaves an empty burst. *chains: how many they take.
  */
 int vp_rxfill_room(struct vp_rxfill *f, uint32_t plen, unsigned n, unsigned *chains);
 
-/* Fetch anew, as many as a burst holds. Their number; 0 also when the packets took too much looking already. */
+/*
+ * Fetch anew, as many chains as a burst holds. Their number; 0 also when the packets took too much
+ * looking already.
+ */
 unsigned vp_rxfill_fetch(struct vp_rxfill *f);
 
 /* Does the ring hold more than this burst? */
@@ -148,7 +158,7 @@ VP_INLINE bool vp_rxfill_more(const struct vp_rxfill *f)
 	return f->b->n == VP_BURST || f->b->more;
 }
 
-/* Give the taken chains back to the driver. True when there were any since the last time. */
+/* Give the taken chains back to the driver. True when there were any since the last call. */
 bool vp_rxfill_flush(struct vp_rxfill *f);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A driver's virtqueue as a data thread works on it, whichever engine serves it: its ring, its counters, its rate limits
- * and how its driver is notified.
+ * A driver's virtqueue as a data thread works on it, whichever engine serves it: its ring, its
+ * counters, its rate limits, and how its driver is notified.
  *
- * One thread at a time for a given queue and scratch, but for the counters and what says otherwise.
+ * One thread at a time uses a given queue and scratch, except for the counters and what says otherwise.
  */
 #ifndef VP_ENGINE_QUEUE_H
 #define VP_ENGINE_QUEUE_H
@@ -39,8 +39,9 @@ struct vp_queue_stats {
 };
 
 /*
- * Packets per second for any number of queues on any threads: the time up to which packets have been let pass, moved on
- * by each; a hundredth of a second's worth (at least 64) may come at once.
+ * A rate limit for any number of queues on any threads, in packets per second. It is the time up to
+ * which packets have been let pass; each packet moves it on. A hundredth of a second's worth (at least
+ * 64) may come at once.
  */
 struct vp_bucket {
 	uint64_t rate;  /* packets per second, 0 = no limit; any thread may change it */
@@ -73,27 +74,34 @@ struct vp_scratch {
 /* NULL when out of memory. free() it. */
 struct vp_scratch *vp_scratch_new(void);
 
-/* Is there any limit for what src sends? */
+/* Does any limit hold for what src sends? */
 static inline bool vp_queue_limited(const struct vp_queue *src)
 {
 	return src->own.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
 }
 
-/* How many of n packets src's limits let pass now (vp_cycles() at hz). Those not used are given back. */
+/* How many of n packets src's limits let pass now (vp_cycles() at hz). What is not used is given back. */
 unsigned vp_queue_allow(struct vp_queue *src, uint64_t now, uint64_t hz, unsigned n);
 void vp_queue_give_back(struct vp_queue *src, uint64_t hz, unsigned n);
 
 /*
- * Packets of src, which were let pass or dropped, cost as much work as `more` others: those are owed to its limits.
- * While something is owed nothing of src is to be looked at: no longer than for a burst's worth of time.
+ * Packets of src that were let pass or dropped cost as much work as `more` others: src owes those to
+ * its limits. While it owes something, look at nothing of src; that lasts no longer than for a burst's
+ * worth of time.
  */
 void vp_queue_charge(struct vp_queue *src, uint64_t now, uint64_t hz, unsigned more);
 bool vp_queue_owes(const struct vp_queue *src, uint64_t now, uint64_t hz);
 
-/* The same now, for whoever is about to sleep until there is work: it takes time, not a notification. */
+/*
+ * Is something owed now? For a caller that is about to sleep until there is work: time ends it, not a
+ * notification.
+ */
 bool vp_queue_must_wait(const struct vp_queue *src);
 
-/* What n packets cost for which `looked` descriptors were looked at, in packets beyond n: 32 are free for each. */
+/*
+ * The cost of n packets for which `looked` descriptors were looked at, in packets beyond n; 32
+ * descriptors are free for each.
+ */
 static inline unsigned vp_queue_extra(unsigned n, unsigned looked)
 {
 	return looked > VP_PACKET_DESCS * n ? (looked - VP_PACKET_DESCS * n) / VP_PACKET_DESCS : 0;
@@ -102,10 +110,11 @@ static inline unsigned vp_queue_extra(unsigned n, unsigned looked)
 /*
  * Notify q's driver through its call fd. 0, or -errno: the queue is broken then.
  *
- * A hostile front-end can make the write block: O_NONBLOCK belongs to the shared open file, not to
- * us. It never happens to an honest one, so the fast path only counts: a supervisor that sees the same odd s->call_seq
- * twice sends the thread a signal (handled, without SA_RESTART), and the interrupted queue is broken. Whoever does it again and
- * again is held off (base/blame.h): its queues are broken before the write.
+ * A hostile front-end can make the write block: O_NONBLOCK belongs to the shared open file, not to us.
+ * That never happens with an honest one, so the fast path only counts. A supervisor that sees the same
+ * odd s->call_seq twice sends the thread a signal (handled, without SA_RESTART), and the interrupted
+ * queue is broken. A driver that does it again and again is held off (base/blame.h): its queues are
+ * broken before the write.
  */
 int vp_queue_call(struct vp_queue *q, struct vp_scratch *s);
 

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine for requests: one virtqueue of any virtio device but net, served by a device side that is not trusted
- * with the driver VM's memory. As copyq.h, but made for chains that are read and written, come back in any order, and
- * must not be lost:
+ * The copy engine for requests. It serves one virtqueue of any virtio device but net, by a device side
+ * that is not trusted with the driver VM's memory. It works as copyq.h does, but for chains that are
+ * read and written, come back in any order, and must not be lost:
  *
  *   driver's ring --fetch--> a request: private record, run of pool blocks --shadow ring--> device side
  *
- * The record outlives the device side. When that goes, what it has not returned waits, and is given to the next one in
- * the order in which the driver sent it (vp_reqq_begin()). While nobody serves, new requests stay in the driver's ring.
+ * The record outlives the device side. When the device side goes, the requests that it has not returned
+ * wait. The next device side gets them in the order in which the driver sent them (vp_reqq_begin()).
+ * While nobody serves, new requests stay in the driver's ring.
  *
- * Readable bytes are copied at hand-over, writable ones back at completion. How much: a type whose devices are known to
- * tell the length that they wrote (trust_len) gets that many bytes; for all others everything that the driver made
- * writable is copied back, because real back-ends report 0 or too little, and the blocks were zeroed before, so that
- * neither end sees bytes of another request.
+ * Readable bytes are copied at hand-over, writable ones back at completion. How many are copied back
+ * depends on the type. Devices of some types are known to tell the length that they wrote (trust_len):
+ * that many bytes. For all others it is everything that the driver made writable, because real
+ * back-ends report 0 or too little. The blocks were zeroed before, so neither end sees bytes of another
+ * request.
  *
  * Zeroing costs as much as a copy. A request that its device fills whole (fills, fill_op: a disk's read) is spared it once the
  * device side has told the full length of several such requests in a row. When it then tells less, nothing is copied: the
@@ -22,9 +24,9 @@
  * Where a request came from and may be written is in private memory. A request is completed once, when the device side
  * has returned its id, which it had.
  *
- * Back-pressure: a request that finds no blocks waits in the driver's ring; one that can never have enough breaks the
- * queue (`too_big` says how many bytes it wanted). Nothing here allocates after vp_reqq_new() but vp_reqq_begin().
- * One thread at a time.
+ * Back-pressure: a request that finds no blocks waits in the driver's ring. One that can never have
+ * enough breaks the queue (`too_big` says how many bytes it wanted). After vp_reqq_new() nothing here
+ * allocates but vp_reqq_begin(). One thread at a time.
  */
 #ifndef VP_ENGINE_REQUEST_H
 #define VP_ENGINE_REQUEST_H
@@ -110,16 +112,23 @@ struct vp_reqq {
 	uint64_t desc_addr, avail_addr, used_addr;
 };
 
-/* -EINVAL: areas that are too small or misaligned, a ring that is not started; -ENOMEM. Nobody serves it yet. */
+/*
+ * -EINVAL: areas that are too small or misaligned, or a ring that is not started; -ENOMEM. Nobody
+ * serves the queue yet.
+ */
 int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e);
 void vp_reqq_free(struct vp_reqq *q);
 
 /*
- * A device side is there: an empty shadow ring at desc_addr and so on, of q->size entries; what waits will be given to
- * it first. features: of the shadow ring. The caller has zeroed the data area, or nobody else has seen it. -ENOMEM.
+ * A device side has come: an empty shadow ring at desc_addr and so on, of q->size entries. It first
+ * gets what waits. features: of the shadow ring. The caller has zeroed the data area, or nobody else
+ * has seen it. -ENOMEM.
  */
 int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e);
-/* It has let go, or was cut. What it returned is given to the driver if that is reachable; true: and that wants a call. */
+/*
+ * The device side has let go, or was cut off. The driver gets what it returned, if the driver is
+ * reachable. True: the driver wants a call.
+ */
 bool vp_reqq_end(struct vp_reqq *q, bool reachable);
 
 /* Requests that the device side has and has not returned. */
@@ -133,9 +142,9 @@ void vp_reqq_set_open(struct vp_reqq *q, bool open);
 uint32_t vp_reqq_base(const struct vp_reqq *q);
 
 /*
- * After vp_reqq_end(), before the driver's ring is stopped: vp_vq_base() becomes exact. What is open is left in the
- * driver's ring where that can be said with an index, or stays in the in-flight account. Else it fails, and *failed
- * says how many. True: the driver wants a call.
+ * After vp_reqq_end(), before the driver's ring is stopped: makes vp_vq_base() exact. Open requests are
+ * left in the driver's ring where an index can say so, or stay in the in-flight account. Else they
+ * fail, and *failed says how many. True: the driver wants a call.
  */
 bool vp_reqq_stop(struct vp_reqq *q, bool reachable, unsigned *failed);
 

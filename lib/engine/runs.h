@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * An allocator of contiguous runs of blocks, by bitmap, lowest place first, so that light use stays in the cache.
- * Runs are given back in any order. Private memory; nothing allocates after vp_runs_init(). One thread at a time.
+ * An allocator of contiguous runs of blocks, by bitmap. It takes the lowest place first, so that light
+ * use stays in the cache. Runs are given back in any order. The memory is private; nothing allocates
+ * after vp_runs_init(). One thread at a time.
  */
 #ifndef VP_ENGINE_RUNS_H
 #define VP_ENGINE_RUNS_H
@@ -24,7 +25,8 @@ int vp_runs_init(struct vp_runs *r, uint32_t n);
 void vp_runs_fini(struct vp_runs *r);
 
 /*
- * n > 0 blocks: in one run where there is one, else in up to max runs (the lowest first). How many runs, or 0: not now.
+ * Take n > 0 blocks: in one run where there is one, else in up to max runs (the lowest first). Returns
+ * the number of runs, or 0: not now.
  */
 unsigned vp_runs_take(struct vp_runs *r, uint32_t n, struct vp_run *out, unsigned max);
 void vp_runs_give(struct vp_runs *r, const struct vp_run *run);

@@ -77,7 +77,7 @@ static bool entry_denies(const struct entry *e, enum vp_access acc)
 	return e->gpa_perm >> 2 & (1u << acc);
 }
 
-/* The permissions of which it says whether they are there. */
+/* The permissions of which the entry says whether they are there. */
 static unsigned entry_settles(const struct entry *e)
 {
 	return (unsigned)((e->gpa_perm | e->gpa_perm >> 2) & 3);
@@ -86,7 +86,7 @@ static unsigned entry_settles(const struct entry *e)
 static void write_begin(struct vp_iotlb *t)
 {
 	SET(t->seq, t->seq + 1);
-	/* The odd value before what changes. Pairs with the reader's acquire fence. */
+	/* The odd value comes before what changes. Pairs with the reader's acquire fence. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
@@ -114,7 +114,10 @@ static unsigned lower(const struct vp_iotlb *t, unsigned n, uint64_t iova)
 
 /* ---- readers ---------------------------------------------------------------------------------------- */
 
-/* 1 found, 0 there is none, -EBUSY: the writer took longer than `patience` pauses, UINT_MAX = wait for it. */
+/*
+ * 1: found. 0: there is none. -EBUSY: the writer took longer than `patience` pauses; UINT_MAX = wait
+ * for it.
+ */
 static int look(struct vp_iotlb *t, uint64_t iova, struct entry *out, unsigned patience)
 {
 	uint32_t s;
@@ -133,7 +136,7 @@ static int look(struct vp_iotlb *t, uint64_t iova, struct entry *out, unsigned p
 		i = lower(t, n, iova);
 		if (i < n)
 			*out = entry_get(&t->e[i]);
-		/* The reading before the second look. Pairs with write_begin()'s fence. */
+		/* The reading comes before the second look. Pairs with write_begin()'s fence. */
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
 		if (GET(t->seq) == s)
 			return i < n && out->iova <= iova;
@@ -152,7 +155,7 @@ static bool settled(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 	return find(t, iova, &e) && entry_settles(&e) & (1u << acc);
 }
 
-/* Note a miss once; a full list means that the reader asks again later. */
+/* Note a miss once. When the list is full, the reader asks again later. */
 static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 {
 	const uint64_t page = iova & ~UINT64_C(4095);
@@ -160,7 +163,10 @@ static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 	uint32_t none;
 	unsigned i;
 
-	/* Again when another reader took the slot: it may not have kept it, and then would not wake for us. */
+	/*
+	 * Look again when another reader took the slot: it may not have kept it, and then would not
+	 * wake the writer for us.
+	 */
 	do {
 		slot = NULL;
 		none = MISS_FREE;
@@ -176,14 +182,17 @@ static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 		if (!slot)
 			return;
 	} while (!__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
-	/* The answer to another reader's miss may have come since we looked; its slot is free again after that. */
+	/*
+	 * The answer to another reader's miss may have come since we looked. Its slot is free again
+	 * after that.
+	 */
 	if (settled(t, iova, acc)) {
 		__atomic_store_n(&slot->state, MISS_FREE, __ATOMIC_RELEASE);
 		return;
 	}
 	SET(slot->iova, page);
 	SET(slot->acc, (uint32_t)acc);
-	/* Pairs with the writer's acquire, and is before the wake: the writer that wakes up sees it. */
+	/* Pairs with the writer's acquire, and comes before the wake: the writer that wakes up sees it. */
 	__atomic_store_n(&slot->state, MISS_NOTED, __ATOMIC_RELEASE);
 	__atomic_fetch_add(&t->misses, 1, __ATOMIC_RELAXED);
 	if (t->wake)
@@ -199,7 +208,10 @@ static int iotlb_translate(struct vp_iommu *iommu, uint64_t iova, uint64_t len, 
 
 	SET(t->lookups, GET(t->lookups) + 1); /* may lose some to another thread: it is for people */
 	ret = look(t, iova, &e, LOOK_PAUSES);
-	/* Others need this thread, too. After each change the reader is run again, as after a miss. */
+	/*
+	 * Others need this thread, too. The owner runs the reader again after each change, as after a
+	 * miss.
+	 */
 	if (ret < 0)
 		return -EAGAIN;
 	if (!ret) {
@@ -282,7 +294,7 @@ static void splice(struct vp_iotlb *t, unsigned at, unsigned del, const struct e
 	SET(t->n, at + add + tail);
 }
 
-/* Cut [first, last] out; entries that reach beyond keep their ends. Inside a write section. */
+/* Cut [first, last] out. Entries that reach beyond it keep their ends. Inside a write section. */
 static void cut(struct vp_iotlb *t, uint64_t first, uint64_t last)
 {
 	unsigned at = lower(t, t->n, first), end = at, k = 0;
@@ -309,8 +321,8 @@ static void cut(struct vp_iotlb *t, uint64_t first, uint64_t last)
 }
 
 /*
- * Full: make room anywhere but at iova; what is still needed is missed again. Inside a write
- * section.
+ * The table is full: make room anywhere but at iova. What is still needed is missed again. Inside a
+ * write section.
  */
 static void make_room(struct vp_iotlb *t, uint64_t iova)
 {
@@ -336,8 +348,8 @@ static struct entry piece_of(const struct entry *e, uint64_t first, uint64_t las
 }
 
 /*
- * Both lead to the same place. Differences modulo 2^64: one that begins before the other, or behind
- * its start, goes on in step with it.
+ * Do both lead to the same place? The differences are modulo 2^64. An entry that begins before the
+ * other, or behind its start, goes on in step with it.
  */
 static bool agrees(const struct entry *a, const struct entry *b)
 {
@@ -352,7 +364,7 @@ struct change {
 	unsigned     deny; /* a refusal's: what is not to be had where it is not there */
 };
 
-/* A piece of it, which old covers, or nothing (NULL). False: nothing is known of it. */
+/* One piece of the change, which `old` covers, or nothing (NULL). False: nothing is known of it. */
 static bool change_piece(const struct change *c, const struct entry *old, uint64_t first, uint64_t last,
 			 struct entry *p)
 {
@@ -377,8 +389,8 @@ static void push(struct entry *out, unsigned *k, struct entry e)
 }
 
 /*
- * Entries [at, end) are those in the range: what they and the gaps between them become, with their
- * neighbours, merged.
+ * Entries [at, end) are those in the range. This makes the list of what they and the gaps between them
+ * become, merged with their neighbours.
  */
 static unsigned change_list(const struct vp_iotlb *t, const struct change *c, unsigned at, unsigned end,
 			    struct entry *out)
@@ -426,7 +438,7 @@ static void change(struct vp_iotlb *t, const struct change *c)
 	at = end = lower(t, t->n, c->e.iova);
 	while (end < t->n && t->e[end].iova <= c->e.last)
 		end++;
-	/* Of very many, what was known is missed again. */
+	/* There are very many: what was known of them is missed again. */
 	if (end - at > SPAN)
 		__atomic_store_n(&t->iommu.forgets, true, __ATOMIC_RELAXED);
 	k = change_list(t, c, at, end, out);
@@ -440,7 +452,7 @@ static bool miss_in(const struct miss *m, uint64_t first, uint64_t last)
 }
 
 /*
- * Misses that this range settles may be noted again; those that it answers with less than was asked
+ * Misses that this range settles may be noted again. Those that it answers with less than they asked
  * for wait for vp_iotlb_answered().
  */
 static void misses_settled(struct vp_iotlb *t, uint64_t first, uint64_t last, unsigned settles)
@@ -555,7 +567,7 @@ void vp_iotlb_refuse(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 		__atomic_store_n(&m->state, MISS_FREE, __ATOMIC_RELEASE);
 }
 
-/* Is all that is known of the page without acc? */
+/* Does everything that is known of the page lack acc? */
 static bool page_lacks(const struct vp_iotlb *t, uint64_t page, enum vp_access acc)
 {
 	unsigned i;
@@ -594,7 +606,7 @@ void vp_iotlb_invalidate(struct vp_iotlb *t, uint64_t iova, uint64_t size)
 		last = UINT64_MAX;
 	t->invalidations++;
 	write_begin(t);
-	/* What lies inside an entry leaves two. */
+	/* A range inside an entry leaves two entries. */
 	if (t->n >= t->room)
 		make_room(t, iova);
 	cut(t, iova, last);

@@ -129,11 +129,16 @@ static int check_kind(int fd, unsigned flags, struct vp_err *e)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
 	switch (flags & VP_MAP_VOUCHED ? VP_FOREIGN_MEMORY : vp_foreign_kind(fd, NULL, NULL)) {
 	case VP_FOREIGN_FILE:
-		return vp_err_set(e, -EMEDIUMTYPE, "memory region: its file is neither on tmpfs nor on hugetlbfs: whoever serves it could keep its pages waiting for ever; use memory-backend-memfd");
+		return vp_err_set(
+			e, -EMEDIUMTYPE,
+			"memory region: its file is neither on tmpfs nor on hugetlbfs, so its server could keep its pages waiting for ever; use memory-backend-memfd");
 	case VP_FOREIGN_DEVICE:
-		return vp_err_set(e, -EMEDIUMTYPE, "memory region: it is a device, whose driver could keep its pages waiting for ever; use memory-backend-memfd");
+		return vp_err_set(
+			e, -EMEDIUMTYPE,
+			"memory region: it is a device, whose driver could keep its pages waiting for ever; use memory-backend-memfd");
 	case VP_FOREIGN_INNER:
-		return vp_err_set(e, -EINVAL, "memory region: the file descriptor is neither a file nor a memory device");
+		return vp_err_set(e, -EINVAL,
+				  "memory region: the file descriptor is neither a file nor a memory device");
 	default:
 		return 0;
 	}
@@ -159,7 +164,8 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsi
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
 	/* Anonymous inodes (a port's windows) have no type at all. */
 	if (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode) && (st.st_mode & S_IFMT))
-		return vp_err_set(e, -EINVAL, "memory region: the file descriptor is neither a file nor a memory device");
+		return vp_err_set(e, -EINVAL,
+				  "memory region: the file descriptor is neither a file nor a memory device");
 	if (S_ISREG(st.st_mode) && end > (uint64_t)st.st_size)
 		return vp_err_set(e, -EINVAL,
 				  "memory region: offset 0x%llx + size 0x%llx goes beyond the file of 0x%llx bytes",

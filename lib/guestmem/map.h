@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Mappings of memory that other processes own, and survival of their files.
+ * Mappings of memory that other processes own. They survive what happens to their files.
  *
- * A front-end hands us a file descriptor; it can truncate the file afterwards,
- * and any access beyond the new end raises SIGBUS. Seals (F_SEAL_SHRINK) rule
- * that out; where a front-end sends an unsealed file (one by name, POSIX shared
- * memory) the fault handler here replaces the lost pages by zeroes private to
- * us and marks the mapping, so that a data thread finishes its burst on
- * harmless memory and the owner breaks the link.
+ * A front-end hands us a file descriptor. It can truncate the file afterwards; any access beyond the
+ * new end then raises SIGBUS. Seals (F_SEAL_SHRINK) rule that out. A front-end may also send an
+ * unsealed file (one by name, POSIX shared memory). There the fault handler replaces the lost pages by
+ * zeroes private to us, and marks the mapping. A data thread then finishes its burst on harmless
+ * memory, and the owner breaks the link.
  *
- * What no handler helps against is a page that never comes: a file on FUSE is as fast as the process that serves it, and whoever
- * touches the mapping waits in the kernel. So memory is taken from tmpfs and hugetlbfs only, where a page comes from the
- * kernel alone, unless the caller vouches for the file. (userfaultfd makes pages of these wait as well, but only for those who touch
- * them through the very mapping that was registered, which is never ours.)
+ * No handler helps against a page that never comes. A file on FUSE is as fast as the process that
+ * serves it, and a thread that touches the mapping waits in the kernel. So memory is taken from tmpfs
+ * and hugetlbfs only, where a page comes from the kernel alone, unless the caller vouches for the file.
+ * (userfaultfd makes pages of these wait as well, but only for accesses through the very mapping that
+ * was registered, which is never ours.)
  */
 #ifndef VP_GUESTMEM_MAP_H
 #define VP_GUESTMEM_MAP_H
@@ -47,33 +47,35 @@ struct vp_map {
 #define VP_MAP_VOUCHED  4u  /* whatever file it is, nobody can keep its pages waiting */
 
 /*
- * Map [offset, offset + size) of fd shared and (unless VP_MAP_READONLY)
- * writable. The fd is duplicated and stays the caller's. Checks that the range
- * lies inside the file and does not wrap. At most VP_MAP_MAX live at a time.
- * Returns 0 and a mapping with one reference, or -errno with e filled:
- * -EINVAL bad range, -EMEDIUMTYPE a file whose pages may have to wait for somebody, -ENOSPC too many mappings, else mmap's.
- * Main thread only.
+ * Map [offset, offset + size) of fd shared and (unless VP_MAP_READONLY) writable. The fd is duplicated
+ * and stays the caller's. The range must lie inside the file and must not wrap. At most VP_MAP_MAX
+ * mappings live at a time. Returns 0 and a mapping with one reference, or -errno with e filled: -EINVAL
+ * bad range, -EMEDIUMTYPE a file whose pages may have to wait for somebody, -ENOSPC too many mappings,
+ * else mmap's. Main thread only.
  */
 int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size,
 	       unsigned flags, struct vp_err *e);
 
 #define VP_MAP_MAX 32768  /* half of what the kernel allows a process to have (vm.max_map_count) */
 
-/* Count it in u until it is unmapped; u lives longer. Once a mapping, right after vp_map_new(). */
+/*
+ * Count the mapping in u until it is unmapped. u outlives it. At most once for a mapping, right after
+ * vp_map_new().
+ */
 void vp_map_charge(struct vp_map *m, struct vp_map_use *u);
 
 struct vp_map *vp_map_ref(struct vp_map *m);
 
-/* Drop a reference; the last unmaps. The caller has waited for a grace period. NULL is allowed. */
+/* Drop a reference; the last one unmaps. The caller has waited for a grace period. NULL is allowed. */
 void vp_map_unref(struct vp_map *m);
 
-/* The backing file was truncated under us (any thread). Never becomes false again. */
+/* The backing file was truncated under us. Never becomes false again. Any thread. */
 bool vp_map_lost(const struct vp_map *m);
 
 /*
- * Install the SIGBUS handler, once per process, before any peer memory is
- * touched. Faults outside our mappings go to the previous handler. A library
- * in somebody else's process need not call it (faults then are the process's).
+ * Install the SIGBUS handler, once in a process, before any peer memory is touched. Faults outside our
+ * mappings go to the previous handler. A library in somebody else's process need not call this; faults
+ * are then the process's.
  */
 int vp_map_guard_faults(void);
 

@@ -216,7 +216,7 @@ int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64
 	return 0;
 }
 
-/* All memory that there is, and no more: a bitmap may be much larger than what it is for. */
+/* All memory that there is, and no more: a bitmap may be much larger than the memory it is for. */
 static void mark_all(const struct vp_dirty_log *log, const struct vp_memtab *tab)
 {
 	for (unsigned i = 0; i < tab->n; i++) {
@@ -241,7 +241,10 @@ void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xla
 	}
 	for (; len; addr += span, len -= span) {
 		if (x->iommu->gpa(x->iommu, addr, &gpa, &span)) {
-			/* Invalidated since, then the page is the guest's to care for again; or forgotten, then it may be any page. */
+			/*
+			 * The page was invalidated since, then it is the guest's to care for again; or
+			 * it was forgotten, then it may be any page.
+			 */
 			if (__atomic_load_n(&x->iommu->forgets, __ATOMIC_RELAXED))
 				mark_all(log, x->tab);
 			return;

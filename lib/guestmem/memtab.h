@@ -2,14 +2,13 @@
 /*
  * Region tables: which addresses of a driver VM are reachable, and where.
  *
- * A table is immutable once built. The owner builds a new one from scratch,
- * validates all of it, publishes it, waits for a grace period and drops the
- * old (as Linux's vhost_set_memory() does). Mappings are shared by reference
- * between tables, so adding one region to a table of 500 maps once.
+ * A table never changes once built. The owner builds a new one from scratch, validates all of it,
+ * publishes it, waits for a grace period and drops the old one (as Linux's vhost_set_memory() does).
+ * Tables share mappings by reference, so adding one region to a table of 500 maps once.
  *
- * vhost-user, "Memory regions description": a region has a guest physical
- * address (what descriptors hold), a front-end user address (what ring
- * addresses hold), a size and an offset into its file.
+ * A region has a guest physical address (what descriptors hold), a front-end user address (what ring
+ * addresses hold), a size, and an offset into its file. Source: vhost-user, "Memory regions
+ * description".
  */
 #ifndef VP_GUESTMEM_MEMTAB_H
 #define VP_GUESTMEM_MEMTAB_H
@@ -53,10 +52,13 @@ int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa);
 /* Front-end user address to guest physical address; -EFAULT when [uva, uva+len) is not inside one region. */
 int vp_memtab_uva_to_gpa(const struct vp_memtab *t, uint64_t uva, uint64_t len, uint64_t *gpa);
 
-/* The mappings that go when this table does, as vp_map_charge() counts them: those that no other table shares. NULL: none. */
+/*
+ * The mappings that go when this table goes, as vp_map_charge() counts them: those that no other table
+ * shares. NULL: none.
+ */
 struct vp_map_use vp_memtab_use(const struct vp_memtab *t);
 
-/* True when a mapping that this table uses was truncated under us. */
+/* True when a mapping of this table was truncated under us. */
 bool vp_memtab_lost(const struct vp_memtab *t);
 
 /* What a translation is for. A device-readable buffer is only ever read. */
@@ -71,14 +73,15 @@ struct vp_window {
 /* A second translation stage in front of the table: a vIOMMU's IOTLB (iotlb.h). */
 struct vp_iommu {
 	/*
-	 * The window around iova that allows acc. -EAGAIN: not yet, come back after the next change; -EFAULT: not allowed.
+	 * The window around iova that allows acc. -EAGAIN: not yet, come back after the next change.
+	 * -EFAULT: not allowed.
 	 */
 	int (*translate)(struct vp_iommu *iommu, uint64_t iova, uint64_t len, enum vp_access acc,
 			 struct vp_window *w);
 	/* The guest physical address of iova and the bytes that continue it: for the dirty log. -EFAULT: gone. */
 	int (*gpa)(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uint64_t *span);
 	uint32_t generation; /* changes with every invalidation; atomic */
-	bool     forgets;    /* gpa() may fail for what is still mapped, because there is more than it can hold; atomic */
+	bool     forgets;    /* gpa() may fail for what is mapped: there is more than it can hold; atomic */
 };
 
 /*
@@ -104,8 +107,9 @@ VP_INLINE void vp_xlate_flush(struct vp_xlate *x)
 }
 
 /*
- * At the start of a burst: nothing remembered from before an invalidation is used in it. Together with a
- * grace period behind the invalidation this makes it safe to acknowledge.
+ * Call it at the start of a burst: the burst then uses nothing that was remembered from before an
+ * invalidation. Together with a grace period behind the invalidation this makes it safe to acknowledge
+ * the invalidation.
  */
 VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
 {
@@ -124,7 +128,10 @@ VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
 int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		   vp_gptr *host, uint64_t *span);
 
-/* The same without a look at the table where the last one of its kind was near by. For bursts: see vp_xlate_sync(). */
+/*
+ * The same, without a look at the table when the last address of its kind was near by. For bursts: see
+ * vp_xlate_sync().
+ */
 VP_INLINE int vp_xlate_near(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc, vp_gptr *host,
 			    uint64_t *span)
 {
@@ -143,8 +150,8 @@ int vp_xlate_contig(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acc
 		    vp_gptr *host);
 
 /*
- * Copy from/to guest addresses across region borders (slow path: state that is
- * read rarely). 0, -EFAULT or -EAGAIN; on failure an unknown prefix was copied.
+ * Copy from or to guest addresses across region borders (slow path: state that is read rarely). 0,
+ * -EFAULT or -EAGAIN. On failure an unknown prefix was copied.
  */
 int vp_xlate_copy_in(struct vp_xlate *x, void *dst, uint64_t addr, uint64_t len);
 int vp_xlate_copy_out(struct vp_xlate *x, uint64_t addr, const void *src, uint64_t len);
@@ -161,7 +168,7 @@ struct vp_dirty_log {
 /* Mark what lies at addr (guest physical, or an IOVA of x's iommu) dirty. */
 void vp_dirty_log_mark_xlate(const struct vp_dirty_log *log, const struct vp_xlate *x, uint64_t addr, uint64_t len);
 
-/* Mark [gpa, gpa + len) dirty; pages beyond the bitmap are ignored. After the write itself. */
+/* Mark [gpa, gpa + len) dirty, after the write itself. Pages beyond the bitmap are ignored. */
 void vp_dirty_log_mark(const struct vp_dirty_log *log, uint64_t gpa, uint64_t len);
 
 #endif

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The virtio-net offload header (virtio 1.3, 5.1.6): checking it against the
- * packet that it came with, and doing in software what the receiver did not
- * negotiate: completing a partial checksum, cutting a large segment.
+ * The virtio-net offload header (virtio 1.3, 5.1.6). The functions check it against the packet that it
+ * came with. They do in software what the receiver did not negotiate: complete a partial checksum, cut
+ * a large segment.
  *
- * Security model: the header and the packet come from a hostile sender. The
- * caller has copied both into private memory, once; nothing here reads peer
- * memory. Every offset is checked against the packet's length before use.
+ * Security model: header and packet come from a hostile sender. The caller has copied both into private
+ * memory, once; nothing here reads peer memory. Every offset is checked against the packet's length
+ * before use.
  */
 #ifndef VP_NET_OFFLOAD_H
 #define VP_NET_OFFLOAD_H
@@ -33,21 +33,22 @@ VP_INLINE unsigned vp_net_hdr_len(uint64_t features)
 }
 
 /*
- * Is this a header that a driver with these negotiated (driver to device) features may send with
- * a packet of len bytes (header not counted)? Clears flags that only the device may set
- * (DATA_VALID, RSC_INFO), and makes hdr_len, which is only a hint, one that a receiver can have. 0,
- * or -EINVAL: csum_start + csum_offset + 2 beyond the packet, unknown or not negotiated GSO type,
- * GSO without NEEDS_CSUM, gso_size zero.
+ * Is this a header that a driver with these negotiated (driver to device) features may send with a
+ * packet of len bytes (header not counted)? Clears flags that only the device may set (DATA_VALID,
+ * RSC_INFO). Makes hdr_len, which is only a hint, one that a receiver can have. 0, or -EINVAL:
+ * csum_start + csum_offset + 2 beyond the packet, GSO type unknown or not negotiated, GSO without
+ * NEEDS_CSUM, gso_size zero.
  */
 int vp_net_hdr_check(struct virtio_net_hdr *h, uint32_t len, uint64_t src_features);
 
-/* May the packet be handed to a driver with these negotiated (GUEST_*) features as it is? */
+/* May a driver with these negotiated (GUEST_*) features get the packet as it is? */
 bool vp_net_hdr_accepted(const struct virtio_net_hdr *h, uint64_t dst_features);
 
 /*
- * The same for a header that a device hands to a driver with these negotiated (GUEST_*) features. Flags and types that the
- * driver did not ask for are errors. DATA_VALID stays: whoever sends the packet could as well give it a right checksum, and
- * passt sets it, with no checksum in the packet, for drivers without GUEST_CSUM too (which virtio 1.3, 5.1.6.4.1, does not allow; Linux takes it).
+ * The same for a header that a device hands to a driver with these negotiated (GUEST_*) features. Flags
+ * and types that the driver did not ask for are errors. DATA_VALID stays: the sender could as well have
+ * given the packet a right checksum. passt sets it, with no checksum in the packet, for drivers without
+ * GUEST_CSUM too; virtio 1.3, 5.1.6.4.1, does not allow that, and Linux takes it.
  */
 int vp_net_hdr_check_in(struct virtio_net_hdr *h, uint32_t len, uint64_t dst_features);
 
@@ -68,9 +69,10 @@ struct vp_gso {
 };
 
 /*
- * What one packet may be cut into. A TCP segment carries at least 8 bytes (Linux's TCP_MIN_GSO_SIZE), and a packet
- * becomes at most 160: 64 KiB with 410 bytes each. The least path MTU that Linux believes in (min_pmtu, 552)
- * leaves 472 beside all TCP options there can be. Of UDP Linux sends at most 128.
+ * The bounds of what one packet may be cut into. A TCP segment carries at least 8 bytes (Linux's
+ * TCP_MIN_GSO_SIZE). A packet becomes at most 160 segments: 64 KiB with 410 bytes each. The least path
+ * MTU that Linux believes in (min_pmtu, 552) leaves 472 beside all TCP options there can be. Linux
+ * sends at most 128 segments of UDP.
  */
 #define VP_GSO_TCP_MSS_MIN 8u
 #define VP_GSO_SEGS_MAX    160u
@@ -78,16 +80,16 @@ struct vp_gso {
 #define VP_GSO_HDR_MAX 256 /* Ethernet + VLAN tags + IP with options/extensions + TCP with options */
 
 /*
- * Prepare to cut pkt (which stays the caller's until the last segment) as h says: TCPv4, TCPv6 (with
- * or without ECN), UDP_L4. The headers are found by parsing the packet, never by trusting
- * hdr_len. 0; -EINVAL: the packet is not what h says, or would become too many segments; -EOPNOTSUPP: a type that is
- * not cut (UFO).
+ * Prepare to cut pkt as h says: TCPv4, TCPv6 (with or without ECN), UDP_L4. pkt stays the caller's
+ * until the last segment. The headers are found by parsing the packet, never by trusting hdr_len. 0.
+ * -EINVAL: the packet is not what h says, or would become too many segments. -EOPNOTSUPP: a type that
+ * is not cut (UFO).
  */
 int vp_gso_init(struct vp_gso *g, const uint8_t *pkt, uint32_t len, const struct virtio_net_hdr *h);
 
 /*
- * The next segment, complete with lengths, IP id, sequence number, flags and
- * checksums, into out (at least g->hdr_len + g->mss bytes). Its length, or 0 when none is left.
+ * Write the next segment into out (at least g->hdr_len + g->mss bytes), complete with lengths, IP id,
+ * sequence number, flags and checksums. Its length, or 0 when none is left.
  */
 uint32_t vp_gso_next(struct vp_gso *g, uint8_t *out);
 

@@ -22,17 +22,21 @@ int vp_state_header_check(const void *ctrl, struct vp_err *e)
 
 	memcpy(&h, ctrl, sizeof(h));
 	if (memcmp(h.magic, VHP_MAGIC, sizeof(h.magic)))
-		return vp_err_set(e, -ENODEV, "no vhost-pci port here: the control block does not start with %s", VHP_MAGIC);
+		return vp_err_set(e, -ENODEV, "no vhost-pci port here: the control block does not start with %s",
+				  VHP_MAGIC);
 	if (le32toh(h.abi_version) != VHP_ABI_VERSION)
-		return vp_err_set(e, -EPROTO, "the daemon speaks vhost-pci ABI %u.%u, this program %u.%u: install matching versions",
-				  VHP_ABI_VER_MAJOR(le32toh(h.abi_version)), VHP_ABI_VER_MINOR(le32toh(h.abi_version)),
-				  VHP_ABI_MAJOR, VHP_ABI_MINOR);
+		return vp_err_set(
+			e, -EPROTO,
+			"the daemon speaks vhost-pci ABI %u.%u, this program %u.%u: install matching versions",
+			VHP_ABI_VER_MAJOR(le32toh(h.abi_version)), VHP_ABI_VER_MINOR(le32toh(h.abi_version)),
+			VHP_ABI_MAJOR, VHP_ABI_MINOR);
 	if (le32toh(h.state_offset) != VHP_CTRL_STATE_OFF || le32toh(h.state_size) != VHP_CTRL_STATE_SIZE ||
 	    le32toh(h.header_size) != sizeof(h) || le32toh(h.command_offset) != VHP_CTRL_COMMAND_OFF ||
 	    le32toh(h.command_size) != VHP_CTRL_COMMAND_SIZE || !h.max_queues ||
 	    (h.pool_size && le64toh(h.pool_offset) != VHP_CTRL_POOL_OFF) ||
 	    le32toh(h.max_queues) > VHP_MAX_QUEUES || le32toh(h.nsignals) < 1 + le32toh(h.max_queues))
-		return vp_err_set(e, -EPROTO, "the port's header is not laid out as ABI %u.%u says", VHP_ABI_MAJOR, VHP_ABI_MINOR);
+		return vp_err_set(e, -EPROTO, "the port's header is not laid out as ABI %u.%u says", VHP_ABI_MAJOR,
+				  VHP_ABI_MINOR);
 	return 0;
 }
 
@@ -134,7 +138,8 @@ static int check_regions(const struct vp_state *s, struct vp_err *e)
 			return vp_err_set(e, -EPROTO, "state page: region %u at 0x%llx is empty or wraps around", i,
 					  (unsigned long long)r->addr);
 		if (r->window >= s->nwindows || s->windows[r->window].kind == VHP_WINDOW_NONE)
-			return vp_err_set(e, -EPROTO, "state page: region %u lies in window %u, which is not there", i, r->window);
+			return vp_err_set(e, -EPROTO, "state page: region %u lies in window %u, which is not there", i,
+					  r->window);
 		if (!vp_range_inside(r->offset, r->size, 0, s->windows[r->window].size))
 			return vp_err_set(e, -EPROTO, "state page: region %u leaves its window %u", i, r->window);
 		if (i && r->addr - s->regions[i - 1].addr < s->regions[i - 1].size)
@@ -165,17 +170,23 @@ int vp_state_read(const void *ctrl, struct vp_state *out, struct vp_err *e)
 		if (!until)
 			until = now_ns() + READ_TIMEOUT_NS;
 		else if (now_ns() > until)
-			return vp_err_set(e, -EAGAIN, "the state page is being written for more than 100 ms");
+			return vp_err_set(e, -EAGAIN,
+					  "the daemon has been writing the state page for more than 100 ms");
 	}
 	out->generation = g;
 	if (out->abi_version != VHP_ABI_VERSION)
-		ret = vp_err_set(e, -EPROTO, "the daemon speaks vhost-pci ABI %u.%u, this program %u.%u: install matching versions",
-				 VHP_ABI_VER_MAJOR(out->abi_version), VHP_ABI_VER_MINOR(out->abi_version), VHP_ABI_MAJOR,
-				 VHP_ABI_MINOR);
-	else if (out->max_queues > VHP_MAX_QUEUES || out->nqueues > out->max_queues || out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
-	    out->config_size > VHP_CONFIG_MAX || out->set_size > VHP_CONFIG_MAX || out->set_offset > VHP_CONFIG_MAX - out->set_size)
-		ret = vp_err_set(e, -EPROTO, "state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are beyond the limits",
-				 out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
+		ret = vp_err_set(e, -EPROTO,
+				 "the daemon speaks vhost-pci ABI %u.%u, this program %u.%u: install matching versions",
+				 VHP_ABI_VER_MAJOR(out->abi_version), VHP_ABI_VER_MINOR(out->abi_version),
+				 VHP_ABI_MAJOR, VHP_ABI_MINOR);
+	else if (out->max_queues > VHP_MAX_QUEUES || out->nqueues > out->max_queues ||
+		 out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
+		 out->config_size > VHP_CONFIG_MAX || out->set_size > VHP_CONFIG_MAX ||
+		 out->set_offset > VHP_CONFIG_MAX - out->set_size)
+		ret = vp_err_set(
+			e, -EPROTO,
+			"state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are beyond the limits",
+			out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
 	else
 		ret = check_queues(out, e);
 	if (!ret)
@@ -213,10 +224,14 @@ const struct vp_state_region *vp_state_region_find(const struct vp_state *s, uin
 const char *vp_state_reason_str(uint32_t reason)
 {
 	static const char *const str[] = {
-		[VHP_REASON_NONE] = "none", [VHP_REASON_NO_LINK] = "no link configured for this port",
-		[VHP_REASON_NOT_ATTACHED] = "no data path attached", [VHP_REASON_NO_DRIVER] = "the driver VM is not there",
-		[VHP_REASON_NOT_READY] = "the driver VM's driver does not run", [VHP_REASON_WINDOW] = "a window is missing",
-		[VHP_REASON_FEATURES] = "the data path lacks features", [VHP_REASON_POLICY] = "refused by policy",
+		[VHP_REASON_NONE] = "none",
+		[VHP_REASON_NO_LINK] = "no link configured for this port",
+		[VHP_REASON_NOT_ATTACHED] = "no data path attached",
+		[VHP_REASON_NO_DRIVER] = "the driver VM is not there",
+		[VHP_REASON_NOT_READY] = "the driver VM's driver does not run",
+		[VHP_REASON_WINDOW] = "a window is missing",
+		[VHP_REASON_FEATURES] = "the data path lacks features",
+		[VHP_REASON_POLICY] = "refused by policy",
 		[VHP_REASON_ADMIN] = "taken down by the administrator",
 		[VHP_REASON_TIMEOUT] = "this guest did not answer in time",
 		[VHP_REASON_PROTOCOL] = "the driver VM's front-end broke the protocol",

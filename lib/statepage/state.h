@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The state page of a vhost-pci port as its guest reads it: one consistent, private, validated
- * copy (docs/spec.md, section 3). Shared by the agent and libvhostpci.
+ * The state page of a vhost-pci port as its guest reads it: one consistent, private, validated copy
+ * (docs/spec.md, section 3). The agent and libvhostpci share this code.
  *
- * Security model: the page is shared memory. It is copied under its seqlock into
- * private memory, once; only the copy is validated and used. A page that is
- * invalid in itself is reported, and the link is to be taken as down.
+ * Security model: the page is shared memory. It is copied under its seqlock into private memory, once;
+ * only the copy is validated and used. A page that is invalid in itself is reported, and the caller
+ * treats the link as down.
  */
 #ifndef VP_STATEPAGE_STATE_H
 #define VP_STATEPAGE_STATE_H
@@ -51,12 +51,12 @@ struct vp_state {
 };
 
 /*
- * Is this the control block (VHP_CTRL_SIZE bytes, mapped at ctrl) of a port that we can serve? 0; -ENODEV no magic;
- * -EPROTO other version or layout.
+ * Is this the control block (VHP_CTRL_SIZE bytes, mapped at ctrl) of a port that we can serve? 0.
+ * -ENODEV: no magic. -EPROTO: another version or layout.
  */
 int vp_state_header_check(const void *ctrl, struct vp_err *e);
 
-/* One load: differs from the last copy's generation when there is something new to read. */
+/* The page's generation, by one load. It differs from the last copy's when there is something new to read. */
 VP_INLINE uint32_t vp_state_generation(const void *ctrl)
 {
 	const struct vhp_abi_control *c = (const struct vhp_abi_control *)ctrl;
@@ -65,21 +65,24 @@ VP_INLINE uint32_t vp_state_generation(const void *ctrl)
 }
 
 /*
- * Copy the state out of the control block and validate it.
- * 0; -EAGAIN: the writer did not finish within 100 ms (out is not usable, try at the next signal);
- * -EPROTO: another version, counts beyond the limits, regions that wrap, overlap or leave their window, windows of
- * no size, queues that are to stop but do not run (e says which; out holds the header fields, and link_status is down).
+ * Copy the state out of the control block and validate it. 0. -EAGAIN: the writer did not finish within
+ * 100 ms; out is not usable, try at the next signal. -EPROTO: another version, counts beyond the
+ * limits, regions that wrap, overlap or leave their window, windows of no size, queues that are to stop
+ * but do not run. e then says which; out holds the header fields, and link_status is down.
  */
 int vp_state_read(const void *ctrl, struct vp_state *out, struct vp_err *e);
 
 /*
- * The region that holds all of [addr, addr + len), and where in its window that is; NULL when there is
- * none or it crosses a border. need is a mask of VHP_REGION_*.
+ * The region that holds all of [addr, addr + len), and where in its window that is. NULL: there is
+ * none, or the range crosses a border. need is a mask of VHP_REGION_*.
  */
 const struct vp_state_region *vp_state_region_find(const struct vp_state *s, uint64_t addr,
 						 uint64_t len, uint32_t need, uint64_t *offset);
 
-/* For people. Unknown values give "unknown", unknown reasons their number (of the calling thread, until its next call). */
+/*
+ * Words for people. Unknown values give "unknown". An unknown reason gives its number, in a buffer of
+ * the calling thread that lasts until its next call.
+ */
 const char *vp_state_reason_str(uint32_t reason);
 const char *vp_state_mode_str(uint32_t mode);
 const char *vp_state_status_str(uint32_t status); /* of an answer */

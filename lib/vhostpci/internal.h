@@ -55,8 +55,8 @@ struct vhp_region_map {
 };
 
 /*
- * The mappings of one regions[]. The port has the newest; a loan that outlives them there keeps those that
- * it was made under.
+ * The mappings of one regions[]. The port has the newest. A loan that outlives them there keeps the
+ * mappings that it was made under.
  */
 struct vhp_maps {
 	unsigned refs; /* atomic: threads give loans of different pairs back */
@@ -103,7 +103,10 @@ struct vhp_port {
 	char      name[33];
 };
 
-/* driver VM's transmit queue of a pair: we receive from it. And its receive queue. NULL: no such pair. */
+/*
+ * The queue of a pair that we receive from: the driver VM's transmit queue. Below, its receive queue.
+ * NULL: no such pair.
+ */
 static inline struct vhp_queue *vhp_rxq(const struct vhp_port *p, unsigned pair)
 {
 	return pair < p->nq / 2 ? &p->q[2 * pair + 1] : NULL;
@@ -117,12 +120,15 @@ static inline struct vhp_queue *vhp_txq(const struct vhp_port *p, unsigned pair)
 /* Drop a reference; the last one unmaps. Any thread. NULL is allowed. */
 void vhp_maps_unref(struct vhp_maps *m);
 
-/* The loans of a queue keep maps, which the port is about to let go of. NULL only if there are no loans. */
+/*
+ * Make the loans of a queue keep maps, which the port is about to let go of. NULL only if there are no
+ * loans.
+ */
 void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps);
 
 /*
- * Give every loan of a queue back, on behalf of the program. It may still be at work in the memory: the loans
- * keep maps.
+ * Give every loan of a queue back, on behalf of the program. The program may still be at work in the
+ * memory, so the loans keep maps.
  */
 void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps);
 

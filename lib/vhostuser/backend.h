@@ -1,26 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The back-end's side of a vhost-user connection: a state machine that turns
- * the messages of a front-end (QEMU, Cloud Hypervisor, DPDK virtio-user) into
- * calls to its owner. It has no event loop, no threads and no policy, and it
- * maps nothing: addresses and fds are handed on as they were sent.
+ * The back-end's side of a vhost-user connection: a state machine that turns the messages of a
+ * front-end (QEMU, Cloud Hypervisor, DPDK virtio-user) into calls to its owner. It has no event loop,
+ * no threads and no policy. It maps nothing: it hands addresses and fds on as they were sent.
  *
- * Threat model: see codec.h. In addition the *values* of a message are checked
- * here when they concern the session (ring index, ring size, flags, bits that
- * were not offered, tables beyond the slot limit). Values that name memory
- * (regions, ring addresses, IOTLB entries, log sizes) are the owner's to check.
+ * Threat model: see codec.h. In addition, *values* of a message are checked here when they concern the
+ * session (ring index, ring size, flags, bits that were not offered, tables beyond the slot limit).
+ * Values that name memory (regions, ring addresses, IOTLB entries, log sizes) are the owner's to check.
  *
- * Threads: every function of a session is called by one thread, which also gets
- * the callbacks. Nothing blocks.
+ * Threads: one thread calls all functions of a session, and gets the callbacks. Nothing blocks.
  *
- * fds handed to a callback: a callback that keeps one stores -1 in its slot and
- * owns it from then on; the session closes the ones that are left, whatever
- * the callback returned.
+ * fds handed to a callback: a callback that keeps one stores -1 in its slot and owns it from then on.
+ * The session closes the ones that are left, whatever the callback returned.
  *
  * Typical owner:
  *   poll(vu_backend_fd, vu_backend_events)            -> vu_backend_readable / vu_backend_writable
  *   poll(vu_backend_req_fd, vu_backend_req_events)    -> vu_backend_req_ready
- * and asks for both fds and event masks again in ops->events_changed.
+ * It asks for both fds and event masks again in ops->events_changed.
  */
 #ifndef VP_VHOSTUSER_BACKEND_H
 #define VP_VHOSTUSER_BACKEND_H
@@ -36,9 +32,9 @@
 struct vu_backend;
 
 /*
- * A callback that returns VP_LATER (base/err.h) cannot finish now. The session then reads
- * no further message and answers when the owner calls vu_backend_done() or, for
- * ring_stop, vu_backend_ring_stopped(). Never call those from inside the callback.
+ * A callback that returns VP_LATER (base/err.h) cannot finish now. The session then reads no further
+ * message. It answers when the owner calls vu_backend_done() or, for ring_stop,
+ * vu_backend_ring_stopped(). Never call those from inside the callback.
  */
 
 /* ring_changed: what happened, a mask. */
@@ -60,9 +56,9 @@ enum vu_base_from {
 struct vu_ring {
 	uint32_t num;               /* entries; 0 = not set */
 	/*
-	 * Where to go on. Split: bits 0-15 next available index. Packed: bits 0-14 next
-	 * available index, 15 its wrap counter, 16-30 used index, 31 its wrap counter (filled in when the ring starts
-	 * if the front-end left that half empty, as DPDK's does).
+	 * Where to go on. Split: bits 0-15 are the next available index. Packed: bits 0-14 are the next
+	 * available index, 15 its wrap counter, 16-30 the used index, 31 its wrap counter. If the
+	 * front-end left the upper half empty, as DPDK's does, it is filled in when the ring starts.
 	 */
 	uint32_t base;
 	enum vu_base_from base_from;
@@ -77,25 +73,34 @@ struct vu_ring {
 	bool started;
 	bool stopping;              /* ring_stop was answered with VP_LATER */
 	/*
-	 * -1 = none: poll (kick), do not notify (call), or taken by vu_backend_take_fd().
-	 * Owned by the session. A replaced fd is closed after ring_changed has returned, the kick fd also after the
-	 * ring has stopped: an owner whose other threads use them takes or duplicates them.
+	 * -1 = none: poll (kick), do not notify (call), or taken by vu_backend_take_fd(). The session
+	 * owns them. It closes a replaced fd after ring_changed has returned, and the kick fd also
+	 * after the ring has stopped. An owner whose other threads use them takes or duplicates them.
 	 */
 	int kick_fd, call_fd, err_fd;
 };
 
 /*
- * All may be NULL unless said otherwise. They return 0 or -errno, those marked LATER also VP_LATER; e is never NULL, a
- * sentence there is used for the error, else one is made. An error is answered if the front-end asked for an
- * answer. If it did not, the session goes on after MTU, RARP, SET_CONFIG, SET_STATUS, LOG_FD and after an error of ring_changed
- * (a bad ring harms only itself); after the rest it ends, because front-end and back-end would disagree from then on.
+ * All callbacks may be NULL unless said otherwise. They return 0 or -errno; those marked LATER also
+ * VP_LATER. e is never NULL: a sentence there becomes the error's, else one is made.
+ *
+ * The session answers with an error if the front-end asked for an answer. If it did not, the session
+ * goes on after MTU, RARP, SET_CONFIG, SET_STATUS, LOG_FD, and after an error of ring_changed (a bad
+ * ring harms only itself). After the rest it ends, because front-end and back-end would disagree from
+ * then on.
  */
 struct vu_backend_ops {
-	/* The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered; only called when they changed. */
+	/*
+	 * The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered ones. Called only
+	 * when they changed.
+	 */
 	int (*set_features)(void *ctx, uint64_t features, struct vp_err *e);
 	int (*set_protocol_features)(void *ctx, uint64_t pf, struct vp_err *e);
 
-	/* LATER. The whole table anew; n up to VU_MAX_TABLE_REGIONS, 0 = nothing mapped. fds[i] belongs to r[i]. Required. */
+	/*
+	 * LATER. Required. The whole table anew: n up to VU_MAX_TABLE_REGIONS, 0 = nothing mapped.
+	 * fds[i] belongs to r[i].
+	 */
 	int (*mem_table)(void *ctx, const struct vu_mem_region *r, int *fds, unsigned int n, struct vp_err *e);
 	/* LATER. Required when VU_PF_CONFIGURE_MEM_SLOTS is offered. */
 	int (*mem_add)(void *ctx, const struct vu_mem_region *r, int *fd, struct vp_err *e);
@@ -105,12 +110,15 @@ struct vu_backend_ops {
 	/* Required. Mask of enum vu_ring_change. An error to VU_RING_STARTED leaves the ring stopped. */
 	int (*ring_changed)(void *ctx, unsigned int q, unsigned int what, struct vp_err *e);
 	/*
-	 * LATER. Required. Stop q and store where it stopped (encoded as vu_ring.base;
-	 * preset with the ring's base). When it has returned 0, or the owner has called
-	 * vu_backend_ring_stopped(), nothing may touch the ring any more. Only called for started rings.
+	 * LATER. Required. Stop q and store where it stopped, encoded as vu_ring.base (preset with the
+	 * ring's base). Once it has returned 0, or the owner has called vu_backend_ring_stopped(),
+	 * nothing may touch the ring any more. Called for started rings only.
 	 */
 	int (*ring_stop)(void *ctx, unsigned int q, uint32_t *base, struct vp_err *e);
-	/* LATER. RESET_DEVICE: all rings are to be stopped (no ring_stop calls), device state as after connecting. */
+	/*
+	 * LATER. RESET_DEVICE: stop all rings (there are no ring_stop calls); the device's state is
+	 * that after connecting.
+	 */
 	int (*reset)(void *ctx, struct vp_err *e);
 
 	/* Fill buf with len bytes of config space from off. */
@@ -129,7 +137,7 @@ struct vu_backend_ops {
 	int (*get_inflight)(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);
 	int (*set_inflight)(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e);
 
-	/* LATER. UPDATE or INVALIDATE; acknowledged when it has taken effect everywhere. */
+	/* LATER. UPDATE or INVALIDATE; the session acknowledges it when it has taken effect everywhere. */
 	int (*iotlb)(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e);
 
 	/* Sizes of the shared memory regions; *n preset with VU_MAX_SHMEM. Required when VU_PF_SHMEM is offered. */
@@ -151,17 +159,17 @@ struct vu_backend_cfg {
 };
 
 /*
- * Takes over fd (also on failure). Refused with -EINVAL when cfg asks for protocol features that are
- * not implemented or whose callback is missing, which is a bug of the caller.
- * ctx is handed to the callbacks. NULL on failure.
+ * Take over fd (also on failure) and make a session on it; ctx is handed to the callbacks. NULL on
+ * failure. -EINVAL: cfg asks for protocol features that are not implemented, or whose callback is
+ * missing; this is a bug of the caller.
  */
 struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, const struct vu_backend_ops *ops,
 				  void *ctx, struct vp_err *e);
 
 /*
- * Closes all fds the session owns; completes outstanding requests with -ECANCELED. No other
- * callback is made. Never call it from inside a callback. An answer that is
- * still owed (VP_LATER) is dropped: do not complete it later.
+ * Close all fds that the session owns, and complete outstanding requests with -ECANCELED. There is no
+ * other callback. Never call it from inside a callback. An answer that is still owed (VP_LATER) is
+ * dropped: do not complete it later.
  */
 void vu_backend_destroy(struct vu_backend *b);
 
@@ -172,16 +180,16 @@ int vu_backend_fd(const struct vu_backend *b);
 short vu_backend_events(const struct vu_backend *b);
 
 /*
- * Call when readable, and on POLLHUP or POLLERR even when POLLIN was not asked for.
- * Handles a bounded number of messages. 0, or -errno with *e set when the session is
- * over: -ECONNRESET the front-end went away, other values: it was cut off, *e says why. Then destroy it.
+ * Call when readable, and on POLLHUP or POLLERR even when POLLIN was not asked for. Handles a bounded
+ * number of messages. 0, or -errno with *e set when the session is over: -ECONNRESET the front-end went
+ * away, other values: it was cut off, and *e says why. Then destroy the session.
  */
 int vu_backend_readable(struct vu_backend *b, struct vp_err *e);
 int vu_backend_writable(struct vu_backend *b, struct vp_err *e);
 
 /*
- * Finish what was answered with VP_LATER: result 0 or -errno. -EINVAL when
- * nothing (or something else) is owed; otherwise as vu_backend_readable().
+ * Finish what was answered with VP_LATER: result is 0 or -errno. -EINVAL when nothing (or something
+ * else) is owed; otherwise as vu_backend_readable().
  */
 int vu_backend_done(struct vu_backend *b, int result, struct vp_err *e);
 int vu_backend_ring_stopped(struct vu_backend *b, unsigned int q, uint32_t base, struct vp_err *e);
@@ -202,7 +210,7 @@ uint64_t vu_backend_pf(const struct vu_backend *b);
 const struct vu_ring *vu_backend_ring(const struct vu_backend *b, unsigned int q);
 /* Take over a ring's VU_RING_KICK, _CALL or _ERR fd; -1 when there is none. */
 int vu_backend_take_fd(struct vu_backend *b, unsigned int q, enum vu_ring_change which);
-/* Replace what GET_FEATURES answers from now on (before SET_FEATURES only: else -EBUSY). */
+/* Replace what GET_FEATURES answers from now on. Only before SET_FEATURES, else -EBUSY. */
 int vu_backend_offer(struct vu_backend *b, uint64_t features);
 
 struct vu_backend_info {
@@ -227,9 +235,9 @@ void vu_backend_get_info(const struct vu_backend *b, struct vu_backend_info *inf
 /* --- requests to the front-end, on the channel of SET_BACKEND_REQ_FD --- */
 
 /*
- * Result of a request: 0, -EREMOTEIO (the front-end answered with an error), -ECANCELED (channel
- * or session closed). Without REPLY_ACK there are no answers: done gets 0 as soon as the message has been sent (then inside the call).
- * More requests may be made from done; never vu_backend_destroy.
+ * The result of a request: 0, -EREMOTEIO (the front-end answered with an error), -ECANCELED (channel or
+ * session closed). Without REPLY_ACK there are no answers: done gets 0 as soon as the message has been
+ * sent, inside the call. done may make more requests; it never calls vu_backend_destroy.
  */
 typedef void (*vu_req_done)(void *arg, int result);
 
@@ -237,21 +245,22 @@ typedef void (*vu_req_done)(void *arg, int result);
 
 bool vu_backend_has_req(const struct vu_backend *b);
 int vu_backend_req_fd(const struct vu_backend *b);       /* -1 = none */
-/*
- * Changes with each channel that comes or goes, unlike the number of its fd; 0 = there never was
- * one.
- */
+/* Changes with each channel that comes or goes, unlike the number of its fd. 0 = there never was one. */
 unsigned int vu_backend_req_serial(const struct vu_backend *b);
 short vu_backend_req_events(const struct vu_backend *b);
-/* Any event on it. Loss of the channel is not an error of the session: it fails the requests and calls events_changed. */
+/*
+ * Any event on the channel. Its loss is not an error of the session: it fails the requests and calls
+ * events_changed.
+ */
 void vu_backend_req_ready(struct vu_backend *b);
 
 /*
- * 0 = accepted, done (may be NULL) will be called exactly once. Otherwise not called, and: -ENOTCONN (no
+ * 0 = accepted: done (may be NULL) is called exactly once. Otherwise done is not called: -ENOTCONN (no
  * channel), -EOPNOTSUPP (feature not negotiated), -EBUSY (VU_MAX_REQS unanswered), -ENOBUFS.
  *
- * SHMEM_MAP and UNMAP need VU_PF_SHMEM and REPLY_ACK, MAP also BACKEND_SEND_FD. The fd stays the caller's. QEMU crashes on
- * them while the device is not started: see docs on the shmem attachment; the owner must not ask then.
+ * SHMEM_MAP and UNMAP need VU_PF_SHMEM and REPLY_ACK, MAP also BACKEND_SEND_FD. The fd stays the
+ * caller's. QEMU crashes on these requests while the device is not started, so the owner must not make
+ * them then.
  */
 int vu_backend_shmem_map(struct vu_backend *b, uint8_t shmid, int fd, uint64_t fd_offset, uint64_t shm_offset,
 			 uint64_t len, uint64_t flags, vu_req_done done, void *arg);

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Messages of the vhost-user protocol as a table, and a connection that reads
- * and writes them without ever blocking.
+ * The messages of the vhost-user protocol as a table, and a connection that reads and writes them
+ * without ever blocking.
  *
- * Threat model: every byte and every fd that arrives comes from a VMM that a
- * hostile guest may have taken over. It may send half a message and fall
- * silent, announce any size, attach any number of fds of any type, send what
- * its state does not allow, and never read what we send. None of this may
- * block, allocate without bound, leak an fd, or read beyond a buffer. A message
- * is handed on only after its size, fd count, flags, feature and state have
- * been checked against the table; then its *values* are still untrusted.
+ * Threat model: every byte and every fd that arrives comes from a VMM that a hostile guest may have
+ * taken over. Such a VMM may send half a message and fall silent, announce any size, attach any number
+ * of fds of any type, send what its state does not allow, and never read what we send. None of this may
+ * block, allocate without bound, leak an fd, or read beyond a buffer. A message is handed on only after
+ * its size, fd count, flags, feature and state have been checked against the table. Its *values* are
+ * still untrusted then.
  *
  * Threads: a connection belongs to one thread. No function here blocks.
  */
@@ -66,11 +65,10 @@ struct vu_msg {
 };
 
 /*
- * Is the request a legal message of dir, in this state and with these protocol
- * features? Returns 0, or with a sentence in *e that names the message, what
- * is wrong and what was expected: -EBADMSG (flags, size), -EBADF (fd count), -ENOSYS (no such
- * message), -EOPNOTSUPP (feature not negotiated), -EPROTO (state). After the last
- * three the stream is intact, so the receiver may refuse and go on.
+ * Is the request a legal message of dir, in this state and with these protocol features? 0, or an error
+ * with a sentence in *e that names the message, what is wrong and what was expected: -EBADMSG (flags,
+ * size), -EBADF (fd count), -ENOSYS (no such message), -EOPNOTSUPP (feature not negotiated), -EPROTO
+ * (state). After the last three the stream is intact, so the receiver may refuse the message and go on.
  */
 int vu_msg_check(enum vu_dir dir, const struct vu_msg *m, unsigned int nfds, uint64_t pf,
 		 unsigned int state, struct vp_err *e);
@@ -101,8 +99,8 @@ struct vu_conn {
 };
 
 /*
- * Takes over fd, a connected stream socket; its O_NONBLOCK flag does not
- * matter (a peer may share the open file description and change it).
+ * Takes over fd, a connected stream socket. Its O_NONBLOCK flag does not matter: a peer may share the
+ * open file description and change it.
  */
 void vu_conn_init(struct vu_conn *c, int fd, enum vu_dir rx_dir, bool rx_replies);
 

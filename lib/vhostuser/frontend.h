@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The front-end's side of a vhost-user connection: talks to an unmodified
- * back-end (DPDK net_vhost, passt, Open vSwitch) on behalf of whoever owns the
- * rings and the memory. Synchronous: every call ends within the deadline given at
- * creation, so it is for agents and tests, not for the daemon's event loop.
+ * The front-end's side of a vhost-user connection. It talks to an unmodified back-end (DPDK net_vhost,
+ * passt, Open vSwitch) for the owner of the rings and the memory. It is synchronous: every call ends
+ * within the deadline given at creation. So it is for agents and tests, not for the daemon's event
+ * loop.
  *
- * fds given to a call stay the caller's. Errors: 0 or -errno with a sentence in
- * *e (which may be NULL): -ETIMEDOUT the back-end did not answer in time, -EREMOTEIO it refused,
- * -EOPNOTSUPP the feature was not negotiated, -ECONNRESET it closed the connection. After
- * -ETIMEDOUT and stream errors the connection is closed: make a new one.
+ * fds given to a call stay the caller's. Errors are 0 or -errno with a sentence in *e (which may be
+ * NULL): -ETIMEDOUT the back-end did not answer in time, -EREMOTEIO it refused, -EOPNOTSUPP the feature
+ * was not negotiated, -ECONNRESET it closed the connection. After -ETIMEDOUT and stream errors the
+ * connection is closed: make a new one.
  *
  * Threads: one thread for each connection.
  */
@@ -24,30 +24,33 @@
 
 struct vu_frontend;
 
-/* Connect to the UNIX socket path, trying until timeout_ms is over while the back-end does not listen yet. NULL on failure. */
+/*
+ * Connect to the UNIX socket path. Tries until timeout_ms is over while the back-end does not listen
+ * yet. NULL on failure.
+ */
 struct vu_frontend *vu_frontend_connect(const char *path, unsigned int timeout_ms, struct vp_err *e);
 /* From a connected socket (taken over, also on failure). timeout_ms bounds each later call. */
 struct vu_frontend *vu_frontend_new(int fd, unsigned int timeout_ms, struct vp_err *e);
 void vu_frontend_destroy(struct vu_frontend *f);
-/* For poll: POLLHUP/POLLIN with nothing asked means that the back-end is gone. -1 when closed. */
+/* For poll: POLLHUP or POLLIN while nothing was asked means that the back-end has gone. -1 when closed. */
 int vu_frontend_fd(const struct vu_frontend *f);
 
 /*
- * SET_OWNER, features and protocol features as far as the back-end has them;
- * pf is masked with what this front-end implements. Sets up the back-end request
- * channel when BACKEND_REQ is among them. *offered (may be NULL) gets the back-end's features.
- * Does not yet acknowledge virtio features.
+ * SET_OWNER, features, and protocol features as far as the back-end has them. pf is masked with what
+ * this front-end implements. Sets up the back-end's request channel when BACKEND_REQ is among them.
+ * *offered (may be NULL) gets the back-end's features. Does not yet acknowledge virtio features.
  */
 int vu_frontend_negotiate(struct vu_frontend *f, uint64_t pf, uint64_t *offered, struct vp_err *e);
-/* Acknowledge; -EINVAL when features holds bits that were not offered. VU_F_PROTOCOL_FEATURES is added by itself. */
+/* Acknowledge features. -EINVAL: some were not offered. VU_F_PROTOCOL_FEATURES is added by itself. */
 int vu_frontend_set_features(struct vu_frontend *f, uint64_t features, struct vp_err *e);
 uint64_t vu_frontend_pf(const struct vu_frontend *f);
-/* Queues the back-end has (MQ), or fallback without MQ. */
+/* The number of queues that the back-end has (MQ), or fallback without MQ. */
 int vu_frontend_queue_num(struct vu_frontend *f, unsigned int fallback, unsigned int *n, struct vp_err *e);
 
 /*
- * Make r[0..n) the memory table. With CONFIGURE_MEM_SLOTS region by region, only the differences to the previous table; else
- * one SET_MEM_TABLE (-E2BIG for more than VU_MAX_TABLE_REGIONS).
+ * Make r[0..n) the memory table. With CONFIGURE_MEM_SLOTS it goes region by region, and only the
+ * differences to the previous table. Else it is one SET_MEM_TABLE (-E2BIG for more than
+ * VU_MAX_TABLE_REGIONS).
  */
 int vu_frontend_set_mem(struct vu_frontend *f, const struct vu_mem_region *r, const int *fds, unsigned int n,
 			struct vp_err *e);
@@ -86,10 +89,10 @@ int vu_frontend_set_log(struct vu_frontend *f, int fd, uint64_t size, uint64_t o
 int vu_frontend_iotlb(struct vu_frontend *f, const struct vhost_iotlb_msg *m, struct vp_err *e);
 
 /*
- * Requests of the back-end. Poll this fd (-1 = none) and call vu_frontend_serve when readable: it hands each request to the
- * handler, whose result (0 or -errno) is the answer if one was asked for. fd is -1 or
- * the first fd of the message, taken by storing -1. Calls that wait for the
- * main channel serve requests too, when a handler is set.
+ * Requests of the back-end. Poll this fd (-1 = none) and call vu_frontend_serve when it is readable. It
+ * hands each request to the handler. The handler's result (0 or -errno) is the answer, if one was asked
+ * for. The handler's fd is -1 or the first fd of the message; it takes the fd by storing -1. Calls that
+ * wait for the main channel serve requests too, when a handler is set.
  */
 typedef int (*vu_frontend_req)(void *ctx, uint32_t request, const union vu_payload *p, uint32_t size, int *fd);
 void vu_frontend_on_request(struct vu_frontend *f, vu_frontend_req handler, void *ctx);

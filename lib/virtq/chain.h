@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Building one chain out of descriptors: what both ring formats share. Internal to lib/virtq. */
+/* How one chain is built out of descriptors: what both ring formats share. Internal to lib/virtq. */
 #ifndef VP_VIRTQ_CHAIN_H
 #define VP_VIRTQ_CHAIN_H
 
@@ -16,8 +16,8 @@
 #define VP_PACKED_FLAGS(w) ((uint16_t)((w) >> 48))
 
 /*
- * Bring the first lines of a buffer near while the rest of the burst is being read: the
- * virtio-net header and a small packet lie in the first two.
+ * Bring the first lines of a buffer near while the rest of the burst is being read. The virtio-net
+ * header and a small packet lie in the first two.
  */
 VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 {
@@ -34,16 +34,19 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 	}
 }
 
-/* len bytes at off of the window? A length of zero becomes the largest there is, and fails like any other that is too large. */
+/*
+ * Do len bytes at off lie in the window? A length of zero becomes the largest there is, and fails as
+ * any other that is too large.
+ */
 VP_INLINE bool vp_window_holds(const struct vp_window *w, uint64_t off, uint32_t len)
 {
 	return off < w->size && (uint64_t)len - 1 < w->size - off;
 }
 
 /*
- * The usual chain, which the descriptor's flags have been seen to be: one descriptor (no NEXT, no INDIRECT) in the usual
- * direction. Here: inside window w. Everything that the fetch loops keep in registers is passed in; false leaves all to
- * the slow path.
+ * The usual chain: one descriptor (no NEXT, no INDIRECT) in the usual direction, whose flags the caller
+ * has seen. This checks that it lies inside window w. The caller passes in everything that the fetch
+ * loops keep in registers. False leaves all to the slow path.
  */
 VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_window *w,
 			       uint64_t addr, uint32_t len, enum vp_access hint, uint16_t id)
@@ -94,7 +97,7 @@ int vp_chain_add(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, ui
 int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, uint64_t addr,
 		      uint32_t len);
 
-/* Has the burst had its bytes? Then the chain comes with the next one. */
+/* Does the burst have its bytes already? Then the chain comes with the next one. */
 VP_INLINE bool vp_burst_full(struct vp_burst *b)
 {
 	if (vp_likely(b->bytes < VP_BURST_BYTES))

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The driver side of a virtqueue, split or packed (virtio 1.3, 2.7 and 2.8), in memory that
- * the *device* can write: the shadow rings of copy mode.
+ * The driver side of a virtqueue, split or packed (virtio 1.3, 2.7 and 2.8), in memory that the
+ * *device* can write: the shadow rings of copy mode.
  *
- * Security model: whoever processes the ring is hostile. What we wrote into descriptors and available ring
- * is never read back; everything needed to give a buffer back to its owner is kept here. From
- * shared memory only used entries and event fields are loaded, each once: an id that is out of
- * range or not outstanding breaks the queue; a length is cut to what was offered for writing.
+ * Security model: the process at the other side of the ring is hostile. We never read back what we
+ * wrote into descriptors and the available ring. Everything that is needed to give a buffer back to its
+ * owner is kept here. From shared memory only used entries and event fields are loaded, each once. An
+ * id that is out of range or not outstanding breaks the queue. A length is cut to what was offered for
+ * writing.
  *
  * One thread at a time. Adding and collecting allocate nothing.
  */
@@ -61,27 +62,33 @@ struct vp_drvq_buf {
 uint64_t vp_drvq_layout(uint16_t size, bool packed, uint64_t *driver, uint64_t *device);
 
 /*
- * Make an empty ring in mem (vp_drvq_layout() bytes; cleared here). features decide the format.
+ * Make an empty ring in mem (vp_drvq_layout() bytes, cleared here). features decide the format.
  * -EINVAL: size; -ENOMEM.
  */
 int vp_drvq_init(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem);
 void vp_drvq_fini(struct vp_drvq *q);
 
 /*
- * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers; its id, or -ENOSPC. Invisible to the device until
- * vp_drvq_publish().
+ * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers. Returns its id, or -ENOSPC. The device does not
+ * see it until vp_drvq_publish().
  */
 int vp_drvq_add(struct vp_drvq *q, const struct vp_drvq_buf *b, unsigned n);
 void vp_drvq_publish(struct vp_drvq *q);
 /* After publish: does the device want to be notified? */
 bool vp_drvq_need_kick(struct vp_drvq *q);
-/* The same without its fence, for callers that look at several queues behind one (__ATOMIC_SEQ_CST) fence. */
+/* The same without its fence, for callers that look at several queues after one (__ATOMIC_SEQ_CST) fence. */
 bool vp_drvq_need_kick_fenced(struct vp_drvq *q);
 
-/* The next chain that the device gave back: 1, its id and bytes written (cut to what was offered); 0 none; -EIO: broken. */
+/*
+ * The next chain that the device gave back. 1: its id and the bytes written, cut to what was offered.
+ * 0: none. -EIO: broken.
+ */
 int vp_drvq_get(struct vp_drvq *q, uint16_t *id, uint32_t *len);
 
-/* Up to max of those at once. How many; fewer when there are no more, or the queue turned out broken. */
+/*
+ * Up to max of those at once. Their number; fewer when there are no more, or when the queue turned out
+ * broken.
+ */
 struct vp_drvq_used {
 	uint32_t len;
 	uint16_t id;
@@ -95,7 +102,10 @@ VP_INLINE void vp_drvq_set_tag(struct vp_drvq *q, uint16_t id, uint16_t tag)
 	q->id[id].tag = tag;
 }
 
-/* vp_drvq_add() of one buffer, inline. num_free > 0 and not broken: the caller has seen to it. */
+/*
+ * vp_drvq_add() of one buffer, inline. The caller has checked that num_free > 0 and that the queue is
+ * not broken.
+ */
 VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t len, bool write)
 {
 	uint64_t flags = write ? VRING_DESC_F_WRITE : 0;
@@ -144,8 +154,9 @@ VP_INLINE uint16_t vp_drvq_add_one(struct vp_drvq *q, uint64_t addr, uint32_t le
 }
 
 /*
- * vp_drvq_add_one() for several buffers in one direction, with everything in registers: begin, put each with its tag, end. Nothing
- * else is done to the queue in between. num_free is at least their number and it is not broken: the caller has seen to it.
+ * vp_drvq_add_one() for several buffers in one direction, with everything in registers: begin, put each
+ * with its tag, end. The caller does nothing else to the queue in between. It has checked that num_free
+ * is at least their number, and that the queue is not broken.
  */
 struct vp_drvq_run {
 	struct vp_drvq    *q;
@@ -160,7 +171,7 @@ struct vp_drvq_run {
 #define VP_DRVQ_WORD_AVAIL (UINT64_C(1) << (48 + VRING_PACKED_DESC_F_AVAIL))
 #define VP_DRVQ_WORD_USED  (UINT64_C(1) << (48 + VRING_PACKED_DESC_F_USED))
 
-/* n: how many it will be, at most; a hint. */
+/* n: the most that will be put; a hint. */
 VP_INLINE struct vp_drvq_run vp_drvq_run_begin(struct vp_drvq *q, unsigned n, bool write)
 {
 	/* The device had these lines last, and the stores would wait for them one after the other. */
@@ -213,7 +224,7 @@ VP_INLINE void vp_drvq_run_end(const struct vp_drvq_run *r)
 	q->outstanding = (uint16_t)(q->outstanding + r->n);
 }
 
-/* Ask for calls; true: something is there already. */
+/* Ask for calls. True: something is there already. */
 bool vp_drvq_enable_calls(struct vp_drvq *q);
 void vp_drvq_disable_calls(struct vp_drvq *q);
 

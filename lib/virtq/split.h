@@ -13,7 +13,10 @@
 bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head);
 void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n);
 
-/* Chains that are available beyond last_avail; loads the driver's index when fewer than want are known. */
+/*
+ * The number of chains available beyond last_avail. Loads the driver's index when fewer than want are
+ * known.
+ */
 VP_INLINE unsigned vp_split_avail(struct vp_virtq *vq, unsigned want)
 {
 	unsigned n = (uint16_t)(vq->avail_seen - vq->last_avail);
@@ -36,7 +39,10 @@ static inline bool vp_split_has_avail(struct vp_virtq *vq)
 	return vp_split_avail(vq, 1) > 0;
 }
 
-/* Up to max (and VP_BURST) available heads, their descriptors on the way to the cache; *bad: one out of range follows. */
+/*
+ * Up to max (and VP_BURST) available heads; their descriptors are on the way to the cache. *bad: one
+ * out of range follows.
+ */
 VP_INLINE unsigned vp_split_heads(struct vp_virtq *vq, uint16_t *head, unsigned max, bool *bad)
 {
 	const unsigned size = vq->size, mask = size - 1, last = vq->last_avail;
@@ -126,7 +132,7 @@ static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *
 	vq->used_idx = (uint16_t)(vq->used_idx + n);
 	/* Pairs with the driver's read barrier after it loads the index. */
 	vp_st16_release(vq->device, 2, vq->used_idx);
-	/* After the index: a page that is marked first may be copied, and cleared, before it changes. */
+	/* After the index: a page that is marked before its change may be copied, and cleared, too early. */
 	if (vp_unlikely(vq->log))
 		vp_split_log_used(vq, (uint16_t)(vq->used_idx - n), n);
 }

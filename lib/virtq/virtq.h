@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The device side of a virtqueue, split or packed (virtio 1.3, sections 2.7
- * and 2.8), in bursts.
+ * The device side of a virtqueue, split or packed (virtio 1.3, sections 2.7 and 2.8), in bursts.
  *
- * Security model: the rings lie in the memory of a driver that may be hostile.
- * Each ring field is loaded once; what we need to remember (our indices, the
- * ids that we return) is kept here and never read back. Chains are bounded by
- * the queue size, in the ring and in indirect tables alike, and every (address, length)
- * is translated before a pointer is formed. A ring that breaks the rules is
- * *broken*: it stays so until it is set up again, and harms nobody else.
- * A fetch looks at a bounded number of descriptors, with bytes in them or without: each takes time.
+ * Security model: the rings lie in the memory of a driver that may be hostile. Each ring field is
+ * loaded once. What we need to remember (our indices, the ids that we return) is kept here and never
+ * read back. Chains are bounded by the queue size, in the ring and in indirect tables alike. Every
+ * (address, length) is translated before a pointer is formed. A ring that breaks the rules is *broken*:
+ * it stays so until it is set up again, and harms nobody else. A fetch looks at a bounded number of
+ * descriptors, with bytes in them or without: each takes time.
  *
- * A virtqueue belongs to one thread at a time. Nothing here allocates, takes a
- * lock or makes a system call.
+ * A virtqueue belongs to one thread at a time. Nothing here allocates, takes a lock or makes a system
+ * call.
  */
 #ifndef VP_VIRTQ_VIRTQ_H
 #define VP_VIRTQ_VIRTQ_H
@@ -22,10 +20,10 @@
 #define VP_VQ_MAX_SIZE   32768 /* virtio 1.3, 2.7: the largest queue size */
 #define VP_BURST         64    /* chains per burst at most */
 /*
- * What a burst holds: descriptors, with bytes in them or without, and, where a region (or a vIOMMU's mapping) ends
- * in one of them, pieces; readable bytes in chains off the fast path, which end it with the chain in which they are
- * reached. A longer chain breaks its queue, as with DPDK's vhost. Linux's driver makes 19 descriptors of a packet (47
- * at most), DPDK's 8.
+ * What a burst holds at most: descriptors (with bytes in them or without), pieces (a descriptor has
+ * several where a region, or a vIOMMU's mapping, ends in it), and readable bytes in chains off the fast
+ * path. The burst ends with the chain that reaches the bound on bytes. A longer chain breaks its queue,
+ * as with DPDK's vhost. Linux's driver makes 19 descriptors of a packet (47 at most), DPDK's makes 8.
  */
 #define VP_BURST_DESCS   256
 /*
@@ -63,7 +61,7 @@ struct vp_burst {
 	struct vp_seg   seg[VP_CHAIN_DESCS + VP_BURST];
 };
 
-/* A chain of the usual kind, which is all in its one descriptor. */
+/* A chain of the usual kind: one descriptor has all of it. */
 struct vp_plain {
 	vp_gptr  p;
 	uint64_t addr; /* as the driver named it */
@@ -71,7 +69,7 @@ struct vp_plain {
 	uint16_t id;   /* to return in vp_used */
 };
 
-/* What goes back to the driver for a chain. */
+/* What the driver gets back for a chain. */
 struct vp_used {
 	uint32_t len;   /* bytes written into the writable segments */
 	uint16_t id;
@@ -159,8 +157,8 @@ int vp_vq_rebind(struct vp_virtq *vq, const struct vp_memtab *tab, struct vp_iom
 uint32_t vp_vq_base(const struct vp_virtq *vq);
 
 /*
- * A ring that somebody else has served: has it taken, or could it have taken, chains that it has not given back? Packed rings
- * do not tell: true.
+ * For a ring that somebody else has served: has it taken chains, or could it have taken chains, that it
+ * has not given back? Packed rings do not tell: true.
  */
 bool vp_vq_unfinished(const struct vp_virtq *vq);
 
@@ -168,40 +166,42 @@ void vp_vq_break(struct vp_virtq *vq, enum vp_vq_broken why);
 const char *vp_vq_broken_str(enum vp_vq_broken why);
 
 /*
- * Dirty logging on (log, and for a logged used ring its guest physical address, which behind a
- * vIOMMU is looked up) or off (NULL).
+ * Dirty logging on or off (NULL). log_addr: the guest physical address of a logged used ring; with a
+ * vIOMMU it is looked up.
  */
 void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool ring, uint64_t ring_addr);
 /* Mark [off, off + len) of the device area (split: the used ring), if that is logged. */
 void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len);
 
 /*
- * Load up to max (<= VP_BURST) available chains into b without consuming them:
- * the next call returns the same ones unless vp_vq_advance() came between.
- * Number of chains (0 = none available); a queue that turns out broken returns
- * the chains before the offence first and 0 from then on (see vq->broken). A vIOMMU
- * miss ends the burst in the same way, without breaking it. So do chains that are much work
- * (VP_BURST_DESCS, VP_BURST_BYTES): at least one is returned, and b->more says that others may follow.
+ * Load up to max (<= VP_BURST) available chains into b without consuming them: the next call returns
+ * the same ones unless vp_vq_advance() came between. Returns their number, 0 = none available.
+ *
+ * A queue that turns out broken returns the chains before the offence first, and 0 from then on (see
+ * vq->broken). A vIOMMU miss ends the burst in the same way, without breaking the queue. So do chains
+ * that are much work (VP_BURST_DESCS, VP_BURST_BYTES): at least one is returned, and b->more says that
+ * others may follow.
  */
 VP_INLINE unsigned vp_vq_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max);
 
 /*
- * The same with a hint (a constant) at the direction that this queue's buffers usually have: faster for
+ * The same with a hint (a constant): the direction that this queue's buffers usually have. Faster for
  * those, right for all.
  */
 VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				   enum vp_access hint);
 
 /*
- * For queues that are busy: only chains of one descriptor, in the direction of the hint (a constant), whose buffer lies in the
- * piece of memory where the last one did. Their number; it ends before the first that is of another kind, which is vp_vq_fetch()'s.
+ * For queues that are busy. Takes only chains of one descriptor, in the direction of the hint (a
+ * constant), whose buffer lies in the same piece of memory as the last one. Returns their number. It
+ * ends before the first chain of another kind, which is left to vp_vq_fetch().
  */
 VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint);
 
 /* Consume n of those. */
 static inline void vp_vq_advance_plain(struct vp_virtq *vq, unsigned n);
 
-/* Give n of them back, nothing was written into them. */
+/* Give n of them back; nothing was written into them. */
 VP_INLINE void vp_vq_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n);
 
 /* Consume the first n chains of the last fetch; they must be completed later, in any order. */
@@ -212,7 +212,7 @@ static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, 
 
 /* Does the driver want to be notified of what was completed since the last time this said yes? */
 bool vp_vq_need_call(struct vp_virtq *vq);
-/* The same without its fence, for callers that look at several queues behind one (__ATOMIC_SEQ_CST) fence. */
+/* The same without its fence, for callers that look at several queues after one (__ATOMIC_SEQ_CST) fence. */
 bool vp_vq_need_call_fenced(struct vp_virtq *vq);
 
 /* Ask the driver for kicks; true when chains are available already (look again, do not sleep). */
@@ -222,7 +222,7 @@ void vp_vq_disable_kicks(struct vp_virtq *vq);
 /* Cheap look: something to fetch? */
 static inline bool vp_vq_has_avail(struct vp_virtq *vq);
 
-/* What a fetch begins with: nothing, and all that it may look at. */
+/* The state in which a fetch begins: nothing fetched, and all that it may look at. */
 VP_INLINE void vp_burst_clear(struct vp_burst *b)
 {
 	b->n = 0;
@@ -232,7 +232,7 @@ VP_INLINE void vp_burst_clear(struct vp_burst *b)
 	b->more = false;
 }
 
-/* Descriptors, and pieces of them, that the fetch into b looked at. */
+/* The descriptors, and pieces of them, that the fetch into b looked at. */
 VP_INLINE unsigned vp_burst_looked(const struct vp_burst *b)
 {
 	return b->nseg + b->empty;

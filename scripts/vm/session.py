@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
@@ -23,6 +24,11 @@ import vhostpci_vm as v            # noqa: E402
 
 SESSIONS = (('fast', 'ivshmem', 'system'), ('copy', 'shmem', '11'))
 DEVICE = '/sys/class/vhost-pci/vhost-pci0'
+
+
+def wrapped(text):
+    """A paragraph, as documents are wrapped."""
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False) + '\n'
 
 
 class Session:
@@ -38,7 +44,7 @@ class Session:
         return '\n'.join(x.rstrip() for x in text.rstrip().splitlines())
 
     def say(self, text):
-        self.out.append(text + '\n')
+        self.out.append(wrapped(text))
 
     def block(self, *lines):
         self.out.append('```\n%s\n```\n' % self.clean('\n'.join(lines)))
@@ -127,7 +133,8 @@ def main():
     p.add_argument('--builddir')
     p.add_argument('--output', default=os.path.join(v.TOP, 'docs/session.md'))
     opt = p.parse_args()
-    out = ['# A session\n', 'Written by `scripts/vm/session.py`, which runs it: two links between real VMs, and what each side shows.\n']
+    out = ['# A session\n', wrapped('`scripts/vm/session.py` ran this session and wrote it down: two links between real VMs, and '
+                                     'what each side shows.')]
     for s in SESSIONS:
         v.progress('%s over %s' % s[:2])
         d = tempfile.mkdtemp(prefix='vp', dir='/tmp')

@@ -187,15 +187,15 @@ def test_a_byte_at_a_time(make_daemon):
 
 
 def test_left_behind_is_bounded(make_daemon):
-    """No more devices of an earlier time are dealt with than there can be; a VMM that lists more is told of once."""
+    """The daemon removes no more devices of an earlier daemon than there can be, and logs once that a VMM lists more."""
     d, path = daemon_with(make_daemon, "device")
     server = Server(path, listing(3000))
     d.start()
-    d.wait_log("of an earlier time")
+    d.wait_log("of an earlier daemon")
     d.wait(lambda: len(d.show("ab")["sides"]["device"]["window_devices"]) == 64)
     d.stays(lambda: len(d.show("ab")["sides"]["device"]["window_devices"]) == 64, 1)
     assert server.commands.count("device_del") <= 2 * 64
-    assert d.log().count("only the first 64 are dealt with") == 1
+    assert d.log().count("only the first 64 are removed") == 1
     server.close()
 
 

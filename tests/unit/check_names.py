@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the documents name is there: functions, files, links to other pages.
 
-usage: check_names.py SOURCE_ROOT PAGE...
+usage: check_names.py SOURCE_ROOT PAGE|DIRECTORY...
+
+A directory stands for all pages in it and below it.
 
  - `path/file.c:function()`: the file defines the function.
  - `path/file.c`, a file named with its directory, in backticks: it exists.
  - [text](page.md#heading): the page exists, and has the heading.
  - A block of code that begins with ```LANGUAGE path/file is a part of that file, word for word.
 
-Paths begin at the top of the tree, or with a room of daemon/ or lib/ as includes do: `link/fast.c`. First the check shows, on small trees of its
-own, that it finds what it is for.
+Paths begin at the top of the tree, or with a room of daemon/ or lib/ as includes do: `link/fast.c`. First
+the check shows, on small trees of its own, that it finds what it is for.
 """
 import os
 import re
@@ -20,7 +22,7 @@ import tempfile
 FUNCTION = re.compile(r'(?<![\w./-])([\w./-]+\.[ch]):(\w+)\(\)')
 FILE = re.compile(r'(?<![\w./-])((?:[\w-]+/)+[\w-]+\.(?:c|h|py|md|service))(?![\w.-])')
 LINK = re.compile(r'\]\(([^)\s]+)\)')
-BLOCK = re.compile(r'^```\w+ (\S+)\n(.*?)^```', re.M | re.S)
+BLOCK = re.compile(r'^```\w+ (\S*/\S+)\n(.*?)^```', re.M | re.S)
 
 
 def find(root, path):
@@ -82,11 +84,23 @@ def check_blocks(root, text):
             yield n, 'the block is not in %s word for word' % m[1]
 
 
-def check(root, pages):
+def pages_of(root, argument):
+    """The page itself, or the pages of a directory, relative to the root."""
+    top = os.path.join(root, argument)
+    if not os.path.isdir(top):
+        return [argument]
+    return sorted(os.path.relpath(os.path.join(d, f), root) for d, _, files in os.walk(top) for f in files if f.endswith('.md'))
+
+
+def check(root, arguments):
     """What is wrong, one line each."""
-    blocks = ['%s:%d: %s' % (page, n, wrong) for page in pages for n, wrong in check_blocks(root, read(os.path.join(root, page)))]
-    return blocks + ['%s:%d: %s' % (page, n, wrong) for page in pages
-            for n, line in enumerate(read(os.path.join(root, page)).splitlines(), 1) for wrong in check_line(root, page, line)]
+    found = []
+    for page in [p for a in arguments for p in pages_of(root, a)]:
+        text = read(os.path.join(root, page))
+        found += ['%s:%d: %s' % (page, n, wrong) for n, wrong in check_blocks(root, text)]
+        found += ['%s:%d: %s' % (page, n, wrong) for n, line in enumerate(text.splitlines(), 1)
+                  for wrong in check_line(root, page, line)]
+    return found
 
 
 TREE = {
@@ -105,6 +119,7 @@ CASES = [
     ('```c daemon/main.c\nint main(void)\n{\n```\n```\nany\n```', None),
     ('```c daemon/main.c\nint main(int x)\n{\n```', 'not in daemon/main.c'),
     ('```c daemon/gone.c\nint main(void)\n```', 'there is no file daemon/gone.c'),
+    ('```sh qemu=11.1\ntrue\n```', None),
 ]
 
 
@@ -117,7 +132,7 @@ def self_test():
         for text, says in CASES:
             with open(os.path.join(root, 'docs/page.md'), 'w', encoding='utf-8') as o:
                 o.write(text + '\n')
-            wrong = check(root, ['docs/page.md'])
+            wrong = check(root, ['docs'])
             if wrong if says is None else len(wrong) != 1 or says not in wrong[0]:
                 sys.exit('check_names.py itself: of "%s" it said %s' % (text, wrong))
 
