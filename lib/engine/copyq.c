@@ -492,6 +492,7 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 	uint64_t start = vp_cycles();
 	unsigned back = 0, handed, max = VP_QUEUE_BURST, calls = 0;
 	struct vp_copyq_gave gave = { 0 };
+	const uint64_t before = rq->stats.bytes;
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
@@ -514,6 +515,8 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
 	if (!back && !handed)
 		return 0;
+	if (vp_queue_limited(rq))
+		vp_queue_spend(rq, start, s->hz, rq->stats.bytes - before);
 	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (handed && vp_drvq_need_kick_fenced(&b->shadow)) {
