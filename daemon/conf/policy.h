@@ -67,6 +67,8 @@ int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, 
 		  const struct vp_map_use *instead, struct vp_err *e);
 /* Put MaxMemory= and MemoryFrom= of c in force, for what is mapped from now on, and keep a share for each of its VMs. */
 void vp_memory_apply(const struct vp_conf *c);
+/* The most that it may have mapped, in bytes. */
+uint64_t vp_memory_limit(const char *vm);
 /* What it has mapped. */
 struct vp_map_use vp_memory_used(const char *vm);
 /* For tests: other totals than this process's; 0, 0 = its own again. Forgets all VMs. */
