@@ -161,6 +161,7 @@ int vp_lanes_make(struct vp_plink *pl)
 		int r;
 
 		ln->job.ops = &lane_ops;
+		ln->job.wakes = &pl->l->wakes[VP_SIDE_DRIVER];
 		ln->m = pl->m;
 		ln->lost_seen = vp_map_lost_count();
 		if (!pl->m->lanes && !vp_plink_drops(pl, i))

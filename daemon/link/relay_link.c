@@ -257,6 +257,7 @@ static void relay_update(struct relay *r)
 	}
 	free(want);
 	carriers(r);
+	vp_link_look(r->l);
 }
 
 static void side_withdraw(void *ctx, unsigned first, unsigned n)
@@ -326,6 +327,7 @@ static int lanes_make(struct relay *r)
 		int ret;
 
 		lane->job.ops = &lane_ops;
+		lane->job.wakes = &r->l->wakes[k < r->n_lanes ? VP_SIDE_DRIVER : VP_SIDE_DEVICE];
 		lane->lost_seen = vp_map_lost_count();
 		ret = worker_job_add(r->l->d->workers, &lane->job, NULL);
 		if (ret) {
@@ -531,7 +533,20 @@ static json_t *relay_sides(const struct vp_link *l, bool counters)
 	return sides;
 }
 
+static bool relay_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum)
+{
+	struct relay *r = l->impl;
+
+	vp_stats_side(&r->side[side].past, r->side[side].slot.v, sum);
+	return true;
+}
+
+static struct vp_vdev *relay_vdev(const struct vp_link *l, unsigned side)
+{
+	return ((struct relay *)l->impl)->side[side].slot.v;
+}
+
 const struct vp_link_ops vp_link_relay_ops = {
 	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
-	.status = relay_status, .sides = relay_sides,
+	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
 };
