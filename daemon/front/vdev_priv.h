@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What vdev.c, vdev_memory.c and viommu.c share. */
+/* What the files of a device share: vdev.c, vdev_ring.c, vdev_config.c, vdev_memory.c, viommu.c, inflight.c. */
 #ifndef VP_DAEMON_VDEV_PRIV_H
 #define VP_DAEMON_VDEV_PRIV_H
 
@@ -55,19 +55,32 @@ static inline struct vp_iommu *iommu_of(const struct vp_vdev *v)
 	return v->iotlb ? vp_iotlb_iommu(v->iotlb) : NULL;
 }
 
-/* vdev.c */
+/* vdev_ring.c */
+int  vp_vdev_on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *e);
+int  vp_vdev_on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e);
+int  vp_vdev_on_reset(void *ctx, struct vp_err *e);
+void vp_vdev_ring_release(struct vp_vdev *v, unsigned q);
 int  vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c, struct vp_err *e);
 void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why);
 void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
+/* A waiting ring tries to start, or to go on. 0 also when it waits still. */
+int  vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
+
+/* vdev_config.c */
+int  vp_vdev_on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e);
+int  vp_vdev_on_set_config(void *ctx, uint32_t off, uint32_t len, uint32_t flags, const uint8_t *buf, struct vp_err *e);
+/*
+ * The front-end asks for the config space anew. Nothing is sent to a device that is suspended,
+ * which it is while no ring runs (vhost-user, "Suspended device state"), nor while its rings stop
+ * for a reset: the first ring that runs makes up for it.
+ */
+void vp_vdev_tell_carrier(struct vp_vdev *v);
 
 /* vdev_memory.c: struct vu_backend_ops. */
 int vp_vdev_on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsigned n, struct vp_err *e);
 int vp_vdev_on_mem_add(void *ctx, const struct vu_mem_region *m, int *fd, struct vp_err *e);
 int vp_vdev_on_mem_remove(void *ctx, const struct vu_mem_region *m, struct vp_err *e);
 int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp_err *e);
-
-/* A waiting ring tries to start, or to go on. 0 also when it waits still. */
-int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 
 /* inflight.c */
 int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);

@@ -29,6 +29,7 @@
 #include "context/context.h"
 #include "engine/copyq.h"
 #include "engine/request.h"
+#include "guestmem/shared.h"
 #include "link/port_link.h"
 #include "threads/rates.h"
 
@@ -43,9 +44,9 @@
 #define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
 
 struct copy_queue {
+	struct vp_plink_work work;
 	struct vp_copyq *b;         /* net: while the device VM has the queue */
 	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
-	bool              spoiled;   /* by what the device VM did to its ring */
 	bool              straight;  /* the data thread raises the attachment's own fd */
 	int               kick_fd;   /* else: eventfd of ours that becomes signal 1 + q */
 	struct vp_wire   *kick;
@@ -55,10 +56,9 @@ struct copy {
 	struct vp_plink    pl;       /* first */
 	struct copy_queue *q;
 	/* the pool */
-	void              *pool;
+	struct vp_shared   pool;
 	uint64_t           pool_size, pool_addr, area;
 	int                own_fd;   /* the pool's memfd when it is not the port's, else -1 */
-	uint64_t           spoiled;
 };
 
 static struct copy *copy_of(struct vp_plink *pl)
@@ -68,64 +68,63 @@ static struct copy *copy_of(struct vp_plink *pl)
 
 /* ---- data threads ----------------------------------------------------------------------------- */
 
-static unsigned lane_run(void *own, struct vp_scratch *s)
+static struct copy_queue *queue_of(struct vp_work *w)
 {
-	const struct copy_queue *q = own;
-
-	return vp_likely(q->b) ? vp_copyq_run(q->b, s) : vp_reqq_run(q->r, s);
+	return vp_container_of(w, struct copy_queue, work.work);
 }
 
-static enum worker_next request_arm(struct vp_reqq *r, bool kicked)
+static unsigned packet_run(struct vp_work *w, struct vp_scratch *s, unsigned *trouble)
 {
-	if (vp_reqq_arm(r) || (!kicked && !r->blocked && !r->shadow.broken && !r->c.rq->vq.broken))
-		return WORKER_AGAIN;
-	return WORKER_SLEEP;
+	struct vp_copyq *b = queue_of(w)->b;
+	unsigned n = vp_copyq_run(b, s);
+
+	*trouble = b->shadow.broken || b->c.rq->vq.broken;
+	return n;
 }
 
-static enum worker_next lane_arm(void *own, bool kicked)
+static enum worker_next packet_arm(struct vp_work *w)
 {
-	struct vp_copyq *b = ((struct copy_queue *)own)->b;
+	struct vp_copyq *b = queue_of(w)->b;
 
-	if (!b)
-		return request_arm(((struct copy_queue *)own)->r, kicked);
 	/* A driver without a kick fd expects to be polled. */
-	if (vp_copyq_arm(b) || (!kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
+	if (vp_copyq_arm(b) || (!queue_of(w)->work.kicked && !b->blocked && !b->shadow.broken && !b->c.rq->vq.broken))
 		return WORKER_AGAIN;
 	return vp_copyq_held(b) ? WORKER_LATER : WORKER_SLEEP;
 }
 
-static void lane_disarm(void *own)
+static void packet_disarm(struct vp_work *w)
 {
-	const struct copy_queue *q = own;
-
-	if (q->b)
-		vp_copyq_disarm(q->b);
-	else
-		vp_reqq_disarm(q->r);
+	vp_copyq_disarm(queue_of(w)->b);
 }
 
-static bool lane_broken(const void *own)
-{
-	const struct copy_queue *q = own;
+static const struct vp_work_ops packet_ops = { .run = packet_run, .arm = packet_arm, .disarm = packet_disarm };
 
-	if (vp_likely(q->b))
-		return q->b->shadow.broken || q->b->c.rq->vq.broken;
-	return q->r->shadow.broken || q->r->c.rq->vq.broken;
+static unsigned request_run(struct vp_work *w, struct vp_scratch *s, unsigned *trouble)
+{
+	struct vp_reqq *r = queue_of(w)->r;
+	unsigned n = vp_reqq_run(r, s);
+
+	/* Also when a queue that is to be stopped has no more to do: somebody waits for that. */
+	*trouble = r->shadow.broken || r->c.rq->vq.broken ||
+		   (!__atomic_load_n(&r->open, __ATOMIC_RELAXED) && !vp_reqq_outstanding(r));
+	return n;
 }
 
-/* Also when a queue that is to be stopped has no more to do: somebody waits for that. */
-static bool lane_attention(const void *own)
+static enum worker_next request_arm(struct vp_work *w)
 {
-	const struct copy_queue *q = own;
+	struct vp_reqq *r = queue_of(w)->r;
 
-	return lane_broken(own) ||
-	       (!q->b && !__atomic_load_n(&q->r->open, __ATOMIC_RELAXED) && !vp_reqq_outstanding(q->r));
+	if (vp_reqq_arm(r) || (!queue_of(w)->work.kicked && !r->blocked && !r->shadow.broken && !r->c.rq->vq.broken))
+		return WORKER_AGAIN;
+	return WORKER_SLEEP;
 }
 
-static void *lane_of(struct vp_plink *pl, unsigned i)
+static void request_disarm(struct vp_work *w)
 {
-	return &copy_of(pl)->q[i];
+	vp_reqq_disarm(queue_of(w)->r);
 }
+
+static const struct vp_work_ops request_ops = { .run = request_run, .arm = request_arm, .disarm = request_disarm };
 
 /* ---- the pool ------------------------------------------------------------------------------------ */
 
@@ -150,14 +149,6 @@ static struct vp_copyq_area data_area(const struct copy *cl, unsigned i)
 	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
 }
 
-/* The pages go, and come back as zeroes. */
-static void scrub(char *at, uint64_t size)
-{
-	/* seccomp control: madvise */
-	if (madvise(at, size, MADV_REMOVE))
-		memset(at, 0, size);
-}
-
 /* What the last driver VM left is nobody's. */
 static void pool_scrub(struct vp_plink *pl)
 {
@@ -167,8 +158,8 @@ static void pool_scrub(struct vp_plink *pl)
 		vp_reqq_free(cl->q[i].r);
 		cl->q[i].r = NULL;
 	}
-	if (cl->pool)
-		scrub(cl->pool, cl->pool_size);
+	if (cl->pool.size)
+		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
 }
 
 static int pool_file(uint64_t size, int *fd, struct vp_err *e)
@@ -205,7 +196,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
 	uint64_t off, size;
-	int fd;
+	int fd, r;
 
 	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
 	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
@@ -223,12 +214,9 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 			return e->code;
 		fd = cl->own_fd;
 	}
-	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) munmap */
-	cl->pool = mmap(NULL, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)off);
-	if (cl->pool == MAP_FAILED) {
-		cl->pool = NULL;
-		return vp_err_set(e, -errno, "pool of %llu bytes cannot be mapped: %m", (unsigned long long)cl->pool_size);
-	}
+	r = vp_shared_map(&cl->pool, fd, off, cl->pool_size);
+	if (r)
+		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size, strerror(-r));
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
 		pool_scrub(pl);
@@ -245,12 +233,14 @@ static void pool_fresh(struct vp_plink *pl)
 	struct vp_err e = { 0 };
 	int old = cl->own_fd, fd = -1, r;
 
-	if (old < 0 || !cl->pool)
+	if (old < 0 || !cl->pool.size)
 		return;
 	r = pool_file(cl->pool_size, &fd, &e);
-	/* seccomp control: mmap(arg2 & PROT_EXEC == 0) */
-	if (!r && mmap(cl->pool, cl->pool_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
-		r = vp_err_set(&e, -errno, "it cannot be mapped: %m");
+	if (!r) {
+		r = vp_shared_replace(&cl->pool, fd);
+		if (r)
+			vp_err_set(&e, r, "it cannot be mapped: %s", strerror(-r));
+	}
 	if (!r) {
 		cl->own_fd = fd;
 		fd = old;
@@ -286,11 +276,6 @@ static void copy_wire(struct vp_plink *pl, unsigned i)
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
-static uint64_t shadow_features(struct vp_plink *pl)
-{
-	return (vp_vdev_features(pl->slot.v) & ~OURS) | (vp_port_path(pl->port) & SHADOW_BITS);
-}
-
 /* Requests: the record of what is open was made when the first device side came. */
 static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr, struct vp_err *e)
 {
@@ -299,7 +284,7 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_area data = data_area(cl, i);
 	struct vp_reqq_conf rc = {
-		.rq = &r->rq, .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
+		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
 		.inflight = r->inflight, .heads = r->open_heads, .n_heads = r->n_open,
 	};
@@ -308,8 +293,8 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	if (ret)
 		return ret;
 	r->n_open = 0;
-	scrub((char *)cl->pool + data.off, data.size);
-	ret = vp_reqq_begin(q->r, shadow_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
+	vp_shared_scrub(&cl->pool, data.off, data.size);
+	ret = vp_reqq_begin(q->r, vp_plink_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
 	if (ret)
 		return ret;
 	pr->desc = q->r->desc_addr;
@@ -326,20 +311,21 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_conf bc = {
-		.rq = &r->rq, .features = shadow_features(pl), .pool = vp_gptr_from_map(cl->pool), .pool_addr = cl->pool_addr,
-		.ring = ring_area(cl, i), .net = true, .early = i & 1, .kick_fd = q->kick_fd,
+		.rq = &r->rq, .features = vp_plink_features(pl), .pool = cl->pool.p, .pool_addr = cl->pool_addr,
+		.ring = ring_area(cl, i), .data = data_area(cl, i), .early = i & 1, .kick_fd = q->kick_fd,
 		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
 	};
 	struct vp_err e = { 0 };
 	int ret;
 
+	q->work.work.ops = pl->dev->waits ? &request_ops : &packet_ops;
+	pl->q[i].work = &q->work;
 	if (pl->dev->waits) {
 		ret = request_begin(pl, i, pr, &e);
 		if (ret)
 			vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
 		return ret;
 	}
-	*(i & 1 ? &bc.out : &bc.in) = data_area(cl, i);
 	/* Packets per second hold in each direction. */
 	if (!(i & 1))
 		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
@@ -361,12 +347,13 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 }
 
 /* The driver's ring is ours again, at an exact place. */
-static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
+static void copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
 {
 	struct copy_queue *q = &copy_of(pl)->q[i];
 	struct vp_vdev_ring *r = alive ? vp_vdev_ring(pl->slot.v, i) : NULL;
-	bool spoiled = q->spoiled, called = false;
+	bool called = false;
 
+	copy_unwire(pl, i);
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
 		called = vp_copyq_stop(q->b, r->usable);
@@ -380,13 +367,11 @@ static bool copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		worker_call(pl->l->d->workers, &r->rq);
 	vp_copyq_free(q->b);
 	q->b = NULL;
-	q->spoiled = false;
 	if (q->r && q->r->too_big && r->rq.vq.broken)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: a request of %llu bytes does not fit the %llu bytes of the pool that each of %u queues has; raise PoolSize=",
 		       pl->name, i, (unsigned long long)q->r->too_big, (unsigned long long)copy_of(pl)->area, pl->n);
 	if (s && s->broken && alive)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found its shadow ring malformed", pl->name, i);
-	return spoiled;
 }
 
 static void copy_open(struct vp_plink *pl, unsigned i, bool open)
@@ -424,29 +409,20 @@ static void copy_finish(struct vp_plink *pl, unsigned i)
 	q->r = NULL;
 }
 
-static bool copy_spoiled(struct vp_plink *pl, unsigned i)
+static bool copy_broken(const struct vp_plink *pl, unsigned i)
 {
-	struct copy_queue *q = &copy_of(pl)->q[i];
+	const struct copy_queue *q = &vp_container_of(pl, const struct copy, pl)->q[i];
 
-	if (q->b ? !q->b->shadow.broken : !q->r->shadow.broken)
-		return false;
-	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the queue is taken from it",
-	       pl->dev_name, i);
-	copy_of(pl)->spoiled++;
-	q->spoiled = true;
-	return true;
+	return q->b ? q->b->shadow.broken : q->r->shadow.broken;
 }
 
 /* ---- making ------------------------------------------------------------------------------------------- */
 
-static int copy_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e)
+static int copy_init(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
 	int r;
 
-	/* Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it: the pool is a window. */
-	pc->pool_size = pl->l->conf.attachment == VP_ATTACH_SHMEM || pl->l->conf.attachment == VP_ATTACH_HOSTDEV ? 0 :
-			vp_conf_link_pool(&pl->l->conf);
 	cl->own_fd = -1;
 	cl->q = calloc(pl->n, sizeof(*cl->q));
 	for (unsigned i = 0; cl->q && i < pl->n; i++)
@@ -454,7 +430,7 @@ static int copy_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err
 	r = cl->q ? 0 : -ENOMEM;
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		r = vp_eventfd_new(&cl->q[i].kick_fd);
-	return r ? vp_err_set(e, r, "%s", strerror(-r)) : 0;
+	return r ? vp_err_set(e, r, "%s", strerror(-r)) : pool_make(pl, e);
 }
 
 static void copy_fini(struct vp_plink *pl)
@@ -467,8 +443,7 @@ static void copy_fini(struct vp_plink *pl)
 		vp_reqq_free(cl->q[i].r);
 		vp_close(&cl->q[i].kick_fd);
 	}
-	if (cl->pool)
-		munmap(cl->pool, cl->pool_size);
+	vp_shared_unmap(&cl->pool);
 	vp_close(&cl->own_fd);
 	free(cl->q);
 }
@@ -495,22 +470,22 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
 	json_object_set_new(o, "kicks_direct", json_integer((json_int_t)straight));
 	json_object_set_new(o, "pool_size", json_integer((json_int_t)cl->pool_size));
-	json_object_set_new(o, "queues_spoiled", json_integer((json_int_t)cl->spoiled));
+	json_object_set_new(o, "queues_spoiled", json_integer((json_int_t)pl->spoiled));
 }
 
 static const struct vp_plink_mode copy_mode = {
-	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .lanes = true,
-	.init = copy_init, .port_made = pool_make, .fini = copy_fini, .features = shadow_features, .gone = pool_scrub, .fresh = pool_fresh,
-	.begin = copy_begin, .end = copy_end, .open = copy_open, .spoiled = copy_spoiled, .wire = copy_wire,
-	.unwire = copy_unwire, .show = copy_show,
-	.lane = lane_of, .run = lane_run, .arm = lane_arm, .disarm = lane_disarm, .broken = lane_broken,
-	.attention = lane_attention,
+	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .path_bits = SHADOW_BITS, .lanes = true,
+	.init = copy_init, .fini = copy_fini, .gone = pool_scrub, .fresh = pool_fresh,
+	.begin = copy_begin, .end = copy_end, .open = copy_open, .broken = copy_broken, .wire = copy_wire, .show = copy_show,
 	.drained = copy_drained, .finish = copy_finish,
 };
 
 static int copy_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &copy_mode, e);
+	/* Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it: the pool is a window. */
+	bool apart = l->conf.attachment == VP_ATTACH_SHMEM || l->conf.attachment == VP_ATTACH_HOSTDEV;
+
+	return vp_plink_start(l, &copy_mode, apart ? 0 : vp_conf_link_pool(&l->conf), e);
 }
 
 const struct vp_link_ops vp_link_copy_ops = VP_PLINK_OPS(copy_start);

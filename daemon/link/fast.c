@@ -46,7 +46,7 @@ static struct fast *fast_of(struct vp_plink *pl)
 	return vp_container_of(pl, struct fast, pl);
 }
 
-static int fast_init(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e)
+static int fast_init(struct vp_plink *pl, struct vp_err *e)
 {
 	struct fast *f = fast_of(pl);
 	int r;
@@ -91,11 +91,6 @@ static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cf
 	cfg->pf &= ~(VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_INFLIGHT_SHMFD));
 }
 
-static uint64_t fast_features(struct vp_plink *pl)
-{
-	return vp_vdev_features(pl->slot.v) & ~(VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(VHOST_F_LOG_ALL));
-}
-
 static void fast_memory(struct vp_plink *pl)
 {
 	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
@@ -138,18 +133,19 @@ static bool requests_open(struct vp_plink *pl, unsigned i, const struct vp_port_
 	return pl->dev->waits && !s->base_known && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
 }
 
-static bool fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
+static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
 {
 	struct vp_err e = { 0 };
 
+	fast_unwire(pl, i);
 	if (!s || !alive)
-		return false;
+		return;
 	if (requests_open(pl, i, s)) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
 		       pl->name, i);
 		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
 		vp_vdev_reap(pl->slot.v);
-		return false;
+		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
 	if (s->broken) {
@@ -157,7 +153,6 @@ static bool fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
 		vp_vdev_reap(pl->slot.v);
 	}
-	return false;
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------------- */
@@ -224,13 +219,13 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 
 static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
-	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .features = fast_features, .memory = fast_memory,
-	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .unwire = fast_unwire, .show = fast_show,
+	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
+	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .show = fast_show,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &fast_mode, e);
+	return vp_plink_start(l, &fast_mode, 0, e);
 }
 
 const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);

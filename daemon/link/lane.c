@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Port links: what data threads do of a queue, see port_link.h. */
-#include "link/port_link.h"
+#include "link/lane.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -8,42 +7,41 @@
 
 #include "base/util.h"
 #include "base/watch.h"
-#include "context/context.h"
-#include "engine/relay.h"
 #include "guestmem/map.h"
 
-/* One queue's work on a data thread: the mode's while the device VM has it, draining a transmit queue that nobody has. */
 struct vp_lane {
-	struct worker_job           job;    /* first */
-	const struct vp_plink_mode *m;
-	void                       *own;    /* RCU; the mode's, NULL = nothing */
-	struct vp_queue      *drain;  /* RCU; NULL = nothing to drain */
-	bool                        told;   /* attention was asked for (data thread's own) */
-	unsigned                    lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
+	struct worker_job job;       /* first: the ops get a pointer to it */
+	struct vp_work   *work;      /* RCU; NULL = nothing to do */
+	/* the data thread's own */
+	unsigned          told;      /* trouble that attention was asked for */
+	unsigned          lost_seen; /* vp_map_lost_count() when last looked */
 	/* main thread */
-	bool                        published, added;
-	struct vp_watch            *kick, *bell;  /* NULL = none; other threads only ask whether */
+	struct vp_work   *published;
+	unsigned          n_watch;
+	bool              added;
 };
+
+struct vp_lanes {
+	struct worker_pool *pool;
+	unsigned            n, fds;
+	struct vp_work     *withdrawn; /* since the last grace period */
+	struct vp_watch   **watch;     /* [n][fds] */
+	struct vp_lane      lane[];
+};
+
+/* ---- data threads ---------------------------------------------------------------------------- */
 
 static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
 {
 	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_queue *rq = own ? NULL : rcu_dereference(ln->drain);
-	unsigned n, lost;
-	bool broken;
+	struct vp_work *w = rcu_dereference(ln->work);
+	unsigned n, lost, trouble = 0;
 
-	if (own) {
-		n = ln->m->run(own, s);
-		broken = ln->m->attention(own);
-	} else if (rq) {
-		n = vp_relay_run(rq, NULL, s);
-		broken = rq->vq.broken;
-	} else {
+	if (!w)
 		return 0;
-	}
-	if (vp_unlikely(broken && !ln->told)) {
-		ln->told = true;
+	n = w->ops->run(w, s, &trouble);
+	if (vp_unlikely(trouble != ln->told)) {
+		ln->told = trouble;
 		worker_attention(j);
 	}
 	/* A file was truncated under somebody: whose it was, the main thread finds out. */
@@ -57,128 +55,136 @@ static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
 
 static enum worker_next lane_arm(struct worker_job *j)
 {
-	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_queue *rq = rcu_dereference(ln->drain);
+	struct vp_work *w = rcu_dereference(vp_container_of(j, struct vp_lane, job)->work);
 
-	if (own)
-		return ln->m->arm(own, ln->kick != NULL);
-	if (rq && vp_queue_must_wait(rq))
-		return WORKER_LATER;
-	/* Without a kick fd the driver expects polling: then a look now and then would do, but nobody is in a hurry to drop. */
-	return rq && !rq->vq.broken && !rq->vq.stalled && vp_vq_enable_kicks(&rq->vq) ? WORKER_AGAIN : WORKER_SLEEP;
+	return w ? w->ops->arm(w) : WORKER_SLEEP;
 }
 
 static void lane_disarm(struct worker_job *j)
 {
-	struct vp_lane *ln = vp_container_of(j, struct vp_lane, job);
-	void *own = rcu_dereference(ln->own);
-	struct vp_queue *rq = rcu_dereference(ln->drain);
+	struct vp_work *w = rcu_dereference(vp_container_of(j, struct vp_lane, job)->work);
 
-	if (own)
-		ln->m->disarm(own);
-	else if (rq && !rq->vq.broken)
-		vp_vq_disable_kicks(&rq->vq);
+	if (w)
+		w->ops->disarm(w);
 }
 
 static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm, .disarm = lane_disarm };
 
-/* True: a grace period is needed before what it used is touched. */
-static bool lane_unpublish(struct vp_lane *ln)
+/* ---- main thread ------------------------------------------------------------------------------- */
+
+struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds)
 {
-	if (!ln->published)
-		return false;
-	rcu_assign_pointer(ln->own, NULL);
-	rcu_assign_pointer(ln->drain, NULL);
-	vp_watch_end(&ln->kick);
-	vp_watch_end(&ln->bell);
-	ln->published = false;
-	return true;
-}
+	struct vp_lanes *ls = calloc(1, sizeof(*ls) + n * sizeof(ls->lane[0]));
 
-void vp_lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n)
-{
-	bool grace = false;
-
-	for (unsigned i = first; pl->lane && i < first + n; i++)
-		grace |= lane_unpublish(&pl->lane[i]);
-	if (grace)
-		urcu_qsbr_synchronize_rcu();
-}
-
-void vp_lane_publish(struct vp_plink *pl, unsigned i)
-{
-	struct vp_lane *ln = pl->lane ? &pl->lane[i] : NULL;
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	bool handed = pl->q[i].handed;
-	int bell;
-
-	if (!ln || !ln->added || ln->published || r->rq.vq.broken || (handed ? !pl->m->lanes : !vp_plink_drops(pl, i)))
-		return;
-	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
-	if (!handed && !pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_LATER)
-		return;
-	ln->told = false;
-	/* What cannot be waited for is polled. */
-	if (r->kick_fd >= 0)
-		worker_job_watch(&ln->kick, &ln->job, r->kick_fd);
-	if (handed) {
-		bell = pl->att->ops->call_fd(pl->att, 1 + i);
-		if (bell >= 0)
-			worker_job_watch(&ln->bell, &ln->job, bell);
-		if (pl->m->open)
-			pl->m->open(pl, i, r->enabled && !pl->q[i].stop_owed);
-		rcu_assign_pointer(ln->own, pl->m->lane(pl, i));
-	} else {
-		rcu_assign_pointer(ln->drain, &r->rq);
+	if (!ls)
+		return NULL;
+	ls->watch = calloc((size_t)n * fds, sizeof(*ls->watch));
+	if (!ls->watch) {
+		free(ls);
+		return NULL;
 	}
-	ln->published = true;
+	ls->pool = p;
+	ls->n = n;
+	ls->fds = fds;
+	for (unsigned i = 0; i < n; i++) {
+		ls->lane[i].job.ops = &lane_ops;
+		ls->lane[i].lost_seen = vp_map_lost_count();
+	}
+	return ls;
+}
+
+int vp_lane_add(struct vp_lanes *ls, unsigned i, uint64_t *wakes)
+{
+	int r;
+
+	ls->lane[i].job.wakes = wakes;
+	r = worker_job_add(ls->pool, &ls->lane[i].job, NULL);
+
+	ls->lane[i].added = !r;
+	return r;
+}
+
+int vp_lane_watch(struct vp_lanes *ls, unsigned i, int fd)
+{
+	struct vp_lane *ln = &ls->lane[i];
+	int r;
+
+	if (ln->n_watch == ls->fds)
+		return -ENOSPC;
+	r = worker_job_watch(&ls->watch[(size_t)i * ls->fds + ln->n_watch], &ln->job, fd);
+	if (!r)
+		ln->n_watch++;
+	return r;
+}
+
+void vp_lane_publish(struct vp_lanes *ls, unsigned i, struct vp_work *w)
+{
+	struct vp_lane *ln = &ls->lane[i];
+
+	ln->told = 0;
+	ln->published = w;
+	rcu_assign_pointer(ln->work, w);
 	worker_poke(&ln->job);
 }
 
-void vp_lanes_free(struct vp_plink *pl)
+struct vp_work *vp_lane_work(const struct vp_lanes *ls, unsigned i)
 {
-	for (unsigned i = 0; pl->lane && i < pl->n; i++) {
-		lane_unpublish(&pl->lane[i]);
-		if (pl->lane[i].added)
-			worker_job_retire(pl->l->d->workers, &pl->lane[i].job);
+	return ls->lane[i].published;
+}
+
+void vp_lane_withdraw(struct vp_lanes *ls, unsigned i)
+{
+	struct vp_lane *ln = &ls->lane[i];
+
+	if (!ln->published)
+		return;
+	rcu_assign_pointer(ln->work, NULL);
+	ln->published->next = ls->withdrawn;
+	ls->withdrawn = ln->published;
+	ln->published = NULL;
+	while (ln->n_watch)
+		vp_watch_end(&ls->watch[(size_t)i * ls->fds + --ln->n_watch]);
+}
+
+static void withdrawn_free(struct vp_lanes *ls)
+{
+	struct vp_work *w;
+
+	while ((w = ls->withdrawn)) {
+		ls->withdrawn = w->next;
+		w->next = NULL;
+		if (w->ops->free)
+			w->ops->free(w);
+	}
+}
+
+void vp_lanes_sync(struct vp_lanes *ls)
+{
+	if (!ls->withdrawn)
+		return;
+	urcu_qsbr_synchronize_rcu();
+	withdrawn_free(ls);
+}
+
+void vp_lanes_free(struct vp_lanes *ls)
+{
+	if (!ls)
+		return;
+	for (unsigned i = 0; i < ls->n; i++) {
+		vp_lane_withdraw(ls, i);
+		if (ls->lane[i].added)
+			worker_job_retire(ls->pool, &ls->lane[i].job);
 	}
 	/* All at once: each grace period lasts as long as a round of the slowest thread. */
-	worker_jobs_reap(pl->l->d->workers);
-	free(pl->lane);
-	pl->lane = NULL;
+	worker_jobs_reap(ls->pool);
+	withdrawn_free(ls);
+	free(ls->watch);
+	free(ls);
 }
 
-int vp_lanes_make(struct vp_plink *pl)
+void vp_lanes_poke(struct vp_lanes *ls)
 {
-	if (pl->lane)
-		return 0;
-	pl->lane = calloc(pl->n, sizeof(*pl->lane));
-	if (!pl->lane)
-		return -ENOMEM;
-	for (unsigned i = 0; i < pl->n; i++) {
-		struct vp_lane *ln = &pl->lane[i];
-		int r;
-
-		ln->job.ops = &lane_ops;
-		ln->job.wakes = &pl->l->wakes[VP_SIDE_DRIVER];
-		ln->m = pl->m;
-		ln->lost_seen = vp_map_lost_count();
-		if (!pl->m->lanes && !vp_plink_drops(pl, i))
-			continue;  /* nobody drains it */
-		r = worker_job_add(pl->l->d->workers, &ln->job, NULL);
-		if (r) {
-			vp_lanes_free(pl);
-			return r;
-		}
-		ln->added = true;
-	}
-	return 0;
-}
-
-void vp_lanes_poke(struct vp_plink *pl)
-{
-	for (unsigned i = 0; pl->lane && i < pl->n; i++)
-		if (pl->lane[i].published)
-			worker_poke(&pl->lane[i].job);
+	for (unsigned i = 0; i < ls->n; i++)
+		if (ls->lane[i].published)
+			worker_poke(&ls->lane[i].job);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Inside of port links: port_link.c has what all have in common (the driver side's session, the port and
- * its attachment, whose hands a queue is in, what is shown), lane.c what data threads do, port_guard.c what the guard is
- * told, fast.c and copy.c have what differs. For these files only.
+ * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events; port_hands.c, whose
+ * hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do; port_profile.c, what is known of
+ * the back-end; port_guard.c, what the guard is told; port_show.c, what is shown. fast.c and copy.c have what differs. For these
+ * files only.
  *
  * A queue that the driver VM has started is in one of two hands:
  *   - the device VM's, while the port's link is up: a run of the port (vp_port_queue_run());
@@ -11,11 +12,12 @@
  * It goes from hand to hand with its ring index, when the port comes up or goes down. A stop by the
  * driver VM's front-end is answered when the device VM has let go, or was cut.
  *
- * Main thread, except for the lanes' functions.
+ * Main thread, except for the operations of a work (lane.h).
  */
 #ifndef VP_DAEMON_LINK_PORT_H
 #define VP_DAEMON_LINK_PORT_H
 
+#include "link/lane.h"
 #include "link/link.h"
 #include "device/device.h"
 #include "front/peer.h"
@@ -24,7 +26,6 @@
 #include "port/port.h"
 #include "front/stats.h"
 #include "front/vdev.h"
-#include "threads/worker.h"
 
 struct vp_plink;
 
@@ -32,21 +33,18 @@ struct vp_plink;
 struct vp_plink_mode {
 	uint32_t mode;            /* VHP_MODE_* */
 	size_t   size;            /* of its own structure, which begins with a struct vp_plink */
-	uint64_t not_the_paths;   /* offered features that a data path need not support */
+	uint64_t not_the_paths;   /* features between the driver VM and us: a data path need not support them, and works without */
+	uint64_t path_bits;       /* of these, what it works with where it supports them */
 	bool     direct;          /* attachments may be given the driver VM's eventfds */
 	bool     lanes;           /* its queues are worked on by our data threads while the device VM has them */
 
-	/* Before the port is made: *pc has what the attachment asks for. */
-	int  (*init)(struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e);
-	/* ? The port is there, its attachment not yet; inside an update of the page. */
-	int  (*port_made)(struct vp_plink *pl, struct vp_err *e);
-	/* After session, port runs and attachment have gone. Also after a part of init(). */
+	/* The port is there, its attachment not yet; inside an update of the page. */
+	int  (*init)(struct vp_plink *pl, struct vp_err *e);
+	/* After session, port runs and attachment have gone. Also after a part of init(), but not without. */
 	void (*fini)(struct vp_plink *pl);
 
 	/* ? Narrow what the driver VM is offered. */
 	void (*profile)(const struct vp_conf_link *c, struct vu_backend_cfg *cfg);
-	/* Features that the data path works with; there is a front-end. */
-	uint64_t (*features)(struct vp_plink *pl);
 	/* ? The driver VM's memory table was replaced, or (pl->closing) is going. */
 	void (*memory)(struct vp_plink *pl);
 	/* ? The front-end has gone, with all that it had. */
@@ -54,32 +52,24 @@ struct vp_plink_mode {
 	/* ? A process was the device side and has gone: what it had may still be mapped there. */
 	void (*fresh)(struct vp_plink *pl);
 
-	/* Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`. An error leaves it with us for good. */
+	/*
+	 * Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`, and, with lanes, set its work. An error leaves it
+	 * with us for good.
+	 */
 	int  (*begin)(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr);
 	/*
-	 * Its run is over (s NULL: it never began), no data thread has it. alive: the driver's ring can be gone on with. True: the device VM
-	 * does not get it again while it is attached.
+	 * Its run is over (s NULL: it never began), no data thread has it: no signals any more. alive: the driver's ring can be gone on
+	 * with.
 	 */
-	bool (*end)(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive);
+	void (*end)(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive);
 	/* ? While the device VM has it: process new buffers, or only return what is there. */
 	void (*open)(struct vp_plink *pl, unsigned i, bool open);
-	/* ? Must it be taken from the device VM? */
-	bool (*spoiled)(struct vp_plink *pl, unsigned i);
+	/* ? Its end of the queue is broken, by what it did there: the queue is taken from it. */
+	bool (*broken)(const struct vp_plink *pl, unsigned i);
 	/* Signals: the device VM has the queue, and its signals or the driver VM's fds may be other ones than before. Lanes are not published. */
 	void (*wire)(struct vp_plink *pl, unsigned i);
-	/* The run is over: no signals any more. */
-	void (*unwire)(struct vp_plink *pl, unsigned i);
 	void (*show)(struct vp_plink *pl, json_t *o);
 
-	/* With lanes: what a data thread works on, and how. As struct worker_job_ops; kicked: there is a kick fd to wait for. */
-	void *(*lane)(struct vp_plink *pl, unsigned i);
-	unsigned (*run)(void *own, struct vp_scratch *s);
-	enum worker_next (*arm)(void *own, bool kicked);
-	void (*disarm)(void *own);
-	/* One of its two rings is broken. */
-	bool (*broken)(const void *own);
-	/* The main thread has to look: that, or drained() has become true. */
-	bool (*attention)(const void *own);
 	/*
 	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for when
 	 * that becomes true.
@@ -89,16 +79,22 @@ struct vp_plink_mode {
 	void (*finish)(struct vp_plink *pl, unsigned i);
 };
 
+/* What a data thread works on while the device VM has the queue. */
+struct vp_plink_work {
+	struct vp_work work;  /* first */
+	bool kicked;          /* there is a kick fd to wait for, else the driver expects to be polled; set before it is published */
+};
+
 struct vp_plink_queue {
+	struct vp_plink_work *work;  /* the mode's; with lanes, while handed */
 	bool handed;      /* the device VM has it */
 	bool stop_owed;   /* the front-end waits for GET_VRING_BASE's answer */
 	bool taken;       /* it is asked to stop, because the driver disabled the queue */
+	bool spoiled;     /* its end was broken by the device VM: being taken from it */
 	bool given_up;    /* by the data path, or taken from it: not handed over again while it is attached */
 	bool rewire;      /* its fds may have changed */
 	bool draining;    /* the stop that is owed waits for requests that are under way */
 };
-
-struct vp_lane;
 
 struct vp_plink {
 	struct vp_vdev_slot   slot;     /* first: ctx of the session's callbacks */
@@ -112,14 +108,15 @@ struct vp_plink {
 	char                  name[VP_CONF_NAME_MAX + 24], dev_name[VP_CONF_NAME_MAX + 24];
 	unsigned              n;        /* queues */
 	struct vp_plink_queue *q;
-	struct vp_lane       *lane;     /* [n] while a front-end is connected */
-	bool                  closing, in_update, again;
+	struct vp_lanes      *lanes;    /* n of them, while a front-end is connected */
+	bool                  inited, closing, in_update, again;
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
 	bool                  guarded, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
 	uint64_t              signals;  /* of wires that have gone */
+	uint64_t              spoiled;  /* queues, that often */
 	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
 	struct vp_queue_stats past, past_back;
 	struct vp_profile     profile;
@@ -133,8 +130,8 @@ static inline bool vp_plink_drops(const struct vp_plink *pl, unsigned i)
 	return !pl->dev->waits && pl->dev->use(i) == VP_QUEUE_SENDS;
 }
 
-/* The link's operations; start is the mode's own and calls vp_plink_start(). */
-int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, struct vp_err *e);
+/* The link's operations; start is the mode's own and calls vp_plink_start(). pool: bytes of the port's own memory, 0 = none. */
+int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t pool, struct vp_err *e);
 void vp_plink_stop(struct vp_link *l);
 void vp_plink_admin(struct vp_link *l);
 bool vp_plink_busy(const struct vp_link *l);
@@ -151,24 +148,41 @@ const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .vdev = vp_plink_vdev, \
 }
 
+/* port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another than was said last. */
+void vp_plink_say(struct vp_plink *pl, const char *why);
+void vp_plink_changed(void *ctx);
+
+/* port_hands.c */
+extern const struct vp_port_ops vp_plink_port_ops;
+/* Bring port, lanes and wires in line with the rings there are. */
+void vp_plink_update(struct vp_plink *pl);
+/* The device VM's fds are other ones. ctx: the link. */
+void vp_plink_wires_changed(void *ctx);
+/* The driver VM's VMM stops queue i: as stop() of vp_vdev_ops. */
+int  vp_plink_stop_queue(struct vp_plink *pl, unsigned i);
+/* Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is asked to stop. */
+void vp_plink_drained(struct vp_plink *pl, bool all);
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
-/* lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
-int  vp_lanes_make(struct vp_plink *pl);
-void vp_lanes_free(struct vp_plink *pl);
+void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
+uint64_t vp_plink_wire_count(const struct vp_wire *w);
+
+/* port_lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
+int  vp_plink_lanes_make(struct vp_plink *pl);
+void vp_plink_lanes_free(struct vp_plink *pl);
 /* Have data threads do what there is to do of queue i in its present hands: it is worked on, or drained. Nothing, where that is nothing. */
-void vp_lane_publish(struct vp_plink *pl, unsigned i);
+void vp_plink_publish(struct vp_plink *pl, unsigned i);
 /* Queues [first, first + n) are in no data thread's hands when it returns. */
-void vp_lanes_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
-/* What they wait for may have come. */
-void vp_lanes_poke(struct vp_plink *pl);
+void vp_plink_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
 
 /* port_profile.c. The data path says what it is: VHP_ST_*; *missing: features. */
 uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, uint64_t *missing);
 /* Publish what is known of the back-end: features and config space. Inside an update of the page. */
 void vp_plink_publish_profile(struct vp_plink *pl);
-/* port_link.c: it has become known. */
+/* port_driver.c: it has become known. */
 int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e);
+/* Features that the data path works with; there is a front-end. */
+uint64_t vp_plink_features(const struct vp_plink *pl);
 /* What the driver VM's VMM is offered. */
 void vp_plink_offer(struct vp_plink *pl, struct vu_backend_cfg *cfg);
 
@@ -177,8 +191,5 @@ void vp_plink_guard_update(struct vp_plink *pl);
 /* The link is being taken away: what the guard knows stays as it is, until nothing writes to the port any more. */
 void vp_plink_guard_leave(struct vp_plink *pl);
 void vp_plink_guard_left(struct vp_plink *pl);
-
-void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
-uint64_t vp_plink_wire_count(const struct vp_wire *w);
 
 #endif

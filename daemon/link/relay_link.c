@@ -6,48 +6,23 @@
  * Packets run in lanes. A lane is a receive queue of one side together with
  * the transmit queues of the other that feed it (one each when both sides have the
  * same number of queues; transmit queue i feeds receive queue i modulo the receivers that there
- * are), so that every ring has one user. A lane is one job on one data thread. What it works on is
- * published as an immutable view; to change a ring, the lane's view is taken away,
- * a grace period passes, and the ring is the main thread's.
+ * are), so that every ring has one user. What it works on is a view (view.h), which is published and withdrawn
+ * as lane.h says.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <urcu/urcu-qsbr.h>
 
 #include "base/log.h"
 #include "base/util.h"
-#include "base/watch.h"
 #include "context/context.h"
-#include "engine/relay.h"
-#include "guestmem/map.h"
 #include "link/link.h"
+#include "link/view.h"
 #include "front/peer.h"
 #include "front/stats.h"
 #include "front/vdev.h"
 #include "threads/worker.h"
-
-struct view {
-	struct vp_queue *dst;  /* NULL = nobody receives: drain and count */
-	unsigned n;
-	struct {
-		struct vp_queue *rq;
-		int  kick_fd;        /* -1 = the driver does not kick: never sleep */
-		struct vp_watch *kick; /* of it, while published */
-		bool drop;           /* ring disabled: take and discard */
-		bool src_broke, dst_broke; /* attention was asked for (data thread's own) */
-	} src[];
-};
-
-struct lane {
-	struct worker_job job;       /* first: the ops get a pointer to it */
-	struct view      *view;      /* RCU */
-	unsigned          lost_seen; /* vp_map_lost_count() when last looked (data thread's own) */
-	/* main thread */
-	struct view      *published, *last; /* last: taken away, while the lanes are freed */
-	bool              added;
-};
 
 struct relay_side {
 	struct vp_vdev_slot   slot;  /* first: ctx of the session's callbacks */
@@ -62,136 +37,21 @@ struct relay {
 	struct vp_link   *l;
 	struct relay_side side[VP_SIDES];
 	unsigned          n_lanes;   /* per direction; lanes exist while a front-end is connected */
-	struct lane      *lanes;     /* [2 * n_lanes]: to the device side first */
+	struct vp_lanes  *lanes;     /* 2 * n_lanes: to the device side first */
 };
 
-/* ---- data threads ---------------------------------------------------------- */
-
-static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
-{
-	struct lane *lane = vp_container_of(j, struct lane, job);
-	struct view *v = rcu_dereference(lane->view);
-	unsigned work = 0, lost;
-
-	if (!v)
-		return 0;
-	for (unsigned i = 0; i < v->n; i++) {
-		struct vp_queue *q = v->src[i].rq;
-
-		work += vp_relay_run(q, v->src[i].drop ? NULL : v->dst, s);
-		if (vp_unlikely(q->vq.broken && !v->src[i].src_broke)) {
-			v->src[i].src_broke = true;
-			worker_attention(j);
-		}
-		if (vp_unlikely(v->dst && v->dst->vq.broken && !v->src[i].dst_broke)) {
-			v->src[i].dst_broke = true;
-			worker_attention(j);
-		}
-	}
-	lost = vp_map_lost_count();
-	if (vp_unlikely(lost != lane->lost_seen)) {
-		lane->lost_seen = lost;
-		worker_attention(j);
-	}
-	return work;
-}
-
-static enum worker_next lane_arm(struct worker_job *j)
-{
-	struct lane *lane = vp_container_of(j, struct lane, job);
-	struct view *v = rcu_dereference(lane->view);
-	bool more = false, later = false;
-
-	if (!v)
-		return WORKER_SLEEP;
-	for (unsigned i = 0; i < v->n; i++) {
-		struct vp_virtq *vq = &v->src[i].rq->vq;
-
-		if (vq->broken || vq->stalled)
-			continue; /* side_translated() wakes those that wait for their vIOMMU */
-		if (vp_unlikely(vp_queue_must_wait(v->src[i].rq))) {
-			later = true;
-			continue;
-		}
-		more |= vp_vq_enable_kicks(vq) || v->src[i].kick_fd < 0;
-	}
-	return more ? WORKER_AGAIN : later ? WORKER_LATER : WORKER_SLEEP;
-}
-
-static void lane_disarm(struct worker_job *j)
-{
-	struct lane *lane = vp_container_of(j, struct lane, job);
-	struct view *v = rcu_dereference(lane->view);
-
-	for (unsigned i = 0; v && i < v->n; i++)
-		if (!v->src[i].rq->vq.broken)
-			vp_vq_disable_kicks(&v->src[i].rq->vq);
-}
-
-static const struct worker_job_ops lane_ops = { .run = lane_run, .arm = lane_arm, .disarm = lane_disarm };
-
-/* ---- publishing ------------------------------------------------------------ */
-
-static bool view_uses(const struct view *v, const struct vp_queue *q)
-{
-	if (v->dst == q)
-		return true;
-	for (unsigned i = 0; i < v->n; i++)
-		if (v->src[i].rq == q)
-			return true;
-	return false;
-}
-
-static bool view_same(const struct view *a, const struct view *b)
-{
-	if (!a || !b)
-		return a == b;
-	if (a->dst != b->dst || a->n != b->n)
-		return false;
-	for (unsigned i = 0; i < a->n; i++)
-		if (a->src[i].rq != b->src[i].rq || a->src[i].drop != b->src[i].drop ||
-		    a->src[i].kick_fd != b->src[i].kick_fd)
-			return false;
-	return true;
-}
-
-/* Take the view away; it may be freed (and its rings changed) after a grace period. */
-static struct view *lane_unpublish(struct lane *lane)
-{
-	struct view *v = lane->published;
-
-	if (!v)
-		return NULL;
-	rcu_assign_pointer(lane->view, NULL);
-	lane->published = NULL;
-	for (unsigned i = 0; i < v->n; i++)
-		vp_watch_end(&v->src[i].kick);
-	return v;
-}
-
-static void lane_publish(struct relay *r, struct lane *lane, struct view *v)
-{
-	/* Receivers are looked at when there is something to send: their kicks are never needed. */
-	if (v->dst && !v->dst->vq.broken)
-		vp_vq_disable_kicks(&v->dst->vq);
-	for (unsigned i = 0; i < v->n; i++)
-		if (v->src[i].kick_fd >= 0 && worker_job_watch(&v->src[i].kick, &lane->job, v->src[i].kick_fd))
-			v->src[i].kick_fd = -1;  /* cannot be waited for: poll */
-	lane->published = v;
-	rcu_assign_pointer(lane->view, v);
-	worker_poke(&lane->job);
-}
+/* ---- lanes ----------------------------------------------------------------- */
 
 /* What lane i towards side `to` should work on now; NULL = nothing. */
-static struct view *view_make(struct relay *r, unsigned to, unsigned i)
+static struct vp_view *view_make(struct relay *r, unsigned to, unsigned i)
 {
 	struct vp_vdev *dst = r->side[to].slot.v, *src = r->side[!to].slot.v;
 	unsigned receivers = dst && r->l->up ? vp_vdev_active_pairs(dst) : 0;
-	struct view *v;
+	struct vp_view *v;
 
 	if (!src)
 		return NULL;
-	v = calloc(1, sizeof(*v) + r->n_lanes * sizeof(v->src[0]));
+	v = vp_view_new(r->n_lanes);
 	if (!v)
 		return NULL;
 	if (i < receivers)
@@ -225,36 +85,28 @@ static void carriers(struct relay *r)
 /* Bring every lane in line with the rings there are. One grace period at most. */
 static void relay_update(struct relay *r)
 {
-	struct view **want, **old;
-	bool grace = false;
+	struct vp_view **want;
 
 	if (!r->lanes)
 		return;
-	want = calloc(4 * r->n_lanes, sizeof(*want));
+	want = calloc(2 * r->n_lanes, sizeof(*want));
 	if (!want) {
 		vp_log(VP_LOG_ERR, "link %s: out of memory; packets do not flow until a queue changes", r->l->conf.name);
 		return;
 	}
-	old = want + 2 * r->n_lanes;
 	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
-		struct lane *lane = &r->lanes[k];
-
 		want[k] = view_make(r, k < r->n_lanes ? VP_SIDE_DEVICE : VP_SIDE_DRIVER, k % r->n_lanes);
-		if (view_same(want[k], lane->published)) {
+		if (vp_view_same(want[k], vp_view_of(r->lanes, k))) {
 			free(want[k]);
 			want[k] = NULL;
 			continue;
 		}
-		old[k] = lane_unpublish(lane);
-		grace |= old[k] != NULL;
+		vp_lane_withdraw(r->lanes, k);
 	}
-	if (grace)
-		urcu_qsbr_synchronize_rcu();
-	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
-		free(old[k]);
+	vp_lanes_sync(r->lanes);
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++)
 		if (want[k])
-			lane_publish(r, &r->lanes[k], want[k]);
-	}
+			vp_view_publish(r->lanes, k, want[k]);
 	free(want);
 	carriers(r);
 	vp_link_look(r->l);
@@ -264,30 +116,19 @@ static void side_withdraw(void *ctx, unsigned first, unsigned n)
 {
 	struct relay_side *side = ctx;
 	struct relay *r = side->r;
-	struct view **old;
-	unsigned n_old = 0;
 
 	if (!r->lanes)
 		return;
-	old = calloc(2 * r->n_lanes, sizeof(*old));
 	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
-		struct view *v = r->lanes[k].published;
+		const struct vp_view *v = vp_view_of(r->lanes, k);
 		bool uses = false;
 
 		for (unsigned q = first; v && !uses && q < first + n; q++)
-			uses = view_uses(v, &vp_vdev_ring(side->slot.v, q)->rq);
-		if (!uses)
-			continue;
-		v = lane_unpublish(&r->lanes[k]);
-		if (old)
-			old[n_old] = v;  /* else leaked: better than used after free */
-		n_old++;
+			uses = vp_view_uses(v, &vp_vdev_ring(side->slot.v, q)->rq);
+		if (uses)
+			vp_lane_withdraw(r->lanes, k);
 	}
-	if (n_old)
-		urcu_qsbr_synchronize_rcu();
-	for (unsigned i = 0; old && i < n_old; i++)
-		free(old[i]);
-	free(old);
+	vp_lanes_sync(r->lanes);
 }
 
 static void side_offer(void *ctx, unsigned first, unsigned n)
@@ -299,44 +140,25 @@ static void side_offer(void *ctx, unsigned first, unsigned n)
 
 static void lanes_free(struct relay *r)
 {
-	struct worker_pool *p = r->l->d->workers;
-
-	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++) {
-		r->lanes[k].last = lane_unpublish(&r->lanes[k]);
-		if (r->lanes[k].added)
-			worker_job_retire(p, &r->lanes[k].job);
-	}
-	/* All at once: each grace period lasts as long as a round of the slowest thread. */
-	worker_jobs_reap(p);
-	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
-		free(r->lanes[k].last);
-	free(r->lanes);
+	vp_lanes_free(r->lanes);
 	r->lanes = NULL;
 }
 
 static int lanes_make(struct relay *r)
 {
+	int ret = 0;
+
 	if (r->lanes)
 		return 0;
 	r->n_lanes = r->l->conf.pairs;
-	r->lanes = calloc(2 * r->n_lanes, sizeof(*r->lanes));
+	r->lanes = vp_lanes_new(r->l->d->workers, 2 * r->n_lanes, r->n_lanes);
 	if (!r->lanes)
 		return -ENOMEM;
-	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
-		struct lane *lane = &r->lanes[k];
-		int ret;
-
-		lane->job.ops = &lane_ops;
-		lane->job.wakes = &r->l->wakes[k < r->n_lanes ? VP_SIDE_DRIVER : VP_SIDE_DEVICE];
-		lane->lost_seen = vp_map_lost_count();
-		ret = worker_job_add(r->l->d->workers, &lane->job, NULL);
-		if (ret) {
-			lanes_free(r);
-			return ret;
-		}
-		lane->added = true;
-	}
-	return 0;
+	for (unsigned k = 0; !ret && k < 2 * r->n_lanes; k++)
+		ret = vp_lane_add(r->lanes, k, &r->l->wakes[k < r->n_lanes ? VP_SIDE_DRIVER : VP_SIDE_DEVICE]);
+	if (ret)
+		lanes_free(r);
+	return ret;
 }
 
 /* ---- sessions ---------------------------------------------------------------- */
@@ -365,11 +187,9 @@ static int side_attention_fd(void *ctx)
 static void side_translated(void *ctx)
 {
 	struct relay_side *side = ctx;
-	struct relay *r = side->r;
 
-	for (unsigned k = 0; r->lanes && k < 2 * r->n_lanes; k++)
-		if (r->lanes[k].published)
-			worker_poke(&r->lanes[k].job);
+	if (side->r->lanes)
+		vp_lanes_poke(side->r->lanes);
 }
 
 static const struct vp_vdev_ops side_vdev_ops = {

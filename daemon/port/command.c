@@ -211,17 +211,7 @@ static void execute(struct vp_port *p)
 
 void vp_port_command(struct vp_port *p)
 {
-	uint32_t seq;
-
-	if (!p->online || p->busy)
-		return;
-	/* Acquire pairs with the guest's release of seq: opcode and args are there. */
-	seq = vp_ld32_acquire(p->page, VHP_CTRL_COMMAND_OFF);
-	if (!seq || seq == p->answered)
-		return;
-	vp_copy_in(&p->cmd, vp_gptr_add(p->page, VHP_CTRL_COMMAND_OFF), sizeof(p->cmd));
-	/* What was copied counts: the guest may have written on. */
-	if (!p->cmd.seq)
+	if (!p->online || p->busy || !port_ctrl_command(&p->ctrl, p->answered, &p->cmd))
 		return;
 	vp_port_begin(p);
 	/* Who attaches, or detaches, has let go of what it had. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Threat model: the guest can write every byte of the control block at any time. Nothing
- * is ever read back from it but the command (port.c, one copy); the page is
+ * is ever read back from it but the command (ctrl.c, one copy); the page is
  * written from a private copy, and only where that has changed.
  */
 #include <errno.h>
@@ -12,8 +12,6 @@
 #include <unistd.h>
 
 #include "port/priv.h"
-
-#define STATE VHP_CTRL_STATE_OFF
 
 static void put_header(struct vp_port *p)
 {
@@ -33,20 +31,18 @@ static void put_header(struct vp_port *p)
 	};
 
 	memcpy(h.name, p->conf.name, sizeof(h.name));
-	vp_copy_out(p->page, &h, sizeof(h));
+	vp_copy_out(p->ctrl.mem.p, &h, sizeof(h));
 	/* The magic last: who finds it finds the rest. Pairs with the guest's read barrier behind its look at the magic. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
-	vp_st64(p->page, 0, VHP_MAGIC_LE64);
+	vp_st64(p->ctrl.mem.p, 0, VHP_MAGIC_LE64);
 }
 
 /* The last process's page is a torn read to the guest until the first commit, which finds it blank, as put_changes() expects. */
 static void blank_state(struct vp_port *p)
 {
-	vp_st32(p->page, STATE, p->generation - 1);
-	/* Pairs with the reader's acquire fence. */
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	port_ctrl_begin(&p->ctrl, p->generation);
 	for (size_t i = 8; i < sizeof(p->st); i += 8)
-		vp_st64(p->page, STATE + i, 0);
+		port_ctrl_put64(&p->ctrl, i, 0);
 }
 
 int port_page_make(struct vp_port *p, struct vp_err *e)
@@ -61,7 +57,7 @@ int port_page_make(struct vp_port *p, struct vp_err *e)
 		while (!vp_is_pow2(size))
 			size += size & -size;
 	p->mem_size = size;
-	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
+	/* seccomp control: memfd_create ftruncate fcntl */
 	/* Else made, and sealed, by these lines in an earlier process. */
 	if (!p->conf.kept) {
 		snprintf(name, sizeof(name), "vhost-pci:%.31s", p->conf.name);
@@ -73,27 +69,23 @@ int port_page_make(struct vp_port *p, struct vp_err *e)
 		    fcntl(p->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
 			return vp_err_set(e, -errno, "control memory of %llu bytes: %m", (unsigned long long)size);
 	}
-	p->map = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, p->memfd, 0);
-	if (p->map == MAP_FAILED) {
-		p->map = NULL;
-		return vp_err_set(e, -errno, "control memory cannot be mapped: %m");
-	}
-	p->page = vp_gptr_from_map(p->map);
+	r = port_ctrl_map(&p->ctrl, p->memfd);
+	if (r)
+		return vp_err_set(e, r, "control memory cannot be mapped: %s", strerror(-r));
 	r = port_record_make(p, e);
 	if (r)
 		return r;
 	if (p->conf.kept)
 		blank_state(p);
 	p->st.abi_version = htole32(VHP_ABI_VERSION);
-	vp_st32(p->page, STATE + offsetof(struct vhp_abi_state, abi_version), VHP_ABI_VERSION);
+	port_ctrl_put32(&p->ctrl, offsetof(struct vhp_abi_state, abi_version), VHP_ABI_VERSION);
 	put_header(p);
 	return 0;
 }
 
 void port_page_free(struct vp_port *p)
 {
-	if (p->map)
-		munmap(p->map, VHP_CTRL_SIZE);
+	port_ctrl_unmap(&p->ctrl);
 	vp_close(&p->memfd);
 	port_record_free(p);
 }
@@ -120,7 +112,7 @@ static void put_changes(struct vp_port *p)
 		if (want[i] == have[i])
 			continue;
 		have[i] = want[i];
-		vp_st64(p->page, STATE + 8 * i, le64toh(want[i]));
+		port_ctrl_put64(&p->ctrl, 8 * i, le64toh(want[i]));
 	}
 }
 
@@ -139,12 +131,10 @@ static void publish(struct vp_port *p)
 	p->touched = false;
 	p->n_updates++;
 	port_record_save(p);
-	vp_st32(p->page, STATE, ++p->generation);
-	/* Pairs with the reader's acquire fence: who sees a new field sees that generation is odd, or later. */
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	p->generation += 2;
+	port_ctrl_begin(&p->ctrl, p->generation);
 	put_changes(p);
-	/* Pairs with the reader's acquire load of generation. */
-	vp_st32_release(p->page, STATE, ++p->generation);
+	port_ctrl_commit(&p->ctrl);
 	if (p->online && p->aops)
 		p->aops->signal(p->att, 0);
 }

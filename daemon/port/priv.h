@@ -6,7 +6,7 @@
 #include <sys/types.h>
 
 #include "base/util.h"
-#include "guestmem/access.h"
+#include "port/ctrl.h"
 #include "port/port.h"
 
 #define PORT_SYNC_US     1000000u   /* how long a removed window, or a queue's next run, waits for SYNC */
@@ -72,8 +72,7 @@ struct vp_port {
 	/* the page: truth is st; pub is what the page was given */
 	int                           memfd;
 	uint64_t                      mem_size;
-	void                         *map;
-	vp_gptr                       page;
+	struct port_ctrl              ctrl;
 	struct port_record             *record;
 	int                           recordfd;
 	uint32_t                      generation;
@@ -141,13 +140,21 @@ void port_mem_free(struct vp_port *p);
 /* port.c */
 /* Does this file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool port_lends(const char *vm, dev_t dev, ino_t ino);
+
+/* runs.c */
+struct vhp_abi_queue *port_queue_entry(struct vp_port *p, unsigned q);
+void port_queue_flags(struct vp_port *p, unsigned q, uint32_t set, uint32_t clear);
+/* As vp_port_queue_stop(). An earlier request stands, if its time is not the longer one. */
+int  port_stop_within(struct vp_port *p, unsigned q, uint64_t us);
+void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s);
+void port_end_all_runs(struct vp_port *p);
+/* The guest is at work on no queue any more (gen NULL), or on none that lingers since generation *gen. */
+bool port_let_go(struct vp_port *p, const uint32_t *gen);
+
+/* life.c */
 uint64_t port_now(struct vp_port *p);
 void port_arm(struct vp_port *p);
 void port_evaluate(struct vp_port *p);
-struct vhp_abi_queue *port_queue_entry(struct vp_port *p, unsigned q);
-void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s);
-/* The guest is at work on no queue any more (gen NULL), or on none that lingers since generation *gen. */
-bool port_let_go(struct vp_port *p, const uint32_t *gen);
 void port_detach(struct vp_port *p);
 void port_settle(struct vp_port *p);
 void port_show_status(struct vp_port *p);

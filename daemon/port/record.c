@@ -26,22 +26,40 @@ static void restore(struct vp_port *p)
 		p->q[q].run = k->run[q];
 }
 
-int port_record_make(struct vp_port *p, struct vp_err *e)
+struct port_record *port_record_map(int recordfd)
 {
 	struct stat st;
+	void *k;
 
-	/* seccomp control: memfd_create ftruncate newfstatat mmap(arg2 & PROT_EXEC == 0) munmap */
+	/* seccomp control: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap; guard: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap */
+	if (fstat(recordfd, &st))
+		return NULL;
+	if (st.st_size < (off_t)sizeof(struct port_record)) {
+		errno = EINVAL;
+		return NULL;
+	}
+	k = mmap(NULL, sizeof(struct port_record), PROT_READ | PROT_WRITE, MAP_SHARED, recordfd, 0);
+	return k == MAP_FAILED ? NULL : k;
+}
+
+void port_record_unmap(struct port_record *k)
+{
+	if (k)
+		munmap(k, sizeof(*k));
+}
+
+int port_record_make(struct vp_port *p, struct vp_err *e)
+{
+	/* seccomp control: memfd_create ftruncate */
 	if (!p->conf.kept)
 		p->recordfd = memfd_create("vhost-pci port", MFD_CLOEXEC);
-	if (p->recordfd < 0 || (!p->conf.kept && ftruncate(p->recordfd, sizeof(struct port_record)) < 0) || fstat(p->recordfd, &st) < 0)
+	if (p->recordfd < 0 || (!p->conf.kept && ftruncate(p->recordfd, sizeof(struct port_record)) < 0))
 		return vp_err_set(e, -errno, "the port's state: %m");
-	if (st.st_size < (off_t)sizeof(struct port_record))
+	p->record = port_record_map(p->recordfd);
+	if (!p->record && errno == EINVAL)
 		return vp_err_set(e, -EINVAL, "the port's record was written by an older daemon");
-	p->record = mmap(NULL, sizeof(struct port_record), PROT_READ | PROT_WRITE, MAP_SHARED, p->recordfd, 0);
-	if (p->record == MAP_FAILED) {
-		p->record = NULL;
+	if (!p->record)
 		return vp_err_set(e, -errno, "the port's state cannot be mapped: %m");
-	}
 	if (!p->conf.kept) {
 		*p->record = (struct port_record){ .version = PORT_RECORD_VERSION, .mem_size = p->mem_size };
 		return 0;
@@ -84,8 +102,7 @@ void vp_port_leave(struct vp_port *p)
 
 void port_record_free(struct vp_port *p)
 {
-	if (p->record)
-		munmap(p->record, sizeof(*p->record));
+	port_record_unmap(p->record);
 	p->record = NULL;
 	vp_close(&p->recordfd);
 }

@@ -26,4 +26,9 @@ struct port_record {
 	uint32_t run[VHP_MAX_QUEUES];
 };
 
+/* recordfd stays the caller's. NULL: errno, EINVAL where the file is smaller than a record. */
+struct port_record *port_record_map(int recordfd);
+/* NULL is allowed. */
+void port_record_unmap(struct port_record *k);
+
 #endif

@@ -4,9 +4,7 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-#include "base/blame.h"
 #include "base/cycles.h"
 #include "engine/copyq_priv.h"
 #include "engine/packet.h"
@@ -63,7 +61,7 @@ VP_INLINE uint32_t fifo_next(struct vp_copyq_fifo *f, uint32_t n, uint32_t *room
 
 VP_INLINE void copy_out(const struct vp_copyq *b, uint32_t at, const struct vp_seg *sg, unsigned n)
 {
-	vp_gptr to = vp_gptr_add(b->c.pool, b->c.out.off + at);
+	vp_gptr to = vp_gptr_add(b->c.pool, b->c.data.off + at);
 
 	if (vp_likely(n == 1)) {
 		vp_pkt_copy_peer(to, sg->p, sg->len);
@@ -104,64 +102,58 @@ static bool keep_segs(struct vp_copyq *b, struct vp_copyq_slot *sl, const struct
 	return true;
 }
 
-/* Any chain. False: no room. */
-static bool hand_one(struct vp_copyq *b, const struct vp_burst *burst, const struct vp_chain *c)
+/* A packet in any number of pieces. False: no room. */
+static bool hand_one_early(struct vp_copyq *b, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	uint32_t at, taken = fifo_take(&b->data, (uint32_t)vp_align_up(c->out_len, 64), &at);
+
+	if (!taken)
+		return false;
+	copy_out(b, at, sg, c->nout);
+	b->slot[b->head & b->mask] = (struct vp_copyq_slot){ .take = taken };
+	vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, b->c.pool_addr + b->c.data.off + at, c->out_len, false),
+			(uint16_t)(b->head & b->mask));
+	b->head++;
+	return true;
+}
+
+/* A buffer of any number of pieces. False: no room. */
+static bool hand_one_away(struct vp_copyq *b, const struct vp_seg *sg, const struct vp_chain *c)
 {
 	struct vp_copyq_slot *sl = &b->slot[b->head & b->mask];
-	const struct vp_seg *sg = &burst->seg[c->seg];
-	struct vp_drvq_buf buf[2];
-	uint32_t out_at = 0, in_at = 0;
-	unsigned n = 0;
-	int id;
-
-	/* The FIFOs as they were, should one of the three be full. */
-	const struct vp_copyq_fifo out = b->out, in = b->in, segs = b->segs;
+	const struct vp_copyq_fifo before = b->data;
+	uint32_t at;
 
 	*sl = (struct vp_copyq_slot){ .id = c->id, .slots = c->slots };
-	if (c->out_len) {
-		sl->take_out = fifo_take(&b->out, (uint32_t)vp_align_up(c->out_len, 64), &out_at);
-		if (!sl->take_out)
-			return false;
-		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.out.off + out_at, c->out_len, false };
-	}
-	if (c->in_len) {
-		sl->take_in = fifo_take(&b->in, (uint32_t)vp_align_up(c->in_len, 64), &in_at);
-		if (!sl->take_in || !keep_segs(b, sl, sg + c->nout, c->nin))
-			goto no_room;
-		buf[n++] = (struct vp_drvq_buf){ b->c.pool_addr + b->c.in.off + in_at, c->in_len, true };
-		sl->in_off = in_at;
-	}
-	if (c->out_len)
-		copy_out(b, out_at, sg, c->nout);
-	if (n) {
-		id = vp_drvq_add(&b->shadow, buf, n);
-		if (id < 0)
-			goto no_room;
-		vp_drvq_set_tag(&b->shadow, (uint16_t)id, (uint16_t)(b->head & b->mask));
-	} else {
+	if (!c->in_len) {
 		/* A chain of nothing: no need to ask the device VM. */
 		sl->state = VP_COPYQ_BACK;
 		if (!b->in_order)
 			vp_copyq_pend(b, b->head);
 		b->again = true;
+		b->head++;
+		return true;
 	}
+	sl->take = fifo_take(&b->data, (uint32_t)vp_align_up(c->in_len, 64), &at);
+	if (!sl->take)
+		return false;
+	if (!keep_segs(b, sl, sg + c->nout, c->nin)) {
+		b->data = before;
+		return false;
+	}
+	sl->off = at;
+	vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, b->c.pool_addr + b->c.data.off + at, c->in_len, true),
+			(uint16_t)(b->head & b->mask));
 	b->head++;
 	return true;
-no_room:
-	b->out = out;
-	b->in = in;
-	b->segs = segs;
-	return false;
 }
 
-/* What the queue's owner can never carry. */
+/* A buffer that the queue's owner can never carry. */
 static enum vp_vq_broken misfit(const struct vp_copyq *b, const struct vp_chain *c)
 {
-	if ((c->out_len && !b->c.out.size) || (c->in_len && !b->c.in.size))
+	if (c->out_len)
 		return VP_VQ_BAD_BUFFER;
-	if (c->out_len > b->c.out.size || c->in_len > b->c.in.size || c->nin > b->segs.size)
-		return VP_VQ_TOO_LONG;
-	return VP_VQ_OK;
+	return c->in_len > b->c.data.size || c->nin > b->segs.size ? VP_VQ_TOO_LONG : VP_VQ_OK;
 }
 
 /* A chain that is given back without having been handed over, in early mode. */
@@ -169,13 +161,11 @@ static bool refuse_packet(struct vp_copyq *b, const struct vp_chain *c)
 {
 	uint32_t plen = c->out_len - b->hdr_len;
 
-	if (!b->c.net || c->nin)
-		return false;
 	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
 		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
 		return true;
 	}
-	if (plen > VP_PKT_MAX || c->out_len > b->c.out.size) {
+	if (plen > VP_PKT_MAX || c->out_len > b->c.data.size) {
 		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
 		return true;
 	}
@@ -186,15 +176,15 @@ static bool refuse_packet(struct vp_copyq *b, const struct vp_chain *c)
 static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n, unsigned pass)
 {
 	const unsigned hlen = b->hdr_len;
-	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
-	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.data.off);
+	const uint64_t addr = b->c.pool_addr + b->c.data.off;
 	struct vp_queue *rq = b->c.rq;
 	uint64_t bytes = 0, packets = 0;
-	uint32_t ahead = b->out.head;
+	uint32_t ahead = b->data.head;
 	unsigned i;
 
 	/* Where this burst will probably go: the device VM's cores had these lines last. */
-	for (i = 0; i < pass && ahead < b->out.size; i++) {
+	for (i = 0; i < pass && ahead < b->data.size; i++) {
 		vp_prefetchw(area, ahead);
 		vp_prefetchw(area, ahead + 64);
 		ahead += (uint32_t)vp_align_up(VP_MIN(s->src.chain[i].out_len, 1u << 16), 64);
@@ -211,20 +201,20 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 			continue;
 		}
 		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && c->out_len <= hlen + VP_PKT_MAX)) {
-			taken = fifo_take(&b->out, (c->out_len + 63u) & ~63u, &at);
-			if (vp_unlikely(!taken && c->out_len <= b->out.size)) {
+			taken = fifo_take(&b->data, (c->out_len + 63u) & ~63u, &at);
+			if (vp_unlikely(!taken && c->out_len <= b->data.size)) {
 				b->blocked = true;
 				break;
 			}
 			if (vp_likely(taken)) {
 				/* The next one behind this one; a guess when the FIFO begins anew. */
-				if (c->out_len > 128 && i + 1 < pass && b->out.head + 2048 <= b->out.size)
-					vp_pkt_prefetch_rest(vp_gptr_add(area, b->out.head), s->src.seg[c[1].seg].p,
+				if (c->out_len > 128 && i + 1 < pass && b->data.head + 2048 <= b->data.size)
+					vp_pkt_prefetch_rest(vp_gptr_add(area, b->data.head), s->src.seg[c[1].seg].p,
 							     s->src.seg[c[1].seg].len);
 				vp_pkt_copy_peer(vp_gptr_add(area, at), sg->p, c->out_len);
 				sl = &b->slot[b->head & b->mask];
-				sl->take_out = taken;
-				sl->take_in = sl->take_seg = 0;
+				sl->take = taken;
+				sl->take_seg = 0;
 				sl->state = VP_COPYQ_AWAY;
 				vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->out_len, false),
 						(uint16_t)(b->head & b->mask));
@@ -240,7 +230,7 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 		}
 		if (refuse_packet(b, c))
 			continue;
-		if (!hand_one(b, &s->src, c)) {
+		if (!hand_one_early(b, sg, c)) {
 			b->blocked = true;
 			break;
 		}
@@ -261,12 +251,12 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 {
 	const unsigned hlen = b->hdr_len, max = hlen + VP_PKT_MAX, min = hlen + VP_PKT_MIN;
-	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.out.off);
-	const uint64_t addr = b->c.pool_addr + b->c.out.off;
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.data.off);
+	const uint64_t addr = b->c.pool_addr + b->c.data.off;
 	const uint32_t first = b->head, mask = b->mask;
 	struct vp_queue *rq = b->c.rq;
 	struct vp_copyq_slot *slots = b->slot;
-	struct vp_copyq_fifo out = b->out;
+	struct vp_copyq_fifo out = b->data;
 	struct vp_plain p[VP_QUEUE_BURST];
 	uint32_t ahead = out.head, contig = 0;
 	struct vp_drvq_run run;
@@ -296,15 +286,15 @@ static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 		if (len > 128 && i + 1 < n && out.head + 2048 <= out.size)
 			vp_pkt_prefetch_rest(vp_gptr_add(area, out.head), p[i + 1].p, p[i + 1].len);
 		vp_pkt_copy_peer(vp_gptr_add(area, at), p[i].p, len);
-		sl->take_out = taken;
-		sl->take_in = sl->take_seg = 0;
+		sl->take = taken;
+		sl->take_seg = 0;
 		sl->state = VP_COPYQ_AWAY;
 		vp_drvq_run_put(&run, addr + at, len, (uint16_t)k);
 		bytes += len;
 	}
 	if (!i)
 		return 0;
-	b->out = out;
+	b->data = out;
 	b->head = first + i;
 	vp_drvq_run_end(&run);
 	vp_drvq_publish(&b->shadow);
@@ -318,10 +308,10 @@ static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 /* hand_away() for buffers of one piece, and nothing else: as hand_plain_early(). */
 static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 {
-	const uint64_t addr = b->c.pool_addr + b->c.in.off;
+	const uint64_t addr = b->c.pool_addr + b->c.data.off;
 	const uint32_t first = b->head, mask = b->mask;
 	struct vp_copyq_slot *slots = b->slot;
-	struct vp_copyq_fifo in = b->in;
+	struct vp_copyq_fifo in = b->data;
 	struct vp_plain p[VP_QUEUE_BURST];
 	struct vp_drvq_run run;
 	uint32_t contig = 0;
@@ -342,9 +332,9 @@ static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 		if (vp_unlikely(!taken))
 			break;
 		sl->addr = p[i].addr;
-		sl->take_out = sl->take_seg = 0;
-		sl->take_in = taken;
-		sl->in_off = at;
+		sl->take_seg = 0;
+		sl->take = taken;
+		sl->off = at;
 		sl->nseg = 1;
 		sl->id = p[i].id;
 		sl->slots = 1;
@@ -353,7 +343,7 @@ static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 	}
 	if (!i)
 		return 0;
-	b->in = in;
+	b->data = in;
 	b->head = first + i;
 	vp_drvq_run_end(&run);
 	vp_drvq_publish(&b->shadow);
@@ -364,23 +354,22 @@ static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 /* Chains that stay with the device VM until it returns them. As hand_over(). */
 static unsigned hand_away(struct vp_copyq *b, struct vp_scratch *s, unsigned n)
 {
-	const uint64_t addr = b->c.pool_addr + b->c.in.off;
-	uint64_t bytes = 0;
+	const uint64_t addr = b->c.pool_addr + b->c.data.off;
 	unsigned i;
 
-	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
+	for (i = 0; i < n; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
 		struct vp_copyq_slot *sl;
 		uint32_t at, taken;
 
-		if (vp_likely(c->nin == 1 && !c->nout && c->in_len <= b->c.in.size)) {
-			taken = fifo_take(&b->in, (c->in_len + 63u) & ~63u, &at);
+		if (vp_likely(c->nin == 1 && !c->nout && c->in_len <= b->c.data.size)) {
+			taken = fifo_take(&b->data, (c->in_len + 63u) & ~63u, &at);
 			if (vp_unlikely(!taken)) {
 				b->blocked = true;
 				break;
 			}
 			sl = &b->slot[b->head & b->mask];
-			*sl = (struct vp_copyq_slot){ .addr = s->src.seg[c->seg].addr, .take_in = taken, .in_off = at,
+			*sl = (struct vp_copyq_slot){ .addr = s->src.seg[c->seg].addr, .take = taken, .off = at,
 						       .nseg = 1, .id = c->id, .slots = c->slots };
 			vp_drvq_set_tag(&b->shadow, vp_drvq_add_one(&b->shadow, addr + at, c->in_len, true),
 					(uint16_t)(b->head & b->mask));
@@ -391,11 +380,10 @@ static unsigned hand_away(struct vp_copyq *b, struct vp_scratch *s, unsigned n)
 			vp_vq_break(&b->c.rq->vq, misfit(b, c));
 			break;
 		}
-		if (!hand_one(b, &s->src, c)) {
+		if (!hand_one_away(b, &s->src.seg[c->seg], c)) {
 			b->blocked = true;
 			break;
 		}
-		bytes += c->out_len;
 	}
 	return i;
 }
@@ -404,7 +392,7 @@ static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now
 {
 	struct vp_queue *rq = b->c.rq;
 	struct vp_virtq *vq = &rq->vq;
-	unsigned room = b->shadow.num_free / b->per_chain, free_slots = b->mask + 1 - (b->head - b->tail);
+	unsigned room = b->shadow.num_free, free_slots = b->mask + 1 - (b->head - b->tail);
 	unsigned n, done, pass;
 
 	b->blocked = false;
@@ -420,12 +408,12 @@ static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now
 		return 0;
 	}
 	if (!b->c.early)
-		n = b->c.out.size ? 0 : hand_plain_away(b, room);
+		n = hand_plain_away(b, room);
 	else
-		n = b->c.net && !vp_queue_limited(rq) ? hand_plain_early(b, room) : 0;
+		n = !vp_queue_limited(rq) ? hand_plain_early(b, room) : 0;
 	if (n || vq->broken)
 		return n;
-	n = b->c.out.size ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
+	n = b->c.early ? vp_vq_fetch_dir(vq, &s->src, room, VP_READ) : vp_vq_fetch_dir(vq, &s->src, room, VP_WRITE);
 	if (!n)
 		return 0;
 	if (b->c.early) {
@@ -454,43 +442,19 @@ static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now
 /* ---- both ways ----------------------------------------------------------------- */
 
 /*
- * The fd may be one that the device VM's VMM shares and can make block, as a driver's call fd can (vp_queue_call()): then the
- * same supervisor interrupts it, and the run is over.
- */
-static void kick(struct vp_copyq *b, struct vp_scratch *s)
-{
-	const uint64_t one = 1;
-	ssize_t n;
-
-	if (vp_unlikely(vp_blame_held(b->c.kick_who))) {
-		b->shadow.broken = true;
-		return;
-	}
-	b->kicks++;
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	/* seccomp data: write */
-	n = write(b->c.kick_fd, &one, sizeof(one));
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	if (n < 0 && errno == EINTR)
-		vp_blame(b->c.kick_who);
-	if (n < 0 && errno != EAGAIN)  /* EAGAIN: full, so it is raised already */
-		b->shadow.broken = true;
-}
-
-/*
  * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room is
  * used, many at a time.
  */
 VP_INLINE bool wants_room(const struct vp_copyq *b)
 {
-	return b->blocked || b->shadow.num_free <= b->shadow.size / 2 || b->out.used > b->out.size / 2;
+	return b->blocked || b->shadow.num_free <= b->shadow.size / 2 || b->data.used > b->data.size / 2;
 }
 
 unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 {
 	struct vp_queue *rq = b->c.rq;
 	uint64_t start = vp_cycles();
-	unsigned back = 0, handed, max = VP_QUEUE_BURST, calls = 0;
+	unsigned back = 0, handed, max = VP_QUEUE_BURST;
 	struct vp_copyq_gave gave = { 0 };
 	const uint64_t before = rq->stats.bytes;
 
@@ -517,19 +481,7 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 		return 0;
 	if (vp_queue_limited(rq))
 		vp_queue_spend(rq, start, s->hz, rq->stats.bytes - before);
-	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (handed && vp_drvq_need_kick_fenced(&b->shadow)) {
-		kick(b, s);
-		calls++;
-	}
-	if ((gave.chains || (handed && b->c.early)) && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_queue_call(rq, s);
-		calls++;
-	}
-	vp_copyq_stat(&rq->stats.calls, calls);
-	vp_copyq_stat(&rq->stats.bursts, 1);
-	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed, gave.chains || (handed && b->c.early), start, s);
 	return back + handed;
 }
 
@@ -666,14 +618,11 @@ int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp
 
 	if (!size)
 		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
-	/* A packed driver's ring may have any size, a split shadow may not. A chain may take two descriptors. */
+	/* A packed driver's ring may have any size, a split shadow may not. */
 	while (!packed && !vp_is_pow2(size))
 		size = (uint16_t)(size & (size - 1));
-	if (c->out.size && c->in.size && size < 2)
-		size = 2;
 	bytes = vp_drvq_layout(size, packed, &driver, &device);
-	if (!area_ok(&c->ring) || !area_ok(&c->out) || !area_ok(&c->in) || c->ring.size < bytes ||
-	    (!c->out.size && !c->in.size) || (c->early && c->in.size))
+	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->ring.size < bytes || !c->data.size)
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", size);
 	while (slots < size)
 		slots *= 2;
@@ -682,17 +631,16 @@ int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	*b = (struct vp_copyq){
 		.c = *c, .mask = slots - 1, .open = true,
-		.out.size = (uint32_t)c->out.size, .in.size = (uint32_t)c->in.size,
-		.hdr_len = c->net ? (uint16_t)vp_net_hdr_len(c->rq->features) : 0,
-		.per_chain = c->out.size && c->in.size ? 2 : 1,
+		.data.size = (uint32_t)c->data.size,
+		.hdr_len = (uint16_t)vp_net_hdr_len(c->rq->features),
 		.in_order = c->rq->features & VP_BIT(VIRTIO_F_IN_ORDER),
-		.mergeable = c->net && !c->early && c->rq->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+		.mergeable = !c->early && c->rq->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
 		.desc_addr = c->pool_addr + c->ring.off,
 		.avail_addr = c->pool_addr + c->ring.off + driver,
 		.used_addr = c->pool_addr + c->ring.off + device,
 	};
 	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
-	b->segs.size = c->in.size ? SEGS + VP_BURST + 2u * slots : 0;
+	b->segs.size = !c->early ? SEGS + VP_BURST + 2u * slots : 0;
 	b->slot = calloc(slots, sizeof(*b->slot));
 	b->pend = calloc(slots, sizeof(*b->pend));
 	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));

@@ -4,8 +4,10 @@
  * its memory. The device VM sees a shadow ring (virtq/drvq.h) and bounce buffers in a
  * pool of ours, never a byte of the driver VM's memory.
  *
- *   driver VM's ring --fetch, copy out--> out area, shadow ring --> device VM
- *                    <--copy back------- in area,  used entries <--
+ *   transmit queue: driver VM's ring --fetch, copy out--> area, shadow ring --> device VM
+ *   receive queue:                   <--copy back------- area, used entries <--
+ *
+ * For networks. Requests of other device types, which are both, have an engine of their own (request.h).
  *
  * Security model: both ends are hostile, also together.
  *  - Towards the driver VM: everything about its ring is virtq.h's business. What it hands over for reading is
@@ -42,9 +44,8 @@ struct vp_copyq_conf {
 	vp_gptr  pool;                 /* 64-byte aligned */
 	uint64_t pool_addr;            /* its link address */
 	struct vp_copyq_area ring;    /* at least vp_copyq_ring_bytes() */
-	struct vp_copyq_area out, in; /* for what the device reads, and writes; size 0: this queue has none of these */
-	bool     net;                  /* virtio-net: count packets, without their headers */
-	bool     early;                /* give chains back when they have been copied (net transmit; needs in.size 0) */
+	struct vp_copyq_area data;    /* for the bytes of its buffers */
+	bool     early;                /* a transmit queue: chains are given back when they have been copied; else a receive queue */
 	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
 	uint64_t kick_who;             /* that device VM, for base/blame.h; 0 = nobody */
 };
@@ -63,8 +64,8 @@ enum vp_copyq_state {
 /* A chain on its way; room is released in FIFO order. */
 struct vp_copyq_slot {
 	uint64_t addr;                 /* of the first writable segment */
-	uint32_t take_out, take_in, take_seg;
-	uint32_t in_off;               /* in the in area */
+	uint32_t take, take_seg;
+	uint32_t off;                  /* in the area */
 	uint32_t seg, nseg;            /* writable segments */
 	uint32_t len;                  /* written by the device VM */
 	uint16_t id, slots;            /* the driver's chain */
@@ -79,10 +80,9 @@ struct vp_copyq_seg {
 struct vp_copyq {
 	struct vp_copyq_conf c;
 	struct vp_drvq  shadow;
-	struct vp_copyq_fifo out, in, segs;
+	struct vp_copyq_fifo data, segs;
 	uint32_t        head, tail, mask; /* of slot[], free running */
 	uint16_t        hdr_len;
-	uint16_t        per_chain;     /* shadow descriptors that a chain may take */
 	bool            in_order;      /* complete in the order of arrival */
 	bool            blocked;       /* waits for the device VM to return something */
 	bool            again;         /* something is back that the next run can give to the driver */

@@ -13,20 +13,18 @@
 /* Release what is done with at the FIFO's end. */
 VP_INLINE void release(struct vp_copyq *b)
 {
-	uint32_t tail = b->tail, out = 0, in = 0, segs = 0;
+	uint32_t tail = b->tail, data = 0, segs = 0;
 
 	for (; tail != b->head; tail++) {
 		const struct vp_copyq_slot *sl = &b->slot[tail & b->mask];
 
 		if (sl->state != VP_COPYQ_DONE)
 			break;
-		out += sl->take_out;
-		in += sl->take_in;
+		data += sl->take;
 		segs += sl->take_seg;
 	}
 	b->tail = tail;
-	b->out.used -= out;
-	b->in.used -= in;
+	b->data.used -= data;
 	b->segs.used -= segs;
 }
 
@@ -43,7 +41,7 @@ unsigned vp_copyq_reclaim(struct vp_copyq *b, unsigned max)
 
 VP_INLINE vp_gptr pool_of(const struct vp_copyq *b, const struct vp_copyq_slot *sl)
 {
-	return vp_gptr_add(b->c.pool, b->c.in.off + sl->in_off);
+	return vp_gptr_add(b->c.pool, b->c.data.off + sl->off);
 }
 
 /* Note what the device VM returned. */
@@ -222,7 +220,7 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 {
 	const struct vp_window w = b->c.rq->vq.xl.hot[VP_WRITE];
 	const unsigned count = VP_MIN(b->pend_head - b->pend_tail, max);
-	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.in.off);
+	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.data.off);
 	const uint32_t tail = b->pend_tail, mask = b->mask;
 	struct vp_copyq_slot *const slots = b->slot;
 	struct vp_used *const given = b->given + g->n;
@@ -236,7 +234,7 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 		struct vp_copyq_slot *sl = &slots[pend[(tail + i) & mask]];
 		const uint32_t len = sl->len, plen = len - hlen;
 		const uint64_t off = sl->addr - w.start;
-		const vp_gptr from = vp_gptr_add(area, sl->in_off);
+		const vp_gptr from = vp_gptr_add(area, sl->off);
 		vp_gptr to;
 
 		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 || off >= w.size ||
@@ -249,7 +247,7 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 			const struct vp_copyq_slot *next = &slots[pend[(tail + i + 1) & mask]];
 
 			if (next->nseg == 1 && next->addr - w.start < w.size && w.size - (next->addr - w.start) >= next->len)
-				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), vp_gptr_add(area, next->in_off),
+				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), vp_gptr_add(area, next->off),
 						     next->len);
 		}
 		to = vp_gptr_add(w.host, off);
@@ -296,27 +294,6 @@ static void give_net(struct vp_copyq *b, struct giving *g, unsigned max)
 	}
 }
 
-/* Any device: as many bytes as it says, up to what was offered. */
-static void give_any(struct vp_copyq *b, struct giving *g, unsigned max)
-{
-	int ret = 0;
-
-	while (g->n < max && b->pend_tail != b->pend_head && !spent(g)) {
-		struct vp_copyq_slot *sl = pending(b, 0);
-
-		ret = sl->len ? put(b, sl, 0, sl->len, NULL) : 0;
-		if (ret == -EFAULT)
-			vp_vq_break(&b->c.rq->vq, VP_VQ_BAD_ADDR);
-		if (ret)
-			break;
-		g->bytes += sl->len;
-		g->pieces += sl->nseg;
-		give(b, g, sl, sl->len);
-	}
-	b->again = b->pend_tail != b->pend_head;
-	b->stalled = ret == -EAGAIN;
-}
-
 unsigned vp_copyq_collect(struct vp_copyq *b, unsigned max, struct vp_copyq_gave *gave)
 {
 	struct giving g = { 0 };
@@ -325,13 +302,9 @@ unsigned vp_copyq_collect(struct vp_copyq *b, unsigned max, struct vp_copyq_gave
 	/* What waits for its other buffers does not count: they have to come in. */
 	if (!b->again || b->pend_head - b->pend_tail < max)
 		n = take(b, max);
-	if (b->pend_tail != b->pend_head && !b->c.rq->vq.broken) {
-		if (b->c.net)
-			give_net(b, &g, max);
-		else
-			give_any(b, &g, max);
-	}
-	*gave = (struct vp_copyq_gave){ .chains = g.n, .packets = b->c.net ? (unsigned)g.packets + g.refused : g.n };
+	if (b->pend_tail != b->pend_head && !b->c.rq->vq.broken)
+		give_net(b, &g, max);
+	*gave = (struct vp_copyq_gave){ .chains = g.n, .packets = (unsigned)g.packets + g.refused };
 	if (g.n) {
 		vp_vq_complete(&b->c.rq->vq, b->given, g.n);
 		release(b);

@@ -1,14 +1,42 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the two halves of the copy engine share. Internal to lib/engine. */
+/* What the two halves of the copy engine share, and with them the one for requests. Internal to lib/engine. */
 #ifndef VP_ENGINE_COPYQ_PRIV_H
 #define VP_ENGINE_COPYQ_PRIV_H
 
+#include "base/cycles.h"
 #include "engine/copyq.h"
 
 /* Single writer: a plain add, published as a relaxed store so that readers never see half of it. */
 VP_INLINE void vp_copyq_stat(uint64_t *c, uint64_t n)
 {
 	__atomic_store_n(c, *c + n, __ATOMIC_RELAXED);
+}
+
+/*
+ * The end of an engine's run that began at `start`: the device VM is notified when something was handed over, the driver when something was
+ * given back, where they want it. The device VM's fd may be one that its VMM shares and can make block, as a driver's call fd can:
+ * then the supervisor interrupts it (vp_queue_call()), and the device VM's run is over.
+ */
+VP_INLINE void vp_copyq_notify(struct vp_queue *rq, struct vp_drvq *shadow, int kick_fd, uint64_t kick_who, uint64_t *kicks, bool handed,
+			       bool gave, uint64_t start, struct vp_scratch *s)
+{
+	unsigned calls = 0;
+
+	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (handed && vp_drvq_need_kick_fenced(shadow)) {
+		++*kicks;
+		if (vp_unlikely(vp_notify(kick_fd, kick_who, s)))
+			shadow->broken = true;
+		calls++;
+	}
+	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
+		vp_queue_call(rq, s);
+		calls++;
+	}
+	vp_copyq_stat(&rq->stats.calls, calls);
+	vp_copyq_stat(&rq->stats.bursts, 1);
+	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
 }
 
 VP_INLINE void vp_copyq_pend(struct vp_copyq *b, uint32_t slot)
@@ -28,7 +56,7 @@ unsigned vp_copyq_reclaim(struct vp_copyq *b, unsigned max);
 
 struct vp_copyq_gave {
 	unsigned chains;   /* completed */
-	unsigned packets;  /* in them, or what a device VM returned instead; other devices than net: chains */
+	unsigned packets;  /* in them, or what a device VM returned instead */
 };
 
 /* Take up to max returned buffers and give them to the driver. How many moved. */

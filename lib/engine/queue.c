@@ -35,27 +35,31 @@ struct vp_scratch *vp_scratch_new(void)
 	return s;
 }
 
-int vp_queue_call(struct vp_queue *q, struct vp_scratch *s)
+int vp_notify(int fd, uint64_t who, struct vp_scratch *s)
 {
 	uint64_t one = 1;
 	ssize_t n;
 
-	if (q->call_fd < 0)
-		return 0;
-	if (vp_unlikely(vp_blame_held(q->who))) {
-		vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+	if (vp_unlikely(vp_blame_held(who)))
 		return -EIO;
-	}
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	/* seccomp data: write */
-	n = write(q->call_fd, &one, sizeof(one));
+	n = write(fd, &one, sizeof(one));
 	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
 	if (n == sizeof(one) || (n < 0 && errno == EAGAIN))
-		return 0; /* EAGAIN: the counter is full, the driver has a notification pending */
+		return 0; /* EAGAIN: the counter is full, a notification is pending */
 	if (n < 0 && errno == EINTR)
-		vp_blame(q->who);
-	vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+		vp_blame(who);
 	return -EIO;
+}
+
+int vp_queue_call(struct vp_queue *q, struct vp_scratch *s)
+{
+	int r = q->call_fd < 0 ? 0 : vp_notify(q->call_fd, q->who, s);
+
+	if (vp_unlikely(r))
+		vp_vq_break(&q->vq, VP_VQ_BAD_CALL);
+	return r;
 }
 
 /* A limit at one moment: what a packet costs and what may come at once, in 65536ths of a tick. */

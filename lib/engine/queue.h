@@ -116,4 +116,7 @@ static inline unsigned vp_queue_extra(unsigned n, unsigned looked)
  */
 int vp_queue_call(struct vp_queue *q, struct vp_scratch *s);
 
+/* The same write to any eventfd that `who` can make block: 0 also when it is full, as good as raised; -EIO: interrupted, held off, no eventfd. */
+int vp_notify(int fd, uint64_t who, struct vp_scratch *s);
+
 #endif

@@ -329,32 +329,11 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 
 /* ---- both ways ------------------------------------------------------------------------- */
 
-/* As in copyq.c. */
-static void kick(struct vp_reqq *q, struct vp_scratch *s)
-{
-	const uint64_t one = 1;
-	ssize_t n;
-
-	if (vp_unlikely(vp_blame_held(q->kick_who))) {
-		q->shadow.broken = true;
-		return;
-	}
-	q->kicks++;
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	/* seccomp data: write */
-	n = write(q->kick_fd, &one, sizeof(one));
-	__atomic_store_n(&s->call_seq, s->call_seq + 1, __ATOMIC_RELAXED);
-	if (n < 0 && errno == EINTR)
-		vp_blame(q->kick_who);
-	if (n < 0 && errno != EAGAIN)
-		q->shadow.broken = true;
-}
-
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_queue *rq = q->c.rq;
 	uint64_t start = vp_cycles();
-	unsigned back, gave, handed = 0, calls = 0;
+	unsigned back, gave, handed = 0;
 
 	if (vp_unlikely(!q->served || rq->vq.broken || q->shadow.broken))
 		return 0;
@@ -366,19 +345,7 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 		return 0;
 	if (handed)
 		vp_drvq_publish(&q->shadow);
-	/* What was published for either end before the look at its event field. Pairs with the barriers of both. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (handed && vp_drvq_need_kick_fenced(&q->shadow)) {
-		kick(q, s);
-		calls++;
-	}
-	if (gave && vp_vq_need_call_fenced(&rq->vq)) {
-		vp_queue_call(rq, s);
-		calls++;
-	}
-	vp_copyq_stat(&rq->stats.calls, calls);
-	vp_copyq_stat(&rq->stats.bursts, 1);
-	vp_copyq_stat(&rq->stats.busy_cycles, vp_cycles() - start);
+	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, gave, start, s);
 	return back + handed;
 }
 

@@ -31,7 +31,7 @@ typedef struct {
 
 #define VP_GPTR_NULL ((vp_gptr){ NULL })
 
-/* For the mapping layer only: wrap memory that this process has mapped. */
+/* For the mapping layer only (lib/guestmem; a test may be one): wrap memory that this process has mapped. */
 VP_INLINE vp_gptr vp_gptr_from_map(void *p)
 {
 	return (vp_gptr){ (struct vp_peer_byte *)p };

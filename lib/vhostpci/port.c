@@ -367,6 +367,17 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 
 /* ---- open and close ---------------------------------------------------------------------------------- */
 
+static void port_free(struct vhp_port *p)
+{
+	if (p->t)
+		p->t->ops->close(p->t);
+	free(p->scratch);
+	free(p->cur);
+	free(p->next);
+	free(p->q);
+	free(p);
+}
+
 int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *params, struct vhp_error *err)
 {
 	const struct vhp_abi_header *h;
@@ -424,15 +435,8 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 	return 0;
 fail:
 	give_error(err, &e, ret);
-	if (p) {
-		if (p->t)
-			p->t->ops->close(p->t);
-		free(p->scratch);
-		free(p->cur);
-		free(p->next);
-		free(p->q);
-		free(p);
-	}
+	if (p)
+		port_free(p);
 	return ret;
 }
 
@@ -461,12 +465,7 @@ void vhp_close(struct vhp_port *p)
 	drop_memory(p);
 	if (!ret)
 		p->t->ops->command(p->t, VHP_CMD_DETACH, NULL, 0, &status, NULL, &e);
-	p->t->ops->close(p->t);
-	free(p->scratch);
-	free(p->cur);
-	free(p->next);
-	free(p->q);
-	free(p);
+	port_free(p);
 }
 
 int vhp_fd(const struct vhp_port *p)

@@ -209,21 +209,24 @@ class Cpio:
         return b + b'\0' * (-len(b) % 512)
 
 
-def program(src):
-    """A guest program of one source file, linked statically; built when its source has changed."""
-    with open(src, 'rb') as f:
-        tag = hashlib.sha256(f.read()).hexdigest()[:12]
-    out = os.path.join(cache_dir(), '%s-%s' % (os.path.basename(src).partition('.')[0], tag))
+def program(src, *more):
+    """A guest program, linked statically: its source file, and more of them or what it includes; built when one of them has changed."""
+    digest = hashlib.sha256()
+    for name in (src, *more):
+        with open(name, 'rb') as f:
+            digest.update(f.read())
+    out = os.path.join(cache_dir(), '%s-%s' % (os.path.basename(src).partition('.')[0], digest.hexdigest()[:12]))
     if not os.path.exists(out):
         tmp = '%s.%d' % (out, os.getpid())
-        subprocess.run(['gcc', '-D_GNU_SOURCE', '-static', '-O2', '-Wall', '-Wextra', '-o', tmp, src], check=True)
+        subprocess.run(['gcc', '-D_GNU_SOURCE', '-static', '-O2', '-Wall', '-Wextra', '-o', tmp, src,
+                        *(m for m in more if not m.endswith('.h'))], check=True)
         os.rename(tmp, out)
     return out
 
 
 def vmtool():
     """The guest program that every image has."""
-    return program(os.path.join(HERE, 'vmtool.c'))
+    return program(*(os.path.join(HERE, n) for n in ('vmtool.c', 'vmtool_agent.c', 'vmtool_traffic.c', 'vmtool.h')))
 
 
 def busybox():

@@ -6,7 +6,7 @@
     vm.start();  vm.sh('ip link set eth0 up');  vm.reset();  vm.kill()
 
 Only the Python standard library. This is the front door: guests are in machine.py, traffic between them in traffic.py, the
-daemon in host.py. What is inside a guest: image.py, and vmtool.c for its command agent.
+daemon in host.py. What is inside a guest: image.py, and vmtool_agent.c for its command agent.
 """
 
 import os

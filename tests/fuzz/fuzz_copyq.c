@@ -51,7 +51,7 @@ static void setup(void)
 		d[i] = (struct vp_region_desc){ .gpa = i * 0x8000u, .size = bytes[i], .map = &maps[i] };
 	}
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
-	pool_bytes = vp_copyq_ring_bytes() + 2 * AREA;
+	pool_bytes = vp_copyq_ring_bytes() + AREA;
 	pool = aligned_alloc(64, pool_bytes);
 	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool), .size = pool_bytes, .writable = true, .refs = 1 << 20,
 				   .page_size = 4096, .fd = -1 };
@@ -186,7 +186,7 @@ static void step(struct vp_copyq *b, const uint8_t *s)
 		vp_copyq_run(b, scratch);
 	}
 	REQUIRE(vp_copyq_outstanding(b) <= b->mask + 1);
-	REQUIRE(b->out.used <= b->out.size && b->in.used <= b->in.size && b->segs.used <= b->segs.size);
+	REQUIRE(b->data.used <= b->data.size && b->segs.used <= b->segs.size);
 	REQUIRE(b->shadow.outstanding <= b->shadow.size && b->shadow.num_free <= b->shadow.size);
 	REQUIRE(!b->c.rq->own.rate || b->c.rq->stats.packets <= granted);
 }
@@ -225,11 +225,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	c.features = features(data[2]);
 	c.pool = vp_gptr_from_map(pool);
 	c.ring = (struct vp_copyq_area){ 0, vp_copyq_ring_bytes() };
-	if (data[0] % 3 != 1)
-		c.out = (struct vp_copyq_area){ c.ring.size, AREA };
-	if (data[0] % 3 != 0)
-		c.in = (struct vp_copyq_area){ c.ring.size + AREA, AREA };
-	c.net = data[0] % 3 != 2;
+	c.data = (struct vp_copyq_area){ c.ring.size, AREA };
 	c.early = data[0] % 3 == 0;
 	if (vp_copyq_new(&b, &c, NULL))
 		goto out;

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""No room of daemon/ or lib/ includes one above it: the tables of docs/architecture.md say what is above what.
+"""No room of daemon/ or lib/ includes one above it: the tables of docs/architecture.md say what is above what. Memory that this process has
+mapped becomes memory of a peer (vp_gptr) in lib/guestmem only.
 
 usage: check_rooms.py SOURCE_ROOT
 
@@ -13,6 +14,7 @@ import tempfile
 
 DOC = 'docs/architecture.md'
 TOP = '.'  # the files that lie in daemon/ itself
+WRAP = 'vp_gptr_from_map'
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 
 
@@ -90,7 +92,11 @@ def check(root):
         wrong += ['%s: there is no %s/%s' % (DOC, part, r) for r, _ in rooms[part] if r not in {r for _, r in there}]
         for path, room in there:
             with open(os.path.join(root, path), encoding='utf-8') as f:
-                names = [(n, m[1]) for n, m in enumerate(map(INCLUDE.match, f), 1) if m]
+                lines = f.readlines()
+            names = [(n, m[1]) for n, m in enumerate(map(INCLUDE.match, lines), 1) if m]
+            if (part, room) != ('lib', 'guestmem'):
+                wrong += ['%s:%d: %s() is for the mapping layer (lib/guestmem/access.h)' % (path, n, WRAP)
+                          for n, line in enumerate(lines, 1) if WRAP in line]
             for n, name in names:
                 try:
                     to = target(root, path, name, may)
@@ -121,6 +127,7 @@ BAD = {
     'from lib into the daemon': ('lib/engine/a.c', '#include "sys/sock.h"\n', 'lib/engine may not include daemon/sys'),
     'a room that has gone': (DOC, GOOD[DOC].replace('| `sys`', '| `cellar` | x |\n| `sys`'), 'there is no daemon/cellar'),
     'no order in lib': (DOC, GOOD[DOC].replace('| `base` | | x |', '| `base` | `engine` | x |'), 'lib/base names engine'),
+    'memory wrapped outside the mapping layer': ('lib/engine/a.c', 'x = vp_gptr_from_map(p);\n', 'is for the mapping layer'),
     'no tables': (DOC, '# x\n', 'no table of rooms'),
 }
 

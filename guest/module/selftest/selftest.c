@@ -165,6 +165,16 @@ int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd)
 	return ioctl(fd, req, &e) ? -errno : 0;
 }
 
+void set_all_eventfds(int fd, uint32_t n, int *kick, int *call)
+{
+	for (uint32_t q = 0; q < n; q++) {
+		kick[q] = eventfd(0, EFD_NONBLOCK);
+		call[q] = eventfd(0, EFD_NONBLOCK);
+		CHECK(!set_eventfd(fd, VHP_IOC_SET_KICK, 1 + q, kick[q]));
+		CHECK(!set_eventfd(fd, VHP_IOC_SET_CALL, 1 + q, call[q]));
+	}
+}
+
 uint64_t wait_eventfd(int efd, int ms)
 {
 	struct pollfd p = { .fd = efd, .events = POLLIN };
@@ -396,12 +406,7 @@ static void t_signals(int rounds)
 	c = map_control(fd);
 	attach(fd);
 	wait_state(fd, c, &s, is_up, 20);
-	for (q = 0; q < info.max_queues; q++) {
-		kick[q] = eventfd(0, EFD_NONBLOCK);
-		call[q] = eventfd(0, EFD_NONBLOCK);
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_KICK, 1 + q, kick[q]));
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_CALL, 1 + q, call[q]));
-	}
+	set_all_eventfds(fd, info.max_queues, kick, call);
 	/* drop what the host kicked while nobody listened */
 	usleep(20000);
 	for (q = 0; q < info.max_queues; q++)

@@ -32,6 +32,8 @@ void attach(int fd);
 int window(int fd, uint32_t slot, uint32_t serial, struct vhp_ioc_window *out);
 /* 0 or -errno. */
 int set_eventfd(int fd, unsigned long req, uint32_t signal, int efd);
+/* New ones for the kick and the call of n queues. */
+void set_all_eventfds(int fd, uint32_t n, int *kick, int *call);
 /* Its count, 0 when none came within ms milliseconds. */
 uint64_t wait_eventfd(int efd, int ms);
 

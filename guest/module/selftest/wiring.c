@@ -21,12 +21,7 @@ void t_wiring(int rounds)
 	c = map_control(fd);
 	attach(fd);
 	wait_state(fd, c, &s, is_up, 20);
-	for (q = 0; q < info.max_queues; q++) {
-		kick[q] = eventfd(0, EFD_NONBLOCK);
-		call[q] = eventfd(0, EFD_NONBLOCK);
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_KICK, 1 + q, kick[q]));
-		CHECK(!set_eventfd(fd, VHP_IOC_SET_CALL, 1 + q, call[q]));
-	}
+	set_all_eventfds(fd, info.max_queues, kick, call);
 	for (map = 0; map < 4; map++) {
 		CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xcafe, map, 0, 0, NULL) == VHP_ST_OK);
 		for (i = 0; i < rounds; i++) {

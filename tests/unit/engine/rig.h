@@ -22,13 +22,13 @@
 #define RIG_DATA      0x200000u
 #define RIG_POOL_ADDR 0x40000000u
 
-enum rig_kind { RIG_TX, RIG_RX, RIG_BOTH };  /* net transmit (early), net receive, any device */
+enum rig_kind { RIG_TX, RIG_RX };  /* transmit (early), receive */
 
 struct rig_conf {
 	enum rig_kind kind;
 	uint16_t size;
 	uint64_t drv_features, dev_features;
-	uint64_t area;         /* bytes of each area, 0 = 256 KiB */
+	uint64_t area;         /* bytes of the area, 0 = 256 KiB */
 };
 
 struct rig {
@@ -66,11 +66,7 @@ static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf
 	bc.pool = r->pool.tab->r[0].host;
 	bc.pool_addr = RIG_POOL_ADDR;
 	bc.ring = (struct vp_copyq_area){ 0, rb };
-	if (c->kind != RIG_RX)
-		bc.out = (struct vp_copyq_area){ rb, area };
-	if (c->kind != RIG_TX)
-		bc.in = (struct vp_copyq_area){ rb + area, area };
-	bc.net = c->kind != RIG_BOTH;
+	bc.data = (struct vp_copyq_area){ c->kind == RIG_TX ? rb : rb + area, area };
 	bc.early = c->kind == RIG_TX;
 	if (vp_copyq_new(&r->b, &bc, &e)) {
 		fprintf(stderr, "%s\n", e.msg);

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The guard's process, see guard.h.
+ *
+ * Threat model: guests write what they like into their control blocks (port/orphan.c), a VMM may make an eventfd block, and a daemon
+ * that was taken over may send anything. The guard can do no more than its list of system calls says: no file, no socket of
+ * its own, no message to anybody.
+ */
+#include "handover/guard_priv.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/foreign.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "guestmem/map.h"
+#include "sandbox/isolate.h"
+#include "port/orphan.h"
+#include "sys/sock.h"
+
+#define LOOK_MS      1
+#define INTERRUPT_US 100000
+
+struct ward {
+	struct ward      *next;
+	uint64_t          id;
+	char              name[32];
+	int               fd[GUARD_FDS];  /* as in the message; -1 = none */
+	struct vp_lastsig_conf conf;
+	struct vp_orphan *orphan;       /* NULL = the daemon has it */
+	struct vp_lastsig *signal;
+	uint64_t          since_ms;
+};
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/*
+ * A signal ends, every INTERRUPT_US, a write that blocks or a connection's end that lingers
+ * (base/foreign.h).
+ */
+static int interrupt(bool on)
+{
+	const struct itimerval every = { { 0, on ? INTERRUPT_US : 0 }, { 0, on ? INTERRUPT_US : 0 } };
+
+	/* seccomp guard: setitimer */
+	return setitimer(ITIMER_REAL, &every, NULL) ? -errno : 0;
+}
+
+static void ward_free(struct ward **at)
+{
+	struct ward *w = *at;
+
+	interrupt(true);
+	*at = w->next;
+	vp_orphan_free(w->orphan);
+	vp_lastsig_free(w->signal);
+	for (unsigned i = 0; i < GUARD_FDS; i++)
+		vp_close(&w->fd[i]);
+	free(w);
+}
+
+/* The timer ends a write that blocks. */
+static void signal_guest(const struct ward *w)
+{
+	if (w->signal)
+		vp_lastsig_raise(w->signal);
+}
+
+static void on_alarm(int sig)
+{
+}
+
+/* The daemon has gone, or this link has. False: there is nothing to wait for. */
+static bool begin(struct ward *w)
+{
+	/* seccomp guard: shutdown */
+	int r = interrupt(true) ? -errno : vp_orphan_new(&w->orphan, w->fd[GUARD_MEM], w->fd[GUARD_RECORD]);
+
+	if (r) {
+		vp_log(VP_LOG_ERR, "guard: link %s: the device VM cannot be waited for: %s", w->name, strerror(-r));
+		return false;
+	}
+	w->since_ms = now_ms();
+	w->conf.call = w->fd[GUARD_CALL];
+	w->conf.ram = w->fd[GUARD_RAM];
+	r = vp_lastsig_new(&w->signal, &w->conf);
+	if (r)
+		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM cannot be signalled: %s", w->name, strerror(-r));
+	if (w->fd[GUARD_CONN] >= 0)
+		shutdown(w->fd[GUARD_CONN], SHUT_WR);
+	signal_guest(w);
+	return true;
+}
+
+/* Has it been seen off? */
+static bool over(struct ward *w)
+{
+	enum vp_orphan_state s = vp_orphan_look(w->orphan);
+	bool let_go = s == VP_ORPHAN_LET_GO || vp_sock_hung_up(w->fd[GUARD_CONN]);
+	uint64_t ms = now_ms() - w->since_ms;
+
+	if (s == VP_ORPHAN_ANSWERED)
+		signal_guest(w);
+	/* A driver VM that is gone waits for nothing. */
+	if (!let_go && ms < GUARD_PATIENCE_MS && !vp_sock_hung_up(w->fd[GUARD_DRIVER]))
+		return false;
+	vp_orphan_finish(w->orphan, let_go);
+	signal_guest(w);
+	if (let_go || ms < GUARD_PATIENCE_MS)
+		vp_log(VP_LOG_INFO, "guard: link %s: %s after %llu ms; the driver VM's connection ends", w->name,
+		       let_go ? "the device VM has let go" : "the driver VM has gone", (unsigned long long)ms);
+	else
+		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM has not let go of the driver VM's rings in %u s; the driver VM's connection ends all the same",
+		       w->name, GUARD_PATIENCE_MS / 1000);
+	return true;
+}
+
+static struct ward **find(struct ward **list, uint64_t id)
+{
+	/* One that is being seen off is the daemon's no more, whatever it says. */
+	for (; *list; list = &(*list)->next)
+		if ((*list)->id == id && !(*list)->orphan)
+			break;
+	return list;
+}
+
+static void take(struct ward **list, const struct guard_msg *m, const int *fd)
+{
+	struct ward **at = find(list, m->id), *w;
+
+	if (*at)
+		ward_free(at);
+	w = calloc(1, sizeof(*w));
+	if (!w) {
+		for (unsigned i = 0; i < GUARD_FDS; i++)
+			if (fd[i] >= 0)
+				close(fd[i]);
+		return;
+	}
+	w->id = m->id;
+	memcpy(w->name, m->name, sizeof(w->name) - 1);
+	memcpy(w->fd, fd, sizeof(w->fd));
+	w->conf = m->signal;
+	w->next = *list;
+	*list = w;
+}
+
+static void see_off(struct ward **at)
+{
+	if (*at && !begin(*at))
+		ward_free(at);
+}
+
+/* fd[GUARD_FDS]: n that came, then -1. */
+static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigned n)
+{
+	const uint32_t must = 1u << GUARD_DRIVER | 1u << GUARD_MEM | 1u << GUARD_RECORD, may = (1u << GUARD_FDS) - 1;
+	struct ward **at = find(list, m->id);
+
+	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) && n == (unsigned)__builtin_popcount(m->fds)) {
+		/* From behind, each to its place. */
+		for (unsigned i = GUARD_FDS; i-- > 0;)
+			fd[i] = m->fds & 1u << i ? fd[--n] : -1;
+		take(list, m, fd);
+		return;
+	}
+	for (unsigned i = 0; i < n; i++)
+		close(fd[i]);
+	if (m->op == GUARD_TAKE)
+		vp_log(VP_LOG_ERR, "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=", m->name, n,
+		       (unsigned)__builtin_popcount(m->fds));
+	if (m->op == GUARD_DROP && *at)
+		ward_free(at);
+	else if (m->op == GUARD_SEE_OFF)
+		see_off(at);
+}
+
+/* False: the daemon has gone. */
+static bool listen_to_daemon(struct ward **list)
+{
+	union {
+		struct cmsghdr align;
+		char           buf[CMSG_SPACE(GUARD_FDS * sizeof(int))];
+	} ctl;
+	struct guard_msg m;
+	struct iovec io = { &m, sizeof(m) };
+	/* CMSG_LEN: the padding of CMSG_SPACE would have room for one more. */
+	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = CMSG_LEN(GUARD_FDS * sizeof(int)) };
+	int fd[GUARD_FDS] = { -1, -1, -1, -1, -1, -1, -1 };
+	unsigned n = 0;
+	/* seccomp guard: recvmsg close poll */
+	ssize_t len = recvmsg(GUARD_SOCK_FD, &h, MSG_DONTWAIT);
+	struct cmsghdr *cm = len >= 0 ? CMSG_FIRSTHDR(&h) : NULL;
+
+	if (len < 0)
+		return errno == EAGAIN || errno == EINTR;
+	if (cm && cm->cmsg_level == SOL_SOCKET && cm->cmsg_type == SCM_RIGHTS) {
+		n = (unsigned)((cm->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(fd, CMSG_DATA(cm), n * sizeof(int));
+	}
+	if (!len)
+		return false;
+	if (len != sizeof(m))
+		m.op = 0;
+	obey(list, &m, fd, n);
+	return true;
+}
+
+_Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
+{
+	struct sigaction sa = { .sa_handler = on_alarm };  /* no SA_RESTART: that is the point */
+	struct ward *list = NULL, **at;
+	bool daemon_lives = true;
+	struct vp_err e = { 0 };
+	sigset_t set;
+
+	/* A service manager that ends what the daemon left behind asks all of it; this ends by itself. */
+	sigfillset(&set);
+	sigdelset(&set, SIGALRM);
+	sigdelset(&set, SIGSYS);
+	sigdelset(&set, SIGBUS);
+	sigprocmask(SIG_SETMASK, &set, NULL);
+	sigaction(SIGALRM, &sa, NULL);
+	prctl(PR_SET_NAME, "vhost-pci-guard");
+	vp_map_guard_faults();
+	vp_foreign_free_elsewhere(false);  /* it makes no threads */
+	if (vp_isolate_guard(c, &e)) {
+		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
+		_exit(1);
+	}
+	if (write(GUARD_SOCK_FD, "", 1) != 1)
+		_exit(1);
+	while (daemon_lives || list) {
+		struct pollfd p = { .fd = daemon_lives ? GUARD_SOCK_FD : -1, .events = POLLIN };
+		bool waiting = false;
+
+		for (const struct ward *w = list; w; w = w->next)
+			waiting |= w->orphan != NULL;
+		if (!waiting)
+			interrupt(false);
+		if (poll(&p, 1, waiting ? LOOK_MS : -1) == 1 && !listen_to_daemon(&list)) {
+			daemon_lives = false;
+			for (at = &list; *at;) {
+				struct ward *w = *at;
+
+				if (!w->orphan) {
+					vp_log(VP_LOG_NOTICE, "guard: link %s: the daemon has gone; the device VM is asked to let go of the driver VM's rings", w->name);
+					see_off(at);
+				}
+				if (*at == w)
+					at = &w->next;
+			}
+		}
+		for (at = &list; *at;) {
+			if ((*at)->orphan && over(*at))
+				ward_free(at);
+			else
+				at = &(*at)->next;
+		}
+	}
+	_exit(0);
+}
