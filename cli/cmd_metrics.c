@@ -43,8 +43,8 @@ static int copy(int fd, const char *path)
 	}
 	fflush(stdout);
 	n = (ssize_t)(have - (size_t)(body - buf));
-	while (n) {
-		if (write(STDOUT_FILENO, body, (size_t)n) != n) {
+	for (;;) {
+		if (n && write(STDOUT_FILENO, body, (size_t)n) != n) {
 			perror("vhost-pcictl: cannot write the output");
 			return EXIT_REFUSED;
 		}
@@ -53,9 +53,10 @@ static int copy(int fd, const char *path)
 		while (n < 0 && errno == EINTR);
 		if (n < 0)
 			return fail(path, strerror(errno));
+		if (!n)
+			return 0;
 		body = buf;
 	}
-	return 0;
 }
 
 static int scrape(const char *path, bool openmetrics)
