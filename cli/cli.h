@@ -9,8 +9,8 @@
 #define VP_CLI_CLI_H
 
 #include <jansson.h>
-#include <libsmartcols.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 enum { EXIT_REFUSED = 1, EXIT_USAGE = 2, EXIT_NO_DAEMON = 3 };
 
@@ -20,7 +20,7 @@ struct cli {
 	int         fd;     /* connected on first use; -1 before */
 	int         next_id;
 	char       *in;     /* bytes read ahead */
-	size_t      in_len;
+	size_t      in_len, in_cap;
 };
 
 struct cli_command {
@@ -34,13 +34,16 @@ struct cli_command {
 
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
-	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_generate;
+	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_generate, cmd_metrics, cmd_doctor, cmd_log_level;
 
 /*
  * Call a method; params may be NULL (stolen). 0 and *result (new reference), or an exit status
  * after the error has been printed.
  */
 int cli_call(struct cli *c, const char *method, json_t *params, json_t **result);
+
+/* The same, but *result is its JSON text (the caller's, to be freed): for answers that are long. */
+int cli_call_text(struct cli *c, const char *method, json_t *params, char **result);
 
 /* The next line the daemon sends (an event). NULL at the end or after printing an error. */
 json_t *cli_next(struct cli *c);
@@ -56,16 +59,24 @@ int cli_call_link(struct cli *c, const struct cli_command *cmd, const char *meth
 /* Print an object as JSON, indented. */
 int cli_print_json(json_t *o);
 
-/* A smartcols table with these columns (name, flags); prints JSON when c->json. NULL: out of memory, said so. */
+/* A table on standard output: as wide as its cells, one blank between columns. NULL: out of memory, said so. */
+#define CLI_COLUMNS_MAX 10
 struct cli_column {
 	const char *name;
-	int         flags;  /* SCOLS_FL_* */
-	int         json;   /* SCOLS_JSON_* */
+	bool        right;  /* numbers */
 };
-struct libscols_table *cli_table(struct cli *c, const char *name, const struct cli_column *cols, size_t n);
+struct cli_table {
+	const struct cli_column *cols;
+	size_t n, rows, width[CLI_COLUMNS_MAX];
+	char  *cells;       /* one behind the other, each with its zero */
+	size_t len, cap;
+	bool   failed;
+};
+struct cli_table *cli_table(const struct cli_column *cols, size_t n);
 /* A row; values[i] may be NULL. 0 or -ENOMEM. */
-int cli_row(struct libscols_table *t, size_t n, const char *const *values);
-int cli_table_print(struct libscols_table *t);
+int cli_row(struct cli_table *t, const char *const *values);
+/* Prints and frees it. Exit status. */
+int cli_table_print(struct cli_table *t);
 
 /* Members of objects, with defaults that print as "-". */
 const char *cli_str(const json_t *o, const char *key);

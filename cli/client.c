@@ -56,41 +56,63 @@ static int send_all(struct cli *c, const char *s, size_t n)
 	return 0;
 }
 
-json_t *cli_next(struct cli *c)
+/* The next line, without its end, at c->in until take() is called. NULL after printing an error. */
+static char *peek(struct cli *c)
 {
-	json_error_t je;
-	json_t *o;
+	size_t looked = 0;
 
 	for (;;) {
-		char *nl = c->in_len ? memchr(c->in, '\n', c->in_len) : NULL;
-		char *p;
+		char *nl = c->in_len > looked ? memchr(c->in + looked, '\n', c->in_len - looked) : NULL;
 		ssize_t n;
 
 		if (nl) {
-			size_t len = nl - c->in;
+			*nl = 0;
+			return c->in;
+		}
+		looked = c->in_len;
+		if (c->in_cap - c->in_len < 65536) {
+			size_t cap = 2 * c->in_cap + 65536;
+			char *p = realloc(c->in, cap);
 
-			o = json_loadb(c->in, len, 0, &je);
-			c->in_len -= len + 1;
-			memmove(c->in, nl + 1, c->in_len);
-			if (!o)
-				fprintf(stderr, "vhost-pcictl: %s: the answer is not JSON: %s\n", c->socket, je.text);
-			return o;
+			if (!p) {
+				fputs("vhost-pcictl: out of memory\n", stderr);
+				return NULL;
+			}
+			c->in = p;
+			c->in_cap = cap;
 		}
-		p = realloc(c->in, c->in_len + 65536);
-		if (!p) {
-			fputs("vhost-pcictl: out of memory\n", stderr);
-			return NULL;
-		}
-		c->in = p;
-		n = recv(c->fd, c->in + c->in_len, 65536, 0);
+		n = recv(c->fd, c->in + c->in_len, c->in_cap - c->in_len, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0) {
 			fprintf(stderr, "vhost-pcictl: %s: %s\n", c->socket, n ? strerror(errno) : "the daemon closed the connection");
 			return NULL;
 		}
-		c->in_len += n;
+		c->in_len += (size_t)n;
 	}
+}
+
+static void take(struct cli *c, const char *line)
+{
+	size_t len = strlen(line) + 1;
+
+	c->in_len -= len;
+	memmove(c->in, c->in + len, c->in_len);
+}
+
+json_t *cli_next(struct cli *c)
+{
+	char *line = peek(c);
+	json_error_t je;
+	json_t *o;
+
+	if (!line)
+		return NULL;
+	o = json_loads(line, 0, &je);
+	if (!o)
+		fprintf(stderr, "vhost-pcictl: %s: the answer is not JSON: %s\n", c->socket, je.text);
+	take(c, line);
+	return o;
 }
 
 static int is_answer(const json_t *o, int id)
@@ -98,10 +120,10 @@ static int is_answer(const json_t *o, int id)
 	return json_integer_value(json_object_get(o, "id")) == id || json_is_null(json_object_get(o, "id"));
 }
 
-int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
+static int ask(struct cli *c, const char *method, json_t *params)
 {
 	int id = ++c->next_id, r = open_socket(c);
-	json_t *req, *answer = NULL, *error;
+	json_t *req;
 	char *line;
 
 	if (r) {
@@ -119,25 +141,62 @@ int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
 	if (!r)
 		r = send_all(c, "\n", 1);
 	free(line);
-	while (!r) {
+	return r;
+}
+
+static int answered(struct cli *c, json_t **result)
+{
+	json_t *answer = NULL, *error;
+
+	do {
 		json_decref(answer);
 		answer = cli_next(c);
 		if (!answer)
 			return EXIT_NO_DAEMON;
-		if (is_answer(answer, id))
-			break;
-	}
+	} while (!is_answer(answer, c->next_id));
+	error = json_object_get(answer, "error");
+	if (error)
+		fprintf(stderr, "vhost-pcictl: %s\n", cli_str(error, "message"));
+	else
+		*result = json_incref(json_object_get(answer, "result"));
+	json_decref(answer);
+	return error ? EXIT_REFUSED : 0;
+}
+
+int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
+{
+	int r = ask(c, method, params);
+
+	return r ? r : answered(c, result);
+}
+
+int cli_call_text(struct cli *c, const char *method, json_t *params, char **result)
+{
+	char head[64], *line;
+	int r = ask(c, method, params);
+	json_t *o;
+	size_t n;
+
 	if (r)
 		return r;
-	error = json_object_get(answer, "error");
-	if (error) {
-		fprintf(stderr, "vhost-pcictl: %s\n", cli_str(error, "message"));
-		json_decref(answer);
-		return EXIT_REFUSED;
+	line = peek(c);
+	if (!line)
+		return EXIT_NO_DAEMON;
+	snprintf(head, sizeof(head), "{\"version\":1,\"id\":%d,\"result\":", c->next_id);
+	n = strlen(line);
+	if (!strncmp(line, head, strlen(head)) && line[n - 1] == '}') {
+		*result = strndup(line + strlen(head), n - strlen(head) - 1);
+		take(c, line);
+	} else {
+		r = answered(c, &o);
+		if (r)
+			return r;
+		*result = json_dumps(o, JSON_COMPACT);
+		json_decref(o);
 	}
-	*result = json_incref(json_object_get(answer, "result"));
-	json_decref(answer);
-	return 0;
+	if (!*result)
+		fputs("vhost-pcictl: out of memory\n", stderr);
+	return *result ? 0 : EXIT_REFUSED;
 }
 
 int cli_call_link(struct cli *c, const struct cli_command *cmd, const char *method, int argc, char **argv)

@@ -39,6 +39,14 @@ static void show_side(const char *name, const json_t *s)
 	}
 }
 
+static void show_took(double ms)
+{
+	if (ms < 1000)
+		printf("  took       %.1f ms since the driver's queues ran\n", ms);
+	else
+		printf("  took       %.1f s since the driver's queues ran\n", ms / 1000);
+}
+
 /* A port: what stands between the daemon and the device VM's data path. */
 static void show_port(const json_t *s)
 {
@@ -53,8 +61,7 @@ static void show_port(const json_t *s)
 	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
 	printf("  link       %s%s\n", up ? "up" : "down: ", up ? "" : cli_str(s, "reason"));
 	if (up && cli_int(s, "driver_us") && cli_int(s, "up_us") >= cli_int(s, "driver_us"))
-		printf("  took       %.1f ms since the driver's queues ran\n",
-		       (double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
+		show_took((double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
 	if (json_is_string(json_object_get(s, "misfit")))
 		printf("  refused    a back-end: %s\n", cli_str(s, "misfit"));
 	if (json_object_get(s, "requests_open"))
@@ -107,6 +114,10 @@ static int run(struct cli *c, int argc, char **argv)
 	}
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
+	if (json_is_string(json_object_get(l, "description")))
+		printf("  for        %s\n", cli_str(l, "description"));
+	if (cli_int(l, "bits_per_second"))
+		printf("  limit      %lld bits per second in each direction\n", cli_int(l, "bits_per_second"));
 	if (cli_int(l, "packets_per_second"))
 		printf("  limit      %lld packets per second in each direction\n", cli_int(l, "packets_per_second"));
 	show_side("driver", json_object_get(sides, "driver"));

@@ -5,9 +5,9 @@
 
 static const struct cli_column columns[] = {
 	{ "LINK" }, { "FROM" },
-	{ "PACKETS", SCOLS_FL_RIGHT, SCOLS_JSON_NUMBER }, { "BYTES", SCOLS_FL_RIGHT, SCOLS_JSON_NUMBER },
-	{ "DROPPED", SCOLS_FL_RIGHT, SCOLS_JSON_NUMBER }, { "WHY" },
-	{ "GSO", SCOLS_FL_RIGHT, SCOLS_JSON_NUMBER }, { "CALLS", SCOLS_FL_RIGHT, SCOLS_JSON_NUMBER },
+	{ "PACKETS", true }, { "BYTES", true },
+	{ "DROPPED", true }, { "WHY" },
+	{ "GSO", true }, { "CALLS", true },
 };
 
 /* "no-peer 12, rate 3" */
@@ -23,7 +23,7 @@ static void reasons(const json_t *drops, char *buf, size_t size)
 			n += snprintf(buf + n, size - n, "%s%s %lld", n ? ", " : "", key, (long long)json_integer_value(v));
 }
 
-static int row(struct libscols_table *t, const json_t *l, const char *side)
+static int row(struct cli_table *t, const json_t *l, const char *side)
 {
 	const json_t *tx = json_object_get(json_object_get(json_object_get(l, "sides"), side), "tx");
 	static const char *const keys[] = { "packets", "bytes", "dropped", "gso", "calls" };
@@ -32,12 +32,12 @@ static int row(struct libscols_table *t, const json_t *l, const char *side)
 	for (int i = 0; i < 5; i++)
 		snprintf(num[i], sizeof(num[i]), "%lld", cli_int(tx, keys[i]));
 	reasons(json_object_get(tx, "drops"), why, sizeof(why));
-	return cli_row(t, 8, (const char *[]){ cli_str(l, "name"), side, num[0], num[1], num[2], why, num[3], num[4] });
+	return cli_row(t, (const char *[]){ cli_str(l, "name"), side, num[0], num[1], num[2], why, num[3], num[4] });
 }
 
 static int run(struct cli *c, int argc, char **argv)
 {
-	struct libscols_table *t;
+	struct cli_table *t;
 	json_t *result, *l;
 	size_t i;
 	int n, r = cli_operands(c, &cmd_stats, argc, argv, 0, 1, &n);
@@ -52,16 +52,14 @@ static int run(struct cli *c, int argc, char **argv)
 		json_decref(result);
 		return 0;
 	}
-	t = cli_table(c, "stats", columns, 8);
+	t = cli_table(columns, 8);
 	json_array_foreach(json_object_get(result, "links"), i, l)
 		if (t) {
 			row(t, l, "driver");
 			row(t, l, "device");
 		}
-	if (t)
-		cli_table_print(t);
 	json_decref(result);
-	return t ? 0 : EXIT_REFUSED;
+	return t ? cli_table_print(t) : EXIT_REFUSED;
 }
 
 const struct cli_command cmd_stats = {

@@ -9,8 +9,8 @@
 #include "rates.h"
 
 static const struct cli_column columns[] = {
-	{ "LINK" }, { "STATUS" }, { "FROM" }, { "PKT/S", SCOLS_FL_RIGHT }, { "BIT/S", SCOLS_FL_RIGHT },
-	{ "DROP/S", SCOLS_FL_RIGHT }, { "CALL/S", SCOLS_FL_RIGHT }, { "CYC/PKT", SCOLS_FL_RIGHT },
+	{ "LINK" }, { "STATUS" }, { "FROM" }, { "PKT/S", true }, { "BIT/S", true },
+	{ "DROP/S", true }, { "CALL/S", true }, { "CYC/PKT", true },
 };
 
 static const json_t *tx_of(const json_t *l, const char *side)
@@ -18,49 +18,89 @@ static const json_t *tx_of(const json_t *l, const char *side)
 	return json_object_get(json_object_get(json_object_get(l, "sides"), side), "tx");
 }
 
-static void row(struct libscols_table *t, const json_t *l, const json_t *before, const char *side, double s)
+static const struct {
+	const char *counter, *rate;
+} rates[] = {
+	{ "packets", "packets_per_second" }, { "bytes", "bits_per_second" }, { "dropped", "drops_per_second" },
+	{ "calls", "calls_per_second" }, { "busy_cycles", "cycles_per_packet" },
+};
+#define RATES (sizeof(rates) / sizeof(rates[0]))
+
+/* Of what a side sent, between two looks; the last one is below 0 when there was no packet. */
+static void rates_of(const json_t *l, const json_t *before, const char *side, double s, double v[RATES])
 {
 	const json_t *now = tx_of(l, side), *old = tx_of(before, side);
-	static const char *const keys[] = { "packets", "bytes", "dropped", "calls", "busy_cycles" };
-	double d[5];
-	char text[5][24];
+	double d[RATES];
 
-	for (int i = 0; i < 5; i++) {
-		d[i] = (double)(cli_int(now, keys[i]) - cli_int(old, keys[i]));
+	for (size_t i = 0; i < RATES; i++) {
+		d[i] = (double)(cli_int(now, rates[i].counter) - cli_int(old, rates[i].counter));
 		if (d[i] < 0)  /* the link was made anew */
 			d[i] = 0;
+		v[i] = d[i] / s;
 	}
-	rates_human(d[0] / s, text[0], sizeof(text[0]));
-	rates_human(d[1] * 8 / s, text[1], sizeof(text[1]));
-	rates_human(d[2] / s, text[2], sizeof(text[2]));
-	rates_human(d[3] / s, text[3], sizeof(text[3]));
-	if (d[0] + d[2] > 0)
-		snprintf(text[4], sizeof(text[4]), "%.0f", d[4] / (d[0] + d[2]));
+	v[1] *= 8;
+	v[RATES - 1] = d[0] + d[2] > 0 ? d[RATES - 1] / (d[0] + d[2]) : -1;
+}
+
+static void row(struct cli_table *t, const json_t *l, const char *side, const double v[RATES])
+{
+	char text[RATES][24];
+
+	for (size_t i = 0; i < RATES - 1; i++)
+		rates_human(v[i], text[i], sizeof(text[i]));
+	if (v[RATES - 1] < 0)
+		snprintf(text[RATES - 1], sizeof(text[0]), "-");
 	else
-		snprintf(text[4], sizeof(text[4]), "-");
-	cli_row(t, 8, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), side, text[0], text[1], text[2], text[3], text[4] });
+		snprintf(text[RATES - 1], sizeof(text[0]), "%.0f", v[RATES - 1]);
+	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), side, text[0], text[1], text[2], text[3], text[4] });
+}
+
+static json_t *side_json(const double v[RATES])
+{
+	json_t *o = json_object();
+
+	for (size_t i = 0; i < RATES; i++)
+		json_object_set_new(o, rates[i].rate, v[i] < 0 ? json_null() : json_real(v[i]));
+	return o;
 }
 
 static int print(struct cli *c, json_t *now, json_t *before, const char *only)
 {
-	double s = (cli_int(now, "time_us") - cli_int(before, "time_us")) / 1e6;
-	struct libscols_table *t = cli_table(c, "top", columns, 8);
-	json_t *l;
+	static const char *const sides[] = { "driver", "device" };
+	double s = (double)(cli_int(now, "time_us") - cli_int(before, "time_us")) / 1e6, v[RATES];
+	struct cli_table *t = c->json ? NULL : cli_table(columns, 8);
+	json_t *l, *links = json_array();
 	size_t i;
 
-	if (!t)
+	if (!c->json && !t)
 		return EXIT_REFUSED;
 	json_array_foreach(json_object_get(now, "links"), i, l) {
-		json_t *old = rates_find(before, cli_str(l, "name"));
+		json_t *old = rates_find(before, cli_str(l, "name")), *o;
 
 		if (!old || s <= 0 || (only && strcmp(only, cli_str(l, "name"))))
 			continue;
-		row(t, l, old, "driver", s);
-		row(t, l, old, "device", s);
+		o = json_object();
+		for (int k = 0; k < 2; k++) {
+			rates_of(l, old, sides[k], s, v);
+			if (t)
+				row(t, l, sides[k], v);
+			else
+				json_object_set_new(o, sides[k], side_json(v));
+		}
+		json_array_append_new(links, json_pack("{s:s,s:s,s:o}", "name", cli_str(l, "name"), "status", cli_str(l, "status"), "sides", o));
 	}
-	if (!c->json && isatty(STDOUT_FILENO))
+	if (c->json) {
+		json_t *o = json_pack("{s:I,s:O}", "time_us", (json_int_t)cli_int(now, "time_us"), "links", links);
+
+		json_dumpf(o, stdout, JSON_COMPACT);
+		putchar('\n');
+		json_decref(o);
+	}
+	json_decref(links);
+	if (t && isatty(STDOUT_FILENO))
 		fputs("\033[H\033[2J", stdout);
-	cli_table_print(t);
+	if (t)
+		cli_table_print(t);
 	fflush(stdout);
 	return 0;
 }

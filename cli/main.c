@@ -11,7 +11,7 @@
 
 static const struct cli_command *const commands[] = {
 	&cmd_list, &cmd_show, &cmd_stats, &cmd_top, &cmd_add, &cmd_remove, &cmd_up, &cmd_down, &cmd_explain, &cmd_reload,
-	&cmd_events, &cmd_status, &cmd_profile, &cmd_generate,
+	&cmd_events, &cmd_status, &cmd_profile, &cmd_generate, &cmd_metrics, &cmd_doctor, &cmd_log_level,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -20,7 +20,7 @@ static void usage(FILE *f)
 	fputs("Usage: vhost-pcictl [--control PATH] [--json] COMMAND [ARGUMENT]...\n"
 	      "Look at and change the links of vhost-pcid; see vhost-pcictl(1).\n\n", f);
 	for (size_t i = 0; i < N_COMMANDS; i++)
-		fprintf(f, "  %-8s %-24s %s\n", commands[i]->name, commands[i]->args, commands[i]->summary);
+		fprintf(f, "  %-9s %-24s %s\n", commands[i]->name, commands[i]->args, commands[i]->summary);
 	fputs("\n  --control PATH  the daemon's socket (default: $VHOST_PCI_CONTROL or " DEFAULT_SOCKET ")\n"
 	      "  --json          print JSON instead of tables\n"
 	      "  --help, --version\n\n"

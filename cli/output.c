@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Operands and output: tables (libsmartcols) and JSON from one description. */
+/* Operands and output: tables, and JSON. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,47 +44,83 @@ int cli_print_json(json_t *o)
 	return 0;
 }
 
-struct libscols_table *cli_table(struct cli *c, const char *name, const struct cli_column *cols, size_t n)
+struct cli_table *cli_table(const struct cli_column *cols, size_t n)
 {
-	struct libscols_table *t = scols_new_table();
+	struct cli_table *t = calloc(1, sizeof(*t));
 
-	if (!t)
-		goto fail;
-	scols_table_set_name(t, name);
-	scols_table_enable_json(t, c->json);
-	for (size_t i = 0; i < n; i++) {
-		struct libscols_column *col = scols_table_new_column(t, cols[i].name, 0, cols[i].flags);
-
-		if (!col)
-			goto fail;
-		scols_column_set_json_type(col, cols[i].json);
+	if (!t) {
+		fputs("vhost-pcictl: out of memory\n", stderr);
+		return NULL;
 	}
-	return t;
-fail:
-	fputs("vhost-pcictl: out of memory\n", stderr);
-	scols_unref_table(t);
-	return NULL;
-}
-
-int cli_row(struct libscols_table *t, size_t n, const char *const *values)
-{
-	struct libscols_line *l = scols_table_new_line(t, NULL);
-
-	if (!l)
-		return -ENOMEM;
+	t->cols = cols;
+	t->n = n;
 	for (size_t i = 0; i < n; i++)
-		if (values[i] && scols_line_set_data(l, i, values[i]))
-			return -ENOMEM;
+		t->width[i] = strlen(cols[i].name);
+	return t;
+}
+
+int cli_row(struct cli_table *t, const char *const *values)
+{
+	for (size_t i = 0; i < t->n; i++) {
+		const char *v = values[i] ? values[i] : "";
+		size_t len = strlen(v);
+
+		if (t->len + len + 1 > t->cap) {
+			size_t cap = 2 * t->cap + len + 4096;
+			char *p = realloc(t->cells, cap);
+
+			if (!p) {
+				t->failed = true;
+				return -ENOMEM;
+			}
+			t->cells = p;
+			t->cap = cap;
+		}
+		memcpy(t->cells + t->len, v, len + 1);
+		t->len += len + 1;
+		if (len > t->width[i])
+			t->width[i] = len;
+	}
+	t->rows++;
 	return 0;
 }
 
-int cli_table_print(struct libscols_table *t)
+static void cell(const struct cli_table *t, size_t i, const char *v, size_t len)
 {
-	scols_print_table(t);
-	if (scols_table_is_json(t))
+	static const char blanks[64] = "                                                                ";
+	size_t pad = t->width[i] - len;
+
+	if (i)
+		putc_unlocked(' ', stdout);
+	for (; t->cols[i].right && pad; pad -= pad < sizeof(blanks) ? pad : sizeof(blanks))
+		fwrite_unlocked(blanks, 1, pad < sizeof(blanks) ? pad : sizeof(blanks), stdout);
+	fwrite_unlocked(v, 1, len, stdout);
+	for (; i + 1 < t->n && pad; pad -= pad < sizeof(blanks) ? pad : sizeof(blanks))
+		fwrite_unlocked(blanks, 1, pad < sizeof(blanks) ? pad : sizeof(blanks), stdout);
+}
+
+int cli_table_print(struct cli_table *t)
+{
+	const char *at = t->cells;
+	int r = t->failed ? EXIT_REFUSED : 0;
+
+	for (size_t i = 0; !t->failed && i < t->n; i++)
+		cell(t, i, t->cols[i].name, strlen(t->cols[i].name));
+	putchar('\n');
+	for (size_t row = 0; !t->failed && row < t->rows; row++) {
+		for (size_t i = 0; i < t->n; i++) {
+			size_t len = strlen(at);
+
+			cell(t, i, at, len);
+			at += len + 1;
+		}
 		putchar('\n');
-	scols_unref_table(t);
-	return 0;
+	}
+	if (t->failed)
+		fputs("vhost-pcictl: out of memory\n", stderr);
+	free(t->cells);
+	free(t);
+	return r;
 }
 
 const char *cli_str(const json_t *o, const char *key)

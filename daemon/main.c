@@ -19,6 +19,7 @@
 #include "context/context.h"
 #include "control/control.h"
 #include "control/reload.h"
+#include "control/scrape.h"
 #include "guestmem/map.h"
 #include "handover/guard.h"
 #include "link/link.h"
@@ -186,8 +187,10 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 
 static int open_control(struct vp_daemon *d, struct vp_err *e)
 {
-	return vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), d->conf->daemon.control_socket,
-			      d->conf->daemon.control_group, e);
+	const struct vp_conf_daemon *c = &d->conf->daemon;
+	int r = vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), c->control_socket, c->control_group, e);
+
+	return r ? r : vp_scrapes_new(&d->scrapes, d, vp_activation_take(&d->activation, "metrics"), e);
 }
 
 static void announce(struct vp_daemon *d)
@@ -195,7 +198,7 @@ static void announce(struct vp_daemon *d)
 	vp_fdstore_rest(&d->activation);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		if (d->activation.s[i].fd >= 0)
-			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, LINK.driver or LINK.device",
+			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, metrics, LINK.driver or LINK.device",
 			       d->activation.s[i].name);
 	vp_log(VP_LOG_INFO, "ready: %u links, %u data threads, control socket %s", vp_links_count(d->links),
 	       worker_pool_size(d->workers), d->conf->daemon.control_socket);
@@ -204,6 +207,8 @@ static void announce(struct vp_daemon *d)
 
 static void close_all(struct vp_daemon *d)
 {
+	vp_scrapes_free(d->scrapes);
+	d->scrapes = NULL;
 	vp_control_free(d->control);
 	d->control = NULL;
 	vp_links_free(d->links);
@@ -241,6 +246,9 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 		r = vp_audit_new(&d->audit, c->audit_log, e);
 	if (!r)
 		r = vp_isolate_files(d->conf, &d->opt.paths, e);
+	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
+		r = vp_err_set(e, -errno, "the runtime directory %s: %s; make it, writable for user %s, or name another one in RuntimeDirectory= or --runtime-dir",
+			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
 	/* Before processes cannot be made any more. */
 	if (!r)
 		r = vp_guard_start(&d->guard, c, e);

@@ -52,20 +52,8 @@ static int bad(const char *what, const char *value, const char *hint)
 
 static int log_level(struct vp_options *o, const char *word)
 {
-	static const struct {
-		const char *word;
-		int level;
-	} levels[] = {
-		{ "error", VP_LOG_ERR }, { "warning", VP_LOG_WARNING }, { "notice", VP_LOG_NOTICE },
-		{ "info", VP_LOG_INFO }, { "debug", VP_LOG_DEBUG },
-	};
-
-	for (size_t i = 0; i < VP_ARRAY_SIZE(levels); i++)
-		if (!strcmp(levels[i].word, word)) {
-			o->log_level = levels[i].level;
-			return 0;
-		}
-	return bad("--log-level", word, "use error, warning, notice, info or debug");
+	o->log_level = vp_log_level_of(word);
+	return o->log_level < 0 ? bad("--log-level", word, "use error, warning, notice, info or debug") : 0;
 }
 
 /* The socket and directory paths must fit sun_path; absolute, since the daemon's directory is nobody's business. */
@@ -93,6 +81,7 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 			if (o->paths.n == VP_CONF_MAX_DIRS)
 				return bad("--config", optarg, "too many directories");
 			o->paths.dir[o->paths.n++] = optarg;
+			o->paths.named = true;
 			break;
 		case OPT_CHECK:
 			o->check_config = true;

@@ -312,7 +312,7 @@ int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link 
 		for (unsigned j = 0; j < VP_SIDES; j++)
 			if (!strcmp(a->side[i].socket, b->side[j].socket))
 				return vp_err_set(e, -EEXIST, "the socket %s already belongs to the %s side of link %s; set another Socket=",
-						  a->side[i].socket, vp_side_name(j), b->name);
+						  a->side[i].socket, vp_side_name(i), a->name);
 	return 0;
 }
 
@@ -431,6 +431,13 @@ static int load_daemon(struct vp_conf *c, const struct vp_conf_paths *paths, str
 	    snprintf(d->control_socket, sizeof(d->control_socket), "%s/control.sock", d->runtime_dir) >=
 	    (int)sizeof(d->control_socket))
 		vp_conf_error(rep, "the runtime directory %s is too long for a socket in it; choose a shorter one", d->runtime_dir);
+	if (!*d->metrics_socket &&
+	    snprintf(d->metrics_socket, sizeof(d->metrics_socket), "%s/metrics.sock", d->runtime_dir) >= (int)sizeof(d->metrics_socket))
+		*d->metrics_socket = 0;  /* said above: control.sock is as long */
+	if (d->metrics_socket[0] != '/' && d->metrics_socket[0])
+		vp_conf_error(rep, "[Metrics] Socket=%s is not an absolute path", d->metrics_socket);
+	if (!strcmp(d->metrics_socket, d->control_socket))
+		vp_conf_error(rep, "[Metrics] Socket=%s is the control socket; set another one", d->metrics_socket);
 	return r;
 }
 
@@ -467,6 +474,9 @@ static int check_sockets(const struct vp_conf *c, struct vp_conf_report *rep)
 		if (!strcmp(a->socket, c->daemon.control_socket))
 			vp_conf_error(rep, "%s.link: the %s side's socket %s is the control socket; set another Socket=",
 				      a->link->name, vp_side_name(a->side), a->socket);
+		if (!strcmp(a->socket, c->daemon.metrics_socket))
+			vp_conf_error(rep, "%s.link: the %s side's socket %s is the socket of the metrics; set another Socket=",
+				      a->link->name, vp_side_name(a->side), a->socket);
 		if (b && b->link != a->link && !strcmp(a->socket, b->socket))
 			vp_conf_error(rep, "%s.link: the socket %s already belongs to the %s side of link %s; set another Socket=",
 				      a->link->name, a->socket, vp_side_name(b->side), b->link->name);
@@ -484,6 +494,9 @@ int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct
 	if (!c)
 		return -ENOMEM;
 	rep->into = c;
+	for (unsigned i = 0; paths->named && i < paths->n; i++)
+		if (access(paths->dir[i], F_OK))
+			vp_conf_error(rep, "--config %s: %s; name a directory with vhost-pci.conf, *.vm and *.link files", paths->dir[i], strerror(errno));
 	r = load_daemon(c, paths, rep);
 	if (!r)
 		r = load_kind(c, paths, ".vm", add_vm, rep);

@@ -24,6 +24,7 @@
 #define VP_CONF_BUS_MAX    256  /* HotplugBus=, all names together */
 #define VP_CONF_MAX_PAIRS  64   /* queue pairs of one link */
 #define VP_CONF_DIRS_MAX   512  /* SocketDirectories=, and MemoryFrom=, all together */
+#define VP_CONF_TEXT_MAX   128
 #define VP_CONF_MAX_MEMORY (UINT64_C(1) << 40)  /* MaxMemory= of a VM that has none */
 
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
@@ -74,6 +75,7 @@ struct vp_conf_link {
 	uint32_t offloads;     /* VP_OFFLOAD_* */
 	uint32_t mtu;          /* 0 = not announced */
 	uint32_t pps;          /* packets per second in each direction, 0 = no limit */
+	uint64_t bps;          /* bits per second in each direction, 0 = no limit */
 	bool     start_down;   /* administrative state at creation */
 	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
 	uint32_t attachment;   /* enum vp_attachment */
@@ -95,6 +97,7 @@ struct vp_conf_link {
 	uint64_t cid;          /* vsock: the driver VM's */
 	uint32_t config_size;  /* of a type that is only known by its ID */
 	struct vp_conf_side side[VP_SIDES];
+	char     description[VP_CONF_TEXT_MAX];  /* for people; UTF-8 */
 };
 
 struct vp_conf_daemon {
@@ -105,6 +108,8 @@ struct vp_conf_daemon {
 	uint32_t max_links;
 	char     control_group[VP_CONF_NAME_MAX];  /* "" = root and the daemon's user only */
 	char     control_socket[VP_CONF_SOCKET_MAX];
+	char     metrics_group[VP_CONF_NAME_MAX];  /* may read the metrics, besides those who may use the control socket */
+	char     metrics_socket[VP_CONF_SOCKET_MAX];
 	char     runtime_dir[VP_CONF_SOCKET_MAX];
 	char     socket_dirs[VP_CONF_DIRS_MAX];    /* further ones for sockets, one blank between them */
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
@@ -129,6 +134,7 @@ struct vp_conf {
 struct vp_conf_paths {
 	const char *dir[VP_CONF_MAX_DIRS];  /* highest precedence first */
 	unsigned    n;
+	bool        named;          /* by --config: each has to exist */
 	const char *runtime_dir;    /* NULL: from the file, or the default */
 	const char *control_socket; /* likewise */
 };

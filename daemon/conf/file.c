@@ -98,6 +98,14 @@ static char *read_line(char *str, int num, void *stream)
 	return str;
 }
 
+/* A # behind a blank: no value has that, and inih takes only ; for a comment there. Description= may say what it likes. */
+static bool commented(const char *value)
+{
+	const char *at = strchr(value, '#');
+
+	return at && at > value && isspace((unsigned char)at[-1]);
+}
+
 static int on_key(void *user, const char *section, const char *key, const char *value)
 {
 	struct parse *p = user;
@@ -110,6 +118,11 @@ static int on_key(void *user, const char *section, const char *key, const char *
 	}
 	if (!vp_conf_section_known(p->kind, section))
 		return 1;  /* reported at its heading */
+	if (commented(value) && strcmp(key, "Description")) {
+		vp_conf_error(p->rep, "%s:%u: %.50s= has a comment behind its value; give the comment a line of its own, beginning with #",
+			      p->path, p->line, key);
+		return 1;
+	}
 	r = vp_conf_key_set(p->kind, p->object, section, key, value, &e);
 	if (r < 0) {
 		vp_conf_error(p->rep, "%s:%u: %s", p->path, p->line, e.msg);

@@ -202,6 +202,56 @@ static int parse_u64(void *field, const struct key *k, const char *v, struct vp_
 	return 0;
 }
 
+/* "10G": with K, M, G, T as telecommunication counts them, by thousands. */
+static int parse_bits(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	static const char unit[] = "KMGT";
+	unsigned long long n, most = 1000000000000ull, by = 1;
+	const char *u;
+	char *end;
+
+	errno = 0;
+	n = strtoull(v, &end, 10);
+	u = *end ? strchr(unit, *end) : NULL;
+	for (int i = u ? (int)(u - unit) : -1; i >= 0; i--)
+		by *= 1000;
+	if (!isdigit((unsigned char)v[0]) || errno || (*end && (!u || end[1])) || n > most / by || n * by < 8000)
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a number of bits from 8K to 1T, like 2500M", k->name, v);
+	*(uint64_t *)field = n * by;
+	return 0;
+}
+
+/* Bytes of the UTF-8 character at s, 0 = none, or one that does not print. */
+static unsigned utf8(const unsigned char *s)
+{
+	unsigned n = s[0] < 0x80 ? 1 : s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+
+	if (s[0] < 0x20 || s[0] == 0x7f || (s[0] >= 0x80 && s[0] < 0xc2) || s[0] > 0xf4)
+		return 0;
+	for (unsigned i = 1; i < n; i++)
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+static int parse_text(void *field, const struct key *k, const char *v, struct vp_err *e)
+{
+	unsigned n;
+
+	if (strlen(v) >= VP_CONF_TEXT_MAX)
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; shorten it", k->name, VP_CONF_TEXT_MAX - 1);
+	for (const char *at = v; *at; at += n) {
+		n = utf8((const unsigned char *)at);
+		if (!n)
+			return vp_err_set(e, -EINVAL, "%s=: byte %d is not UTF-8 text", k->name, (int)(at - v) + 1);
+	}
+	memset(field, 0, VP_CONF_TEXT_MAX);
+	memcpy(field, v, strlen(v));
+	return 0;
+}
+
 /* A mask, such as 0x246. */
 static int parse_features(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
@@ -375,8 +425,8 @@ static int parse_size(void *field, const struct key *k, const char *v, struct vp
 	uint64_t size = bytes_of(v, 1024);
 
 	if (!vp_is_pow2(size) || size >> 20 < k->min || size >> 20 > k->max)
-		return vp_err_set(e, -EINVAL, "%s=%.40s is not a power of two from %uM to %uG, like 64G", k->name, v, k->min,
-				  k->max / 1024);
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a size that fits: a power of two from %uM to %uG, such as %uM", k->name, v,
+				  k->min, k->max / 1024, VP_MIN(VP_MAX(k->min, 16u), k->max));
 	*(uint64_t *)field = size;
 	return 0;
 }
@@ -504,6 +554,8 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },
 	{ "Control", "Group", parse_group, D(control_group) },
+	{ "Metrics", "Socket", parse_path, D(metrics_socket) },
+	{ "Metrics", "Group", parse_group, D(metrics_group) },
 	{ NULL }
 };
 
@@ -525,6 +577,7 @@ static const struct key link_keys[] = {
 	{ "Link", "DeviceType", parse_device_type, L(device_type) },
 	{ "Link", "Queues", parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
 	{ "Link", "State", parse_state, L(start_down), .words = state_names },
+	{ "Link", "Description", parse_text, L(description) },
 	{ "Driver", "VM", parse_name, L(side[VP_SIDE_DRIVER].vm) },
 	{ "Driver", "Socket", parse_path, L(side[VP_SIDE_DRIVER].socket) },
 	{ "Driver", "SocketMode", parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
@@ -552,6 +605,7 @@ static const struct key link_keys[] = {
 	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },
 	{ "Net", "MTU", parse_u32, L(mtu), 68, 65535 },
 	{ "Net", "PacketsPerSecond", parse_u32, L(pps), 1, UINT32_MAX },
+	{ "Net", "BitsPerSecond", parse_bits, L(bps) },
 	{ "Net", "Offloads", parse_offloads, L(offloads) },
 	{ NULL }
 };

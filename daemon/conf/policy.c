@@ -32,10 +32,10 @@ static const char *group_of(const struct vp_conf *c, const char *vm)
 	return v ? v->trust_group : "";
 }
 
-/* Who has a limit of packets per second that the link must keep: the link itself, or one of its VMs; "" = nobody. */
+/* Who has a limit of packets (or bits) per second that the link must keep: the link itself, or one of its VMs; "" = nobody. */
 static const char *rated_vm(const struct vp_conf *c, const struct vp_conf_link *l)
 {
-	if (l->pps)
+	if (l->pps || l->bps)
 		return l->name;
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		const struct vp_conf_vm *vm = vp_conf_vm_find(c, l->side[s].vm);

@@ -74,7 +74,9 @@ int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, 
  * of its VMs.
  */
 void vp_memory_apply(const struct vp_conf *c);
-/* What the VM has mapped. */
+/* The most that the VM may have mapped, in bytes. */
+uint64_t vp_memory_limit(const char *vm);
+/* What it has mapped. */
 struct vp_map_use vp_memory_used(const char *vm);
 /* For tests: other totals than this process's; 0, 0 = its own again. Forgets all VMs. */
 void vp_memory_totals(unsigned maps, uint64_t bytes);

@@ -29,7 +29,9 @@ static struct share {
 	uint64_t          max;
 	char              from[VP_CONF_DIRS_MAX];
 	struct share     *next;
+	struct share     *chain;  /* of those with the same hash */
 } *shares;
+static struct share *by_name[1024];  /* thousands of VMs are normal, and metrics ask for each */
 static unsigned n_shares, maps_total;
 static uint64_t bytes_total;
 
@@ -44,14 +46,36 @@ static void totals_find(void)
 	bytes_total = BYTES_TOTAL;
 }
 
+static struct share **chain_of(const char *vm)
+{
+	uint32_t h = 2166136261u;
+
+	for (; *vm; vm++)
+		h = (h ^ (unsigned char)*vm) * 16777619u;
+	return &by_name[h % VP_ARRAY_SIZE(by_name)];
+}
+
 static struct share *share_of(const char *vm)
 {
 	struct share *s;
 
-	for (s = shares; s; s = s->next)
+	for (s = *chain_of(vm); s; s = s->chain)
 		if (!strcmp(s->vm, vm))
 			return s;
 	return NULL;
+}
+
+/* *at is its place in shares. */
+static void share_free(struct share **at)
+{
+	struct share *s = *at, **p = chain_of(s->vm);
+
+	while (*p != s)
+		p = &(*p)->chain;
+	*p = s->chain;
+	*at = s->next;
+	n_shares--;
+	free(s);
 }
 
 static struct share *share_make(const char *vm)
@@ -67,6 +91,8 @@ static struct share *share_make(const char *vm)
 	s->max = VP_CONF_MAX_MEMORY;
 	s->next = shares;
 	shares = s;
+	s->chain = *chain_of(vm);
+	*chain_of(vm) = s;
 	n_shares++;
 	return s;
 }
@@ -81,9 +107,7 @@ static void forget_gone(const struct vp_conf *c)
 			at = &s->next;
 			continue;
 		}
-		*at = s->next;
-		n_shares--;
-		free(s);
+		share_free(at);
 	}
 }
 
@@ -100,6 +124,13 @@ void vp_memory_apply(const struct vp_conf *c)
 	}
 }
 
+uint64_t vp_memory_limit(const char *vm)
+{
+	const struct share *s = share_of(vm);
+
+	return s ? s->max : VP_CONF_MAX_MEMORY;
+}
+
 struct vp_map_use vp_memory_used(const char *vm)
 {
 	const struct share *s = share_of(vm);
@@ -109,13 +140,8 @@ struct vp_map_use vp_memory_used(const char *vm)
 
 void vp_memory_totals(unsigned maps, uint64_t bytes)
 {
-	struct share *s;
-
-	while ((s = shares)) {
-		shares = s->next;
-		free(s);
-	}
-	n_shares = 0;
+	while (shares)
+		share_free(&shares);
 	maps_total = maps;
 	bytes_total = bytes;
 }

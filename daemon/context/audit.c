@@ -80,17 +80,36 @@ void vp_audit_free(struct vp_audit *a)
 	free(a);
 }
 
+static void journal_fields(const json_t *o, char *buf, size_t size)
+{
+	static const char *const keys[][2] = {
+		{ "link", "LINK" }, { "rule", "RULE" }, { "vm", "VM" }, { "driver_vm", "VM" }, { "device_vm", "VM" },
+	};
+	size_t n = 0;
+
+	buf[0] = 0;
+	for (unsigned i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+		const char *v = json_string_value(json_object_get(o, keys[i][0]));
+
+		if (v && *v && n < size)
+			n += (size_t)snprintf(buf + n, size - n, "%s=%.63s\n", keys[i][1], v);
+	}
+	if (n >= size)
+		buf[0] = 0;
+}
+
 /* Steals o. */
 static void put(struct vp_audit *a, json_t *o)
 {
-	char *s = o ? json_dumps(o, JSON_COMPACT) : NULL, *line = NULL;
+	char *s = o ? json_dumps(o, JSON_COMPACT) : NULL, *line = NULL, fields[4 * VP_CONF_NAME_MAX + 64];
 	int n = -1;
 
+	journal_fields(o, fields, sizeof(fields));
 	json_decref(o);
 	if (!s || !a)
 		goto out;
 	if (a->fd < 0) {
-		vp_log_sink_long(VP_LOG_NOTICE, "audit: ", s);
+		vp_log_sink_long(VP_LOG_NOTICE, "audit: ", s, fields);
 		goto out;
 	}
 	n = asprintf(&line, "%s\n", s);
@@ -103,7 +122,7 @@ static void put(struct vp_audit *a, json_t *o)
 		a->failing = true;
 	}
 	if (a->failing)
-		vp_log_sink_long(VP_LOG_NOTICE, "audit: ", s);
+		vp_log_sink_long(VP_LOG_NOTICE, "audit: ", s, fields);
 	if (n >= 0)
 		free(line);
 out:

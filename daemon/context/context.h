@@ -17,6 +17,7 @@
 #include "sys/activation.h"
 
 struct vp_control;
+struct vp_scrapes;
 struct worker_pool;
 struct vp_links;
 struct vp_forward;
@@ -42,6 +43,7 @@ struct vp_daemon {
 	struct vp_links      *links;
 	struct vp_forward    *forward;  /* made with the first port */
 	struct vp_control    *control;
+	struct vp_scrapes    *scrapes;
 	struct vp_activation  activation;
 	struct vp_audit      *audit;
 	struct vp_guard      *guard;

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/foreign.h"
@@ -119,6 +120,13 @@ static int client_put(struct vp_client *cl, char *line, size_t len)
 		r = -ENOBUFS;
 		goto out;
 	}
+	if (!out_waiting(cl)) {
+		free(cl->out);
+		cl->out = line;
+		cl->out_off = 0;
+		cl->out_len = cl->out_cap = len;
+		return 0;
+	}
 	if (cl->out_off) {
 		memmove(cl->out, cl->out + cl->out_off, out_waiting(cl));
 		cl->out_len -= cl->out_off;
@@ -175,6 +183,7 @@ static int client_line(struct vp_client *cl, const char *line, size_t len)
 {
 	struct vp_request req;
 	struct vp_err e = { 0 };
+	struct vp_text text = { 0 };
 	json_t *result = NULL;
 	size_t n = 0;
 	char *answer;
@@ -183,11 +192,17 @@ static int client_line(struct vp_client *cl, const char *line, size_t len)
 	r = vp_request_parse(&req, line, len, &e);
 	cl->ctl->d->actor = &cl->cred;
 	if (!r)
-		r = vp_control_call(cl->ctl->d, cl, req.method, req.params, &result, &e);
+		r = vp_control_call(cl->ctl->d, cl, req.method, req.params, &result, &text, &e);
 	cl->ctl->d->actor = NULL;
 	if (r && !e.code)
 		vp_err_set(&e, r, "%s", strerror(-r));
-	answer = r ? vp_reply_error(&req, &e, &n) : vp_reply_ok(&req, result, &n);
+	if (r)
+		answer = vp_reply_error(&req, &e, &n);
+	else if (text.n)
+		answer = vp_reply_text(&req, &text, &n);
+	else
+		answer = vp_reply_ok(&req, result, &n);
+	vp_text_free(&text);
 	vp_request_free(&req);
 	return client_put(cl, answer, n);
 }
@@ -291,12 +306,14 @@ static bool in_group(int fd, gid_t gid)
 	return false;
 }
 
-static bool peer_ok(struct vp_control *c, int fd, struct ucred *cred)
+bool vp_control_peer_ok(int fd, const gid_t *groups, unsigned n, struct ucred *cred)
 {
 	if (vp_sock_peer(fd, cred))
 		return false;
-	return cred->uid == 0 || cred->uid == geteuid() ||
-	       (c->has_group && (cred->gid == c->gid || in_group(fd, c->gid)));
+	for (unsigned i = 0; i < n; i++)
+		if (groups[i] != (gid_t)-1 && (cred->gid == groups[i] || in_group(fd, groups[i])))
+			return true;
+	return cred->uid == 0 || cred->uid == geteuid();
 }
 
 static int refuse(struct vp_control *c, int fd, int code, const char *why)
@@ -335,7 +352,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 			vp_daemon_shed(c->d, lfd, "the control socket");
 		return 0;
 	}
-	if (!peer_ok(c, fd, &cred))
+	if (!vp_control_peer_ok(fd, &c->gid, c->has_group, &cred))
 		return refuse(c, fd, -EACCES, "only root, the daemon's user and the group of [Control] Group= may connect");
 	if (c->n_clients >= VP_CONTROL_MAX_CLIENTS)
 		return refuse(c, fd, -EMFILE, "too many control clients; close one and try again");
@@ -360,6 +377,7 @@ static void on_event(void *arg, const char *event, json_t *data)
 {
 	struct vp_control *c = arg;
 	struct vp_client *cl;
+	struct timespec ts;
 	bool any = false;
 	size_t len = 0;
 	char *line;
@@ -370,7 +388,8 @@ static void on_event(void *arg, const char *event, json_t *data)
 		json_decref(data);
 		return;
 	}
-	line = vp_event_line(event, data, &len);
+	clock_gettime(CLOCK_REALTIME, &ts);
+	line = vp_event_line(event, (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000, data, &len);
 	for (cl = line ? c->clients : NULL; cl; cl = cl->next) {
 		if (!cl->subscribed || cl->closing)
 			continue;

@@ -7,9 +7,13 @@
 #define VP_DAEMON_CONTROL_H
 
 #include <jansson.h>
+#include <stdbool.h>
+#include <sys/socket.h>
+#include <sys/types.h>
 #include <systemd/sd-event.h>
 
 #include "base/err.h"
+#include "base/text.h"
 
 struct vp_daemon;
 struct vp_control;
@@ -30,10 +34,15 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 		   struct vp_err *e);
 void vp_control_free(struct vp_control *c);
 
+/*
+ * Is the process at the other end of fd root, of the daemon's user or of one of these groups ((gid_t)-1 = none)? Its credentials.
+ */
+bool vp_control_peer_ok(int fd, const gid_t *groups, unsigned n, struct ucred *cred);
+
 void vp_client_subscribe(struct vp_client *cl);
 
-/* methods.c: run one method. 0 and *result (new reference or NULL), or -errno with e. */
+/* methods.c: run one method. 0 and *result (new reference or NULL), or *text when that is not empty; or -errno with e. */
 int vp_control_call(struct vp_daemon *d, struct vp_client *cl, const char *method, json_t *params, json_t **result,
-		    struct vp_err *e);
+		    struct vp_text *text, struct vp_err *e);
 
 #endif

@@ -31,6 +31,8 @@ struct call {
 	const char       *name;    /* params.name when the method takes a link */
 	struct vp_link   *link;    /* found for methods with WANT_LINK */
 	bool              forget;  /* params.forget of link.profile */
+	const char       *level;   /* params.level of daemon.log-level, NULL = left out */
+	struct vp_text   *text;    /* for an answer that is written, not built */
 };
 
 static int no_such_link(struct vp_err *e, const char *name)
@@ -40,7 +42,8 @@ static int no_such_link(struct vp_err *e, const char *name)
 
 static int do_version(struct call *c, json_t **result, struct vp_err *e)
 {
-	*result = json_pack("{s:s,s:i,s:i}", "version", VP_VERSION, "protocol", VP_CONTROL_VERSION, "pid", (int)getpid());
+	*result = json_pack("{s:s,s:i,s:i,s:s}", "version", VP_VERSION, "protocol", VP_CONTROL_VERSION, "pid", (int)getpid(),
+			    "metrics_socket", c->d->conf->daemon.metrics_socket);
 	return 0;
 }
 
@@ -80,16 +83,17 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 		struct worker_info w;
 
 		worker_pool_info(c->d->workers, i, &w);
-		json_array_append_new(threads, json_pack("{s:i,s:i,s:i,s:b,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
+		json_array_append_new(threads, json_pack("{s:i,s:i,s:i,s:b,s:I,s:I,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
 							 (int)w.jobs, "awake", w.awake, "rounds", (json_int_t)w.rounds,
-							 "sleeps", (json_int_t)w.sleeps));
+							 "sleeps", (json_int_t)w.sleeps,
+							 "busy_us", (json_int_t)w.busy_us, "cpu_us", (json_int_t)w.cpu_us));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
-	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(),
+	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(),
 			    "guard_pid", vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
 			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads", (int)c->d->reloads,
 			    "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
-			    "control_socket", conf->control_socket, "threads", threads, "isolation", isolation());
+			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads", threads, "isolation", isolation());
 	return 0;
 }
 
@@ -103,13 +107,35 @@ static int do_daemon_reload(struct call *c, json_t **result, struct vp_err *e)
 	return r;
 }
 
+/* The level of --log-level, as it is or from now on. */
+static int do_log_level(struct call *c, json_t **result, struct vp_err *e)
+{
+	int was = vp_log_level(), level = c->level ? vp_log_level_of(c->level) : was;
+
+	if (level < 0)
+		return vp_err_set(e, -EINVAL, "%.40s is not a log level; use error, warning, notice, info or debug", c->level);
+	if (c->level) {
+		vp_audit_action(c->d, "daemon.log-level", "", 0, e);
+		vp_log_set_level(level);
+		vp_log(VP_LOG_NOTICE, "log level: %s, was %s", vp_log_level_str(level), vp_log_level_str(was));
+	}
+	*result = json_pack("{s:s}", "level", vp_log_level_str(level));
+	return 0;
+}
+
 static int do_link_list(struct call *c, json_t **result, struct vp_err *e)
 {
-	json_t *a = json_array();
+	unsigned n = vp_links_count(c->d->links);
 
-	for (unsigned i = 0; i < vp_links_count(c->d->links); i++)
-		json_array_append_new(a, vp_link_brief(vp_links_at(c->d->links, i)));
-	*result = json_pack("{s:o}", "links", a);
+	/* Thousands of links are normal, and monitoring asks often: nothing is built to be printed and thrown away. */
+	vp_text_room(c->text, 32 + (size_t)n * 176);
+	vp_text_str(c->text, "{\"links\":[");
+	for (unsigned i = 0; i < n; i++) {
+		if (i)
+			vp_text_add(c->text, ",", 1);
+		vp_link_brief_text(vp_links_at(c->d->links, i), c->text);
+	}
+	vp_text_str(c->text, "]}");
 	return 0;
 }
 
@@ -185,8 +211,9 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 	struct vp_conf_link l;
 	int r = link_from_params(c, &l, e);
 
-	if (!r && !strcmp(l.side[0].socket, c->d->conf->daemon.control_socket))
-		r = vp_err_set(e, -EADDRINUSE, "that is the control socket; set another Socket=");
+	for (unsigned s = 0; s < VP_SIDES && !r; s++)
+		if (!strcmp(l.side[s].socket, c->d->conf->daemon.control_socket) || !strcmp(l.side[s].socket, c->d->conf->daemon.metrics_socket))
+			r = vp_err_set(e, -EADDRINUSE, "%s is the daemon's own socket; set another Socket=", l.side[s].socket);
 	if (!r)
 		r = vp_link_add(c->d->links, &l, VP_ORIGIN_RUNTIME, e);
 	if (!r)
@@ -333,6 +360,7 @@ static const struct method {
 	{ "daemon.version", do_version },
 	{ "daemon.show", do_daemon_show },
 	{ "daemon.reload", do_daemon_reload },
+	{ "daemon.log-level", do_log_level },
 	{ "link.list", do_link_list },
 	{ "link.show", do_link_show, WANT_LINK },
 	{ "link.stats", do_link_stats, MAY_NAME },
@@ -359,6 +387,10 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			c->forget = json_is_true(v);
 			if (!json_is_boolean(v))
 				return vp_err_set(e, -EINVAL, "%s: forget must be true or false", m->name);
+		} else if (!strcmp(k, "level") && m->fn == do_log_level) {
+			c->level = json_string_value(v);
+			if (!c->level)
+				return vp_err_set(e, -EINVAL, "%s: level must be a string", m->name);
 		} else if (!strcmp(k, "config") && m->takes_config != NO_CONFIG) {
 			config = v;
 			if (!json_is_object(v))
@@ -380,9 +412,9 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 }
 
 int vp_control_call(struct vp_daemon *d, struct vp_client *cl, const char *method, json_t *params, json_t **result,
-		    struct vp_err *e)
+		    struct vp_text *text, struct vp_err *e)
 {
-	struct call c = { .d = d, .client = cl, .params = params };
+	struct call c = { .d = d, .client = cl, .params = params, .text = text };
 
 	for (size_t i = 0; i < sizeof(methods) / sizeof(methods[0]); i++) {
 		int r;

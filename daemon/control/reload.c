@@ -50,9 +50,10 @@ static void warn_fixed(const struct vp_conf_daemon *a, const struct vp_conf_daem
 	if (a->threads != b->threads || a->busy_poll_us != b->busy_poll_us || a->n_cpus != b->n_cpus ||
 	    memcmp(a->cpus, b->cpus, sizeof(a->cpus)) || strcmp(a->runtime_dir, b->runtime_dir) ||
 	    strcmp(a->control_socket, b->control_socket) || strcmp(a->control_group, b->control_group) ||
+	    strcmp(a->metrics_socket, b->metrics_socket) || strcmp(a->metrics_group, b->metrics_group) ||
 	    strcmp(a->socket_dirs, b->socket_dirs) || strcmp(a->user, b->user) || strcmp(a->audit_log, b->audit_log) ||
 	    a->require != b->require || a->no_filter != b->no_filter)
-		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation and the control socket change only at a restart");
+		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation, the control socket and that of the metrics change only at a restart");
 }
 
 int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
@@ -77,6 +78,7 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	/* Sockets that exist stay where they are. */
 	memcpy(next->daemon.runtime_dir, old->daemon.runtime_dir, sizeof(old->daemon.runtime_dir));
 	memcpy(next->daemon.control_socket, old->daemon.control_socket, sizeof(old->daemon.control_socket));
+	memcpy(next->daemon.metrics_socket, old->daemon.metrics_socket, sizeof(old->daemon.metrics_socket));
 	d->conf = next;
 	vp_rate_apply(next);
 	vp_memory_apply(next);

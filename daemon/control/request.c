@@ -94,6 +94,28 @@ char *vp_reply_ok(const struct vp_request *r, json_t *result, size_t *len)
 	return finish(o, len);
 }
 
+char *vp_reply_text(const struct vp_request *r, struct vp_text *text, size_t *len)
+{
+	char *id = r->id ? json_dumps(r->id, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+	struct vp_text t = { 0 };
+
+	vp_text_room(&t, text->n + 64);
+	vp_text_str(&t, "{\"version\":");
+	vp_text_u64(&t, VP_CONTROL_VERSION);
+	vp_text_str(&t, ",\"id\":");
+	vp_text_str(&t, id ? id : "null");
+	vp_text_str(&t, ",\"result\":");
+	vp_text_add(&t, text->s, text->n);
+	vp_text_str(&t, "}\n");
+	free(id);
+	t.failed |= text->failed;
+	vp_text_free(text);
+	if (t.failed)
+		vp_text_free(&t);
+	*len = t.n;
+	return t.s;
+}
+
 char *vp_reply_error(const struct vp_request *r, const struct vp_err *e, size_t *len)
 {
 	/* Messages may quote what the client sent, cut at any byte: mend to UTF-8 for jansson. */
@@ -111,9 +133,10 @@ char *vp_reply_error(const struct vp_request *r, const struct vp_err *e, size_t 
 	return finish(o, len);
 }
 
-char *vp_event_line(const char *event, json_t *data, size_t *len)
+char *vp_event_line(const char *event, uint64_t time_us, json_t *data, size_t *len)
 {
-	return finish(json_pack("{s:i,s:s,s:o}", "version", VP_CONTROL_VERSION, "event", event, "data", data), len);
+	return finish(json_pack("{s:i,s:s,s:I,s:o}", "version", VP_CONTROL_VERSION, "event", event, "time_us", (json_int_t)time_us, "data",
+				data), len);
 }
 
 const char *vp_error_word(int code)

@@ -8,8 +8,10 @@
 
 #include <jansson.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
+#include "base/text.h"
 
 #define VP_CONTROL_VERSION  1
 #define VP_REQUEST_MAX_LINE 65536  /* bytes, without the newline */
@@ -29,11 +31,13 @@ struct vp_request {
 int vp_request_parse(struct vp_request *r, const char *line, size_t len, struct vp_err *e);
 void vp_request_free(struct vp_request *r);
 
+/* As vp_reply_ok(), with a result that is JSON text already (text->s; emptied). */
+char *vp_reply_text(const struct vp_request *r, struct vp_text *text, size_t *len);
 /* Answers, malloc'ed with the newline, length in *len; NULL when out of memory. Steals result. */
 char *vp_reply_ok(const struct vp_request *r, json_t *result, size_t *len);
 char *vp_reply_error(const struct vp_request *r, const struct vp_err *e, size_t *len);
-/* Steals data. */
-char *vp_event_line(const char *event, json_t *data, size_t *len);
+/* time_us: of day, since 1970. Steals data. */
+char *vp_event_line(const char *event, uint64_t time_us, json_t *data, size_t *len);
 
 /* The protocol's word for an errno: "invalid", "not-found", "exists", "denied", ... */
 const char *vp_error_word(int code);

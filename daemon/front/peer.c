@@ -35,6 +35,7 @@
 #define SECOND_EVERY_US 60000000u /* a VMM that connects again and again to a socket that is taken */
 
 struct vp_peer {
+	bool                closing_said;  /* that it left without sending memory; once */
 	struct vp_daemon           *d;
 	const char                 *name;
 	const struct vp_conf_side  *conf;
@@ -259,6 +260,11 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		r = vu_backend_readable(p->vu, &e);
 	if (!r && too_many_pending(p))
 		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
+	if (r == -ECONNRESET && !p->closing_said && vu_backend_no_memory(p->vu)) {
+		p->closing_said = true;
+		vp_log(VP_LOG_WARNING, "%s: the front-end left without sending any memory; QEMU does that when its memory is not shared: -object memory-backend-memfd,id=m,size=...,share=on -machine memory-backend=m",
+		       p->name);
+	}
 	if (r)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else

@@ -141,6 +141,7 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		if (v->dev->use(q) != VP_QUEUE_SENDS)
 			continue;
 		v->ring[q].rq.shared = vp_rate_of(conf->side[side].vm);
+		v->ring[q].rq.bytes.rate = conf->bps ? VP_MAX(conf->bps / 8 / conf->pairs, 1) : 0;
 		v->ring[q].rq.own.rate = conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
 	}
 	*out = v;

@@ -7,6 +7,7 @@
 #include "front/vdev.h"
 
 struct vp_vdev {
+	bool                      looked_shared;  /* say_not_shared() has looked */
 	const char                *name;
 	const struct vp_conf_link *conf;
 	const struct vp_device    *dev;

@@ -97,6 +97,22 @@ static uint32_t used_place(const struct vp_virtq *vq)
 	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
 }
 
+/*
+ * A guest that starts a ring has written it. When the files of its memory are all empty, then its VMM keeps to itself what the guest
+ * writes: the link comes up, and nothing ever arrives. Before the first look at the memory, which would fill a page.
+ */
+static void say_not_shared(struct vp_vdev *v, unsigned q)
+{
+	if (v->looked_shared || !v->tab || !v->tab->n)
+		return;
+	v->looked_shared = true;
+	for (unsigned i = 0; i < v->tab->n; i++)
+		if (!v->tab->r[i].map || !vp_map_untouched(v->tab->r[i].map))
+			return;
+	vp_log(VP_LOG_WARNING, "%s: queue %u starts, but the memory that the VMM has sent is all empty: what its guest writes is not shared. Give it share=on: -object memory-backend-memfd,id=m,size=...,share=on",
+	       v->name, q);
+}
+
 static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
@@ -110,6 +126,8 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	int ret;
 
 	ret = vp_vdev_ring_addrs(v, vr, packed, &c, e);
+	if (!ret)
+		say_not_shared(v, q);
 	if (!ret)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	/*

@@ -360,6 +360,8 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	/* Packets per second hold in each direction. */
 	if (!(i & 1))
 		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
+	if (!(i & 1) && pl->l->conf.bps)
+		r->rq.bytes.rate = VP_MAX(pl->l->conf.bps / 8 / pl->l->conf.pairs, 1);
 	if (!(i & 1) && pl->l->conf.pps)
 		r->rq.own.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
 	ret = vp_copyq_new(&q->b, &bc, &e);

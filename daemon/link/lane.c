@@ -93,10 +93,11 @@ struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds)
 	return ls;
 }
 
-int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty)
+int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty, uint64_t *wakes)
 {
 	int r;
 
+	ls->lane[i].job.wakes = wakes;
 	ls->lane[i].job.thrifty = thrifty;
 	r = worker_job_add(ls->pool, &ls->lane[i].job, NULL);
 	ls->lane[i].added = !r;

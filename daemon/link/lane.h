@@ -38,9 +38,9 @@ struct vp_lanes;
 struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds);
 /*
  * Lane i gets its job, on the thread with the fewest. thrifty: what it waits for may need the thread's very CPU (worker.h).
- * 0, -ENOMEM.
+ * Notifications that it sees are added to *wakes, NULL = to nothing. 0, -ENOMEM.
  */
-int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty);
+int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty, uint64_t *wakes);
 /* Withdraws all. NULL is allowed. */
 void vp_lanes_free(struct vp_lanes *ls);
 

@@ -14,6 +14,7 @@
 #include "conf/types.h"
 #include "device/device.h"
 #include "front/vdev.h"
+#include "sys/log_sink.h"
 
 struct vp_links {
 	struct vp_daemon *d;
@@ -27,12 +28,23 @@ static const struct vp_link_ops *const mode_ops[VP_MODE_COUNT] = {
 	[VP_MODE_COPY] = &vp_link_copy_ops,
 };
 
+static struct vp_links *all_links;
+
+static const char *vm_of(const char *link, const char *side)
+{
+	struct vp_link *l = all_links ? vp_link_find(all_links, link) : NULL;
+
+	return l ? l->conf.side[strcmp(side, "driver") ? VP_SIDE_DEVICE : VP_SIDE_DRIVER].vm : NULL;
+}
+
 int vp_links_new(struct vp_links **out, struct vp_daemon *d)
 {
 	*out = calloc(1, sizeof(**out));
 	if (!*out)
 		return -ENOMEM;
 	(*out)->d = d;
+	all_links = *out;
+	vp_log_sink_vms(vm_of);
 	return 0;
 }
 
@@ -42,6 +54,8 @@ void vp_links_free(struct vp_links *ls)
 		return;
 	while (ls->n)
 		vp_link_remove(ls, ls->v[ls->n - 1]);
+	vp_log_sink_vms(NULL);
+	all_links = NULL;
 	free(ls->v);
 	free(ls);
 }
@@ -154,6 +168,8 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 	l->decision = *dec;
 	sd_event_now(ls->d->event, CLOCK_MONOTONIC, &l->since_us);
 	l->ops = mode_ops[dec->mode];
+	l->state_us = l->since_us;
+	l->state = l->up ? VP_LINK_WAITING : VP_LINK_DOWN;
 	r = l->ops->start(l, e);
 	if (r) {
 		free(l);
@@ -194,6 +210,9 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
 	ls->n--;
+	free(l->brief);
+	free(l->labels);
+	free(l->info);
 	free(l);
 }
 
@@ -221,6 +240,7 @@ static bool unchanged(const struct vp_link *l, const struct vp_conf_link *conf, 
 	struct vp_policy_decision d;
 
 	a.start_down = b.start_down = false;
+	memcpy(a.description, b.description, sizeof(a.description));
 	vp_policy_decide(c, conf, &d);
 	return !memcmp(&a, &b, sizeof(a)) && d.allowed && d.mode == l->decision.mode;
 }
@@ -325,6 +345,7 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 			continue;
 		if (want && unchanged(l, want, c)) {
 			l->origin = VP_ORIGIN_FILE;
+			memcpy(l->conf.description, want->description, sizeof(l->conf.description));
 			vp_policy_decide(c, &l->conf, &l->decision);
 			continue;
 		}
@@ -362,10 +383,44 @@ static json_t *maybe_string(const char *s)
 	return *s ? json_string(s) : json_null();
 }
 
+static const char *const state_words[VP_LINK_STATES] = {
+	[VP_LINK_WAITING] = "waiting", [VP_LINK_PARTIAL] = "partial", [VP_LINK_UP] = "up", [VP_LINK_DOWN] = "down",
+	[VP_LINK_BROKEN] = "broken",
+};
+
+const char *vp_link_state_str(enum vp_link_state s)
+{
+	return state_words[s];
+}
+
+const char *vp_link_look(struct vp_link *l)
+{
+	const char *word = l->ops->status(l);
+	enum vp_link_state old = l->state;
+	uint64_t now = 0;
+
+	if (!strcmp(word, state_words[old]))
+		return word;
+	sd_event_now(l->d->event, CLOCK_MONOTONIC, &now);
+	l->state_sum[old] += now - l->state_us;
+	l->state_us = now;
+	for (unsigned s = 0; s < VP_LINK_STATES; s++)
+		if (!strcmp(word, state_words[s]))
+			l->state = s;
+	if (l->state == VP_LINK_UP || old == VP_LINK_UP)
+		vp_log(VP_LOG_INFO, "link %s: %s", l->conf.name, l->state == VP_LINK_UP ? "up" : "no longer up");
+	return word;
+}
+
+uint64_t vp_link_state_us(const struct vp_link *l, enum vp_link_state s, uint64_t now)
+{
+	return l->state_sum[s] + (s == l->state && now > l->state_us ? now - l->state_us : 0);
+}
+
 void vp_link_event(struct vp_link *l, const char *event, const char *why)
 {
 	vp_event_tell(l->d, event,
-			 json_pack("{s:s,s:s,s:b,s:o}", "link", l->conf.name, "status", l->ops->status(l), "up", l->up,
+			 json_pack("{s:s,s:s,s:b,s:o}", "link", l->conf.name, "status", vp_link_look(l), "up", l->up,
 				   "why", maybe_string(why ? why : "")));
 }
 
@@ -374,7 +429,38 @@ json_t *vp_link_brief(struct vp_link *l)
 	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type),
 			 "mode", vp_mode_name(l->decision.mode), "driver_vm", l->conf.side[VP_SIDE_DRIVER].vm,
 			 "device_vm", l->conf.side[VP_SIDE_DEVICE].vm, "endpoint", vp_endpoint_name(l->conf.endpoint),
-			 "up", l->up, "status", l->ops->status(l));
+			 "up", l->up, "status", vp_link_look(l));
+}
+
+static void brief_make(struct vp_link *l)
+{
+	const struct { const char *key, *value; } m[] = {
+		{ "{\"name\":", l->conf.name }, { ",\"type\":", vp_type_name(l->conf.device_type) },
+		{ ",\"mode\":", vp_mode_name(l->decision.mode) }, { ",\"driver_vm\":", l->conf.side[VP_SIDE_DRIVER].vm },
+		{ ",\"device_vm\":", l->conf.side[VP_SIDE_DEVICE].vm }, { ",\"endpoint\":", vp_endpoint_name(l->conf.endpoint) },
+	};
+	struct vp_text t = { 0 };
+
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(m); i++) {
+		vp_text_str(&t, m[i].key);
+		vp_text_json(&t, m[i].value);
+	}
+	if (t.failed)
+		vp_text_free(&t);
+	l->brief = t.s;
+	l->brief_n = t.n;
+}
+
+void vp_link_brief_text(struct vp_link *l, struct vp_text *t)
+{
+	if (!l->brief)
+		brief_make(l);
+	if (!l->brief)
+		t->failed = true;
+	vp_text_add(t, l->brief, l->brief_n);
+	vp_text_str(t, l->up ? ",\"up\":true,\"status\":\"" : ",\"up\":false,\"status\":\"");
+	vp_text_str(t, vp_link_look(l));
+	vp_text_str(t, "\"}");
 }
 
 json_t *vp_link_detail(struct vp_link *l)
@@ -387,6 +473,8 @@ json_t *vp_link_detail(struct vp_link *l)
 	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
+	json_object_set_new(o, "bits_per_second", l->conf.bps ? json_integer((json_int_t)l->conf.bps) : json_null());
+	json_object_set_new(o, "description", maybe_string(l->conf.description));
 	json_object_set_new(o, "offloads", json_string(vp_offloads_str(l->conf.offloads, offloads, sizeof(offloads))));
 	json_object_set_new(o, "policy", json_pack("{s:s,s:s,s:s,s:s,s:b}", "asked", vp_mode_name(l->conf.mode), "mode",
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
@@ -398,5 +486,5 @@ json_t *vp_link_detail(struct vp_link *l)
 
 json_t *vp_link_stats(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", l->ops->status(l), "sides", l->ops->sides(l, true));
+	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides", l->ops->sides(l, true));
 }

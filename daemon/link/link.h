@@ -8,6 +8,7 @@
 
 #include <jansson.h>
 
+#include "base/text.h"
 #include "conf/conf.h"
 #include "conf/policy.h"
 #include "vhostuser/backend.h"
@@ -16,6 +17,12 @@ struct vp_daemon;
 struct vp_profile;
 struct vp_link;
 struct vp_links;
+
+/* What a link's status may be, and its word. */
+enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN, VP_LINK_BROKEN, VP_LINK_STATES };
+
+struct vp_queue_stats;
+struct vp_vdev;
 
 enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
 
@@ -34,6 +41,10 @@ struct vp_link_ops {
 	/* One word for tables ("up", "waiting", "half", "down") and what show and stats add. */
 	const char *(*status)(const struct vp_link *l);
 	json_t *(*sides)(const struct vp_link *l, bool counters);
+	/* What this side's VM has sent so far. False: nobody here sees it. */
+	bool (*sent)(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
+	/* Its device while a front-end is connected, else NULL. */
+	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 };
@@ -47,6 +58,15 @@ struct vp_link {
 	uint64_t                   since_us;
 	const struct vp_link_ops  *ops;
 	void                      *impl;
+	enum vp_link_state         state;       /* when last looked at */
+	uint64_t                   state_us;    /* since when, CLOCK_MONOTONIC */
+	uint64_t                   state_sum[VP_LINK_STATES]; /* microseconds in each, up to state_us */
+	uint64_t                   wakes[VP_SIDES]; /* data threads add: notifications by that side's driver that woke one, or were seen */
+	char                      *brief;       /* the part of link.list that never changes; NULL = not asked for yet */
+	size_t                     brief_n;
+	char                      *labels;      /* of metrics: link="NAME", and all that say what it is; NULL = not asked for yet */
+	char                      *info;
+	bool                       silent;      /* nobody has ever sent anything here: no counters to write, in this scrape */
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;
@@ -86,6 +106,17 @@ void vp_links_reap(struct vp_links *ls);
 /* "link.state" to subscribers, with the link's present status and why. */
 void vp_link_event(struct vp_link *l, const char *event, const char *why);
 
+/*
+ * Look at the status; a change is accounted, and, when it is one between up and anything else, logged. Its word. Who changes
+ * what a status depends on calls it; who asks for it, too, so that no change is missed for long.
+ */
+const char *vp_link_look(struct vp_link *l);
+const char *vp_link_state_str(enum vp_link_state s);
+/* Microseconds in this state so far, with the time up to now. */
+uint64_t vp_link_state_us(const struct vp_link *l, enum vp_link_state s, uint64_t now);
+
+/* As JSON text, the same as vp_link_brief(). */
+void vp_link_brief_text(struct vp_link *l, struct vp_text *t);
 /* For link.list (brief), link.show and link.stats. */
 json_t *vp_link_brief(struct vp_link *l);
 json_t *vp_link_detail(struct vp_link *l);

@@ -274,6 +274,8 @@ void vp_plink_update(struct vp_plink *pl)
 	}
 	pl->in_update = false;
 	vp_plink_guard_update(pl);
+	if (!pl->closing)
+		vp_link_look(pl->l);
 }
 
 /* ---- a queue is to be stopped ------------------------------------------------------------------------- */

@@ -25,7 +25,7 @@ int vp_plink_lanes_make(struct vp_plink *pl)
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		if (pl->m->lanes || vp_plink_drops(pl, i))  /* else nobody drains it */
 			/* A request's way leads through a device side that may share the CPU; polling keeps it from its work. */
-			r = vp_lane_add(pl->lanes, i, pl->dev->waits);
+			r = vp_lane_add(pl->lanes, i, pl->dev->waits, &pl->l->wakes[VP_SIDE_DRIVER]);
 	if (r)
 		vp_plink_lanes_free(pl);
 	return r;

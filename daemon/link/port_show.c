@@ -39,17 +39,43 @@ static json_t *device_json(struct vp_plink *pl)
 	return o;
 }
 
+/* What went to the driver VM: receive queues. Nothing is known of them where the device VM does the work. */
+static void sum_back(const struct vp_plink *pl, struct vp_queue_stats *sum)
+{
+	*sum = pl->past_back;
+	for (unsigned i = 0; pl->slot.v && i < pl->n; i++)
+		if (pl->dev->use(i) == VP_QUEUE_RECEIVES)
+			vp_stats_add(sum, &vp_vdev_ring(pl->slot.v, i)->rq.stats);
+}
+
+bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum)
+{
+	struct vp_plink *pl = l->impl;
+
+	if (!pl || !pl->m->lanes)
+		return false;
+	if (side == VP_SIDE_DRIVER)
+		vp_stats_side(&pl->past, pl->slot.v, sum);
+	else
+		sum_back(pl, sum);
+	return true;
+}
+
+struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side)
+{
+	struct vp_plink *pl = l->impl;
+
+	return pl && side == VP_SIDE_DRIVER ? pl->slot.v : NULL;
+}
+
 json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 {
 	struct vp_plink *pl = l->impl;
-	struct vp_queue_stats sent, back = pl->past_back;
+	struct vp_queue_stats sent, back;
 	json_t *sides = json_object(), *dev = device_json(pl), *drv, *c;
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);
-	/* What went to the driver VM: receive queues. Nothing is known of them where the device VM does the work. */
-	for (unsigned i = 0; pl->slot.v && i < pl->n; i++)
-		if (pl->dev->use(i) == VP_QUEUE_RECEIVES)
-			vp_stats_add(&back, &vp_vdev_ring(pl->slot.v, i)->rq.stats);
+	sum_back(pl, &back);
 	if (counters && pl->m->lanes) {
 		/* Counters of a side count what its VM sent. */
 		c = vp_stats_json(&back, &sent, NULL);

@@ -109,6 +109,7 @@ static void relay_update(struct relay *r)
 			vp_view_publish(r->lanes, k, want[k]);
 	free(want);
 	carriers(r);
+	vp_link_look(r->l);
 }
 
 static void side_withdraw(void *ctx, unsigned first, unsigned n)
@@ -154,7 +155,7 @@ static int lanes_make(struct relay *r)
 	if (!r->lanes)
 		return -ENOMEM;
 	for (unsigned k = 0; !ret && k < 2 * r->n_lanes; k++)
-		ret = vp_lane_add(r->lanes, k, false);
+		ret = vp_lane_add(r->lanes, k, false, &r->l->wakes[k < r->n_lanes ? VP_SIDE_DRIVER : VP_SIDE_DEVICE]);
 	if (ret)
 		lanes_free(r);
 	return ret;
@@ -352,7 +353,20 @@ static json_t *relay_sides(const struct vp_link *l, bool counters)
 	return sides;
 }
 
+static bool relay_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum)
+{
+	struct relay *r = l->impl;
+
+	vp_stats_side(&r->side[side].past, r->side[side].slot.v, sum);
+	return true;
+}
+
+static struct vp_vdev *relay_vdev(const struct vp_link *l, unsigned side)
+{
+	return ((struct relay *)l->impl)->side[side].slot.v;
+}
+
 const struct vp_link_ops vp_link_relay_ops = {
 	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
-	.status = relay_status, .sides = relay_sides,
+	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
 };

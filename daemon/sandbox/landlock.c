@@ -114,11 +114,14 @@ static int allow_all(int rs, const struct vp_conf *c, const struct vp_conf_paths
 	if (!r)
 		r = allow(rs, "/var/lib/sss", READ, e);
 	vp_sock_mkdir(c->daemon.control_socket);
+	vp_sock_mkdir(c->daemon.metrics_socket);
 	mkdir(c->daemon.runtime_dir, 0755);
 	if (!r)
 		r = allow(rs, c->daemon.runtime_dir, SOCKETS, e);
 	if (!r)
 		r = allow_parent(rs, c->daemon.control_socket, SOCKETS, true, e);
+	if (!r)
+		r = allow_parent(rs, c->daemon.metrics_socket, SOCKETS, true, e);
 	if (!r)
 		r = allow_words(rs, c->daemon.socket_dirs, SOCKETS, e);
 	for (unsigned i = 0; i < c->n_links; i++)

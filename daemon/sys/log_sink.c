@@ -7,18 +7,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/loglimit.h"
+#include "base/util.h"
 #include "sys/timer.h"
 
 #define LOOK_US 1000000u  /* between looks for lines left out that are to be told */
 
 static bool to_journal;
+static int journal = -1;           /* its datagram socket, connected; -1 = none */
+static pthread_t main_thread;
+static const char *(*vm_of)(const char *link, const char *side);
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct vp_log_limit limit;  /* under lock */
 static bool look;                  /* something was left out */
@@ -33,13 +39,45 @@ static uint64_t now_us(void)
 	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+/* "link ab, driver side" or "link ab": its name and side. Names have no blank and no comma. */
+static size_t fields_of(const char *msg, char *out, size_t size)
+{
+	char name[64] = "", side[8] = "";
+	const char *vm = NULL;
+
+	if (sscanf(msg, "link %63[^ ,:], %7[a-z] side:", name, side) < 1 || !msg[5 + strlen(name)] || !strchr(":,", msg[5 + strlen(name)]))
+		return 0;
+	/* What VM that is, only the main thread can look up. */
+	if (vm_of && *side && pthread_equal(pthread_self(), main_thread))
+		vm = vm_of(name, side);
+	return (size_t)snprintf(out, size, "LINK=%s\n%s%s%s%s%s%s", name, *side ? "SIDE=" : "", side, *side ? "\n" : "",
+				vm ? "VM=" : "", vm ? vm : "", vm ? "\n" : "");
+}
+
+/* To the journal's own socket, with fields. False: it has to be a line on stderr. */
+static bool put_journal(int level, const char *head, const char *msg, const char *fields)
+{
+	char first[96];
+	struct iovec v[5] = {
+		{ first, 0 }, { (void *)head, strlen(head) }, { (void *)msg, strlen(msg) }, { (void *)"\n", 1 },
+		{ (void *)fields, strlen(fields) },
+	};
+
+	if (journal < 0)
+		return false;
+	v[0].iov_len = (size_t)snprintf(first, sizeof(first), "SYSLOG_IDENTIFIER=vhost-pcid\nPRIORITY=%d\nMESSAGE=", level);
+	/* seccomp all: writev */
+	return writev(journal, v, 5) > 0;
+}
+
 /* One write a line, so that lines of several threads do not mix; nothing a peer sent can start a line of its own. */
 static void put(int level, const char *msg)
 {
 	static const char *const words[] = {
 		[VP_LOG_ERR] = "error: ", [VP_LOG_WARNING] = "warning: ", [VP_LOG_DEBUG] = "debug: ",
 	};
-	char line[600];
+	char line[600], fields[200] = "";
+	size_t head;
 	int n;
 
 	if (to_journal)
@@ -51,6 +89,13 @@ static void put(int level, const char *msg)
 	for (int i = 0; i < n; i++)
 		if (iscntrl((unsigned char)line[i]))
 			line[i] = '?';
+	line[n] = 0;
+	head = to_journal ? strcspn(line, ">") + 1 : 0;
+	if (to_journal && journal >= 0) {
+		fields_of(msg, fields, sizeof(fields));
+		if (put_journal(level, "", line + head, fields))
+			return;
+	}
 	line[n++] = '\n';
 	/* seccomp all: write */
 	(void)!write(STDERR_FILENO, line, n);
@@ -116,13 +161,20 @@ void vp_log_sink_end(void)
 	vp_log_sink_tell(true);
 }
 
-void vp_log_sink_long(int level, const char *head, const char *text)
+void vp_log_sink_vms(const char *(*fn)(const char *link, const char *side))
+{
+	vm_of = fn;
+}
+
+void vp_log_sink_long(int level, const char *head, const char *text, const char *fields)
 {
 	char prefix[16] = "vhost-pcid: ";
 	struct iovec v[4] = {
 		{ prefix, 0 }, { (void *)head, strlen(head) }, { (void *)text, strlen(text) }, { (void *)"\n", 1 }
 	};
 
+	if (put_journal(level, head, text, fields))
+		return;
 	if (to_journal)
 		snprintf(prefix, sizeof(prefix), "<%d>", level);
 	v[0].iov_len = strlen(prefix);
@@ -141,8 +193,22 @@ static bool stderr_is_journal(void)
 	       st.st_ino == ino;
 }
 
+/* Before the daemon gives up the file system. Its socket stays the same as long as the journal's daemon lives; then lines go to stderr. */
+static int open_journal(void)
+{
+	const struct sockaddr_un a = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket" };
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	if (fd >= 0 && connect(fd, (const struct sockaddr *)&a, sizeof(a)))
+		vp_close(&fd);
+	return fd;
+}
+
 void vp_log_sink_start(int max_level)
 {
+	main_thread = pthread_self();
 	to_journal = stderr_is_journal();
+	if (to_journal)
+		journal = open_journal();
 	vp_log_set(sink, max_level);
 }

@@ -19,7 +19,13 @@ void vp_log_sink_end(void);
 /* Tell those that are due, or all. Any thread. */
 void vp_log_sink_tell(bool all);
 
-/* A line of any length, text behind head; text holds no control characters. Not bounded: for the audit log. */
-void vp_log_sink_long(int level, const char *head, const char *text);
+/*
+ * A line of any length, text behind head; text holds no control characters. fields: "NAME=value\n" for the journal, any number.
+ * Not bounded: for the audit log.
+ */
+void vp_log_sink_long(int level, const char *head, const char *text, const char *fields);
+
+/* Who tells which VM is on this side ("driver", "device") of a link, for the journal; NULL = nobody, or nobody knows. Called on the main thread. */
+void vp_log_sink_vms(const char *(*fn)(const char *link, const char *side));
 
 #endif

@@ -296,6 +296,7 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		if (!n || (n != -EAGAIN && n != -EINTR))
 			disconnect(q, n == -EBADMSG ? "it sends file descriptors" :
 				   n ? strerror((int)-n) :
+				   q->state == QMP_UP ? "closed: its QEMU has ended" :
 				   "closed; QMP serves one client at a time, give the daemon a -qmp of its own");
 		return 0;
 	}

@@ -37,6 +37,11 @@ int vp_source_events(struct vp_source *s, uint32_t events)
 	return sd_event_source_set_io_events(s->io, events);
 }
 
+int vp_source_priority(struct vp_source *s, int64_t priority)
+{
+	return sd_event_source_set_priority(s->io, priority);
+}
+
 void vp_source_limit(struct vp_source *s, uint64_t interval_us, unsigned burst)
 {
 	sd_event_source_set_ratelimit(s->io, interval_us, burst);

@@ -22,6 +22,8 @@ struct vp_source;   /* NULL = nothing is waited for */
  */
 int  vp_source_add(struct vp_source **out, sd_event *ev, int fd, uint32_t events, sd_event_io_handler_t fn, void *arg);
 int  vp_source_events(struct vp_source *s, uint32_t events);
+/* An sd-event priority: sources of a higher number wait until the others have been served. 0 or -errno. */
+int  vp_source_priority(struct vp_source *s, int64_t priority);
 /* Rest when fn was called more than burst times in interval_us. */
 void vp_source_limit(struct vp_source *s, uint64_t interval_us, unsigned burst);
 /* Wait for it, or rest. It waits when it was added. */

@@ -50,6 +50,7 @@ struct worker {
 	bool      awake;
 	uint64_t  later;                /* when jobs that sleep are to be run anyway, 0 = none is */
 	uint64_t  rounds, sleeps;
+	uint64_t  busy;                 /* vp_cycles() in rounds that did something */
 };
 
 struct worker_pool {
@@ -154,6 +155,8 @@ static void wait_kicks(struct worker *w)
 		if (ev[i].data.u64 == WORKER_WAKE)
 			continue;
 		j = t && ev[i].data.u64 < t->n ? __atomic_load_n(&t->job[ev[i].data.u64], __ATOMIC_ACQUIRE) : NULL;
+		if (j && j->wakes)
+			__atomic_fetch_add(j->wakes, 1, __ATOMIC_RELAXED);
 		if (j)
 			activate(w, j);
 	}
@@ -229,7 +232,8 @@ static unsigned run_active(struct worker *w)
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
-	uint64_t looked = 0, now;
+	uint64_t looked = 0, now, began = 0;
+	bool worked = false;
 	char name[16];
 	sigset_t set;
 	unsigned i;
@@ -246,12 +250,18 @@ static void *worker_main(void *arg)
 	while (!__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
 		urcu_qsbr_quiescent_state();
 		now = vp_cycles();
+		if (worked)
+			__atomic_store_n(&w->busy, w->busy + (now - began), __ATOMIC_RELAXED);
+		began = now;
+		worked = false;
 		if (!w->nactive || now - looked >= w->look) {
 			wait_kicks(w);
 			looked = now;
+			began = vp_cycles();
 		}
 		__atomic_store_n(&w->rounds, w->rounds + 1, __ATOMIC_RELAXED);
-		if (run_active(w) || !w->nactive)
+		worked = run_active(w) > 0;
+		if (worked || !w->nactive)
 			continue;
 		for (i = 0; i < WORKER_RELAX; i++)
 			vp_relax();
@@ -327,8 +337,8 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 		/* seccomp control: sched_setaffinity */
 		ret = pthread_setaffinity_np(w->thread, sizeof(set), &set);
 		if (ret)
-			return vp_err_set(e, -ret, "data thread %u cannot run on CPU %d: %s", i, w->cpu,
-					  strerror(ret));
+			return vp_err_set(e, -ret, "data thread %u cannot run on CPU %d: %s; name CPUs that are online, and allowed to the service, in CPUs= or --cpus",
+					  i, w->cpu, ret == EINVAL ? "there is none, or it is not allowed" : strerror(ret));
 	}
 	return 0;
 }
@@ -521,12 +531,19 @@ unsigned worker_pool_size(const struct worker_pool *p)
 void worker_pool_info(const struct worker_pool *p, unsigned i, struct worker_info *info)
 {
 	const struct worker *w = &p->w[i];
+	struct timespec ts = { 0 };
+	clockid_t clock;
 
+	/* seccomp control: clock_gettime */
+	if (pthread_getcpuclockid(w->thread, &clock) || clock_gettime(clock, &ts))
+		ts = (struct timespec){ 0 };
 	*info = (struct worker_info){
 		.jobs = w->jobs,
 		.awake = __atomic_load_n(&w->awake, __ATOMIC_RELAXED),
 		.rounds = __atomic_load_n(&w->rounds, __ATOMIC_RELAXED),
 		.sleeps = __atomic_load_n(&w->sleeps, __ATOMIC_RELAXED),
+		.busy_us = __atomic_load_n(&w->busy, __ATOMIC_RELAXED) / VP_MAX(vp_cycles_hz() / 1000000, 1),
+		.cpu_us = (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000,
 		.cpu = w->cpu,
 		.tid = __atomic_load_n(&w->tid, __ATOMIC_RELAXED),
 	};

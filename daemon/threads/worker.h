@@ -50,6 +50,7 @@ struct worker_job_ops {
 struct worker_job {
 	const struct worker_job_ops *ops;
 	bool     thrifty;       /* polls less often when polling finds nothing: what it waits for may need this very CPU */
+	uint64_t *wakes; /* notifications that were seen are added here, atomically: several jobs may share it. NULL = nobody counts */
 	/* private to worker.c */
 	struct worker *w;
 	uint32_t slot;
@@ -116,6 +117,8 @@ struct worker_info {
 	unsigned jobs;
 	bool     awake;
 	uint64_t rounds, sleeps;
+	uint64_t busy_us;  /* in rounds that did something */
+	uint64_t cpu_us;   /* processor time, polling and all */
 	int      cpu; /* -1 = anywhere */
 	int      tid;
 };

@@ -45,6 +45,15 @@ static int if_ioctl(const struct tap *t, unsigned long req, struct ifreq *ifr)
 	return rc;
 }
 
+/* Does the kernel say so? A tap has this file, nothing else does. */
+static bool is_tap(const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/tun_flags", name);
+	return !access(path, F_OK);
+}
+
 static int open_error(const char *path, const char *name, int err, struct vp_err *e)
 {
 	switch (err) {
@@ -57,6 +66,8 @@ static int open_error(const char *path, const char *name, int err, struct vp_err
 		return vp_err_set(e, -EBUSY, "interface %s is in use by another process: stop it, or choose another name",
 				  name);
 	case EINVAL:
+		if (!strcmp(name, "lo") || !is_tap(name))
+			return vp_err_set(e, -EINVAL, "interface %s exists and is not a tap: choose another name", name);
 		return vp_err_set(e, -EINVAL, "interface %s exists and is no tap of this kind (multiqueue or not): "
 				  "remove it (ip link del %s), or choose another name", name, name);
 	case EPERM:

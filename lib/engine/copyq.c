@@ -456,6 +456,7 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 	uint64_t start = vp_cycles();
 	unsigned back = 0, handed, max = VP_QUEUE_BURST;
 	struct vp_copyq_gave gave = { 0 };
+	const uint64_t before = rq->stats.bytes;
 
 	if (vp_unlikely(rq->vq.broken || b->shadow.broken))
 		return 0;
@@ -478,6 +479,8 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
 	if (!back && !handed)
 		return 0;
+	if (vp_queue_limited(rq))
+		vp_queue_spend(rq, start, s->hz, rq->stats.bytes - before);
 	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed, gave.chains || (handed && b->c.early), start, s);
 	return back + handed;
 }

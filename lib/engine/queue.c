@@ -143,6 +143,39 @@ static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
 	return (int64_t)(l.now - limit_from(&l, __atomic_load_n(&b->due, __ATOMIC_RELAXED))) < 0;
 }
 
+/* Bytes that may come at once after a pause: 10 ms worth, and at least the largest packet. What is owed is paid in 2 s at most. */
+#define BYTES_BURST(rate) VP_MAX((rate) / 100, UINT64_C(65536))
+#define BYTES_OWED_S      2
+
+/* Where the limit of bytes stands: the time up to which bytes are paid for. */
+static uint64_t bytes_from(const struct vp_bucket *b, uint64_t now, uint64_t hz, uint64_t *cost)
+{
+	uint64_t credit, owed = (hz * BYTES_OWED_S) << BUCKET_SHIFT;
+
+	*cost = ((hz << BUCKET_SHIFT) + b->rate - 1) / b->rate;
+	credit = *cost * BYTES_BURST(b->rate);
+	now <<= BUCKET_SHIFT;
+	return b->due && b->due - now + credit <= credit + owed ? b->due : now - credit;
+}
+
+static bool bytes_owed(const struct vp_bucket *b, uint64_t now, uint64_t hz)
+{
+	uint64_t cost;
+
+	return b->rate && (int64_t)((now << BUCKET_SHIFT) - bytes_from(b, now, hz, &cost)) < 0;
+}
+
+void vp_queue_spend(struct vp_queue *src, uint64_t now, uint64_t hz, uint64_t n)
+{
+	struct vp_bucket *b = &src->bytes;
+	uint64_t cost, from, most = (now + hz * BYTES_OWED_S) << BUCKET_SHIFT;
+
+	if (!b->rate || !n)
+		return;
+	from = bytes_from(b, now, hz, &cost);
+	b->due = (int64_t)(most - from) / (int64_t)cost < (int64_t)n ? most : from + n * cost;
+}
+
 void vp_queue_give_back(struct vp_queue *src, uint64_t hz, unsigned n)
 {
 	bucket_give_back(&src->own, hz, n);
@@ -154,6 +187,8 @@ unsigned vp_queue_allow(struct vp_queue *src, uint64_t now, uint64_t hz, unsigne
 {
 	unsigned pass;
 
+	if (bytes_owed(&src->bytes, now, hz))
+		return 0;
 	n = bucket_take(&src->own, now, hz, n);
 	if (!src->shared || !n)
 		return n;
@@ -173,7 +208,7 @@ void vp_queue_charge(struct vp_queue *src, uint64_t now, uint64_t hz, unsigned m
 
 bool vp_queue_owes(const struct vp_queue *src, uint64_t now, uint64_t hz)
 {
-	return bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
+	return bytes_owed(&src->bytes, now, hz) || bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
 }
 
 bool vp_queue_must_wait(const struct vp_queue *src)

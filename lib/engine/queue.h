@@ -57,6 +57,7 @@ struct vp_queue {
 	/* sender queue, private to the engine */
 	uint64_t blocked_since;      /* vp_cycles(), 0 = not waiting for buffers */
 	struct vp_bucket own;        /* rate limit of this queue */
+	struct vp_bucket bytes;      /* of bytes: what is above waits */
 	uint64_t who;                /* whose driver it is, for base/blame.h; 0 = nobody's */
 	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
 };
@@ -77,10 +78,16 @@ struct vp_scratch *vp_scratch_new(void);
 /* Does any limit hold for what src sends? */
 static inline bool vp_queue_limited(const struct vp_queue *src)
 {
-	return src->own.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
+	return src->own.rate || src->bytes.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
 }
 
-/* How many of n packets src's limits let pass now (vp_cycles() at hz). What is not used is given back. */
+/*
+ * n bytes of src were delivered, a large segment with all of its own. They are owed to the limit of bytes: while something is
+ * owed, vp_queue_owes(), and vp_queue_allow() lets none pass. So nothing is dropped for it, and the driver waits.
+ */
+void vp_queue_spend(struct vp_queue *src, uint64_t now, uint64_t hz, uint64_t n);
+
+/* How many of n packets src's limits let pass now (vp_cycles() at hz). Those not used are given back. */
 unsigned vp_queue_allow(struct vp_queue *src, uint64_t now, uint64_t hz, unsigned n);
 void vp_queue_give_back(struct vp_queue *src, uint64_t hz, unsigned n);
 

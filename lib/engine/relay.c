@@ -296,6 +296,7 @@ unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
 	struct run r = { .src = src, .dst = dst, .s = s };
 	uint64_t start = vp_cycles();
 	const bool limited = vp_queue_limited(src);
+	const uint64_t before = src->stats.bytes;
 	unsigned n, done, calls = 0;
 
 	if (vp_unlikely(limited && vp_queue_owes(src, start, s->hz)))
@@ -327,6 +328,7 @@ unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
 	if (limited) {
 		vp_queue_give_back(src, s->hz, n - done);
 		vp_queue_charge(src, start, s->hz, r.segments);
+		vp_queue_spend(src, start, s->hz, src->stats.bytes - before);
 	}
 	if (done) {
 		src->blocked_since = 0;

@@ -64,6 +64,9 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size,
  */
 void vp_map_charge(struct vp_map *m, struct vp_map_use *u);
 
+/* Nothing was ever written into its file, as far as its file system tells. */
+bool vp_map_untouched(const struct vp_map *m);
+
 struct vp_map *vp_map_ref(struct vp_map *m);
 
 /* Drop a reference; the last one unmaps. The caller has waited for a grace period. NULL is allowed. */

@@ -432,3 +432,8 @@ void vu_backend_get_info(const struct vu_backend *b, struct vu_backend_info *inf
 	info->req_channel = b->req.fd >= 0;
 	info->owed = b->owed;
 }
+
+bool vu_backend_no_memory(const struct vu_backend *b)
+{
+	return b->features_set && !b->nregions;
+}

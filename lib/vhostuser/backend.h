@@ -171,6 +171,8 @@ struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, cons
  * other callback. Never call it from inside a callback. An answer that is still owed (VP_LATER) is
  * dropped: do not complete it later.
  */
+/* The front-end negotiated and never sent any memory. */
+bool vu_backend_no_memory(const struct vu_backend *b);
 void vu_backend_destroy(struct vu_backend *b);
 
 /* --- main channel --- */

@@ -49,3 +49,13 @@ void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n)
 		vp_vq_log_device(vq, 4 + 8 * (uint64_t)((from + i) & (vq->size - 1)), 8);
 	vp_vq_log_device(vq, 0, 4);
 }
+
+int vp_vq_depth(const struct vp_virtq *vq)
+{
+	uint16_t n;
+
+	if (vq->packed || vq->broken)
+		return -1;
+	n = (uint16_t)(vp_ld16(vq->driver, 2) - vp_ld16(vq->device, 2));
+	return n < vq->size ? n : vq->size;
+}

@@ -215,6 +215,12 @@ bool vp_vq_need_call(struct vp_virtq *vq);
 /* The same without its fence, for callers that look at several queues after one (__ATOMIC_SEQ_CST) fence. */
 bool vp_vq_need_call_fenced(struct vp_virtq *vq);
 
+/*
+ * Buffers that the driver has made available and not got back, at most vq->size. -1: nobody knows, because a packed ring has no
+ * indices. Any thread, while the ring is set up: a figure to show.
+ */
+int vp_vq_depth(const struct vp_virtq *vq);
+
 /* Ask the driver for kicks; true when chains are available already (look again, do not sleep). */
 bool vp_vq_enable_kicks(struct vp_virtq *vq);
 void vp_vq_disable_kicks(struct vp_virtq *vq);

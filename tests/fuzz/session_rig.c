@@ -47,8 +47,10 @@ pid_t vp_guard_pid(const struct vp_guard *g) { return 0; }
 void vp_guard_keep(struct vp_guard *g) { }
 
 /* Nor is a sink: the text is made and thrown away. */
-void vp_log_sink_long(int level, const char *head, const char *text);
-void vp_log_sink_long(int level, const char *head, const char *text) { }
+void vp_log_sink_long(int level, const char *head, const char *text, const char *fields);
+void vp_log_sink_long(int level, const char *head, const char *text, const char *fields) { }
+void vp_log_sink_vms(const char *(*fn)(const char *link, const char *side));
+void vp_log_sink_vms(const char *(*fn)(const char *link, const char *side)) { }
 
 static void no_log(int level, const char *msg)
 {

@@ -344,7 +344,7 @@ def ctl(d, *args, env=None):
 def test_ctl(daemon):
     r = ctl(daemon, "list")
     assert r.returncode == 0 and r.stdout.splitlines()[0].split() == ["LINK", "TYPE", "MODE", "DRIVER", "DEVICE", "ENDPOINT", "STATUS"]
-    assert json.loads(ctl(daemon, "--json", "list").stdout)["links"][0]["link"] == "ab"
+    assert json.loads(ctl(daemon, "--json", "list").stdout)["links"][0]["name"] == "ab"
     r = ctl(daemon, "add", "x", "Driver.VM=a", "Device.VM=b")
     assert r.returncode == 0 and "x.driver.sock" in r.stdout
     assert ctl(daemon, "down", "x").returncode == 0

@@ -57,6 +57,21 @@ def test_as_installed(box):
     assert not warned
 
 
+def test_reload_says_no(box):
+    """systemctl reload fails with a configuration that is not valid, and the journal has what was said under the link's name."""
+    box.write("etc/vhost-pci/jrn.vm", "[VM]\n")
+    box.write("etc/vhost-pci/jrn.link", "[Link]\n[Driver]\nVM=jrn\n[Device]\nVM=jrn\n")
+    box.ok("systemctl", "reload", "vhost-pcid")
+    box.wait(lambda: "link.add" in box.ok("journalctl", "-u", "vhost-pcid", "LINK=jrn", "VM=jrn", "RULE=auto-virtio-net", "-o", "cat"),
+             "not in the journal")
+    box.write("etc/vhost-pci/jrn.link", "[Link]\nMode=warp\n[Driver]\nVM=jrn\n[Device]\nVM=jrn\n")
+    r = box.do("systemctl", "reload", "vhost-pcid")
+    assert r.returncode, "a broken configuration was reloaded"
+    assert "jrn" in [x["name"] for x in box.ctl("list")["links"]]
+    box.do("rm", "-f", "/etc/vhost-pci/jrn.link", "/etc/vhost-pci/jrn.vm")
+    box.ok("systemctl", "reload", "vhost-pcid")
+
+
 def test_port_outlives_the_daemon(box):
     """Reload, traffic, SIGKILL, a hang that the watchdog ends: the device VM's port goes on through all of it."""
     for vm, group in (("a", "blue"), ("b", "red")):

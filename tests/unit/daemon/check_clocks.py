@@ -21,6 +21,7 @@ WALL = re.compile(r'''
 # For people and names, never for how long something takes: (file, what) -> why
 STAMPS = {
     ('daemon/context/audit.c', 'CLOCK_REALTIME'): 'when a decision was made',
+    ('daemon/control/control.c', 'CLOCK_REALTIME'): 'when an event was',
     ('fwd/pcap.c', 'gettimeofday('): 'when a packet came',
 }
 

@@ -58,7 +58,7 @@ static int setup(void **state)
 	assert_non_null(lanes);
 	for (unsigned i = 0; i < LANES; i++) {
 		things[i] = (struct thing){ .work.ops = &ops };
-		assert_int_equal(vp_lane_add(lanes, i, false), 0);
+		assert_int_equal(vp_lane_add(lanes, i, false, NULL), 0);
 	}
 	return 0;
 }

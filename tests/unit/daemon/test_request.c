@@ -98,8 +98,8 @@ static void test_answers(void **state)
 	assert_string_equal(s, "{\"version\":1,\"id\":7,\"error\":{\"code\":\"not-found\",\"message\":\"no ?\"}}\n");
 	free(s);
 	vp_request_free(&r);
-	s = vp_event_line("link.added", json_object(), &len);
-	assert_string_equal(s, "{\"version\":1,\"event\":\"link.added\",\"data\":{}}\n");
+	s = vp_event_line("link.added", 1769860800123456, json_object(), &len);
+	assert_string_equal(s, "{\"version\":1,\"event\":\"link.added\",\"time_us\":1769860800123456,\"data\":{}}\n");
 	free(s);
 }
 

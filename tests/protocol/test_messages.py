@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What somebody did wrong, and what must be said: the thing by its name, and the way out."""
+import os
+import subprocess
+
+import pytest
+
+import conftest
+import vu
+from test_control import ctl
+
+BASE = {"a.vm": "[VM]\nTrustGroup=t\n", "b.vm": "[VM]\nTrustGroup=t\n"}
+LINK = "[Link]\n{link}[Driver]\nVM=a\n[Device]\nVM=b\n{device}[Net]\n{net}"
+
+
+def link(link="", device="", net=""):
+    return LINK.format(link=link, device=device, net=net)
+
+
+PORT = "Endpoint=port\nAttachment=local\n"
+# files, what is said
+CONFIG = {
+    "comment behind a value": ({"l.link": link(net="MTU=1500  # jumbo frames later\n")},
+                               ["l.link:7: MTU=", "comment behind its value", "line of its own"]),
+    "pool of 3M": ({"l.link": link("Mode=copy\n", PORT + "PoolSize=3M\n")},
+                   ["PoolSize=3M", "power of two from 1M to 4G, such as 16M"]),
+    "aperture of 1M": ({"l.link": link("Mode=copy\n", "Endpoint=port\nAttachment=shmem\nApertureSize=1M\n")},
+                       ["ApertureSize=1M", "power of two from 512M to 8192G, such as 512M"]),
+    "bits": ({"l.link": link(net="BitsPerSecond=10Gbit\n")}, ["BitsPerSecond=10Gbit", "from 8K to 1T, like 2500M"]),
+    "few bits": ({"l.link": link(net="BitsPerSecond=10\n")}, ["BitsPerSecond=10 "]),
+    "description": ({"l.link": link("Description=\xff\n")}, ["Description=: byte 1 is not UTF-8"]),
+    "long description": ({"l.link": link("Description=" + "x" * 128 + "\n")}, ["Description= is longer than 127 bytes"]),
+    "bits in fast mode": ({"l.link": link("Mode=fast\n", PORT, "BitsPerSecond=1G\n")}, ["fast"]),
+    "socket of the metrics": ({"vhost-pci.conf": "[Daemon]\nRuntimeDirectory=/tmp/x\n", "l.link": link(device="Socket=metrics.sock\n")},
+                              ["/tmp/x/metrics.sock is the socket of the metrics"]),
+    "metrics on the control socket": ({"vhost-pci.conf": "[Control]\nSocket=/tmp/x/s\n[Metrics]\nSocket=/tmp/x/s\n"},
+                                      ["[Metrics] Socket=/tmp/x/s is the control socket"]),
+}
+
+
+def check(*args):
+    return subprocess.run([str(conftest.BUILD / "daemon/vhost-pcid"), *args], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", CONFIG)
+def test_configuration(tmp_path, name):
+    files, said = CONFIG[name]
+    for file, text in {**BASE, **files}.items():
+        (tmp_path / file).write_text(text, encoding="latin-1")
+    r = check("--config", str(tmp_path), "--check-config")
+    assert r.returncode == 1, r.stdout
+    for s in said:
+        assert s in r.stderr
+
+
+def test_good_configuration(tmp_path):
+    """What those must not be confused with."""
+    files = {"l.link": link("Description=Hänge #1 # nicht ab\n", net="BitsPerSecond=2500M\n"), "# a comment.vm.bak": "x",
+             "c.vm": "# whole lines\n; are comments\n[VM]\nTrustGroup=t\n"}
+    for file, text in {**BASE, **files}.items():
+        (tmp_path / file).write_text(text)
+    r = check("--config", str(tmp_path), "--check-config")
+    assert r.returncode == 0, r.stderr
+
+
+def test_directory_that_is_not_there(tmp_path):
+    r = check("--config", str(tmp_path / "none"), "--check-config")
+    assert r.returncode == 1 and f"--config {tmp_path / 'none'}: No such file" in r.stderr
+
+
+# arguments, what is said
+START = {
+    "CPU that is not there": (["--cpus", "4000"], ["data thread 0 cannot run on CPU 4000", "CPUs= or --cpus"]),
+    "log level": (["--log-level", "loud"], ["--log-level", "error, warning, notice, info or debug"]),
+}
+
+
+@pytest.mark.parametrize("name", START)
+def test_start(tmp_path, name):
+    args, said = START[name]
+    r = check("--config", str(tmp_path), "--runtime-dir", str(tmp_path / "run"), *args)
+    assert r.returncode
+    for s in said:
+        assert s in r.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")
+def test_runtime_directory_of_another_user(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o755)
+    for d in [tmp_path, *tmp_path.parents][:-2]:
+        os.chmod(d, 0o755)
+    os.chown(tmp_path / "run", 1, 1)
+    os.chmod(tmp_path / "run", 0o500)
+    conf = tmp_path / "vhost-pci.conf"
+    conf.write_text("")
+    r = subprocess.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", str(conftest.BUILD / "daemon/vhost-pcid"),
+                        "--config", str(tmp_path), "--runtime-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=60)
+    if "cannot execute" in r.stderr or "Permission denied" in r.stderr and "vhost-pcid:" not in r.stderr:
+        pytest.skip("another user cannot run this build")
+    assert r.returncode and f"the runtime directory {tmp_path / 'run'}: Permission denied" in r.stderr
+    assert "--runtime-dir" in r.stderr and "SocketDirectories" not in r.stderr
+
+
+def test_whose_socket(daemon):
+    """The link that has the socket, not the one that asks for it."""
+    with pytest.raises(conftest.ControlError) as e:
+        daemon.call("link.add", name="new", config={"Driver": {"VM": "a", "Socket": daemon.sock("ab", "device")}, "Device": {"VM": "b"}})
+    assert "already belongs to the device side of link ab" in e.value.message
+
+
+@pytest.mark.parametrize("name", ["control.sock", "metrics.sock"])
+def test_sockets_of_the_daemon(daemon, name):
+    for side, other in (("Driver", "Device"), ("Device", "Driver")):
+        with pytest.raises(conftest.ControlError) as e:
+            daemon.call("link.add", name="new", config={side: {"VM": "a", "Socket": str(daemon.run / name)}, other: {"VM": "b"}})
+        assert "the daemon's own socket" in e.value.message
+
+
+def test_memory_that_is_not_shared(daemon):
+    """share=off: the VMM sends a file, and keeps what its guest writes to itself."""
+    shared, kept = vu.Memory(16 << 20), vu.Memory(16 << 20)
+    shared.map[0] = 1
+    with vu.Nic(daemon.sock("ab", "driver"), mem=shared, fill=False):
+        daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["queues"])
+    real = kept.fd
+    kept.fd = os.memfd_create("kept", os.MFD_CLOEXEC)
+    os.ftruncate(kept.fd, 16 << 20)
+    with vu.Nic(daemon.sock("cd", "driver"), mem=kept, fill=False):
+        daemon.wait_log("share=on")
+    os.close(real)
+    lines = [x for x in daemon.log().splitlines() if "is not shared" in x]
+    assert len(lines) == 1 and "link cd, driver side" in lines[0]
+
+
+def test_no_memory(daemon):
+    """QEMU's memory cannot be sent at all: it says so, and leaves."""
+    for _ in range(3):
+        with vu.Frontend(daemon.sock("ab", "driver")) as f:
+            f.negotiate(vu.BASIC)
+        daemon.wait(lambda: daemon.show("ab")["status"] == "waiting")
+    daemon.wait_log("without sending any memory")
+    assert daemon.log().count("without sending any memory") == 1 and "share=on" in daemon.log()
+
+
+def test_log_level(daemon):
+    assert ctl(daemon, "log-level").stdout == "debug\n"
+    assert ctl(daemon, "log-level", "warning").stdout == "warning\n"
+    daemon.call("link.down", name="ab")
+    daemon.call("link.up", name="ab")
+    assert "link ab: set down" not in daemon.log()
+    assert ctl(daemon, "log-level", "info").stdout == "info\n"
+    daemon.call("link.down", name="ab")
+    daemon.wait_log("link ab: set down")
+    r = ctl(daemon, "log-level", "loud")
+    assert r.returncode == 1 and "error, warning, notice, info or debug" in r.stderr
+
+
+def test_link_lines(daemon):
+    with vu.Nic(daemon.sock("ab", "driver")), vu.Nic(daemon.sock("ab", "device")):
+        daemon.wait_log("link ab: up")
+    daemon.wait_log("link ab: no longer up")
+
+
+def test_description(daemon):
+    daemon.link("ab", Link_Description="the web server's way out")
+    before = daemon.show("ab")
+    with vu.Frontend(daemon.sock("ab", "driver")):
+        assert daemon.call("daemon.reload")["changed"] == 0
+        now = daemon.show("ab")
+        assert before["description"] is None and now["description"] == "the web server's way out"
+        daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["connected"])
+    assert "the web server's way out" in ctl(daemon, "show", "ab").stdout
