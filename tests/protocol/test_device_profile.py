@@ -40,7 +40,7 @@ def test_back_end_with_less_is_refused_by_name(make, mode):
     cases = [({"features": blk.FEATURES & ~vu.bit(blk.FLUSH, blk.SEG_MAX)}, pc.FEATURES, "it lacks SEG_MAX FLUSH"),
              ({"queues": 1}, blk.PROFILE, "it has 1 queues, the link 2"),
              ({"sectors": 4096}, blk.PROFILE, "its disk has 2097152 bytes, Capacity= says 4194304"),
-             ({"cfg": blk.config(8192)[:24]}, blk.PROFILE, "it tells 24 bytes of config space of the 60"),
+             ({"cfg": blk.config(8192)[:24]}, blk.PROFILE, "it has 24 bytes of config space, the link needs 60"),
              ({"cfg": blk.config(8192, 4096)}, blk.PROFILE, "its blocks have 4096 bytes, the profile says 512"),
              ({"features": blk.FEATURES | vu.bit(blk.RO)}, blk.PROFILE, "its disk is read-only")]
     with dev(d) as p:
