@@ -163,10 +163,11 @@ static void make_free_list(struct vp_inflight *f, const bool *taken)
 {
 	unsigned last = f->size;
 
-	f->free_head = 0;
+	f->free_head = f->n_free = 0;
 	for (unsigned i = 0; i < f->size; i++) {
 		if (taken[i])
 			continue;
+		f->n_free++;
 		vp_st8(f->mem, P_ENTRY(i), 0);
 		if (last == f->size) {
 			f->free_head = (uint16_t)i;
@@ -228,7 +229,7 @@ uint16_t vp_inflight_take_packed(struct vp_inflight *f, const struct vp_virtq *v
 	const uint16_t head = f->free_head;
 	uint16_t i = head, last = head;
 
-	/* A driver cannot have more in the ring than it has slots: there is an entry for each. */
+	f->n_free = (uint16_t)(f->n_free - n);
 	for (unsigned k = 0; k < n; k++) {
 		size_t at = P_ENTRY(i);
 		uint64_t w = vp_packed_load(vq->desc, slot);
@@ -261,6 +262,7 @@ void vp_inflight_giving_packed(struct vp_inflight *f, uint16_t entry, unsigned n
 	f->next[last] = f->free_head;
 	vp_st16(f->mem, P_ENTRY(last) + 2, f->free_head);
 	f->free_head = entry;
+	f->n_free = (uint16_t)(f->n_free + n);
 	vp_packed_step(vq->size, &p.used, &p.wrap, n);
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 	put_place(f, &p, false);

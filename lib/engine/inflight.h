@@ -19,6 +19,7 @@ struct vp_inflight {
 	uint64_t counter; /* order of the next request */
 	bool on, packed;
 	uint16_t free_head; /* packed: entries that no request has are a list in next[] */
+	uint16_t n_free;    /* and how many they are */
 	uint16_t *next;	    /* [size], of vp_inflight_saved that was opened with it */
 };
 
@@ -44,7 +45,7 @@ uint64_t vp_inflight_bytes(uint16_t size, bool packed);
 int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, struct vp_virtq *vq);
 void vp_inflight_saved_free(struct vp_inflight_saved *s);
 
-/* Packed: descriptors [slot, slot + n) of vq were taken as one request. Its entry, for `giving` and `gave`. */
+/* Packed: descriptors [slot, slot + n) of vq were taken as one request, n <= n_free. Its entry, for `giving` and `gave`. */
 uint16_t vp_inflight_take_packed(struct vp_inflight *f, const struct vp_virtq *vq, uint16_t slot, unsigned n);
 void vp_inflight_giving_packed(struct vp_inflight *f, uint16_t entry, unsigned n, const struct vp_virtq *vq);
 void vp_inflight_gave_packed(struct vp_inflight *f, uint16_t entry, const struct vp_virtq *vq);

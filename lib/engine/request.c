@@ -295,6 +295,12 @@ static bool saved_chain(struct vp_reqq *q, struct vp_burst *b)
 	return vp_split_chain(&q->c.rq->vq, b, s->heads[q->next_head]);
 }
 
+/* A driver that makes slots of a packed ring available anew, before it got them back, has more in it than the ring holds. */
+static bool laps(const struct vp_reqq *q, const struct vp_chain *c)
+{
+	return q->c.inflight.on && q->c.inflight.packed && c->slots > q->c.inflight.n_free;
+}
+
 /* Chain c, which begins at *slot of a packed ring, has become the newest request. */
 static void note_taken(struct vp_reqq *q, const struct vp_chain *c, uint16_t *slot)
 {
@@ -365,8 +371,13 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 	n = vp_vq_fetch(vq, &s->src, HAND_BURST);
 	for (i = 0; i < n && bytes < VP_PKT_RUN_BYTES; i++) {
 		const struct vp_chain *c = &s->src.chain[i];
-		enum taken t = take(q, &s->src.seg[c->seg], c);
+		enum taken t;
 
+		if (vp_unlikely(laps(q, c))) {
+			vp_vq_break(vq, VP_VQ_BAD_CHAIN);
+			break;
+		}
+		t = take(q, &s->src.seg[c->seg], c);
 		if (t == NEVER)
 			vp_vq_break(vq, VP_VQ_TOO_LONG);
 		q->blocked = t == NO_ROOM;

@@ -942,6 +942,48 @@ static void test_inflight_made_up(void **state)
 	teardown();
 }
 
+/* The driver makes slots available again that it has not got back, and its VMM has written a list into the account that leads out of it. */
+static void test_inflight_more_than_the_ring_holds(void **state)
+{
+	static uint64_t area[8192];
+	struct vp_inflight_saved saved = { 0 };
+	uint8_t *b = (uint8_t *)area;
+
+	memset(area, 0, sizeof(area));
+	setup(8, F_VERSION_1 | F_PACKED, F_VERSION_1, 128 << 10);
+	vp_reqq_free(t.q);
+	b[8] = 1;                       /* version */
+	b[10] = 8;                      /* entries */
+	b[20] = b[21] = 1;              /* wrap counters */
+	b[12] = b[14] = 1;              /* the free list begins at 1 */
+	b[32] = 1;                      /* entry 0 is a request of one descriptor, */
+	b[34] = b[35] = 0xff;           /* behind which comes 65535 */
+	b[38] = 1;
+	b[52] = 16;
+	area[(32 + 24) / 8] = RIG_DATA;
+	reopen(vp_gptr_from_map(area), &saved);
+	assert_int_equal(saved.n, 1);
+	make_queue(&saved);
+	serve();
+	for (unsigned i = 1; i < 1 + 2 * 8; i++) {
+		uint64_t flags = i / 8 ? VP_PACKED_USED : VP_PACKED_AVAIL;
+
+		vp_st64(t.rq.vq.desc, 16 * (size_t)(i % 8), RIG_DATA + i * PLACE);
+		vp_st64(t.rq.vq.desc, 16 * (size_t)(i % 8) + 8, 16 | (uint64_t)(i % 8) << 32 | flags << 48);
+		if (i % 8 == 7)
+			for (unsigned k = 0; k < 4; k++)
+				vp_reqq_run(t.q, t.s);
+	}
+	assert_int_equal(t.rq.vq.broken, VP_VQ_BAD_CHAIN);
+	assert_int_equal(vp_reqq_outstanding(t.q), 8);
+	for (unsigned i = 320; i < sizeof(area); i++)
+		assert_int_equal(b[i], 0);
+	vp_reqq_free(t.q);
+	vp_inflight_saved_free(&saved);
+	make_queue(NULL);
+	teardown();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -965,6 +1007,7 @@ int main(void)
 		cmocka_unit_test(test_inflight_survives_the_daemon),
 		cmocka_unit_test(test_inflight_packed_laps),
 		cmocka_unit_test(test_inflight_made_up),
+		cmocka_unit_test(test_inflight_more_than_the_ring_holds),
 	};
 
 	return cmocka_run_group_tests_name("request", tests, NULL, NULL);
