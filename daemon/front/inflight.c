@@ -134,13 +134,19 @@ static int account_open(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	struct vp_vdev_ring *r = &v->ring[q];
 	uint64_t bytes;
+	vp_gptr mem;
 	int ret;
 
 	vp_inflight_saved_free(&r->saved);
 	r->inflight.on = false;
 	if (!v->inflight || q >= v->inflight_queues || r->rq.vq.size > v->inflight_size)
 		return 0;
-	ret = vp_inflight_open(&r->inflight, &r->saved, account_of(v, q, &bytes), &r->rq.vq);
+	mem = account_of(v, q, &bytes);
+	/* The front-end may have acknowledged packed rings after it gave the area. */
+	if ((q + 1) * bytes > v->inflight_bytes)
+		return vp_err_set(e, -EINVAL, "its in-flight area of %llu bytes was given for split rings, and has no room for packed ones",
+				  (unsigned long long)v->inflight_bytes);
+	ret = vp_inflight_open(&r->inflight, &r->saved, mem, &r->rq.vq);
 	return ret ? vp_err_set(e, ret, ret == -ENOMEM ? "out of memory" :
 				"its in-flight account is of another kind, or contradicts itself") : 0;
 }

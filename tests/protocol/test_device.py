@@ -323,6 +323,37 @@ def test_stop_while_nobody_serves(make, fmt):
         d.wait(lambda: d.show("ab")["status"] == "waiting")
 
 
+def test_an_account_of_split_rings_does_not_hold_packed_ones(make):
+    """The area is given first, then packed rings are acknowledged, whose accounts are twice as large: nothing behind it is touched."""
+    d = make(Profile_Capacity="4M")
+    with Driver.__new__(Driver) as f:
+        vu.Frontend.__init__(f, drv(d))
+        f.negotiate(vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES, protocol=blk.PF)
+        f.size = 1024
+        area = os.memfd_create("area")
+        f.inflight = area, 16 + 16 * 1024 + 63 & ~63, 0
+        os.ftruncate(area, f.inflight[1])
+        f.set_inflight(1)
+        os.close(area)
+        f.features |= vu.bit(vu.PACKED)
+        f.tell_u64(vu.SET_FEATURES, f.features)
+        f.set_memory(vu.Memory(16 << 20))
+        with pytest.raises(vu.Refused):
+            f.start_ring(0, vu.PackedRing(f.mem, 1024))
+        assert "in-flight area" in d.show("ab")["sides"]["driver"]["queues"][0]["error"]
+        # With an area that fits it works.
+        f.stop_ring(0)
+        f.inflight = None
+        f.set_inflight(1)
+        f.start_ring(0, vu.PackedRing(f.mem, 1024))
+        f.open, f.done = {}, {}
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t = f.request(blk.OUT, 0, pattern(512))
+            disk.serve(1)
+            assert f.wait(t)[0] == blk.OK
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_daemon_is_killed_with_requests_under_way(make, fmt):
     """The VMM's account of what is open: a new daemon finds it, and nothing is lost or done twice."""
