@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@
 #include "sandbox/isolate.h"
 #include "sys/fdstore.h"
 #include "sys/log_sink.h"
+#include "sys/sock.h"
 #include "threads/forward.h"
 #include "threads/rates.h"
 #include "sys/source.h"
@@ -246,6 +248,9 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 		r = vp_audit_new(&d->audit, c->audit_log, e);
 	if (!r)
 		r = vp_isolate_files(d->conf, &d->opt.paths, e);
+	/* Stage 4 makes it, but not every kernel has that. */
+	if (!r && !d->activation.n && !vp_sock_mkdir(c->runtime_dir))
+		mkdir(c->runtime_dir, 0755);
 	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
 		r = vp_err_set(e, -errno, "the runtime directory %s: %s; make it, writable for user %s, or name another one in RuntimeDirectory= or --runtime-dir",
 			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
