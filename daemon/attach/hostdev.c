@@ -104,8 +104,11 @@ void hostdev_rearm(struct hostdev *h)
 
 static void drop_direct(struct hostdev *h, unsigned q)
 {
-	vp_wire_free(h->poke[q]);
-	h->poke[q] = NULL;
+	for (unsigned i = 0; i < 2; i++) {
+		vp_wire_free(h->poke[q][i]);
+		h->poke[q][i] = NULL;
+	}
+	vp_close(&h->poke_fd[q]);
 	vp_close(&h->drv_kick[q]);
 	vp_close(&h->drv_call[q]);
 }
@@ -386,6 +389,19 @@ static void hostdev_unclean(struct vp_attach *a)
 	work_soon(h);
 }
 
+/* Who can make either block is whoever has them: the driver VM's VMM, and now the back-end. */
+static int poke_wires(struct hostdev *h, unsigned q)
+{
+	uint64_t who = vp_blame_either(vp_blame_id(h->c.link->side[VP_SIDE_DRIVER].vm), h->c.who);
+	const int fds[2] = { h->drv_kick[q], h->drv_call[q] };
+	int r = vp_eventfd_new(&h->poke_fd[q]);
+
+	for (unsigned i = 0; i < 2 && !r; i++)
+		if (fds[i] >= 0)
+			r = vp_wire_new(&h->poke[q][i], h->c.f, h->poke_fd[q], fds[i], who);
+	return r;
+}
+
 /* Only duplicates: messages that carry them are sent later. */
 static unsigned hostdev_direct(struct vp_attach *a, unsigned q, int kick, int call)
 {
@@ -400,22 +416,19 @@ static unsigned hostdev_direct(struct vp_attach *a, unsigned q, int kick, int ca
 	/* seccomp control: fcntl */
 	h->drv_kick[q] = kick >= 0 ? fcntl(kick, F_DUPFD_CLOEXEC, 3) : -1;
 	h->drv_call[q] = call >= 0 ? fcntl(call, F_DUPFD_CLOEXEC, 3) : -1;
-	/* Who can make either block is whoever has them: the driver VM's VMM, and now the back-end. */
-	if (h->drv_kick[q] >= 0 &&
-	    vp_wire_new(&h->poke[q], h->c.f, h->sig[q], h->drv_kick[q],
-			vp_blame_either(vp_blame_id(h->c.link->side[VP_SIDE_DRIVER].vm), h->c.who)))
+	if (poke_wires(h, q)) {
 		vp_close(&h->drv_kick[q]);
+		vp_close(&h->drv_call[q]);
+	}
 	work_soon(h);
 	return h->drv_kick[q] >= 0 ? VP_ATTACH_KICK : 0;
 }
 
 void hostdev_poke(struct hostdev *h, unsigned q)
 {
-	/* Ours alone then: the forwarder passes them on. */
-	if (h->drv_kick[q] >= 0)
-		vp_eventfd_raise(h->sig[q]);
-	if (h->drv_call[q] >= 0)
-		vp_eventfd_raise(h->bell[q]);
+	/* The forwarder passes it on. */
+	if (h->poke_fd[q] >= 0)
+		vp_eventfd_raise(h->poke_fd[q]);
 }
 
 /* A back-end whose front-end has gone sees its socket closed. */
@@ -466,6 +479,7 @@ static void hostdev_free(struct vp_attach *a)
 	free(h->bell);
 	free(h->drv_kick);
 	free(h->drv_call);
+	free(h->poke_fd);
 	free(h->poke);
 	free(h);
 }
@@ -530,11 +544,12 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	h->bell = malloc(h->n * sizeof(int));
 	h->drv_kick = malloc(h->n * sizeof(int));
 	h->drv_call = malloc(h->n * sizeof(int));
+	h->poke_fd = malloc(h->n * sizeof(int));
 	h->poke = calloc(h->n, sizeof(*h->poke));
-	if (!h->sig || !h->bell || !h->drv_kick || !h->drv_call || !h->poke)
+	if (!h->sig || !h->bell || !h->drv_kick || !h->drv_call || !h->poke_fd || !h->poke)
 		h->n = 0;
 	for (unsigned i = 0; i < h->n; i++)
-		h->sig[i] = h->bell[i] = h->drv_kick[i] = h->drv_call[i] = -1;
+		h->sig[i] = h->bell[i] = h->drv_kick[i] = h->drv_call[i] = h->poke_fd[i] = -1;
 	r = h->n ? begin(h, e) : vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
 	if (r) {
 		hostdev_free(&h->a);

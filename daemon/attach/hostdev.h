@@ -51,9 +51,12 @@ struct hostdev {
 	bool                  retry_logged;
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
-	/* Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick of ours to it when a run begins. */
-	int                  *drv_kick, *drv_call;
-	struct vp_wire      **poke;
+	/*
+	 * Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick and a call of ours to them when a run
+	 * begins. That is an eventfd which nobody else has: sig and bell may have been the back-end's before, and block.
+	 */
+	int                  *drv_kick, *drv_call, *poke_fd;
+	struct vp_wire      *(*poke)[2];
 	struct hostdev_window win[VHP_MAX_WINDOWS];
 	uint64_t              next_uva;
 	/* session, zeroed for each connection */

@@ -198,6 +198,41 @@ def test_fast_backend_dies(make, account):
         assert all(store[4096 * i:4096 * (i + 1)] == pattern(4096, i) for i in range(16))
 
 
+def test_fast_eventfds_of_ours_that_block(make):
+    """It got a kick and a call of ours, for the driver had none, and made both block. The daemon does not wait for it."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b, Driver.__new__(Driver) as f:
+        vu.Frontend.__init__(f, drv(d))
+        f.negotiate(vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES, protocol=blk.PF)
+        f.set_memory(vu.Memory(16 << 20))
+        f.open, f.done = {}, {}
+        ring = vu.SplitRing(f.mem, 128)
+        f.tell_state(vu.SET_VRING_NUM, 0, 128)
+        f.tell_u64(vu.SET_VRING_CALL, 0x100)
+        f.tell(vu.SET_VRING_ADDR, f.addr_msg(0, ring))
+        f.tell_u64(vu.SET_VRING_KICK, 0x100)
+        f.tell_state(vu.SET_VRING_ENABLE, 0, 1)
+        d.wait(lambda: 0 in b.rings and b.rings[0].enabled)
+        kept = [os.dup(b.rings[0].kick), os.dup(b.rings[0].call)]
+        f.stop_ring(0)
+        for fd in kept:
+            try:
+                os.read(fd, 8)
+            except BlockingIOError:
+                pass
+            os.write(fd, struct.pack("<Q", (1 << 64) - 2))
+            os.set_blocking(fd, True)
+        f.start_ring(0, ring)
+        f.write(0, pattern(4096))
+        # It goes on when the ring is enabled: it asks for what has changed.
+        asked = b.seen.count(vu.GET_CONFIG)
+        b.config_change()
+        d.wait(lambda: b.seen.count(vu.GET_CONFIG) > asked)
+        assert d.alive()
+        for fd in kept:
+            os.close(fd)
+
+
 # ---- death ---------------------------------------------------------------------------------------
 
 
