@@ -5,7 +5,7 @@
  *
  * The state page is read where it is: nobody but this thread writes it, and no other process has it.
  */
-#include "attach/hostdev.h"
+#include "attach/hostdev_priv.h"
 
 #include <endian.h>
 #include <errno.h>
@@ -29,42 +29,18 @@
 		     VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | \
 		     VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | \
 		     VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_STANDBY) | VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX))
-#define OURS (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VU_F_PROTOCOL_FEATURES))
 
 #define CONFIG_AGAIN_US 100000u  /* between two readings of a config space that changes and changes */
 #define REFUSED_US      5000000u /* a back-end that does not fit is asked again what it has */
 #define ATTACH_AGAIN_US 1000000u
 
-enum { START_NUM, START_BASE, START_ADDR, START_CALL, START_KICK, START_DONE };
 enum { HELLO_OWNER, HELLO_FEATURES, HELLO_GET_PF, HELLO_SET_PF, HELLO_CHANNEL, HELLO_QUEUES, HELLO_DONE };
-enum { SETUP_FEATURES, SETUP_INFLIGHT, SETUP_MEMORY, SETUP_MTU, SETUP_DONE };
-
-static const struct vhp_abi_state *page(const struct hostdev *h)
-{
-	return &h->ctrl->state;
-}
-
-static bool is_net(const struct hostdev *h)
-{
-	return le32toh(page(h)->device_type) == VIRTIO_ID_NET;
-}
-
-static bool is_fast(const struct hostdev *h)
-{
-	return le32toh(page(h)->mode) == VHP_MODE_FAST;
-}
-
-static bool has_pf(const struct hostdev *h, unsigned bit)
-{
-	return h->s.pf >> bit & 1;
-}
 
 /* ---- messages -------------------------------------------------------------------------------- */
 
 static void done(struct hostdev *h, uint32_t request, const struct vu_msg *reply);
 
-/* False: the back-end was dropped. */
-static bool send_fds(struct hostdev *h, struct vu_msg *m, const int *fds, unsigned nfds)
+bool hostdev_send_fds(struct hostdev *h, struct vu_msg *m, const int *fds, unsigned nfds)
 {
 	const struct vu_msg_info *info = vu_msg_info(VU_FROM_FRONTEND, m->hdr.request);
 	bool answer = info && info->reply == VU_REPLY_ALWAYS;
@@ -87,31 +63,31 @@ static bool send_fds(struct hostdev *h, struct vu_msg *m, const int *fds, unsign
 	return h->here;
 }
 
-static bool send_msg(struct hostdev *h, struct vu_msg *m, const int *fd)
+bool hostdev_send(struct hostdev *h, struct vu_msg *m, const int *fd)
 {
-	return send_fds(h, m, fd, fd ? 1 : 0);
+	return hostdev_send_fds(h, m, fd, fd ? 1 : 0);
 }
 
 static bool send_empty(struct hostdev *h, uint32_t request, const int *fd)
 {
 	struct vu_msg m = { .hdr = { .request = request } };
 
-	return send_msg(h, &m, fd);
+	return hostdev_send(h, &m, fd);
 }
 
-static bool send_u64(struct hostdev *h, uint32_t request, uint64_t v, const int *fd)
+bool hostdev_send_u64(struct hostdev *h, uint32_t request, uint64_t v, const int *fd)
 {
 	struct vu_msg m = { .hdr = { .request = request, .size = 8 }, .p.u64 = v };
 
-	return send_msg(h, &m, fd);
+	return hostdev_send(h, &m, fd);
 }
 
-static bool send_ring(struct hostdev *h, uint32_t request, unsigned q, uint32_t num)
+bool hostdev_send_ring(struct hostdev *h, uint32_t request, unsigned q, uint32_t num)
 {
 	struct vu_msg m = { .hdr = { .request = request, .size = 8 }, .p.state = { .index = q, .num = num } };
 
 	h->s.queue = q;
-	return send_msg(h, &m, NULL);
+	return hostdev_send(h, &m, NULL);
 }
 
 static bool ask_config(struct hostdev *h, uint32_t len)
@@ -120,7 +96,7 @@ static bool ask_config(struct hostdev *h, uint32_t len)
 			    .p.config = { .size = len } };
 
 	h->s.config_wanted = len;
-	return send_msg(h, &m, NULL);
+	return hostdev_send(h, &m, NULL);
 }
 
 /* ---- commands to the port ----------------------------------------------------------------------- */
@@ -249,7 +225,7 @@ static bool introduce(struct hostdev *h)
 		return speaks ? send_empty(h, VU_GET_PROTOCOL_FEATURES, NULL) : true;
 	case HELLO_SET_PF:
 		/* They hold from the next message on. */
-		if (speaks && !send_u64(h, VU_SET_PROTOCOL_FEATURES, s->its_pf, NULL))
+		if (speaks && !hostdev_send_u64(h, VU_SET_PROTOCOL_FEATURES, s->its_pf, NULL))
 			return false;
 		s->pf = s->its_pf;
 		return true;
@@ -320,41 +296,22 @@ static bool step_written(struct hostdev *h)
 	m.p.config.offset = off;
 	m.p.config.size = len;
 	memcpy(m.p.config.data, st->set_config + off, len);
-	return send_msg(h, &m, NULL);
-}
-
-static uint32_t queue_flags(const struct hostdev *h, unsigned q)
-{
-	return q < le32toh(page(h)->nqueues) ? le32toh(page(h)->queues[q].flags) : 0;
-}
-
-/* The run that the page shows as started is the one that we have. */
-static bool current(const struct hostdev *h, unsigned q)
-{
-	return queue_flags(h, q) & VHP_QUEUE_STARTED && le32toh(page(h)->queues[q].run) == h->s.q[q].run;
+	return hostdev_send(h, &m, NULL);
 }
 
 static bool step_stop(struct hostdev *h, unsigned q)
 {
 	const struct vhp_abi_queue *e = &page(h)->queues[q];
 	struct hostdev_queue *hq = &h->s.q[q];
-	uint32_t flags = queue_flags(h, q), run = le32toh(e->run);
+	uint32_t flags = hostdev_queue_flags(h, q), run = le32toh(e->run);
 
 	/* All messages of a start first: they are few, and bounded. */
-	if (hq->running && (!current(h, q) || flags & VHP_QUEUE_STOP))
-		return hq->step == START_DONE && send_ring(h, VU_GET_VRING_BASE, q, 0);
+	if (hq->running && (!hostdev_current(h, q) || flags & VHP_QUEUE_STOP))
+		return hq->step == HOSTDEV_START_DONE && hostdev_send_ring(h, VU_GET_VRING_BASE, q, 0);
 	if (!hq->running && flags & VHP_QUEUE_STARTED && flags & VHP_QUEUE_STOP && hq->given_up != run) {
 		report_stopped(h, q, run, le32toh(e->base), 0);
 		return true;
 	}
-	return false;
-}
-
-static bool runs(const struct hostdev *h)
-{
-	for (unsigned q = 0; q < h->n; q++)
-		if (h->s.q[q].running)
-			return true;
 	return false;
 }
 
@@ -367,206 +324,11 @@ static bool step_sync(struct hostdev *h)
 	if (gen == h->s.synced)
 		return false;
 	for (unsigned q = 0; q < h->n; q++)
-		if (h->s.q[q].running && !current(h, q))
+		if (h->s.q[q].running && !hostdev_current(h, q))
 			return false;
 	h->s.synced = gen;
 	command(h, VHP_CMD_SYNC, &arg, 1, NULL);
 	return true;
-}
-
-/*
- * The driver VM's memory, region by region. DPDK keeps the mapping that it has when a new table has the same addresses and
- * sizes, so each window has user addresses of its own.
- */
-static bool send_guest_memory(struct hostdev *h)
-{
-	const struct vhp_abi_state *st = page(h);
-	struct vu_msg m = { .hdr.request = VU_SET_MEM_TABLE };
-	int fds[VU_MAX_TABLE_REGIONS];
-	unsigned n = 0;
-	char why[140];
-
-	h->s.mem_seen = le32toh(st->regions_generation);
-	for (unsigned i = 0; i < le32toh(st->nregions); i++) {
-		const struct vhp_abi_region *r = &st->regions[i];
-		uint32_t slot = le32toh(r->window);
-
-		if (le32toh(r->flags) & VHP_REGION_INFLIGHT)
-			continue;
-		if (n == VU_MAX_TABLE_REGIONS || h->win[slot].fd < 0) {
-			snprintf(why, sizeof(why), "the driver VM's memory has more than %u regions; give that VM its memory in fewer pieces",
-				 VU_MAX_TABLE_REGIONS);
-			hostdev_drop(h, true, n == VU_MAX_TABLE_REGIONS ? why : "a window is missing");
-			return false;
-		}
-		fds[n] = h->win[slot].fd;
-		m.p.mem.regions[n++] = (struct vu_mem_region){
-			.gpa = le64toh(r->addr), .uva = h->win[slot].uva + le64toh(r->offset), .size = le64toh(r->size),
-			.mmap_offset = h->win[slot].offset + le64toh(r->offset),
-		};
-	}
-	m.p.mem.nregions = n;
-	m.hdr.size = 8 + n * (uint32_t)sizeof(m.p.mem.regions[0]);
-	return send_fds(h, &m, fds, n);
-}
-
-/* Where it keeps the account of open requests: what is open there it gives to itself again. True: nothing to send, too. */
-static bool send_inflight(struct hostdev *h)
-{
-	const struct vhp_abi_state *st = page(h);
-	struct vu_msg m = { .hdr = { .request = VU_SET_INFLIGHT_FD, .size = sizeof(m.p.inflight) } };
-
-	for (unsigned i = 0; has_pf(h, VU_PF_INFLIGHT_SHMFD) && i < le32toh(st->nregions); i++) {
-		const struct vhp_abi_region *r = &st->regions[i];
-		const struct hostdev_window *w = &h->win[le32toh(r->window)];
-
-		if (!(le32toh(r->flags) & VHP_REGION_INFLIGHT) || w->fd < 0)
-			continue;
-		m.p.inflight = (struct vu_inflight){
-			.mmap_size = le64toh(r->size), .mmap_offset = w->offset + le64toh(r->offset),
-			.num_queues = (uint16_t)le32toh(st->inflight_queues), .queue_size = (uint16_t)le32toh(st->inflight_entries),
-		};
-		return send_msg(h, &m, &w->fd);
-	}
-	return true;
-}
-
-/* The pool: one file, whose regions follow each other. */
-static bool send_memory(struct hostdev *h)
-{
-	const struct vhp_abi_state *st = page(h);
-	const struct vhp_abi_region *r = st->regions;
-	struct vu_msg m = { .hdr = { .request = VU_SET_MEM_TABLE, .size = 8 + sizeof(m.p.mem.regions[0]) }, .p.mem.nregions = 1 };
-	struct vu_mem_region *mr = &m.p.mem.regions[0];
-	uint32_t n = le32toh(st->nregions), slot = n ? le32toh(r[0].window) : VHP_MAX_WINDOWS;
-
-	if (slot >= VHP_MAX_WINDOWS || h->win[slot].fd < 0) {
-		hostdev_drop(h, true, "there is no pool to give it");
-		return false;
-	}
-	mr->gpa = mr->uva = le64toh(r[0].addr);
-	mr->mmap_offset = h->win[slot].offset + le64toh(r[0].offset);
-	for (unsigned i = 0; i < n; i++)
-		mr->size += le64toh(r[i].size);
-	return send_msg(h, &m, &h->win[slot].fd);
-}
-
-static bool step_setup(struct hostdev *h)
-{
-	const struct vhp_abi_state *st = page(h);
-	struct hostdev_session *s = &h->s;
-	uint64_t f = le64toh(st->features[0]), epoch = le64toh(st->link_epoch);
-	unsigned mtu = st->config[10] | st->config[11] << 8;
-
-	if (s->set_up && (s->features != f || s->epoch != epoch)) {
-		if (runs(h))
-			return false;
-		s->set_up = false;
-		s->setup = SETUP_FEATURES;
-	}
-	if (s->set_up)
-		return false;
-	switch (s->setup++) {
-	case SETUP_FEATURES:
-		s->features = f;
-		s->epoch = epoch;
-		return send_u64(h, VU_SET_FEATURES, (f & s->offered & ~(OURS | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))) |
-				(s->offered & VP_BIT(VU_F_PROTOCOL_FEATURES)), NULL);
-	case SETUP_INFLIGHT:
-		return send_inflight(h);
-	case SETUP_MEMORY:
-		return is_fast(h) ? send_guest_memory(h) : send_memory(h);
-	case SETUP_MTU:
-		return is_net(h) && mtu && has_pf(h, VU_PF_MTU) && f & s->offered & VP_BIT(VIRTIO_NET_F_MTU) ?
-		       send_u64(h, VU_NET_SET_MTU, mtu, NULL) : true;
-	default:
-		s->set_up = true;
-		return true;
-	}
-}
-
-static bool send_call(struct hostdev *h, unsigned q)
-{
-	h->s.q[q].call_moved = false;
-	return send_u64(h, VU_SET_VRING_CALL, q, h->drv_call[q] >= 0 ? &h->drv_call[q] : &h->bell[q]);
-}
-
-static bool send_kick(struct hostdev *h, unsigned q)
-{
-	h->s.q[q].kick_moved = false;
-	return send_u64(h, VU_SET_VRING_KICK, q, h->drv_kick[q] >= 0 ? &h->drv_kick[q] : &h->sig[q]);
-}
-
-/* A ring's address as the back-end was told it: the daemon has seen that each area lies in one region. */
-static uint64_t user_addr(const struct hostdev *h, uint64_t addr)
-{
-	const struct vhp_abi_state *st = page(h);
-
-	for (unsigned i = 0; is_fast(h) && i < le32toh(st->nregions); i++) {
-		const struct vhp_abi_region *r = &st->regions[i];
-
-		if (addr - le64toh(r->addr) < le64toh(r->size))
-			return h->win[le32toh(r->window)].uva + le64toh(r->offset) + (addr - le64toh(r->addr));
-	}
-	return addr;
-}
-
-static bool start_message(struct hostdev *h, unsigned q, unsigned step)
-{
-	const struct vhp_abi_queue *e = &page(h)->queues[q];
-	struct vu_msg m = { .hdr = { .request = VU_SET_VRING_ADDR, .size = sizeof(m.p.addr) },
-			    .p.addr = { .index = q, .desc_user_addr = user_addr(h, le64toh(e->desc_addr)),
-					.avail_user_addr = user_addr(h, le64toh(e->avail_addr)),
-					.used_user_addr = user_addr(h, le64toh(e->used_addr)) } };
-
-	switch (step) {
-	case START_NUM:
-		return send_ring(h, VU_SET_VRING_NUM, q, le32toh(e->size));
-	case START_BASE:
-		return send_ring(h, VU_SET_VRING_BASE, q, le32toh(e->base));
-	case START_ADDR:
-		return send_msg(h, &m, NULL);
-	case START_CALL:
-		return send_call(h, q);
-	default:
-		return send_kick(h, q);
-	}
-}
-
-static bool step_start(struct hostdev *h, unsigned q)
-{
-	struct hostdev_queue *hq = &h->s.q[q];
-	uint32_t flags = queue_flags(h, q), run = le32toh(page(h)->queues[q].run);
-	bool on = flags & VHP_QUEUE_ENABLED;
-
-	if (!hq->running) {
-		if (!(flags & VHP_QUEUE_STARTED) || flags & VHP_QUEUE_STOP || hq->given_up == run)
-			return false;
-		hq->running = true;
-		hq->enabled = false;
-		hq->run = run;
-		hq->step = 0;
-	}
-	if (hq->step < START_DONE)
-		return start_message(h, q, hq->step++);
-	if (!current(h, q))
-		return false;
-	if (hq->call_moved)
-		return send_call(h, q);
-	if (hq->kick_moved)
-		return send_kick(h, q);
-	if (hq->enabled == on)
-		return false;
-	hq->enabled = on;
-	h->s.queue = q;
-	/* Without protocol features a ring is enabled as soon as it starts. */
-	return h->s.offered >> VU_F_PROTOCOL_FEATURES & 1 ? send_ring(h, VU_SET_VRING_ENABLE, q, on) : true;
-}
-
-/* Memory came or went while queues run. */
-static bool step_memory(struct hostdev *h)
-{
-	return is_fast(h) && h->s.set_up && h->s.mem_seen != le32toh(page(h)->regions_generation) && send_guest_memory(h);
 }
 
 /* False: there is nothing to do now. */
@@ -588,20 +350,20 @@ static bool step(struct hostdev *h)
 	for (unsigned q = 0; q < h->n; q++)
 		if (step_stop(h, q))
 			return true;
-	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) && !runs(h)) {
+	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) && !hostdev_runs(h)) {
 		hostdev_drop(h, false, "it is left, for the driver VM whose memory it has is gone");
 		return false;
 	}
-	if (le32toh(page(h)->link_status) == VHP_LINK_UP && step_memory(h))
+	if (le32toh(page(h)->link_status) == VHP_LINK_UP && hostdev_step_memory(h))
 		return true;
 	if (step_sync(h) || step_written(h))
 		return true;
 	if (le32toh(page(h)->link_status) != VHP_LINK_UP)
 		return false;
-	if (step_setup(h))
+	if (hostdev_step_setup(h))
 		return true;
 	for (unsigned q = 0; h->here && s->set_up && q < h->n; q++)
-		if (step_start(h, q))
+		if (hostdev_step_start(h, q))
 			return true;
 	return false;
 }
@@ -629,7 +391,7 @@ static void stopped(struct hostdev *h, const struct vhost_vring_state *st)
 	struct hostdev_queue *hq = &h->s.q[h->s.queue];
 
 	hq->running = hq->enabled = false;
-	if (current(h, h->s.queue))
+	if (hostdev_current(h, h->s.queue))
 		report_stopped(h, h->s.queue, hq->run, st->num, 0);
 }
 
