@@ -203,6 +203,7 @@ struct vhp_loan *vhp_loan_new(void)
 	l->q = NULL;
 	l->held = NULL;
 	l->b.n = 0;
+	l->b.slow = true; /* of which the rest is not initialised */
 	return l;
 }
 

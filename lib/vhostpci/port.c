@@ -184,7 +184,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 	int ret;
 
 	if (!q->burst) {
-		q->burst = malloc(sizeof(*q->burst));
+		q->burst = calloc(1, sizeof(*q->burst));
 		q->used = malloc(VP_BURST * sizeof(*q->used));
 		if (!q->burst || !q->used)
 			return vp_err_set(e, -ENOMEM, "out of memory");
