@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <systemd/sd-daemon.h>
@@ -246,6 +247,9 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 		r = vp_audit_new(&d->audit, c->audit_log, e);
 	if (!r)
 		r = vp_isolate_files(d->conf, &d->opt.paths, e);
+	/* Where no landlock is in force, which would have had to know it, nobody has made it yet. */
+	if (!r)
+		mkdir(c->runtime_dir, 0755);
 	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
 		r = vp_err_set(e, -errno, "the runtime directory %s: %s; make it, writable for user %s, or name another one in RuntimeDirectory= or --runtime-dir",
 			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
