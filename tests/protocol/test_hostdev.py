@@ -265,8 +265,10 @@ def test_a_predecessor_cannot_touch_what_its_successor_has(make):
 class EchoNic(Backend):
     """What the driver sends comes back to it."""
 
-    def __init__(self, path, **kw):
-        super().__init__(path, features=vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM), **kw)
+    HAS = vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM)
+
+    def __init__(self, path, features=HAS, **kw):
+        super().__init__(path, features=features, **kw)
         self.hook = self.echo
         self.free, self.packets = [], []
 
@@ -305,6 +307,18 @@ def test_net(make):
             for i in range(200):
                 nic.send_packet(vu.frame(i))
             assert nic.recv_packet(0.2) is None
+
+
+@pytest.mark.parametrize("features", [EchoNic.HAS, EchoNic.HAS & ~vu.bit(vu.PROTOCOL)], ids=["protocol features", "none"])
+def test_started_ring_is_kicked(make, features):
+    """For back-ends that start a ring with its first kick, one follows SET_VRING_KICK ("Ring states"): here no packet is sent."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", **FAST)
+    with EchoNic(dev(d), features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX)) as b, vu.Nic(drv(d)) as nic:
+        is_up(d)
+        d.wait(lambda: b.kicked >= {0, 1})
+        nic.send_packet(vu.frame(1))
+        assert nic.recv_packet()[1] == vu.frame(1)
+        assert (vu.SET_VRING_ENABLE in b.seen) == bool(features >> vu.PROTOCOL & 1)
 
 
 # ---- hostile -------------------------------------------------------------------------------------
