@@ -128,7 +128,7 @@ def test_reset_owner_changes_nothing(lab):
 # ---- config space
 
 def test_read_only_config(lab):
-    """SET_CONFIG of a read-only field is refused, unless it is a migration's; GET_CONFIG answers in the size that was asked for."""
+    """SET_CONFIG of a read-only field is refused, unless it is a migration's. GET_CONFIG answers in the size asked for."""
     nic = lab.driver()
 
     def get(off, n):

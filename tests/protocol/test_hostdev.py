@@ -128,6 +128,25 @@ def test_config_goes_both_ways(make):
         d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
 
 
+def test_config_change_waits_for_the_driver(make):
+    """Nothing is sent to a suspended device ("Suspended device state"): the first ring that runs makes up for it."""
+    d = make()
+    mine, theirs = socket.socketpair()
+    with mine, Backend(dev(d)) as b, Driver(drv(d), protocol=blk.PF | vu.bit(vu.PF_BACKEND_REQ)) as f:
+        f.tell(vu.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+        theirs.close()
+        f.read(0, 512)
+        base = f.stop_ring(0)
+        b.config = blk.config(16384)
+        b.config_change()
+        d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
+        assert not select.select([mine], [], [], 0.2)[0]
+        f.start_ring(0, f.rings[0], base=base)
+        assert select.select([mine], [], [], 30)[0]
+        assert struct.unpack("<III", mine.recv(12, socket.MSG_WAITALL))[0] == 2  # CONFIG_CHANGE
+        f.read(0, 512)
+
+
 def fast_backend(*a, features=FEATURES, **kw):
     return Backend(*a, features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX), **kw)
 
