@@ -169,6 +169,19 @@ def test_no_feature_without_what_it_needs(make_daemon, mode, keys):
                 assert not bad, f"{bad} without what they require in {offered:#x}"
 
 
+def test_fast_offers_no_log(make_daemon):
+    """Nobody logs what a device VM writes: a VMM must not believe that it can migrate."""
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
+    d.start()
+    with vu.Frontend(d.sock("ab", "driver")) as f:
+        assert not f.ask_u64(vu.GET_FEATURES) >> vu.LOG_ALL & 1
+        assert not f.ask_u64(vu.GET_PROTOCOL_FEATURES) >> vu.PF_LOG_SHMFD & 1
+        with pytest.raises((vu.Refused, vu.Gone)):
+            f.negotiate(MRG)
+            f.tell_u64(vu.SET_FEATURES, f.features | vu.bit(vu.LOG_ALL))
+
+
 # ---- hdr_len
 
 @pytest.mark.parametrize("cut", [None, [12], [5]], ids=["one piece", "own descriptor", "header in two"])
