@@ -6,9 +6,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-event.h>
 #include <unistd.h>
@@ -28,7 +28,6 @@
 #include "sandbox/isolate.h"
 #include "sys/fdstore.h"
 #include "sys/log_sink.h"
-#include "sys/sock.h"
 #include "threads/forward.h"
 #include "threads/rates.h"
 #include "sys/source.h"
@@ -248,8 +247,8 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 		r = vp_audit_new(&d->audit, c->audit_log, e);
 	if (!r)
 		r = vp_isolate_files(d->conf, &d->opt.paths, e);
-	/* Stage 4 makes it, but not every kernel has that. */
-	if (!r && !d->activation.n && !vp_sock_mkdir(c->runtime_dir))
+	/* Where no landlock is in force, which would have had to know it, nobody has made it yet. */
+	if (!r)
 		mkdir(c->runtime_dir, 0755);
 	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
 		r = vp_err_set(e, -errno, "the runtime directory %s: %s; make it, writable for user %s, or name another one in RuntimeDirectory= or --runtime-dir",

@@ -24,7 +24,7 @@ static enum vp_device_use scsi_use(unsigned q)
 	return q == 1 ? VP_QUEUE_RECEIVES : VP_QUEUE_ASKS;
 }
 
-/* QEMU (7.2 to 11.1) offers CHANGE itself, and acknowledges what its guest took of that. */
+/* QEMU 7.2 offers CHANGE itself, and acknowledges what its guest took of that. */
 static uint64_t scsi_offered(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p)
 {
 	return VP_BIT(VIRTIO_SCSI_F_CHANGE) | (l->has_features ? l->features & VP_DEVICE_BITS : VP_BIT(VIRTIO_SCSI_F_HOTPLUG));

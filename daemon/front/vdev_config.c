@@ -52,6 +52,8 @@ void vp_vdev_tell_carrier(struct vp_vdev *v)
 {
 	struct vu_backend *vu = v->ops->session(v->ctx);
 
+	if (v->config_stale)
+		vp_vdev_config_changed(v);
 	if (v->carrier == v->carrier_told || v->resetting || !vp_vdev_in_use(v) || !vu_backend_has_req(vu))
 		return;
 	v->carrier_told = v->carrier;
@@ -80,9 +82,11 @@ void vp_vdev_config_changed(struct vp_vdev *v)
 {
 	struct vu_backend *b = v->ops->session(v->ctx);
 
-	v->config_stale = v->config_telling;
-	if (v->config_telling || !b || !vu_backend_has_req(b))
+	v->config_stale = true;
+	/* As for the carrier. QEMU, too, looks at nothing that it is told while the device is suspended. */
+	if (v->config_telling || v->resetting || !vp_vdev_in_use(v) || !b || !vu_backend_has_req(b))
 		return;
+	v->config_stale = false;
 	/* Before the call: it may be answered from inside. */
 	v->config_telling = true;
 	if (vu_backend_config_change(b, on_config_told, v->ctx))

@@ -54,7 +54,7 @@ int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e)
 	/* DPDK's front-end leaves the used half empty, meaning that all that was available has been used. */
 	if (packed && !(r->base >> 16))
 		r->base |= r->base << 16;
-	/* "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state." */
+	/* There is no SET_VRING_ENABLE then; a reset may have disabled it since SET_FEATURES. */
 	if (!vu_has(b->acked, VU_F_PROTOCOL_FEATURES))
 		r->enabled = true;
 	r->started = true;
@@ -273,6 +273,24 @@ int vu_handle_ring(struct vu_backend *b, struct vu_msg *m, struct vp_err *e)
 	return -ENOSYS;
 }
 
+/* SET_FEATURES without VHOST_USER_F_PROTOCOL_FEATURES: "the back-end must enable all rings immediately". */
+static int enable_all(struct vu_backend *b, struct vp_err *e)
+{
+	unsigned int q;
+	int rc = 0;
+
+	for (q = 0; q < b->cfg.max_queues; q++) {
+		struct vu_ring *r = &b->rings[q];
+		bool was = r->enabled;
+		int err;
+
+		r->enabled = true;
+		err = r->started && !was ? tell(b, q, VU_RING_ENABLED, e) : 0;
+		rc = err ? err : rc;
+	}
+	return rc;
+}
+
 /* SET_FEATURES lives here because it is bound to the state of the rings. */
 int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 {
@@ -297,6 +315,7 @@ int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 		return rc;
 	}
 	b->features_set = true;
+	rc = vu_has(v, VU_F_PROTOCOL_FEATURES) ? 0 : enable_all(b, e);
 	for (q = 0; q < b->cfg.max_queues; q++) {
 		/* Where a ring of the other format stopped means nothing. */
 		if (vu_has(v ^ old, VIRTIO_F_RING_PACKED) && b->rings[q].base_from == VU_BASE_STOP)

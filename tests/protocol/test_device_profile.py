@@ -63,10 +63,13 @@ def test_changed_capacity_reaches_the_driver(make):
     with dev(d) as p:
         disk = Disk(p, sectors=2048).attach()
         f = vu.Frontend(drv(d))
-        f.negotiate(0, protocol=blk.PF)
+        f.negotiate(vu.bit(vu.VERSION_1), protocol=blk.PF)
         a, b = socket.socketpair()
         a.settimeout(30)
         f.tell(vu.SET_BACKEND_REQ_FD, b"", [b.fileno()])
+        # To a suspended device nothing is sent.
+        f.set_memory(vu.Memory(1 << 20))
+        f.start_ring(0, vu.SplitRing(f.mem, 128))
         for sectors in (4096, 8192):
             disk.config = blk.config(sectors)
             assert disk.describe() == pc.OK

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What front-ends other than QEMU do, or QEMU seldom does: each was reported of some back-end, and each is asked in every mode."""
 import contextlib
+import os
 import select
 import socket
 import struct
+import time
 
 import pytest
 
@@ -74,6 +76,75 @@ def test_disabled_from_the_start(lab):
     assert lab.answer(0.3) is None
 
 
+# ---- how rings start and stop
+
+@pytest.mark.parametrize("ring", [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED)], ids=["split", "event-idx", "packed"])
+def test_started_without_a_kick(lab, ring):
+    """A ring starts with SET_VRING_KICK: what lies in it then is processed, and no kick has to follow ("Ring states")."""
+    nic = lab.driver(MRG | ring)
+    lab.there_and_back(0)
+    for n in range(1, 6):
+        base = nic.stop_ring(1)
+        nic.send_packet(vu.frame(n), kick=False)
+        nic.start_ring(1, nic.rings[1], base=base)
+        assert lab.answer() == vu.frame(n)
+
+
+@pytest.mark.parametrize("ring", [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED)], ids=["split", "event-idx", "packed"])
+def test_no_kick_fd(lab, ring):
+    """SET_VRING_KICK with the invalid FD flag: the ring is polled."""
+    nic = lab.driver(MRG | ring)
+    lab.there_and_back(0)
+    base = nic.stop_ring(1)
+    nic.start_ring(1, nic.rings[1], base=base)
+    nic.tell_u64(vu.SET_VRING_KICK, 1 | 0x100)
+    for n in range(1, 6):
+        time.sleep(0.02)
+        nic.send_packet(vu.frame(n), kick=False)
+        assert lab.answer() == vu.frame(n)
+
+
+def test_features_without_protocol_features_enable(lab):
+    """SET_FEATURES without VHOST_USER_F_PROTOCOL_FEATURES enables all rings immediately, also those that run ("Ring states")."""
+    nic = lab.driver()
+    for q in (0, 1):
+        nic.tell_state(vu.SET_VRING_ENABLE, q, 0)
+    before = lab.drops()
+    nic.send_packet(vu.frame(1))
+    lab.d.wait(lambda: lab.drops() > before)
+    nic.tell_u64(vu.SET_FEATURES, nic.features & ~vu.bit(vu.PROTOCOL))
+    lab.d.wait(lambda: lab.d.show("ab")["status"] == "up")
+    lab.there_and_back(2)
+
+
+def test_reset_owner_changes_nothing(lab):
+    """Deprecated; to be ignored, or to disable all rings."""
+    nic = lab.driver()
+    lab.there_and_back(1)
+    nic.tell(vu.RESET_OWNER)
+    lab.there_and_back(2)
+
+
+# ---- config space
+
+def test_read_only_config(lab):
+    """SET_CONFIG of a read-only field is refused, unless it is a migration's. GET_CONFIG answers in the size asked for."""
+    nic = lab.driver()
+
+    def get(off, n):
+        got = nic.ask(vu.GET_CONFIG, struct.pack("<III", off, n, 0) + bytes(n))
+        assert len(got) == 12 + n and struct.unpack_from("<II", got) == (off, n)
+        return got[12:]
+    for off, n in ((0, 12), (6, 2), (0, 1), (0, 256)):
+        assert get(off, n) == get(0, 256)[off:off + n]
+    was = get(0, 12)
+    with pytest.raises(vu.Refused):
+        nic.tell(vu.SET_CONFIG, struct.pack("<III", 6, 2, 0) + b"\xff\xff")
+    nic.tell(vu.SET_CONFIG, struct.pack("<III", 6, 2, 1) + b"\xff\xff")
+    assert get(0, 12) == was
+    lab.there_and_back(1)
+
+
 # ---- features
 
 NEED = {7: [1], 8: [1], 9: [7, 8], 10: [1], 11: [0], 12: [0], 13: [11, 12], 14: [0], 18: [17], 19: [17], 20: [17], 21: [17], 22: [17],
@@ -96,6 +167,19 @@ def test_no_feature_without_what_it_needs(make_daemon, mode, keys):
             for offered, need in ((f.ask_u64(vu.GET_FEATURES), NEED), (f.ask_u64(vu.GET_PROTOCOL_FEATURES), PF_NEED)):
                 bad = {b for b, any_of in need.items() if offered >> b & 1 and not any(offered >> n & 1 for n in any_of)}
                 assert not bad, f"{bad} without what they require in {offered:#x}"
+
+
+def test_fast_offers_no_log(make_daemon):
+    """Nobody logs what a device VM writes: a VMM must not believe that it can migrate."""
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
+    d.start()
+    with vu.Frontend(d.sock("ab", "driver")) as f:
+        assert not f.ask_u64(vu.GET_FEATURES) >> vu.LOG_ALL & 1
+        assert not f.ask_u64(vu.GET_PROTOCOL_FEATURES) >> vu.PF_LOG_SHMFD & 1
+        with pytest.raises((vu.Refused, vu.Gone)):
+            f.negotiate(MRG)
+            f.tell_u64(vu.SET_FEATURES, f.features | vu.bit(vu.LOG_ALL))
 
 
 # ---- hdr_len
@@ -247,6 +331,29 @@ def messages(channel, timeout=0.3):
         if flags & 8:
             channel.sendall(struct.pack("<IIIQ", req, 1 | 4, 8, 0))
     return got
+
+
+@pytest.mark.parametrize("ring", [0, vu.bit(vu.PACKED)], ids=["split", "packed"])
+def test_suspended_device_touches_nothing(lab, ring):
+    """While all rings are stopped no guest memory is written and no notification sent; messages are still answered."""
+    nic = lab.driver(MRG | ring)
+    lab.there_and_back(0)
+    for n in range(20):
+        nic.send_packet(vu.frame(n))
+    for q in (0, 1):
+        nic.stop_ring(q)
+    for q in (0, 1):
+        with contextlib.suppress(BlockingIOError):
+            os.read(nic.rings[q].call_fd, 8)
+        nic.kick(q)
+    before = nic.mem.map[:]
+    if lab.far:
+        lab.echo()
+        lab.far.send_packet(vu.frame(99))
+    calls = [nic.rings[q].call_fd for q in (0, 1)]
+    assert select.select(calls, [], [], 0.3)[0] == []
+    assert nic.mem.map[:] == before
+    assert nic.alive() and nic.ask_u64(vu.GET_STATUS) is not None
 
 
 CONFIG_CHANGE = 2

@@ -128,6 +128,25 @@ def test_config_goes_both_ways(make):
         d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
 
 
+def test_config_change_waits_for_the_driver(make):
+    """Nothing is sent to a suspended device ("Suspended device state"): the first ring that runs makes up for it."""
+    d = make()
+    mine, theirs = socket.socketpair()
+    with mine, Backend(dev(d)) as b, Driver(drv(d), protocol=blk.PF | vu.bit(vu.PF_BACKEND_REQ)) as f:
+        f.tell(vu.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+        theirs.close()
+        f.read(0, 512)
+        base = f.stop_ring(0)
+        b.config = blk.config(16384)
+        b.config_change()
+        d.wait(lambda: struct.unpack_from("<Q", f.ask(vu.GET_CONFIG, struct.pack("<III", 0, 60, 0) + bytes(60)), 12)[0] == 16384)
+        assert not select.select([mine], [], [], 0.2)[0]
+        f.start_ring(0, f.rings[0], base=base)
+        assert select.select([mine], [], [], 30)[0]
+        assert struct.unpack("<III", mine.recv(12, socket.MSG_WAITALL))[0] == 2  # CONFIG_CHANGE
+        f.read(0, 512)
+
+
 def fast_backend(*a, features=FEATURES, **kw):
     return Backend(*a, features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX), **kw)
 
@@ -300,8 +319,10 @@ def test_a_predecessor_cannot_touch_what_its_successor_has(make):
 class EchoNic(Backend):
     """What the driver sends comes back to it."""
 
-    def __init__(self, path, **kw):
-        super().__init__(path, features=vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM), **kw)
+    HAS = vu.bit(vu.VERSION_1, vu.PROTOCOL, vu.NET_MRG_RXBUF, vu.NET_CSUM, vu.NET_GUEST_CSUM)
+
+    def __init__(self, path, features=HAS, **kw):
+        super().__init__(path, features=features, **kw)
         self.hook = self.echo
         self.free, self.packets = [], []
 
@@ -340,6 +361,18 @@ def test_net(make):
             for i in range(200):
                 nic.send_packet(vu.frame(i))
             assert nic.recv_packet(0.2) is None
+
+
+@pytest.mark.parametrize("features", [EchoNic.HAS, EchoNic.HAS & ~vu.bit(vu.PROTOCOL)], ids=["protocol features", "none"])
+def test_started_ring_is_kicked(make, features):
+    """For back-ends that start a ring with its first kick, one follows SET_VRING_KICK ("Ring states"): here no packet is sent."""
+    d = make(Link_Type="net", Net_Offloads="csum mrgbuf", **FAST)
+    with EchoNic(dev(d), features=features | vu.bit(vu.INDIRECT, vu.EVENT_IDX)) as b, vu.Nic(drv(d)) as nic:
+        is_up(d)
+        d.wait(lambda: b.kicked >= {0, 1})
+        nic.send_packet(vu.frame(1))
+        assert nic.recv_packet()[1] == vu.frame(1)
+        assert (vu.SET_VRING_ENABLE in b.seen) == bool(features >> vu.PROTOCOL & 1)
 
 
 # ---- hostile -------------------------------------------------------------------------------------

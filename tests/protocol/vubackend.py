@@ -41,6 +41,7 @@ class Backend(threading.Thread):
         self.serve = True        # else requests stay where they are
         self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
         self.seen, self.got_fds, self.regions, self.rings = [], [], [], {}
+        self.kicked = set()      # queues
         self.sessions, self.errors, self.end = 0, [], False
         self.kept = []           # maps of sessions before: a process may keep them
         self.req = None
@@ -103,6 +104,7 @@ class Backend(threading.Thread):
                     os.read(fd, 8)
                 except BlockingIOError:
                     pass
+                self.kicked.add(kicks[fd])
                 self.process(kicks[fd])
 
     def message(self):
@@ -167,6 +169,7 @@ class Backend(threading.Thread):
     def ring_message(self, req, data, fds):
         q, num = struct.unpack_from("<II", data)
         r = self.rings.setdefault(q & 0xff, Ring())
+        r.enabled |= not self.acked >> vu.PROTOCOL & 1
         if req == vu.SET_VRING_NUM:
             r.num = num
         elif req == vu.SET_VRING_BASE:

@@ -57,7 +57,7 @@ static bool wait_for(sem_t *s)
 static void *device(void *arg)
 {
 	struct run *r = arg;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	struct vp_used used[VP_BURST];
 	uint64_t seed = 4711, next = 0;
 	unsigned i, k, n, j;

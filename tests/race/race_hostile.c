@@ -16,7 +16,7 @@ static unsigned fights;
 static void one(uint16_t size, uint64_t features, unsigned ms)
 {
 	struct run *r = calloc(1, sizeof(*r));
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	uint64_t rounds = 0, chains = 0, segs = 0, broke[VP_VQ_BROKEN_MAX] = { 0 }, seed = 5, mine = 6;
 	struct timespec t0, t;
 	struct vp_virtq vq;

@@ -280,7 +280,7 @@ static void truncated_ring(void)
 {
 	struct vp_region_desc rd = { .gpa = 0, .size = 0x100000 };
 	struct vp_vq_conf c = { .size = 16, .desc = 0x10000, .driver = 0x20000, .device = 0x30000 };
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	int fd = memfd(0x100000, 0, 0);
 	struct vp_memtab *t;
 	struct vp_virtq vq;

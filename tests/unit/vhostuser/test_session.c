@@ -289,6 +289,30 @@ static void test_without_protocol_features(void **state)
 	expect_end(&p, -EPROTO, "without negotiated protocol features");
 }
 
+/* "upon receiving a VHOST_USER_SET_FEATURES message from the front-end without VHOST_USER_F_PROTOCOL_FEATURES set" */
+static void test_features_enable_rings(void **state)
+{
+	struct peer p;
+
+	peer_up(&p, ALL_F, ALL_PF);
+	peer_ring(&p, 0);
+	assert_true(vu_backend_ring(p.b, 0)->started);
+	assert_false(vu_backend_ring(p.b, 0)->enabled);
+	peer_u64(&p, VU_SET_FEATURES, NR, ALL_F, 0);
+	assert_int_equal(peer_expect_u64(&p, VU_SET_FEATURES), 0);
+	assert_true(vu_backend_ring(p.b, 0)->enabled);
+	assert_true(p.ring_q == 0 && p.ring_what == VU_RING_ENABLED);
+	assert_true(vu_backend_ring(p.b, 1)->enabled);
+	/* With it, SET_VRING_ENABLE counts again. */
+	peer_u64(&p, VU_SET_FEATURES, NR, ALL_F | VP_BIT(VU_F_PROTOCOL_FEATURES), 0);
+	assert_int_equal(peer_expect_u64(&p, VU_SET_FEATURES), 0);
+	peer_state(&p, VU_SET_VRING_ENABLE, NR, 1, 0);
+	assert_int_equal(peer_expect_u64(&p, VU_SET_VRING_ENABLE), 0);
+	peer_ring(&p, 1);
+	assert_false(vu_backend_ring(p.b, 1)->enabled);
+	peer_close(&p);
+}
+
 static void test_packed_base(void **state)
 {
 	struct vu_msg m;
@@ -595,6 +619,7 @@ int main(void)
 		cmocka_unit_test(test_reply_ack_rule), cmocka_unit_test(test_unknown), cmocka_unit_test(test_features),
 		cmocka_unit_test(test_config_of_session), cmocka_unit_test(test_ring_life),
 		cmocka_unit_test(test_ring_bad), cmocka_unit_test(test_without_protocol_features),
+		cmocka_unit_test(test_features_enable_rings),
 		cmocka_unit_test(test_packed_base), cmocka_unit_test(test_later_ring), cmocka_unit_test(test_later_rest),
 		cmocka_unit_test(test_memory), cmocka_unit_test(test_config_status_inflight),
 		cmocka_unit_test(test_postcopy), cmocka_unit_test(test_iotlb), cmocka_unit_test(test_flood),

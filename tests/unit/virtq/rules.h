@@ -29,7 +29,7 @@ static inline void start_on(const struct drv_region *r, unsigned n, uint16_t siz
 	drv_init(&d, &m, size, features, 0x1000);
 	c = drv_conf(&d, features & F_PACKED ? 0x80008000 : 0);
 	assert_int_equal(vp_vq_start(&vq, &c, NULL), 0);
-	b = malloc(sizeof(*b));
+	b = calloc(1, sizeof(*b));
 }
 
 static inline void start(uint16_t size, uint64_t features)

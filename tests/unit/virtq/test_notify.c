@@ -29,7 +29,7 @@ static void calls_model(uint16_t size, uint64_t features, uint64_t seed)
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	struct drv_buf buf = { DATA, 64, false };
 	uint64_t now = 0, asked = 0, want = 0;
 	enum { ON, OFF, EVENT } how = ON;
@@ -117,7 +117,7 @@ static void kicks(uint16_t size, uint64_t features, uint64_t seed)
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	struct drv_buf buf = { DATA, 64, false };
 	unsigned step, n, i;
 	uint16_t armed = 0;

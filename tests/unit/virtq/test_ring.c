@@ -219,7 +219,7 @@ static void laps(uint16_t size, uint64_t features, unsigned chains, uint64_t see
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	struct out *out = calloc(65536, sizeof(*out));
 	struct vp_used *hold = calloc(65536, sizeof(*hold));
 	unsigned held = 0, added = 0, got = 0, i, k, n, max_bufs = VP_MIN(size, 6);
@@ -367,7 +367,7 @@ static void test_dirty_used_ring(void **state)
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	unsigned f, step, i, n;
 
 	drv_mem_init(&m, MEM, NULL, 0);
@@ -473,7 +473,7 @@ static void test_rebind(void **state)
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	unsigned f;
 
 	BOTH(f) {
@@ -532,7 +532,7 @@ static void test_iommu(void **state)
 	struct drv d;
 	struct vp_virtq vq;
 	struct vp_vq_conf c;
-	struct vp_burst *b = malloc(sizeof(*b));
+	struct vp_burst *b = calloc(1, sizeof(*b));
 	struct fake_iommu io = { .base = { fake_translate }, .m = &m, .miss = MEM };
 	struct drv_buf good = { (1ull << 40) + DATA, 64, false }, late = { (1ull << 40) + 0x400000 - 8, 16, false };
 	struct drv_buf bad = { DATA, 64, false };
