@@ -100,6 +100,8 @@ class Backend(threading.Thread):
             if self.sock in ready and not self.message():
                 return
             for fd in set(ready) & set(kicks):
+                if self.rings[kicks[fd]].kick != fd:
+                    continue  # the message took it away
                 try:
                     os.read(fd, 8)
                 except BlockingIOError:
