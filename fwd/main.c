@@ -33,6 +33,8 @@ static void usage(FILE *to)
 	      "                      macswap: each packet goes back where it came from, addresses exchanged\n"
 	      "  -c, --capture N=FILE  write the packets of port N (both directions) to FILE, pcap format\n"
 	      "  -p, --poll          never sleep: lowest latency, one busy CPU\n"
+	      "  -P, --protect       only libvhostpci reaches the driver VMs' memory (protection keys); the rest of\n"
+	      "                      this program is sealed off from it. Ports of a device VM only\n"
 	      "  -C, --cpu N         run on this CPU\n"
 	      "  -s, --stats SECS    print counters every SECS seconds\n"
 	      "  -j, --json          print counters as JSON, one object a line\n"
@@ -178,8 +180,10 @@ static void nap(struct fwd *f, int ep)
 	}
 }
 
-static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
+static int open_ports(struct fwd *f, char **where, unsigned n, int ep, bool protect)
 {
+	struct vhp_params params = { .size = sizeof(params), .protect = protect };
+	struct vhp_error err;
 	unsigned i;
 
 	if (!n || n > FWD_MAX_PORTS) {
@@ -187,11 +191,10 @@ static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
 		return -EINVAL;
 	}
 	for (i = 0; i < n; i++) {
-		struct vhp_error err;
 		int ret;
 
 		f->port[i].where = where[i];
-		ret = vhp_open(&f->port[i].p, where[i], NULL, &err);
+		ret = vhp_open(&f->port[i].p, where[i], &params, &err);
 		if (ret) {
 			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], err.msg);
 			return ret;
@@ -202,6 +205,10 @@ static int open_ports(struct fwd *f, char **where, unsigned n, int ep)
 			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], strerror(-ret));
 			return ret;
 		}
+	}
+	if (protect && vhp_protect_seal(&err)) {
+		fprintf(stderr, "vhost-pci-fwd: --protect: %s\n", err.msg);
+		return err.code;
 	}
 	return 0;
 }
@@ -296,20 +303,21 @@ int main(int argc, char **argv)
 {
 	static const struct option opts[] = {
 		{ "mode", 1, 0, 'm' }, { "capture", 1, 0, 'c' }, { "poll", 0, 0, 'p' }, { "cpu", 1, 0, 'C' },
-		{ "stats", 1, 0, 's' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { "version", 0, 0, 'V' }, { 0 },
+		{ "protect", 0, 0, 'P' }, { "stats", 1, 0, 's' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { "version", 0, 0, 'V' }, { 0 },
 	};
 	struct sigaction sa = { .sa_handler = on_signal };
 	struct pcap *cap[FWD_MAX_PORTS] = { 0 };
-	bool poll = false, json = false;
+	bool poll = false, json = false, protect = false;
 	unsigned i, stats = 0;
 	struct fwd f = { 0 };
 	int c, ep, ret = 0;
 
-	while ((c = getopt_long(argc, argv, "m:c:pC:s:jhV", opts, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "m:c:pPC:s:jhV", opts, NULL)) != -1) {
 		switch (c) {
 		case 'm': ret = parse_mode(optarg, &f.mode); break;
 		case 'c': ret = open_capture(&f, optarg, cap); break;
 		case 'p': poll = true; break;
+		case 'P': protect = true; break;
 		case 'C': pin(atoi(optarg)); break;
 		case 's': stats = (unsigned)atoi(optarg); break;
 		case 'j': json = true; break;
@@ -327,7 +335,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "vhost-pci-fwd: out of memory\n");
 		return 1;
 	}
-	ret = open_ports(&f, argv + optind, (unsigned)(argc - optind), ep);
+	ret = open_ports(&f, argv + optind, (unsigned)(argc - optind), ep, protect);
 	for (i = 0; i < FWD_MAX_PORTS; i++)
 		f.port[i].pcap = cap[i];
 	if (!ret)

@@ -626,7 +626,7 @@ int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	s->sig0 = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	s->ring = calloc(s->nsig, sizeof(*s->ring));
-	s->burst = malloc(sizeof(*s->burst));
+	s->burst = calloc(1, sizeof(*s->burst));
 	for (unsigned i = 0; s->ring && i < s->nsig; i++)
 		s->ring[i] = (struct sring){ .s = s, .i = i, .call_fd = -1, .kick_fd = -1 };
 	if (!s->ring || !s->burst)

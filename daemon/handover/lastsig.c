@@ -32,7 +32,7 @@ static int open_ring(struct vp_lastsig *s, const struct vp_lastsig_conf *c)
 	if (!r)
 		r = vp_memtab_build(&s->tab, &d, 1, NULL);
 	vp_map_unref(d.map);
-	s->burst = malloc(sizeof(*s->burst));
+	s->burst = calloc(1, sizeof(*s->burst));
 	if (!r && !s->burst)
 		r = -ENOMEM;
 	vc.tab = s->tab;

@@ -232,8 +232,6 @@ static long vp_ioctl_owner(struct vp_port *port, unsigned int cmd, void __user *
 	case VHP_IOC_WINDOW:
 		if (copy_from_user(&u.w, arg, sizeof(u.w)))
 			return -EFAULT;
-		if (u.w.reserved)
-			return -EINVAL;
 		ret = vp_window_open(port, &u.w);
 		/* The fd is installed: user space that gave a bad pointer has it all the same. */
 		if (!ret && copy_to_user(arg, &u.w, sizeof(u.w)))

@@ -5,6 +5,7 @@
 
 #include <linux/eventfd.h>
 #include <linux/mm.h>
+#include <linux/pkeys.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/version.h>
@@ -41,6 +42,15 @@ static inline void vp_vm_flags_clear(struct vm_area_struct *vma, unsigned long f
 	vma->vm_flags &= ~flags;
 #endif
 }
+
+/* A mapping's protection key lies in its flags, where there are protection keys. */
+#ifdef CONFIG_ARCH_HAS_PKEYS
+#define VP_PKEY_FLAGS		((unsigned long)ARCH_VM_PKEY_FLAGS)
+#define VP_PKEY_TO_FLAGS(key)	((unsigned long)(key) << VM_PKEY_SHIFT)
+#else
+#define VP_PKEY_FLAGS		0UL
+#define VP_PKEY_TO_FLAGS(key)	0UL
+#endif
 
 /* The default choice of an address for mmap. */
 static inline unsigned long vp_get_unmapped_area(struct file *file, unsigned long addr,

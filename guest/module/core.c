@@ -289,6 +289,7 @@ static void vp_detach_work(struct work_struct *work)
 	}
 	vp_detach(port, VP_COMMAND_MS);
 	mutex_lock(&port->lock);
+	vp_window_forget_key(port);
 	port->detaching = false;
 	mutex_unlock(&port->lock);
 	wake_up_all(&port->wq);
@@ -341,6 +342,7 @@ static void vp_port_release(struct device *dev)
 	kfree(port->doorbell);
 	kfree(port->number);
 	kfree(port->kick_number);
+	vp_window_forget_key(port);
 	kfree(port);
 }
 

@@ -68,6 +68,9 @@ struct vp_map {
 	struct rw_semaphore sem;	/* protects revoked against faults that insert */
 	bool revoked;
 	bool readonly;
+	u32 pkey;			/* 0: none, and then nothing of the next two is used */
+	struct mm_struct *mm;		/* who may map it; held with mmgrab() */
+	atomic_t nvma;			/* its mappings: one, unless that was split */
 	struct vp_backing back;
 	struct inode *inode;		/* only for its address_space, to find every mapping */
 };
@@ -91,6 +94,7 @@ bool vp_map_in_use(struct vp_map *map);
 int vp_map_mmap(struct vp_map *map, struct vm_area_struct *vma);
 u64 vp_map_align(const struct vp_map *map);
 int vp_window_open(struct vp_port *port, struct vhp_ioc_window *w);
+void vp_window_forget_key(struct vp_port *port);
 void vp_windows_check(struct vp_port *port, const struct vhp_abi_window *win, u32 n);
 void vp_windows_revoke(struct vp_port *port, const void *dev);
 bool vp_windows_in_use(struct vp_port *port);
@@ -184,6 +188,8 @@ struct vp_port {
 
 	struct mutex lock;
 	struct vp_file *owner;
+	u32 pkey;			/* of all windows that this owner gets; 0: none was asked for yet */
+	struct mm_struct *pkey_mm;	/* and in which process; held with mmgrab() while there is a key */
 	bool detaching;			/* an owner left, its traces are being removed */
 	unsigned long detach_deadline;
 	struct delayed_work detach_work;

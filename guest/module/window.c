@@ -12,6 +12,9 @@
  * Each map has an address_space of its own, so that revocation finds its mappings in every process
  * and nothing else. A fault checks `revoked` and inserts under map->sem (read); revocation sets it
  * under map->sem (write) and zaps afterwards, so no entry can be inserted after the zap.
+ *
+ * A window with a protection key is for one mapping of one process, which has the key for as long as it lives: a second
+ * mapping without the key would be a way around it.
  */
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -79,6 +82,8 @@ static void vp_map_free(struct kref *kref)
 	struct vp_map *map = container_of(kref, struct vp_map, kref);
 
 	iput(map->inode);
+	if (map->mm)
+		mmdrop(map->mm);
 	kfree(map);
 }
 
@@ -184,7 +189,33 @@ static vm_fault_t vp_map_fault(struct vm_fault *vmf)
 	return vp_map_fault_order(vmf, 0);
 }
 
+/* A mapping was split, or moved. */
+static void vp_map_vma_open(struct vm_area_struct *vma)
+{
+	struct vp_map *map = vma->vm_private_data;
+
+	atomic_inc(&map->nvma);
+}
+
+static void vp_map_vma_close(struct vm_area_struct *vma)
+{
+	struct vp_map *map = vma->vm_private_data;
+
+	atomic_dec(&map->nvma);
+}
+
+static int vp_map_mprotect(struct vm_area_struct *vma, unsigned long start, unsigned long end,
+			   unsigned long flags)
+{
+	struct vp_map *map = vma->vm_private_data;
+
+	return map->pkey && (flags & VP_PKEY_FLAGS) != VP_PKEY_TO_FLAGS(map->pkey) ? -EACCES : 0;
+}
+
 static const struct vm_operations_struct vp_map_vm_ops = {
+	.open = vp_map_vma_open,
+	.close = vp_map_vma_close,
+	.mprotect = vp_map_mprotect,
 	.fault = vp_map_fault,
 #ifdef VP_HAVE_HUGE_PMD
 	.huge_fault = vp_map_fault_order,
@@ -214,7 +245,16 @@ int vp_map_mmap(struct vp_map *map, struct vm_area_struct *vma)
 	up_read(&map->sem);
 	if (revoked)
 		return -ENODEV;
-
+	if (map->pkey) {
+		if (vma->vm_mm != map->mm || !mm_pkey_is_allocated(vma->vm_mm, map->pkey))
+			return -EACCES;
+		if (atomic_cmpxchg(&map->nvma, 0, 1))
+			return -EBUSY;
+		vp_vm_flags_clear(vma, VP_PKEY_FLAGS);
+		vp_vm_flags_set(vma, VP_PKEY_TO_FLAGS(map->pkey) | VM_DONTCOPY);
+	} else {
+		atomic_inc(&map->nvma);
+	}
 	vp_vm_flags_set(vma, VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP);
 	vma->vm_private_data = map;
 	vma->vm_ops = &vp_map_vm_ops;
@@ -321,6 +361,37 @@ static bool vp_window_same(const struct vp_window *w, const struct vhp_abi_windo
 	       le32_to_cpu(e->flags) & VHP_WINDOW_READY;
 }
 
+/* The owner has gone: the next one chooses anew. Under port->lock, or nobody else has the port. */
+void vp_window_forget_key(struct vp_port *port)
+{
+	if (port->pkey)
+		mmdrop(port->pkey_mm);
+	port->pkey = 0;
+}
+
+/* May the owner have this window with this key? Under port->lock. */
+static int vp_window_key(struct vp_port *port, struct vp_map *map, u32 pkey)
+{
+	if (!pkey && !port->pkey)
+		return 0;
+	if (port->pkey && (port->pkey != pkey || port->pkey_mm != current->mm))
+		return -EBUSY;
+	/* Only port->windows has it: no fd, no mapping. */
+	if (kref_read(&map->kref) > 1)
+		return -EBUSY;
+	if (map->mm)
+		mmdrop(map->mm);
+	mmgrab(current->mm);
+	map->mm = current->mm;
+	map->pkey = pkey;
+	if (!port->pkey) {
+		mmgrab(current->mm);
+		port->pkey_mm = current->mm;
+		port->pkey = pkey;
+	}
+	return 0;
+}
+
 /* VHP_IOC_WINDOW. Called with port->life held for reading, by the owner. */
 int vp_window_open(struct vp_port *port, struct vhp_ioc_window *arg)
 {
@@ -332,6 +403,11 @@ int vp_window_open(struct vp_port *port, struct vhp_ioc_window *arg)
 
 	if (arg->window >= VHP_MAX_WINDOWS)
 		return -ENOENT;
+	if (arg->pkey && !arch_pkeys_enabled())
+		return -EOPNOTSUPP;
+	/* No processor has more; whether the process has this one is looked up when it maps the window. */
+	if (arg->pkey > 15)
+		return -EINVAL;
 
 	mutex_lock(&port->lock);
 	ret = vp_state_read(port, offsetof(struct vhp_abi_state, windows[arg->window]), &e,
@@ -377,6 +453,9 @@ int vp_window_open(struct vp_port *port, struct vhp_ioc_window *arg)
 	w->map = map;
 	list_add(&w->node, &port->windows);
 have:
+	ret = vp_window_key(port, w->map, arg->pkey);
+	if (ret)
+		goto out;
 	ret = vp_window_fd(w->map);
 	if (ret >= 0) {
 		arg->fd = ret;

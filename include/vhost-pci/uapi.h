@@ -73,12 +73,22 @@ struct vhp_ioc_info {
  *  - ENOENT: there is no such slot, or it is empty.
  *  - ESTALE: the slot has another serial by now; read the state again.
  *  - EAGAIN: the window is not ready (its device is being plugged); VHP_EV_WINDOW says when to try again.
+ *
+ * With a protection key (pkeys(7)) the window is for the process that asks, and for nobody else. Its fd can be
+ * mapped once at a time, by that process. The mapping has the key from its first moment and keeps it:
+ * pkey_mprotect() with another key fails with EACCES. fork() does not inherit it. From then on the owner of the
+ * port gets windows with this key, in this process, only.
+ *
+ *  - EBUSY: another key than the first window's, or none; or an fd or a mapping of the window is still there.
+ *  - EACCES (mmap): the key is not allocated, or another process maps.
+ *  - EINVAL: there is no such key; a module before this version says so of every key.
+ *  - EOPNOTSUPP: this processor, or this kernel, has no protection keys.
  */
 struct vhp_ioc_window {
 	__u32	window;			/**< in: index in state.windows[] */
 	__u32	serial;			/**< in: its serial */
 	__s32	fd;			/**< out */
-	__u32	reserved;
+	__u32	pkey;			/**< in: protection key of the mapping; 0 = none */
 	__u64	size;			/**< out: bytes that can be mapped */
 	__u64	align;			/**< out: largest page size that mappings can use, bytes */
 };

@@ -81,6 +81,8 @@ struct vhp_params {
 	uint64_t features;
 	/** The program polls only: the library attaches no kick eventfds. */
 	bool     no_kicks;
+	/** Only the functions of this header reach the driver VM's memory: see "The protected view". */
+	bool     protect;
 };
 
 /**
@@ -94,7 +96,9 @@ struct vhp_params {
  *  - `-ENODEV`: there is no such port
  *  - `-EBUSY`: another program has the port
  *  - `-EACCES`: the daemon does not give this port to this user
- *  - `-EOPNOTSUPP`: the link needs features that `params` excludes; `err` names them
+ *  - `-EOPNOTSUPP`: the link needs features that `params` excludes, or what `params->protect` needs is not
+ *    there; `err` names them
+ *  - `-ENOSPC`: `params->protect`, and the processor has no protection keys, or none is free
  *  - `-EPROTO`: the daemon or the module speaks another version
  *  - another negative errno value of a system call
  */
@@ -252,6 +256,51 @@ VHP_API int vhp_reserve(struct vhp_port *p, unsigned pair, struct vhp_loan *l, u
  * @return 0
  */
 VHP_API int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len);
+/** @} */
+
+/** @name The protected view
+ *
+ * A port that was opened with `vhp_params.protect` maps the driver VM's memory with a protection key
+ * (pkeys(7)). Each function of this header opens the gate to that memory for as long as it runs. A load or
+ * store of the rest of the program (a parser, a plug-in, an overflowed buffer) that goes there raises SIGSEGV
+ * with `si_code` SEGV_PKUERR. A program without a handler of its own ends with a sentence on stderr.
+ *
+ * This needs x86-64 with protection keys (`ospke` in /proc/cpuinfo) and a port of a device VM.
+ * @{
+ */
+
+/**
+ * Read from a packet of a loan, wherever its pieces lie. A protected port's pieces can be read this way only,
+ * not through vhp_loan_segs(). It works with unprotected ports, too.
+ *
+ * @param i    the packet
+ * @param off  in bytes, from its virtio-net header on
+ * @param n    bytes wanted
+ * @return bytes copied: fewer than `n` at the packet's end, 0 when `i` or `off` is outside
+ */
+VHP_API uint32_t vhp_peek(const struct vhp_port *p, const struct vhp_loan *l, unsigned i, uint32_t off, void *dst,
+			  uint32_t n);
+
+/** Write to a buffer of a reserved loan. As vhp_peek(); also 0 when the loan was borrowed. */
+VHP_API uint32_t vhp_poke(const struct vhp_port *p, struct vhp_loan *l, unsigned i, uint32_t off, const void *src,
+			  uint32_t n);
+
+/**
+ * Close what a key alone leaves open, for the rest of the process's life and in all its threads. Call it when
+ * all libraries are loaded and all protected ports are open, or at least one.
+ *
+ * From then on system calls fail with EPERM that go past the key or bring in new code: pkey_alloc(), pkey_free(),
+ * pkey_mprotect(), io_uring, ptrace(), process_vm_readv() and process_vm_writev(), execve(), and mmap() and
+ * mprotect() with PROT_EXEC (so there is no dlopen()). pkey_set() of libc raises SIGILL.
+ *
+ * @return 0, or a negative errno value; the process is then as it was, but for pkey_set()
+ *  - `-EPERM`: executable memory holds an instruction that could open the gate, or is writable; or a thread is
+ *    inside the gate. `err` names the place
+ *  - `-EBUSY`: a thread does not answer; it blocks all signals
+ *  - `-EINVAL`: no port was opened with `vhp_params.protect`
+ *  - `-EOPNOTSUPP`: not on this processor
+ */
+VHP_API int vhp_protect_seal(struct vhp_error *err);
 /** @} */
 
 /** @name Forward

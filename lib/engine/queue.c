@@ -32,6 +32,7 @@ struct vp_scratch *vp_scratch_new(void)
 		return NULL;
 	s->hz = vp_cycles_hz();
 	s->call_seq = 0;
+	s->src.slow = s->dst.slow = true; /* of which the rest is not initialised */
 	return s;
 }
 

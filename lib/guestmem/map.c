@@ -109,7 +109,7 @@ int vp_map_guard_faults(void)
 
 bool vp_map_lost(const struct vp_map *m)
 {
-	return __atomic_load_n(&m->lost, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(m->within ? &m->within->lost : &m->lost, __ATOMIC_ACQUIRE);
 }
 
 static uint64_t backing_page_size(int fd)
@@ -215,6 +215,30 @@ fail:
 	return ret;
 }
 
+int vp_map_within(struct vp_map **out, struct vp_map *parent, uint64_t offset, uint64_t size, struct vp_err *e)
+{
+	struct vp_map *m;
+
+	*out = NULL;
+	if (!size || offset > parent->size || size > parent->size - offset)
+		return vp_err_set(e, -EINVAL, "memory region: offset 0x%llx + size 0x%llx goes beyond its window of 0x%llx bytes",
+				  (unsigned long long)offset, (unsigned long long)size, (unsigned long long)parent->size);
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return vp_err_set(e, -ENOMEM, "memory region: out of memory");
+	m->refs = 1;
+	m->host = vp_gptr_add(parent->host, offset);
+	m->size = size;
+	m->page_size = parent->page_size;
+	m->sealed = parent->sealed;
+	m->writable = parent->writable;
+	m->fd = -1;
+	m->slot = -1;
+	m->within = vp_map_ref(parent);
+	*out = m;
+	return 0;
+}
+
 void vp_map_charge(struct vp_map *m, struct vp_map_use *u)
 {
 	m->use = u;
@@ -233,6 +257,11 @@ void vp_map_unref(struct vp_map *m)
 {
 	if (!m || __atomic_sub_fetch(&m->refs, 1, __ATOMIC_ACQ_REL))
 		return;
+	if (m->within) {
+		vp_map_unref(m->within);
+		free(m);
+		return;
+	}
 	if (m->use) {
 		m->use->maps--;
 		m->use->bytes -= m->base_len;

@@ -40,6 +40,7 @@ struct vp_map {
 	size_t   base_len;
 	int      fd;
 	struct vp_map_use *use;  /* NULL = nobody's */
+	struct vp_map *within;   /* this is a part of that one, NULL = a mapping of its own */
 };
 
 #define VP_MAP_READONLY 1u
@@ -55,6 +56,12 @@ struct vp_map {
  */
 int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size,
 	       unsigned flags, struct vp_err *e);
+
+/*
+ * A part of a mapping, as a mapping: it shares the parent's fate and holds it. 0, or -errno with e filled: -EINVAL not inside,
+ * -ENOMEM. Never charged, and cannot have parts of its own.
+ */
+int vp_map_within(struct vp_map **out, struct vp_map *parent, uint64_t offset, uint64_t size, struct vp_err *e);
 
 #define VP_MAP_MAX 32768  /* half of what the kernel allows a process to have (vm.max_map_count) */
 

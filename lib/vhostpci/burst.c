@@ -85,6 +85,7 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 	unsigned i, got = 0;
 	uint64_t bytes = 0;
 	int ret = ready(p, q);
+	VHP_GATE(p);
 
 	if (vp_unlikely(ret))
 		return ret;
@@ -130,6 +131,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 	unsigned i, want, sent = 0;
 	uint64_t bytes = 0;
 	int ret = ready(p, q);
+	VHP_GATE(p);
 
 	if (vp_unlikely(ret))
 		return ret;
@@ -201,6 +203,7 @@ struct vhp_loan *vhp_loan_new(void)
 	l->q = NULL;
 	l->held = NULL;
 	l->b.n = 0;
+	l->b.slow = true; /* of which the rest is not initialised */
 	return l;
 }
 
@@ -244,6 +247,53 @@ uint32_t vhp_loan_len(const struct vhp_loan *l, unsigned i)
 	return l->b.chain[i].out_len + l->b.chain[i].in_len;
 }
 
+/* Where byte `off` of packet i lies, and how many of n bytes from there are in one piece. 0: outside. */
+static uint32_t piece(const struct vhp_loan *l, unsigned i, uint32_t off, uint32_t n, vp_gptr *at)
+{
+	const struct vp_chain *c = &l->b.chain[i];
+
+	for (unsigned k = 0; k < c->nout + c->nin; k++) {
+		const struct vp_seg *s = &l->b.seg[c->seg + k];
+
+		if (off < s->len) {
+			*at = vp_gptr_add(s->p, off);
+			return VP_MIN(n, s->len - off);
+		}
+		off -= s->len;
+	}
+	return 0;
+}
+
+uint32_t vhp_peek(const struct vhp_port *p, const struct vhp_loan *l, unsigned i, uint32_t off, void *dst, uint32_t n)
+{
+	uint32_t done = 0, part;
+	vp_gptr at;
+	VHP_GATE(p);
+
+	if (i >= l->b.n)
+		return 0;
+	while (done < n && (part = piece(l, i, off + done, n - done, &at))) {
+		vp_copy_in((char *)dst + done, at, part);
+		done += part;
+	}
+	return done;
+}
+
+uint32_t vhp_poke(const struct vhp_port *p, struct vhp_loan *l, unsigned i, uint32_t off, const void *src, uint32_t n)
+{
+	uint32_t done = 0, part;
+	vp_gptr at;
+	VHP_GATE(p);
+
+	if (i >= l->b.n || l->b.chain[i].nout)
+		return 0;
+	while (done < n && (part = piece(l, i, off + done, n - done, &at))) {
+		vp_copy_out(at, (const char *)src + done, part);
+		done += part;
+	}
+	return done;
+}
+
 unsigned vhp_hdr_len(const struct vhp_port *p)
 {
 	return p->hdr_len;
@@ -253,6 +303,7 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 {
 	unsigned i;
 	int ret = ready(p, q);
+	VHP_GATE(p);
 
 	if (vp_unlikely(ret))
 		return ret;
@@ -337,6 +388,7 @@ int vhp_return(struct vhp_port *p, struct vhp_loan *l)
 {
 	struct vhp_queue *q = l->q;
 	unsigned i;
+	VHP_GATE(p);
 
 	if (!q) {
 		l->b.n = 0;
@@ -356,6 +408,7 @@ int vhp_commit(struct vhp_port *p, struct vhp_loan *l, const uint32_t *len)
 {
 	struct vhp_queue *q = l->q;
 	unsigned i;
+	VHP_GATE(p);
 
 	if (!q) {
 		l->b.n = 0;
@@ -393,6 +446,7 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 	uint64_t packets, bytes;
 	unsigned n;
 	int ret = ready(from, src);
+	VHP_GATE(from->protect ? from : to);
 
 	if (vp_unlikely(ret))
 		return ret;
@@ -414,11 +468,15 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 
 static bool arm(struct vhp_port *p, struct vhp_queue *q)
 {
+	VHP_GATE(p);
+
 	return !ready(p, q) && vp_vq_enable_kicks(&q->rq.vq);
 }
 
 static void disarm(struct vhp_port *p, struct vhp_queue *q)
 {
+	VHP_GATE(p);
+
 	if (!ready(p, q))
 		vp_vq_disable_kicks(&q->rq.vq);
 }

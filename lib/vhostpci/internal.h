@@ -9,6 +9,7 @@
 #include "engine/queue.h"
 #include "net/offload.h"
 #include "statepage/state.h"
+#include "vhostpci/gate.h"
 
 /* ---- transport: how this process reaches the port -------------------------------------------- */
 
@@ -43,7 +44,8 @@ struct vhp_transport {
 };
 
 int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_err *e);
-int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, struct vp_err *e);
+/* pkey: the protection key that windows get, 0 = none. */
+int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, int pkey, struct vp_err *e);
 
 /* ---- port ------------------------------------------------------------------------------------- */
 
@@ -93,6 +95,7 @@ struct vhp_port {
 	unsigned  t_serial;
 	unsigned  kicks_serial;  /* changes when a queue has another signal */
 	bool      have, up, map_pending;
+	bool      protect;                /* its windows lie behind the gate (gate.h) */
 	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;
 	struct vhp_maps *maps;            /* of tab; NULL = none yet */

@@ -58,6 +58,33 @@ void vhp_maps_unref(struct vhp_maps *m)
 	free(m);
 }
 
+/* The whole window, of which a region of this port, mapped or about to be, has a part. NULL: none. */
+static struct vp_map *find_window(const struct vhp_port *p, const struct vhp_maps *new, const struct vhp_region_map *want)
+{
+	const struct vhp_maps *const both[] = { p->maps, new };
+
+	for (unsigned k = 0; k < VP_ARRAY_SIZE(both); k++)
+		for (unsigned i = 0; both[k] && i < both[k]->n; i++)
+			if (both[k]->m[i].slot == want->slot && both[k]->m[i].serial == want->serial)
+				return both[k]->m[i].map->within;
+	return NULL;
+}
+
+/* A window with a key has one mapping: regions are parts of it. As transport's map(). */
+static int map_within(struct vhp_port *p, const struct vhp_maps *new, const struct vp_state_window *w,
+		      struct vhp_region_map *m, struct vp_err *e)
+{
+	struct vp_map *window = vp_map_ref(find_window(p, new, m));
+	int ret = 0;
+
+	if (!window)
+		ret = p->t->ops->map(p->t, w, m->slot, 0, w->size, true, &window, e);
+	if (!ret)
+		ret = vp_map_within(&m->map, window, m->offset, m->size, e);
+	vp_map_unref(window);
+	return ret;
+}
+
 /* Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing. */
 static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
@@ -83,6 +110,10 @@ static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_
 		have = find_map(p, m);
 		if (have) {
 			m->map = vp_map_ref(have->map);
+		} else if (p->protect) {
+			ret = map_within(p, maps, w, m, e);
+			if (ret)
+				goto out;
 		} else {
 			ret = p->t->ops->map(p->t, w, r->window, r->offset, r->size, m->writable, &m->map, e);
 			if (ret)
@@ -153,7 +184,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 	int ret;
 
 	if (!q->burst) {
-		q->burst = malloc(sizeof(*q->burst));
+		q->burst = calloc(1, sizeof(*q->burst));
 		q->used = malloc(VP_BURST * sizeof(*q->used));
 		if (!q->burst || !q->used)
 			return vp_err_set(e, -ENOMEM, "out of memory");
@@ -318,6 +349,7 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 	struct vp_state *s;
 	unsigned round;
 	int ret;
+	VHP_GATE(p);
 
 	ret = p->t->ops->pump(p->t, &e);
 	for (round = 0; !ret && round < MAX_ROUNDS; round++) {
@@ -384,8 +416,8 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 	struct vp_err e = { 0 };
 	uint64_t features = FEATURES;
 	struct vhp_port *p;
+	int ret, pkey = 0;
 	unsigned i;
-	int ret;
 
 	*out = NULL;
 	if (params && params->size != sizeof(*params)) {
@@ -408,10 +440,20 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 		ret = vp_err_set(&e, -ENOMEM, "out of memory");
 		goto fail;
 	}
-	if (!strncmp(where, "unix:", 5))
+	if (params && params->protect) {
+		pkey = vhp_gate_key(&e);
+		if (pkey < 0) {
+			ret = pkey;
+			goto fail;
+		}
+		p->protect = true;
+	}
+	if (p->protect && !strncmp(where, "unix:", 5))
+		ret = vp_err_set(&e, -EOPNOTSUPP, "%s: protect is for ports of a device VM (/dev/vhost-pciN); the memory of a local port comes as file descriptors, which this program could map again", where);
+	else if (!strncmp(where, "unix:", 5))
 		ret = vhp_transport_local(&p->t, where + 5, &e);
 	else
-		ret = vhp_transport_dev(&p->t, where, !(params && params->no_kicks), &e);
+		ret = vhp_transport_dev(&p->t, where, !(params && params->no_kicks), pkey, &e);
 	if (ret)
 		goto fail;
 	ret = vp_state_header_check(p->t->ctrl, &e);
@@ -440,6 +482,17 @@ fail:
 	return ret;
 }
 
+/* Of a port that ends: ret says whether the daemon can still be told. */
+static int stop_last(struct vhp_port *p, unsigned i, int ret)
+{
+	bool broken = p->q[i].rq.vq.broken;
+	struct vp_err e;
+	VHP_GATE(p);
+
+	queue_stop(p, &p->q[i]);
+	return ret ? ret : report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, &e);
+}
+
 void vhp_close(struct vhp_port *p)
 {
 	struct vp_err e;
@@ -452,13 +505,8 @@ void vhp_close(struct vhp_port *p)
 	for (i = 0; i < p->nq; i++) {
 		struct vhp_queue *q = &p->q[i];
 
-		if (q->started) {
-			bool broken = q->rq.vq.broken;
-
-			queue_stop(p, q);
-			if (!ret)
-				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, &e);
-		}
+		if (q->started)
+			ret = stop_last(p, i, ret);
 		free(q->burst);
 		free(q->used);
 	}

@@ -14,6 +14,7 @@
 struct dev {
 	struct vhp_transport t;
 	bool     kicks;
+	int      pkey;
 	unsigned nsignals;
 	int      kick[VHP_MAX_SIGNALS], call[VHP_MAX_SIGNALS];
 };
@@ -52,10 +53,14 @@ static int dev_command(struct vhp_transport *t, uint32_t opcode, const uint64_t 
 static int dev_map(struct vhp_transport *t, const struct vp_state_window *w, unsigned slot,
 		   uint64_t offset, uint64_t size, bool writable, struct vp_map **out, struct vp_err *e)
 {
-	struct vhp_ioc_window iw = { .window = slot, .serial = w->serial };
+	const struct dev *d = vp_container_of(t, struct dev, t);
+	struct vhp_ioc_window iw = { .window = slot, .serial = w->serial, .pkey = (uint32_t)d->pkey };
 	int ret;
 
-	if (ioctl(t->fd, VHP_IOC_WINDOW, &iw) < 0)
+	ret = ioctl(t->fd, VHP_IOC_WINDOW, &iw);
+	if (ret < 0 && errno == EINVAL && d->pkey)
+		return vp_err_set(e, -EOPNOTSUPP, "the vhost_pci module is older than this library and gives no window with a protection key: install a newer one, or open the port without params.protect");
+	if (ret < 0)
 		return vp_err_set(e, errno == ESTALE ? -EAGAIN : -errno, "window %u: %m", slot);
 	/* A window of the module: memory of the host behind a BAR. */
 	ret = vp_map_new(out, iw.fd, offset, size, VP_MAP_VOUCHED | (writable ? 0 : VP_MAP_READONLY), e);
@@ -119,7 +124,7 @@ static const struct vhp_transport_ops dev_ops = {
 	.kick_fd = dev_kick_fd, .call_fd = dev_call_fd, .close = dev_close,
 };
 
-int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, struct vp_err *e)
+int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, int pkey, struct vp_err *e)
 {
 	struct vhp_ioc_info info;
 	struct dev *d = calloc(1, sizeof(*d));
@@ -131,6 +136,7 @@ int vhp_transport_dev(struct vhp_transport **out, const char *path, bool kicks, 
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	d->t.ops = &dev_ops;
 	d->kicks = kicks;
+	d->pkey = pkey;
 	for (i = 0; i < VHP_MAX_SIGNALS; i++)
 		d->kick[i] = d->call[i] = -1;
 	d->t.fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);

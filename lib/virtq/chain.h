@@ -111,6 +111,7 @@ VP_INLINE struct vp_chain *vp_chain_begin(struct vp_burst *b)
 {
 	struct vp_chain *c = &b->chain[b->n];
 
+	b->slow = true;
 	*c = (struct vp_chain){ .seg = b->nseg, .slots = 1 };
 	return c;
 }

@@ -55,6 +55,7 @@ struct vp_burst {
 	unsigned        n, nseg;
 	unsigned        empty; /* descriptors with nothing in them: with nseg, what counts against VP_BURST_DESCS */
 	bool            more;  /* it ended because it had enough, not because the ring had no more */
+	bool            slow;  /* some chain was off the fast path: only then the three others are not 0. True or all 0 at first */
 	uint64_t        bytes; /* readable, in chains off the fast path */
 	struct vp_chain chain[VP_BURST];
 	/* Chains of one descriptor that the fast path takes always find room. */
@@ -233,9 +234,12 @@ VP_INLINE void vp_burst_clear(struct vp_burst *b)
 {
 	b->n = 0;
 	b->nseg = 0;
-	b->empty = 0;
-	b->bytes = 0;
-	b->more = false;
+	if (vp_unlikely(b->slow)) {
+		b->empty = 0;
+		b->bytes = 0;
+		b->more = false;
+		b->slow = false;
+	}
 }
 
 /* The descriptors, and pieces of them, that the fetch into b looked at. */

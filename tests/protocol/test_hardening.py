@@ -596,7 +596,7 @@ def test_completion_and_manual_know_every_key():
     assert len(keys) > 30
     pages = {n: (top / "docs/man" / n).read_text() for n in ("vhost-pci.conf.5", "vhost-pci.vm.5", "vhost-pci.link.5")}
     for section, key in keys:
-        page = {"Daemon": "vhost-pci.conf.5", "Control": "vhost-pci.conf.5", "VM": "vhost-pci.vm.5"}.get(section, "vhost-pci.link.5")
+        page = {"Daemon": "vhost-pci.conf.5", "Control": "vhost-pci.conf.5", "Metrics": "vhost-pci.conf.5", "VM": "vhost-pci.vm.5"}.get(section, "vhost-pci.link.5")
         if (section, key) != ("Driver", "VM"):
             assert f"{key}=" in pages[page], f"{page} does not know {key}="
         if page == "vhost-pci.link.5" and key != "DeviceType":

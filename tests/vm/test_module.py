@@ -143,6 +143,12 @@ class TestModule:
         guest.st(d, 'revoke 4', timeout=180)
         guest.clean()
 
+    def test_key(self, guest):
+        """Windows with a protection key: TCG's processor has them."""
+        said = guest.st(guest.dev('win'), 'key', timeout=120)
+        assert 'behind key' in said if guest.vm.accel == 'tcg' else 'ok key' in said
+        guest.clean()
+
     def test_unplug(self, guest):
         """The port goes away while everything is open and mapped; and comes again."""
         port = guest.ports[WIN]

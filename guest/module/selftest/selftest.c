@@ -649,7 +649,7 @@ int main(int argc, char **argv)
 	}
 	if (argc < 2) {
 		fprintf(stderr, "usage: %s [-d device] info|openers|commands|window|signals|wiring|"
-			"revoke|orphan|unplug|detach|vfio ADDRESS|hold [n]\n", argv[0]);
+			"revoke|orphan|unplug|detach|key|vfio ADDRESS|hold [n]\n", argv[0]);
 		return 2;
 	}
 	test = argv[1];
@@ -673,6 +673,8 @@ int main(int argc, char **argv)
 		t_unplug();
 	else if (!strcmp(test, "detach"))
 		t_detach();
+	else if (!strcmp(test, "key"))
+		t_key();
 	else if (!strcmp(test, "vfio") && argc > 2)
 		t_vfio(argv[2]);
 	else if (!strcmp(test, "hold"))

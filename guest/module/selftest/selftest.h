@@ -37,6 +37,7 @@ void set_all_eventfds(int fd, uint32_t n, int *kick, int *call);
 /* Its count, 0 when none came within ms milliseconds. */
 uint64_t wait_eventfd(int efd, int ms);
 
+void t_key(void);
 void t_wiring(int rounds);
 void t_vfio(const char *addr);
 
