@@ -5,12 +5,10 @@
  * that is malformed is given up as broken; the others go on.
  */
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "agent_priv.h"
@@ -22,34 +20,6 @@
 #define ATTACH_AGAIN_MS		1000u
 #define TORN_RETRY_MS		200u
 #define MAX_PASSES		4
-
-uint64_t agent_now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-void agent_complain(struct agent *a, int what, int level, const char *fmt, ...)
-{
-	char msg[400];
-	va_list ap;
-
-	if (a->quiet == what)
-		return;
-	a->quiet = what;
-	va_start(ap, fmt);
-	vsnprintf(msg, sizeof(msg), fmt, ap);
-	va_end(ap);
-	vp_log(level, "%s: %s", a->port->what, msg);
-}
-
-void agent_retry_at(struct agent *a, uint64_t when)
-{
-	if (!a->retry_ms || when < a->retry_ms)
-		a->retry_ms = when;
-}
 
 struct agent *agent_new(struct port *port, struct datapath *dp)
 {
@@ -89,7 +59,12 @@ static void report_stopped(struct agent *a, unsigned int i, uint32_t run, uint32
 {
 	uint64_t args[4] = { [VHP_STOPPED_QUEUE] = i, [VHP_STOPPED_RUN] = run,
 			     [VHP_STOPPED_BASE] = base, [VHP_STOPPED_FLAGS] = flags };
-	int rc = port_command(a->port, VHP_CMD_QUEUE_STOPPED, args, COMMAND_TIMEOUT_MS, NULL);
+	int rc;
+
+	/* A stop that is answered lets the daemon write the next run's ring, into which the data path may still write: DETACH answers it. */
+	if (a->open && a->s.mode == VHP_MODE_COPY)
+		return;
+	rc = port_command(a->port, VHP_CMD_QUEUE_STOPPED, args, COMMAND_TIMEOUT_MS, NULL);
 
 	if (rc < 0)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the daemon did not take the stop: %s", a->port->what, i,
@@ -122,6 +97,7 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 			*lost = true;
 		else if (rc != -ENODATA)
 			vp_log(VP_LOG_WARNING, "%s: queue %u: %s", a->port->what, i, e.msg);
+		a->open |= a->dp->ops->unclean && a->dp->ops->unclean(a->dp);
 	}
 	/* After the data path let go of them: what it called until now has been delivered. */
 	a->port->ops->set_call(a->port, 1 + i, -1);
@@ -256,6 +232,25 @@ static void session_forget(struct agent *a)
 	a->up = false;
 }
 
+static void detach(struct agent *a)
+{
+	static const uint64_t args[4];
+
+	if (a->attached)
+		port_command(a->port, VHP_CMD_DETACH, args, ATTACH_TIMEOUT_MS, NULL);
+	a->attached = false;
+}
+
+/* Until the data path is a new one. */
+static void leave(struct agent *a)
+{
+	detach(a);
+	a->open = a->described = false;
+	a->describe_ms = 0;
+	a->set_seen = 0;
+	agent_retry_at(a, agent_now_ms() + RETRY_MS);
+}
+
 /* Everything stops. Runs that the daemon still shows as started are reported, the others are over anyway. */
 static void session_end(struct agent *a, bool report, bool *lost)
 {
@@ -270,15 +265,8 @@ static void session_end(struct agent *a, bool report, bool *lost)
 	}
 	if (a->up || a->map)
 		session_forget(a);
-}
-
-static void detach(struct agent *a)
-{
-	static const uint64_t args[4];
-
-	if (a->attached)
-		port_command(a->port, VHP_CMD_DETACH, args, ATTACH_TIMEOUT_MS, NULL);
-	a->attached = false;
+	if (a->open)
+		leave(a);
 }
 
 /* The data path died under us: report what is known, leave the link, come back when it does. */
@@ -290,11 +278,7 @@ static void dp_lost(struct agent *a)
 	       a->dp->ops->name);
 	session_end(a, true, &lost);
 	session_forget(a);
-	detach(a);
-	a->described = false;
-	a->describe_ms = 0;
-	a->set_seen = 0;
-	agent_retry_at(a, agent_now_ms() + RETRY_MS);
+	leave(a);
 }
 
 static bool session_wanted(const struct agent *a)
@@ -591,6 +575,8 @@ static int pass(struct agent *a)
 	if (a->attached)
 		agent_apply_set_config(a);
 	apply_stops(a, &lost);
+	if (a->open)
+		session_end(a, true, &lost);
 	want = session_wanted(a);
 	if (a->up &&
 	    (!want || a->epoch != a->s.link_epoch || memcmp(a->features, a->s.features, sizeof(a->features)))) {
@@ -598,6 +584,7 @@ static int pass(struct agent *a)
 		       want ? "the driver VM or its driver is a new one" : vp_state_reason_str(a->s.link_reason));
 		a->down_reason = want ? ~0u : a->s.link_reason;
 		session_end(a, true, &lost);
+		want = want && a->attached;
 	}
 	if (a->attached && !want && a->down_reason != a->s.link_reason) {
 		a->down_reason = a->s.link_reason;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of the engine share; for agent.c and describe.c only. */
+/* What the files of the engine share; for agent.c, complain.c and describe.c only. */
 #ifndef VHP_AGENT_AGENT_PRIV_H
 #define VHP_AGENT_AGENT_PRIV_H
 

@@ -23,12 +23,16 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "datapath.h"
+#include "guestmem/map.h"
 #include "vfeatures.h"
 #include "vhostuser/frontend.h"
 
 /* Longer than the daemon waits for a stop (1 s by default) is of no use to anybody. */
 #define TIMEOUT_MS	3000u
 #define CONNECT_AGAIN_MS 200u
+
+/* The daemon's patience with a stop is 1 s by default, for all queues. */
+unsigned int dp_vhostuser_finish_ms = 400;
 
 #define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
 			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | \
@@ -48,6 +52,11 @@ struct vhostuser {
 	bool changed;		/* the back-end says that its config space is another one */
 	uint16_t mtu;
 	bool set[VHP_MAX_QUEUES];
+	const struct memmap *mem;	/* as set last; the engine's */
+	bool packed;
+	uint64_t used[VHP_MAX_QUEUES];	/* user address of the used ring */
+	unsigned int finish_ms;	/* what is left of the patience with its stops */
+	bool unclean;		/* it may still be at work on requests of a queue that was stopped */
 	unsigned int nmem;	/* regions that the back-end has */
 	bool has_inflight;	/* and this place for its account of open requests, */
 	uint32_t inflight_serial;
@@ -68,6 +77,8 @@ static void disconnect(struct vhostuser *v)
 	vu_frontend_destroy(v->fe);
 	v->fe = NULL;
 	v->nmem = 0;
+	v->mem = NULL;
+	v->unclean = false;
 	v->has_inflight = false;
 	memset(v->set, 0, sizeof(v->set));
 	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
@@ -242,6 +253,7 @@ static int vu_configure(struct datapath *d, const uint64_t features[2], struct v
 
 	if (!v->fe)
 		return -ECONNRESET;
+	v->packed = f & VP_BIT(VIRTIO_F_RING_PACKED);
 	rc = vu_frontend_set_features(v->fe, f, e);
 	if (!rc && v->mtu && (!v->type || v->type == VIRTIO_ID_NET) && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) && f & VP_BIT(VIRTIO_NET_F_MTU))
 		rc = vu_frontend_set_mtu(v->fe, v->mtu, e);
@@ -304,6 +316,7 @@ static int vu_set_mem(struct datapath *d, const struct memmap *m, struct vp_err 
 	if (rc)
 		return failed(v, rc, e);
 	v->nmem = m->nregions;
+	v->mem = m;
 	return 0;
 }
 
@@ -323,6 +336,8 @@ static int vu_start(struct datapath *d, unsigned int q, const struct dp_queue *c
 	if (rc)
 		return failed(v, rc, e);
 	v->set[q] = true;
+	v->used[q] = c->ring.used;
+	v->finish_ms = dp_vhostuser_finish_ms;
 	return 0;
 }
 
@@ -340,6 +355,53 @@ static int vu_enable(struct datapath *d, unsigned int q, bool on, struct vp_err 
 	return rc ? failed(v, rc, e) : 0;
 }
 
+/* The used index of a split ring; false: it cannot be reached. */
+static bool used_index(const struct vhostuser *v, unsigned int q, uint16_t *idx)
+{
+	const uint64_t at = v->used[q] + 2;	/* behind flags */
+
+	for (unsigned int i = 0; v->mem && i < v->mem->nregions; i++) {
+		const struct mm_region *r = &v->mem->r[i];
+		uint64_t uva = r->win->uva + r->offset;
+		struct vp_map *m;
+		bool lost;
+
+		if (at < uva || at - uva >= r->size)
+			continue;
+		if (vp_map_new(&m, r->win->fd, r->offset + (at - uva), sizeof(*idx), VP_MAP_READONLY | VP_MAP_VOUCHED, NULL))
+			return false;
+		*idx = vp_ld16_acquire(m->host, 0);
+		lost = vp_map_lost(m);
+		vp_map_unref(m);
+		return !lost;
+	}
+	return false;
+}
+
+/*
+ * Did it say that it has stopped while requests were under way? Some return them in the ring after that all the same, which is soon
+ * seen. qemu-storage-daemon returns them in the ring that it is given next. Before it serves another connection it waits for them.
+ * What a net device has taken ahead it has not begun with.
+ */
+static bool left_open(struct vhostuser *v, unsigned int q, uint32_t base)
+{
+	uint16_t used;
+
+	if (!v->type || v->type == VIRTIO_ID_NET)
+		return false;
+	if (v->packed)
+		return (uint16_t)base != base >> 16;
+	while (used_index(v, q, &used)) {
+		if ((uint16_t)base == used)
+			return false;
+		if (v->unclean || !v->finish_ms)
+			return true;
+		poll(NULL, 0, 1);
+		v->finish_ms--;
+	}
+	return true;
+}
+
 static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp_err *e)
 {
 	struct vhostuser *v = VU(d);
@@ -351,7 +413,21 @@ static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 		return -ENODATA;
 	v->set[q] = false;
 	rc = vu_frontend_stop_ring(v->fe, q, base, e);
-	return rc ? failed(v, rc, e) : 0;
+	if (rc)
+		return failed(v, rc, e);
+	if (!left_open(v, q, *base))
+		return 0;
+	if (!v->unclean)
+		vp_log(VP_LOG_NOTICE, "%s: the back-end stopped queue %u with requests under way: connecting again when it has done them",
+		       v->path, q);
+	v->unclean = true;
+	/* Which of them will have been returned by then, its index does not tell. */
+	return -ENODATA;
+}
+
+static bool vu_unclean(struct datapath *d)
+{
+	return VU(d)->unclean;
 }
 
 /*
@@ -376,7 +452,7 @@ static void vu_reset(struct datapath *d)
 
 	if (!v->fe || !v->nmem)
 		return;
-	if (keeps_rings(v)) {
+	if (v->unclean || keeps_rings(v)) {
 		disconnect(v);
 		v->connect_ms = 0; /* it has not failed */
 		return;
@@ -385,6 +461,7 @@ static void vu_reset(struct datapath *d)
 	if (rc)
 		failed(v, rc, &e);
 	v->nmem = 0;
+	v->mem = NULL;
 }
 
 static void vu_config(struct datapath *d, const struct dp_config *c)
@@ -463,6 +540,7 @@ static const struct datapath_ops vu_ops = {
 	.start = vu_start,
 	.enable = vu_enable,
 	.stop = vu_stop,
+	.unclean = vu_unclean,
 	.reset = vu_reset,
 	.config = vu_config,
 	.carrier = vu_carrier,
@@ -501,6 +579,9 @@ int dp_vhostuser_open(const char *path, bool server, struct datapath **out, stru
 	if (!*path || strlen(path) >= sizeof(v->path))
 		return vp_err_set(e, -ENAMETOOLONG, "'%s' is no socket path: 1 to %zu characters", path,
 				  sizeof(v->path) - 1);
+	rc = vp_map_guard_faults();
+	if (rc)
+		return vp_err_set(e, rc, "no handler for revoked memory: %s", strerror(-rc));
 	v = calloc(1, sizeof(*v));
 	if (!v)
 		return vp_err_set(e, -ENOMEM, "out of memory");

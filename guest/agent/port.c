@@ -16,22 +16,33 @@
 
 static sigjmp_buf copy_env;
 static volatile sig_atomic_t copy_armed;
+static struct sigaction copy_next;
 
-static void on_sigbus(int sig)
+static void on_sigbus(int sig, siginfo_t *si, void *ctx)
 {
+	static volatile sig_atomic_t asking;	/* the next one may have us as its own next one */
+
 	if (copy_armed)
 		siglongjmp(copy_env, 1);
-	/* Not ours: die of it. */
+	/* Not ours, maybe that of a data path which touches windows (lib/guestmem/map.h). */
+	if (!asking && copy_next.sa_flags & SA_SIGINFO) {
+		asking = 1;
+		copy_next.sa_sigaction(sig, si, ctx);
+		asking = 0;
+		return;
+	}
+	/* Nobody's: die of it. */
 	signal(sig, SIG_DFL);
 	raise(sig);
 }
 
 static void guard_install(void)
 {
-	struct sigaction sa = { .sa_handler = on_sigbus };
+	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO }, old;
 
 	sigemptyset(&sa.sa_mask);
-	sigaction(SIGBUS, &sa, NULL);
+	if (sigaction(SIGBUS, &sa, &old) == 0 && !(old.sa_flags & SA_SIGINFO && old.sa_sigaction == on_sigbus))
+		copy_next = old;
 }
 
 /* The page may go while it is being read: nothing in there holds a lock or memory. */

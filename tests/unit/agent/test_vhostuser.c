@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * The agent with a vhost-user back-end of a disk that does as it is told: it stops a ring at once, whatever is under way there, as
+ * qemu-storage-daemon does. The port is a double; the used index of the ring is written by the test.
+ */
+#include "double.h"
+
+#include <endian.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vhostuser/proto.h"
+
+#define DISK 2u
+#define FEATURES (F_V1 | BIT(9) | BIT(VU_F_PROTOCOL_FEATURES))
+/* That of a back-end which forgets its memory when it is told to, so that nothing else ends the connection. */
+#define PROTOCOL (BIT(VU_PF_CONFIGURE_MEM_SLOTS) | BIT(VU_PF_RESET_DEVICE))
+
+static struct fake_port f;
+static struct agent *a;
+static struct datapath *dp;
+static char dir[64], path[96];
+static pthread_t thread;
+static int listener;
+/* Of the back-end: shared, atomic. */
+static uint32_t taken, connections, ended, late;
+
+static uint32_t get(const uint32_t *n)
+{
+	return __atomic_load_n(n, __ATOMIC_ACQUIRE);
+}
+
+/* The used index of queue q. */
+static void returned(unsigned int q, uint16_t n)
+{
+	uint16_t le = htole16(n);
+
+	assert_int_equal(pwrite(f.win_fd[0], &le, sizeof(le), q * 0x4000 + 0x2002), sizeof(le));
+}
+
+static void serve(int fd)
+{
+	struct __attribute__((packed)) {
+		uint32_t request, flags, size;
+		uint64_t v[32];
+	} m;
+
+	while (recv(fd, &m, 12, MSG_WAITALL) == 12 && m.size <= sizeof(m.v)) {
+		if (m.size && recv(fd, m.v, m.size, MSG_WAITALL) != (ssize_t)m.size)
+			return;
+		switch (m.request) {
+		case VU_GET_FEATURES:
+			m.v[0] = FEATURES;
+			break;
+		case VU_GET_PROTOCOL_FEATURES:
+			m.v[0] = PROTOCOL;
+			break;
+		case VU_GET_MAX_MEM_SLOTS:
+			m.v[0] = 32;
+			break;
+		case VU_GET_VRING_BASE:
+			/* index, number */
+			m.v[0] = (uint32_t)m.v[0] | (uint64_t)__atomic_load_n(&taken, __ATOMIC_ACQUIRE) << 32;
+			break;
+		default:
+			continue;
+		}
+		m.flags = 1 | 4;
+		m.size = 8;
+		if (send(fd, &m, 20, MSG_NOSIGNAL) != 20)
+			return;
+		if (m.request == VU_GET_VRING_BASE && get(&late))
+			returned((unsigned int)(uint32_t)m.v[0], (uint16_t)get(&taken));
+	}
+}
+
+static void *backend(void *arg)
+{
+	int fd;
+
+	/* One connection after the other. */
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		__atomic_add_fetch(&connections, 1, __ATOMIC_RELEASE);
+		serve(fd);
+		close(fd);
+		__atomic_add_fetch(&ended, 1, __ATOMIC_RELEASE);
+	}
+	return NULL;
+}
+
+static int setup(void **state)
+{
+	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	struct vp_err e = { 0 };
+	struct vhp_abi_state *s;
+
+	snprintf(dir, sizeof(dir), "/tmp/vhpagentXXXXXX");
+	if (!mkdtemp(dir))
+		return -1;
+	snprintf(path, sizeof(path), "%s/s", dir);
+	memcpy(un.sun_path, path, strlen(path) + 1);
+	taken = connections = ended = late = 0;
+	dp_vhostuser_finish_ms = 0;
+	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (bind(listener, (struct sockaddr *)&un, sizeof(un)) || listen(listener, 4) || pthread_create(&thread, NULL, backend, NULL))
+		return -1;
+	fake_init(&f, 2);
+	fake_up(&f, 2);
+	s = fake_begin(&f);
+	s->device_type = htole32(DISK);
+	s->config_size = 0;
+	fake_end(&f);
+	if (dp_vhostuser_open(path, false, &dp, &e))
+		return -1;
+	a = agent_new(&f.port, dp);
+	return !a;
+}
+
+static int teardown(void **state)
+{
+	agent_free(a);
+	dp->ops->close(dp);
+	shutdown(listener, SHUT_RDWR);
+	pthread_join(thread, NULL);
+	close(listener);
+	fake_free(&f);
+	unlink(path);
+	rmdir(dir);
+	return 0;
+}
+
+/* The agent's loop until all that is asked for runs; 20 s at most. */
+static void run_up(void)
+{
+	for (int i = 0; i < 2000; i++) {
+		struct pollfd p[DP_MAX_FDS];
+		unsigned int n;
+		int t;
+
+		a->attach_ms = 0;
+		assert_int_equal(agent_reconcile(a), 0);
+		if (a->up && a->q[0].enabled && a->q[1].enabled)
+			return;
+		n = agent_fds(a, p);
+		t = agent_timeout(a);
+		if (poll(p, n, t < 0 || t > 10 ? 10 : t) > 0)
+			agent_handle(a, p, n);
+	}
+	fail_msg("not up");
+}
+
+static void mode(uint32_t m)
+{
+	fake_begin(&f)->mode = htole32(m);
+	fake_end(&f);
+}
+
+/* The back-end has taken so many requests of both queues, and returned so many of the first, and all of the second. */
+static void progress(uint16_t took, uint16_t first)
+{
+	__atomic_store_n(&taken, took, __ATOMIC_RELEASE);
+	returned(0, first);
+	returned(1, took);
+}
+
+static void stop_queue(unsigned int q)
+{
+	fake_begin(&f)->queues[q].flags |= htole32(VHP_QUEUE_STOP);
+	fake_end(&f);
+	assert_int_equal(agent_reconcile(a), 0);
+}
+
+static void next_run(unsigned int q, uint32_t base)
+{
+	fake_queue(&f, q, 0x10000 + q * 0x4000, 256, base);
+}
+
+static void test_all_returned(void **state)
+{
+	struct sent c;
+
+	mode(VHP_MODE_FAST);
+	run_up();
+	progress(9, 9);
+	stop_queue(0);
+	assert_int_equal(fake_count(&f, VHP_CMD_QUEUE_STOPPED, &c), 1);
+	assert_int_equal(c.args[VHP_STOPPED_BASE], 9);
+	assert_true(a->attached && a->q[1].running);
+	next_run(0, 9);
+	run_up();
+	assert_int_equal(get(&connections), 1);
+	assert_int_equal(fake_count(&f, VHP_CMD_DETACH, NULL), 0);
+}
+
+/* As others than qemu-storage-daemon do. */
+static void test_returned_after_the_stop(void **state)
+{
+	struct sent c;
+
+	dp_vhostuser_finish_ms = 100000;
+	__atomic_store_n(&late, 1, __ATOMIC_RELEASE);
+	mode(VHP_MODE_FAST);
+	run_up();
+	progress(9, 7);
+	stop_queue(0);
+	assert_int_equal(fake_count(&f, VHP_CMD_QUEUE_STOPPED, &c), 1);
+	assert_int_equal(c.args[VHP_STOPPED_BASE], 9);
+	assert_int_equal(c.args[VHP_STOPPED_FLAGS], 0);
+	assert_int_equal(fake_count(&f, VHP_CMD_DETACH, NULL), 0);
+	assert_true(a->q[1].running);
+}
+
+/* Where it stands nobody knows. The other queue is stopped, too, at its place: the connection is that of both. */
+static void test_open_in_fast_mode(void **state)
+{
+	struct sent c;
+
+	mode(VHP_MODE_FAST);
+	run_up();
+	progress(9, 7);
+	stop_queue(0);
+	assert_int_equal(fake_count(&f, VHP_CMD_QUEUE_STOPPED, &c), 2);
+	for (unsigned int i = 0; i < f.nsent; i++)
+		if (f.sent[i].opcode == VHP_CMD_QUEUE_STOPPED && !f.sent[i].args[VHP_STOPPED_QUEUE])
+			assert_int_equal(f.sent[i].args[VHP_STOPPED_FLAGS], VHP_STOPPED_F_NO_BASE);
+	assert_int_equal(c.args[VHP_STOPPED_QUEUE], 1);
+	assert_int_equal(c.args[VHP_STOPPED_BASE], 9);
+	assert_int_equal(c.args[VHP_STOPPED_FLAGS], 0);
+	assert_int_equal(fake_count(&f, VHP_CMD_DETACH, NULL), 1);
+	assert_false(a->attached || a->up);
+	next_run(0, 9);
+	next_run(1, 9);
+	run_up();
+	assert_int_equal(get(&connections), 2);
+	assert_int_equal(get(&ended), 1);
+	assert_int_equal(fake_count(&f, VHP_CMD_ATTACH, NULL), 2);
+}
+
+/* The daemon owns the ring, and would write the next run's there as soon as it hears of the stop. */
+static void test_open_in_copy_mode(void **state)
+{
+	mode(VHP_MODE_COPY);
+	run_up();
+	progress(9, 7);
+	stop_queue(0);
+	assert_int_equal(fake_count(&f, VHP_CMD_QUEUE_STOPPED, NULL), 0);
+	assert_int_equal(f.sent[f.nsent - 1].opcode, VHP_CMD_DETACH);
+	next_run(0, 0);
+	next_run(1, 0);
+	run_up();
+	assert_int_equal(get(&connections), 2);
+	assert_int_equal(get(&ended), 1);
+}
+
+/* Its driver is another one, whose disk the last one's writes must not reach after its own. */
+static void test_open_when_the_driver_vm_goes(void **state)
+{
+	mode(VHP_MODE_COPY);
+	run_up();
+	progress(3, 2);
+	fake_begin(&f)->link_epoch = htole64(2);
+	fake_end(&f);
+	next_run(0, 0);
+	next_run(1, 0);
+	assert_int_equal(agent_reconcile(a), 0);
+	assert_false(a->up);
+	run_up();
+	assert_int_equal(get(&connections), 2);
+	assert_int_equal(get(&ended), 1);
+	assert_int_equal(fake_count(&f, VHP_CMD_DETACH, NULL), 1);
+}
+
+/* A ring that cannot be read counts as one with open requests. */
+static void test_memory_that_has_gone(void **state)
+{
+	mode(VHP_MODE_FAST);
+	run_up();
+	progress(0, 0);
+	assert_int_equal(ftruncate(f.win_fd[0], 0), 0);
+	stop_queue(0);
+	assert_int_equal(fake_count(&f, VHP_CMD_DETACH, NULL), 1);
+}
+
+/* A net device takes buffers ahead. */
+static void test_net_keeps_its_connection(void **state)
+{
+	mode(VHP_MODE_FAST);
+	fake_begin(&f)->device_type = htole32(1);
+	fake_end(&f);
+	run_up();
+	progress(9, 7);
+	stop_queue(0);
+	next_run(0, 9);
+	run_up();
+	assert_int_equal(get(&connections), 1);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(all_returned), T(returned_after_the_stop), T(open_in_fast_mode), T(open_in_copy_mode),
+		T(open_when_the_driver_vm_goes), T(memory_that_has_gone), T(net_keeps_its_connection),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
