@@ -175,6 +175,24 @@ static bool requests_open(struct vp_plink *pl, unsigned i)
 	return pl->dev->waits && r->usable && !r->rq.vq.broken && vp_vq_unfinished(&r->rq.vq);
 }
 
+/*
+ * It has said that it has stopped, with requests under way, and may do and return them later: in the ring that it is given next. So it is
+ * to be gone before that. Which of them it has done its index does not tell.
+ */
+static void look_for_open(struct vp_plink *pl, unsigned i)
+{
+	const struct vp_virtq *vq = &vp_vdev_ring(pl->slot.v, i)->rq.vq;
+
+	if (!pl->dev->waits || !pl->att->ops->unclean || vq->broken ||
+	    (vq->last_avail == vq->used_idx && (!vq->packed || vq->avail_wrap == vq->used_wrap)))
+		return;
+	pl->att->ops->unclean(pl->att);
+	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end stopped with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+	       pl->name, i);
+	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
+	vp_vdev_reap(pl->slot.v);
+}
+
 static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
 {
 	struct vp_err e = { 0 };
@@ -191,6 +209,8 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
+	if (!s->broken)
+		look_for_open(pl, i);
 	if (s->broken) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
 		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);

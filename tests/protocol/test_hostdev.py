@@ -191,6 +191,25 @@ def test_fast_backend_is_left_when_the_driver_goes(make):
         assert device(d)["dropped"] == 0
 
 
+def test_fast_backend_stops_with_open_requests(make):
+    """It says at once that the queue has stopped, and would return them in the ring that the same driver VM sets up next."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+        held = []
+        b.hook = lambda *what: held.append(what) or True
+        for i in range(3):
+            f.request(blk.OUT, 8 * i, pattern(4096, i))
+        d.wait(lambda: len(held) == 3)
+        f.stop_ring(0)
+        b.hook = None
+        d.wait(lambda: b.sessions == 2 and "connecting again" in device(d)["last"])
+        f.open.clear()
+        f.start_ring(0, vu.SplitRing(f.mem, f.size))
+        f.write(0, pattern(4096, 9))
+        assert f.read(0, 4096) == pattern(4096, 9)
+
+
 @pytest.mark.parametrize("account", [True, False])
 def test_fast_backend_dies(make, account):
     """With an account of open requests the next one goes on from it; without, the queue breaks by name."""
