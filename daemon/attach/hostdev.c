@@ -396,6 +396,9 @@ static int poke_wires(struct hostdev *h, unsigned q)
 	const int fds[2] = { h->drv_kick[q], h->drv_call[q] };
 	int r = vp_eventfd_new(&h->poke_fd[q]);
 
+	/* A wire begins with a signal then: a back-end without protocol features starts a ring with its first kick. */
+	if (!r)
+		vp_eventfd_raise(h->poke_fd[q]);
 	for (unsigned i = 0; i < 2 && !r; i++)
 		if (fds[i] >= 0)
 			r = vp_wire_new(&h->poke[q][i], h->c.f, h->poke_fd[q], fds[i], who);
