@@ -193,7 +193,8 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 		n = VP_MIN(c->in_len - head, plen);
 		vp_pkt_scatter(&d, NULL, hdr, head);
 		vp_pkt_scatter(&d, cur ? &from : NULL, priv, n);
-		priv += cur ? 0 : n;
+		if (!cur)
+			priv += n;
 		plen -= n;
 		used[i] = (struct vp_used){ .len = head + n, .id = c->id, .slots = c->slots };
 		if (vp_unlikely(f->vq->log))
