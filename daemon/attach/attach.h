@@ -68,6 +68,11 @@ struct vp_attach_ops {
 	 * stopped, and return them in the next run. So it is to be gone before that begins.
 	 */
 	void (*unclean)(struct vp_attach *a);
+	/*
+	 * The device side maps memory of ours as a process does. In a guest it lies in a PCI device instead: the guest's kernel has no
+	 * pages of it, and direct I/O on it fails.
+	 */
+	bool pages;
 };
 #define VP_ATTACH_KICK 1u
 

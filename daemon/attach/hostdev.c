@@ -490,7 +490,7 @@ static void hostdev_free(struct vp_attach *a)
 static const struct vp_attach_ops attach_ops = {
 	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
 	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal, .direct = hostdev_direct,
-	.unclean = hostdev_unclean,
+	.unclean = hostdev_unclean, .pages = true,
 };
 
 void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

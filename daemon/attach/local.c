@@ -359,6 +359,7 @@ static void local_free(struct vp_attach *a)
 static const struct vp_attach_ops attach_ops = {
 	.free = local_free, .wire = local_wire, .call_fd = local_call_fd, .show = local_show,
 	.signal_fd = local_signal_fd, .last_signal = local_last_signal, .direct = local_direct,
+	.pages = true,
 };
 
 void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

@@ -314,7 +314,9 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct vp_reqq_conf rc = {
 		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
 		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op, .out_head = pl->dev->out_head,
+		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op,
+		/* What is not aligned a back-end copies before it does direct I/O on it, which would fail otherwise. */
+		.out_head = pl->att->ops->pages ? pl->dev->out_head : 0,
 		.inflight = r->inflight, .saved = &r->saved,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);

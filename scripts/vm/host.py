@@ -64,7 +64,7 @@ class Daemon:
 
     def start(self, timeout=10):
         log = open(self.log, 'a')
-        cmd = self.wrapper + [self.bin, '--config', self.conf, '--control', self.control]
+        cmd = self.wrapper + [self.bin, '--config', self.conf, '--runtime-dir', self.dir, '--control', self.control]
         if self.manager:
             self.proc = self.manager.spawn(cmd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         else:
