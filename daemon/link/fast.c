@@ -136,10 +136,11 @@ static void fast_memory(struct vp_plink *pl)
 
 /* ---- from hand to hand --------------------------------------------------------------------------------- */
 
-static void lost(struct vp_plink *pl, unsigned i)
+/* how: what its back-end did, with open requests. */
+static void lost(struct vp_plink *pl, unsigned i, const char *how)
 {
-	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
-	       pl->name, i);
+	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end %s with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+	       pl->name, i, how);
 	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
 	vp_vdev_reap(pl->slot.v);
 }
@@ -153,7 +154,7 @@ static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	q->account = r->inflight.on && vp_port_keeps_account(pl->port);
 	/* Somebody before it has left some in the account. */
 	if (r->saved.n && !q->account) {
-		lost(pl, i);
+		lost(pl, i, "has gone");
 		return -ENODATA;
 	}
 	pr->desc = vq->desc_addr;
@@ -187,10 +188,7 @@ static void look_for_open(struct vp_plink *pl, unsigned i)
 	    (vq->last_avail == vq->used_idx && (!vq->packed || vq->avail_wrap == vq->used_wrap)))
 		return;
 	pl->att->ops->unclean(pl->att);
-	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end stopped with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
-	       pl->name, i);
-	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
-	vp_vdev_reap(pl->slot.v);
+	lost(pl, i, "stopped");
 }
 
 static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive)
@@ -205,17 +203,17 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		return;
 	}
 	if (!s->base_known && requests_open(pl, i)) {
-		lost(pl, i);
+		lost(pl, i, "has gone");
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
-	if (!s->broken)
+	if (!s->broken) {
 		look_for_open(pl, i);
-	if (s->broken) {
-		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
-		vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
-		vp_vdev_reap(pl->slot.v);
+		return;
 	}
+	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
+	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
+	vp_vdev_reap(pl->slot.v);
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------------- */
