@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A driver VM with a virtio-blk device, as far as its device can tell: a vhost-user front-end with one request queue. It reads
- * and writes at random places of the disk with so many requests open.
+ * A driver VM with a virtio-blk device, as far as its device can tell: a vhost-user front-end with one request queue.
+ * It reads and writes at random places of the disk with so many requests open.
  *
  *   blkload SOCKET
  *
@@ -10,7 +10,8 @@
  *
  *   run read|write BYTES DEPTH sleep|poll MILLISECONDS
  *
- * sleep: waits for calls (interrupts); poll: asks for none, and yields its CPU between looks, as it may share it with the back-end.
+ * sleep: waits for calls (interrupts); poll: asks for none, and yields its CPU between looks, as it may share it with
+ * the back-end.
  */
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
@@ -72,9 +73,10 @@ static void open_disk(const char *path)
 	reg.uva = (uint64_t)(uintptr_t)vm.mem;
 	vm.f = vu_frontend_connect(path, 5000, &e);
 	if (!vm.f ||
-	    vu_frontend_negotiate(vm.f, VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_CONFIG), &offered, &e) ||
-	    vu_frontend_get_config(vm.f, 0, sizeof(cfg), cfg, &e) || vu_frontend_set_features(vm.f, want & offered, &e) ||
-	    vu_frontend_set_mem(vm.f, &reg, &fd, 1, &e))
+	    vu_frontend_negotiate(vm.f, VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_CONFIG), &offered,
+				  &e) ||
+	    vu_frontend_get_config(vm.f, 0, sizeof(cfg), cfg, &e) ||
+	    vu_frontend_set_features(vm.f, want & offered, &e) || vu_frontend_set_mem(vm.f, &reg, &fd, 1, &e))
 		die(path, &e);
 	close(fd);
 	memcpy(&vm.sectors, cfg, sizeof(vm.sectors));
@@ -104,7 +106,9 @@ static void start(unsigned i, bool write, uint32_t bytes)
 {
 	const uint64_t hdr = HEADERS + 32 * i, data = DATA + (uint64_t)i * BYTES;
 	struct virtio_blk_outhdr *h = (struct virtio_blk_outhdr *)(vm.mem + hdr);
-	struct vp_drvq_buf b[3] = { { hdr, sizeof(*h), false }, { data, bytes, !write }, { hdr + sizeof(*h), 1, true } };
+	struct vp_drvq_buf b[3] = { { hdr, sizeof(*h), false },
+				    { data, bytes, !write },
+				    { hdr + sizeof(*h), 1, true } };
 	int id;
 
 	*h = (struct virtio_blk_outhdr){ .type = write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN, .sector = place(bytes) };
@@ -200,7 +204,8 @@ static void run(bool write, uint32_t bytes, unsigned depth, bool sleeps, unsigne
 			publish();
 	}
 	qsort(took, n_took, sizeof(*took), by_value);
-	printf("{\"requests\": %llu, \"seconds\": %.6f, \"cpu\": %llu, \"waits\": %llu, \"p50\": %.2f, \"p99\": %.2f}\n",
+	printf("{\"requests\": %llu, \"seconds\": %.6f, \"cpu\": %llu, \"waits\": %llu, \"p50\": %.2f, \"p99\": "
+	       "%.2f}\n",
 	       (unsigned long long)done, (double)(t1 - t0) / (double)hz, (unsigned long long)(cpu_ns() - c0),
 	       (unsigned long long)wakes, took[n_took / 2] * us, took[n_took - 1 - n_took / 100] * us);
 	fflush(stdout);
@@ -219,8 +224,9 @@ int main(int argc, char **argv)
 	printf("{\"bytes\": %llu}\n", (unsigned long long)vm.sectors * 512);
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
-		if (sscanf(line, "run %15s %u %u %15s %u", kind, &bytes, &depth, wait, &ms) != 5 || !bytes || bytes > BYTES ||
-		    bytes % 512 || vm.sectors * 512 < bytes || !depth || depth > DEPTHS || (strcmp(kind, "read") && strcmp(kind, "write")) ||
+		if (sscanf(line, "run %15s %u %u %15s %u", kind, &bytes, &depth, wait, &ms) != 5 || !bytes ||
+		    bytes > BYTES || bytes % 512 || vm.sectors * 512 < bytes || !depth || depth > DEPTHS ||
+		    (strcmp(kind, "read") && strcmp(kind, "write")) ||
 		    (strcmp(wait, "sleep") && strcmp(wait, "poll"))) {
 			fprintf(stderr, "blkload: cannot run: %s", line);
 			return 2;

@@ -4,9 +4,10 @@
  *
  * Reads lines "SIZE BUFFERS MS [TO [CPU]]" and answers each with cycles (vp_cycles() ticks) and nanoseconds per copy.
  * Source and destination are rings of BUFFERS and TO (default: the same) packet buffers, spaced as a driver's are: 1 =
- * everything in the first-level cache, 512 = the rings that the relay is measured with. One copy per packet, nothing else.
- * With CPU a thread there writes every packet anew before it is copied, so that its lines have to come from another core, as
- * a sender's do: bursts of 32 are handed over by one counter each way, and only the copying is counted.
+ * everything in the first-level cache, 512 = the rings that the relay is measured with. One copy per packet, nothing
+ * else. With CPU a thread there writes every packet anew before it is copied, so that its lines have to come from
+ * another core, as a sender's do: bursts of 32 are handed over by one counter each way, and only the copying is
+ * counted.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -32,7 +33,8 @@ static uint64_t now_ns(void)
 
 static char *ring(size_t size)
 {
-	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1,
+		       0);
 
 	if (p == MAP_FAILED)
 		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -161,7 +163,8 @@ int main(void)
 
 		if (n == 3)
 			to = buffers;
-		if (n < 3 || size < 1 || size > 9000 || buffers < 1 || to < 1 || buffers > max || to > max || ms > 60000) {
+		if (n < 3 || size < 1 || size > 9000 || buffers < 1 || to < 1 || buffers > max || to > max ||
+		    ms > 60000) {
 			fprintf(stderr, "copyroof: a line is SIZE BUFFERS MS [TO [CPU]]\n");
 			return 2;
 		}

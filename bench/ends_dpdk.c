@@ -182,14 +182,16 @@ static void cost(unsigned size)
 	}
 	qsort(rd, RTE_DIM(rd), sizeof(rd[0]), by_value);
 	qsort(wr, RTE_DIM(wr), sizeof(wr[0]), by_value);
-	printf("{\"read\": %.1f, \"write\": %.1f}\n", (double)rd[RTE_DIM(rd) / 2] / BURST, (double)wr[RTE_DIM(wr) / 2] / BURST);
+	printf("{\"read\": %.1f, \"write\": %.1f}\n", (double)rd[RTE_DIM(rd) / 2] / BURST,
+	       (double)wr[RTE_DIM(wr) / 2] / BURST);
 	fflush(stdout);
 }
 
 static void answer(void)
 {
-	printf("{\"up\": %d, \"hz\": %" PRIu64 ", \"packets\": %" PRIu64 ", \"driver_bursts\": %" PRIu64 ", \"driver_cycles\": %" PRIu64
-	       ", \"device_packets\": %" PRIu64 ", \"device_bursts\": %" PRIu64 ", \"device_cycles\": %" PRIu64 ", \"unsent\": %" PRIu64 "}\n",
+	printf("{\"up\": %d, \"hz\": %" PRIu64 ", \"packets\": %" PRIu64 ", \"driver_bursts\": %" PRIu64
+	       ", \"driver_cycles\": %" PRIu64 ", \"device_packets\": %" PRIu64 ", \"device_bursts\": %" PRIu64
+	       ", \"device_cycles\": %" PRIu64 ", \"unsent\": %" PRIu64 "}\n",
 	       up, rte_get_tsc_hz(), drv.packets, drv.bursts, drv.busy, dev.packets, dev.bursts, dev.busy, unsent);
 	fflush(stdout);
 }
@@ -236,7 +238,8 @@ int main(int argc, char **argv)
 	argv += ret;
 	setvbuf(stdin, NULL, _IONBF, 0); /* poll() must see what fgets() has not taken */
 	pool = rte_pktmbuf_pool_create("packets", MBUFS, 128, 0, RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
-	buffers = mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	buffers =
+		mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (!pool || buffers == MAP_FAILED || driver_start()) {
 		fprintf(stderr, "ends_dpdk: cannot start the port: %s\n", rte_strerror(rte_errno));
 		return 2;

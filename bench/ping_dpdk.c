@@ -5,8 +5,8 @@
  *   ping_dpdk EAL-OPTIONS -- COUNT SIZE [intr]
  *
  * With intr the driver sleeps in epoll until its interrupt (call eventfd) comes, else it polls.
- * Prints one JSON object: cycles (TSC) of the 50th, 99th and 99.9th percentile, and the clock; of these, how many the driver
- * spent (median) in the call that sent ("tx") and in the one that received ("rx").
+ * Prints one JSON object: cycles (TSC) of the 50th, 99th and 99.9th percentile, and the clock; of these, how many the
+ * driver spent (median) in the call that sent ("tx") and in the one that received ("rx").
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -139,9 +139,10 @@ int main(int argc, char **argv)
 	qsort(t, got, sizeof(*t), by_value);
 	qsort(tx, got, sizeof(*tx), by_value);
 	qsort(rx, got, sizeof(*rx), by_value);
-	printf("{\"count\": %lu, \"failed\": %lu, \"hz\": %" PRIu64 ", \"p50\": %" PRIu64 ", \"p99\": %" PRIu64 ", \"p999\": %" PRIu64
-	       ", \"min\": %" PRIu64 ", \"tx\": %" PRIu64 ", \"rx\": %" PRIu64 "}\n", got, failed, rte_get_tsc_hz(), t[got / 2],
-	       t[got * 99 / 100], t[got * 999 / 1000], t[0], tx[got / 2], rx[got / 2]);
+	printf("{\"count\": %lu, \"failed\": %lu, \"hz\": %" PRIu64 ", \"p50\": %" PRIu64 ", \"p99\": %" PRIu64
+	       ", \"p999\": %" PRIu64 ", \"min\": %" PRIu64 ", \"tx\": %" PRIu64 ", \"rx\": %" PRIu64 "}\n",
+	       got, failed, rte_get_tsc_hz(), t[got / 2], t[got * 99 / 100], t[got * 999 / 1000], t[0], tx[got / 2],
+	       rx[got / 2]);
 	fflush(stdout);
 	rte_eth_dev_stop(0);
 	rte_eth_dev_close(0);

@@ -2,8 +2,9 @@
 /*
  * The least that a round trip between two CPUs can take: two threads that bounce one cache line (spin), or
  * wake each other by eventfds (eventfd). Nothing is carried; with "message", 64 bytes are
- * written by one side and read by the other, each way, in two further lines. With "ring" the message is found as in a split
- * virtqueue: an index, an entry, a descriptor, the bytes, one line after the other there, an index with its entry and the bytes back.
+ * written by one side and read by the other, each way, in two further lines. With "ring" the message is found as in a
+ * split virtqueue: an index, an entry, a descriptor, the bytes, one line after the other there, an index with its entry
+ * and the bytes back.
  *
  *   pingpong CPU_A CPU_B spin|message|ring|eventfd COUNT
  *
@@ -135,6 +136,7 @@ int main(int argc, char **argv)
 	qsort(t, count, sizeof(*t), by_value);
 	printf("{\"count\": %llu, \"hz\": %llu, \"p50\": %llu, \"p99\": %llu, \"p999\": %llu, \"min\": %llu}\n",
 	       (unsigned long long)count, (unsigned long long)vp_cycles_hz(), (unsigned long long)t[count / 2],
-	       (unsigned long long)t[count * 99 / 100], (unsigned long long)t[count * 999 / 1000], (unsigned long long)t[0]);
+	       (unsigned long long)t[count * 99 / 100], (unsigned long long)t[count * 999 / 1000],
+	       (unsigned long long)t[0]);
 	return 0;
 }

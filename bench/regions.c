@@ -45,11 +45,19 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	for (i = 0; i < n; i++)
-		d[i] = (struct vp_region_desc){ .gpa = i * STEP, .size = REGION, .uva = i * STEP, .offset = i * REGION, .map = map };
+		d[i] = (struct vp_region_desc){
+			.gpa = i * STEP, .size = REGION, .uva = i * STEP, .offset = i * REGION, .map = map
+		};
 	d[0].size = n > 1 ? REGION : 2 * REGION;
 	if (vp_memtab_build(&tab, d, n, &e) || vp_drvq_init(&dq, RING, VP_BIT(VIRTIO_F_VERSION_1), tab->r[0].host) ||
-	    vp_vq_start(&vq, &(struct vp_vq_conf){ .size = RING, .features = VP_BIT(VIRTIO_F_VERSION_1), .out_only = true,
-						  .driver = driver, .device = device, .tab = tab }, &e)) {
+	    vp_vq_start(&vq,
+			&(struct vp_vq_conf){ .size = RING,
+					      .features = VP_BIT(VIRTIO_F_VERSION_1),
+					      .out_only = true,
+					      .driver = driver,
+					      .device = device,
+					      .tab = tab },
+			&e)) {
 		fprintf(stderr, "regions: %s\n", e.msg);
 		return 1;
 	}

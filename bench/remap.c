@@ -244,7 +244,8 @@ int main(int argc, char **argv)
 	for (c.size = PAGE; c.size <= MAX_WINDOW; c.size *= 2) {
 		for (int r = 0; r < runs; r++)
 			for (size_t o = 0; o < N_OPS; o++) {
-				if (c.size < ops[o].min || c.size > ops[o].max || (ops[o].fn == op_remap_huge && c.huge_fd < 0))
+				if (c.size < ops[o].min || c.size > ops[o].max ||
+				    (ops[o].fn == op_remap_huge && c.huge_fd < 0))
 					continue;
 				c.at = 0;
 				ns[o][r] = measure(&c, &ops[o], (uint64_t)ms * 1000000);

@@ -14,8 +14,8 @@
  *   quit
  * Busy cycles are those of rounds that moved packets, as dpdk-testpmd counts them.
  *
- * A buffer comes back from the driver into the pool's cache as it was (one segment, lengths and offset untouched), so a packet
- * is ready as soon as it leaves the pool.
+ * A buffer comes back from the driver into the pool's cache as it was (one segment, lengths and offset untouched), so a
+ * packet is ready as soon as it leaves the pool.
  */
 #include <inttypes.h>
 #include <poll.h>
@@ -59,7 +59,8 @@ static int port_start(void)
 
 	conf.rxmode.offloads &= info.rx_offload_capa;
 	tx = info.default_txconf;
-	tx.tx_free_thresh = RING - BURST; /* take buffers back as soon as there are some: few are in use, all in the cache */
+	/* take buffers back as soon as there are some: few are in use, all in the cache */
+	tx.tx_free_thresh = RING - BURST;
 	if (!ret)
 		ret = rte_eth_dev_configure(0, 1, 1, &conf);
 	if (!ret)
@@ -124,7 +125,8 @@ static void take_some(void)
 
 static void answer(void)
 {
-	printf("{\"hz\": %" PRIu64 ", \"packets\": %" PRIu64 ", \"bursts\": %" PRIu64 ", \"busy_cycles\": %" PRIu64 "}\n",
+	printf("{\"hz\": %" PRIu64 ", \"packets\": %" PRIu64 ", \"bursts\": %" PRIu64 ", \"busy_cycles\": %" PRIu64
+	       "}\n",
 	       rte_get_tsc_hz(), stats.packets, stats.bursts, stats.busy);
 	fflush(stdout);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What a VM does that uses its packets: it reads every byte of what it receives, and writes every byte of what it sends.
- * The least that can be called use; the same code in both VMs and on all links.
+ * What a VM does that uses its packets: it reads every byte of what it receives, and writes every byte of what it
+ * sends. The least that can be called use; the same code in both VMs and on all links.
  */
 #ifndef VP_BENCH_USE_H
 #define VP_BENCH_USE_H

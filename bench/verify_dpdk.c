@@ -9,7 +9,8 @@
  * PACKETS in each direction and queue; sizes 34 to MAX_SIZE at random; up to SEGMENTS
  * mbufs (descriptors) a packet; with IDLE_US the sender pauses now and then, so that the middle falls asleep and
  * must be woken. Every stream has a window smaller than the receive ring, so a packet that does
- * not arrive was lost, not too many. Prints one JSON object; exits 0 when every packet arrived once, whole and in order.
+ * not arrive was lost, not too many. Prints one JSON object; exits 0 when every packet arrived once, whole and in
+ * order.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -23,7 +24,8 @@
 #include <rte_mbuf.h>
 
 #define RING       1024
-#define WINDOW     384     /* packets in flight of a stream; a 9000 byte packet takes 5 buffers of a port's mergeable ring */
+/* packets in flight of a stream; a 9000 byte packet takes 5 buffers of a port's mergeable ring */
+#define WINDOW     384
 #define BURST      32
 #define MIN_SIZE   34      /* HEAD */
 #define MAX_QUEUES 8
@@ -307,8 +309,8 @@ int main(int argc, char **argv)
 	max_segs = (unsigned)atoi(argv[4]);
 	if (argc > 5)
 		idle = strtoull(argv[5], NULL, 10);
-	if (!goal || max_size < 64 || max_size > 9600 || queues < 1 || queues > MAX_QUEUES || max_segs < 1 || max_segs > 16 ||
-	    rte_eth_dev_count_avail() != 2) {
+	if (!goal || max_size < 64 || max_size > 9600 || queues < 1 || queues > MAX_QUEUES || max_segs < 1 ||
+	    max_segs > 16 || rte_eth_dev_count_avail() != 2) {
 		fprintf(stderr, "verify_dpdk: sizes 64 to 9600, 1 to 8 queues, 1 to 16 segments, two ports\n");
 		return 2;
 	}
@@ -346,7 +348,8 @@ int main(int argc, char **argv)
 		}
 		if (now - said > 10 * hz) {
 			said = now;
-			fprintf(stderr, "verify_dpdk: %" PRIu64 " of %" PRIu64 " in the first stream\n", streams[0][0].expect, goal);
+			fprintf(stderr, "verify_dpdk: %" PRIu64 " of %" PRIu64 " in the first stream\n",
+				streams[0][0].expect, goal);
 		}
 	}
 	ret = report((double)(last - t0) / (double)hz);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A driver VM with a vIOMMU, as far as its device can tell: a vhost-user front-end that sends packets and maps and unmaps
- * their pages as a guest kernel does.
+ * A driver VM with a vIOMMU, as far as its device can tell: a vhost-user front-end that sends packets and maps and
+ * unmaps their pages as a guest kernel does.
  *
  *   viommu SOCKET FAR MODE SIZE MILLISECONDS
  *
@@ -84,7 +84,9 @@ static int on_request(void *ctx, uint32_t request, const union vu_payload *p, ui
 
 static void iotlb(uint8_t type, uint64_t iova, uint64_t size, const void *at)
 {
-	struct vhost_iotlb_msg m = { .iova = iova, .size = size, .uaddr = (uint64_t)(uintptr_t)at, .perm = VHOST_ACCESS_RW, .type = type };
+	struct vhost_iotlb_msg m = {
+		.iova = iova, .size = size, .uaddr = (uint64_t)(uintptr_t)at, .perm = VHOST_ACCESS_RW, .type = type
+	};
 	struct vp_err e = { 0 };
 
 	if (vu_frontend_iotlb(near.f, &m, &e))
@@ -138,7 +140,8 @@ static void vm_open(struct vm *v, const char *path, bool iommu)
 	v->iommu = iommu;
 	v->f = vu_frontend_connect(path, 5000, &e);
 	if (v->mem == MAP_FAILED || !v->f ||
-	    vu_frontend_negotiate(v->f, VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_BACKEND_REQ), &offered, &e))
+	    vu_frontend_negotiate(v->f, VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_BACKEND_REQ),
+				  &offered, &e))
 		die(path, &e);
 	want |= iommu ? VP_BIT(VIRTIO_F_ACCESS_PLATFORM) : 0;
 	vu_frontend_on_request(v->f, on_request, NULL);
@@ -315,13 +318,15 @@ int main(int argc, char **argv)
 		}
 	}
 	if (!t0) {
-		fprintf(stderr, "viommu: no packets come through (misses %llu, updates %llu)\n", (unsigned long long)stats.misses,
-			(unsigned long long)stats.updates);
+		fprintf(stderr, "viommu: no packets come through (misses %llu, updates %llu)\n",
+			(unsigned long long)stats.misses, (unsigned long long)stats.updates);
 		return 1;
 	}
-	printf("{\"packets\": %llu, \"seconds\": %.4f, \"misses\": %llu, \"updates\": %llu, \"invalidations\": %llu, \"refused\": %llu}\n",
+	printf("{\"packets\": %llu, \"seconds\": %.4f, \"misses\": %llu, \"updates\": %llu, \"invalidations\": %llu, "
+	       "\"refused\": %llu}\n",
 	       (unsigned long long)packets, (double)(vp_cycles() - t0) / (double)hz, (unsigned long long)stats.misses,
-	       (unsigned long long)stats.updates, (unsigned long long)stats.invalidations, (unsigned long long)stats.refused);
+	       (unsigned long long)stats.updates, (unsigned long long)stats.invalidations,
+	       (unsigned long long)stats.refused);
 	vu_frontend_destroy(near.f);
 	if (far.f)
 		vu_frontend_destroy(far.f);

@@ -360,8 +360,9 @@ static void answer(void)
 		for (unsigned k = 0; k < npairs && !vhp_pair_info(port[i].p, k, &c); k++)
 			unsent += c.recv_errors + c.send_errors;
 	}
-	printf("{\"up\": %u, \"packets\": %llu, \"bursts\": %llu, \"busy_cycles\": %llu, \"unsent\": %llu, \"sleeps\": %llu}\n", up,
-	       (unsigned long long)stats.packets, (unsigned long long)stats.bursts, (unsigned long long)stats.busy,
+	printf("{\"up\": %u, \"packets\": %llu, \"bursts\": %llu, \"busy_cycles\": %llu, \"unsent\": %llu, \"sleeps\": "
+	       "%llu}\n",
+	       up, (unsigned long long)stats.packets, (unsigned long long)stats.bursts, (unsigned long long)stats.busy,
 	       (unsigned long long)unsent, (unsigned long long)stats.sleeps);
 	fflush(stdout);
 }
@@ -403,7 +404,8 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	setvbuf(stdin, NULL, _IONBF, 0); /* poll() must see what fgets() has not taken */
-	buffers = mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	buffers =
+		mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	loan = vhp_loan_new();
 	room = vhp_loan_new();
 	mover = vhp_mover_new();

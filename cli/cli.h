@@ -34,7 +34,8 @@ struct cli_command {
 
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
-	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_generate, cmd_metrics, cmd_doctor, cmd_log_level;
+	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_generate, cmd_metrics, cmd_doctor,
+	cmd_log_level;
 
 /*
  * Call a method; params may be NULL (stolen). 0 and *result (new reference), or an exit status
@@ -53,7 +54,10 @@ json_t *cli_next(struct cli *c);
  * -1: go on with *n operands; else the exit status.
  */
 int cli_operands(struct cli *c, const struct cli_command *cmd, int argc, char **argv, int min, int max, int *n);
-/* A whole command whose only operand is a link: method with its name; prints the result when JSON is wanted. Exit status. */
+/*
+ * A whole command whose only operand is a link: method with its name; prints the result when JSON is wanted. Exit
+ * status.
+ */
 int cli_call_link(struct cli *c, const struct cli_command *cmd, const char *method, int argc, char **argv);
 
 /* Print an object as JSON, indented. */

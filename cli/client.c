@@ -85,7 +85,8 @@ static char *peek(struct cli *c)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0) {
-			fprintf(stderr, "vhost-pcictl: %s: %s\n", c->socket, n ? strerror(errno) : "the daemon closed the connection");
+			fprintf(stderr, "vhost-pcictl: %s: %s\n", c->socket,
+				n ? strerror(errno) : "the daemon closed the connection");
 			return NULL;
 		}
 		c->in_len += (size_t)n;

@@ -20,8 +20,9 @@ static int run(struct cli *c, int argc, char **argv)
 	if (c->json)
 		cli_print_json(l);
 	else
-		printf("link %s added, mode %s\n  driver socket %s\n  device socket %s\n", cli_str(l, "name"), cli_str(l, "mode"),
-		       cli_str(json_object_get(sides, "driver"), "socket"), cli_str(json_object_get(sides, "device"), "socket"));
+		printf("link %s added, mode %s\n  driver socket %s\n  device socket %s\n", cli_str(l, "name"),
+		       cli_str(l, "mode"), cli_str(json_object_get(sides, "driver"), "socket"),
+		       cli_str(json_object_get(sides, "device"), "socket"));
 	json_decref(l);
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Why is it slow? Two looks at the counters, and one at the processes that are connected. Each finding names the thing, says how it
- * was seen, and the way out. What cannot be looked at (another user's processes) is said, not guessed.
+ * Why is it slow? Two looks at the counters, and one at the processes that are connected. Each finding names the thing,
+ * says how it was seen, and the way out. What cannot be looked at (another user's processes) is said, not guessed.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -29,8 +29,8 @@ static void found(const char *check, const char *subject, const char *level, con
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	json_array_append_new(findings, json_pack("{s:s,s:s,s:s,s:s,s:s}", "check", check, "subject", subject, "level", level, "what", text,
-						  "way_out", way_out));
+	json_array_append_new(findings, json_pack("{s:s,s:s,s:s,s:s,s:s}", "check", check, "subject", subject, "level",
+						  level, "what", text, "way_out", way_out));
 }
 
 static double delta(const json_t *now, const json_t *before, const char *key)
@@ -54,15 +54,19 @@ static void threads(const json_t *now, const json_t *before, double s)
 
 		snprintf(subject, sizeof(subject), "data thread %zu", i);
 		if (busy > 0.9)
-			found("busy", subject, "problem", json_array_size(all) == 1 || cli_int(t, "jobs") > 1 ?
-			      "raise Threads= in [Daemon] of vhost-pci.conf, or Queues= of the link" :
-			      "this queue needs a whole CPU: raise Queues= of the link and in the guest",
-			      "busy %.0f %% of the time with %lld queues: it sets the pace", busy * 100, cli_int(t, "jobs"));
+			found("busy", subject, "problem",
+			      json_array_size(all) == 1 || cli_int(t, "jobs") > 1
+				      ? "raise Threads= in [Daemon] of vhost-pci.conf, or Queues= of the link"
+				      : "this queue needs a whole CPU: raise Queues= of the link and in the guest",
+			      "busy %.0f %% of the time with %lld queues: it sets the pace", busy * 100,
+			      cli_int(t, "jobs"));
 		else
-			found("busy", subject, "note", "nothing to do: it has room", "busy %.0f %% of the time, on a CPU %.0f %%, with %lld queues",
-			      busy * 100, cpu * 100, cli_int(t, "jobs"));
+			found("busy", subject, "note", "nothing to do: it has room",
+			      "busy %.0f %% of the time, on a CPU %.0f %%, with %lld queues", busy * 100, cpu * 100,
+			      cli_int(t, "jobs"));
 		if (busy > 0.3 && cpu + 0.1 < busy)
-			found("stolen", subject, "problem", "give the data threads CPUs of their own: CPUs= in vhost-pci.conf",
+			found("stolen", subject, "problem",
+			      "give the data threads CPUs of their own: CPUs= in vhost-pci.conf",
 			      "has work %.0f %% of the time and a CPU only %.0f %%", busy * 100, cpu * 100);
 	}
 }
@@ -72,11 +76,16 @@ static void threads(const json_t *now, const json_t *before, double s)
 static void traffic(const char *subject, const char *side, const json_t *now, const json_t *before)
 {
 	const json_t *drops = json_object_get(now, "drops"), *old = json_object_get(before, "drops"), *v;
-	double packets = delta(now, before, "packets"), calls = delta(now, before, "calls"), bursts = delta(now, before, "bursts"), n;
-	static const struct { const char *reason, *out; } outs[] = {
+	double packets = delta(now, before, "packets"), calls = delta(now, before, "calls"),
+	       bursts = delta(now, before, "bursts"), n;
+	static const struct {
+		const char *reason, *out;
+	} outs[] = {
 		{ "no-peer", "start the other side's VM and its driver; vhost-pcictl show says what is missing" },
-		{ "no-buffer", "the receiver is the slow one: give its VM more CPU, or a larger ring (rx_queue_size=1024 in QEMU)" },
-		{ "too-big", "set the same MTU on both sides (MTU= in [Net]), and let the receiver take mergeable buffers" },
+		{ "no-buffer",
+		  "the receiver is the slow one: give its VM more CPU, or a larger ring (rx_queue_size=1024 in QEMU)" },
+		{ "too-big",
+		  "set the same MTU on both sides (MTU= in [Net]), and let the receiver take mergeable buffers" },
 		{ "rate", "raise PacketsPerSecond= of the link or of the VM" },
 	};
 	const char *key;
@@ -89,20 +98,26 @@ static void traffic(const char *subject, const char *side, const json_t *now, co
 			if (!strcmp(outs[i].reason, key))
 				out = outs[i].out;
 		if (n > 0)
-			found("drops", subject, "problem", out, "%.0f packets of the %s side were dropped: %s", n, side, key);
+			found("drops", subject, "problem", out, "%.0f packets of the %s side were dropped: %s", n, side,
+			      key);
 	}
 	if (packets < 100)
 		return;
 	found("batch", subject, packets / (bursts > 0 ? bursts : 1) < 2 ? "note" : "ok",
-	      "small batches are what a low load looks like; under full load raise BusyPollMicroseconds=, or the senders' queue depth",
+	      "small batches are what a low load looks like; under full load raise BusyPollMicroseconds=, or the "
+	      "senders' queue depth",
 	      "%.0f packets of the %s side, %.1f in a batch", packets, side, bursts > 0 ? packets / bursts : packets);
 	if (calls / packets > 0.5)
-		found("notifications", subject, "note", "let the driver negotiate EVENT_IDX; in the guest raise interrupt coalescing (ethtool -C), or poll",
+		found("notifications", subject, "note",
+		      "let the driver negotiate EVENT_IDX; in the guest raise interrupt coalescing (ethtool -C), or "
+		      "poll",
 		      "%.2f notifications a packet of the %s side", calls / packets, side);
 	if (delta(now, before, "segmented") + delta(now, before, "checksummed") > packets / 10)
-		found("software-offload", subject, "problem", "let the receiver's driver take GUEST_CSUM and GUEST_TSO4/6 (ethtool -K DEV gro on tso on; no guest_tso4=off in QEMU)",
-		      "%.0f segmentations and %.0f checksums of the %s side's packets were done in software", delta(now, before, "segmented"),
-		      delta(now, before, "checksummed"), side);
+		found("software-offload", subject, "problem",
+		      "let the receiver's driver take GUEST_CSUM and GUEST_TSO4/6 (ethtool -K DEV gro on tso on; no "
+		      "guest_tso4=off in QEMU)",
+		      "%.0f segmentations and %.0f checksums of the %s side's packets were done in software",
+		      delta(now, before, "segmented"), delta(now, before, "checksummed"), side);
 }
 
 /* ---- a VMM, from /proc ------------------------------------------------------------------------------------ */
@@ -143,10 +158,14 @@ static int is_vmm(long pid)
 	if (!fgets(name, sizeof(name), f))
 		name[0] = 0;
 	fclose(f);
-	return !strncmp(name, "qemu", 4) || !strncmp(name, "cloud-hyp", 9) || !strncmp(name, "crosvm", 6) || !strncmp(name, "kvm", 3);
+	return !strncmp(name, "qemu", 4) || !strncmp(name, "cloud-hyp", 9) || !strncmp(name, "crosvm", 6) ||
+	       !strncmp(name, "kvm", 3);
 }
 
-/* Of its large shared mappings: bytes, and of these in huge pages (of hugetlbfs, or transparent). False: not to be seen. */
+/*
+ * Of its large shared mappings: bytes, and of these in huge pages (of hugetlbfs, or transparent). False: not to be
+ * seen.
+ */
 static bool memory_of(long pid, unsigned long long *bytes, unsigned long long *huge)
 {
 	char path[64], line[512], perms[8];
@@ -166,7 +185,8 @@ static bool memory_of(long pid, unsigned long long *bytes, unsigned long long *h
 			*bytes += count ? size : 0;
 		} else if (count && sscanf(line, "KernelPageSize: %llu", &n) == 1) {
 			*huge += n > 64 ? size : 0;
-		} else if (count && (sscanf(line, "ShmemPmdMapped: %llu", &n) == 1 || sscanf(line, "FilePmdMapped: %llu", &n) == 1)) {
+		} else if (count && (sscanf(line, "ShmemPmdMapped: %llu", &n) == 1 ||
+				     sscanf(line, "FilePmdMapped: %llu", &n) == 1)) {
 			*huge += n << 10;
 		}
 	}
@@ -246,21 +266,28 @@ static void vmm(const json_t *side, const json_t *daemon)
 		return;
 	kvm = has_kvm(pid);
 	if (kvm < 0) {
-		found("seen", subject, "note", "run doctor as root", "process %ld belongs to another user: KVM, huge pages and NUMA were not looked at", pid);
+		found("seen", subject, "note", "run doctor as root",
+		      "process %ld belongs to another user: KVM, huge pages and NUMA were not looked at", pid);
 		return;
 	}
 	if (!kvm)
-		found("kvm", subject, "problem", "start it with -accel kvm, as a user who may open /dev/kvm (group kvm); turn on virtualization in the firmware",
+		found("kvm", subject, "problem",
+		      "start it with -accel kvm, as a user who may open /dev/kvm (group kvm); turn on virtualization "
+		      "in the firmware",
 		      "process %ld runs without KVM: everything in it is emulated", pid);
 	if (memory_of(pid, &bytes, &huge) && bytes && huge < bytes / 2)
-		found("hugepages", subject, "note", "memory-backend-memfd,hugetlb=on,hugetlbsize=2M (libvirt: <memoryBacking><hugepages/>), and vm.nr_hugepages enough for it",
+		found("hugepages", subject, "note",
+		      "memory-backend-memfd,hugetlb=on,hugetlbsize=2M (libvirt: <memoryBacking><hugepages/>), and "
+		      "vm.nr_hugepages enough for it",
 		      "%llu of %llu MiB of its memory are in huge pages", huge >> 20, bytes >> 20);
 	node = node_of_memory(pid);
 	json_array_foreach(json_object_get(daemon, "threads"), i, t) {
 		int cpu = cpu_of(cli_int(daemon, "pid"), cli_int(t, "tid")), there = cpu < 0 ? -1 : node_of_cpu(cpu);
 
 		if (node >= 0 && there >= 0 && there != node)
-			found("numa", subject, "problem", "name CPUs of that node in CPUs= of vhost-pci.conf, or bind the VM's memory to the other (host-nodes=, policy=bind)",
+			found("numa", subject, "problem",
+			      "name CPUs of that node in CPUs= of vhost-pci.conf, or bind the VM's memory to the other "
+			      "(host-nodes=, policy=bind)",
 			      "its memory is on node %d, data thread %zu runs on node %d", node, i, there);
 	}
 }
@@ -279,7 +306,9 @@ static void features(const char *subject, const char *side, const char *text)
 		if (!strcasestr(text, wanted[i]))
 			n += (size_t)snprintf(missing + n, sizeof(missing) - n, "%s%s", n ? ", " : "", wanted[i]);
 	if (n)
-		found("offloads", subject, "note", "leave Offloads= of the link and the offloads of the driver as they are by default; update an old driver",
+		found("offloads", subject, "note",
+		      "leave Offloads= of the link and the offloads of the driver as they are by default; update an "
+		      "old driver",
 		      "the driver of the %s side works without %s", side, missing);
 }
 
@@ -293,14 +322,20 @@ static void side(const char *subject, const char *name, const json_t *s, const j
 	vmm(s, daemon);
 	features(subject, name, cli_str(s, "features"));
 	if (json_is_object(iommu) && misses > 0)
-		found("viommu", subject, "problem", "in the guest iommu=pt, or iommu.strict=0; for DPDK hugepages and --iova-mode=pa",
+		found("viommu", subject, "problem",
+		      "in the guest iommu=pt, or iommu.strict=0; for DPDK hugepages and --iova-mode=pa",
 		      "%.0f translations of the %s side's vIOMMU were missing in the time looked at", misses, name);
 	json_array_foreach(queues, i, q) {
 		if (json_is_string(json_object_get(q, "error")))
-			found("broken", subject, "problem", "set the queue up again (restart its driver); if it comes back, the driver is at fault",
-			      "queue %lld of the %s side is broken: %s", cli_int(q, "queue"), name, cli_str(q, "error"));
-		if (!json_is_true(json_object_get(q, "kick")) && !strcmp(cli_str(q, "state"), "running") && json_object_get(q, "kick"))
-			found("polled", subject, "note", "the driver wants to be polled: a data thread never sleeps; let it kick if that is not meant",
+			found("broken", subject, "problem",
+			      "set the queue up again (restart its driver); if it comes back, the driver is at fault",
+			      "queue %lld of the %s side is broken: %s", cli_int(q, "queue"), name,
+			      cli_str(q, "error"));
+		if (!json_is_true(json_object_get(q, "kick")) && !strcmp(cli_str(q, "state"), "running") &&
+		    json_object_get(q, "kick"))
+			found("polled", subject, "note",
+			      "the driver wants to be polled: a data thread never sleeps; let it kick if that is not "
+			      "meant",
 			      "queue %lld of the %s side has no kick", cli_int(q, "queue"), name);
 	}
 }
@@ -313,7 +348,8 @@ static void link_of(const json_t *l, const json_t *before, const json_t *now, co
 
 	snprintf(subject, sizeof(subject), "link %.64s", cli_str(l, "name"));
 	if (strcmp(cli_str(l, "status"), "up"))
-		found("status", subject, "problem", "vhost-pcictl show says what is missing", "is %s", cli_str(l, "status"));
+		found("status", subject, "problem", "vhost-pcictl show says what is missing", "is %s",
+		      cli_str(l, "status"));
 	for (int i = 0; i < 2; i++) {
 		const json_t *tx = json_object_get(json_object_get(json_object_get(now, "sides"), names[i]), "tx");
 		const json_t *old = json_object_get(json_object_get(json_object_get(then, "sides"), names[i]), "tx");
@@ -324,7 +360,8 @@ static void link_of(const json_t *l, const json_t *before, const json_t *now, co
 			traffic(subject, names[i], tx, old);
 	}
 	if (!strcmp(cli_str(l, "mode"), "fast"))
-		found("uncounted", subject, "note", "look in the device VM: vhost-pci-agent and its back-end do the work there",
+		found("uncounted", subject, "note",
+		      "look in the device VM: vhost-pci-agent and its back-end do the work there",
 		      "in fast mode no packet passes the daemon: its rate is not known here");
 }
 
@@ -370,8 +407,11 @@ static void print(void)
 		const char *level = cli_str(f, "level");
 
 		n += !strcmp(level, "problem");
-		printf("%s%s: %s\n", !strcmp(level, "problem") ? "PROBLEM  " : !strcmp(level, "note") ? "note     " : "ok       ", cli_str(f, "subject"),
-		       cli_str(f, "what"));
+		printf("%s%s: %s\n",
+		       !strcmp(level, "problem") ? "PROBLEM  "
+		       : !strcmp(level, "note")	 ? "note     "
+						 : "ok       ",
+		       cli_str(f, "subject"), cli_str(f, "what"));
 		if (strcmp(level, "ok"))
 			printf("         %s\n", cli_str(f, "way_out"));
 	}
@@ -398,10 +438,13 @@ static int run(struct cli *c, int argc, char **argv)
 	findings = json_array();
 	threads(daemon[1], daemon[0], (double)(cli_int(stats[1], "time_us") - cli_int(stats[0], "time_us")) / 1e6);
 	if (access("/dev/kvm", F_OK))
-		found("kvm", "host", "problem", "load kvm_intel or kvm_amd; turn on virtualization in the firmware, or nested virtualization of the host above",
+		found("kvm", "host", "problem",
+		      "load kvm_intel or kvm_amd; turn on virtualization in the firmware, or nested virtualization of "
+		      "the host above",
 		      "there is no /dev/kvm: every VM here is emulated");
 	json_array_foreach(shown[1], i, l)
-		link_of(l, named(shown[0], cli_str(l, "name")), named(json_object_get(stats[1], "links"), cli_str(l, "name")),
+		link_of(l, named(shown[0], cli_str(l, "name")),
+			named(json_object_get(stats[1], "links"), cli_str(l, "name")),
 			named(json_object_get(stats[0], "links"), cli_str(l, "name")), daemon[1]);
 	if (c->json) {
 		json_t *o = json_pack("{s:O}", "findings", findings);

@@ -37,7 +37,8 @@ static int run(struct cli *c, int argc, char **argv)
 			putchar('\n');
 		} else {
 			print_time(cli_int(o, "time_us"));
-			printf("%s %s %s %s\n", cli_str(o, "event"), cli_str(d, "link"), cli_str(d, "status"), cli_str(d, "why"));
+			printf("%s %s %s %s\n", cli_str(o, "event"), cli_str(d, "link"), cli_str(d, "status"),
+			       cli_str(d, "why"));
 		}
 		fflush(stdout);
 		json_decref(o);

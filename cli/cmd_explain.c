@@ -18,8 +18,8 @@ static void rule_lines(const json_t *rule)
 	json_t *w;
 	size_t i;
 
-	printf("  %s %s: %s\n", json_is_true(json_object_get(rule, "allowed")) ? "allowed by" : "REFUSED by", cli_str(rule, "rule"),
-	       cli_str(rule, "why"));
+	printf("  %s %s: %s\n", json_is_true(json_object_get(rule, "allowed")) ? "allowed by" : "REFUSED by",
+	       cli_str(rule, "rule"), cli_str(rule, "why"));
 	json_array_foreach(json_object_get(rule, "where"), i, w)
 		printf("      set at %s\n", json_string_value(w));
 }
@@ -49,13 +49,14 @@ static int run(struct cli *c, int argc, char **argv)
 	if (c->json) {
 		cli_print_json(result);
 	} else {
-		printf("link %s: asks for mode %s with endpoint %s\n", cli_str(result, "name"), cli_str(result, "asked"),
-		       cli_str(result, "endpoint"));
+		printf("link %s: asks for mode %s with endpoint %s\n", cli_str(result, "name"),
+		       cli_str(result, "asked"), cli_str(result, "endpoint"));
 		vm_line(json_object_get(result, "vms"), "driver");
 		vm_line(json_object_get(result, "vms"), "device");
 		json_array_foreach(json_object_get(result, "rules"), i, rule)
 			rule_lines(rule);
-		printf("  %s: mode %s, by rule %s\n", allowed ? "allowed" : "refused", cli_str(result, "mode"), cli_str(result, "rule"));
+		printf("  %s: mode %s, by rule %s\n", allowed ? "allowed" : "refused", cli_str(result, "mode"),
+		       cli_str(result, "rule"));
 	}
 	json_decref(result);
 	return allowed ? 0 : EXIT_REFUSED;

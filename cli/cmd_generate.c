@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The arguments of a VMM, or the XML of libvirt, that match a link: what both have in common is worked out here (generate.h). */
+/*
+ * The arguments of a VMM, or the XML of libvirt, that match a link: what both have in common is worked out here
+ * (generate.h).
+ */
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,10 +68,13 @@ static bool memory_fits(const struct gen *g, const json_t *config)
 	const char *attachment = text(config, "Device", "Attachment"), *mode = text(config, "Link", "Mode");
 	unsigned long long memory = g->driver ? g->memory : g->peer_memory;
 
-	if (!attachment || strcmp(attachment, "ivshmem") || !mode || strcmp(mode, "fast") || memory == next_pow2(memory))
+	if (!attachment || strcmp(attachment, "ivshmem") || !mode || strcmp(mode, "fast") ||
+	    memory == next_pow2(memory))
 		return true;
-	fprintf(stderr, "vhost-pcictl: %s is a fast link over ivshmem: the driver VM's memory must be a power of two (%s), not %lluM\n", g->link,
-		g->driver ? "--memory" : "--driver-memory", memory >> 20);
+	fprintf(stderr,
+		"vhost-pcictl: %s is a fast link over ivshmem: the driver VM's memory must be a power of two (%s), not "
+		"%lluM\n",
+		g->link, g->driver ? "--memory" : "--driver-memory", memory >> 20);
 	return false;
 }
 
@@ -76,7 +82,8 @@ static bool memory_fits(const struct gen *g, const json_t *config)
 static bool work_out(struct gen *g, const json_t *link)
 {
 	const json_t *config = json_object_get(link, "config"), *side;
-	const char *side_name = g->driver ? "Driver" : "Device", *endpoint = text(config, "Device", "Endpoint"), *packed;
+	const char *side_name = g->driver ? "Driver" : "Device", *endpoint = text(config, "Device", "Endpoint"),
+		   *packed;
 
 	side = json_object_get(config, side_name);
 	g->link = cli_str(link, "name");
@@ -91,7 +98,9 @@ static bool work_out(struct gen *g, const json_t *link)
 	packed = text(config, "Device", "PackedRings");
 	g->packed = g->driver && packed && !strcmp(packed, "yes");
 	if (!g->vm || !g->socket || !g->pairs || !endpoint) {
-		fputs("vhost-pcictl: the daemon does not tell the link's configuration; it is older than this program\n", stderr);
+		fputs("vhost-pcictl: the daemon does not tell the link's configuration; it is older than this "
+		      "program\n",
+		      stderr);
 		return false;
 	}
 	if (!memory_fits(g, config))
@@ -100,8 +109,10 @@ static bool work_out(struct gen *g, const json_t *link)
 	if (!g->driver && !strcmp(endpoint, "port"))
 		work_out_port(g, config);
 	if (g->endpoint == GEN_LOCAL)
-		fprintf(stderr, "vhost-pcictl: the device side of %s is a program (Attachment=local), not a VM; it opens unix:%s\n", g->link,
-			g->socket);
+		fprintf(stderr,
+			"vhost-pcictl: the device side of %s is a program (Attachment=local), not a VM; it opens "
+			"unix:%s\n",
+			g->link, g->socket);
 	return g->endpoint != GEN_LOCAL;
 }
 
@@ -139,12 +150,17 @@ static int bad(const char *what)
 /* -1: all read, the link is in *name. */
 static int read_options(struct cli *c, int argc, char **argv, struct gen *g, int *format, const char **name)
 {
-	static const struct option options[] = {
-		{ "qemu", no_argument, NULL, 'q' }, { "libvirt", no_argument, NULL, 'l' }, { "driver", no_argument, NULL, 'd' },
-		{ "device", no_argument, NULL, 'D' }, { "memory", required_argument, NULL, 'm' },
-		{ "driver-memory", required_argument, NULL, 'M' }, { "index", required_argument, NULL, 'i' },
-		{ "reconnect-ms", no_argument, NULL, 'r' }, { "json", no_argument, NULL, 'j' }, { "help", no_argument, NULL, 'h' }, { NULL }
-	};
+	static const struct option options[] = { { "qemu", no_argument, NULL, 'q' },
+						 { "libvirt", no_argument, NULL, 'l' },
+						 { "driver", no_argument, NULL, 'd' },
+						 { "device", no_argument, NULL, 'D' },
+						 { "memory", required_argument, NULL, 'm' },
+						 { "driver-memory", required_argument, NULL, 'M' },
+						 { "index", required_argument, NULL, 'i' },
+						 { "reconnect-ms", no_argument, NULL, 'r' },
+						 { "json", no_argument, NULL, 'j' },
+						 { "help", no_argument, NULL, 'h' },
+						 { NULL } };
 	int opt, side = 0;
 	char *end;
 
@@ -181,7 +197,8 @@ static int read_options(struct cli *c, int argc, char **argv, struct gen *g, int
 			c->json = true;
 			break;
 		case 'h':
-			printf("Usage: vhost-pcictl generate %s\n%s.\n\n%s", cmd_generate.args, cmd_generate.summary, cmd_generate.help);
+			printf("Usage: vhost-pcictl generate %s\n%s.\n\n%s", cmd_generate.args, cmd_generate.summary,
+			       cmd_generate.help);
 			return 0;
 		default:
 			return bad("that is not an option of it");
@@ -215,7 +232,10 @@ static int run(struct cli *c, int argc, char **argv)
 		goto out;
 	r = 0;
 	if (format == LIBVIRT && g.nic && strncmp(g.nic, "ua-", 3) && strncmp(g.nic, "net", 3))
-		fprintf(stderr, "vhost-pcictl: libvirt takes no device id like NIC=%s; use ua-%s, or net0 for the domain's first interface\n", g.nic, g.nic);
+		fprintf(stderr,
+			"vhost-pcictl: libvirt takes no device id like NIC=%s; use ua-%s, or net0 for the domain's "
+			"first interface\n",
+			g.nic, g.nic);
 	if (format == LIBVIRT)
 		gen_libvirt(&g);
 	else if (c->json)
@@ -228,7 +248,9 @@ out:
 }
 
 const struct cli_command cmd_generate = {
-	"generate", "LINK --qemu|--libvirt --driver|--device [OPTION]...", "Print the VMM's arguments that match a link",
+	"generate",
+	"LINK --qemu|--libvirt --driver|--device [OPTION]...",
+	"Print the VMM's arguments that match a link",
 	"  --qemu              arguments of QEMU, an option and its value on a line (--json: an array)\n"
 	"  --libvirt           a domain, to which you add disks and what else the VM has\n"
 	"  --driver, --device  which of the link's two VMs\n"
@@ -238,5 +260,6 @@ const struct cli_command cmd_generate = {
 	"  --index N           this is the VM's link number N, from 0: only the first has the\n"
 	"                      arguments of the machine and its memory\n"
 	"  --reconnect-ms      for QEMU 9.2 and later, where reconnect= has this name\n\n"
-	"Example:  qemu-system-x86_64 $(vhost-pcictl generate web-db --qemu --driver) -accel kvm ...\n", run,
+	"Example:  qemu-system-x86_64 $(vhost-pcictl generate web-db --qemu --driver) -accel kvm ...\n",
+	run,
 };

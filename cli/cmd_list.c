@@ -54,7 +54,10 @@ static char *plain(char *at, const char **value)
 	return end + 1;
 }
 
-/* {"name":"ab","type":"net",...,"status":"up"}: the members of a brief link and no others, each a plain string. NULL: it is not. */
+/*
+ * {"name":"ab","type":"net",...,"status":"up"}: the members of a brief link and no others, each a plain string. NULL:
+ * it is not.
+ */
 static char *brief(char *at, const char *v[COLUMNS])
 {
 	unsigned seen = 0;
@@ -84,7 +87,9 @@ static char *brief(char *at, const char *v[COLUMNS])
 	return seen == (1u << COLUMNS) - 1 ? behind(at, "}") : NULL;
 }
 
-/* From the text of the usual answer, which is long where there are thousands of links. NULL: a JSON parser has to look. */
+/*
+ * From the text of the usual answer, which is long where there are thousands of links. NULL: a JSON parser has to look.
+ */
 static struct cli_table *table_of_text(char *text)
 {
 	struct cli_table *t = cli_table(columns, COLUMNS);

@@ -98,7 +98,8 @@ static int run(struct cli *c, int argc, char **argv)
 	if (r >= 0)
 		return r;
 	if (c->json) {
-		fputs("vhost-pcictl metrics: there is no JSON of metrics; vhost-pcictl stats --json has the counters\n", stderr);
+		fputs("vhost-pcictl metrics: there is no JSON of metrics; vhost-pcictl stats --json has the counters\n",
+		      stderr);
 		return EXIT_USAGE;
 	}
 	r = cli_call(c, "daemon.version", NULL, &o);

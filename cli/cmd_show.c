@@ -13,16 +13,18 @@ static void show_side(const char *name, const json_t *s)
 	printf("\n%s side: VM %s\n", name, cli_str(s, "vm"));
 	printf("  socket     %s (%s)\n", cli_str(s, "socket"), cli_str(s, "socket_mode"));
 	if (json_is_true(json_object_get(s, "connected")))
-		printf("  front-end  pid %lld, user %lld, %lld memory regions%s\n", cli_int(s, "pid"), cli_int(s, "uid"),
-		       cli_int(s, "regions"), json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
+		printf("  front-end  pid %lld, user %lld, %lld memory regions%s\n", cli_int(s, "pid"),
+		       cli_int(s, "uid"), cli_int(s, "regions"),
+		       json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
 	else
 		printf("  front-end  not connected\n");
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
 	printf("  sessions   %lld, refused connections %lld\n", cli_int(s, "sessions"), cli_int(s, "refused"));
 	if (json_is_object(carrier))
-		printf("  carrier    %s; QMP: %s%s%s\n", json_is_true(json_object_get(carrier, "up")) ? "up" : "down", cli_str(carrier, "qmp"),
-		       json_is_string(json_object_get(carrier, "error")) ? ", set_link: " : "", cli_str(carrier, "error"));
+		printf("  carrier    %s; QMP: %s%s%s\n", json_is_true(json_object_get(carrier, "up")) ? "up" : "down",
+		       cli_str(carrier, "qmp"), json_is_string(json_object_get(carrier, "error")) ? ", set_link: " : "",
+		       cli_str(carrier, "error"));
 	if (json_is_string(json_object_get(s, "mac")))
 		printf("  MAC        %s\n", cli_str(s, "mac"));
 	if (json_is_string(json_object_get(s, "features")))
@@ -67,12 +69,13 @@ static void show_port(const json_t *s)
 	if (json_object_get(s, "requests_open"))
 		printf("  requests   %lld open, %lld given again, %lld failed\n", cli_int(s, "requests_open"),
 		       cli_int(s, "requests_given_again"), cli_int(s, "requests_failed"));
-	printf("  signals    straight through: %lld kicks, %lld calls; forwarded so far: %lld\n", cli_int(s, "kicks_direct"),
-	       cli_int(s, "calls_direct"), cli_int(s, "signals_forwarded"));
+	printf("  signals    straight through: %lld kicks, %lld calls; forwarded so far: %lld\n",
+	       cli_int(s, "kicks_direct"), cli_int(s, "calls_direct"), cli_int(s, "signals_forwarded"));
 	printf("  commands   %lld, refused %lld; attached %lld times, cut off %lld times\n", cli_int(s, "commands"),
 	       cli_int(s, "refused"), cli_int(s, "attaches"), cli_int(s, "cuts"));
 	json_array_foreach(windows, i, e) {
-		printf("  window %-3lld %lld MiB, %s\n", cli_int(e, "slot"), cli_int(e, "size") >> 20, cli_str(e, "state"));
+		printf("  window %-3lld %lld MiB, %s\n", cli_int(e, "slot"), cli_int(e, "size") >> 20,
+		       cli_str(e, "state"));
 		if (json_is_string(json_object_get(e, "error")))
 			printf("             %s\n", cli_str(e, "error"));
 	}
@@ -106,7 +109,8 @@ static int run(struct cli *c, int argc, char **argv)
 	printf("  policy     %s (rule %s)\n", cli_str(policy, "why"), cli_str(policy, "rule"));
 	printf("  from       %s\n", cli_str(l, "origin"));
 	if (!strcmp(cli_str(l, "type"), "net")) {
-		printf("  queues     %lld pair%s\n", cli_int(l, "queue_pairs"), cli_int(l, "queue_pairs") == 1 ? "" : "s");
+		printf("  queues     %lld pair%s\n", cli_int(l, "queue_pairs"),
+		       cli_int(l, "queue_pairs") == 1 ? "" : "s");
 		printf("  offloads   %s\n", cli_str(l, "offloads"));
 	} else {
 		printf("  type       %s\n", cli_str(l, "type"));

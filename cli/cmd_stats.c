@@ -18,9 +18,8 @@ static void reasons(const json_t *drops, char *buf, size_t size)
 	size_t n = 0;
 
 	buf[0] = 0;
-	json_object_foreach((json_t *)drops, key, v)
-		if (json_integer_value(v) && n < size)
-			n += snprintf(buf + n, size - n, "%s%s %lld", n ? ", " : "", key, (long long)json_integer_value(v));
+	json_object_foreach((json_t *)drops, key, v) if (json_integer_value(v) && n < size)
+		n += snprintf(buf + n, size - n, "%s%s %lld", n ? ", " : "", key, (long long)json_integer_value(v));
 }
 
 static int row(struct cli_table *t, const json_t *l, const char *side)

@@ -17,9 +17,9 @@ static int run(struct cli *c, int argc, char **argv)
 	if (c->json) {
 		cli_print_json(result);
 	} else {
-		printf("vhost-pcid %s, pid %lld, up %lld s: %lld links, %lld open fds, %lld reloads\n", cli_str(result, "version"),
-		       cli_int(result, "pid"), cli_int(result, "uptime_s"), cli_int(result, "links"), cli_int(result, "open_fds"),
-		       cli_int(result, "reloads"));
+		printf("vhost-pcid %s, pid %lld, up %lld s: %lld links, %lld open fds, %lld reloads\n",
+		       cli_str(result, "version"), cli_int(result, "pid"), cli_int(result, "uptime_s"),
+		       cli_int(result, "links"), cli_int(result, "open_fds"), cli_int(result, "reloads"));
 		if (cli_int(result, "guard_pid") > 0)
 			printf("  guard: pid %lld\n", cli_int(result, "guard_pid"));
 		else
@@ -33,7 +33,8 @@ static int run(struct cli *c, int argc, char **argv)
 		}
 		json_array_foreach(json_object_get(result, "isolation"), i, t)
 			printf("  isolation %lld, %s: %s%s\n", cli_int(t, "stage"), cli_str(t, "name"),
-			       json_is_true(json_object_get(t, "in_force")) ? "" : "NOT in force: ", cli_str(t, "what"));
+			       json_is_true(json_object_get(t, "in_force")) ? "" : "NOT in force: ",
+			       cli_str(t, "what"));
 	}
 	json_decref(result);
 	return 0;

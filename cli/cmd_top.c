@@ -52,7 +52,8 @@ static void row(struct cli_table *t, const json_t *l, const char *side, const do
 		snprintf(text[RATES - 1], sizeof(text[0]), "-");
 	else
 		snprintf(text[RATES - 1], sizeof(text[0]), "%.0f", v[RATES - 1]);
-	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), side, text[0], text[1], text[2], text[3], text[4] });
+	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), side, text[0], text[1], text[2], text[3],
+				     text[4] });
 }
 
 static json_t *side_json(const double v[RATES])
@@ -87,7 +88,8 @@ static int print(struct cli *c, json_t *now, json_t *before, const char *only)
 			else
 				json_object_set_new(o, sides[k], side_json(v));
 		}
-		json_array_append_new(links, json_pack("{s:s,s:s,s:o}", "name", cli_str(l, "name"), "status", cli_str(l, "status"), "sides", o));
+		json_array_append_new(links, json_pack("{s:s,s:s,s:o}", "name", cli_str(l, "name"), "status",
+						       cli_str(l, "status"), "sides", o));
 	}
 	if (c->json) {
 		json_t *o = json_pack("{s:I,s:O}", "time_us", (json_int_t)cli_int(now, "time_us"), "links", links);

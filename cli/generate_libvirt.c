@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * generate --libvirt: a domain. libvirt is told of what it knows, so that its own rules (who may open which socket, where
- * devices go) count it in. Two things it must not know, else it would use them: the root ports into which the daemon plugs
- * windows are given to QEMU behind its back, at addresses where libvirt puts nothing by itself.
+ * generate --libvirt: a domain. libvirt is told of what it knows, so that its own rules (who may open which socket,
+ * where devices go) count it in. Two things it must not know, else it would use them: the root ports into which the
+ * daemon plugs windows are given to QEMU behind its back, at addresses where libvirt puts nothing by itself.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -96,7 +96,8 @@ static void windows(const struct gen *g)
 		unsigned number = CHASSIS_BASE + GEN_MAX_BUSES * g->index + n;
 
 		snprintf(line, sizeof(line), ",bus=pcie.0,addr=0x%x.0x%x%s,chassis=%u,slot=%u,pref64-reserve=%lluM",
-			 WINDOW_SLOT + g->index, n, n ? "" : ",multifunction=on", number, number, g->window_reserve >> 20);
+			 WINDOW_SLOT + g->index, n, n ? "" : ",multifunction=on", number, number,
+			 g->window_reserve >> 20);
 		arg("-device", "", "");
 		arg("pcie-root-port,id=", bus, line);
 	}
@@ -107,7 +108,8 @@ static void shmem_device(const struct gen *g)
 	char line[160], dev[160];
 
 	snprintf(line, sizeof(line), "socket,id=vp-%s,path=", g->link);
-	snprintf(dev, sizeof(dev), "vhost-user-test-device-pci,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16,bus=pcie.0,addr=0x%x",
+	snprintf(dev, sizeof(dev),
+		 "vhost-user-test-device-pci,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16,bus=pcie.0,addr=0x%x",
 		 g->link, 1 + 2 * g->pairs, SHMEM_SLOT - g->index);
 	arg("-chardev", "", "");
 	arg(line, g->socket, "");

@@ -111,7 +111,8 @@ static void root_port(const struct gen *g, json_t *args, const char *id, unsigne
 {
 	unsigned number = ROOT_PORTS * g->index + n + 1;
 
-	add(args, "-device", "pcie-root-port,id=%s,chassis=%u,slot=%u,pref64-reserve=%lluM", id, number, number, mib(reserve));
+	add(args, "-device", "pcie-root-port,id=%s,chassis=%u,slot=%u,pref64-reserve=%lluM", id, number, number,
+	    mib(reserve));
 }
 
 static void ivshmem(const struct gen *g, json_t *args)
@@ -123,7 +124,8 @@ static void ivshmem(const struct gen *g, json_t *args)
 		root_port(g, args, bus, n, g->window_reserve);
 	snprintf(port, sizeof(port), "vp-%s-bus", g->link);
 	root_port(g, args, port, n, g->port_reserve);
-	add(args, "-device", "ivshmem-doorbell,id=vp-%s-port,chardev=vp-%s,vectors=%u,bus=%s", g->link, g->link, 1 + 2 * g->pairs, port);
+	add(args, "-device", "ivshmem-doorbell,id=vp-%s-port,chardev=vp-%s,vectors=%u,bus=%s", g->link, g->link,
+	    1 + 2 * g->pairs, port);
 }
 
 void gen_qemu(const struct gen *g, json_t *args)
@@ -141,6 +143,7 @@ void gen_qemu(const struct gen *g, json_t *args)
 	else if (g->endpoint == GEN_IVSHMEM)
 		ivshmem(g, args);
 	else
-		add(args, "-device", "vhost-user-test-device-pci,id=vp-%s-port,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16",
+		add(args, "-device",
+		    "vhost-user-test-device-pci,id=vp-%s-port,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16",
 		    g->link, g->link, 1 + 2 * g->pairs);
 }

@@ -14,15 +14,15 @@ int cli_operands(struct cli *c, const struct cli_command *cmd, int argc, char **
 
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-			printf("Usage: vhost-pcictl %s %s\n%s.\n%s%s", cmd->name, cmd->args, cmd->summary, *cmd->help ? "\n" : "",
-			       cmd->help);
+			printf("Usage: vhost-pcictl %s %s\n%s.\n%s%s", cmd->name, cmd->args, cmd->summary,
+			       *cmd->help ? "\n" : "", cmd->help);
 			return 0;
 		}
 		if (!strcmp(argv[i], "--json")) {
 			c->json = true;
 		} else if (argv[i][0] == '-') {
-			fprintf(stderr, "vhost-pcictl %s: there is no option %s; try vhost-pcictl %s --help\n", cmd->name, argv[i],
-				cmd->name);
+			fprintf(stderr, "vhost-pcictl %s: there is no option %s; try vhost-pcictl %s --help\n",
+				cmd->name, argv[i], cmd->name);
 			return EXIT_USAGE;
 		} else {
 			argv[1 + out++] = argv[i];
@@ -144,7 +144,10 @@ json_t *cli_config(char **words, int n)
 		json_t *section;
 
 		if (!eq || dot == words[i]) {
-			fprintf(stderr, "vhost-pcictl: %s is not SECTION.KEY=VALUE, such as Driver.VM=web; see vhost-pci.link(5)\n", words[i]);
+			fprintf(stderr,
+				"vhost-pcictl: %s is not SECTION.KEY=VALUE, such as Driver.VM=web; see "
+				"vhost-pci.link(5)\n",
+				words[i]);
 			json_decref(config);
 			return NULL;
 		}

@@ -61,8 +61,10 @@ static int load_config(struct vp_daemon *d, struct vp_err *e)
 {
 	struct vp_conf_report rep = { .fn = log_problem };
 
-	return vp_daemon_load_conf(d, &d->conf, &rep) ?
-	       vp_err_set(e, -EINVAL, "the configuration is not valid; vhost-pcid --check-config lists what is wrong") : 0;
+	return vp_daemon_load_conf(d, &d->conf, &rep)
+		       ? vp_err_set(e, -EINVAL,
+				    "the configuration is not valid; vhost-pcid --check-config lists what is wrong")
+		       : 0;
 }
 
 static int on_reload(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
@@ -130,11 +132,15 @@ static int take_activation(struct vp_daemon *d, struct vp_err *e)
 	for (int i = 0; i < n; i++) {
 		int fd = SD_LISTEN_FDS_START + i;
 
-		if (strncmp(names[i], VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)) && sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
-			vp_log(VP_LOG_WARNING, "socket %s of the service manager is not a listening UNIX stream socket; ignored", names[i]);
+		if (strncmp(names[i], VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)) &&
+		    sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+			vp_log(VP_LOG_WARNING,
+			       "socket %s of the service manager is not a listening UNIX stream socket; ignored",
+			       names[i]);
 		else {
 			d->activation.s[d->activation.n].fd = fd;
-			snprintf(d->activation.s[d->activation.n++].name, sizeof(d->activation.s[0].name), "%s", names[i]);
+			snprintf(d->activation.s[d->activation.n++].name, sizeof(d->activation.s[0].name), "%s",
+				 names[i]);
 		}
 		free(names[i]);
 	}
@@ -157,7 +163,10 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	const struct vp_conf_daemon *c = &d->conf->daemon;
 	int cpus[VP_CONF_MAX_CPUS];
 	struct worker_pool_conf wc = {
-		.threads = c->threads, .busy_poll_us = c->busy_poll_us, .cpus = c->n_cpus ? cpus : NULL, .ncpus = c->n_cpus,
+		.threads = c->threads,
+		.busy_poll_us = c->busy_poll_us,
+		.cpus = c->n_cpus ? cpus : NULL,
+		.ncpus = c->n_cpus,
 	};
 	int r;
 
@@ -189,7 +198,8 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 static int open_control(struct vp_daemon *d, struct vp_err *e)
 {
 	const struct vp_conf_daemon *c = &d->conf->daemon;
-	int r = vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), c->control_socket, c->control_group, e);
+	int r = vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), c->control_socket,
+			       c->control_group, e);
 
 	return r ? r : vp_scrapes_new(&d->scrapes, d, vp_activation_take(&d->activation, "metrics"), e);
 }
@@ -199,7 +209,9 @@ static void announce(struct vp_daemon *d)
 	vp_fdstore_rest(&d->activation);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		if (d->activation.s[i].fd >= 0)
-			vp_log(VP_LOG_WARNING, "socket %s of the service manager belongs to nothing here; name it control, metrics, LINK.driver or LINK.device",
+			vp_log(VP_LOG_WARNING,
+			       "socket %s of the service manager belongs to nothing here; name it control, metrics, "
+			       "LINK.driver or LINK.device",
 			       d->activation.s[i].name);
 	vp_log(VP_LOG_INFO, "ready: %u links, %u data threads, control socket %s", vp_links_count(d->links),
 	       worker_pool_size(d->workers), d->conf->daemon.control_socket);
@@ -251,7 +263,9 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 	if (!r)
 		mkdir(c->runtime_dir, 0755);
 	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
-		r = vp_err_set(e, -errno, "the runtime directory %s: %s; make it, writable for user %s, or name another one in RuntimeDirectory= or --runtime-dir",
+		r = vp_err_set(e, -errno,
+			       "the runtime directory %s: %s; make it, writable for user %s, or name another one in "
+			       "RuntimeDirectory= or --runtime-dir",
 			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
 	/* Before processes cannot be made any more. */
 	if (!r)

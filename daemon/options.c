@@ -28,7 +28,18 @@ static const char usage[] =
 	"  --log-level LEVEL  error, warning, notice, info (default) or debug\n"
 	"  --help, --version\n";
 
-enum { OPT_CONFIG = 256, OPT_CHECK, OPT_CONTROL, OPT_RUNTIME, OPT_THREADS, OPT_CPUS, OPT_RUNAS, OPT_LOG, OPT_HELP, OPT_VERSION };
+enum {
+	OPT_CONFIG = 256,
+	OPT_CHECK,
+	OPT_CONTROL,
+	OPT_RUNTIME,
+	OPT_THREADS,
+	OPT_CPUS,
+	OPT_RUNAS,
+	OPT_LOG,
+	OPT_HELP,
+	OPT_VERSION
+};
 
 static const struct option options[] = {
 	{ "config", required_argument, NULL, OPT_CONFIG },

@@ -4,7 +4,10 @@
 
 #include "context/context.h"
 
-/* The command line. 0, or an exit status > 0 with everything said; *done: there is nothing more to do (--help, --version). */
+/*
+ * The command line. 0, or an exit status > 0 with everything said; *done: there is nothing more to do (--help,
+ * --version).
+ */
 int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done);
 
 #endif

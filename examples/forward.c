@@ -29,7 +29,10 @@ int main(int argc, char **argv)
 		for (int i = 0; i < 2; i++) {
 			int n = vhp_forward(port[i], 0, port[!i], 0, mover);
 
-			/* -EIO: the driver broke its ring; vhp_update() tells the daemon, and starts it anew when the driver does. */
+			/*
+			 * -EIO: the driver broke its ring; vhp_update() tells the daemon, and starts it anew when the
+			 * driver does.
+			 */
 			if (n < 0 || vhp_changed(port[i])) {
 				up = vhp_update(port[i], &err);
 				if (up < 0)

@@ -70,8 +70,12 @@ int main(int argc, char **argv)
 			struct pollfd fds[2] = { { vhp_fd(port), POLLIN, 0 }, { vhp_recv_fd(port, 0), POLLIN, 0 } };
 			uint64_t kicks;
 
-			/* Reading takes the eventfd back to zero; it may block when another reader was faster, so poll says first. */
-			if (poll(fds, 2, 1000) > 0 && (fds[1].revents & POLLIN) && read(fds[1].fd, &kicks, sizeof(kicks)) < 0)
+			/*
+			 * Reading takes the eventfd back to zero; it may block when another reader was faster, so poll
+			 * says first.
+			 */
+			if (poll(fds, 2, 1000) > 0 && (fds[1].revents & POLLIN) &&
+			    read(fds[1].fd, &kicks, sizeof(kicks)) < 0)
 				perror("sink: kick");
 			printf("\rIPv4 %lu  IPv6 %lu  other %lu", ipv4, ipv6, other);
 			fflush(stdout);

@@ -79,7 +79,8 @@ static void print_stats(const struct fwd *f, bool json)
 	if (json)
 		printf("[");
 	else
-		printf("%-4s %-28s %-5s %14s %14s %10s %10s\n", "port", "where", "link", "received", "sent", "lost", "errors");
+		printf("%-4s %-28s %-5s %14s %14s %10s %10s\n", "port", "where", "link", "received", "sent", "lost",
+		       "errors");
 	for (i = 0; i < f->n; i++) {
 		struct vhp_port_info info;
 		struct vhp_counters c;
@@ -302,8 +303,11 @@ static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
 int main(int argc, char **argv)
 {
 	static const struct option opts[] = {
-		{ "mode", 1, 0, 'm' }, { "capture", 1, 0, 'c' }, { "poll", 0, 0, 'p' }, { "cpu", 1, 0, 'C' },
-		{ "protect", 0, 0, 'P' }, { "stats", 1, 0, 's' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { "version", 0, 0, 'V' }, { 0 },
+		{ "mode", 1, 0, 'm' },	  { "capture", 1, 0, 'c' },
+		{ "poll", 0, 0, 'p' },	  { "cpu", 1, 0, 'C' },
+		{ "protect", 0, 0, 'P' }, { "stats", 1, 0, 's' },
+		{ "json", 0, 0, 'j' },	  { "help", 0, 0, 'h' },
+		{ "version", 0, 0, 'V' }, { 0 },
 	};
 	struct sigaction sa = { .sa_handler = on_signal };
 	struct pcap *cap[FWD_MAX_PORTS] = { 0 };

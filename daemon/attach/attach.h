@@ -64,13 +64,13 @@ struct vp_attach_ops {
 	 */
 	unsigned (*direct)(struct vp_attach *a, unsigned q, int kick, int call);
 	/*
-	 * Optional. A run has ended, and the device side has not returned all of its requests: it may do them after it has said that it
-	 * stopped, and return them in the next run. So it is to be gone before that begins.
+	 * Optional. A run has ended, and the device side has not returned all of its requests: it may do them after it
+	 * has said that it stopped, and return them in the next run. So it is to be gone before that begins.
 	 */
 	void (*unclean)(struct vp_attach *a);
 	/*
-	 * The device side maps memory of ours as a process does. In a guest it lies in a PCI device instead: the guest's kernel has no
-	 * pages of it, and direct I/O on it fails.
+	 * The device side maps memory of ours as a process does. In a guest it lies in a PCI device instead: the
+	 * guest's kernel has no pages of it, and direct I/O on it fails.
 	 */
 	bool pages;
 };

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this daemon is its front-end. To
- * the port this is a device VM whose guest and agent are one, in hostdev_session.c.
+ * Endpoint=vhost-user: an unmodified vhost-user back-end on the host is the device side, and this daemon is its
+ * front-end. To the port this is a device VM whose guest and agent are one, in hostdev_session.c.
  *
- * Threat model: as the local attachment. In fast mode, which policy allows within a trust group only, the back-end gets what a
- * direct connection to the driver VM's VMM would give it. Else it gets the pool, which holds what a device VM would see of the driver VM
- * and nothing else, one kick and one call eventfd a queue, and a socket for its own requests. It may fall silent (its answers have
- * a deadline), may answer anything (checked against the table, then by value), sends what nobody asked for (then it is dropped),
- * shares the eventfds' open files with us (never read here; written by threads with a supervisor only), and keeps what it was given
- * mapped for as long as it lives, also when it was dropped: its successor gets another pool.
+ * Threat model: as the local attachment. In fast mode, which policy allows within a trust group only, the back-end gets
+ * what a direct connection to the driver VM's VMM would give it. Else it gets the pool, which holds what a device VM
+ * would see of the driver VM and nothing else, one kick and one call eventfd a queue, and a socket for its own
+ * requests. It may fall silent (its answers have a deadline), may answer anything (checked against the table, then by
+ * value), sends what nobody asked for (then it is dropped), shares the eventfds' open files with us (never read here;
+ * written by threads with a supervisor only), and keeps what it was given mapped for as long as it lives, also when it
+ * was dropped: its successor gets another pool.
  */
 #include "attach/hostdev.h"
 
@@ -164,7 +165,8 @@ static int on_main(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		vu_conn_next(&h->main);
 	}
 	if (!r && vp_foreign_pending(h->c.who) >= VP_FOREIGN_PENDING_MAX)
-		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
+		r = vp_err_set(&e, -EBADF,
+			       "it sends files that cannot be closed, for whoever serves them does not answer");
 	if (r == -ECONNRESET)
 		hostdev_drop(h, false, "it closed the connection");
 	else if (r)
@@ -296,8 +298,9 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 		r = vp_sock_peer(fd, &h->cred);
 	if (!r && !may_serve(h, &h->cred)) {
 		h->n_refused++;
-		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve as %s; add it to User= in %s.vm", path,
-			       h->cred.uid, h->c.link->side[VP_SIDE_DEVICE].vm, h->c.link->side[VP_SIDE_DEVICE].vm);
+		r = vp_err_set(&e, -EACCES, "%s: belongs to user %u, who may not serve as %s; add it to User= in %s.vm",
+			       path, h->cred.uid, h->c.link->side[VP_SIDE_DEVICE].vm,
+			       h->c.link->side[VP_SIDE_DEVICE].vm);
 	}
 	if (!r) {
 		r = backend_begin(h, fd);
@@ -317,7 +320,9 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
-/* The time grows, also for a back-end that comes and says nothing: one that gets as far as being attached sets it back. */
+/*
+ * The time grows, also for a back-end that comes and says nothing: one that gets as far as being attached sets it back.
+ */
 static void connect_later(struct hostdev *h)
 {
 	if (h->s.attached)

@@ -30,7 +30,8 @@ struct hostdev_queue {
 struct hostdev_window {
 	int      fd;            /* the port's; -1 = no window */
 	uint64_t offset;
-	uint64_t uva;           /* what the back-end is told that its address is here: never one that another window had */
+	/* what the back-end is told that its address is here: never one that another window had */
+	uint64_t uva;
 };
 
 struct hostdev {
@@ -52,8 +53,9 @@ struct hostdev {
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
 	/*
-	 * Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick and a call of ours to them when a run
-	 * begins. That is an eventfd which nobody else has: sig and bell may have been the back-end's before, and block.
+	 * Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick and a call of ours to them
+	 * when a run begins. That is an eventfd which nobody else has: sig and bell may have been the back-end's
+	 * before, and block.
 	 */
 	int                  *drv_kick, *drv_call, *poke_fd;
 	struct vp_wire      *(*poke)[2];
@@ -77,7 +79,10 @@ struct hostdev {
 
 /* A back-end is there. */
 void hostdev_session_begin(struct hostdev *h);
-/* Go on: the state page or the back-end has something new, or a time is over. From the event loop only. May drop the back-end. */
+/*
+ * Go on: the state page or the back-end has something new, or a time is over. From the event loop only. May drop the
+ * back-end.
+ */
 void hostdev_session_run(struct hostdev *h);
 /* An answer (or something unasked) is in h->main.rx. 0 or -errno: the back-end is to be dropped. */
 int hostdev_session_answer(struct hostdev *h, struct vp_err *e);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The session with a vhost-user back-end on the host: what it is told of features, memory and rings before and while its queues run.
- * See hostdev_session.c.
+ * The session with a vhost-user back-end on the host: what it is told of features, memory and rings before and while
+ * its queues run. See hostdev_session.c.
  */
 #include "attach/hostdev_priv.h"
 
@@ -30,8 +30,8 @@ bool hostdev_runs(const struct hostdev *h)
 }
 
 /*
- * The driver VM's memory, region by region. DPDK keeps the mapping that it has when a new table has the same addresses and
- * sizes, so each window has user addresses of its own.
+ * The driver VM's memory, region by region. DPDK keeps the mapping that it has when a new table has the same addresses
+ * and sizes, so each window has user addresses of its own.
  */
 static bool send_guest_memory(struct hostdev *h)
 {
@@ -49,7 +49,9 @@ static bool send_guest_memory(struct hostdev *h)
 		if (le32toh(r->flags) & VHP_REGION_INFLIGHT)
 			continue;
 		if (n == VU_MAX_TABLE_REGIONS || h->win[slot].fd < 0) {
-			snprintf(why, sizeof(why), "the driver VM's memory has more than %u regions; give that VM its memory in fewer pieces",
+			snprintf(why, sizeof(why),
+				 "the driver VM's memory has more than %u regions; give that VM its memory in fewer "
+				 "pieces",
 				 VU_MAX_TABLE_REGIONS);
 			hostdev_drop(h, true, n == VU_MAX_TABLE_REGIONS ? why : "a window is missing");
 			return false;
@@ -65,7 +67,9 @@ static bool send_guest_memory(struct hostdev *h)
 	return hostdev_send_fds(h, &m, fds, n);
 }
 
-/* Where it keeps the account of open requests: what is open there it gives to itself again. True: nothing to send, too. */
+/*
+ * Where it keeps the account of open requests: what is open there it gives to itself again. True: nothing to send, too.
+ */
 static bool send_inflight(struct hostdev *h)
 {
 	const struct vhp_abi_state *st = page(h);
@@ -78,8 +82,10 @@ static bool send_inflight(struct hostdev *h)
 		if (!(le32toh(r->flags) & VHP_REGION_INFLIGHT) || w->fd < 0)
 			continue;
 		m.p.inflight = (struct vu_inflight){
-			.mmap_size = le64toh(r->size), .mmap_offset = w->offset + le64toh(r->offset),
-			.num_queues = (uint16_t)le32toh(st->inflight_queues), .queue_size = (uint16_t)le32toh(st->inflight_entries),
+			.mmap_size = le64toh(r->size),
+			.mmap_offset = w->offset + le64toh(r->offset),
+			.num_queues = (uint16_t)le32toh(st->inflight_queues),
+			.queue_size = (uint16_t)le32toh(st->inflight_entries),
 		};
 		return hostdev_send(h, &m, &w->fd);
 	}
@@ -91,7 +97,8 @@ static bool send_memory(struct hostdev *h)
 {
 	const struct vhp_abi_state *st = page(h);
 	const struct vhp_abi_region *r = st->regions;
-	struct vu_msg m = { .hdr = { .request = VU_SET_MEM_TABLE, .size = 8 + sizeof(m.p.mem.regions[0]) }, .p.mem.nregions = 1 };
+	struct vu_msg m = { .hdr = { .request = VU_SET_MEM_TABLE, .size = 8 + sizeof(m.p.mem.regions[0]) },
+			    .p.mem.nregions = 1 };
 	struct vu_mem_region *mr = &m.p.mem.regions[0];
 	uint32_t n = le32toh(st->nregions), slot = n ? le32toh(r[0].window) : VHP_MAX_WINDOWS;
 
@@ -125,8 +132,10 @@ bool hostdev_step_setup(struct hostdev *h)
 	case SETUP_FEATURES:
 		s->features = f;
 		s->epoch = epoch;
-		return hostdev_send_u64(h, VU_SET_FEATURES, (f & s->offered & ~(OURS | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))) |
-				(s->offered & VP_BIT(VU_F_PROTOCOL_FEATURES)), NULL);
+		return hostdev_send_u64(h, VU_SET_FEATURES,
+					(f & s->offered & ~(OURS | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))) |
+						(s->offered & VP_BIT(VU_F_PROTOCOL_FEATURES)),
+					NULL);
 	case SETUP_INFLIGHT:
 		return send_inflight(h);
 	case SETUP_MEMORY:
@@ -220,5 +229,6 @@ bool hostdev_step_start(struct hostdev *h, unsigned q)
 
 bool hostdev_step_memory(struct hostdev *h)
 {
-	return is_fast(h) && h->s.set_up && h->s.mem_seen != le32toh(page(h)->regions_generation) && send_guest_memory(h);
+	return is_fast(h) && h->s.set_up && h->s.mem_seen != le32toh(page(h)->regions_generation) &&
+	       send_guest_memory(h);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The session with a vhost-user back-end on the host (hostdev.h). Level-triggered, as the agent in a device VM is: the state page
- * says what is asked, h->s what was done; one step at a time makes up the difference. A step sends one message, or gives the port one command.
+ * The session with a vhost-user back-end on the host (hostdev.h). Level-triggered, as the agent in a device VM is: the
+ * state page says what is asked, h->s what was done; one step at a time makes up the difference. A step sends one
+ * message, or gives the port one command.
  *
  * The state page is read where it is: nobody but this thread writes it, and no other process has it.
  */
@@ -20,15 +21,18 @@
 #include "base/log.h"
 #include "base/util.h"
 
-#define WANTED_PF (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG))
+#define WANTED_PF                                                                                     \
+	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | \
+	 VP_BIT(VU_PF_CONFIG))
 
 /* What a back-end need not know of: the driver VM's VMM and this daemon provide it. As for the agent's data paths. */
 #define F_RING_RESET 40
 #define ANY_NEUTRAL (VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(F_RING_RESET))
-#define NET_NEUTRAL (ANY_NEUTRAL | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
-		     VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | \
-		     VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | \
-		     VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_STANDBY) | VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX))
+#define NET_NEUTRAL                                                                                        \
+	(ANY_NEUTRAL | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
+	 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) |    \
+	 VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) |                        \
+	 VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_STANDBY) | VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX))
 
 #define CONFIG_AGAIN_US 100000u  /* between two readings of a config space that changes and changes */
 #define REFUSED_US      5000000u /* a back-end that does not fit is asked again what it has */
@@ -158,7 +162,9 @@ static void describe(struct hostdev *h)
 
 static void attach(struct hostdev *h)
 {
-	uint64_t args[VHP_ATTACH_FLAGS + 1] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION, [VHP_ATTACH_FEATURES0] = h->s.offered & ~OURS }, missing = 0;
+	uint64_t args[VHP_ATTACH_FLAGS +
+		      1] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION, [VHP_ATTACH_FEATURES0] = h->s.offered & ~OURS },
+		      missing = 0;
 	char names[160];
 	uint32_t st;
 
@@ -172,15 +178,17 @@ static void attach(struct hostdev *h)
 		return;
 	}
 	if (st == VHP_ST_FEATURES && missing)
-		snprintf(h->last, sizeof(h->last), "the back-end lacks %s", vu_features_str(le32toh(page(h)->device_type), missing, names,
-											  sizeof(names)));
+		snprintf(h->last, sizeof(h->last), "the back-end lacks %s",
+			 vu_features_str(le32toh(page(h)->device_type), missing, names, sizeof(names)));
 	h->s.attach_us = hostdev_now() + ATTACH_AGAIN_US;
 	hostdev_later(h, ATTACH_AGAIN_US);
 }
 
 static void report_stopped(struct hostdev *h, unsigned q, uint32_t run, uint32_t base, uint64_t flags)
 {
-	uint64_t args[4] = { [VHP_STOPPED_QUEUE] = q, [VHP_STOPPED_RUN] = run, [VHP_STOPPED_BASE] = base, [VHP_STOPPED_FLAGS] = flags };
+	uint64_t args[4] = {
+		[VHP_STOPPED_QUEUE] = q, [VHP_STOPPED_RUN] = run, [VHP_STOPPED_BASE] = base, [VHP_STOPPED_FLAGS] = flags
+	};
 
 	h->s.q[q].given_up = run;
 	/* An index that cannot be: the copying engine knows better. */
@@ -350,7 +358,8 @@ static bool step(struct hostdev *h)
 	for (unsigned q = 0; q < h->n; q++)
 		if (step_stop(h, q))
 			return true;
-	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) && !hostdev_runs(h)) {
+	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) &&
+	    !hostdev_runs(h)) {
 		hostdev_drop(h, false, "it is left, for the driver VM whose memory it has is gone");
 		return false;
 	}
@@ -374,8 +383,8 @@ void hostdev_session_run(struct hostdev *h)
 		return;
 	h->s.in_step = true;
 	/*
-	 * qemu-storage-daemon answers GET_VRING_BASE while requests are under way, and returns them in the ring that it is given next.
-	 * Before it serves another connection it waits for them.
+	 * qemu-storage-daemon answers GET_VRING_BASE while requests are under way, and returns them in the ring that it
+	 * is given next. Before it serves another connection it waits for them.
 	 */
 	if (h->here && h->unclean)
 		hostdev_drop(h, false, "requests of a run that is over were open; connecting again");
@@ -445,12 +454,15 @@ int hostdev_session_answer(struct hostdev *h, struct vp_err *e)
 		return r;
 	if (info && info->reply != VU_REPLY_ALWAYS && m->p.u64) {
 		if (!may_refuse(request))
-			return vp_err_set(e, -EREMOTEIO, "it refused %s (%llu)", vu_msg_name(VU_FROM_FRONTEND, request, nb, sizeof(nb)),
+			return vp_err_set(e, -EREMOTEIO, "it refused %s (%llu)",
+					  vu_msg_name(VU_FROM_FRONTEND, request, nb, sizeof(nb)),
 					  (unsigned long long)m->p.u64);
-		vp_log(VP_LOG_NOTICE, "%s: the back-end refused %s", h->c.name, vu_msg_name(VU_FROM_FRONTEND, request, nb, sizeof(nb)));
+		vp_log(VP_LOG_NOTICE, "%s: the back-end refused %s", h->c.name,
+		       vu_msg_name(VU_FROM_FRONTEND, request, nb, sizeof(nb)));
 	}
 	if (request == VU_GET_VRING_BASE && m->p.state.index != h->s.queue)
-		return vp_err_set(e, -EBADMSG, "GET_VRING_BASE of ring %u was answered for ring %u", h->s.queue, m->p.state.index);
+		return vp_err_set(e, -EBADMSG, "GET_VRING_BASE of ring %u was answered for ring %u", h->s.queue,
+				  m->p.state.index);
 	if (request == VU_GET_CONFIG && m->hdr.size > VU_CONFIG_HDR_SIZE + h->s.config_wanted)
 		return vp_err_set(e, -EBADMSG, "GET_CONFIG of %u bytes was answered with %u", h->s.config_wanted,
 				  m->hdr.size - VU_CONFIG_HDR_SIZE);

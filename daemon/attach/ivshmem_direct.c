@@ -22,8 +22,8 @@
 #include "sys/timer.h"
 
 /*
- * KVM has room for 1000 ioeventfds and such in a VM, and QEMU ends the VM when there is no more. What a device's handshake needs (two for
- * each signal) counts too; the rest is for the VM's other devices.
+ * KVM has room for 1000 ioeventfds and such in a VM, and QEMU ends the VM when there is no more. What a device's
+ * handshake needs (two for each signal) counts too; the rest is for the VM's other devices.
  */
 #define DOORBELLS_VM  600
 #define LOOK_US       2000u      /* has QEMU read it? */
@@ -124,7 +124,8 @@ static uint32_t make_doorbell(struct vp_ivdirect *x, int fd)
 	if (vm_used(x->vm) >= DOORBELLS_VM || peer >= VHP_IVSHMEM_WINDOW_ID) {
 		if (!x->full)
 			vp_log(VP_LOG_NOTICE,
-			       "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded until the device is plugged anew",
+			       "%s: %u doorbells are in use, more is not safe for the VM: further calls are forwarded "
+			       "until the device is plugged anew",
 			       x->name, *x->used);
 		x->full = true;
 		return 0;

@@ -262,10 +262,10 @@ static void looked(void *arg, json_t *ret, const char *err)
 		arm(v, BAR_LOOK_US, on_look);
 		return;
 	}
-	snprintf(
-		v->error, sizeof(v->error),
-		"its BAR got no address in the device VM; give root port %s pref64-reserve= of at least the memory's size, and the VM enough address bits",
-		v->bus >= 0 ? w->bus[v->bus] : "?");
+	snprintf(v->error, sizeof(v->error),
+		 "its BAR got no address in the device VM; give root port %s pref64-reserve= of at least the memory's "
+		 "size, and the VM enough address bits",
+		 v->bus >= 0 ? w->bus[v->bus] : "?");
 	if (v->slot >= 0)
 		vp_port_window_failed(w->port, (unsigned)v->slot, v->error);
 }
@@ -335,17 +335,17 @@ static int free_bus(struct vp_ivwins *w)
 static int check(struct vp_ivwins *w, const struct vp_port_window *req, struct vp_err *e)
 {
 	if (!w->qmp)
-		return vp_err_set(
-			e, -EINVAL,
-			"fast mode plugs the memory into the device VM as a device: set QMP= (a QMP socket of that VM) and HotplugBus= (free pcie-root-ports), or use Attachment=shmem");
+		return vp_err_set(e, -EINVAL,
+				  "fast mode plugs the memory into the device VM as a device: set QMP= (a QMP socket "
+				  "of that VM) and HotplugBus= (free pcie-root-ports), or use Attachment=shmem");
 	if (!w->n_bus)
 		return vp_err_set(e, -EINVAL,
 				  "HotplugBus= names no pcie-root-port of the device VM to plug the memory into");
 	if (!vp_is_pow2(req->size))
-		return vp_err_set(
-			e, -EINVAL,
-			"ivshmem memory must be a power of two, the driver VM's file has %llu MiB: give the driver VM such a size, or use Attachment=shmem",
-			(unsigned long long)req->size >> 20);
+		return vp_err_set(e, -EINVAL,
+				  "ivshmem memory must be a power of two, the driver VM's file has %llu MiB: give the "
+				  "driver VM such a size, or use Attachment=shmem",
+				  (unsigned long long)req->size >> 20);
 	if (!vp_qmp_is_up(w->qmp))
 		return vp_err_set(e, -EAGAIN, "QMP %s: %.120s", w->l->qmp, vp_qmp_why(w->qmp));
 	if (left_behind(w))
@@ -493,7 +493,10 @@ static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 	return v;
 }
 
-/* Which of ours are plugged. The VMM says what it likes: neither the list that is walked nor the one that is made gets long. */
+/*
+ * Which of ours are plugged. The VMM says what it likes: neither the list that is walked nor the one that is made gets
+ * long.
+ */
 static void mark_seen(struct vp_ivwins *w, json_t *ret)
 {
 	unsigned n_left = 0;
@@ -524,7 +527,8 @@ static void mark_seen(struct vp_ivwins *w, json_t *ret)
 	}
 	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
 		vp_log(VP_LOG_WARNING,
-		       "%s: the device VM says that it has %zu devices, %u of them windows of an earlier daemon; only the first %u are removed",
+		       "%s: the device VM says that it has %zu devices, %u of them windows of an earlier daemon; only "
+		       "the first %u are removed",
 		       w->name, json_array_size(ret), n_left, LEFT_MAX);
 }
 

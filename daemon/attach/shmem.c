@@ -168,7 +168,8 @@ static void map_control(struct shmem *s)
 	if (r) {
 		free(q);
 		vp_log(VP_LOG_ERR,
-		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared memory regions",
+		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared "
+		       "memory regions",
 		       s->c.name, strerror(-r));
 	}
 }
@@ -481,8 +482,13 @@ static void on_events_changed(void *ctx)
 }
 
 static const struct vu_backend_ops vu_ops = {
-	.mem_table = on_mem_table, .ring_changed = on_ring_changed, .ring_stop = on_ring_stop, .get_config = on_get_config,
-	.set_config = on_set_config, .get_shmem_config = on_shmem_config, .events_changed = on_events_changed,
+	.mem_table = on_mem_table,
+	.ring_changed = on_ring_changed,
+	.ring_stop = on_ring_stop,
+	.get_config = on_get_config,
+	.set_config = on_set_config,
+	.get_shmem_config = on_shmem_config,
+	.events_changed = on_events_changed,
 };
 
 /* ---- the session ---------------------------------------------------------------------------------------------- */
@@ -491,8 +497,8 @@ static int dev_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 {
 	*cfg = (struct vu_backend_cfg){
 		.features = VP_BIT(VIRTIO_F_VERSION_1),
-		.pf = VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_BACKEND_SEND_FD) |
-		      VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_SHMEM),
+		.pf = VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
+		      VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_SHMEM),
 		.max_queues = VU_MAX_QUEUES,
 		.max_ring_size = VP_VQ_MAX_SIZE,
 		.msgs_per_sec = 200000,

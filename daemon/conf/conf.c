@@ -194,7 +194,8 @@ int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e
 {
 	memset(l, 0, sizeof(*l));
 	if (!vp_conf_name_ok(name))
-		return vp_err_set(e, -EINVAL, "'%.70s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -",
+		return vp_err_set(e, -EINVAL,
+				  "'%.70s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -",
 				  name, VP_CONF_NAME_MAX - 1);
 	memcpy(l->name, name, strlen(name));
 	l->mode = VP_MODE_AUTO;
@@ -219,8 +220,10 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 
 	if (!*sock) {
 		if (l->side[s].socket_mode == VP_SOCKET_CLIENT)
-			return vp_err_set(e, -EINVAL, "the %s side is SocketMode=client but has no Socket=; say where the VMM listens",
-					  vp_side_name(s));
+			return vp_err_set(
+				e, -EINVAL,
+				"the %s side is SocketMode=client but has no Socket=; say where the VMM listens",
+				vp_side_name(s));
 		snprintf(path, sizeof(path), "%s/%s.%s.sock", c->daemon.runtime_dir, l->name, vp_side_name(s));
 	} else if (*sock != '/') {
 		snprintf(path, sizeof(path), "%s/%s", c->daemon.runtime_dir, sock);
@@ -228,7 +231,9 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 		return 0;
 	}
 	if (strlen(path) >= VP_CONF_SOCKET_MAX)
-		return vp_err_set(e, -EINVAL, "the %s side's socket %.60s... has %zu bytes, a UNIX socket's path has at most %d; set a shorter Socket=",
+		return vp_err_set(e, -EINVAL,
+				  "the %s side's socket %.60s... has %zu bytes, a UNIX socket's path has at most %d; "
+				  "set a shorter Socket=",
 				  vp_side_name(s), path, strlen(path), VP_CONF_SOCKET_MAX - 1);
 	memset(sock, 0, VP_CONF_SOCKET_MAX);
 	memcpy(sock, path, strlen(path));
@@ -238,12 +243,15 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 {
 	if (!l->driver_qmp[0] != !l->nic[0])
-		return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its network device there");
+		return vp_err_set(e, -EINVAL,
+				  "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its "
+				  "network device there");
 	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
 		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
 	if (l->endpoint == VP_ENDPOINT_VHOST_USER) {
 		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture)
-			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus= and ApertureSize= are for Endpoint=port");
+			return vp_err_set(e, -EINVAL,
+					  "Attachment=, QMP=, HotplugBus= and ApertureSize= are for Endpoint=port");
 		l->attachment = VP_ATTACH_HOSTDEV;
 		return 0;
 	}
@@ -251,7 +259,9 @@ static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 		if (l->driver_qmp[0])
 			return vp_err_set(e, -EINVAL, "[Driver] QMP= and NIC= are for Endpoint=port");
 		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture || l->packed || l->plain || l->pool)
-			return vp_err_set(e, -EINVAL, "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize=, PackedRings= and PlainRings= are for Endpoint=port");
+			return vp_err_set(e, -EINVAL,
+					  "Attachment=, QMP=, HotplugBus=, ApertureSize=, PoolSize=, PackedRings= and "
+					  "PlainRings= are for Endpoint=port");
 		return 0;
 	}
 	if (l->attachment == VP_ATTACH_AUTO)
@@ -287,7 +297,8 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 		if (!*vm)
 			return vp_err_set(e, -EINVAL, "[%s] VM= is missing; name the %s VM", section, vp_side_name(s));
 		if (!vp_conf_vm_find(c, vm))
-			return vp_err_set(e, -EINVAL, "[%s] VM=%s is not configured; write a file %s.vm", section, vm, vm);
+			return vp_err_set(e, -EINVAL, "[%s] VM=%s is not configured; write a file %s.vm", section, vm,
+					  vm);
 		r = finish_socket(l, s, c, e);
 		if (r)
 			return r;
@@ -307,12 +318,15 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e)
 {
 	if (!strcmp(a->name, b->name))
-		return vp_err_set(e, -EEXIST, "there is already a link %s; remove it first or choose another name", a->name);
+		return vp_err_set(e, -EEXIST, "there is already a link %s; remove it first or choose another name",
+				  a->name);
 	for (unsigned i = 0; i < VP_SIDES; i++)
 		for (unsigned j = 0; j < VP_SIDES; j++)
 			if (!strcmp(a->side[i].socket, b->side[j].socket))
-				return vp_err_set(e, -EEXIST, "the socket %s already belongs to the %s side of link %s; set another Socket=",
-						  a->side[i].socket, vp_side_name(i), a->name);
+				return vp_err_set(
+					e, -EEXIST,
+					"the socket %s already belongs to the %s side of link %s; set another Socket=",
+					a->side[i].socket, vp_side_name(i), a->name);
 	return 0;
 }
 
@@ -387,7 +401,9 @@ static int load_kind(struct vp_conf *c, const struct vp_conf_paths *paths, const
 		snprintf(path, sizeof(path), "%s/%s", paths->dir[l.e[i].dir], l.e[i].name);
 		snprintf(name, sizeof(name), "%.*s", (int)(strlen(l.e[i].name) - strlen(suffix)), l.e[i].name);
 		if (!vp_conf_name_ok(name)) {
-			vp_conf_error(rep, "%s: '%s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -; rename the file",
+			vp_conf_error(rep,
+				      "%s: '%s' is not a name: use 1 to %d of A-Z a-z 0-9 _ . -, not starting with . "
+				      "or -; rename the file",
 				      path, name, VP_CONF_NAME_MAX - 1);
 			continue;
 		}
@@ -419,8 +435,9 @@ static int load_daemon(struct vp_conf *c, const struct vp_conf_paths *paths, str
 	if (d->runtime_dir[0] != '/')
 		vp_conf_error(rep, "the runtime directory %s is not an absolute path", d->runtime_dir);
 	/* A daemon beside the usual one keeps its own. */
-	if (!*d->state_dir && snprintf(d->state_dir, sizeof(d->state_dir), "%s", !strcmp(d->runtime_dir, DEFAULT_RUNTIME) ?
-				       DEFAULT_STATE : "") == 0 &&
+	if (!*d->state_dir &&
+	    snprintf(d->state_dir, sizeof(d->state_dir), "%s",
+		     !strcmp(d->runtime_dir, DEFAULT_RUNTIME) ? DEFAULT_STATE : "") == 0 &&
 	    snprintf(d->state_dir, sizeof(d->state_dir), "%s/state", d->runtime_dir) >= (int)sizeof(d->state_dir))
 		vp_conf_error(rep, "the runtime directory %s is too long; set StateDirectory=", d->runtime_dir);
 	if (d->state_dir[0] != '/')
@@ -430,9 +447,10 @@ static int load_daemon(struct vp_conf *c, const struct vp_conf_paths *paths, str
 	if (!*d->control_socket &&
 	    snprintf(d->control_socket, sizeof(d->control_socket), "%s/control.sock", d->runtime_dir) >=
 	    (int)sizeof(d->control_socket))
-		vp_conf_error(rep, "the runtime directory %s is too long for a socket in it; choose a shorter one", d->runtime_dir);
-	if (!*d->metrics_socket &&
-	    snprintf(d->metrics_socket, sizeof(d->metrics_socket), "%s/metrics.sock", d->runtime_dir) >= (int)sizeof(d->metrics_socket))
+		vp_conf_error(rep, "the runtime directory %s is too long for a socket in it; choose a shorter one",
+			      d->runtime_dir);
+	if (!*d->metrics_socket && snprintf(d->metrics_socket, sizeof(d->metrics_socket), "%s/metrics.sock",
+					    d->runtime_dir) >= (int)sizeof(d->metrics_socket))
 		*d->metrics_socket = 0;  /* said above: control.sock is as long */
 	if (d->metrics_socket[0] != '/' && d->metrics_socket[0])
 		vp_conf_error(rep, "[Metrics] Socket=%s is not an absolute path", d->metrics_socket);
@@ -472,14 +490,19 @@ static int check_sockets(const struct vp_conf *c, struct vp_conf_report *rep)
 		const struct claim *a = &claims[i], *b = i ? &claims[i - 1] : NULL;
 
 		if (!strcmp(a->socket, c->daemon.control_socket))
-			vp_conf_error(rep, "%s.link: the %s side's socket %s is the control socket; set another Socket=",
+			vp_conf_error(rep,
+				      "%s.link: the %s side's socket %s is the control socket; set another Socket=",
 				      a->link->name, vp_side_name(a->side), a->socket);
 		if (!strcmp(a->socket, c->daemon.metrics_socket))
-			vp_conf_error(rep, "%s.link: the %s side's socket %s is the socket of the metrics; set another Socket=",
-				      a->link->name, vp_side_name(a->side), a->socket);
+			vp_conf_error(
+				rep,
+				"%s.link: the %s side's socket %s is the socket of the metrics; set another Socket=",
+				a->link->name, vp_side_name(a->side), a->socket);
 		if (b && b->link != a->link && !strcmp(a->socket, b->socket))
-			vp_conf_error(rep, "%s.link: the socket %s already belongs to the %s side of link %s; set another Socket=",
-				      a->link->name, a->socket, vp_side_name(b->side), b->link->name);
+			vp_conf_error(
+				rep,
+				"%s.link: the socket %s already belongs to the %s side of link %s; set another Socket=",
+				a->link->name, a->socket, vp_side_name(b->side), b->link->name);
 	}
 	free(claims);
 	return 0;
@@ -496,7 +519,9 @@ int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct
 	rep->into = c;
 	for (unsigned i = 0; paths->named && i < paths->n; i++)
 		if (access(paths->dir[i], F_OK))
-			vp_conf_error(rep, "--config %s: %s; name a directory with vhost-pci.conf, *.vm and *.link files", paths->dir[i], strerror(errno));
+			vp_conf_error(rep,
+				      "--config %s: %s; name a directory with vhost-pci.conf, *.vm and *.link files",
+				      paths->dir[i], strerror(errno));
 	r = load_daemon(c, paths, rep);
 	if (!r)
 		r = load_kind(c, paths, ".vm", add_vm, rep);

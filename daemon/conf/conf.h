@@ -84,7 +84,8 @@ struct vp_conf_link {
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
-	char     nic[VP_CONF_NAME_MAX];         /* the network device there whose carrier follows the link; set if driver_qmp is */
+	/* the network device there whose carrier follows the link; set if driver_qmp is */
+	char     nic[VP_CONF_NAME_MAX];
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	/* of a back-end, as far as it is written here and not learned (device/device.h) */
@@ -108,14 +109,16 @@ struct vp_conf_daemon {
 	uint32_t max_links;
 	char     control_group[VP_CONF_NAME_MAX];  /* "" = root and the daemon's user only */
 	char     control_socket[VP_CONF_SOCKET_MAX];
-	char     metrics_group[VP_CONF_NAME_MAX];  /* may read the metrics, besides those who may use the control socket */
+	/* may read the metrics, besides those who may use the control socket */
+	char     metrics_group[VP_CONF_NAME_MAX];
 	char     metrics_socket[VP_CONF_SOCKET_MAX];
 	char     runtime_dir[VP_CONF_SOCKET_MAX];
 	char     socket_dirs[VP_CONF_DIRS_MAX];    /* further ones for sockets, one blank between them */
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
-	uint32_t require;                          /* isolation stages that must be in force (bit = enum vp_isolate_stage) */
+	/* isolation stages that must be in force (bit = enum vp_isolate_stage) */
+	uint32_t require;
 	bool     no_filter;                        /* no system call filter */
 };
 

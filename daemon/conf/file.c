@@ -55,7 +55,8 @@ static void check_line(struct parse *p, const char *buf)
 		section[n] = 0;
 		if (buf[1 + n] == ']' && !vp_conf_section_known(p->kind, section)) {
 			vp_conf_sections(p->kind, known, sizeof(known));
-			vp_conf_error(p->rep, "%s:%u: unknown section [%.50s]; known: %s", p->path, p->line, section, known);
+			vp_conf_error(p->rep, "%s:%u: unknown section [%.50s]; known: %s", p->path, p->line, section,
+				      known);
 		}
 		return;
 	}
@@ -98,7 +99,9 @@ static char *read_line(char *str, int num, void *stream)
 	return str;
 }
 
-/* A # behind a blank: no value has that, and inih takes only ; for a comment there. Description= may say what it likes. */
+/*
+ * A # behind a blank: no value has that, and inih takes only ; for a comment there. Description= may say what it likes.
+ */
 static bool commented(const char *value)
 {
 	const char *at = strchr(value, '#');
@@ -119,7 +122,9 @@ static int on_key(void *user, const char *section, const char *key, const char *
 	if (!vp_conf_section_known(p->kind, section))
 		return 1;  /* reported at its heading */
 	if (commented(value) && strcmp(key, "Description")) {
-		vp_conf_error(p->rep, "%s:%u: %.50s= has a comment behind its value; give the comment a line of its own, beginning with #",
+		vp_conf_error(p->rep,
+			      "%s:%u: %.50s= has a comment behind its value; give the comment a line of its own, "
+			      "beginning with #",
 			      p->path, p->line, key);
 		return 1;
 	}
@@ -132,7 +137,8 @@ static int on_key(void *user, const char *section, const char *key, const char *
 		vp_conf_error(p->rep, "%s:%u: %s= is set twice in this file; remove one", p->path, p->line, key);
 	p->seen |= VP_BIT(r);
 	if (p->rep->into)
-		vp_conf_note(p->rep->into, p->kind, p->kind == VP_CONF_DAEMON ? "" : p->object, section, key, p->path, p->line);
+		vp_conf_note(p->rep->into, p->kind, p->kind == VP_CONF_DAEMON ? "" : p->object, section, key, p->path,
+			     p->line);
 	return 1;
 }
 

@@ -136,7 +136,8 @@ static int parse_state(void *field, const struct key *k, const char *v, struct v
 static int parse_name(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	if (!vp_conf_name_ok(v))
-		return vp_err_set(e, -EINVAL, "%s=%.70s is not a name: 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -",
+		return vp_err_set(e, -EINVAL,
+				  "%s=%.70s is not a name: 1 to %d of A-Z a-z 0-9 _ . -, not starting with . or -",
 				  k->name, v, VP_CONF_NAME_MAX - 1);
 	memset(field, 0, VP_CONF_NAME_MAX);
 	memcpy(field, v, strlen(v));
@@ -148,13 +149,15 @@ static int parse_path(void *field, const struct key *k, const char *v, struct vp
 	size_t n = strlen(v);
 
 	if (n >= VP_CONF_SOCKET_MAX)
-		return vp_err_set(e, -EINVAL, "%s= is %zu bytes long, a UNIX socket's path has at most %d; use a shorter one",
+		return vp_err_set(e, -EINVAL,
+				  "%s= is %zu bytes long, a UNIX socket's path has at most %d; use a shorter one",
 				  k->name, n, VP_CONF_SOCKET_MAX - 1);
 	for (size_t i = 0; i < n; i++)
 		if (iscntrl((unsigned char)v[i]))
 			return vp_err_set(e, -EINVAL, "%s= contains a control character", k->name);
 	if (!n || v[n - 1] == '/')
-		return vp_err_set(e, -EINVAL, "%s= is empty or ends in /; give a full path or leave the line out", k->name);
+		return vp_err_set(e, -EINVAL, "%s= is empty or ends in /; give a full path or leave the line out",
+				  k->name);
 	memset(field, 0, VP_CONF_SOCKET_MAX);
 	memcpy(field, v, n);
 	return 0;
@@ -231,7 +234,8 @@ static unsigned utf8(const unsigned char *s)
 	for (unsigned i = 1; i < n; i++)
 		if ((s[i] & 0xc0) != 0x80)
 			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
+	    (s[0] == 0xf4 && s[1] > 0x8f))
 		return 0;
 	return n;
 }
@@ -286,7 +290,8 @@ static int parse_mac(void *field, const struct key *k, const char *v, struct vp_
 	if (b[0] & 1)
 		return vp_err_set(e, -EINVAL, "%s=%s is a group address; the first byte must be even", k->name, v);
 	if (!(b[0] | b[1] | b[2] | b[3] | b[4] | b[5]))
-		return vp_err_set(e, -EINVAL, "%s=%s is the null address; leave the line out for the VMM's own", k->name, v);
+		return vp_err_set(e, -EINVAL, "%s=%s is the null address; leave the line out for the VMM's own",
+				  k->name, v);
 	for (unsigned i = 0; i < 6; i++)
 		side->mac[i] = (uint8_t)b[i];
 	side->has_mac = true;
@@ -325,7 +330,8 @@ static int parse_offloads(void *field, const struct key *k, const char *v, struc
 			i++;
 		if (!offload_names[i]) {
 			list_words(all, sizeof(all), offload_names);
-			return vp_err_set(e, -EINVAL, "%s=: %.40s is not known; use all, none or some of: %s", k->name, w, all);
+			return vp_err_set(e, -EINVAL, "%s=: %.40s is not known; use all, none or some of: %s", k->name,
+					  w, all);
 		}
 		set |= 1u << i;
 	}
@@ -355,7 +361,8 @@ static int parse_users(void *field, const struct key *k, const char *v, struct v
 			struct passwd *pw = getpwnam(w);
 
 			if (!pw)
-				return vp_err_set(e, -EINVAL, "%s=: there is no user %.60s; create it or give a numeric id",
+				return vp_err_set(e, -EINVAL,
+						  "%s=: there is no user %.60s; create it or give a numeric id",
 						  k->name, w);
 			uid = pw->pw_uid;
 		}
@@ -367,7 +374,8 @@ static int parse_users(void *field, const struct key *k, const char *v, struct v
 static int parse_group(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	if (!vp_conf_name_ok(v) || !getgrnam(v))
-		return vp_err_set(e, -EINVAL, "%s=: there is no group %.60s; create it or leave the line out", k->name, v);
+		return vp_err_set(e, -EINVAL, "%s=: there is no group %.60s; create it or leave the line out", k->name,
+				  v);
 	return parse_name(field, k, v, e);
 }
 
@@ -414,7 +422,8 @@ static int parse_bytes(void *field, const struct key *k, const char *v, struct v
 	uint64_t size = bytes_of(v, UINT64_C(1) << 20);
 
 	if (size >> 20 < k->min || size > (uint64_t)k->max << 20)
-		return vp_err_set(e, -EINVAL, "%s=%.40s is not a size from %uM to %uT, like 48G", k->name, v, k->min, k->max >> 20);
+		return vp_err_set(e, -EINVAL, "%s=%.40s is not a size from %uM to %uT, like 48G", k->name, v, k->min,
+				  k->max >> 20);
 	*(uint64_t *)field = size;
 	return 0;
 }
@@ -425,8 +434,9 @@ static int parse_size(void *field, const struct key *k, const char *v, struct vp
 	uint64_t size = bytes_of(v, 1024);
 
 	if (!vp_is_pow2(size) || size >> 20 < k->min || size >> 20 > k->max)
-		return vp_err_set(e, -EINVAL, "%s=%.40s is not a size that fits: a power of two from %uM to %uG, such as %uM", k->name, v,
-				  k->min, k->max / 1024, VP_MIN(VP_MAX(k->min, 16u), k->max));
+		return vp_err_set(e, -EINVAL,
+				  "%s=%.40s is not a size that fits: a power of two from %uM to %uG, such as %uM",
+				  k->name, v, k->min, k->max / 1024, VP_MIN(VP_MAX(k->min, 16u), k->max));
 	*(uint64_t *)field = size;
 	return 0;
 }
@@ -438,7 +448,8 @@ static int parse_ids(void *field, const struct key *k, const char *v, struct vp_
 	size_t n = 0;
 
 	if (strlen(v) >= sizeof(copy))
-		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer ports", k->name, VP_CONF_BUS_MAX - 1);
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer ports", k->name,
+				  VP_CONF_BUS_MAX - 1);
 	snprintf(copy, sizeof(copy), "%s", v);
 	memset(out, 0, VP_CONF_BUS_MAX);
 	while ((w = next_word(&s))) {
@@ -474,7 +485,8 @@ static int parse_stages(void *field, const struct key *k, const char *v, struct 
 			i++;
 		if (!stage_names[i] && strcmp(w, "all")) {
 			list_words(all, sizeof(all), stage_names);
-			return vp_err_set(e, -EINVAL, "%s=: %.40s is not known; use all or some of: %s", k->name, w, all);
+			return vp_err_set(e, -EINVAL, "%s=: %.40s is not known; use all or some of: %s", k->name, w,
+					  all);
 		}
 		set |= stage_names[i] ? 2u << i : (2u << i) - 2;
 	}
@@ -489,7 +501,8 @@ static int parse_dirs(void *field, const struct key *k, const char *v, struct vp
 	size_t n = 0;
 
 	if (strlen(v) >= sizeof(copy))
-		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer of them", k->name, VP_CONF_DIRS_MAX - 1);
+		return vp_err_set(e, -EINVAL, "%s= is longer than %d bytes; name fewer of them", k->name,
+				  VP_CONF_DIRS_MAX - 1);
 	snprintf(copy, sizeof(copy), "%s", v);
 	memset(out, 0, VP_CONF_DIRS_MAX);
 	while ((w = next_word(&s))) {
@@ -503,7 +516,8 @@ static int parse_dirs(void *field, const struct key *k, const char *v, struct vp
 static int parse_user(void *field, const struct key *k, const char *v, struct vp_err *e)
 {
 	if (!vp_conf_name_ok(v) || !getpwnam(v))
-		return vp_err_set(e, -EINVAL, "%s=: there is no user %.60s; create it or leave the line out", k->name, v);
+		return vp_err_set(e, -EINVAL, "%s=: there is no user %.60s; create it or leave the line out", k->name,
+				  v);
 	return parse_name(field, k, v, e);
 }
 

@@ -48,8 +48,8 @@ void vp_conf_origins_free(struct vp_conf *c)
 	free(c->origins);
 }
 
-bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section, const char *key,
-		   char *buf, size_t size)
+bool vp_conf_where(const struct vp_conf *c, enum vp_conf_kind kind, const char *name, const char *section,
+		   const char *key, char *buf, size_t size)
 {
 	for (unsigned i = c->n_origins; i-- > 0;) {
 		const struct vp_conf_origin *o = &c->origins[i];

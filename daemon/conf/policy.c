@@ -32,7 +32,10 @@ static const char *group_of(const struct vp_conf *c, const char *vm)
 	return v ? v->trust_group : "";
 }
 
-/* Who has a limit of packets (or bits) per second that the link must keep: the link itself, or one of its VMs; "" = nobody. */
+/*
+ * Who has a limit of packets (or bits) per second that the link must keep: the link itself, or one of its VMs; "" =
+ * nobody.
+ */
 static const char *rated_vm(const struct vp_conf *c, const struct vp_conf_link *l)
 {
 	if (l->pps || l->bps)
@@ -56,17 +59,22 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	switch (l->mode) {
 	case VP_MODE_RELAY:
 		decide(d, false, VP_MODE_RELAY, "relay-needs-virtio-net",
-		       "Mode=relay joins two virtio-net devices but the device side is a port; set Endpoint=virtio-net or Mode=auto");
+		       "Mode=relay joins two virtio-net devices but the device side is a port; set Endpoint=virtio-net "
+		       "or Mode=auto");
 		break;
 	case VP_MODE_FAST:
 		if (same && *rated)
 			decide(d, false, VP_MODE_FAST, "fast-has-no-rate-limit",
-			       "PacketsPerSecond= is set for %.60s, but in mode fast no packet passes the daemon; use Mode=copy, or take it out", rated);
+			       "PacketsPerSecond= is set for %.60s, but in mode fast no packet passes the daemon; use "
+			       "Mode=copy, or take it out",
+			       rated);
 		else if (same)
-			decide(d, true, VP_MODE_FAST, "fast-same-group", "%.60s and %.60s are both in trust group %s", drv, dev, a);
+			decide(d, true, VP_MODE_FAST, "fast-same-group", "%.60s and %.60s are both in trust group %s",
+			       drv, dev, a);
 		else
 			decide(d, false, VP_MODE_FAST, "fast-needs-one-trust-group",
-			       "Mode=fast would show all memory of %.40s to %.40s, which is not in its trust group; use Mode=copy, or one TrustGroup= for both",
+			       "Mode=fast would show all memory of %.40s to %.40s, which is not in its trust group; "
+			       "use Mode=copy, or one TrustGroup= for both",
 			       drv, dev);
 		break;
 	case VP_MODE_COPY:
@@ -75,12 +83,15 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	default:
 		if (same && *rated)
 			decide(d, true, VP_MODE_COPY, "auto-rate-limited",
-			       "%.60s and %.60s are both in trust group %s, but PacketsPerSecond= is set for %.60s and only holds where the daemon copies",
+			       "%.60s and %.60s are both in trust group %s, but PacketsPerSecond= is set for %.60s and "
+			       "only holds where the daemon copies",
 			       drv, dev, a, rated);
 		else if (same)
-			decide(d, true, VP_MODE_FAST, "auto-same-group", "%.60s and %.60s are both in trust group %s", drv, dev, a);
+			decide(d, true, VP_MODE_FAST, "auto-same-group", "%.60s and %.60s are both in trust group %s",
+			       drv, dev, a);
 		else
-			decide(d, true, VP_MODE_COPY, "auto-across-groups", "%.60s and %.60s are not in one trust group", drv, dev);
+			decide(d, true, VP_MODE_COPY, "auto-across-groups",
+			       "%.60s and %.60s are not in one trust group", drv, dev);
 	}
 }
 
@@ -93,7 +104,8 @@ static void decide_process(const struct vp_conf *c, const struct vp_conf_link *l
 	switch (l->mode) {
 	case VP_MODE_RELAY:
 		decide(d, false, VP_MODE_RELAY, "relay-needs-virtio-net",
-		       "Mode=relay joins two virtio-net devices but the device side is a back-end on the host; set Endpoint=virtio-net or Mode=auto");
+		       "Mode=relay joins two virtio-net devices but the device side is a back-end on the host; set "
+		       "Endpoint=virtio-net or Mode=auto");
 		break;
 	case VP_MODE_FAST:
 		decide_port(c, l, d);
@@ -102,7 +114,8 @@ static void decide_process(const struct vp_conf *c, const struct vp_conf_link *l
 		decide(d, true, VP_MODE_COPY, "copy-asked", "Mode=copy is always allowed");
 		break;
 	default:
-		decide(d, true, VP_MODE_COPY, "auto-vhost-user", "the device side is a vhost-user back-end on the host");
+		decide(d, true, VP_MODE_COPY, "auto-vhost-user",
+		       "the device side is a vhost-user back-end on the host");
 	}
 }
 
@@ -115,10 +128,12 @@ void vp_policy_decide(const struct vp_conf *c, const struct vp_conf_link *l, str
 	else if (l->mode == VP_MODE_AUTO)
 		decide(d, true, VP_MODE_RELAY, "auto-virtio-net", "the device side is an ordinary virtio-net device");
 	else if (l->mode == VP_MODE_RELAY)
-		decide(d, true, VP_MODE_RELAY, "relay-asked", "Mode=relay is always allowed between virtio-net devices");
+		decide(d, true, VP_MODE_RELAY, "relay-asked",
+		       "Mode=relay is always allowed between virtio-net devices");
 	else
 		decide(d, false, l->mode, "virtio-net-is-relayed",
-		       "Mode=%s needs a vhost-pci port on the device side; set Endpoint=port, or Mode=relay", vp_mode_name(l->mode));
+		       "Mode=%s needs a vhost-pci port on the device side; set Endpoint=port, or Mode=relay",
+		       vp_mode_name(l->mode));
 
 	if (d->allowed && !(modes_built & (1u << d->mode)))
 		decide(d, false, d->mode, "mode-not-built",
@@ -197,26 +212,31 @@ static void limit_steps(const struct vp_conf_vm *vm, const struct use *u, struct
 
 	if (vm->max_links) {
 		ok = u->links <= vm->max_links;
-		by(step(steps, n, ok, "vm-max-links", "VM %s would have %u links %s MaxLinks=%u%s%s%s", vm->name, u->links, too_much(ok),
-			vm->max_links, ok ? "" : "; raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		by(step(steps, n, ok, "vm-max-links", "VM %s would have %u links %s MaxLinks=%u%s%s%s", vm->name,
+			u->links, too_much(ok), vm->max_links, ok ? "" : "; raise it in ", ok ? "" : vm->name,
+			ok ? "" : ".vm"),
 		   VP_CONF_VM, vm->name, "VM", "MaxLinks");
 	}
 	if (vm->max_queues) {
 		ok = u->pairs <= vm->max_queues;
-		by(step(steps, n, ok, "vm-max-queues", "VM %s would have %u queue pairs %s MaxQueues=%u%s%s%s", vm->name, u->pairs,
-			too_much(ok), vm->max_queues, ok ? "" : "; raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		by(step(steps, n, ok, "vm-max-queues", "VM %s would have %u queue pairs %s MaxQueues=%u%s%s%s",
+			vm->name, u->pairs, too_much(ok), vm->max_queues, ok ? "" : "; raise it in ",
+			ok ? "" : vm->name, ok ? "" : ".vm"),
 		   VP_CONF_VM, vm->name, "VM", "MaxQueues");
 	}
 	if (vm->max_pool) {
 		ok = u->pool <= vm->max_pool;
-		by(step(steps, n, ok, "vm-max-pool", "VM %s would have pools of %llu MiB %s MaxPool=%lluM%s%s%s", vm->name,
-			(unsigned long long)u->pool >> 20, too_much(ok), (unsigned long long)vm->max_pool >> 20,
-			ok ? "" : "; lower PoolSize=, or raise it in ", ok ? "" : vm->name, ok ? "" : ".vm"),
+		by(step(steps, n, ok, "vm-max-pool", "VM %s would have pools of %llu MiB %s MaxPool=%lluM%s%s%s",
+			vm->name, (unsigned long long)u->pool >> 20, too_much(ok),
+			(unsigned long long)vm->max_pool >> 20, ok ? "" : "; lower PoolSize=, or raise it in ",
+			ok ? "" : vm->name, ok ? "" : ".vm"),
 		   VP_CONF_VM, vm->name, "VM", "MaxPool");
 	}
 	if (vm->pps)
-		by(step(steps, n, true, "vm-packets-per-second", "VM %s may send %u packets per second over all its links; what exceeds it is dropped or waits",
-			vm->name, vm->pps), VP_CONF_VM, vm->name, "VM", "PacketsPerSecond");
+		by(step(steps, n, true, "vm-packets-per-second",
+			"VM %s may send %u packets per second over all its links; what exceeds it is dropped or waits",
+			vm->name, vm->pps),
+		   VP_CONF_VM, vm->name, "VM", "PacketsPerSecond");
 }
 
 static void mode_step(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_policy_step *steps, unsigned *n)
@@ -247,8 +267,9 @@ unsigned vp_policy_steps(const struct vp_conf *c, const struct vp_conf_link *con
 	for (unsigned i = 0; i < n_links; i++)
 		others += strcmp(links[i]->name, l->name) != 0;
 	ok = others < c->daemon.max_links || !c->daemon.max_links;
-	by(step(steps, &n, ok, "daemon-max-links", "there would be %u links %s MaxLinks=%u%s", others + 1, too_much(ok), c->daemon.max_links,
-		ok ? "" : "; raise it in vhost-pci.conf"), VP_CONF_DAEMON, "", "Daemon", "MaxLinks");
+	by(step(steps, &n, ok, "daemon-max-links", "there would be %u links %s MaxLinks=%u%s", others + 1, too_much(ok),
+		c->daemon.max_links, ok ? "" : "; raise it in vhost-pci.conf"),
+	   VP_CONF_DAEMON, "", "Daemon", "MaxLinks");
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		const struct vp_conf_vm *vm = vp_conf_vm_find(c, l->side[s].vm);
 		struct use u = { 0 };
@@ -302,6 +323,7 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 		limit_steps(vm, &u, steps, &n);
 		for (unsigned i = 0; i < n; i++)
 			if (!steps[i].allowed)
-				vp_conf_error(rep, "%s.vm: refused by rule %s: %s", vm->name, steps[i].rule, steps[i].why);
+				vp_conf_error(rep, "%s.vm: refused by rule %s: %s", vm->name, steps[i].rule,
+					      steps[i].why);
 	}
 }

@@ -222,16 +222,16 @@ static int check_room(const struct share *s, uint64_t size, const struct vp_map_
 		kept.bytes += o->use.bytes < theirs ? theirs - o->use.bytes : 0;
 	}
 	if (!room(mine.maps, 1, share, maps_total, taken.maps, kept.maps))
-		return vp_err_set(
-			e, -ENOSPC,
-			"VM %.63s has %u memory regions mapped, its share is %u of %u, and the rest is kept for other VMs; give it fewer regions, or raise LimitNOFILE=",
-			s->vm, mine.maps, share, maps_total);
+		return vp_err_set(e, -ENOSPC,
+				  "VM %.63s has %u memory regions mapped, its share is %u of %u, and the rest is kept "
+				  "for other VMs; give it fewer regions, or raise LimitNOFILE=",
+				  s->vm, mine.maps, share, maps_total);
 	if (!room(mine.bytes, size, VP_MIN(even, s->max), bytes_total, taken.bytes, kept.bytes))
-		return vp_err_set(
-			e, -ENOSPC,
-			"VM %.63s would have %llu GiB of memory mapped, its share is %llu GiB, and the rest is kept for other VMs; lower their MaxMemory=",
-			s->vm, (unsigned long long)((mine.bytes + size) >> 30),
-			(unsigned long long)VP_MIN(even, s->max) >> 30);
+		return vp_err_set(e, -ENOSPC,
+				  "VM %.63s would have %llu GiB of memory mapped, its share is %llu GiB, and the rest "
+				  "is kept for other VMs; lower their MaxMemory=",
+				  s->vm, (unsigned long long)((mine.bytes + size) >> 30),
+				  (unsigned long long)VP_MIN(even, s->max) >> 30);
 	return 0;
 }
 

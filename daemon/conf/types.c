@@ -87,7 +87,8 @@ int vp_type_check(const struct vp_conf_link *l, struct vp_err *e)
 		return 0;
 	}
 	if (l->endpoint == VP_ENDPOINT_VIRTIO_NET)
-		return vp_err_set(e, -EINVAL, "Type=%s needs Endpoint=port or vhost-user; virtio-net joins network devices",
+		return vp_err_set(e, -EINVAL,
+				  "Type=%s needs Endpoint=port or vhost-user; virtio-net joins network devices",
 				  vp_type_name(l->device_type));
 	if (l->mtu || l->pps || l->bps || l->offloads != VP_OFFLOAD_ALL || l->side[0].has_mac || l->side[1].has_mac)
 		return vp_err_set(e, -EINVAL, "[Net] is for Type=net");

@@ -37,8 +37,8 @@ void vp_audit_free(struct vp_audit *a);
  * A link is added, or refused (r != 0, by rule; NULL = not by policy, e says why). link.keep: the link
  * ran, and a reload refuses it. Who asks is d->actor, or the configuration when that is unset.
  */
-void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l, const struct vp_policy_decision *dec,
-		   const char *rule, int r, const struct vp_err *e);
+void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l,
+		   const struct vp_policy_decision *dec, const char *rule, int r, const struct vp_err *e);
 /* Anything else that a control client does to a link: link.remove, link.up, link.down, daemon.reload (link ""). */
 void vp_audit_action(struct vp_daemon *d, const char *action, const char *link, int r, const struct vp_err *e);
 /* A process wanted to be the VMM of this VM, and may not. */

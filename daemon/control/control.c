@@ -219,9 +219,13 @@ static int client_lines(struct vp_client *cl)
 		if (!nl)
 			break;
 		if (nl > cl->in + done && too_fast(cl)) {
-			vp_log(VP_LOG_WARNING, "control: pid %d of user %u sent more than %d requests a second; cut off", (int)cl->cred.pid,
-			       cl->cred.uid, VP_CONTROL_RATE);
-			r = client_dismiss(cl, -EDQUOT, "more than " VP_STR(VP_CONTROL_RATE) " requests a second; send fewer, or wait between them");
+			vp_log(VP_LOG_WARNING,
+			       "control: pid %d of user %u sent more than %d requests a second; cut off",
+			       (int)cl->cred.pid, cl->cred.uid, VP_CONTROL_RATE);
+			r = client_dismiss(
+				cl, -EDQUOT,
+				"more than " VP_STR(
+					VP_CONTROL_RATE) " requests a second; send fewer, or wait between them");
 		} else if (nl > cl->in + done)
 			r = client_line(cl, cl->in + done, nl - (cl->in + done));
 		done = nl + 1 - cl->in;
@@ -353,7 +357,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		return 0;
 	}
 	if (!vp_control_peer_ok(fd, &c->gid, c->has_group, &cred))
-		return refuse(c, fd, -EACCES, "only root, the daemon's user and the group of [Control] Group= may connect");
+		return refuse(c, fd, -EACCES,
+			      "only root, the daemon's user and the group of [Control] Group= may connect");
 	if (c->n_clients >= VP_CONTROL_MAX_CLIENTS)
 		return refuse(c, fd, -EMFILE, "too many control clients; close one and try again");
 	cl = calloc(1, sizeof(*cl));

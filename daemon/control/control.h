@@ -35,13 +35,16 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 void vp_control_free(struct vp_control *c);
 
 /*
- * Is the process at the other end of fd root, of the daemon's user or of one of these groups ((gid_t)-1 = none)? Its credentials.
+ * Is the process at the other end of fd root, of the daemon's user or of one of these groups ((gid_t)-1 = none)? Its
+ * credentials.
  */
 bool vp_control_peer_ok(int fd, const gid_t *groups, unsigned n, struct ucred *cred);
 
 void vp_client_subscribe(struct vp_client *cl);
 
-/* methods.c: run one method. 0 and *result (new reference or NULL), or *text when that is not empty; or -errno with e. */
+/*
+ * methods.c: run one method. 0 and *result (new reference or NULL), or *text when that is not empty; or -errno with e.
+ */
 int vp_control_call(struct vp_daemon *d, struct vp_client *cl, const char *method, json_t *params, json_t **result,
 		    struct vp_text *text, struct vp_err *e);
 

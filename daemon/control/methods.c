@@ -42,8 +42,8 @@ static int no_such_link(struct vp_err *e, const char *name)
 
 static int do_version(struct call *c, json_t **result, struct vp_err *e)
 {
-	*result = json_pack("{s:s,s:i,s:i,s:s}", "version", VP_VERSION, "protocol", VP_CONTROL_VERSION, "pid", (int)getpid(),
-			    "metrics_socket", c->d->conf->daemon.metrics_socket);
+	*result = json_pack("{s:s,s:i,s:i,s:s}", "version", VP_VERSION, "protocol", VP_CONTROL_VERSION, "pid",
+			    (int)getpid(), "metrics_socket", c->d->conf->daemon.metrics_socket);
 	return 0;
 }
 
@@ -67,8 +67,8 @@ static json_t *isolation(void)
 		bool on;
 		const char *what = vp_isolate_state(s, &on);
 
-		json_array_append_new(a, json_pack("{s:i,s:s,s:b,s:s}", "stage", (int)s, "name", vp_isolate_stage_name(s), "in_force",
-						   on, "what", what));
+		json_array_append_new(a, json_pack("{s:i,s:s,s:b,s:s}", "stage", (int)s, "name",
+						   vp_isolate_stage_name(s), "in_force", on, "what", what));
 	}
 	return a;
 }
@@ -83,17 +83,20 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 		struct worker_info w;
 
 		worker_pool_info(c->d->workers, i, &w);
-		json_array_append_new(threads, json_pack("{s:i,s:i,s:i,s:b,s:I,s:I,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
-							 (int)w.jobs, "awake", w.awake, "rounds", (json_int_t)w.rounds,
-							 "sleeps", (json_int_t)w.sleeps,
-							 "busy_us", (json_int_t)w.busy_us, "cpu_us", (json_int_t)w.cpu_us));
+		json_array_append_new(threads,
+				      json_pack("{s:i,s:i,s:i,s:b,s:I,s:I,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
+						(int)w.jobs, "awake", w.awake, "rounds", (json_int_t)w.rounds, "sleeps",
+						(json_int_t)w.sleeps, "busy_us", (json_int_t)w.busy_us, "cpu_us",
+						(json_int_t)w.cpu_us));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
-	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid", (int)getpid(),
-			    "guard_pid", vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
-			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads", (int)c->d->reloads,
-			    "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
-			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads", threads, "isolation", isolation());
+	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid",
+			    (int)getpid(), "guard_pid",
+			    vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
+			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads",
+			    (int)c->d->reloads, "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000),
+			    "runtime_dir", conf->runtime_dir, "control_socket", conf->control_socket, "metrics_socket",
+			    conf->metrics_socket, "threads", threads, "isolation", isolation());
 	return 0;
 }
 
@@ -113,7 +116,8 @@ static int do_log_level(struct call *c, json_t **result, struct vp_err *e)
 	int was = vp_log_level(), level = c->level ? vp_log_level_of(c->level) : was;
 
 	if (level < 0)
-		return vp_err_set(e, -EINVAL, "%.40s is not a log level; use error, warning, notice, info or debug", c->level);
+		return vp_err_set(e, -EINVAL, "%.40s is not a log level; use error, warning, notice, info or debug",
+				  c->level);
 	if (c->level) {
 		vp_audit_action(c->d, "daemon.log-level", "", 0, e);
 		vp_log_set_level(level);
@@ -212,8 +216,10 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 	int r = link_from_params(c, &l, e);
 
 	for (unsigned s = 0; s < VP_SIDES && !r; s++)
-		if (!strcmp(l.side[s].socket, c->d->conf->daemon.control_socket) || !strcmp(l.side[s].socket, c->d->conf->daemon.metrics_socket))
-			r = vp_err_set(e, -EADDRINUSE, "%s is the daemon's own socket; set another Socket=", l.side[s].socket);
+		if (!strcmp(l.side[s].socket, c->d->conf->daemon.control_socket) ||
+		    !strcmp(l.side[s].socket, c->d->conf->daemon.metrics_socket))
+			r = vp_err_set(e, -EADDRINUSE,
+				       "%s is the daemon's own socket; set another Socket=", l.side[s].socket);
 	if (!r)
 		r = vp_link_add(c->d->links, &l, VP_ORIGIN_RUNTIME, e);
 	if (!r)
@@ -254,9 +260,10 @@ static json_t *profile_json(struct vp_link *l)
 		return NULL;
 	for (unsigned i = 0; i < p->config_size; i++)
 		snprintf(hex + 2 * i, 3, "%02x", p->config[i]);
-	return json_pack("{s:s,s:s,s:b,s:b,s:s,s:i,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type), "known", p->known,
-			 "learned", p->known && !p->written, "features",
-			 vu_features_str(l->conf.device_type, p->features, names, sizeof(names)), "queues", (int)p->queues, "config", hex);
+	return json_pack("{s:s,s:s,s:b,s:b,s:s,s:i,s:s}", "name", l->conf.name, "type",
+			 vp_type_name(l->conf.device_type), "known", p->known, "learned", p->known && !p->written,
+			 "features", vu_features_str(l->conf.device_type, p->features, names, sizeof(names)), "queues",
+			 (int)p->queues, "config", hex);
 }
 
 /* What is known of the back-end of a link, and (forget) that it is asked anew. */
@@ -267,13 +274,18 @@ static int do_link_profile(struct call *c, json_t **result, struct vp_err *e)
 
 	*result = profile_json(c->link);
 	if (!*result)
-		return vp_err_set(e, -EINVAL, "link %s has no profile of a back-end: its configuration says all that its driver VM is offered", conf.name);
+		return vp_err_set(e, -EINVAL,
+				  "link %s has no profile of a back-end: its configuration says all that its driver VM "
+				  "is offered",
+				  conf.name);
 	if (!c->forget)
 		return 0;
 	json_decref(*result);
 	*result = NULL;
 	if (c->link->ops->busy(c->link))
-		return vp_err_set(e, -EBUSY, "the driver VM of link %s is connected and relies on its profile; stop it first", conf.name);
+		return vp_err_set(e, -EBUSY,
+				  "the driver VM of link %s is connected and relies on its profile; stop it first",
+				  conf.name);
 	vp_audit_action(c->d, "link.profile.forget", conf.name, 0, e);
 	c->link->ops->profile(c->link, true);
 	conf.start_down = !c->link->up;
@@ -298,8 +310,9 @@ static json_t *explain(struct vp_daemon *d, const struct vp_conf_link *conf, con
 	for (unsigned i = 0; i < n; i++) {
 		if (!steps[i].allowed && !*refused)
 			*refused = &steps[i];
-		json_array_append_new(rules, json_pack("{s:s,s:b,s:s,s:o}", "rule", steps[i].rule, "allowed", steps[i].allowed, "why",
-						       steps[i].why, "where", vp_audit_where(d->conf, &steps[i])));
+		json_array_append_new(rules,
+				      json_pack("{s:s,s:b,s:s,s:o}", "rule", steps[i].rule, "allowed", steps[i].allowed,
+						"why", steps[i].why, "where", vp_audit_where(d->conf, &steps[i])));
 	}
 	free(all);
 	return rules;
@@ -332,11 +345,13 @@ static int do_policy_explain(struct call *c, json_t **result, struct vp_err *e)
 		vm[s] = vp_conf_vm_find(c->d->conf, conf.side[s].vm);
 		json_object_set_new(vms, vp_side_name(s),
 				    json_pack("{s:s,s:o}", "vm", conf.side[s].vm, "trust_group",
-					      vm[s] && *vm[s]->trust_group ? json_string(vm[s]->trust_group) : json_null()));
+					      vm[s] && *vm[s]->trust_group ? json_string(vm[s]->trust_group)
+									   : json_null()));
 	}
-	*result = json_pack("{s:s,s:s,s:s,s:b,s:s,s:s,s:s,s:o,s:o}", "name", conf.name, "asked", vp_mode_name(conf.mode),
-			    "endpoint", vp_endpoint_name(conf.endpoint), "allowed", !refused, "mode", vp_mode_name(d.mode),
-			    "rule", refused ? refused->rule : d.rule, "why", refused ? refused->why : d.why, "vms", vms, "rules", rules);
+	*result = json_pack("{s:s,s:s,s:s,s:b,s:s,s:s,s:s,s:o,s:o}", "name", conf.name, "asked",
+			    vp_mode_name(conf.mode), "endpoint", vp_endpoint_name(conf.endpoint), "allowed", !refused,
+			    "mode", vp_mode_name(d.mode), "rule", refused ? refused->rule : d.rule, "why",
+			    refused ? refused->why : d.why, "vms", vms, "rules", rules);
 	return 0;
 fail:
 	json_decref(vms);

@@ -178,9 +178,10 @@ static void vm_limit(struct out *o, const struct vp_conf_vm *vm)
 
 static void link_info(struct out *o, struct vp_link *l)
 {
-	if (!l->info && asprintf(&l->info, ",type=\"%s\",mode=\"%s\",driver_vm=\"%s\",device_vm=\"%s\",endpoint=\"%s\"",
-				 vp_type_name(l->conf.device_type), vp_mode_name(l->decision.mode), l->conf.side[VP_SIDE_DRIVER].vm,
-				 l->conf.side[VP_SIDE_DEVICE].vm, vp_endpoint_name(l->conf.endpoint)) < 0)
+	if (!l->info &&
+	    asprintf(&l->info, ",type=\"%s\",mode=\"%s\",driver_vm=\"%s\",device_vm=\"%s\",endpoint=\"%s\"",
+		     vp_type_name(l->conf.device_type), vp_mode_name(l->decision.mode), l->conf.side[VP_SIDE_DRIVER].vm,
+		     l->conf.side[VP_SIDE_DEVICE].vm, vp_endpoint_name(l->conf.endpoint)) < 0)
 		l->info = NULL;
 	sample(o, link_labels(l), l->info ? l->info : "", 1);
 }
@@ -206,8 +207,9 @@ static void link_up(struct out *o, struct vp_link *l)
 static void link_state(struct out *o, struct vp_link *l)
 {
 	static const char *const label[VP_LINK_STATES] = {
-		[VP_LINK_WAITING] = ",state=\"waiting\"", [VP_LINK_PARTIAL] = ",state=\"partial\"", [VP_LINK_UP] = ",state=\"up\"",
-		[VP_LINK_DOWN] = ",state=\"down\"", [VP_LINK_BROKEN] = ",state=\"broken\"",
+		[VP_LINK_WAITING] = ",state=\"waiting\"", [VP_LINK_PARTIAL] = ",state=\"partial\"",
+		[VP_LINK_UP] = ",state=\"up\"",		  [VP_LINK_DOWN] = ",state=\"down\"",
+		[VP_LINK_BROKEN] = ",state=\"broken\"",
 	};
 
 	for (unsigned s = 0; s < VP_LINK_STATES; s++) {
@@ -219,8 +221,8 @@ static void link_state(struct out *o, struct vp_link *l)
 }
 
 /*
- * Counters of a side: one number of what its VM has sent. A side has them from the moment when there is something to count, or
- * somebody who might send.
+ * Counters of a side: one number of what its VM has sent. A side has them from the moment when there is something to
+ * count, or somebody who might send.
  */
 #define LINK_COUNTER(name, member) \
 	static void name(struct out *o, struct vp_link *l) \
@@ -286,7 +288,8 @@ struct queue {
 	char                  more[64];
 };
 
-static void each_queue(struct out *o, struct vp_link *l, void (*fn)(struct out *o, struct vp_link *l, const struct queue *q))
+static void each_queue(struct out *o, struct vp_link *l,
+		       void (*fn)(struct out *o, struct vp_link *l, const struct queue *q))
 {
 	struct queue q;
 
@@ -371,30 +374,49 @@ static const struct family families[] = {
 	{ "vhost_pci_build", "The daemon that runs", INFO, OF_DAEMON, .daemon = build_info },
 	{ "vhost_pci_uptime_seconds", "Seconds since the daemon started", GAUGE, OF_DAEMON, .daemon = uptime },
 	{ "vhost_pci_links", "Links that there are", GAUGE, OF_DAEMON, .daemon = links },
-	{ "vhost_pci_reloads", "Configurations that came into force since the start", COUNTER, OF_DAEMON, .daemon = reloads },
-	{ "vhost_pci_thread_busy_seconds", "Time in rounds that moved something", COUNTER, OF_THREAD, .thread = thread_busy },
+	{ "vhost_pci_reloads", "Configurations that came into force since the start", COUNTER, OF_DAEMON,
+	  .daemon = reloads },
+	{ "vhost_pci_thread_busy_seconds", "Time in rounds that moved something", COUNTER, OF_THREAD,
+	  .thread = thread_busy },
 	{ "vhost_pci_thread_cpu_seconds", "Processor time, polling and all", COUNTER, OF_THREAD, .thread = thread_cpu },
-	{ "vhost_pci_thread_sleeps", "Times that the thread went to sleep", COUNTER, OF_THREAD, .thread = thread_sleeps },
+	{ "vhost_pci_thread_sleeps", "Times that the thread went to sleep", COUNTER, OF_THREAD,
+	  .thread = thread_sleeps },
 	{ "vhost_pci_thread_jobs", "Queues that the thread serves", GAUGE, OF_THREAD, .thread = thread_jobs },
-	{ "vhost_pci_vm_memory_mapped_bytes", "Memory of the VM that is mapped, over all its links", GAUGE, OF_VM, .vm = vm_mapped },
-	{ "vhost_pci_vm_memory_limit_bytes", "The most that may be mapped: MaxMemory=", GAUGE, OF_VM, .vm = vm_memory_limit },
-	{ "vhost_pci_vm_limit", "Other limits that are set for the VM, by the name of the key", GAUGE, OF_VM, .vm = vm_limit },
+	{ "vhost_pci_vm_memory_mapped_bytes", "Memory of the VM that is mapped, over all its links", GAUGE, OF_VM,
+	  .vm = vm_mapped },
+	{ "vhost_pci_vm_memory_limit_bytes", "The most that may be mapped: MaxMemory=", GAUGE, OF_VM,
+	  .vm = vm_memory_limit },
+	{ "vhost_pci_vm_limit", "Other limits that are set for the VM, by the name of the key", GAUGE, OF_VM,
+	  .vm = vm_limit },
 	{ "vhost_pci_link", "The link's configuration as it is in force", INFO, OF_LINK, .link = link_info },
 	{ "vhost_pci_link_up", "1 while the link is up", GAUGE, OF_LINK, .link = link_up },
 	{ "vhost_pci_link_state_seconds", "Time in each state", COUNTER, OF_LINK, .link = link_state },
-	{ "vhost_pci_link_packets", "Packets from this side that arrived", COUNTER, OF_LINK, .link = link_packets, true },
-	{ "vhost_pci_link_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = link_bytes, true },
-	{ "vhost_pci_link_drops", "Packets from this side that were dropped", COUNTER, OF_LINK, .link = link_drops, true },
-	{ "vhost_pci_link_calls", "Notifications that were sent to drivers", COUNTER, OF_LINK, .link = link_calls, true },
-	{ "vhost_pci_link_kicks", "Notifications of this side's driver that were seen", COUNTER, OF_LINK, .link = link_wakes, true },
-	{ "vhost_pci_link_bursts", "Runs that moved or dropped something", COUNTER, OF_LINK, .link = link_bursts, true },
-	{ "vhost_pci_link_busy_seconds", "Time of data threads in these runs", COUNTER, OF_LINK, .link = link_busy, true },
-	{ "vhost_pci_queue_packets", "Packets from this queue that arrived", COUNTER, OF_LINK, .link = queue_packets, true },
-	{ "vhost_pci_queue_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = queue_bytes, true },
-	{ "vhost_pci_queue_drops", "Packets from this queue that were dropped", COUNTER, OF_LINK, .link = queue_drops, true },
-	{ "vhost_pci_queue_calls", "Notifications that were sent to drivers", COUNTER, OF_LINK, .link = queue_calls, true },
-	{ "vhost_pci_queue_broken", "1: the queue broke the rules of virtio and is stopped", GAUGE, OF_LINK, .link = queue_broken, true },
-	{ "vhost_pci_queue_depth", "Buffers that the driver has made available and not got back", GAUGE, OF_LINK, .link = queue_depth, true },
+	{ "vhost_pci_link_packets", "Packets from this side that arrived", COUNTER, OF_LINK, .link = link_packets,
+	  true },
+	{ "vhost_pci_link_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = link_bytes,
+	  true },
+	{ "vhost_pci_link_drops", "Packets from this side that were dropped", COUNTER, OF_LINK, .link = link_drops,
+	  true },
+	{ "vhost_pci_link_calls", "Notifications that were sent to drivers", COUNTER, OF_LINK, .link = link_calls,
+	  true },
+	{ "vhost_pci_link_kicks", "Notifications of this side's driver that were seen", COUNTER, OF_LINK,
+	  .link = link_wakes, true },
+	{ "vhost_pci_link_bursts", "Runs that moved or dropped something", COUNTER, OF_LINK, .link = link_bursts,
+	  true },
+	{ "vhost_pci_link_busy_seconds", "Time of data threads in these runs", COUNTER, OF_LINK, .link = link_busy,
+	  true },
+	{ "vhost_pci_queue_packets", "Packets from this queue that arrived", COUNTER, OF_LINK, .link = queue_packets,
+	  true },
+	{ "vhost_pci_queue_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = queue_bytes,
+	  true },
+	{ "vhost_pci_queue_drops", "Packets from this queue that were dropped", COUNTER, OF_LINK, .link = queue_drops,
+	  true },
+	{ "vhost_pci_queue_calls", "Notifications that were sent to drivers", COUNTER, OF_LINK, .link = queue_calls,
+	  true },
+	{ "vhost_pci_queue_broken", "1: the queue broke the rules of virtio and is stopped", GAUGE, OF_LINK,
+	  .link = queue_broken, true },
+	{ "vhost_pci_queue_depth", "Buffers that the driver has made available and not got back", GAUGE, OF_LINK,
+	  .link = queue_depth, true },
 	{ "vhost_pci_queue_size", "Size of the ring", GAUGE, OF_LINK, .link = queue_size, true },
 };
 
@@ -407,10 +429,11 @@ static void family_begin(struct out *o, const struct family *f, bool openmetrics
 	o->head_n = (size_t)snprintf(o->head, sizeof(o->head), "%s%s{", f->name, suffix[f->type]);
 	/* In Prometheus's own format a metric has the name of its samples, and there is no type "info". */
 	if (openmetrics)
-		snprintf(text, sizeof(text), "# TYPE %s %s\n# HELP %s %s.\n", f->name, types[f->type], f->name, f->help);
+		snprintf(text, sizeof(text), "# TYPE %s %s\n# HELP %s %s.\n", f->name, types[f->type], f->name,
+			 f->help);
 	else
-		snprintf(text, sizeof(text), "# HELP %s%s %s.\n# TYPE %s%s %s\n", f->name, suffix[f->type], f->help, f->name, suffix[f->type],
-			 f->type == INFO ? "gauge" : types[f->type]);
+		snprintf(text, sizeof(text), "# HELP %s%s %s.\n# TYPE %s%s %s\n", f->name, suffix[f->type], f->help,
+			 f->name, suffix[f->type], f->type == INFO ? "gauge" : types[f->type]);
 	vp_text_str(o->t, text);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What monitoring reads: every metric, in the OpenMetrics text format or in that of Prometheus (docs/control-api.md has the list).
- * Written piece by piece, so that nobody waits for thousands of links. Main thread.
+ * What monitoring reads: every metric, in the OpenMetrics text format or in that of Prometheus (docs/control-api.md has
+ * the list). Written piece by piece, so that nobody waits for thousands of links. Main thread.
  */
 #ifndef VP_DAEMON_METRICS_H
 #define VP_DAEMON_METRICS_H

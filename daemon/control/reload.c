@@ -53,7 +53,8 @@ static void warn_fixed(const struct vp_conf_daemon *a, const struct vp_conf_daem
 	    strcmp(a->metrics_socket, b->metrics_socket) || strcmp(a->metrics_group, b->metrics_group) ||
 	    strcmp(a->socket_dirs, b->socket_dirs) || strcmp(a->user, b->user) || strcmp(a->audit_log, b->audit_log) ||
 	    a->require != b->require || a->no_filter != b->no_filter)
-		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation, the control socket and that of the metrics change only at a restart");
+		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation, the control "
+				       "socket and that of the metrics change only at a restart");
 }
 
 int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
@@ -70,8 +71,8 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 	r = vp_daemon_load_conf(d, &next, &rep);
 	if (r) {
 		vp_log(VP_LOG_ERR, "reload: the new configuration is not valid; the old one stays in force");
-		vp_err_set(e, r, "the new configuration is not valid and was not applied: %.150s%s", f.n ? f.msg : strerror(-r),
-			   f.n > 1 ? " (and more, see the log)" : "");
+		vp_err_set(e, r, "the new configuration is not valid and was not applied: %.150s%s",
+			   f.n ? f.msg : strerror(-r), f.n > 1 ? " (and more, see the log)" : "");
 		goto out;
 	}
 	warn_fixed(&old->daemon, &next->daemon);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The configuration files come into force: at the start, and again on SIGHUP or a client's request. Main thread only. */
+/*
+ * The configuration files come into force: at the start, and again on SIGHUP or a client's request. Main thread only.
+ */
 #ifndef VP_DAEMON_RELOAD_H
 #define VP_DAEMON_RELOAD_H
 

@@ -22,7 +22,8 @@ int vp_request_parse(struct vp_request *r, const char *line, size_t len, struct 
 		return vp_err_set(e, -EBADMSG, "the request is longer than %d bytes", VP_REQUEST_MAX_LINE);
 	r->root = json_loadb(line, len, JSON_REJECT_DUPLICATES, &je);
 	if (!r->root)
-		return vp_err_set(e, -EBADMSG, "not JSON at column %d: %.120s; send one object per line", je.column, je.text);
+		return vp_err_set(e, -EBADMSG, "not JSON at column %d: %.120s; send one object per line", je.column,
+				  je.text);
 	if (!json_is_object(r->root))
 		return vp_err_set(e, -EBADMSG, "not a JSON object; send {\"version\":1,\"id\":...,\"method\":...}");
 	v = json_object_get(r->root, "id");
@@ -32,13 +33,17 @@ int vp_request_parse(struct vp_request *r, const char *line, size_t len, struct 
 		return vp_err_set(e, -EINVAL, "id must be a string or an integer");
 	version = json_object_get(r->root, "version");
 	if (!json_is_integer(version))
-		return vp_err_set(e, -EINVAL, "version is missing or not an integer; this daemon speaks version %d", VP_CONTROL_VERSION);
+		return vp_err_set(e, -EINVAL, "version is missing or not an integer; this daemon speaks version %d",
+				  VP_CONTROL_VERSION);
 	if (json_integer_value(version) != VP_CONTROL_VERSION)
 		return vp_err_set(e, -EPROTONOSUPPORT, "version %lld is not spoken here; this daemon speaks version %d",
 				  (long long)json_integer_value(version), VP_CONTROL_VERSION);
-	json_object_foreach(r->root, k, v)
-		if (strcmp(k, "version") && strcmp(k, "id") && strcmp(k, "method") && strcmp(k, "params"))
-			return vp_err_set(e, -EINVAL, "unknown member '%.60s'; a request has version, id, method and params", k);
+	json_object_foreach(r->root, k,
+			    v) if (strcmp(k, "version") && strcmp(k, "id") && strcmp(k, "method") &&
+				   strcmp(k, "params")) return vp_err_set(e, -EINVAL,
+									  "unknown member '%.60s'; a request has "
+									  "version, id, method and params",
+									  k);
 	method = json_object_get(r->root, "method");
 	if (!json_is_string(method))
 		return vp_err_set(e, -EINVAL, "method is missing or not a string");
@@ -128,15 +133,17 @@ char *vp_reply_error(const struct vp_request *r, const struct vp_err *e, size_t 
 			break;
 	}
 	msg[sizeof(msg) - 1] = 0;
-	if (!o || json_object_set_new(o, "error", json_pack("{s:s,s:s}", "code", vp_error_word(e->code), "message", msg)))
+	if (!o ||
+	    json_object_set_new(o, "error", json_pack("{s:s,s:s}", "code", vp_error_word(e->code), "message", msg)))
 		return NULL;
 	return finish(o, len);
 }
 
 char *vp_event_line(const char *event, uint64_t time_us, json_t *data, size_t *len)
 {
-	return finish(json_pack("{s:i,s:s,s:I,s:o}", "version", VP_CONTROL_VERSION, "event", event, "time_us", (json_int_t)time_us, "data",
-				data), len);
+	return finish(json_pack("{s:i,s:s,s:I,s:o}", "version", VP_CONTROL_VERSION, "event", event, "time_us",
+				(json_int_t)time_us, "data", data),
+		      len);
 }
 
 const char *vp_error_word(int code)

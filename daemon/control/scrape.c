@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: as the control socket's. A client sends at most REQUEST_MAX bytes, holds at most PIECE and a few more, and is read from
- * no further once it has asked. There are MAX_CLIENTS of them: one more, and the one that has been there longest is cut off.
- * Each turn of the loop writes one piece, after everything else that waits in that turn has had its own.
+ * Threat model: as the control socket's. A client sends at most REQUEST_MAX bytes, holds at most PIECE and a few more,
+ * and is read from no further once it has asked. There are MAX_CLIENTS of them: one more, and the one that has been
+ * there longest is cut off. Each turn of the loop writes one piece, after everything else that waits in that turn has
+ * had its own.
  */
 #include "control/scrape.h"
 
@@ -187,7 +188,8 @@ static int on_accept(sd_event_source *src, int lfd, uint32_t revents, void *arg)
 	s = vp_control_peer_ok(fd, a->groups, VP_ARRAY_SIZE(a->groups), &cred) ? calloc(1, sizeof(*s)) : NULL;
 	if (!s) {
 		static const char no[] = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n"
-			"only root, the daemon's user and the groups of [Control] Group= and [Metrics] Group= may read the metrics\n";
+					 "only root, the daemon's user and the groups of [Control] Group= and "
+					 "[Metrics] Group= may read the metrics\n";
 
 		(void)!send(fd, no, sizeof(no) - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 		vp_close_foreign(&fd);

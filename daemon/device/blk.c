@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * virtio-blk (virtio 1.3, 5.2). All queues carry requests. The back-end owns the config space; the number of queues in it
- * is the link's, and the write cache byte the driver's. Reads, writes, flushes and discards may be done again as long as
- * they are unanswered, so that a restart of the back-end is a pause.
+ * virtio-blk (virtio 1.3, 5.2). All queues carry requests. The back-end owns the config space; the number of queues in
+ * it is the link's, and the write cache byte the driver's. Reads, writes, flushes and discards may be done again as
+ * long as they are unanswered, so that a restart of the back-end is a pause.
  */
 #include <errno.h>
 #include <linux/virtio_blk.h>

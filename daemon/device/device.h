@@ -50,9 +50,16 @@ struct vp_device {
 	bool fuse;	 /* by a FUSE header */
 	bool carrier;	 /* the config space says whether the link is up */
 	int fail_status; /* last byte of a request that has failed; -1 = there is none */
-	bool fills;	 /* copy mode: a request that begins with the 32 bits fill_op fills all that is writable, and may be done again */
+	/*
+	 * copy mode: a request that begins with the 32 bits fill_op fills all that is writable, and may be done again
+	 */
+	bool fills;
 	uint32_t fill_op;
-	uint16_t out_head; /* copy mode: bytes of the header before what is read; what follows it is aligned where the device side can do direct I/O on it */
+	/*
+	 * copy mode: bytes of the header before what is read; what follows it is aligned where the device side can do
+	 * direct I/O on it
+	 */
+	uint16_t out_head;
 	uint64_t not_the_paths; /* offered features that the data path need not have */
 
 	/* Virtqueues that pass through a link. */

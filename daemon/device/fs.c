@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * virtio-fs (virtio 1.3, 5.11): queue 0 is the high priority queue, the others carry FUSE requests. QEMU provides the config
- * space itself; for VMMs that ask, it is the link's Tag= and number of queues. The back-end holds open files and locks: a
- * new one does not know them.
+ * virtio-fs (virtio 1.3, 5.11): queue 0 is the high priority queue, the others carry FUSE requests. QEMU provides the
+ * config space itself; for VMMs that ask, it is the link's Tag= and number of queues. The back-end holds open files and
+ * locks: a new one does not know them.
  */
 #include <linux/virtio_fs.h>
 #include <linux/virtio_ids.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * virtio-net (virtio 1.3, 5.1). Receive queues are the even ones, transmit queues the odd ones; the control queue is the
- * VMM's. Config space and features are the link's: a back-end has no say. What is sent while nobody is there is lost, as
- * with an unplugged cable.
+ * virtio-net (virtio 1.3, 5.1). Receive queues are the even ones, transmit queues the odd ones; the control queue is
+ * the VMM's. Config space and features are the link's: a back-end has no say. What is sent while nobody is there is
+ * lost, as with an unplugged cable.
  */
 #include <endian.h>
 #include <linux/virtio_config.h>
@@ -51,7 +51,10 @@ static uint64_t net_offered(const struct vp_conf_link *l, unsigned side, const s
 		     VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_STATUS) |
 		     offload_features(l->offloads);
 
-	/* Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1). Offloads= sees to those that it names. */
+	/*
+	 * Both need the control queue, which is the front-end's own (virtio 1.2, 5.1.3.1). Offloads= sees to those that
+	 * it names.
+	 */
 	if (l->pairs > 1)
 		f |= VP_BIT(VIRTIO_NET_F_MQ);
 	if (l->mtu)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * virtio-scsi (virtio 1.3, 5.6): queue 0 is the control queue, 1 the event queue, the others carry commands. QEMU provides
- * the config space itself. The kernel's back-end (vhost-scsi) reports lengths of 0.
+ * virtio-scsi (virtio 1.3, 5.6): queue 0 is the control queue, 1 the event queue, the others carry commands. QEMU
+ * provides the config space itself. The kernel's back-end (vhost-scsi) reports lengths of 0.
  */
 #include <linux/virtio_ids.h>
 #include <linux/virtio_scsi.h>
@@ -27,7 +27,8 @@ static enum vp_device_use scsi_use(unsigned q)
 /* QEMU 7.2 offers CHANGE itself, and acknowledges what its guest took of that. */
 static uint64_t scsi_offered(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p)
 {
-	return VP_BIT(VIRTIO_SCSI_F_CHANGE) | (l->has_features ? l->features & VP_DEVICE_BITS : VP_BIT(VIRTIO_SCSI_F_HOTPLUG));
+	return VP_BIT(VIRTIO_SCSI_F_CHANGE) |
+	       (l->has_features ? l->features & VP_DEVICE_BITS : VP_BIT(VIRTIO_SCSI_F_HOTPLUG));
 }
 
 static uint64_t scsi_pf(const struct vp_conf_link *l)

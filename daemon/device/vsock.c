@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * virtio-vsock (virtio 1.3, 5.10): queue 0 receives, queue 1 sends; the event queue is the VMM's. The config space is the
- * driver VM's CID. Connections live in the back-end: a new one knows none of them, and resets them when it hears of them.
- * A packet's length is the device's word, which the drivers rely on.
+ * virtio-vsock (virtio 1.3, 5.10): queue 0 receives, queue 1 sends; the event queue is the VMM's. The config space is
+ * the driver VM's CID. Connections live in the back-end: a new one knows none of them, and resets them when it hears of
+ * them. A packet's length is the device's word, which the drivers rely on.
  */
 #include <errno.h>
 #include <linux/virtio_ids.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* See carrier.h. Threat model: the VMM at the other end answers what it wants, see sys/qmp.c; nothing here depends on it. */
+/*
+ * See carrier.h. Threat model: the VMM at the other end answers what it wants, see sys/qmp.c; nothing here depends on
+ * it.
+ */
 #include "front/carrier.h"
 
 #include <errno.h>
@@ -96,7 +99,8 @@ json_t *vp_carrier_json(const struct vp_carrier *c)
 			 "error", c->error[0] ? c->error : NULL);
 }
 
-int vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name, struct vp_err *e)
+int vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
+		   struct vp_err *e)
 {
 	struct vp_carrier *c;
 	int r;

@@ -20,7 +20,8 @@ struct vp_conf_link;
 struct vp_daemon;
 
 /* l and name (for messages) stay the caller's and outlive it. *out is NULL when l does not ask for it. -errno. */
-int  vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name, struct vp_err *e);
+int vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
+		   struct vp_err *e);
 /* NULL is allowed, here and below. The driver VM keeps the last state that QEMU was told. */
 void vp_carrier_free(struct vp_carrier *c);
 void vp_carrier_set(struct vp_carrier *c, bool up);

@@ -28,7 +28,8 @@ static int area_file(uint64_t size, uint64_t *bytes, struct vp_err *e)
 	fd = memfd_create("vhost-pci inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0 || ftruncate(fd, (off_t)*bytes) < 0 ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-		vp_err_set(e, -errno, "no in-flight area of %llu bytes: %s", (unsigned long long)*bytes, strerror(errno));
+		vp_err_set(e, -errno, "no in-flight area of %llu bytes: %s", (unsigned long long)*bytes,
+			   strerror(errno));
 		vp_close(&fd);
 		return e->code;
 	}
@@ -50,7 +51,8 @@ int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_e
 	return 0;
 }
 
-static void take_area(struct vp_vdev *v, struct vp_map *map, uint64_t off, uint64_t bytes, unsigned queues, unsigned entries)
+static void take_area(struct vp_vdev *v, struct vp_map *map, uint64_t off, uint64_t bytes, unsigned queues,
+		      unsigned entries)
 {
 	vp_map_unref(v->inflight);
 	v->inflight = map;
@@ -88,7 +90,10 @@ int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struc
 
 #define OWN_ENTRIES 1024u /* VMMs make no larger rings */
 
-/* For a front-end that has none: it lives as long as the session, and is begun anew whenever the front-end starts a ring. */
+/*
+ * For a front-end that has none: it lives as long as the session, and is begun anew whenever the front-end starts a
+ * ring.
+ */
 static int make_own(struct vp_vdev *v, struct vp_err *e)
 {
 	struct vp_map *map = NULL;
@@ -144,8 +149,10 @@ static int account_open(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	mem = account_of(v, q, &bytes);
 	/* The front-end may have acknowledged packed rings after it gave the area. */
 	if ((q + 1) * bytes > v->inflight_bytes)
-		return vp_err_set(e, -EINVAL, "its in-flight area of %llu bytes was given for split rings, and has no room for packed ones",
-				  (unsigned long long)v->inflight_bytes);
+		return vp_err_set(
+			e, -EINVAL,
+			"its in-flight area of %llu bytes was given for split rings, and has no room for packed ones",
+			(unsigned long long)v->inflight_bytes);
 	ret = vp_inflight_open(&r->inflight, &r->saved, mem, &r->rq.vq);
 	return ret ? vp_err_set(e, ret, ret == -ENOMEM ? "out of memory" :
 				"its in-flight account is of another kind, or contradicts itself") : 0;

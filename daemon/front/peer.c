@@ -152,7 +152,9 @@ static int on_hold_end(sd_event_source *s, uint64_t usec, void *arg)
 	p->info.refused++;
 	p->n_second++;
 	if (!p->last_second_us || now_us(p) - p->last_second_us >= SECOND_EVERY_US) {
-		vp_log(VP_LOG_WARNING, "%s: refused a second front-end (pid %d, %llu times since this was last said) while pid %d is connected; stop one of them",
+		vp_log(VP_LOG_WARNING,
+		       "%s: refused a second front-end (pid %d, %llu times since this was last said) while pid %d is "
+		       "connected; stop one of them",
 		       p->name, (int)p->held_cred.pid, (unsigned long long)p->n_second, (int)p->info.pid);
 		p->last_second_us = now_us(p);
 		p->n_second = 0;
@@ -177,7 +179,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	    !vp_policy_user_ok(vp_conf_vm_find(p->d->conf, p->conf->vm), cred.uid, geteuid())) {
 		p->info.refused++;
 		if (may_log(p)) {
-			vp_log(VP_LOG_WARNING, "%s: refused pid %d of user %u, who may not run VM %s; add it to User= in %s.vm",
+			vp_log(VP_LOG_WARNING,
+			       "%s: refused pid %d of user %u, who may not run VM %s; add it to User= in %s.vm",
 			       p->name, (int)cred.pid, cred.uid, p->conf->vm, p->conf->vm);
 			vp_audit_vmm(p->d, p->name, p->conf->vm, &cred);
 		}
@@ -193,7 +196,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (p->held_fd >= 0) {
 		p->info.refused++;
 		if (may_log(p))
-			vp_log(VP_LOG_WARNING, "%s: refused a further front-end (pid %d): pid %d is connected and pid %d waits",
+			vp_log(VP_LOG_WARNING,
+			       "%s: refused a further front-end (pid %d): pid %d is connected and pid %d waits",
 			       p->name, (int)cred.pid, (int)p->info.pid, (int)p->held_cred.pid);
 		vp_close_foreign(&fd);
 		return 0;
@@ -259,10 +263,13 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	if (!r && revents & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		r = vu_backend_readable(p->vu, &e);
 	if (!r && too_many_pending(p))
-		r = vp_err_set(&e, -EBADF, "it sends files that cannot be closed, for whoever serves them does not answer");
+		r = vp_err_set(&e, -EBADF,
+			       "it sends files that cannot be closed, for whoever serves them does not answer");
 	if (r == -ECONNRESET && !p->closing_said && vu_backend_no_memory(p->vu)) {
 		p->closing_said = true;
-		vp_log(VP_LOG_WARNING, "%s: the front-end left without sending any memory; QEMU does that when its memory is not shared: -object memory-backend-memfd,id=m,size=...,share=on -machine memory-backend=m",
+		vp_log(VP_LOG_WARNING,
+		       "%s: the front-end left without sending any memory; QEMU does that when its memory is not "
+		       "shared: -object memory-backend-memfd,id=m,size=...,share=on -machine memory-backend=m",
 		       p->name);
 	}
 	if (r)
@@ -312,8 +319,11 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	struct vp_err e = { 0 };
 	int r;
 
-	r = too_many_pending(p) ? vp_err_set(&e, -EBUSY, "VM %.63s has sent files that cannot be closed yet, for whoever serves them does not answer; end that",
-					     p->conf->vm) : p->ops->open(p->ctx, &cfg, &e);
+	r = too_many_pending(p) ? vp_err_set(&e, -EBUSY,
+					     "VM %.63s has sent files that cannot be closed yet, for whoever serves "
+					     "them does not answer; end that",
+					     p->conf->vm)
+				: p->ops->open(p->ctx, &cfg, &e);
 	cfg.name = p->name;
 	if (r) {
 		vp_close_foreign(&fd);

@@ -129,7 +129,9 @@ json_t *vp_stats_show(const struct vp_conf_side *conf, const struct vp_peer *p, 
 	json_object_set_new(o, "last", i.last[0] ? json_string(i.last) : json_null());
 	vp_mac_str(conf->mac, mac);
 	json_object_set_new(o, "mac", conf->has_mac ? json_string(mac) : json_null());
-	json_object_set_new(o, "features", v ? json_string(vu_features_str(vp_vdev_type(v), vp_vdev_features(v), text, sizeof(text))) : json_null());
+	json_object_set_new(o, "features",
+			    v ? json_string(vu_features_str(vp_vdev_type(v), vp_vdev_features(v), text, sizeof(text)))
+			      : json_null());
 	put(o, "regions", v ? vp_vdev_regions(v) : 0);
 	json_object_set_new(o, "iommu", show_iommu(v));
 	json_object_set_new(o, "dirty_log", json_boolean(v && vp_vdev_logging(v)));

@@ -24,13 +24,14 @@
 /* Of rings and transport, whatever the device. */
 static uint64_t ring_features(const struct vp_device *dev, const struct vp_conf_link *l)
 {
-	uint64_t f = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) |
-		     VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM);
+	uint64_t f = VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_RING_F_EVENT_IDX) |
+		     VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM);
 
 	return f | (dev->waits && l->packed ? VP_BIT(VIRTIO_F_RING_PACKED) : 0);
 }
 
-void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg)
+void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p,
+			 struct vu_backend_cfg *cfg)
 {
 	const struct vp_device *dev = vp_device_of(l);
 
@@ -79,7 +80,8 @@ static int on_mtu(void *ctx, uint64_t mtu, struct vp_err *e)
 	struct vp_vdev *v = vdev_of(ctx);
 
 	if (v->conf->mtu && mtu > v->conf->mtu)
-		return vp_err_set(e, -EINVAL, "MTU %llu is larger than the link's MTU=%u", (unsigned long long)mtu, v->conf->mtu);
+		return vp_err_set(e, -EINVAL, "MTU %llu is larger than the link's MTU=%u", (unsigned long long)mtu,
+				  v->conf->mtu);
 	return 0;
 }
 

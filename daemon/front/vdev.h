@@ -69,7 +69,8 @@ struct vp_vdev_ops {
 };
 
 /* What the device offers, from the link's configuration and, but for net, the profile of its back-end. */
-void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg);
+void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p,
+			 struct vu_backend_cfg *cfg);
 
 /* name for messages; name, conf and profile are not owned. ctx is the slot that the device will be in. */
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
@@ -93,8 +94,8 @@ unsigned vp_vdev_regions(const struct vp_vdev *v);
 /* NULL = none. Valid until the next message. */
 const struct vp_memtab *vp_vdev_memory(const struct vp_vdev *v);
 /*
- * The ring was used by someone else and is the main thread's again: go on at base, or, where that is not known, at the used
- * index (-ENODATA for a packed ring, which does not tell). After an error the ring is broken.
+ * The ring was used by someone else and is the main thread's again: go on at base, or, where that is not known, at the
+ * used index (-ENODATA for a packed ring, which does not tell). After an error the ring is broken.
  */
 int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t base, struct vp_err *e);
 /*
@@ -110,7 +111,10 @@ struct vp_vdev_inflight {
 };
 /* 0, or -errno: the device side cannot be given it. */
 int vp_vdev_inflight(struct vp_vdev *v, struct vp_vdev_inflight *out, struct vp_err *e);
-/* Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback of the session. */
+/*
+ * Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback
+ * of the session.
+ */
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
 /* The profile's config space is another one: tells the front-end when it can be told, one message at a time. */
 void vp_vdev_config_changed(struct vp_vdev *v);

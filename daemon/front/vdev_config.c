@@ -32,8 +32,10 @@ int vp_vdev_on_set_config(void *ctx, uint32_t off, uint32_t len, uint32_t flags,
 		return 0;
 	if (!len)
 		return 0;
-	if (len > VP_DEVICE_CONFIG_MAX || off > VP_DEVICE_CONFIG_MAX - len || !v->dev->writable || !v->dev->writable(off, len))
-		return vp_err_set(e, -EINVAL, "SET_CONFIG: the driver may not write %u bytes at %u of this device", len, off);
+	if (len > VP_DEVICE_CONFIG_MAX || off > VP_DEVICE_CONFIG_MAX - len || !v->dev->writable ||
+	    !v->dev->writable(off, len))
+		return vp_err_set(e, -EINVAL, "SET_CONFIG: the driver may not write %u bytes at %u of this device", len,
+				  off);
 	for (unsigned i = off; i < off + len; i++) {
 		v->written[i] = buf[i - off];
 		v->wrote[i / 8] |= (uint8_t)(1u << i % 8);

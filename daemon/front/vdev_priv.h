@@ -33,7 +33,8 @@ struct vp_vdev {
 	uint8_t                    wrote[VP_DEVICE_CONFIG_MAX / 8];
 	bool                       config_telling, config_stale;
 	int                        inflight_fd;  /* the area that we made for the front-end, -1 = none */
-	struct vp_map             *inflight;     /* the one that it gave us, or (inflight_own) that it knows nothing of; NULL = none */
+	/* the one that it gave us, or (inflight_own) that it knows nothing of; NULL = none */
+	struct vp_map             *inflight;
 	bool                       inflight_own;
 	uint64_t                   inflight_off, inflight_bytes;
 	unsigned                   inflight_queues, inflight_size;
@@ -62,7 +63,8 @@ int  vp_vdev_on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err
 int  vp_vdev_on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e);
 int  vp_vdev_on_reset(void *ctx, struct vp_err *e);
 void vp_vdev_ring_release(struct vp_vdev *v, unsigned q);
-int  vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c, struct vp_err *e);
+int vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c,
+		       struct vp_err *e);
 void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why);
 void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */

@@ -98,8 +98,9 @@ static uint32_t used_place(const struct vp_virtq *vq)
 }
 
 /*
- * A guest that starts a ring has written it. When the files of its memory are all empty, then its VMM keeps to itself what the guest
- * writes: the link comes up, and nothing ever arrives. Before the first look at the memory, which would fill a page.
+ * A guest that starts a ring has written it. When the files of its memory are all empty, then its VMM keeps to itself
+ * what the guest writes: the link comes up, and nothing ever arrives. Before the first look at the memory, which would
+ * fill a page.
  */
 static void say_not_shared(struct vp_vdev *v, unsigned q)
 {
@@ -109,7 +110,9 @@ static void say_not_shared(struct vp_vdev *v, unsigned q)
 	for (unsigned i = 0; i < v->tab->n; i++)
 		if (!v->tab->r[i].map || !vp_map_untouched(v->tab->r[i].map))
 			return;
-	vp_log(VP_LOG_WARNING, "%s: queue %u starts, but the memory that the VMM has sent is all empty: what its guest writes is not shared. Give it share=on: -object memory-backend-memfd,id=m,size=...,share=on",
+	vp_log(VP_LOG_WARNING,
+	       "%s: queue %u starts, but the memory that the VMM has sent is all empty: what its guest writes is not "
+	       "shared. Give it share=on: -object memory-backend-memfd,id=m,size=...,share=on",
 	       v->name, q);
 }
 
@@ -161,8 +164,9 @@ static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	r->error[0] = 0;
 	r->starts++;
 	vp_vdev_ring_set_log(v, q);
-	vp_log(VP_LOG_DEBUG, "%s: queue %u started: %s ring of %u at index %u%s", v->name, q, packed ? "packed" : "split",
-	       vr->num, c.base & (packed ? 0x7fff : 0xffff), vr->enabled ? "" : ", disabled");
+	vp_log(VP_LOG_DEBUG, "%s: queue %u started: %s ring of %u at index %u%s", v->name, q,
+	       packed ? "packed" : "split", vr->num, c.base & (packed ? 0x7fff : 0xffff),
+	       vr->enabled ? "" : ", disabled");
 	return 0;
 }
 
@@ -286,9 +290,16 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 	struct vp_vdev_ring *r = &v->ring[q];
 	struct vp_virtq *vq = &r->rq.vq;
 	struct vp_vq_conf c = {
-		.size = vq->size, .base = base, .features = v->features, .out_only = vq->out_only, .long_chains = vq->long_chains,
-		.tab = v->tab, .iommu = iommu_of(v),
-		.desc = vq->desc_addr, .driver = vq->driver_addr, .device = vq->device_addr,
+		.size = vq->size,
+		.base = base,
+		.features = v->features,
+		.out_only = vq->out_only,
+		.long_chains = vq->long_chains,
+		.tab = v->tab,
+		.iommu = iommu_of(v),
+		.desc = vq->desc_addr,
+		.driver = vq->driver_addr,
+		.device = vq->device_addr,
 	};
 	int ret = 0;
 

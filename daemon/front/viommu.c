@@ -15,8 +15,8 @@
  * time.
  *
  * A ring whose areas are not translated (yet, or any more) waits, withdrawn, and goes on with the update that
- * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data thread then
- * uses what it took away.
+ * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data
+ * thread then uses what it took away.
  */
 #include <errno.h>
 #include <linux/vhost_types.h>
@@ -139,7 +139,8 @@ static unsigned proven(struct vp_vdev *v, uint64_t iova, uint64_t size)
 int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)
 {
 	struct vp_vdev *v = ((struct vp_vdev_slot *)ctx)->v;
-	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) | (m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0);
+	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) |
+			(m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0);
 	unsigned sure;
 	int ret;
 
@@ -152,7 +153,8 @@ int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *
 			invalidate(v, m->iova, m->size);
 		ret = vp_iotlb_update(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm, sure);
 		if (ret)
-			return vp_err_set(e, ret, "IOTLB update of 0x%llx (0x%llx bytes) does not lie inside one memory region",
+			return vp_err_set(e, ret,
+					  "IOTLB update of 0x%llx (0x%llx bytes) does not lie inside one memory region",
 					  (unsigned long long)m->iova, (unsigned long long)m->size);
 		retry_rings(v);
 		return 0;
@@ -189,13 +191,15 @@ static void answered(void *arg, int result)
 	if (!v->iotlb || v->run != a->run)
 		goto out;
 	if (result == -EREMOTEIO && !asked_again(v, a)) {
-		vp_log(VP_LOG_WARNING, "%s: its vIOMMU does not map 0x%llx for %s", v->name, (unsigned long long)a->iova, what);
+		vp_log(VP_LOG_WARNING, "%s: its vIOMMU does not map 0x%llx for %s", v->name,
+		       (unsigned long long)a->iova, what);
 		vp_iotlb_refuse(v->iotlb, a->iova, a->acc);
 		retry_rings(v);
 	} else if (!result && !asked_again(v, a) && vp_iotlb_answered(v->iotlb, a->iova, a->acc)) {
-		vp_log(VP_LOG_WARNING, "%s: its vIOMMU maps 0x%llx, but not for %s", v->name, (unsigned long long)a->iova, what);
-		vu_backend_iotlb_access_fail(v->ops->session(v->ctx), a->iova, a->acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO,
-					     NULL, NULL);
+		vp_log(VP_LOG_WARNING, "%s: its vIOMMU maps 0x%llx, but not for %s", v->name,
+		       (unsigned long long)a->iova, what);
+		vu_backend_iotlb_access_fail(v->ops->session(v->ctx), a->iova,
+					     a->acc == VP_WRITE ? VHOST_ACCESS_WO : VHOST_ACCESS_RO, NULL, NULL);
 		retry_rings(v);
 	}
 	if (result && result != -EREMOTEIO)
@@ -256,7 +260,10 @@ void vp_vdev_iommu_poll(struct vp_vdev *v)
 
 		if (!ret)
 			continue;
-		/* It counts as asked, or data threads would find it again at once, and again. See vp_vdev_iommu_events(). */
+		/*
+		 * It counts as asked, or data threads would find it again at once, and again. See
+		 * vp_vdev_iommu_events().
+		 */
 		if (!v->unsent_said)
 			vp_log(VP_LOG_WARNING, "%s: a vIOMMU miss cannot be sent: %s; its queue waits", v->name,
 			       ret == -ENOTCONN ? "the front-end has set no request channel" : strerror(-ret));

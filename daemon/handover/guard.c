@@ -72,7 +72,9 @@ static int on_death(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_guard *g = arg;
 
-	vp_log(VP_LOG_ERR, "the guard (pid %d) has gone: a driver VM of a fast link may lose its network if the daemon ends under traffic now; restart the daemon after `vhost-pcictl down` of its fast links",
+	vp_log(VP_LOG_ERR,
+	       "the guard (pid %d) has gone: a driver VM of a fast link may lose its network if the daemon ends under "
+	       "traffic now; restart the daemon after `vhost-pcictl down` of its fast links",
 	       (int)g->pid);
 	vp_source_end(&g->io);
 	vp_close(&g->sock);
@@ -117,18 +119,24 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 	if (g->sock < 0)
 		return -EPIPE;
 	r = vp_send_fds(g->sock, m, sizeof(*m), fds, n);
-	/* It has nothing else to do, and will have read what is there in a moment. Somebody may have stopped it: that is waited for once. */
+	/*
+	 * It has nothing else to do, and will have read what is there in a moment. Somebody may have stopped it: that
+	 * is waited for once.
+	 */
 	if (r == -EAGAIN && !g->deaf && poll(&p, 1, 1000) == 1)
 		r = vp_send_fds(g->sock, m, sizeof(*m), fds, n);
 	if (r && !(r == -EAGAIN && g->deaf))
-		vp_log(VP_LOG_ERR, "the guard (pid %d) takes no messages: %s; fast links that change now are not in its care", (int)g->pid, strerror(-r));
+		vp_log(VP_LOG_ERR,
+		       "the guard (pid %d) takes no messages: %s; fast links that change now are not in its care",
+		       (int)g->pid, strerror(-r));
 	g->deaf = r == -EAGAIN;
 	return r;
 }
 
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
-	const int all[GUARD_FDS] = { w->driver, w->memfd, w->recordfd, w->signal.call, w->signal.conn, w->signal.hold, w->signal.ram };
+	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,  w->signal.call,
+				     w->signal.conn, w->signal.hold, w->signal.ram };
 	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .signal = w->signal };
 	int fd[GUARD_FDS];
 	unsigned n = 0;

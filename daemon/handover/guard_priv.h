@@ -8,7 +8,10 @@
 #include "conf/conf.h"
 #include "handover/lastsig.h"
 
-/* A data path that hears of it lets go at once; the time is for one that gets no CPU. As long as the next daemon would wait (port/life.c). */
+/*
+ * A data path that hears of it lets go at once; the time is for one that gets no CPU. As long as the next daemon would
+ * wait (port/life.c).
+ */
 #define GUARD_PATIENCE_MS 3000u
 
 /* The guard's end of the socket, and the only fd of the daemon's that it begins with but for the log. */

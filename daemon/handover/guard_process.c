@@ -2,9 +2,9 @@
 /*
  * The guard's process, see guard.h.
  *
- * Threat model: guests write what they like into their control blocks (port/orphan.c), a VMM may make an eventfd block, and a daemon
- * that was taken over may send anything. The guard can do no more than its list of system calls says: no file, no socket of
- * its own, no message to anybody.
+ * Threat model: guests write what they like into their control blocks (port/orphan.c), a VMM may make an eventfd block,
+ * and a daemon that was taken over may send anything. The guard can do no more than its list of system calls says: no
+ * file, no socket of its own, no message to anybody.
  */
 #include "handover/guard_priv.h"
 
@@ -125,7 +125,9 @@ static bool over(struct ward *w)
 		vp_log(VP_LOG_INFO, "guard: link %s: %s after %llu ms; the driver VM's connection ends", w->name,
 		       let_go ? "the device VM has let go" : "the driver VM has gone", (unsigned long long)ms);
 	else
-		vp_log(VP_LOG_WARNING, "guard: link %s: the device VM has not let go of the driver VM's rings in %u s; the driver VM's connection ends all the same",
+		vp_log(VP_LOG_WARNING,
+		       "guard: link %s: the device VM has not let go of the driver VM's rings in %u s; the driver VM's "
+		       "connection ends all the same",
 		       w->name, GUARD_PATIENCE_MS / 1000);
 	return true;
 }
@@ -172,7 +174,8 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 	const uint32_t must = 1u << GUARD_DRIVER | 1u << GUARD_MEM | 1u << GUARD_RECORD, may = (1u << GUARD_FDS) - 1;
 	struct ward **at = find(list, m->id);
 
-	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) && n == (unsigned)__builtin_popcount(m->fds)) {
+	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) &&
+	    n == (unsigned)__builtin_popcount(m->fds)) {
 		/* From behind, each to its place. */
 		for (unsigned i = GUARD_FDS; i-- > 0;)
 			fd[i] = m->fds & 1u << i ? fd[--n] : -1;
@@ -182,8 +185,9 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 	for (unsigned i = 0; i < n; i++)
 		close(fd[i]);
 	if (m->op == GUARD_TAKE)
-		vp_log(VP_LOG_ERR, "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=", m->name, n,
-		       (unsigned)__builtin_popcount(m->fds));
+		vp_log(VP_LOG_ERR,
+		       "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=",
+		       m->name, n, (unsigned)__builtin_popcount(m->fds));
 	if (m->op == GUARD_DROP && *at)
 		ward_free(at);
 	else if (m->op == GUARD_SEE_OFF)
@@ -200,7 +204,10 @@ static bool listen_to_daemon(struct ward **list)
 	struct guard_msg m;
 	struct iovec io = { &m, sizeof(m) };
 	/* CMSG_LEN: the padding of CMSG_SPACE would have room for one more. */
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = CMSG_LEN(GUARD_FDS * sizeof(int)) };
+	struct msghdr h = { .msg_iov = &io,
+			    .msg_iovlen = 1,
+			    .msg_control = ctl.buf,
+			    .msg_controllen = CMSG_LEN(GUARD_FDS * sizeof(int)) };
 	int fd[GUARD_FDS] = { -1, -1, -1, -1, -1, -1, -1 };
 	unsigned n = 0;
 	/* seccomp guard: recvmsg close poll */
@@ -259,7 +266,10 @@ _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 				struct ward *w = *at;
 
 				if (!w->orphan) {
-					vp_log(VP_LOG_NOTICE, "guard: link %s: the daemon has gone; the device VM is asked to let go of the driver VM's rings", w->name);
+					vp_log(VP_LOG_NOTICE,
+					       "guard: link %s: the daemon has gone; the device VM is asked to let go "
+					       "of the driver VM's rings",
+					       w->name);
 					see_off(at);
 				}
 				if (*at == w)

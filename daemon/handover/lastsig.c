@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Threat model: the ring is the guest's, its memory the VMM's; both may be changed, the file truncated. As in shmem.c. */
+/*
+ * Threat model: the ring is the guest's, its memory the VMM's; both may be changed, the file truncated. As in shmem.c.
+ */
 #include "handover/lastsig.h"
 
 #include <errno.h>
@@ -23,7 +25,11 @@ static int open_ring(struct vp_lastsig *s, const struct vp_lastsig_conf *c)
 {
 	struct vp_region_desc d = { .gpa = c->gpa, .size = c->size, .uva = c->gpa, .offset = c->offset };
 	struct vp_vq_conf vc = {
-		.size = (uint16_t)c->num, .desc = c->desc, .driver = c->avail, .device = c->used, .features = VP_BIT(VIRTIO_F_VERSION_1),
+		.size = (uint16_t)c->num,
+		.desc = c->desc,
+		.driver = c->avail,
+		.device = c->used,
+		.features = VP_BIT(VIRTIO_F_VERSION_1),
 	};
 	/* seccomp guard: fstatfs newfstatat fstat fcntl mmap(arg2 & PROT_EXEC == 0) madvise munmap close */
 	/* The daemon has mapped it, and vouches for it. */

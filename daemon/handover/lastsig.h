@@ -17,7 +17,10 @@ struct vp_lastsig_conf {
 	int      call;               /* eventfd to write; -1: the guest cannot be told */
 	int      conn;               /* local: the process's connection. It lets go before it closes its end */
 	int      hold;               /* shmem: without this connection the VMM does not look at call any more */
-	/* shmem: before call is written a buffer of this split ring is returned. All of it lies in one region of the VM's memory. */
+	/*
+	 * shmem: before call is written a buffer of this split ring is returned. All of it lies in one region of the
+	 * VM's memory.
+	 */
 	int      ram;                /* the region's file; -1 = no ring */
 	uint32_t num;                /* entries */
 	uint64_t gpa, size, offset;  /* the region */

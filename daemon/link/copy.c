@@ -4,8 +4,8 @@
  * data threads copy between them and the driver VM's rings (engine/copyq.h). Not a byte of the driver VM's memory
  * is ever mapped for the device VM.
  *
- * Threat model: both VMs are hostile. What a device VM does to its shadow rings ends its run of that queue (it may attach again);
- * the driver VM's ring stays whole, and is ours to drain meanwhile. The pool belongs to one link, and is
+ * Threat model: both VMs are hostile. What a device VM does to its shadow rings ends its run of that queue (it may
+ * attach again); the driver VM's ring stays whole, and is ours to drain meanwhile. The pool belongs to one link, and is
  * emptied whenever the driver VM goes. A kick is raised by a data thread, on an eventfd that the device VM's VMM or
  * process shares: one that blocks is interrupted by the threads' supervisor and ends the run, too.
  *
@@ -47,7 +47,8 @@ struct copy_queue {
 	struct vp_plink_work work;
 	struct vp_copyq *b;         /* net: while the device VM has the queue */
 	struct vp_reqq   *r;         /* others: from the first time that it had it until the driver's ring stops */
-	bool              stale;     /* its part of the pool holds what the last driver VM left, and the guest may still be at work on it */
+	/* its part of the pool holds what the last driver VM left, and the guest may still be at work on it */
+	bool              stale;
 	bool              straight;  /* the data thread raises the attachment's own fd */
 	int               kick_fd;   /* else: eventfd of ours that becomes signal 1 + q */
 	struct vp_wire   *kick;
@@ -130,8 +131,8 @@ static const struct vp_work_ops request_ops = { .run = request_run, .arm = reque
 /* ---- the pool ------------------------------------------------------------------------------------ */
 
 /*
- * Layout: all rings, then what device VMs read (transmit queues), then what they write (receive queues). Requests are both: one
- * area for each queue.
+ * Layout: all rings, then what device VMs read (transmit queues), then what they write (receive queues). Requests are
+ * both: one area for each queue.
  */
 static uint64_t rings_size(const struct copy *cl)
 {
@@ -176,7 +177,9 @@ static void pool_tidy(struct vp_plink *pl)
 			queue_scrub(cl, i);
 }
 
-/* What the last driver VM left is nobody's, once the guest has let go of it: at the latest before the queue's next run. */
+/*
+ * What the last driver VM left is nobody's, once the guest has let go of it: at the latest before the queue's next run.
+ */
 static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
@@ -194,7 +197,8 @@ static int pool_file(uint64_t size, int *fd, struct vp_err *e)
 {
 	/* seccomp control: memfd_create ftruncate fcntl */
 	*fd = memfd_create("vhost-pci pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (*fd < 0 || ftruncate(*fd, (off_t)size) < 0 || fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+	if (*fd < 0 || ftruncate(*fd, (off_t)size) < 0 ||
+	    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
 		return vp_err_set(e, -errno, "pool of %llu bytes: %m", (unsigned long long)size);
 	return 0;
 }
@@ -229,7 +233,8 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
 	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
 	if (cl->area < AREA_MIN)
-		return vp_err_set(e, -EINVAL, "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
+		return vp_err_set(e, -EINVAL,
+				  "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
 				  (unsigned long long)cl->area >> 10, cl->pl.n, AREA_MIN >> 10);
 	if (cl->area > UINT32_MAX - 63)
 		cl->area = 1u << 31;
@@ -237,14 +242,17 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	off = vp_port_pool(cl->pl.port, &size);
 	if (!size) {
 		off = 0;
-		/* An attachment that shows no more than the control block of the port's file: it is given as a window. */
+		/*
+		 * An attachment that shows no more than the control block of the port's file: it is given as a window.
+		 */
 		if (pool_file(cl->pool_size, &cl->own_fd, e))
 			return e->code;
 		fd = cl->own_fd;
 	}
 	r = vp_shared_map(&cl->pool, fd, off, cl->pool_size);
 	if (r)
-		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size, strerror(-r));
+		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size,
+				  strerror(-r));
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
 		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
@@ -252,8 +260,8 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 }
 
 /*
- * Who had the pool may keep it mapped, and may still be writing what the last run asked for: what comes next has another one. Queues are
- * in nobody's hands. When there is no memory the old one stays.
+ * Who had the pool may keep it mapped, and may still be writing what the last run asked for: what comes next has
+ * another one. Queues are in nobody's hands. When there is no memory the old one stays.
  */
 static void pool_fresh(struct vp_plink *pl)
 {
@@ -312,12 +320,21 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	struct copy_queue *q = &cl->q[i];
 	struct vp_copyq_area data = data_area(cl, i);
 	struct vp_reqq_conf rc = {
-		.rq = &r->rq, .pool = cl->pool.p, .pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data,
-		.trust_len = pl->dev->trust_len, .once = pl->dev->once, .fail_status = pl->dev->fail_status, .fuse = pl->dev->fuse,
-		.fills = pl->dev->fills, .fill_op = pl->dev->fill_op,
+		.rq = &r->rq,
+		.pool = cl->pool.p,
+		.pool_addr = cl->pool_addr,
+		.ring = ring_area(cl, i),
+		.data = data,
+		.trust_len = pl->dev->trust_len,
+		.once = pl->dev->once,
+		.fail_status = pl->dev->fail_status,
+		.fuse = pl->dev->fuse,
+		.fills = pl->dev->fills,
+		.fill_op = pl->dev->fill_op,
 		/* What is not aligned a back-end copies before it does direct I/O on it, which would fail otherwise. */
 		.out_head = pl->att->ops->pages ? pl->dev->out_head : 0,
-		.inflight = r->inflight, .saved = &r->saved,
+		.inflight = r->inflight,
+		.saved = &r->saved,
 	};
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 
@@ -325,7 +342,8 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 		return ret;
 	r->saved.n = 0; /* they are the engine's now */
 	vp_shared_scrub(&cl->pool, data.off, data.size);
-	ret = vp_reqq_begin(q->r, vp_plink_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), e);
+	ret = vp_reqq_begin(q->r, vp_plink_features(pl), q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
+			    e);
 	if (ret)
 		return ret;
 	pr->desc = q->r->desc_addr;
@@ -402,7 +420,9 @@ static void copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	vp_copyq_free(q->b);
 	q->b = NULL;
 	if (q->r && q->r->too_big && r->rq.vq.broken)
-		vp_log(VP_LOG_WARNING, "%s: queue %u: a request of %llu bytes does not fit the %llu bytes of the pool that each of %u queues has; raise PoolSize=",
+		vp_log(VP_LOG_WARNING,
+		       "%s: queue %u: a request of %llu bytes does not fit the %llu bytes of the pool that each of %u "
+		       "queues has; raise PoolSize=",
 		       pl->name, i, (unsigned long long)q->r->too_big, (unsigned long long)copy_of(pl)->area, pl->n);
 	if (s && s->broken && alive)
 		vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found its shadow ring malformed", pl->name, i);
@@ -437,8 +457,9 @@ static void copy_finish(struct vp_plink *pl, unsigned i)
 	if ((r->usable || r->wait == VP_VDEV_WAIT_REBIND) && vp_reqq_stop(q->r, r->usable, &failed))
 		worker_call(pl->l->d->workers, &r->rq);
 	if (failed)
-		vp_log(VP_LOG_WARNING, "%s: queue %u: stopped with %u requests that no back-end has answered; they have failed", pl->name,
-		       i, failed);
+		vp_log(VP_LOG_WARNING,
+		       "%s: queue %u: stopped with %u requests that no back-end has answered; they have failed",
+		       pl->name, i, failed);
 	vp_reqq_free(q->r);
 	q->r = NULL;
 }
@@ -508,15 +529,32 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 }
 
 static const struct vp_plink_mode copy_mode = {
-	.mode = VHP_MODE_COPY, .size = sizeof(struct copy), .not_the_paths = OURS, .path_bits = SHADOW_BITS, .lanes = true,
-	.init = copy_init, .fini = copy_fini, .gone = pool_scrub, .tidy = pool_tidy, .fresh = pool_fresh,
-	.begin = copy_begin, .end = copy_end, .open = copy_open, .broken = copy_broken, .wire = copy_wire, .show = copy_show,
-	.drained = copy_drained, .finish = copy_finish,
+	.mode = VHP_MODE_COPY,
+	.size = sizeof(struct copy),
+	.not_the_paths = OURS,
+	.path_bits = SHADOW_BITS,
+	.lanes = true,
+	.init = copy_init,
+	.fini = copy_fini,
+	.gone = pool_scrub,
+	.tidy = pool_tidy,
+	.fresh = pool_fresh,
+	.begin = copy_begin,
+	.end = copy_end,
+	.open = copy_open,
+	.broken = copy_broken,
+	.wire = copy_wire,
+	.show = copy_show,
+	.drained = copy_drained,
+	.finish = copy_finish,
 };
 
 static int copy_start(struct vp_link *l, struct vp_err *e)
 {
-	/* Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it: the pool is a window. */
+	/*
+	 * Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it:
+	 * the pool is a window.
+	 */
 	bool apart = l->conf.attachment == VP_ATTACH_SHMEM || l->conf.attachment == VP_ATTACH_HOSTDEV;
 
 	return vp_plink_start(l, &copy_mode, apart ? 0 : vp_conf_link_pool(&l->conf), e);

@@ -22,12 +22,15 @@
 #include "link/port_link.h"
 #include "sys/timer.h"
 
-/* Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have. */
+/*
+ * Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have.
+ */
 #define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 
 struct fast_queue {
 	struct vp_wire *kick, *call, *late;
-	unsigned        kick_seen, call_seen;  /* vp_vdev_ring.kick_serial and call_serial that direct() was told of; 0 = nothing */
+	/* vp_vdev_ring.kick_serial and call_serial that direct() was told of; 0 = nothing */
+	unsigned        kick_seen, call_seen;
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
 	bool            account;               /* who has it keeps the account of its open requests */
 };
@@ -92,8 +95,8 @@ static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cf
 }
 
 /*
- * The in-flight area: of the VMM, which keeps it for the next daemon, or ours. It is no memory that rings name, so its link
- * address is one that driver VMs do not have.
+ * The in-flight area: of the VMM, which keeps it for the next daemon, or ours. It is no memory that rings name, so its
+ * link address is one that driver VMs do not have.
  */
 #define INFLIGHT_ADDR (UINT64_C(1) << 63)
 
@@ -106,7 +109,8 @@ static bool inflight_region(struct vp_plink *pl, const struct vp_memtab *t, stru
 	if (!pl->dev->inflight || t->n >= VHP_MAX_REGIONS || (last && last->gpa + last->size > INFLIGHT_ADDR))
 		return false;
 	if (vp_vdev_inflight(pl->slot.v, &a, &e)) {
-		vp_log(VP_LOG_WARNING, "%s: its back-end gets no place for an account of open requests: %s", pl->name, e.msg);
+		vp_log(VP_LOG_WARNING, "%s: its back-end gets no place for an account of open requests: %s", pl->name,
+		       e.msg);
 		return false;
 	}
 	vp_port_set_inflight(pl->port, a.queues, a.entries);
@@ -139,7 +143,9 @@ static void fast_memory(struct vp_plink *pl)
 /* how: what its back-end did, with open requests. */
 static void lost(struct vp_plink *pl, unsigned i, const char *how)
 {
-	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end %s with open requests and keeps no account of them (no INFLIGHT_SHMFD); use Mode=copy for a link that survives that",
+	vp_log(VP_LOG_WARNING,
+	       "%s: queue %u: its back-end %s with open requests and keeps no account of them (no INFLIGHT_SHMFD); use "
+	       "Mode=copy for a link that survives that",
 	       pl->name, i, how);
 	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_LOST_REQUESTS);
 	vp_vdev_reap(pl->slot.v);
@@ -166,8 +172,8 @@ static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 }
 
 /*
- * Whoever had the ring has gone without a word. Requests that it had taken may have been done or not, and in any order: where
- * some are open, nobody can go on.
+ * Whoever had the ring has gone without a word. Requests that it had taken may have been done or not, and in any order:
+ * where some are open, nobody can go on.
  */
 static bool requests_open(struct vp_plink *pl, unsigned i)
 {
@@ -177,8 +183,8 @@ static bool requests_open(struct vp_plink *pl, unsigned i)
 }
 
 /*
- * It has said that it has stopped, with requests under way, and may do and return them later: in the ring that it is given next. So it is
- * to be gone before that. Which of them it has done its index does not tell.
+ * It has said that it has stopped, with requests under way, and may do and return them later: in the ring that it is
+ * given next. So it is to be gone before that. Which of them it has done its index does not tell.
  */
 static void look_for_open(struct vp_plink *pl, unsigned i)
 {

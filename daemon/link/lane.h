@@ -18,11 +18,16 @@ struct vp_work;
 
 /* On a data thread, while the work is published. As struct worker_job_ops, except where said. */
 struct vp_work_ops {
-	/* Add to *trouble the things that the main thread has to look at (a broken ring): it is told when their number changes. */
+	/*
+	 * Add to *trouble the things that the main thread has to look at (a broken ring): it is told when their number
+	 * changes.
+	 */
 	unsigned (*run)(struct vp_work *w, struct vp_scratch *s, unsigned *trouble);
 	enum worker_next (*arm)(struct vp_work *w);
 	void (*disarm)(struct vp_work *w);
-	/* ? Main thread: it was withdrawn, and no data thread has it any more. Without it the work stays its owner's. */
+	/*
+	 * ? Main thread: it was withdrawn, and no data thread has it any more. Without it the work stays its owner's.
+	 */
 	void (*free)(struct vp_work *w);
 };
 
@@ -37,8 +42,8 @@ struct vp_lanes;
 /* n lanes, each of which may wait for that many fds; none has a job yet. NULL: no memory. */
 struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds);
 /*
- * Lane i gets its job, on the thread with the fewest. thrifty: what it waits for may need the thread's very CPU (worker.h).
- * Notifications that it sees are added to *wakes, NULL = to nothing. 0, -ENOMEM.
+ * Lane i gets its job, on the thread with the fewest. thrifty: what it waits for may need the thread's very CPU
+ * (worker.h). Notifications that it sees are added to *wakes, NULL = to nothing. 0, -ENOMEM.
  */
 int vp_lane_add(struct vp_lanes *ls, unsigned i, bool thrifty, uint64_t *wakes);
 /* Withdraws all. NULL is allowed. */

@@ -246,8 +246,8 @@ static bool unchanged(const struct vp_link *l, const struct vp_conf_link *conf, 
 }
 
 /* May a runtime link stay, next to all[0..n)? *d is its decision under c. */
-static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *all, unsigned n, const struct vp_conf_link *conf,
-		    struct vp_policy_decision *d, const char **rule, struct vp_err *e)
+static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *all, unsigned n,
+		    const struct vp_conf_link *conf, struct vp_policy_decision *d, const char **rule, struct vp_err *e)
 {
 	vp_policy_decide(c, conf, d);
 	*rule = NULL;
@@ -261,9 +261,9 @@ static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *a
 }
 
 /*
- * Away with the runtime links that c does not allow. All of c's own links have room together, that was checked when it was
- * loaded: they come first, then the runtime links by name, as long as there is room. Those whose mode is another one now keep
- * their old decision, and run, until restart_runtime().
+ * Away with the runtime links that c does not allow. All of c's own links have room together, that was checked when it
+ * was loaded: they come first, then the runtime links by name, as long as there is room. Those whose mode is another
+ * one now keep their old decision, and run, until restart_runtime().
  */
 static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
 {
@@ -332,7 +332,10 @@ static unsigned restart_runtime(struct vp_links *ls, const struct vp_conf *c, st
 	return touched;
 }
 
-/* Away with file-born links that are gone or different. Links that a file of their name describes as they are become its own. */
+/*
+ * Away with file-born links that are gone or different. Links that a file of their name describes as they are become
+ * its own.
+ */
 static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 {
 	unsigned touched = 0;
@@ -349,7 +352,8 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 			vp_policy_decide(c, &l->conf, &l->decision);
 			continue;
 		}
-		vp_log(VP_LOG_INFO, "link %s: %s", l->conf.name, want ? "changed, set up anew" : "no longer configured, removed");
+		vp_log(VP_LOG_INFO, "link %s: %s", l->conf.name,
+		       want ? "changed, set up anew" : "no longer configured, removed");
 		vp_link_remove(ls, l);
 		touched += !want;
 	}
@@ -426,18 +430,23 @@ void vp_link_event(struct vp_link *l, const char *event, const char *why)
 
 json_t *vp_link_brief(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type", vp_type_name(l->conf.device_type),
-			 "mode", vp_mode_name(l->decision.mode), "driver_vm", l->conf.side[VP_SIDE_DRIVER].vm,
-			 "device_vm", l->conf.side[VP_SIDE_DEVICE].vm, "endpoint", vp_endpoint_name(l->conf.endpoint),
-			 "up", l->up, "status", vp_link_look(l));
+	return json_pack("{s:s,s:s,s:s,s:s,s:s,s:s,s:b,s:s}", "name", l->conf.name, "type",
+			 vp_type_name(l->conf.device_type), "mode", vp_mode_name(l->decision.mode), "driver_vm",
+			 l->conf.side[VP_SIDE_DRIVER].vm, "device_vm", l->conf.side[VP_SIDE_DEVICE].vm, "endpoint",
+			 vp_endpoint_name(l->conf.endpoint), "up", l->up, "status", vp_link_look(l));
 }
 
 static void brief_make(struct vp_link *l)
 {
-	const struct { const char *key, *value; } m[] = {
-		{ "{\"name\":", l->conf.name }, { ",\"type\":", vp_type_name(l->conf.device_type) },
-		{ ",\"mode\":", vp_mode_name(l->decision.mode) }, { ",\"driver_vm\":", l->conf.side[VP_SIDE_DRIVER].vm },
-		{ ",\"device_vm\":", l->conf.side[VP_SIDE_DEVICE].vm }, { ",\"endpoint\":", vp_endpoint_name(l->conf.endpoint) },
+	const struct {
+		const char *key, *value;
+	} m[] = {
+		{ "{\"name\":", l->conf.name },
+		{ ",\"type\":", vp_type_name(l->conf.device_type) },
+		{ ",\"mode\":", vp_mode_name(l->decision.mode) },
+		{ ",\"driver_vm\":", l->conf.side[VP_SIDE_DRIVER].vm },
+		{ ",\"device_vm\":", l->conf.side[VP_SIDE_DEVICE].vm },
+		{ ",\"endpoint\":", vp_endpoint_name(l->conf.endpoint) },
 	};
 	struct vp_text t = { 0 };
 
@@ -486,5 +495,6 @@ json_t *vp_link_detail(struct vp_link *l)
 
 json_t *vp_link_stats(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides", l->ops->sides(l, true));
+	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides",
+			 l->ops->sides(l, true));
 }

@@ -61,12 +61,15 @@ struct vp_link {
 	enum vp_link_state         state;       /* when last looked at */
 	uint64_t                   state_us;    /* since when, CLOCK_MONOTONIC */
 	uint64_t                   state_sum[VP_LINK_STATES]; /* microseconds in each, up to state_us */
-	uint64_t                   wakes[VP_SIDES]; /* data threads add: notifications by that side's driver that woke one, or were seen */
+	/* data threads add: notifications by that side's driver that woke one, or were seen */
+	uint64_t                   wakes[VP_SIDES];
 	char                      *brief;       /* the part of link.list that never changes; NULL = not asked for yet */
 	size_t                     brief_n;
-	char                      *labels;      /* of metrics: link="NAME", and all that say what it is; NULL = not asked for yet */
+	/* of metrics: link="NAME", and all that say what it is; NULL = not asked for yet */
+	char                      *labels;
 	char                      *info;
-	bool                       silent;      /* nobody has ever sent anything here: no counters to write, in this scrape */
+	/* nobody has ever sent anything here: no counters to write, in this scrape */
+	bool                       silent;
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;
@@ -75,14 +78,19 @@ extern const struct vp_link_ops vp_link_copy_ops;
 
 /*
  * As vp_vdev_backend_cfg(), with what depends on other links: a VM that has a port as well gets its memory table
- * whole, at most 8 regions. With CONFIGURE_MEM_SLOTS QEMU (7.2 and 11.1) does not survive a reset during which a port's windows leave it.
+ * whole, at most 8 regions. With CONFIGURE_MEM_SLOTS QEMU (7.2 and 11.1) does not survive a reset during which a port's
+ * windows leave it.
  */
-void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p, struct vu_backend_cfg *cfg);
+void vp_link_backend_cfg(const struct vp_link *l, unsigned side, const struct vp_profile *p,
+			 struct vu_backend_cfg *cfg);
 
 int vp_links_new(struct vp_links **out, struct vp_daemon *d);
 void vp_links_free(struct vp_links *ls);  /* removes them all */
 
-/* conf is finished (vp_conf_finish_link). -EACCES: policy; -EEXIST: name or socket; -EDQUOT: a limit; else the socket's. */
+/*
+ * conf is finished (vp_conf_finish_link). -EACCES: policy; -EEXIST: name or socket; -EDQUOT: a limit; else the
+ * socket's.
+ */
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e);
 void vp_link_remove(struct vp_links *ls, struct vp_link *l);
 struct vp_link *vp_link_find(struct vp_links *ls, const char *name);
@@ -93,10 +101,11 @@ unsigned vp_links_count(const struct vp_links *ls);
 struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
 
 /*
- * Bring the links in line with c: remove, replace, add the file-born ones. Those added at run time are decided anew: in the
- * same mode they go on, in another one they are set up anew, and what policy or limits do not allow any more is removed, and
- * reported. Where a limit has not room for all, c's own links come first, then the others by name. Problems of single
- * links (a socket that cannot be opened) are reported and do not stop the rest. Number of links touched.
+ * Bring the links in line with c: remove, replace, add the file-born ones. Those added at run time are decided anew: in
+ * the same mode they go on, in another one they are set up anew, and what policy or limits do not allow any more is
+ * removed, and reported. Where a limit has not room for all, c's own links come first, then the others by name.
+ * Problems of single links (a socket that cannot be opened) are reported and do not stop the rest. Number of links
+ * touched.
  */
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
 
@@ -107,8 +116,8 @@ void vp_links_reap(struct vp_links *ls);
 void vp_link_event(struct vp_link *l, const char *event, const char *why);
 
 /*
- * Look at the status; a change is accounted, and, when it is one between up and anything else, logged. Its word. Who changes
- * what a status depends on calls it; who asks for it, too, so that no change is missed for long.
+ * Look at the status; a change is accounted, and, when it is one between up and anything else, logged. Its word. Who
+ * changes what a status depends on calls it; who asks for it, too, so that no change is missed for long.
  */
 const char *vp_link_look(struct vp_link *l);
 const char *vp_link_state_str(enum vp_link_state s);

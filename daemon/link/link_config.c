@@ -69,7 +69,8 @@ static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *
 json_t *vp_link_config(const struct vp_link *l)
 {
 	const struct vp_conf_link *c = &l->conf;
-	json_t *driver = side_json(&c->side[VP_SIDE_DRIVER]), *device = side_json(&c->side[VP_SIDE_DEVICE]), *net = json_object();
+	json_t *driver = side_json(&c->side[VP_SIDE_DRIVER]), *device = side_json(&c->side[VP_SIDE_DEVICE]),
+	       *net = json_object();
 
 	json_object_set_new(device, "Endpoint", json_string(vp_endpoint_name(c->endpoint)));
 	if (c->endpoint == VP_ENDPOINT_PORT)
@@ -78,6 +79,6 @@ json_t *vp_link_config(const struct vp_link *l)
 	set_mac(net, "DeviceMAC", &c->side[VP_SIDE_DEVICE]);
 	if (c->mtu)
 		json_object_set_new(net, "MTU", json_integer(c->mtu));
-	return json_pack("{s:{s:s,s:i},s:o,s:o,s:o}", "Link", "Mode", vp_mode_name(l->decision.mode), "Queues", (int)c->pairs, "Driver",
-			 driver, "Device", device, "Net", net);
+	return json_pack("{s:{s:s,s:i},s:o,s:o,s:o}", "Link", "Mode", vp_mode_name(l->decision.mode), "Queues",
+			 (int)c->pairs, "Driver", driver, "Device", device, "Net", net);
 }

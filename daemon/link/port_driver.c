@@ -77,8 +77,14 @@ static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uin
 }
 
 static const struct vp_vdev_ops vdev_ops = {
-	.translated = vdev_translated, .withdraw = vdev_withdraw, .offer = vdev_offer, .stop = vdev_stop, .memory = vdev_memory,
-	.events_changed = vdev_events_changed, .session = vdev_session, .attention_fd = vdev_attention_fd,
+	.translated = vdev_translated,
+	.withdraw = vdev_withdraw,
+	.offer = vdev_offer,
+	.stop = vdev_stop,
+	.memory = vdev_memory,
+	.events_changed = vdev_events_changed,
+	.session = vdev_session,
+	.attention_fd = vdev_attention_fd,
 	.config_written = vdev_config_written,
 };
 
@@ -135,7 +141,8 @@ static void drv_gone(struct vp_plink *pl)
 	vp_vdev_reap(v);
 	vp_plink_withdraw(pl, 0, pl->n);
 	for (unsigned i = 0; i < pl->n; i++)
-		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past, &vp_vdev_ring(v, i)->rq.stats);
+		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past,
+			     &vp_vdev_ring(v, i)->rq.stats);
 	vp_vdev_free(v);
 	pl->slot.v = NULL;
 	vp_plink_lanes_free(pl);
@@ -158,7 +165,10 @@ static void drv_closed(void *ctx, const char *why)
 	vp_plink_say(pl, why);
 }
 
-/* We end it: its VMM goes to work on the rings itself then (guard.h), so the guest has to let go first. port_released() follows. */
+/*
+ * We end it: its VMM goes to work on the rings itself then (guard.h), so the guest has to let go first. port_released()
+ * follows.
+ */
 static bool drv_hold(void *ctx)
 {
 	struct vp_plink *pl = ctx;
@@ -183,5 +193,6 @@ int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e)
 	if (!pl->profile.known || pl->peer)
 		return 0;
 	snprintf(act, sizeof(act), "%s.driver", l->conf.name);
-	return vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops, pl, e);
+	return vp_peer_new(&pl->peer, l->d, pl->name, act, &l->conf.side[VP_SIDE_DRIVER], &peer_ops, &vp_vdev_vu_ops,
+			   pl, e);
 }

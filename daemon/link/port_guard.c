@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Port links: what the guard (guard.h) is told of them. Only fast links, whose device VM has the driver VM's own rings. */
+/*
+ * Port links: what the guard (guard.h) is told of them. Only fast links, whose device VM has the driver VM's own rings.
+ */
 #include "link/port_link.h"
 
 #include "context/context.h"
@@ -7,7 +9,8 @@
 
 static bool wanted(struct vp_plink *pl)
 {
-	return !pl->m->lanes && pl->slot.v && !pl->closing && vp_peer_session(pl->peer) && vp_port_in_guests_hands(pl->port);
+	return !pl->m->lanes && pl->slot.v && !pl->closing && vp_peer_session(pl->peer) &&
+	       vp_port_in_guests_hands(pl->port);
 }
 
 void vp_plink_guard_update(struct vp_plink *pl)

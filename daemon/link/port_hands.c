@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Port links: whose hands a queue is in, see port_link.h. vp_plink_update() compares what is with what should be, and hands over or takes
- * back; the signals of a queue follow it.
+ * Port links: whose hands a queue is in, see port_link.h. vp_plink_update() compares what is with what should be, and
+ * hands over or takes back; the signals of a queue follow it.
  */
 #include "link/port_link.h"
 
@@ -66,8 +66,8 @@ void vp_plink_wires_changed(void *ctx)
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
 /*
- * Requests that the device VM has are answered also when the driver has disabled the queue, which QEMU does before it stops
- * it: our data threads see to it that no new ones come.
+ * Requests that the device VM has are answered also when the driver has disabled the queue, which QEMU does before it
+ * stops it: our data threads see to it that no new ones come.
  */
 static bool stays_enabled(const struct vp_plink *pl, const struct vp_vdev_ring *r)
 {
@@ -166,8 +166,13 @@ static void port_released(void *ctx)
 }
 
 const struct vp_port_ops vp_plink_port_ops = {
-	.up = port_up, .down = port_down, .queue_stopped = port_queue_stopped, .settled = port_settled, .changed = vp_plink_changed,
-	.released = port_released, .backend = port_backend,
+	.up = port_up,
+	.down = port_down,
+	.queue_stopped = port_queue_stopped,
+	.settled = port_settled,
+	.changed = vp_plink_changed,
+	.released = port_released,
+	.backend = port_backend,
 };
 
 /* Started, be it that its translation is awaited. */
@@ -202,7 +207,9 @@ static bool spoiled(struct vp_plink *pl, unsigned i)
 {
 	if (!pl->m->broken || !pl->m->broken(pl, i))
 		return false;
-	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the queue is taken from it",
+	vp_log(VP_LOG_WARNING,
+	       "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the "
+	       "queue is taken from it",
 	       pl->dev_name, i);
 	pl->spoiled++;
 	pl->q[i].spoiled = true;
@@ -221,8 +228,8 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 			finish(pl, i);
 	}
 	/*
-	 * The driver's ring is broken, the guest is well: it lets go first. Its next run may have the same shadow ring, and a
-	 * guest that is still in a burst of the last one would write into it.
+	 * The driver's ring is broken, the guest is well: it lets go first. Its next run may have the same shadow ring,
+	 * and a guest that is still in a burst of the last one would write into it.
 	 */
 	if (q->handed && lives && r->rq.vq.broken && !bad && vp_port_queue_stop(pl->port, i) == VP_LATER)
 		return;
@@ -283,7 +290,10 @@ void vp_plink_update(struct vp_plink *pl)
 /* Longer than a disk takes for what was under way; the driver VM's VMM, and its guest, wait meanwhile. */
 #define DRAIN_US 5000000u
 
-/* Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is asked to stop. */
+/*
+ * Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is
+ * asked to stop.
+ */
 void vp_plink_drained(struct vp_plink *pl, bool all)
 {
 	for (unsigned i = 0; i < pl->n; i++) {
@@ -291,7 +301,8 @@ void vp_plink_drained(struct vp_plink *pl, bool all)
 			continue;
 		pl->q[i].draining = false;
 		if (all)
-			vp_log(VP_LOG_WARNING, "%s: queue %u: requests are still under way after %u s; it is stopped all the same",
+			vp_log(VP_LOG_WARNING,
+			       "%s: queue %u: requests are still under way after %u s; it is stopped all the same",
 			       pl->dev_name, i, DRAIN_US / 1000000);
 		vp_port_queue_stop(pl->port, i);
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Port links: what data threads do of a queue, see port_link.h. One lane a queue: the mode's work while the device VM has it, a view that
- * drains a transmit queue that nobody has.
+ * Port links: what data threads do of a queue, see port_link.h. One lane a queue: the mode's work while the device VM
+ * has it, a view that drains a transmit queue that nobody has.
  */
 #include "link/port_link.h"
 
@@ -24,7 +24,10 @@ int vp_plink_lanes_make(struct vp_plink *pl)
 		return -ENOMEM;
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		if (pl->m->lanes || vp_plink_drops(pl, i))  /* else nobody drains it */
-			/* A request's way leads through a device side that may share the CPU; polling keeps it from its work. */
+			/*
+			 * A request's way leads through a device side that may share the CPU; polling keeps it from its
+			 * work.
+			 */
 			r = vp_lane_add(pl->lanes, i, pl->dev->waits, &pl->l->wakes[VP_SIDE_DRIVER]);
 	if (r)
 		vp_plink_lanes_free(pl);
@@ -86,7 +89,10 @@ void vp_plink_publish(struct vp_plink *pl, unsigned i)
 	}
 	if (!vp_plink_drops(pl, i))
 		return;
-	/* The device VM may still be at work on the driver's own ring, as it is when there are no lanes. port_released() tries again. */
+	/*
+	 * The device VM may still be at work on the driver's own ring, as it is when there are no lanes.
+	 * port_released() tries again.
+	 */
 	if (!pl->m->lanes && vp_port_queue_await(pl->port, i) == VP_LATER)
 		return;
 	publish_drain(pl, i, r);

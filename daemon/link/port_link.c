@@ -111,8 +111,13 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 	const struct vp_conf_link *conf = &pl->l->conf;
 	struct vp_port_conf pc = { .max_queues = pl->n, .pool_size = pool };
 	struct vp_attach_conf ac = {
-		.d = pl->l->d, .f = pl->l->d->forward, .link = conf, .name = pl->dev_name, .wires_changed = vp_plink_wires_changed,
-		.gone = device_gone, .ctx = pl,
+		.d = pl->l->d,
+		.f = pl->l->d->forward,
+		.link = conf,
+		.name = pl->dev_name,
+		.wires_changed = vp_plink_wires_changed,
+		.gone = device_gone,
+		.ctx = pl,
 		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
 	};
 	int r;
@@ -121,7 +126,8 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 	attachments[conf->attachment].conf(ac.d, conf, &pc);
 	r = vp_port_new(&pl->port, ac.d->event, &pc, &vp_plink_port_ops, pl, e);
 	if (r && pc.kept) {
-		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s", pl->dev_name, e->msg);
+		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s",
+		       pl->dev_name, e->msg);
 		pc.kept = false;
 		r = vp_port_new(&pl->port, ac.d->event, &pc, &vp_plink_port_ops, pl, e);
 	}

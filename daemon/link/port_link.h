@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events; port_hands.c, whose
- * hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do; port_profile.c, what is known of
- * the back-end; port_guard.c, what the guard is told; port_show.c, what is shown. fast.c and copy.c have what differs. For these
- * files only.
+ * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events;
+ * port_hands.c, whose hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do;
+ * port_profile.c, what is known of the back-end; port_guard.c, what the guard is told; port_show.c, what is shown.
+ * fast.c and copy.c have what differs. For these files only.
  *
  * A queue that the driver VM has started is in one of two hands:
  *   - the device VM's, while the port's link is up: a run of the port (vp_port_queue_run());
@@ -33,7 +33,8 @@ struct vp_plink;
 struct vp_plink_mode {
 	uint32_t mode;            /* VHP_MODE_* */
 	size_t   size;            /* of its own structure, which begins with a struct vp_plink */
-	uint64_t not_the_paths;   /* features between the driver VM and us: a data path need not support them, and works without */
+	/* features between the driver VM and us: a data path need not support them, and works without */
+	uint64_t not_the_paths;
 	uint64_t path_bits;       /* of these, what it works with where it supports them */
 	bool     direct;          /* attachments may be given the driver VM's eventfds */
 	bool     lanes;           /* its queues are worked on by our data threads while the device VM has them */
@@ -55,26 +56,29 @@ struct vp_plink_mode {
 	void (*fresh)(struct vp_plink *pl);
 
 	/*
-	 * Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`, and, with lanes, set its work. An error leaves it
-	 * with us for good.
+	 * Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`, and, with lanes, set its work. An
+	 * error leaves it with us for good.
 	 */
 	int  (*begin)(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr);
 	/*
-	 * Its run is over (s NULL: it never began), no data thread has it: no signals any more. alive: the driver's ring can be gone on
-	 * with.
+	 * Its run is over (s NULL: it never began), no data thread has it: no signals any more. alive: the driver's
+	 * ring can be gone on with.
 	 */
 	void (*end)(struct vp_plink *pl, unsigned i, const struct vp_port_stop *s, bool alive);
 	/* ? While the device VM has it: process new buffers, or only return what is there. */
 	void (*open)(struct vp_plink *pl, unsigned i, bool open);
 	/* ? Its end of the queue is broken, by what it did there: the queue is taken from it. */
 	bool (*broken)(const struct vp_plink *pl, unsigned i);
-	/* Signals: the device VM has the queue, and its signals or the driver VM's fds may be other ones than before. Lanes are not published. */
+	/*
+	 * Signals: the device VM has the queue, and its signals or the driver VM's fds may be other ones than before.
+	 * Lanes are not published.
+	 */
 	void (*wire)(struct vp_plink *pl, unsigned i);
 	void (*show)(struct vp_plink *pl, json_t *o);
 
 	/*
-	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for when
-	 * that becomes true.
+	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for
+	 * when that becomes true.
 	 */
 	bool (*drained)(struct vp_plink *pl, unsigned i);
 	/* ? The driver's ring is in nobody's hands and is about to be stopped, or was: nothing of it is kept. */
@@ -84,7 +88,8 @@ struct vp_plink_mode {
 /* What a data thread works on while the device VM has the queue. */
 struct vp_plink_work {
 	struct vp_work work;  /* first */
-	bool kicked;          /* there is a kick fd to wait for, else the driver expects to be polled; set before it is published */
+	/* there is a kick fd to wait for, else the driver expects to be polled; set before it is published */
+	bool kicked;
 };
 
 struct vp_plink_queue {
@@ -116,7 +121,8 @@ struct vp_plink {
 	bool                  guarded, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
-	unsigned              quiet;    /* no events for what changes now: one is to follow, or nobody may know of the link */
+	/* no events for what changes now: one is to follow, or nobody may know of the link */
+	unsigned              quiet;
 	uint64_t              signals;  /* of wires that have gone */
 	uint64_t              spoiled;  /* queues, that often */
 	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
@@ -132,7 +138,10 @@ static inline bool vp_plink_drops(const struct vp_plink *pl, unsigned i)
 	return !pl->dev->waits && pl->dev->use(i) == VP_QUEUE_SENDS;
 }
 
-/* The link's operations; start is the mode's own and calls vp_plink_start(). pool: bytes of the port's own memory, 0 = none. */
+/*
+ * The link's operations; start is the mode's own and calls vp_plink_start(). pool: bytes of the port's own memory, 0 =
+ * none.
+ */
 int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t pool, struct vp_err *e);
 void vp_plink_stop(struct vp_link *l);
 void vp_plink_admin(struct vp_link *l);
@@ -150,7 +159,10 @@ const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .vdev = vp_plink_vdev, \
 }
 
-/* port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another than was said last. */
+/*
+ * port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another
+ * than was said last.
+ */
 void vp_plink_say(struct vp_plink *pl, const char *why);
 void vp_plink_changed(void *ctx);
 
@@ -162,7 +174,10 @@ void vp_plink_update(struct vp_plink *pl);
 void vp_plink_wires_changed(void *ctx);
 /* The driver VM's VMM stops queue i: as stop() of vp_vdev_ops. */
 int  vp_plink_stop_queue(struct vp_plink *pl, unsigned i);
-/* Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is asked to stop. */
+/*
+ * Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is
+ * asked to stop.
+ */
 void vp_plink_drained(struct vp_plink *pl, bool all);
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
@@ -172,7 +187,10 @@ uint64_t vp_plink_wire_count(const struct vp_wire *w);
 /* port_lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
 int  vp_plink_lanes_make(struct vp_plink *pl);
 void vp_plink_lanes_free(struct vp_plink *pl);
-/* Have data threads do what there is to do of queue i in its present hands: it is worked on, or drained. Nothing, where that is nothing. */
+/*
+ * Have data threads do what there is to do of queue i in its present hands: it is worked on, or drained. Nothing, where
+ * that is nothing.
+ */
 void vp_plink_publish(struct vp_plink *pl, unsigned i);
 /* Queues [first, first + n) are in no data thread's hands when it returns. */
 void vp_plink_withdraw(struct vp_plink *pl, unsigned first, unsigned n);

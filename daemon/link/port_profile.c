@@ -2,9 +2,9 @@
 /*
  * Port links: what is known of the device side's back-end, and whether the one that comes fits.
  *
- * Threat model: what a data path says of itself comes from a device VM. It was copied once and bounded by the port; here
- * the type's own rules are applied. Whatever it says, the driver VM's VMM is offered what the profile holds: the first
- * back-end decides it, within what the link file allows, and later ones only what may change (a disk's size).
+ * Threat model: what a data path says of itself comes from a device VM. It was copied once and bounded by the port;
+ * here the type's own rules are applied. Whatever it says, the driver VM's VMM is offered what the profile holds: the
+ * first back-end decides it, within what the link file allows, and later ones only what may change (a disk's size).
  */
 #include "link/port_link.h"
 

@@ -91,7 +91,8 @@ static void relay_update(struct relay *r)
 		return;
 	want = calloc(2 * r->n_lanes, sizeof(*want));
 	if (!want) {
-		vp_log(VP_LOG_ERR, "link %s: out of memory; packets do not flow until a queue changes", r->l->conf.name);
+		vp_log(VP_LOG_ERR, "link %s: out of memory; packets do not flow until a queue changes",
+		       r->l->conf.name);
 		return;
 	}
 	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
@@ -194,7 +195,11 @@ static void side_translated(void *ctx)
 
 static const struct vp_vdev_ops side_vdev_ops = {
 	.translated = side_translated,
-	.attention_fd = side_attention_fd, .withdraw = side_withdraw, .offer = side_offer, .events_changed = side_events_changed, .session = side_session,
+	.attention_fd = side_attention_fd,
+	.withdraw = side_withdraw,
+	.offer = side_offer,
+	.events_changed = side_events_changed,
+	.session = side_session,
 };
 
 static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
@@ -215,7 +220,8 @@ static void side_opened(void *ctx)
 	struct relay_side *side = ctx;
 
 	carriers(side->r);
-	vp_link_event(side->r->l, "link.state", side->id == VP_SIDE_DRIVER ? "driver side connected" : "device side connected");
+	vp_link_event(side->r->l, "link.state",
+		      side->id == VP_SIDE_DRIVER ? "driver side connected" : "device side connected");
 }
 
 static void side_gone(struct relay_side *side)

@@ -58,7 +58,9 @@ static void view_free(struct vp_work *w)
 	free(vp_container_of(w, struct vp_view, work));
 }
 
-static const struct vp_work_ops view_ops = { .run = view_run, .arm = view_arm, .disarm = view_disarm, .free = view_free };
+static const struct vp_work_ops view_ops = {
+	.run = view_run, .arm = view_arm, .disarm = view_disarm, .free = view_free
+};
 
 struct vp_view *vp_view_new(unsigned sources)
 {

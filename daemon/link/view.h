@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A view: an immutable list of rings that a lane works on with the relay. It takes what the drivers of its sources send to
- * its receiver; without a receiver, as with an unplugged cable, it drains them and counts what they sent.
+ * A view: an immutable list of rings that a lane works on with the relay. It takes what the drivers of its sources send
+ * to its receiver; without a receiver, as with an unplugged cable, it drains them and counts what they sent.
  */
 #ifndef VP_DAEMON_LINK_VIEW_H
 #define VP_DAEMON_LINK_VIEW_H

@@ -56,7 +56,8 @@ static void attach(struct vp_port *p)
 	p->cut = false;
 	p->bad_features = p->required & ~f0;
 	if (p->bad_features) {
-		vp_log(VP_LOG_NOTICE, "port %.32s: the data path lacks required features 0x%llx; narrow the link's profile",
+		vp_log(VP_LOG_NOTICE,
+		       "port %.32s: the data path lacks required features 0x%llx; narrow the link's profile",
 		       p->conf.name, (unsigned long long)(p->required & ~f0));
 		answer(p, VHP_ST_FEATURES, p->required & ~f0, 0);
 		return;
@@ -86,7 +87,10 @@ void port_command_done(struct vp_port *p)
 static void detach_then(struct vp_port *p)
 {
 	port_detach(p);
-	/* Only now: the owner, told that the link is down, may have had everything evaluated with the windows still there. */
+	/*
+	 * Only now: the owner, told that the link is down, may have had everything evaluated with the windows still
+	 * there.
+	 */
 	p->busy = true;
 	p->busy_deadline = p->conf.slow_take ? port_now(p) + PORT_TAKE_MAX_US : 0;
 	port_evaluate(p);  /* finishes the command when nothing has to be waited for */

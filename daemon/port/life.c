@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A port's life: up and down, how long a guest may take, and how it is cut off; a port that was taken over from an earlier process. Threat
- * model: port.c.
+ * A port's life: up and down, how long a guest may take, and how it is cut off; a port that was taken over from an
+ * earlier process. Threat model: port.c.
  */
 #include "port/port.h"
 
@@ -26,7 +26,10 @@ uint64_t port_now(struct vp_port *p)
 
 /* ---- up and down ----------------------------------------------------------- */
 
-/* Nearest to the guest first (spec, "link_reason"). A guest that was cut, or refused for its features, is told why it is not attached. */
+/*
+ * Nearest to the guest first (spec, "link_reason"). A guest that was cut, or refused for its features, is told why it
+ * is not attached.
+ */
 static uint32_t reason_now(const struct vp_port *p)
 {
 	if (!p->nqueues)
@@ -212,11 +215,13 @@ static int on_timer(sd_event_source *s, uint64_t usec, void *arg)
 	for (unsigned q = 0; q < p->nqueues; q++)
 		if (p->q[q].stopping && p->q[q].deadline <= now) {
 			snprintf(why, sizeof(why), "it did not stop queue %u within %llu ms", q,
-				 (unsigned long long)p->conf.answer_timeout_us / 1000 * (p->falling ? FALL_TIMEOUTS : 1));
+				 (unsigned long long)p->conf.answer_timeout_us / 1000 *
+					 (p->falling ? FALL_TIMEOUTS : 1));
 			cut(p, why);
 			break;
 		} else if (p->q[q].await && p->q[q].await <= now) {
-			snprintf(why, sizeof(why), "it did not let go of queue %u within %u ms", q, PORT_SYNC_US / 1000);
+			snprintf(why, sizeof(why), "it did not let go of queue %u within %u ms", q,
+				 PORT_SYNC_US / 1000);
 			cut(p, why);
 			break;
 		}

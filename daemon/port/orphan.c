@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: as in ctrl.h: the guest writes what it likes into the control block. What the daemon knew is read from its record,
- * which no guest has.
+ * Threat model: as in ctrl.h: the guest writes what it likes into the control block. What the daemon knew is read from
+ * its record, which no guest has.
  */
 #include "port/orphan.h"
 
@@ -36,7 +36,9 @@ static void tell(struct vp_orphan *o)
 	port_ctrl_put32(&o->ctrl, AT(nregions), 0);
 	port_ctrl_put32(&o->ctrl, AT(regions_generation), ++o->record->regions_generation);
 	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
-		port_ctrl_put32(&o->ctrl, AT(queues) + q * sizeof(struct vhp_abi_queue) + offsetof(struct vhp_abi_queue, flags), 0);
+		port_ctrl_put32(&o->ctrl,
+				AT(queues) + q * sizeof(struct vhp_abi_queue) + offsetof(struct vhp_abi_queue, flags),
+				0);
 	port_ctrl_commit(&o->ctrl);
 }
 
@@ -87,7 +89,8 @@ enum vp_orphan_state vp_orphan_look(struct vp_orphan *o)
 	case VHP_CMD_SYNC:
 		answer(o, &cmd, VHP_ST_OK);
 		/* One of an earlier generation was on its way when the daemon ended. */
-		return (int32_t)((uint32_t)le64toh(cmd.args[VHP_SYNC_REGIONS]) - o->want) < 0 ? VP_ORPHAN_ANSWERED : VP_ORPHAN_LET_GO;
+		return (int32_t)((uint32_t)le64toh(cmd.args[VHP_SYNC_REGIONS]) - o->want) < 0 ? VP_ORPHAN_ANSWERED
+											      : VP_ORPHAN_LET_GO;
 	case VHP_CMD_QUEUE_STOPPED:
 		answer(o, &cmd, VHP_ST_STALE);
 		return VP_ORPHAN_ANSWERED;

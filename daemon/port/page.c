@@ -32,12 +32,18 @@ static void put_header(struct vp_port *p)
 
 	memcpy(h.name, p->conf.name, sizeof(h.name));
 	vp_copy_out(p->ctrl.mem.p, &h, sizeof(h));
-	/* The magic last: who finds it finds the rest. Pairs with the guest's read barrier behind its look at the magic. */
+	/*
+	 * The magic last: who finds it finds the rest. Pairs with the guest's read barrier behind its look at the
+	 * magic.
+	 */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 	vp_st64(p->ctrl.mem.p, 0, VHP_MAGIC_LE64);
 }
 
-/* The last process's page is a torn read to the guest until the first commit, which finds it blank, as put_changes() expects. */
+/*
+ * The last process's page is a torn read to the guest until the first commit, which finds it blank, as put_changes()
+ * expects.
+ */
 static void blank_state(struct vp_port *p)
 {
 	port_ctrl_begin(&p->ctrl, p->generation);

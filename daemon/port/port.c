@@ -103,7 +103,8 @@ bool port_lends(const char *vm, dev_t dev, ino_t ino)
 		if (!fstat(p->memfd, &st) && st.st_dev == dev && st.st_ino == ino)
 			return true;
 		for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
-			if (p->win[i].state != WIN_FREE && p->win[i].fd >= 0 && p->win[i].dev == dev && p->win[i].ino == ino)
+			if (p->win[i].state != WIN_FREE && p->win[i].fd >= 0 && p->win[i].dev == dev &&
+			    p->win[i].ino == ino)
 				return true;
 	}
 	return false;
@@ -113,7 +114,8 @@ bool vp_port_lends(const char *vm, int fd)
 {
 	struct stat st;
 
-	return vp_foreign_kind(fd, NULL, NULL) == VP_FOREIGN_MEMORY && !fstat(fd, &st) && port_lends(vm, st.st_dev, st.st_ino);
+	return vp_foreign_kind(fd, NULL, NULL) == VP_FOREIGN_MEMORY && !fstat(fd, &st) &&
+	       port_lends(vm, st.st_dev, st.st_ino);
 }
 
 int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf *conf, const struct vp_port_ops *ops,
@@ -156,7 +158,10 @@ void vp_port_goodbye(struct vp_port *p)
 	if (!p || !p->record || p->gone)
 		return;
 	vp_port_begin(p);
-	/* With queues in its hands it stays attached, or it would not say SYNC: somebody may be waiting for that (guard.h). */
+	/*
+	 * With queues in its hands it stays attached, or it would not say SYNC: somebody may be waiting for that
+	 * (guard.h).
+	 */
 	if (!p->left_running)
 		p->st.flags = 0;
 	p->st.link_status = htole32(VHP_LINK_DOWN);

@@ -43,8 +43,8 @@ struct vp_port_conf {
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
 	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
 	/*
-	 * The port of an earlier process: its memory and its record (vp_port_record_fd()), the port's from now on; a new
-	 * port unless kept is set.
+	 * The port of an earlier process: its memory and its record (vp_port_record_fd()), the port's from now on; a
+	 * new port unless kept is set.
 	 */
 	bool     kept;
 	int      kept_memfd, kept_state;
@@ -87,7 +87,10 @@ void vp_port_window_given(struct vp_port *p, unsigned slot, int result, const ch
 void vp_port_window_taken(struct vp_port *p, unsigned slot);
 /* A window that was given does not work after all (its BAR got no address): takes READY back. */
 void vp_port_window_failed(struct vp_port *p, unsigned slot, const char *why);
-/* What may have kept windows from being given has gone: they are tried again now, not in 3 s. From the event loop; calls back later. */
+/*
+ * What may have kept windows from being given has gone: they are tried again now, not in 3 s. From the event loop;
+ * calls back later.
+ */
 void vp_port_windows_retry(struct vp_port *p);
 /* From now on queue q's kicks come as this signal, its calls leave by this doorbell. */
 void vp_port_set_wire(struct vp_port *p, unsigned q, uint32_t kick_signal, uint32_t doorbell);
@@ -101,8 +104,8 @@ uint32_t *vp_port_attachment_word(struct vp_port *p);
 /* It is the port of an earlier process. */
 bool vp_port_was_kept(const struct vp_port *p);
 /*
- * False for a while after a port was taken over with queues that the device VM was processing: until its guest has let go of them,
- * or its time to do so is over. Till then the owner must not touch the driver VM's rings.
+ * False for a while after a port was taken over with queues that the device VM was processing: until its guest has let
+ * go of them, or its time to do so is over. Till then the owner must not touch the driver VM's rings.
  */
 bool vp_port_is_settled(const struct vp_port *p);
 /* Where the pool lies in it; 0 bytes when there is none. */
@@ -139,7 +142,10 @@ struct vp_port_ops {
 	void (*settled)(void *ctx);
 	/* ? What vp_port_queue_await() was told to wait for has happened, for one queue or more. */
 	void (*released)(void *ctx);
-	/* ? Something may look different now, by vp_port_is_up() or another function below; at the end of every vp_port_commit(). */
+	/*
+	 * ? Something may look different now, by vp_port_is_up() or another function below; at the end of every
+	 * vp_port_commit().
+	 */
 	void (*changed)(void *ctx);
 };
 
@@ -148,13 +154,13 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 		void *ctx, struct vp_err *e);
 
 /*
- * The daemon ends, the guest does not: who takes the port over will know of queues that are in the guest's hands now, though they are
- * about to be taken from it without an answer. Before the driver side is closed. NULL is allowed.
+ * The daemon ends, the guest does not: who takes the port over will know of queues that are in the guest's hands now,
+ * though they are about to be taken from it without an answer. Before the driver side is closed. NULL is allowed.
  */
 void vp_port_leave(struct vp_port *p);
 /*
- * Tell the guest that the daemon goes away: link down, reason "daemon", no queues; it stays attached if it had queues when
- * vp_port_leave() was called. The page does not change any more. Before the attachment is freed. NULL is allowed.
+ * Tell the guest that the daemon goes away: link down, reason "daemon", no queues; it stays attached if it had queues
+ * when vp_port_leave() was called. The page does not change any more. Before the attachment is freed. NULL is allowed.
  */
 void vp_port_goodbye(struct vp_port *p);
 /* After the attachment was freed. Takes nothing, calls nobody. */
@@ -164,7 +170,12 @@ void vp_port_free(struct vp_port *p);
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
 		      uint64_t offered, uint64_t required);
 
-enum vp_port_hold { VP_PORT_HOLD_POLICY = 1, VP_PORT_HOLD_ADMIN = 2, VP_PORT_HOLD_PROTOCOL = 4, VP_PORT_HOLD_PROFILE = 8 };
+enum vp_port_hold {
+	VP_PORT_HOLD_POLICY = 1,
+	VP_PORT_HOLD_ADMIN = 2,
+	VP_PORT_HOLD_PROTOCOL = 4,
+	VP_PORT_HOLD_PROFILE = 8
+};
 /* Reasons of the owner's why the link must be down; a mask. */
 void vp_port_set_hold(struct vp_port *p, unsigned hold);
 
@@ -186,7 +197,8 @@ struct vp_port_region {
 };
 /*
  * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
- * sorted or not in pages; -E2BIG: more than VHP_MAX_REGIONS (also published as reason "limit"); -ENOMEM. After an error the port has no memory.
+ * sorted or not in pages; -E2BIG: more than VHP_MAX_REGIONS (also published as reason "limit"); -ENOMEM. After an error
+ * the port has no memory.
  */
 int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
 
@@ -224,7 +236,9 @@ void vp_port_queue_end(struct vp_port *p, unsigned q);
 /* Several changes as one update of the page. Nests. */
 void vp_port_begin(struct vp_port *p);
 void vp_port_commit(struct vp_port *p);
-/* Something that is not in the page has changed (an eventfd was replaced): a new generation and signal 0 all the same. */
+/*
+ * Something that is not in the page has changed (an eventfd was replaced): a new generation and signal 0 all the same.
+ */
 void vp_port_touch(struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */

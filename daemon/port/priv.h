@@ -85,7 +85,8 @@ struct vp_port {
 	bool                          cut, bad_features, limit;
 	unsigned                      hold;
 	enum vp_port_driver           driver;
-	uint64_t                      driver_us, up_us; /* since when the driver's queues run, the link is up; 0 = not */
+	/* since when the driver's queues run, the link is up; 0 = not */
+	uint64_t                      driver_us, up_us;
 	uint64_t                      offered, required, features;
 	uint64_t                      path[2];      /* what the data path supports */
 	uint32_t                      device_type, nqueues;

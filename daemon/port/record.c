@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Written by the daemon whose port it is; read by the next one, here, and by what stays when the daemon has gone (orphan.c). */
+/*
+ * Written by the daemon whose port it is; read by the next one, here, and by what stays when the daemon has gone
+ * (orphan.c).
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -31,7 +34,10 @@ struct port_record *port_record_map(int recordfd)
 	struct stat st;
 	void *k;
 
-	/* seccomp control: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap; guard: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap */
+	/*
+	 * seccomp control: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap; guard: newfstatat fstat mmap(arg2 &
+	 * PROT_EXEC == 0) munmap
+	 */
 	if (fstat(recordfd, &st))
 		return NULL;
 	if (st.st_size < (off_t)sizeof(struct port_record)) {
@@ -65,8 +71,10 @@ int port_record_make(struct vp_port *p, struct vp_err *e)
 		return 0;
 	}
 	if (p->record->version != PORT_RECORD_VERSION || p->record->mem_size != p->mem_size)
-		return vp_err_set(e, -EINVAL, p->record->version != PORT_RECORD_VERSION ? "the port's record was written by another version of the daemon" :
-				  "the port's memory is to have another size than the device VM's device");
+		return vp_err_set(e, -EINVAL,
+				  p->record->version != PORT_RECORD_VERSION
+					  ? "the port's record was written by another version of the daemon"
+					  : "the port's memory is to have another size than the device VM's device");
 	restore(p);
 	return 0;
 }

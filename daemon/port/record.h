@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What a later process must know of a port so that its guest, which lives on, sees one port: counters that go on counting, the last
- * command that was answered (so that it is not executed twice), and whether queues were in the guest's hands. It lies in a
- * memfd of its own, which only daemons and their guards ever have: nothing is read back from memory that the guest can write.
+ * What a later process must know of a port so that its guest, which lives on, sees one port: counters that go on
+ * counting, the last command that was answered (so that it is not executed twice), and whether queues were in the
+ * guest's hands. It lies in a memfd of its own, which only daemons and their guards ever have: nothing is read back
+ * from memory that the guest can write.
  */
 #ifndef VP_DAEMON_PORT_RECORD_H
 #define VP_DAEMON_PORT_RECORD_H

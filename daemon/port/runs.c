@@ -22,13 +22,14 @@ void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 	p->q[q].running = false;
 	p->q[q].stopping = false;
 	p->q[q].deadline = 0;
-	port_queue_flags(p, q, s->broken ? VHP_QUEUE_BROKEN : 0, VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
+	port_queue_flags(p, q, s->broken ? VHP_QUEUE_BROKEN : 0,
+			 VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
 	if (s->base_known)
 		port_queue_entry(p, q)->base = htole32(s->base);
 	/*
-	 * The next run may be of the same ring: shadow rings and pool always are, the driver VM's own where only its connection was lost.
-	 * A guest in the middle of a burst would take buffers of the next run for those of the last, and put what it still has into
-	 * them. It says with SYNC that it has seen this update.
+	 * The next run may be of the same ring: shadow rings and pool always are, the driver VM's own where only its
+	 * connection was lost. A guest in the middle of a burst would take buffers of the next run for those of the
+	 * last, and put what it still has into them. It says with SYNC that it has seen this update.
 	 */
 	if (s->lost && p->attached) {
 		port_touch_regions(p);
@@ -39,8 +40,8 @@ void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 }
 
 /*
- * The guest is at work on no queue whose run is over: it has said so (SYNC of gen), or (NULL) it has gone, detached, or was cut and
- * must attach first. Whether the owner waits for one of them.
+ * The guest is at work on no queue whose run is over: it has said so (SYNC of gen), or (NULL) it has gone, detached, or
+ * was cut and must attach first. Whether the owner waits for one of them.
  */
 bool port_let_go(struct vp_port *p, const uint32_t *gen)
 {

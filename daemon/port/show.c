@@ -50,8 +50,9 @@ uint64_t vp_port_pool(const struct vp_port *p, uint64_t *size)
 const char *vp_port_reason_str(uint32_t reason)
 {
 	static const char *const s[] = {
-		"up", "no link", "not attached", "driver VM absent", "driver not running", "window", "features", "policy",
-		"set down", "guest did not answer", "front-end broke the protocol", "daemon", "limit", "profile",
+		"up",	    "no link", "not attached", "driver VM absent",     "driver not running",	       "window",
+		"features", "policy",  "set down",     "guest did not answer", "front-end broke the protocol", "daemon",
+		"limit",    "profile",
 	};
 
 	return reason < VP_ARRAY_SIZE(s) ? s[reason] : "?";
@@ -60,7 +61,10 @@ const char *vp_port_reason_str(uint32_t reason)
 static const char *attachment_str(uint32_t a)
 {
 	/* 0: nobody but the daemon sees this port. */
-	return a == VHP_ATTACHMENT_IVSHMEM ? "ivshmem" : a == VHP_ATTACHMENT_SHMEM ? "shmem" : a ? "local" : "vhost-user";
+	return a == VHP_ATTACHMENT_IVSHMEM ? "ivshmem"
+	       : a == VHP_ATTACHMENT_SHMEM ? "shmem"
+	       : a			   ? "local"
+					   : "vhost-user";
 }
 
 static json_t *windows_json(const struct vp_port *p)
@@ -73,8 +77,8 @@ static json_t *windows_json(const struct vp_port *p)
 
 		if (w->state != WIN_FREE)
 			json_array_append_new(a, json_pack("{s:i,s:I,s:I,s:i,s:s,s:s?}", "slot", (int)i, "size",
-							   (json_int_t)w->size, "locator", (json_int_t)w->locator, "serial",
-							   (int)w->serial, "state", s[w->state], "error",
+							   (json_int_t)w->size, "locator", (json_int_t)w->locator,
+							   "serial", (int)w->serial, "state", s[w->state], "error",
 							   w->error[0] ? w->error : NULL));
 	}
 	return a;
@@ -90,10 +94,14 @@ static json_t *queues_json(const struct vp_port *p)
 
 		json_array_append_new(a, json_pack("{s:i,s:I,s:I,s:s,s:b,s:I,s:I,s:I}", "index", (int)q, "size",
 						   (json_int_t)le32toh(e->size), "base", (json_int_t)le32toh(e->base),
-						   "state", f & VHP_QUEUE_BROKEN ? "broken" : p->q[q].stopping ? "stopping" :
-						   p->q[q].running ? "running" : "idle", "enabled",
-						   (f & VHP_QUEUE_ENABLED) != 0, "runs", (json_int_t)p->q[q].run,
-						   "kick_signal", (json_int_t)le32toh(e->kick_signal), "doorbell",
+						   "state",
+						   f & VHP_QUEUE_BROKEN ? "broken"
+						   : p->q[q].stopping	? "stopping"
+						   : p->q[q].running	? "running"
+									: "idle",
+						   "enabled", (f & VHP_QUEUE_ENABLED) != 0, "runs",
+						   (json_int_t)p->q[q].run, "kick_signal",
+						   (json_int_t)le32toh(e->kick_signal), "doorbell",
 						   (json_int_t)le32toh(e->doorbell)));
 	}
 	return a;
@@ -101,13 +109,13 @@ static json_t *queues_json(const struct vp_port *p)
 
 json_t *vp_port_json(const struct vp_port *p)
 {
-	return json_pack("{s:s,s:b,s:b,s:b,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:I,s:I}",
-			 "attachment", attachment_str(p->conf.attachment), "online", p->online, "attached", p->attached,
-			 "up", vp_port_is_up(p), "reason", vp_port_reason_str(vp_port_reason(p)),
-			 "driver_us", (json_int_t)p->driver_us, "up_us", (json_int_t)p->up_us,
-			 "epoch", (json_int_t)le64toh(p->st.link_epoch),
-			 "required_features", (json_int_t)p->required, "data_path_features", (json_int_t)p->path[0],
-			 "regions", (json_int_t)le32toh(p->st.nregions), "windows", windows_json(p), "queues", queues_json(p),
-			 "commands", (json_int_t)p->n_commands, "refused", (json_int_t)p->n_refused,
-			 "attaches", (json_int_t)p->n_attaches, "cuts", (json_int_t)p->n_cuts, "updates", (json_int_t)p->n_updates);
+	return json_pack("{s:s,s:b,s:b,s:b,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:I,s:I,s:I,s:I}", "attachment",
+			 attachment_str(p->conf.attachment), "online", p->online, "attached", p->attached, "up",
+			 vp_port_is_up(p), "reason", vp_port_reason_str(vp_port_reason(p)), "driver_us",
+			 (json_int_t)p->driver_us, "up_us", (json_int_t)p->up_us, "epoch",
+			 (json_int_t)le64toh(p->st.link_epoch), "required_features", (json_int_t)p->required,
+			 "data_path_features", (json_int_t)p->path[0], "regions", (json_int_t)le32toh(p->st.nregions),
+			 "windows", windows_json(p), "queues", queues_json(p), "commands", (json_int_t)p->n_commands,
+			 "refused", (json_int_t)p->n_refused, "attaches", (json_int_t)p->n_attaches, "cuts",
+			 (json_int_t)p->n_cuts, "updates", (json_int_t)p->n_updates);
 }

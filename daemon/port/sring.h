@@ -14,8 +14,8 @@ static inline bool vp_sring_return(struct vp_virtq *vq, struct vp_burst *b)
 	struct vp_used u;
 
 	/*
-	 * What is signalled (state, or the driver VM's ring) before our look at the available ring. Pairs with the guest's
-	 * fence between giving the buffer back and acting on it.
+	 * What is signalled (state, or the driver VM's ring) before our look at the available ring. Pairs with the
+	 * guest's fence between giving the buffer back and acting on it.
 	 */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (vq->broken || !vp_vq_fetch(vq, b, 1))

@@ -8,7 +8,8 @@
  *              `-> FAILED -> FREE    (tried again after a while)
  *
  * Threat model: the memory's fds come from the driver VM's front-end. A file that can be truncated
- * kills a VMM that maps it (SIGBUS), so it is refused unless it is sealed, or can be. That goes for huge pages as for others.
+ * kills a VMM that maps it (SIGBUS), so it is refused unless it is sealed, or can be. That goes for huge pages as for
+ * others.
  */
 #include <endian.h>
 #include <errno.h>
@@ -97,7 +98,9 @@ static void win_give(struct vp_port *p, unsigned slot)
 	w->deadline = 0;
 	w->cancel = w->dead = false;
 	if (w->truncatable && !p->conf.unsealed_ok) {
-		win_failed(p, slot, "its file could be truncated, which would kill the device VM; give the driver VM a memory-backend-memfd (with hugetlb=on for huge pages), which is sealed");
+		win_failed(p, slot,
+			   "its file could be truncated, which would kill the device VM; give the driver VM a "
+			   "memory-backend-memfd (with hugetlb=on for huge pages), which is sealed");
 		return;
 	}
 	snprintf(what, sizeof(what), "window %u of port %.32s", slot, p->conf.name);
@@ -161,7 +164,9 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 		from = 0;
 		to = m->file_size;
 	}
-	*w = (struct port_win){ .dev = m->dev, .ino = m->ino, .truncatable = m->truncatable, .offset = from, .size = to - from };
+	*w = (struct port_win){
+		.dev = m->dev, .ino = m->ino, .truncatable = m->truncatable, .offset = from, .size = to - from
+	};
 	w->fd = fcntl(m->r.fd, F_DUPFD_CLOEXEC, 3);
 	if (w->fd < 0)
 		win_failed(p, slot, "out of file descriptors; raise LimitNOFILE=");
@@ -265,8 +270,8 @@ static void unused(struct vp_port *p, unsigned slot)
 }
 
 /*
- * The link works without the in-flight area when there is no place for it (an ivshmem window wants a root port). Who has
- * begun without it does not get it later: queues that began then would differ from those before.
+ * The link works without the in-flight area when there is no place for it (an ivshmem window wants a root port). Who
+ * has begun without it does not get it later: queues that began then would differ from those before.
  */
 static bool do_without(const struct vp_port *p, const struct port_region *m, const struct port_win *w)
 {
@@ -466,7 +471,10 @@ static bool can_shrink(int fd)
 
 	if (seals >= 0 && seals & F_SEAL_SHRINK)
 		return false;
-	/* A memfd that its owner left open to sealing can be sealed by whoever has it, of huge pages or not. A file by name cannot. */
+	/*
+	 * A memfd that its owner left open to sealing can be sealed by whoever has it, of huge pages or not. A file by
+	 * name cannot.
+	 */
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0;
 }
 
@@ -477,10 +485,12 @@ static int mem_check(const struct vp_port_region *r, unsigned n, struct vp_err *
 
 		if (!r[i].size || (r[i].addr | r[i].size | r[i].offset) & 4095 ||
 		    vp_add_overflow(r[i].addr, r[i].size, &end) || vp_add_overflow(r[i].offset, r[i].size, &end))
-			return vp_err_set(e, -EINVAL, "memory region at 0x%llx of 0x%llx bytes does not consist of whole pages",
+			return vp_err_set(e, -EINVAL,
+					  "memory region at 0x%llx of 0x%llx bytes does not consist of whole pages",
 					  (unsigned long long)r[i].addr, (unsigned long long)r[i].size);
 		if (i && (r[i].addr < r[i - 1].addr || r[i].addr - r[i - 1].addr < r[i - 1].size))
-			return vp_err_set(e, -EINVAL, "memory regions overlap at 0x%llx", (unsigned long long)r[i].addr);
+			return vp_err_set(e, -EINVAL, "memory regions overlap at 0x%llx",
+					  (unsigned long long)r[i].addr);
 	}
 	return 0;
 }
@@ -499,7 +509,8 @@ static int mem_copy(struct port_region *m, const struct vp_port_region *r, struc
 	if (S_ISCHR(st.st_mode))
 		st.st_size = (off_t)(r->offset + r->size);
 	else if ((uint64_t)st.st_size < r->offset + r->size)
-		return vp_err_set(e, -EINVAL, "memory region at 0x%llx lies outside its file", (unsigned long long)r->addr);
+		return vp_err_set(e, -EINVAL, "memory region at 0x%llx lies outside its file",
+				  (unsigned long long)r->addr);
 	m->dev = st.st_dev;
 	m->ino = st.st_ino;
 	m->file_size = (uint64_t)st.st_size;

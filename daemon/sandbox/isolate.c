@@ -63,10 +63,10 @@ int vp_isolate_lacking(enum vp_isolate_stage s, const struct vp_conf_daemon *c, 
 	vsnprintf(state[s].what, sizeof(state[s].what), fmt, ap);
 	va_end(ap);
 	if (c->require & (1u << s))
-		return vp_err_set(
-			e, -EPERM,
-			"isolation stage %d, %s, is required but not available: %s; remove it from RequireIsolation= to start without it",
-			(int)s, stage_names[s], state[s].what);
+		return vp_err_set(e, -EPERM,
+				  "isolation stage %d, %s, is required but not available: %s; remove it from "
+				  "RequireIsolation= to start without it",
+				  (int)s, stage_names[s], state[s].what);
 	vp_log(VP_LOG_NOTICE, "isolation stage %d, %s, is not in force: %s", (int)s, stage_names[s], state[s].what);
 	return 0;
 }
@@ -237,7 +237,7 @@ int vp_isolate_identity(const struct vp_conf_daemon *c, struct vp_err *e)
 			e, -EPERM,
 			"RequireIsolation= wants a user of its own, but the daemon runs as root; set User=vhost-pci");
 	if (!geteuid())
-		vp_log(VP_LOG_NOTICE,
-		       "running as root; User=vhost-pci in vhost-pci.conf, or the systemd unit, gives the daemon a user of its own");
+		vp_log(VP_LOG_NOTICE, "running as root; User=vhost-pci in vhost-pci.conf, or the systemd unit, gives "
+				      "the daemon a user of its own");
 	return 0;
 }

@@ -26,8 +26,14 @@
 #include "base/thread.h"
 #include "conf/conf.h"
 
-enum vp_isolate_stage { VP_STAGE_PROCESS = 1, VP_STAGE_NAMESPACES, VP_STAGE_IDENTITY, VP_STAGE_FILES, VP_STAGE_CALLS, VP_STAGES };
-
+enum vp_isolate_stage {
+	VP_STAGE_PROCESS = 1,
+	VP_STAGE_NAMESPACES,
+	VP_STAGE_IDENTITY,
+	VP_STAGE_FILES,
+	VP_STAGE_CALLS,
+	VP_STAGES
+};
 
 int vp_isolate_process(struct vp_err *e);
 int vp_isolate_namespaces(const struct vp_conf_daemon *c, struct vp_err *e);

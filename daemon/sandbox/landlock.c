@@ -142,18 +142,23 @@ int vp_isolate_files(const struct vp_conf *c, const struct vp_conf_paths *paths,
 {
 	const char *notify = getenv("NOTIFY_SOCKET");
 	struct ruleset_attr a = {
-		.handled_access_fs = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1, .handled_access_net = NET_TCP, .scoped = SCOPE_ALL,
+		.handled_access_fs = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1,
+		.handled_access_net = NET_TCP,
+		.scoped = SCOPE_ALL,
 	};
 	size_t size = sizeof(a);
 	int abi, rs, r;
 
 #ifdef VP_INSTRUMENTED
-	return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "this build is instrumented, which reads files of its own");
+	return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e,
+				  "this build is instrumented, which reads files of its own");
 #endif
 	abi = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
 	if (abi < 1)
 		return vp_isolate_lacking(VP_STAGE_FILES, &c->daemon, e, "%s (%s)",
-					  errno == EPERM ? "landlock's calls are forbidden here" : "this kernel has no landlock", strerror(errno));
+					  errno == EPERM ? "landlock's calls are forbidden here"
+							 : "this kernel has no landlock",
+					  strerror(errno));
 	a.handled_access_fs |= (abi >= 2 ? FS_REFER : 0) | (abi >= 3 ? FS_TRUNCATE : 0) | (abi >= 5 ? FS_IOCTL_DEV : 0);
 	if (notify && *notify == '@')
 		a.scoped &= ~UINT64_C(1);

@@ -50,7 +50,9 @@ struct vp_call_rule {
 /* seccomp all: futex rt_sigreturn rt_sigprocmask rt_sigaction restart_syscall exit exit_group
  *              getpid gettid tgkill clock_gettime gettimeofday sched_yield clock_nanosleep nanosleep
  */
-/* pthread_create(): threads, never processes. clone3()'s flags cannot be looked at; the C library then takes clone(). */
+/*
+ * pthread_create(): threads, never processes. clone3()'s flags cannot be looked at; the C library then takes clone().
+ */
 /* seccomp control: clone(arg0 & CLONE_THREAD == CLONE_THREAD) clone3->ENOSYS set_robust_list rseq
  *                  prctl(arg0 == PR_SET_NAME) sched_getaffinity sched_setaffinity set_tid_address
  */
@@ -134,14 +136,16 @@ static int add_rules(scmp_filter_ctx ctx, enum vp_thread_kind kind, struct vp_er
 				const struct vp_call_rule *x = &lists[kind].rule[k];
 
 				if (x->arg >= 0 && !strcmp(x->name, r->name))
-					ret = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(r->error), seccomp_syscall_resolve_name(r->name), 1,
+					ret = seccomp_rule_add(ctx, SCMP_ACT_ERRNO(r->error),
+							       seccomp_syscall_resolve_name(r->name), 1,
 							       SCMP_CMP((unsigned)x->arg, SCMP_CMP_NE, x->value));
 			}
 		} else {
 			ret = add_rule(ctx, r);
 		}
 		if (ret)
-			return vp_err_set(e, ret, "seccomp: no rule for %s (%s): %s", r->name, r->where, strerror(-ret));
+			return vp_err_set(e, ret, "seccomp: no rule for %s (%s): %s", r->name, r->where,
+					  strerror(-ret));
 	}
 	return 0;
 }
@@ -181,8 +185,8 @@ out:
 }
 
 /*
- * SPEC_ALLOW: kernels before 5.16 otherwise switch off speculative store bypass for the thread, which costs data threads
- * a good part of their speed and protects nobody: all code in this process is its own.
+ * SPEC_ALLOW: kernels before 5.16 otherwise switch off speculative store bypass for the thread, which costs data
+ * threads a good part of their speed and protects nobody: all code in this process is its own.
  */
 static int load(enum vp_thread_kind kind)
 {
@@ -197,7 +201,8 @@ static int load(enum vp_thread_kind kind)
 static void on_denied(int sig, siginfo_t *si, void *uc)
 {
 	char line[160];
-	int n = snprintf(line, sizeof(line), "seccomp: system call %d is not on the list of thread %d\n", si->si_syscall, (int)gettid());
+	int n = snprintf(line, sizeof(line), "seccomp: system call %d is not on the list of thread %d\n",
+			 si->si_syscall, (int)gettid());
 
 	(void)!write(STDERR_FILENO, line, (size_t)n);
 	_exit(159);
@@ -225,7 +230,8 @@ static void narrow(enum vp_thread_kind kind)
 	int r = load(kind);
 
 	if (r)  /* the control thread's list holds all the same */
-		vp_log(VP_LOG_ERR, "seccomp: the list of the %s thread cannot be loaded: %s", lists[kind].name, strerror(-r));
+		vp_log(VP_LOG_ERR, "seccomp: the list of the %s thread cannot be loaded: %s", lists[kind].name,
+		       strerror(-r));
 }
 
 int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
@@ -233,7 +239,8 @@ int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
 	int r = 0;
 
 #ifdef VP_INSTRUMENTED
-	return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "this build is instrumented, which makes system calls of its own");
+	return vp_isolate_lacking(VP_STAGE_CALLS, c, e,
+				  "this build is instrumented, which makes system calls of its own");
 #endif
 	if (c->no_filter)
 		return vp_isolate_lacking(VP_STAGE_CALLS, c, e, "SystemCallFilter=no");
@@ -249,8 +256,10 @@ int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
 	if (r)
 		return vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
 	vp_thread_hook(narrow);
-	vp_isolate_done(VP_STAGE_CALLS, "seccomp: control thread %u rules, data threads %u, signal threads %u, guard %u",
-			lists[VP_THREAD_CONTROL].n, lists[VP_THREAD_DATA].n, lists[VP_THREAD_SIGNAL].n, lists[VP_THREAD_GUARD].n);
+	vp_isolate_done(VP_STAGE_CALLS,
+			"seccomp: control thread %u rules, data threads %u, signal threads %u, guard %u",
+			lists[VP_THREAD_CONTROL].n, lists[VP_THREAD_DATA].n, lists[VP_THREAD_SIGNAL].n,
+			lists[VP_THREAD_GUARD].n);
 	return 0;
 }
 
@@ -276,5 +285,7 @@ int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
 	trap_denied();
 	r = load(VP_THREAD_GUARD);
 	/* A kernel without filters is the daemon's to speak of. */
-	return !r || r == -EINVAL || r == -ENOSYS ? 0 : vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
+	return !r || r == -EINVAL || r == -ENOSYS
+		       ? 0
+		       : vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
 }

@@ -45,7 +45,8 @@ static size_t fields_of(const char *msg, char *out, size_t size)
 	char name[64] = "", side[8] = "";
 	const char *vm = NULL;
 
-	if (sscanf(msg, "link %63[^ ,:], %7[a-z] side:", name, side) < 1 || !msg[5 + strlen(name)] || !strchr(":,", msg[5 + strlen(name)]))
+	if (sscanf(msg, "link %63[^ ,:], %7[a-z] side:", name, side) < 1 || !msg[5 + strlen(name)] ||
+	    !strchr(":,", msg[5 + strlen(name)]))
 		return 0;
 	/* What VM that is, only the main thread can look up. */
 	if (vm_of && *side && pthread_equal(pthread_self(), main_thread))
@@ -65,7 +66,8 @@ static bool put_journal(int level, const char *head, const char *msg, const char
 
 	if (journal < 0)
 		return false;
-	v[0].iov_len = (size_t)snprintf(first, sizeof(first), "SYSLOG_IDENTIFIER=vhost-pcid\nPRIORITY=%d\nMESSAGE=", level);
+	v[0].iov_len =
+		(size_t)snprintf(first, sizeof(first), "SYSLOG_IDENTIFIER=vhost-pcid\nPRIORITY=%d\nMESSAGE=", level);
 	/* seccomp all: writev */
 	return writev(journal, v, 5) > 0;
 }
@@ -193,7 +195,10 @@ static bool stderr_is_journal(void)
 	       st.st_ino == ino;
 }
 
-/* Before the daemon gives up the file system. Its socket stays the same as long as the journal's daemon lives; then lines go to stderr. */
+/*
+ * Before the daemon gives up the file system. Its socket stays the same as long as the journal's daemon lives; then
+ * lines go to stderr.
+ */
 static int open_journal(void)
 {
 	const struct sockaddr_un a = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket" };

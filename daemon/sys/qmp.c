@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the other end is a VMM, which its guest may have taken over. Lines are bounded, JSON is parsed by jansson
- * with its own depth limit, answers are matched to commands by order and id, and what does not fit ends the connection.
- * Each byte is looked at once, however it comes; a turn of the loop takes in little; and what a peer may send in a second
- * is bounded over all its connections, so that it does not pay to connect anew.
+ * Threat model: the other end is a VMM, which its guest may have taken over. Lines are bounded, JSON is parsed by
+ * jansson with its own depth limit, answers are matched to commands by order and id, and what does not fit ends the
+ * connection. Each byte is looked at once, however it comes; a turn of the loop takes in little; and what a peer may
+ * send in a second is bounded over all its connections, so that it does not pay to connect anew.
  */
 #include "sys/qmp.h"
 
@@ -153,7 +153,10 @@ int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_
 	r = vp_send_fds(q->fd, text, len, &fd, fd >= 0);
 	free(text);
 	if (r) {
-		/* A few hundred bytes that do not fit: it has stopped reading. The caller is told now, the rest from the loop. */
+		/*
+		 * A few hundred bytes that do not fit: it has stopped reading. The caller is told now, the rest from
+		 * the loop.
+		 */
 		if (!q->defer)
 			sd_event_add_defer(q->event, &q->defer, on_lost, q);
 		else
@@ -257,7 +260,8 @@ static bool afford(struct vp_qmp *q)
 	if (q->budget > 0)
 		return true;
 	vp_source_enable(q->io, false);
-	if (vp_timer_in(q->event, &q->pause, (uint64_t)-q->budget * 1000000 / QMP_PER_S + 1000, on_pause_over, q, q->name) < 0)
+	if (vp_timer_in(q->event, &q->pause, (uint64_t)-q->budget * 1000000 / QMP_PER_S + 1000, on_pause_over, q,
+			q->name) < 0)
 		disconnect(q, "out of memory");
 	return false;
 }

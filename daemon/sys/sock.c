@@ -16,7 +16,8 @@ static int fill(struct sockaddr_un *a, const char *path, struct vp_err *e)
 	memset(a, 0, sizeof(*a));
 	a->sun_family = AF_UNIX;
 	if (strlen(path) >= sizeof(a->sun_path))
-		return vp_err_set(e, -ENAMETOOLONG, "%.60s...: longer than a UNIX socket's path may be; use a shorter one", path);
+		return vp_err_set(e, -ENAMETOOLONG,
+				  "%.60s...: longer than a UNIX socket's path may be; use a shorter one", path);
 	memcpy(a->sun_path, path, strlen(path));
 	return 0;
 }
@@ -57,12 +58,14 @@ static int clear_stale(const struct sockaddr_un *a, struct vp_err *e)
 	if (lstat(a->sun_path, &st))
 		return errno == ENOENT ? 0 : vp_err_set(e, -errno, "%s: %s", a->sun_path, strerror(errno));
 	if (!S_ISSOCK(st.st_mode))
-		return vp_err_set(e, -EEXIST, "%s exists and is not a socket; remove it or choose another path", a->sun_path);
+		return vp_err_set(e, -EEXIST, "%s exists and is not a socket; remove it or choose another path",
+				  a->sun_path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return vp_err_set(e, -errno, "cannot make a socket: %s", strerror(errno));
 	if (!connect(fd, (const struct sockaddr *)a, sizeof(*a)) || errno != ECONNREFUSED)
-		r = vp_err_set(e, -EADDRINUSE, "%s: another process listens there; stop it or choose another path", a->sun_path);
+		r = vp_err_set(e, -EADDRINUSE, "%s: another process listens there; stop it or choose another path",
+			       a->sun_path);
 	close(fd);
 	/* seccomp control: unlink unlinkat */
 	if (!r && unlink(a->sun_path) && errno != ENOENT)
@@ -87,13 +90,16 @@ int vp_sock_listen(const char *path, mode_t mode, int *out, struct vp_err *e)
 		return r;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
-		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files", strerror(errno));
+		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files",
+				  strerror(errno));
 	/* seccomp control: socket(arg0 == AF_UNIX) fchmod bind chmod fchmodat listen */
 	/* Mode before bind: fchmod on a UNIX socket sets what bind creates, so the file is never open to others. */
 	if (fchmod(fd, mode) || bind(fd, (struct sockaddr *)&a, sizeof(a))) {
 		/* Landlock says EACCES as file modes do; which it is cannot be told. */
 		r = vp_err_set(e, -errno, "%s: cannot bind: %s%s", path, strerror(errno),
-			       errno == EACCES ? "; name its directory in SocketDirectories= of vhost-pci.conf, writable for the daemon's user" : "");
+			       errno == EACCES ? "; name its directory in SocketDirectories= of vhost-pci.conf, "
+						 "writable for the daemon's user"
+					       : "");
 		goto fail;
 	}
 	if (chmod(a.sun_path, mode) || listen(fd, 128)) {
@@ -118,7 +124,8 @@ int vp_sock_connect(const char *path, int *out, struct vp_err *e)
 		return r;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
-		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files", strerror(errno));
+		return vp_err_set(e, -errno, "cannot make a socket: %s; raise the limit of open files",
+				  strerror(errno));
 	/* seccomp control: connect */
 	if (connect(fd, (struct sockaddr *)&a, sizeof(a))) {
 		r = vp_err_set(e, -errno, "%s: cannot connect: %s", path, strerror(errno));

@@ -28,7 +28,8 @@ static inline int vp_event_added(int r, const char *name, const char *what)
  * NULL; fn and arg are those of the first call. The owner frees *t. -errno when there is no memory,
  * which has been logged.
  */
-static inline int vp_timer_at(sd_event *ev, sd_event_source **t, uint64_t at_us, sd_event_time_handler_t fn, void *arg, const char *name)
+static inline int vp_timer_at(sd_event *ev, sd_event_source **t, uint64_t at_us, sd_event_time_handler_t fn, void *arg,
+			      const char *name)
 {
 	if (!*t)
 		return vp_event_added(sd_event_add_time(ev, t, CLOCK_MONOTONIC, at_us, 10000, fn, arg), name, "timer");
@@ -37,10 +38,13 @@ static inline int vp_timer_at(sd_event *ev, sd_event_source **t, uint64_t at_us,
 }
 
 /* The same in in_us from now, up to a tenth later. */
-static inline int vp_timer_in(sd_event *ev, sd_event_source **t, uint64_t in_us, sd_event_time_handler_t fn, void *arg, const char *name)
+static inline int vp_timer_in(sd_event *ev, sd_event_source **t, uint64_t in_us, sd_event_time_handler_t fn, void *arg,
+			      const char *name)
 {
 	if (!*t)
-		return vp_event_added(sd_event_add_time_relative(ev, t, CLOCK_MONOTONIC, in_us, in_us / 10 + 1, fn, arg), name, "timer");
+		return vp_event_added(sd_event_add_time_relative(ev, t, CLOCK_MONOTONIC, in_us, in_us / 10 + 1, fn,
+								 arg),
+				      name, "timer");
 	sd_event_source_set_time_relative(*t, in_us);
 	return sd_event_source_set_enabled(*t, SD_EVENT_ONESHOT);
 }

@@ -74,7 +74,9 @@ static void fire(struct vp_forward *f, struct vp_wire *w)
 	} else if (vp_blame_held(w->who)) {
 		__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);
 	} else if (write(w->dst, &one, sizeof(one)) < 0 && errno != EAGAIN) {
-		/* EAGAIN: full, so whoever reads it will see it. EINTR: it blocked until the supervisor lost patience. */
+		/*
+		 * EAGAIN: full, so whoever reads it will see it. EINTR: it blocked until the supervisor lost patience.
+		 */
 		if (errno == EINTR)
 			vp_blame(w->who);
 		__atomic_store_n(&w->dead, true, __ATOMIC_RELAXED);
@@ -224,7 +226,8 @@ void vp_forward_free(struct vp_forward *f)
 	free(f);
 }
 
-static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who, void (*fn)(void *), void *arg)
+static int wire_make(struct vp_wire **out, struct vp_forward *f, int src, int dst, uint64_t who, void (*fn)(void *),
+		     void *arg)
 {
 	struct vp_wire *w = calloc(1, sizeof(*w));
 	int r = 0;

@@ -337,8 +337,11 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 		/* seccomp control: sched_setaffinity */
 		ret = pthread_setaffinity_np(w->thread, sizeof(set), &set);
 		if (ret)
-			return vp_err_set(e, -ret, "data thread %u cannot run on CPU %d: %s; name CPUs that are online, and allowed to the service, in CPUs= or --cpus",
-					  i, w->cpu, ret == EINVAL ? "there is none, or it is not allowed" : strerror(ret));
+			return vp_err_set(e, -ret,
+					  "data thread %u cannot run on CPU %d: %s; name CPUs that are online, and "
+					  "allowed to the service, in CPUs= or --cpus",
+					  i, w->cpu,
+					  ret == EINVAL ? "there is none, or it is not allowed" : strerror(ret));
 	}
 	return 0;
 }

@@ -49,8 +49,10 @@ struct worker_job_ops {
 /* Embedded in the owner's structure; zeroed before worker_job_add(). */
 struct worker_job {
 	const struct worker_job_ops *ops;
-	bool     thrifty;       /* polls less often when polling finds nothing: what it waits for may need this very CPU */
-	uint64_t *wakes; /* notifications that were seen are added here, atomically: several jobs may share it. NULL = nobody counts */
+	/* polls less often when polling finds nothing: what it waits for may need this very CPU */
+	bool     thrifty;
+	/* notifications that were seen are added here, atomically: several jobs may share it. NULL = nobody counts */
+	uint64_t *wakes;
 	/* private to worker.c */
 	struct worker *w;
 	uint32_t slot;
@@ -58,7 +60,8 @@ struct worker_job {
 	struct worker_job *retired; /* the next one of these */
 	bool     active, later, idle;
 	uint64_t last_work;
-	unsigned skips, skip;   /* thrifty: sleeps without polling after the next poll in vain; and until the next poll */
+	/* thrifty: sleeps without polling after the next poll in vain; and until the next poll */
+	unsigned skips, skip;
 };
 
 struct worker_pool_conf {

@@ -61,7 +61,10 @@ static void report_stopped(struct agent *a, unsigned int i, uint32_t run, uint32
 			     [VHP_STOPPED_BASE] = base, [VHP_STOPPED_FLAGS] = flags };
 	int rc;
 
-	/* A stop that is answered lets the daemon write the next run's ring, into which the data path may still write: DETACH answers it. */
+	/*
+	 * A stop that is answered lets the daemon write the next run's ring, into which the data path may still write:
+	 * DETACH answers it.
+	 */
 	if (a->open && a->s.mode == VHP_MODE_COPY)
 		return;
 	rc = port_command(a->port, VHP_CMD_QUEUE_STOPPED, args, COMMAND_TIMEOUT_MS, NULL);
@@ -369,7 +372,8 @@ static int session_begin(struct agent *a, bool *lost)
 /* 1: attached just now, or described: read the state again. */
 static int try_attach(struct agent *a)
 {
-	uint64_t args[VHP_CMD_NARGS] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION }, f[2] = { 0, 0 }, missing[2], value[6] = { 0 };
+	uint64_t args[VHP_CMD_NARGS] = { [VHP_ATTACH_ABI] = VHP_ABI_VERSION }, f[2] = { 0, 0 }, missing[2],
+		 value[6] = { 0 };
 	char names[400];
 	int rc;
 

@@ -43,7 +43,8 @@ struct agent {
 	uint32_t config_generation;
 	uint64_t retry_ms;	/* CLOCK_MONOTONIC: reconcile then; 0 = no need */
 	uint64_t attach_ms;	/* no ATTACH before */
-	bool open;		/* a queue was stopped with requests that the data path may still do: it is to let go first */
+	/* a queue was stopped with requests that the data path may still do: it is to let go first */
+	bool open;
 	uint64_t broken[2];	/* queues that the data path complained of, to be looked at */
 	uint64_t refused[2];	/* required features that ATTACH was not sent for, to say so once */
 	int quiet;		/* last complaint that was logged, to say it once: enum in agent.c */

@@ -9,7 +9,17 @@
 #define RETRY_MS		500u
 
 /* Complaints that stay true for a while and are logged when they begin. */
-enum { QUIET_NONE, QUIET_TORN, QUIET_INVALID, QUIET_ATTACH, QUIET_TYPE, QUIET_FEATURES, QUIET_WINDOW, QUIET_SETUP, QUIET_PROFILE };
+enum {
+	QUIET_NONE,
+	QUIET_TORN,
+	QUIET_INVALID,
+	QUIET_ATTACH,
+	QUIET_TYPE,
+	QUIET_FEATURES,
+	QUIET_WINDOW,
+	QUIET_SETUP,
+	QUIET_PROFILE
+};
 
 uint64_t agent_now_ms(void);
 /* Log it, unless it is what was complained of last. */

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* What the engine's files have in common: the time, when to try again, and complaints that are logged when they begin. */
+/*
+ * What the engine's files have in common: the time, when to try again, and complaints that are logged when they begin.
+ */
 #include <stdarg.h>
 #include <stdio.h>
 #include <time.h>

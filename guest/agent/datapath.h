@@ -74,8 +74,8 @@ struct datapath_ops {
 	/* *base: where to go on. -ENODATA: stopped, but the index is unknown. */
 	int (*stop)(struct datapath *d, unsigned int q, uint32_t *base, struct vp_err *e);
 	/*
-	 * NULL: never. Some queue was stopped while requests of it were under way, which the data path may do and return whenever it
-	 * likes. It has let go of them when it is ready() after reset().
+	 * NULL: never. Some queue was stopped while requests of it were under way, which the data path may do and
+	 * return whenever it likes. It has let go of them when it is ready() after reset().
 	 */
 	bool (*unclean)(struct datapath *d);
 	/* Forget memory and features. */
@@ -110,7 +110,10 @@ int dp_vhostvsock_open(uint64_t cid, struct datapath **out, struct vp_err *e);
 /* wwpn: of a vhost target of this VM's LIO. */
 int dp_vhostscsi_open(const char *wwpn, struct datapath **out, struct vp_err *e);
 
-/* How long requests that are under way at a stop may take in a back-end that returns them after it. For tests to change. */
+/*
+ * How long requests that are under way at a stop may take in a back-end that returns them after it. For tests to
+ * change.
+ */
 extern unsigned int dp_vhostuser_finish_ms;
 
 /* server: listen at path, else connect to it (again and again). */

@@ -72,8 +72,8 @@ static unsigned int vn_max_queues(struct datapath *d)
 }
 
 /*
- * What vhost-net itself is told. Bit 27 means ANY_LAYOUT to a driver but "make the header yourself" to vhost-net; ACCESS_PLATFORM
- * would make it ask for translations, which the region table has already.
+ * What vhost-net itself is told. Bit 27 means ANY_LAYOUT to a driver but "make the header yourself" to vhost-net;
+ * ACCESS_PLATFORM would make it ask for translations, which the region table has already.
  */
 static uint64_t vn_acked(const struct vhostnet *v, const uint64_t f[2])
 {
@@ -237,7 +237,8 @@ static void vn_config(struct datapath *d, const struct dp_config *c)
 	if (vp_has(c->features, VIRTIO_NET_F_MAC) && c->size >= 6 && tap_avoid_mac(v->tap, n.mac, &e))
 		vp_log(VP_LOG_WARNING, "%s", e.msg);
 	mtu = (uint16_t)(c->data[10] | c->data[11] << 8);
-	if (vp_has(c->features, VIRTIO_NET_F_MTU) && c->size >= 12 && mtu && !v->tap->fixed_mtu && tap_set_mtu(v->tap, mtu, &e))
+	if (vp_has(c->features, VIRTIO_NET_F_MTU) && c->size >= 12 && mtu && !v->tap->fixed_mtu &&
+	    tap_set_mtu(v->tap, mtu, &e))
 		vp_log(VP_LOG_WARNING, "%s", e.msg);
 }
 
@@ -311,9 +312,12 @@ int dp_vhostnet_open(struct tap *t, unsigned int busy_poll_us, struct datapath *
 	int fd = open(VHOST_NET, O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
-		return vp_err_set(e, -errno, errno == ENOENT || errno == ENODEV ?
-				  "there is no " VHOST_NET ": load the module (modprobe vhost_net), or use --vhost-user" :
-				  "cannot open " VHOST_NET ": %s", strerror(errno));
+		return vp_err_set(e, -errno,
+				  errno == ENOENT || errno == ENODEV
+					  ? "there is no " VHOST_NET
+					    ": load the module (modprobe vhost_net), or use --vhost-user"
+					  : "cannot open " VHOST_NET ": %s",
+				  strerror(errno));
 	if (ioctl(fd, VHOST_GET_FEATURES, &features) < 0) {
 		int rc = vp_err_set(e, -errno, VHOST_NET " does not tell its features: %s", strerror(errno));
 

@@ -2,13 +2,14 @@
 /*
  * The kernel's vhost-scsi: the driver VM gets the LUNs of a target of this VM, by its WWPN.
  *
- * vhost-scsi pins the pages that a request reads or writes, and a window has none: it is memory of a PCI device. So, unlike the
- * other kernel data paths, this one gives vhost-scsi rings and memory of this process, and copies each request between
- * those and the windows, with the engine that copies requests in the daemon (engine/request.h). It serves any ring format for that
- * reason, and lays payloads out in whole sectors, as direct I/O wants them.
+ * vhost-scsi pins the pages that a request reads or writes, and a window has none: it is memory of a PCI device. So,
+ * unlike the other kernel data paths, this one gives vhost-scsi rings and memory of this process, and copies each
+ * request between those and the windows, with the engine that copies requests in the daemon (engine/request.h). It
+ * serves any ring format for that reason, and lays payloads out in whole sectors, as direct I/O wants them.
  *
- * vhost-scsi has one switch for all queues, its endpoint: a queue is set up while that is off. Taking it away waits for what
- * the target has under way. What the target had when this process is killed is given again by the daemon in copy mode.
+ * vhost-scsi has one switch for all queues, its endpoint: a queue is set up while that is off. Taking it away waits for
+ * what the target has under way. What the target had when this process is killed is given again by the daemon in copy
+ * mode.
  *
  * Threat model: the rings and requests are hostile, and parsed by lib/virtq. A window that is revoked reads as zeroes
  * (guestmem/map.h), and its queues break.
@@ -94,7 +95,9 @@ static int vs_open(struct vhostscsi *v, struct vp_err *e)
 	return rc;
 }
 
-/* vhost-scsi finds a target only by trying to use it, when the queues are there; the file system of LIO tells before. */
+/*
+ * vhost-scsi finds a target only by trying to use it, when the queues are there; the file system of LIO tells before.
+ */
 static int vs_find(struct vhostscsi *v, struct vp_err *e)
 {
 	char path[sizeof(TARGETS) + sizeof(v->wwpn) + 1];
@@ -102,7 +105,8 @@ static int vs_find(struct vhostscsi *v, struct vp_err *e)
 	snprintf(path, sizeof(path), TARGETS "/%s", v->wwpn);
 	if (!access(path, F_OK))
 		return 0;
-	return vp_err_set(e, -ENOENT, "there is no vhost target %s in this VM (%s): make it, with targetcli or in configfs",
+	return vp_err_set(e, -ENOENT,
+			  "there is no vhost target %s in this VM (%s): make it, with targetcli or in configfs",
 			  v->wwpn, path);
 }
 
@@ -129,8 +133,10 @@ static int vs_switch(struct vhostscsi *v, bool on, struct vp_err *e)
 	memcpy(t.vhost_wwpn, v->wwpn, sizeof(t.vhost_wwpn));
 	if (ioctl(v->fd, on ? VHOST_SCSI_SET_ENDPOINT : VHOST_SCSI_CLEAR_ENDPOINT, &t) < 0) {
 		if (on && (errno == EEXIST || errno == ENODEV))
-			return vp_err_set(e, -errno,
-					  "vhost-scsi cannot use target %s: no group of it (tpgt_N) has a nexus and is free", v->wwpn);
+			return vp_err_set(
+				e, -errno,
+				"vhost-scsi cannot use target %s: no group of it (tpgt_N) has a nexus and is free",
+				v->wwpn);
 		return vp_err_set(e, -errno, "vhost-scsi cannot %s target %s: %s", on ? "use" : "leave", v->wwpn,
 				  strerror(errno));
 	}
@@ -310,8 +316,12 @@ static int vs_start(struct datapath *d, unsigned int q, const struct dp_queue *c
 	if (ret)
 		goto fail;
 	uva = (uintptr_t)v->pool;
-	shadow = (struct dp_queue){ .size = vq->r->size, .base = vp_reqq_base(vq->r), .kick_fd = vq->bell, .call_fd = v->call,
-				    .ring = { uva + (vq->r->desc_addr - POOL_ADDR), uva + (vq->r->avail_addr - POOL_ADDR),
+	shadow = (struct dp_queue){ .size = vq->r->size,
+				    .base = vp_reqq_base(vq->r),
+				    .kick_fd = vq->bell,
+				    .call_fd = v->call,
+				    .ring = { uva + (vq->r->desc_addr - POOL_ADDR),
+					      uva + (vq->r->avail_addr - POOL_ADDR),
 					      uva + (vq->r->used_addr - POOL_ADDR) } };
 	/* Without an eventfd for errors: what vhost-scsi complains of there are requests, which it answers. */
 	ret = vhost_ring(v->fd, "vhost-scsi", q, &shadow, -1, e);
@@ -448,9 +458,11 @@ static int vs_handle(struct datapath *d, const struct pollfd *p, unsigned int n,
 		if (!vq->rq.vq.broken && !vq->r->shadow.broken)
 			continue;
 		if (vq->r->too_big)
-			vp_log(VP_LOG_ERR, "vhost-scsi: queue %u: a request of %llu bytes is larger than the %llu that there are for it: "
-			       "lower max_sectors_kb in the driver VM", q, (unsigned long long)vq->r->too_big,
-			       (unsigned long long)DATA_IO);
+			vp_log(VP_LOG_ERR,
+			       "vhost-scsi: queue %u: a request of %llu bytes is larger than the %llu that there are "
+			       "for it: "
+			       "lower max_sectors_kb in the driver VM",
+			       q, (unsigned long long)vq->r->too_big, (unsigned long long)DATA_IO);
 		broken[q / 64] |= VP_BIT(q % 64);
 	}
 	v->lost = lost;

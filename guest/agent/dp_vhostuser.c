@@ -34,9 +34,9 @@
 /* The daemon's patience with a stop is 1 s by default, for all queues. */
 unsigned int dp_vhostuser_finish_ms = 400;
 
-#define WANTED_PF	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
-			 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | \
-			 VP_BIT(VU_PF_INFLIGHT_SHMFD))
+#define WANTED_PF                                                                                             \
+	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
+	 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | VP_BIT(VU_PF_INFLIGHT_SHMFD))
 
 struct vhostuser {
 	struct datapath dp;
@@ -161,9 +161,10 @@ static bool vu_ready(struct datapath *d)
 	fd = try_connect(v);
 	if (fd < 0) {
 		if (v->said != fd)
-			vp_log(VP_LOG_NOTICE, "%s: %s", v->path, v->server ? "waiting for the vhost-user back-end to connect" :
-			       fd == -ENOENT || fd == -ECONNREFUSED ? "waiting for the vhost-user back-end to listen" :
-			       strerror(-fd));
+			vp_log(VP_LOG_NOTICE, "%s: %s", v->path,
+			       v->server			      ? "waiting for the vhost-user back-end to connect"
+			       : fd == -ENOENT || fd == -ECONNREFUSED ? "waiting for the vhost-user back-end to listen"
+								      : strerror(-fd));
 		v->said = fd;
 		return false;
 	}
@@ -174,7 +175,10 @@ static bool vu_ready(struct datapath *d)
 		return false;
 	}
 	v->said = 0;
-	/* GET_QUEUE_NUM counts pairs for net devices in DPDK and rings in others; what is more than there is stays idle. */
+	/*
+	 * GET_QUEUE_NUM counts pairs for net devices in DPDK and rings in others; what is more than there is stays
+	 * idle.
+	 */
 	vp_log(VP_LOG_NOTICE, "%s: vhost-user back-end connected, features %#llx", v->path,
 	       (unsigned long long)v->offered);
 	return true;
@@ -255,7 +259,8 @@ static int vu_configure(struct datapath *d, const uint64_t features[2], struct v
 		return -ECONNRESET;
 	v->packed = f & VP_BIT(VIRTIO_F_RING_PACKED);
 	rc = vu_frontend_set_features(v->fe, f, e);
-	if (!rc && v->mtu && (!v->type || v->type == VIRTIO_ID_NET) && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) && f & VP_BIT(VIRTIO_NET_F_MTU))
+	if (!rc && v->mtu && (!v->type || v->type == VIRTIO_ID_NET) && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) &&
+	    f & VP_BIT(VIRTIO_NET_F_MTU))
 		rc = vu_frontend_set_mtu(v->fe, v->mtu, e);
 	return rc ? failed(v, rc, e) : 0;
 }
@@ -267,7 +272,9 @@ static bool vu_keeps_account(struct datapath *d)
 	return v->fe && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_INFLIGHT_SHMFD);
 }
 
-/* Before the first ring of a session: what is open there is given to the driver VM's requests by the back-end itself. */
+/*
+ * Before the first ring of a session: what is open there is given to the driver VM's requests by the back-end itself.
+ */
 static int set_inflight(struct vhostuser *v, const struct memmap *m, struct vp_err *e)
 {
 	const struct mm_region *r = &m->inflight;
@@ -281,10 +288,12 @@ static int set_inflight(struct vhostuser *v, const struct memmap *m, struct vp_e
 			return 0;
 	rc = vu_frontend_inflight_size(v->fe, m->inflight_queues, m->inflight_entries, &size, e);
 	if (!rc && size > r->size)
-		rc = vp_err_set(e, -E2BIG, "the back-end wants %llu bytes for its account of open requests, there are %llu",
+		rc = vp_err_set(e, -E2BIG,
+				"the back-end wants %llu bytes for its account of open requests, there are %llu",
 				(unsigned long long)size, (unsigned long long)r->size);
 	if (!rc)
-		rc = vu_frontend_set_inflight(v->fe, m->inflight_queues, m->inflight_entries, r->win->fd, r->offset, size, e);
+		rc = vu_frontend_set_inflight(v->fe, m->inflight_queues, m->inflight_entries, r->win->fd, r->offset,
+					      size, e);
 	v->has_inflight = !rc;
 	v->inflight_serial = r->win->serial;
 	return rc;
@@ -311,8 +320,10 @@ static int vu_set_mem(struct datapath *d, const struct memmap *m, struct vp_err 
 	}
 	rc = vu_frontend_set_mem(v->fe, r, fds, m->nregions, e);
 	if (rc == -E2BIG)
-		return vp_err_set(e, rc, "the driver VM's memory has %u regions, this back-end takes %u: give that VM its "
-				  "memory in fewer pieces", m->nregions, VU_MAX_TABLE_REGIONS);
+		return vp_err_set(e, rc,
+				  "the driver VM's memory has %u regions, this back-end takes %u: give that VM its "
+				  "memory in fewer pieces",
+				  m->nregions, VU_MAX_TABLE_REGIONS);
 	if (rc)
 		return failed(v, rc, e);
 	v->nmem = m->nregions;
@@ -368,7 +379,8 @@ static bool used_index(const struct vhostuser *v, unsigned int q, uint16_t *idx)
 
 		if (at < uva || at - uva >= r->size)
 			continue;
-		if (vp_map_new(&m, r->win->fd, r->offset + (at - uva), sizeof(*idx), VP_MAP_READONLY | VP_MAP_VOUCHED, NULL))
+		if (vp_map_new(&m, r->win->fd, r->offset + (at - uva), sizeof(*idx), VP_MAP_READONLY | VP_MAP_VOUCHED,
+			       NULL))
 			return false;
 		*idx = vp_ld16_acquire(m->host, 0);
 		lost = vp_map_lost(m);
@@ -379,9 +391,9 @@ static bool used_index(const struct vhostuser *v, unsigned int q, uint16_t *idx)
 }
 
 /*
- * Did it say that it has stopped while requests were under way? Some return them in the ring after that all the same, which is soon
- * seen. qemu-storage-daemon returns them in the ring that it is given next. Before it serves another connection it waits for them.
- * What a net device has taken ahead it has not begun with.
+ * Did it say that it has stopped while requests were under way? Some return them in the ring after that all the same,
+ * which is soon seen. qemu-storage-daemon returns them in the ring that it is given next. Before it serves another
+ * connection it waits for them. What a net device has taken ahead it has not begun with.
  */
 static bool left_open(struct vhostuser *v, unsigned int q, uint32_t base)
 {
@@ -418,7 +430,9 @@ static int vu_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 	if (!left_open(v, q, *base))
 		return 0;
 	if (!v->unclean)
-		vp_log(VP_LOG_NOTICE, "%s: the back-end stopped queue %u with requests under way: connecting again when it has done them",
+		vp_log(VP_LOG_NOTICE,
+		       "%s: the back-end stopped queue %u with requests under way: connecting again when it has done "
+		       "them",
 		       v->path, q);
 	v->unclean = true;
 	/* Which of them will have been returned by then, its index does not tell. */
@@ -431,10 +445,11 @@ static bool vu_unclean(struct datapath *d)
 }
 
 /*
- * The back-end should let go of the memory. Region by region it can be told to. With a bare SET_MEM_TABLE it can't, and some
- * (passt) look for the rings of the last run in the next table, and end when they are not there: they are left, and met again as new.
- * So are those of QEMU's library that serve other devices (qemu-storage-daemon), which look for them whenever a region is added. Those that
- * can be reset (virtiofsd) do not, and would end with their first connection.
+ * The back-end should let go of the memory. Region by region it can be told to. With a bare SET_MEM_TABLE it can't, and
+ * some (passt) look for the rings of the last run in the next table, and end when they are not there: they are left,
+ * and met again as new. So are those of QEMU's library that serve other devices (qemu-storage-daemon), which look for
+ * them whenever a region is added. Those that can be reset (virtiofsd) do not, and would end with their first
+ * connection.
  */
 static bool keeps_rings(const struct vhostuser *v)
 {

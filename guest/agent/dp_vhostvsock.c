@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
  * The kernel's vhost-vsock: programs in this VM reach the driver VM by AF_VSOCK at the CID that --vsock names. As with
- * vhost-net the driver VM's memory is reached through this process's mappings of the windows, and no packet passes here.
+ * vhost-net the driver VM's memory is reached through this process's mappings of the windows, and no packet passes
+ * here.
  *
- * vhost-vsock starts and stops both queues together: it runs while both are enabled. Its file is closed with each session, which
- * resets the connections of this side: a driver VM whose driver is a new one knows none of them.
+ * vhost-vsock starts and stops both queues together: it runs while both are enabled. Its file is closed with each
+ * session, which resets the connections of this side: a driver VM whose driver is a new one knows none of them.
  *
  * Threat model: as dp_vhostnet.c.
  */

@@ -112,8 +112,8 @@ static struct mm_window *find_window(const struct memmap *m, uint32_t slot, uint
 }
 
 /*
- * Did a region of the old table end here? Then it keeps its shape: a vhost-user back-end that is told region by region would
- * otherwise lose, for a moment, memory that its rings use.
+ * Did a region of the old table end here? Then it keeps its shape: a vhost-user back-end that is told region by region
+ * would otherwise lose, for a moment, memory that its rings use.
  */
 static bool was_end(const struct memmap *old, const struct mm_window *w, uint64_t addr)
 {
@@ -155,7 +155,8 @@ int memmap_build(struct port *p, const struct vp_state *s, const struct memmap *
 		if (g->flags & VHP_REGION_INFLIGHT) {
 			if (m->inflight.win)
 				window_put(m->inflight.win);
-			m->inflight = (struct mm_region){ .addr = g->addr, .size = g->size, .offset = g->offset, .win = w };
+			m->inflight =
+				(struct mm_region){ .addr = g->addr, .size = g->size, .offset = g->offset, .win = w };
 			m->inflight_queues = s->inflight_queues;
 			m->inflight_entries = s->inflight_entries;
 			continue;

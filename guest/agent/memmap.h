@@ -6,8 +6,8 @@
  * the data path is switched over, then the old one is freed. Windows are shared between
  * tables by reference count.
  *
- * Nothing of this reads or writes window memory, so revocation (SIGBUS) cannot hit it. One data path does (dp_vhostscsi.c), by
- * mappings of its own.
+ * Nothing of this reads or writes window memory, so revocation (SIGBUS) cannot hit it. One data path does
+ * (dp_vhostscsi.c), by mappings of its own.
  */
 #ifndef VHP_AGENT_MEMMAP_H
 #define VHP_AGENT_MEMMAP_H

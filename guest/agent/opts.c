@@ -198,7 +198,8 @@ int opts_parse(struct opts *o, int argc, char **argv)
 	if (paths > 1)
 		return usage("--tap, --vsock, --scsi and --vhost-user exclude each other");
 	if (!paths)
-		return usage("say what processes the queues: --tap NAME, --vsock CID, --scsi WWPN, --vhost-user PATH or --vhost-user-server PATH");
+		return usage("say what processes the queues: --tap NAME, --vsock CID, --scsi WWPN, --vhost-user PATH "
+			     "or --vhost-user-server PATH");
 	if (!o->tap && (o->bridge || o->up || o->has_mac || o->mtu || o->pairs || o->keep || o->busy_poll_us))
 		return usage("--bridge, --up, --mac, --mtu, --queues, --keep and --busy-poll go with --tap");
 	if (!*o->port)

@@ -98,7 +98,8 @@ static int open_error(const char *path, int err, struct vp_err *e)
 				  "give another --port", path, path);
 	case EACCES:
 	case EPERM:
-		return vp_err_set(e, -err, "%s may not be opened: run as root or change the rights by a udev rule", path);
+		return vp_err_set(e, -err, "%s may not be opened: run as root or change the rights by a udev rule",
+				  path);
 	case ENODEV:
 		return vp_err_set(e, -ENODEV, "%s was unplugged", path);
 	default:

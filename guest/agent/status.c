@@ -47,8 +47,8 @@ static void json_features(FILE *f, const char *key, const uint64_t v[2], uint32_
 {
 	char names[1024];
 
-	fprintf(f, "  \"%s\": {\"bits\": [\"0x%" PRIx64 "\", \"0x%" PRIx64 "\"], \"names\": \"%s\"},\n", key, v[0], v[1],
-		features_names(v, type, names, sizeof(names)));
+	fprintf(f, "  \"%s\": {\"bits\": [\"0x%" PRIx64 "\", \"0x%" PRIx64 "\"], \"names\": \"%s\"},\n", key, v[0],
+		v[1], features_names(v, type, names, sizeof(names)));
 }
 
 static void json_queues(FILE *f, const struct vp_state *s)
@@ -57,12 +57,14 @@ static void json_queues(FILE *f, const struct vp_state *s)
 	for (uint32_t i = 0; i < s->nqueues; i++) {
 		const struct vp_state_queue *q = &s->queues[i];
 
-		fprintf(f, "%s\n    {\"queue\": %u, \"size\": %u, \"run\": %u, \"base\": %u, \"started\": %s, \"enabled\": %s, "
+		fprintf(f,
+			"%s\n    {\"queue\": %u, \"size\": %u, \"run\": %u, \"base\": %u, \"started\": %s, "
+			"\"enabled\": %s, "
 			"\"stop\": %s, \"broken\": %s, \"desc\": \"0x%" PRIx64 "\", \"avail\": \"0x%" PRIx64
-			"\", \"used\": \"0x%" PRIx64 "\"}", i ? "," : "", i, q->size, q->run, q->base,
-			q->flags & VHP_QUEUE_STARTED ? "true" : "false", q->flags & VHP_QUEUE_ENABLED ? "true" : "false",
-			q->flags & VHP_QUEUE_STOP ? "true" : "false", q->flags & VHP_QUEUE_BROKEN ? "true" : "false",
-			q->desc, q->avail, q->used);
+			"\", \"used\": \"0x%" PRIx64 "\"}",
+			i ? "," : "", i, q->size, q->run, q->base, q->flags & VHP_QUEUE_STARTED ? "true" : "false",
+			q->flags & VHP_QUEUE_ENABLED ? "true" : "false", q->flags & VHP_QUEUE_STOP ? "true" : "false",
+			q->flags & VHP_QUEUE_BROKEN ? "true" : "false", q->desc, q->avail, q->used);
 	}
 	fputs("\n  ],\n", f);
 }
@@ -86,8 +88,10 @@ static void json_memory(FILE *f, const struct vp_state *s)
 	for (uint32_t i = 0; i < s->nregions; i++) {
 		const struct vp_state_region *g = &s->regions[i];
 
-		fprintf(f, "%s\n    {\"addr\": \"0x%" PRIx64 "\", \"size\": %" PRIu64 ", \"window\": %u, \"offset\": %" PRIu64
-			", \"read\": %s, \"write\": %s}", i ? "," : "", g->addr, g->size, g->window, g->offset,
+		fprintf(f,
+			"%s\n    {\"addr\": \"0x%" PRIx64 "\", \"size\": %" PRIu64
+			", \"window\": %u, \"offset\": %" PRIu64 ", \"read\": %s, \"write\": %s}",
+			i ? "," : "", g->addr, g->size, g->window, g->offset,
 			g->flags & VHP_REGION_READ ? "true" : "false", g->flags & VHP_REGION_WRITE ? "true" : "false");
 	}
 	fputs("\n  ]\n", f);
@@ -109,8 +113,9 @@ static void print_json(FILE *f, const struct port *p, const struct vp_state *s, 
 		fputs("\n}\n", f);
 		return;
 	}
-	fprintf(f, "  \"attached\": %s,\n  \"link\": \"%s\",\n  \"reason\": \"%s\",\n  \"mode\": \"%s\",\n  \"epoch\": %" PRIu64
-		",\n  \"device_type\": %u,\n  \"regions_generation\": %u,\n",
+	fprintf(f,
+		"  \"attached\": %s,\n  \"link\": \"%s\",\n  \"reason\": \"%s\",\n  \"mode\": \"%s\",\n  \"epoch\": "
+		"%" PRIu64 ",\n  \"device_type\": %u,\n  \"regions_generation\": %u,\n",
 		s->flags & VHP_STATE_ATTACHED ? "true" : "false", s->link_status == VHP_LINK_UP ? "up" : "down",
 		vp_state_reason_str(s->link_reason), vp_state_mode_str(s->mode), s->link_epoch, s->device_type,
 		s->regions_generation);
@@ -143,24 +148,26 @@ static void print_plain(FILE *f, const struct port *p, const struct vp_state *s,
 	if (s->link_status != VHP_LINK_UP)
 		fprintf(f, ": %s", vp_state_reason_str(s->link_reason));
 	fprintf(f, "\n  attached  %s\n  mode      %s\n  device    virtio ID %u, driver VM number %" PRIu64 "\n",
-		s->flags & VHP_STATE_ATTACHED ? "yes" : "no", vp_state_mode_str(s->mode), s->device_type, s->link_epoch);
+		s->flags & VHP_STATE_ATTACHED ? "yes" : "no", vp_state_mode_str(s->mode), s->device_type,
+		s->link_epoch);
 	fprintf(f, "  features  %s\n", features_names(s->features, s->device_type, names, sizeof(names)));
 	fprintf(f, "  required  %s\n", features_names(s->required_features, s->device_type, names, sizeof(names)));
 	for (uint32_t i = 0; i < s->nqueues; i++) {
 		const struct vp_state_queue *q = &s->queues[i];
 
 		fprintf(f, "  queue %-3u %u entries, run %u, base %#x%s%s%s%s\n", i, q->size, q->run, q->base,
-			q->flags & VHP_QUEUE_STARTED ? ", started" : "", q->flags & VHP_QUEUE_ENABLED ? ", enabled" : "",
-			q->flags & VHP_QUEUE_STOP ? ", to stop" : "", q->flags & VHP_QUEUE_BROKEN ? ", BROKEN" : "");
+			q->flags & VHP_QUEUE_STARTED ? ", started" : "",
+			q->flags & VHP_QUEUE_ENABLED ? ", enabled" : "", q->flags & VHP_QUEUE_STOP ? ", to stop" : "",
+			q->flags & VHP_QUEUE_BROKEN ? ", BROKEN" : "");
 	}
 	for (uint32_t i = 0; i < s->nwindows; i++)
 		if (s->windows[i].kind != VHP_WINDOW_NONE)
-			fprintf(f, "  window %-2u %" PRIu64 " MiB, %s %#" PRIx64 ", serial %u%s\n", i, s->windows[i].size >> 20,
-				kind_name(s->windows[i].kind), s->windows[i].locator, s->windows[i].serial,
-				s->windows[i].flags & VHP_WINDOW_READY ? "" : ", not ready");
+			fprintf(f, "  window %-2u %" PRIu64 " MiB, %s %#" PRIx64 ", serial %u%s\n", i,
+				s->windows[i].size >> 20, kind_name(s->windows[i].kind), s->windows[i].locator,
+				s->windows[i].serial, s->windows[i].flags & VHP_WINDOW_READY ? "" : ", not ready");
 	for (uint32_t i = 0; i < s->nregions; i++)
-		fprintf(f, "  region %-2u %#" PRIx64 " + %#" PRIx64 " in window %u at %#" PRIx64 "\n", i, s->regions[i].addr,
-			s->regions[i].size, s->regions[i].window, s->regions[i].offset);
+		fprintf(f, "  region %-2u %#" PRIx64 " + %#" PRIx64 " in window %u at %#" PRIx64 "\n", i,
+			s->regions[i].addr, s->regions[i].size, s->regions[i].window, s->regions[i].offset);
 }
 
 void status_print(FILE *f, const struct port *p, const struct vp_state *s, const char *problem, bool json)

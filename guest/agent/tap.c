@@ -63,11 +63,12 @@ static int open_error(const char *path, const char *name, int err, struct vp_err
 		return vp_err_set(e, -ENOENT, "there is no %s: load the module (modprobe %s)", path,
 				  strcmp(path, "/dev/net/tun") ? "macvtap" : "tun");
 	case EBUSY:
-		return vp_err_set(e, -EBUSY, "interface %s is in use by another process: stop it, or choose another name",
-				  name);
+		return vp_err_set(e, -EBUSY,
+				  "interface %s is in use by another process: stop it, or choose another name", name);
 	case EINVAL:
 		if (!strcmp(name, "lo") || !is_tap(name))
-			return vp_err_set(e, -EINVAL, "interface %s exists and is not a tap: choose another name", name);
+			return vp_err_set(e, -EINVAL, "interface %s exists and is not a tap: choose another name",
+					  name);
 		return vp_err_set(e, -EINVAL, "interface %s exists and is no tap of this kind (multiqueue or not): "
 				  "remove it (ip link del %s), or choose another name", name, name);
 	case EPERM:
@@ -133,7 +134,8 @@ int tap_open(struct tap *t, const char *what, unsigned int pairs, struct vp_err 
 		snprintf(t->name, sizeof(t->name), "macvtap");
 	} else {
 		if (strlen(what) >= IFNAMSIZ || !*what)
-			return vp_err_set(e, -EINVAL, "'%s' is no interface name: 1 to %d characters", what, IFNAMSIZ - 1);
+			return vp_err_set(e, -EINVAL, "'%s' is no interface name: 1 to %d characters", what,
+					  IFNAMSIZ - 1);
 		snprintf(t->name, sizeof(t->name), "%s", what);
 	}
 	existed = if_nametoindex(t->name);
@@ -279,7 +281,8 @@ int tap_bridge(struct tap *t, const char *bridge, struct vp_err *e)
 	int rc;
 
 	if (strlen(bridge) >= IFNAMSIZ || !if_nametoindex(bridge))
-		return vp_err_set(e, -ENODEV, "there is no bridge %s: make one (ip link add %s type bridge)", bridge, bridge);
+		return vp_err_set(e, -ENODEV, "there is no bridge %s: make one (ip link add %s type bridge)", bridge,
+				  bridge);
 	snprintf(b.name, sizeof(b.name), "%.*s", IFNAMSIZ - 1, bridge);
 	rc = if_ioctl(&b, SIOCBRADDIF, &ifr);
 	if (rc == -EBUSY) {
@@ -289,8 +292,8 @@ int tap_bridge(struct tap *t, const char *bridge, struct vp_err *e)
 		snprintf(path, sizeof(path), "/sys/class/net/%s/brif/%s", b.name, t->name);
 		if (access(path, F_OK) == 0)
 			return 0;
-		return vp_err_set(e, rc, "interface %s is in another bridge: take it out (ip link set %s nomaster)", t->name,
-				  t->name);
+		return vp_err_set(e, rc, "interface %s is in another bridge: take it out (ip link set %s nomaster)",
+				  t->name, t->name);
 	}
 	return rc ? vp_err_set(e, rc, "interface %s cannot join bridge %s: %s", t->name, bridge, strerror(-rc)) : 0;
 }

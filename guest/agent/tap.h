@@ -30,9 +30,9 @@ struct tap {
 };
 
 /*
- * what: interface name, or path of a macvtap (contains '/'). pairs: queue pairs wanted; more than one makes it multiqueue.
- * A persistent tap that exists is taken over. -EBUSY, -EINVAL (made with other flags), -ENOENT
- * (no tun in the kernel), -EPERM.
+ * what: interface name, or path of a macvtap (contains '/'). pairs: queue pairs wanted; more than one makes it
+ * multiqueue. A persistent tap that exists is taken over. -EBUSY, -EINVAL (made with other flags), -ENOENT (no tun in
+ * the kernel), -EPERM.
  */
 int tap_open(struct tap *t, const char *what, unsigned int pairs, struct vp_err *e);
 void tap_close(struct tap *t);

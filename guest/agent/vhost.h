@@ -2,7 +2,8 @@
 /*
  * The kernel's vhost devices (/dev/vhost-net, /dev/vhost-vsock, /dev/vhost-scsi): what is the same for all of them.
  *
- * fd is the open device, index a queue of it. what names it in sentences. Threads: any, one for each fd. Errors: 0 or -errno.
+ * fd is the open device, index a queue of it. what names it in sentences. Threads: any, one for each fd. Errors: 0 or
+ * -errno.
  */
 #ifndef VHP_AGENT_VHOST_H
 #define VHP_AGENT_VHOST_H

@@ -326,7 +326,8 @@ static int vp_window_fd(struct vp_map *map)
 		return fd;
 	/*
 	 * On the map's own inode: fstat() tells the window's size, and faults and unmap_mapping_range meet in its
-	 * address_space. Our operations are the file's, whose end gives one hold of the module back: nobody took it for us.
+	 * address_space. Our operations are the file's, whose end gives one hold of the module back: nobody took it for
+	 * us.
 	 */
 	ihold(map->inode);
 	file = alloc_file_pseudo(map->inode, vp_mnt, "[vhost-pci-window]", O_RDWR, &vp_window_fops);

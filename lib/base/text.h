@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Text that grows at its end: what the control socket and the metrics write, thousands of lines at a time. Out of memory
- * is remembered and asked for once, at the end. One thread at a time.
+ * Text that grows at its end: what the control socket and the metrics write, thousands of lines at a time. Out of
+ * memory is remembered and asked for once, at the end. One thread at a time.
  */
 #ifndef VP_BASE_TEXT_H
 #define VP_BASE_TEXT_H

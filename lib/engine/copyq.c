@@ -200,7 +200,8 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 			vp_copyq_stat(&rq->stats.drops[VP_DROP_RATE], 1);
 			continue;
 		}
-		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN && c->out_len <= hlen + VP_PKT_MAX)) {
+		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN &&
+			      c->out_len <= hlen + VP_PKT_MAX)) {
 			taken = fifo_take(&b->data, (c->out_len + 63u) & ~63u, &at);
 			if (vp_unlikely(!taken && c->out_len <= b->data.size)) {
 				b->blocked = true;
@@ -442,8 +443,8 @@ static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now
 /* ---- both ways ----------------------------------------------------------------- */
 
 /*
- * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room is
- * used, many at a time.
+ * What an early queue's device VM returned is only room: nobody waits for it, and it is looked at when half of the room
+ * is used, many at a time.
  */
 VP_INLINE bool wants_room(const struct vp_copyq *b)
 {
@@ -481,7 +482,8 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 		return 0;
 	if (vp_queue_limited(rq))
 		vp_queue_spend(rq, start, s->hz, rq->stats.bytes - before);
-	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed, gave.chains || (handed && b->c.early), start, s);
+	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed,
+			gave.chains || (handed && b->c.early), start, s);
 	return back + handed;
 }
 
@@ -650,7 +652,8 @@ int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp
 		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
 	if (ret) {
 		vp_copyq_free(b);
-		return vp_err_set(e, ret, "shadow ring of %u: %s", size, ret == -ENOMEM ? "out of memory" : "invalid size");
+		return vp_err_set(e, ret, "shadow ring of %u: %s", size,
+				  ret == -ENOMEM ? "out of memory" : "invalid size");
 	}
 	vp_drvq_disable_calls(&b->shadow);
 	*out = b;

@@ -13,13 +13,14 @@
  *  - Towards the driver VM: everything about its ring is virtq.h's business. What it hands over for reading is
  *    copied once; what it writes afterwards reaches nobody.
  *  - Towards the device VM: it may write every byte of the pool at any time. Nothing in the pool is ever read back but
- *    used entries and event fields (drvq.h) and, once, the bytes that it returns. Where a chain came from, how much of it
- *    may be written and where that lies is kept in private memory; at most min(claimed, offered) bytes are
- *    written, into the chain's writable segments, each translated at that moment.
- *  - The device VM sees no more than was handed over: the areas start out as zeroes (the owner sees to it whenever the driver VM
- *    changes), and each holds buffers of one queue of one driver VM only.
+ *    used entries and event fields (drvq.h) and, once, the bytes that it returns. Where a chain came from, how much of
+ * it may be written and where that lies is kept in private memory; at most min(claimed, offered) bytes are written,
+ * into the chain's writable segments, each translated at that moment.
+ *  - The device VM sees no more than was handed over: the areas start out as zeroes (the owner sees to it whenever the
+ * driver VM changes), and each holds buffers of one queue of one driver VM only.
  *  - An offload header from the device VM is read once, checked against packet and negotiation, and written from the
- *    checked copy; num_buffers is counted, not believed. A packet with a bad header is dropped: its buffers go back empty.
+ *    checked copy; num_buffers is counted, not believed. A packet with a bad header is dropped: its buffers go back
+ * empty.
  *  - A queue owns its areas: who leaves buffers unanswered stops that queue and no other.
  *
  * Back-pressure: without room in shadow ring or areas, chains stay in the driver's ring.
@@ -40,12 +41,14 @@ struct vp_copyq_area {
 
 struct vp_copyq_conf {
 	struct vp_queue *rq;     /* the driver's queue, started. Not owned; vq may be rebound between calls */
-	uint64_t features;             /* of the shadow ring: packed and EVENT_IDX as the device VM can, the rest as negotiated */
+	/* of the shadow ring: packed and EVENT_IDX as the device VM can, the rest as negotiated */
+	uint64_t features;
 	vp_gptr  pool;                 /* 64-byte aligned */
 	uint64_t pool_addr;            /* its link address */
 	struct vp_copyq_area ring;    /* at least vp_copyq_ring_bytes() */
 	struct vp_copyq_area data;    /* for the bytes of its buffers */
-	bool     early;                /* a transmit queue: chains are given back when they have been copied; else a receive queue */
+	/* a transmit queue: chains are given back when they have been copied; else a receive queue */
+	bool     early;
 	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
 	uint64_t kick_who;             /* that device VM, for base/blame.h; 0 = nobody */
 };
@@ -86,7 +89,8 @@ struct vp_copyq {
 	bool            in_order;      /* complete in the order of arrival */
 	bool            blocked;       /* waits for the device VM to return something */
 	bool            again;         /* something is back that the next run can give to the driver */
-	bool            stalled;       /* what is back waits for the driver VM's vIOMMU: run it again when that has answered */
+	/* what is back waits for the driver VM's vIOMMU: run it again when that has answered */
+	bool            stalled;
 	bool            held;          /* what is back, or (early) what the driver sends, waits for the rate limit */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
@@ -105,8 +109,8 @@ struct vp_copyq {
 uint64_t vp_copyq_ring_bytes(void);
 
 /*
- * -EINVAL: an area that is too small or misaligned, a ring that is not started; -ENOMEM. The shadow ring is as large as the driver's, up
- * to VP_COPYQ_RING_MAX, and starts at index 0.
+ * -EINVAL: an area that is too small or misaligned, a ring that is not started; -ENOMEM. The shadow ring is as large as
+ * the driver's, up to VP_COPYQ_RING_MAX, and starts at index 0.
  */
 int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e);
 void vp_copyq_free(struct vp_copyq *b);
@@ -118,8 +122,8 @@ void vp_copyq_free(struct vp_copyq *b);
 unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s);
 
 /*
- * Ask both ends for notifications; true: there is work. And no more of them. What waits for a translation is no work: the owner
- * runs the engine after each update of its IOTLB.
+ * Ask both ends for notifications; true: there is work. And no more of them. What waits for a translation is no work:
+ * the owner runs the engine after each update of its IOTLB.
  */
 bool vp_copyq_arm(struct vp_copyq *b);
 void vp_copyq_disarm(struct vp_copyq *b);
@@ -128,17 +132,21 @@ void vp_copyq_disarm(struct vp_copyq *b);
 void vp_copyq_set_open(struct vp_copyq *b, bool open);
 
 /*
- * The device VM has let go: give back what it returned, then leave the driver's ring as if the rest had never been taken, or, where chains were
- * completed out of order, complete the rest with length 0. Then vp_vq_base() is exact. The engine is of no use afterwards.
- * reachable false: the driver's ring cannot be reached now, do without (a ring completed out of order breaks). True: the driver
- * wants to be notified; that is the caller's to do, with vp_queue_call() where that is supervised.
+ * The device VM has let go: give back what it returned, then leave the driver's ring as if the rest had never been
+ * taken, or, where chains were completed out of order, complete the rest with length 0. Then vp_vq_base() is exact. The
+ * engine is of no use afterwards. reachable false: the driver's ring cannot be reached now, do without (a ring
+ * completed out of order breaks). True: the driver wants to be notified; that is the caller's to do, with
+ * vp_queue_call() where that is supervised.
  */
 bool vp_copyq_stop(struct vp_copyq *b, bool reachable);
 
 /* Index to give to the device VM for an empty shadow ring, as VHOST_SET_VRING_BASE. */
 uint32_t vp_copyq_base(const struct vp_copyq *b);
 
-/* After vp_copyq_arm(): the rate limit allows nothing now, so that it takes time, not a notification, until there is work. */
+/*
+ * After vp_copyq_arm(): the rate limit allows nothing now, so that it takes time, not a notification, until there is
+ * work.
+ */
 static inline bool vp_copyq_held(const struct vp_copyq *b)
 {
 	return b->held;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine, device VM to driver VM. Security model: see copyq.h. Of the pool only the returned bytes are read: an
- * offload header once, into a local that is checked and written from there; the rest by the copy itself.
+ * The copy engine, device VM to driver VM. Security model: see copyq.h. Of the pool only the returned bytes are read:
+ * an offload header once, into a local that is checked and written from there; the rest by the copy itself.
  */
 #include <errno.h>
 #include <linux/virtio_net.h>
@@ -153,8 +153,8 @@ static int drop(struct vp_copyq *b, struct giving *g, unsigned k, enum vp_drop w
 }
 
 /*
- * The packet that begins with the first pending chain: with offloads, in several buffers, into several pieces, or malformed.
- * 0: done with it; -ENODATA: not all of its buffers are back; -EAGAIN: a translation is awaited; -EFAULT.
+ * The packet that begins with the first pending chain: with offloads, in several buffers, into several pieces, or
+ * malformed. 0: done with it; -ENODATA: not all of its buffers are back; -EAGAIN: a translation is awaited; -EFAULT.
  */
 static int give_slow(struct vp_copyq *b, struct giving *g)
 {
@@ -246,9 +246,10 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 		if (plen > 128 && i + 1 < count) {
 			const struct vp_copyq_slot *next = &slots[pend[(tail + i + 1) & mask]];
 
-			if (next->nseg == 1 && next->addr - w.start < w.size && w.size - (next->addr - w.start) >= next->len)
-				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start), vp_gptr_add(area, next->off),
-						     next->len);
+			if (next->nseg == 1 && next->addr - w.start < w.size &&
+			    w.size - (next->addr - w.start) >= next->len)
+				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start),
+						     vp_gptr_add(area, next->off), next->len);
 		}
 		to = vp_gptr_add(w.host, off);
 		vp_pkt_put_plain_hdr(to, hlen);

@@ -13,12 +13,13 @@ VP_INLINE void vp_copyq_stat(uint64_t *c, uint64_t n)
 }
 
 /*
- * The end of an engine's run that began at `start`: the device VM is notified when something was handed over, the driver when something was
- * given back, where they want it. The device VM's fd may be one that its VMM shares and can make block, as a driver's call fd can:
- * then the supervisor interrupts it (vp_queue_call()), and the device VM's run is over.
+ * The end of an engine's run that began at `start`: the device VM is notified when something was handed over, the
+ * driver when something was given back, where they want it. The device VM's fd may be one that its VMM shares and can
+ * make block, as a driver's call fd can: then the supervisor interrupts it (vp_queue_call()), and the device VM's run
+ * is over.
  */
-VP_INLINE void vp_copyq_notify(struct vp_queue *rq, struct vp_drvq *shadow, int kick_fd, uint64_t kick_who, uint64_t *kicks, bool handed,
-			       bool gave, uint64_t start, struct vp_scratch *s)
+VP_INLINE void vp_copyq_notify(struct vp_queue *rq, struct vp_drvq *shadow, int kick_fd, uint64_t kick_who,
+			       uint64_t *kicks, bool handed, bool gave, uint64_t start, struct vp_scratch *s)
 {
 	unsigned calls = 0;
 

@@ -4,9 +4,10 @@
  * bytes: inflight 0 (8 bit), next 6, counter 8.
  *
  * Packed: features 0 (64 bit), version 8, desc_num 10, free_head 12, old_free_head 14, used_idx 16, old_used_idx 18,
- * used_wrap_counter 20 (8 bit), old_used_wrap_counter 21 (8 bit), then from 32 on for each descriptor 32 bytes: inflight 0
- * (8 bit), next 2, last 4, num 6, counter 8 (64 bit), id 16, flags 18, len 20 (32 bit), addr 24 (64 bit). A request is
- * a list of entries by `next`, from its head to `last`. What is about to be completed is in the fields without `old_`.
+ * used_wrap_counter 20 (8 bit), old_used_wrap_counter 21 (8 bit), then from 32 on for each descriptor 32 bytes:
+ * inflight 0 (8 bit), next 2, last 4, num 6, counter 8 (64 bit), id 16, flags 18, len 20 (32 bit), addr 24 (64 bit). A
+ * request is a list of entries by `next`, from its head to `last`. What is about to be completed is in the fields
+ * without `old_`.
  */
 #include "engine/inflight.h"
 

@@ -4,9 +4,9 @@
  * I/O tracking". A split ring's account names heads, whose descriptors stay in the driver's table. A packed ring's has
  * copies of the descriptors, which are overwritten in the ring.
  *
- * Security model: the front-end can write this memory at any time (fast mode: the device VM as well). While a queue runs
- * it is only written. What it says is read once, when the queue starts, and every head and descriptor in it is checked; a
- * wrong account harms the queue of the VM that wrote it.
+ * Security model: the front-end can write this memory at any time (fast mode: the device VM as well). While a queue
+ * runs it is only written. What it says is read once, when the queue starts, and every head and descriptor in it is
+ * checked; a wrong account harms the queue of the VM that wrote it.
  */
 #ifndef VP_ENGINE_INFLIGHT_H
 #define VP_ENGINE_INFLIGHT_H
@@ -45,7 +45,10 @@ uint64_t vp_inflight_bytes(uint16_t size, bool packed);
 int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, struct vp_virtq *vq);
 void vp_inflight_saved_free(struct vp_inflight_saved *s);
 
-/* Packed: descriptors [slot, slot + n) of vq were taken as one request, n <= n_free. Its entry, for `giving` and `gave`. */
+/*
+ * Packed: descriptors [slot, slot + n) of vq were taken as one request, n <= n_free. Its entry, for `giving` and
+ * `gave`.
+ */
 uint16_t vp_inflight_take_packed(struct vp_inflight *f, const struct vp_virtq *vq, uint16_t slot, unsigned n);
 void vp_inflight_giving_packed(struct vp_inflight *f, uint16_t entry, unsigned n, const struct vp_virtq *vq);
 void vp_inflight_gave_packed(struct vp_inflight *f, uint16_t entry, const struct vp_virtq *vq);
@@ -63,8 +66,8 @@ VP_INLINE void vp_inflight_take(struct vp_inflight *f, uint16_t head)
 }
 
 /*
- * Around the completion of a request in the ring, one at a time: `head` (split) or the account's entry (packed), and how
- * many slots of the ring it had. vq: before and after.
+ * Around the completion of a request in the ring, one at a time: `head` (split) or the account's entry (packed), and
+ * how many slots of the ring it had. vq: before and after.
  */
 VP_INLINE void vp_inflight_giving(struct vp_inflight *f, uint16_t head, unsigned slots, const struct vp_virtq *vq)
 {

@@ -144,7 +144,10 @@ static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
 	return (int64_t)(l.now - limit_from(&l, __atomic_load_n(&b->due, __ATOMIC_RELAXED))) < 0;
 }
 
-/* Bytes that may come at once after a pause: 10 ms worth, and at least the largest packet. What is owed is paid in 2 s at most. */
+/*
+ * Bytes that may come at once after a pause: 10 ms worth, and at least the largest packet. What is owed is paid in 2 s
+ * at most.
+ */
 #define BYTES_BURST(rate) VP_MAX((rate) / 100, UINT64_C(65536))
 #define BYTES_OWED_S      2
 
@@ -209,7 +212,8 @@ void vp_queue_charge(struct vp_queue *src, uint64_t now, uint64_t hz, unsigned m
 
 bool vp_queue_owes(const struct vp_queue *src, uint64_t now, uint64_t hz)
 {
-	return bytes_owed(&src->bytes, now, hz) || bucket_owes(&src->own, now, hz) || (src->shared && bucket_owes(src->shared, now, hz));
+	return bytes_owed(&src->bytes, now, hz) || bucket_owes(&src->own, now, hz) ||
+	       (src->shared && bucket_owes(src->shared, now, hz));
 }
 
 bool vp_queue_must_wait(const struct vp_queue *src)

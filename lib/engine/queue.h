@@ -78,12 +78,14 @@ struct vp_scratch *vp_scratch_new(void);
 /* Does any limit hold for what src sends? */
 static inline bool vp_queue_limited(const struct vp_queue *src)
 {
-	return src->own.rate || src->bytes.rate || (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
+	return src->own.rate || src->bytes.rate ||
+	       (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
 }
 
 /*
- * n bytes of src were delivered, a large segment with all of its own. They are owed to the limit of bytes: while something is
- * owed, vp_queue_owes(), and vp_queue_allow() lets none pass. So nothing is dropped for it, and the driver waits.
+ * n bytes of src were delivered, a large segment with all of its own. They are owed to the limit of bytes: while
+ * something is owed, vp_queue_owes(), and vp_queue_allow() lets none pass. So nothing is dropped for it, and the driver
+ * waits.
  */
 void vp_queue_spend(struct vp_queue *src, uint64_t now, uint64_t hz, uint64_t n);
 
@@ -125,7 +127,10 @@ static inline unsigned vp_queue_extra(unsigned n, unsigned looked)
  */
 int vp_queue_call(struct vp_queue *q, struct vp_scratch *s);
 
-/* The same write to any eventfd that `who` can make block: 0 also when it is full, as good as raised; -EIO: interrupted, held off, no eventfd. */
+/*
+ * The same write to any eventfd that `who` can make block: 0 also when it is full, as good as raised; -EIO:
+ * interrupted, held off, no eventfd.
+ */
 int vp_notify(int fd, uint64_t who, struct vp_scratch *s);
 
 #endif

@@ -47,7 +47,8 @@ static int rework_long(struct run *r, struct vp_gso *g)
 {
 	uint32_t payload = g->len - g->hdr_len, n;
 	unsigned chains, looked = 0;
-	int ret = vp_rxfill_room(&r->rx, g->hdr_len + VP_MIN(g->mss, payload), (payload + g->mss - 1) / g->mss, &chains);
+	int ret =
+		vp_rxfill_room(&r->rx, g->hdr_len + VP_MIN(g->mss, payload), (payload + g->mss - 1) / g->mss, &chains);
 
 	if (ret)
 		return ret;
@@ -55,7 +56,10 @@ static int rework_long(struct run *r, struct vp_gso *g)
 		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 		if (ret == -EAGAIN) {
 			r->filled |= vp_rxfill_flush(&r->rx);
-			/* What a burst has left is fetched again: less than was used, unless it is not what was counted. */
+			/*
+			 * What a burst has left is fetched again: less than was used, unless it is not what was
+			 * counted.
+			 */
 			r->rx.looked = 0;
 			vp_rxfill_fetch(&r->rx);
 			looked += r->rx.looked;
@@ -114,7 +118,9 @@ static int rework(struct run *r, struct virtio_net_hdr *v, struct vp_cursor cur,
 	return 0;
 }
 
-/* Everything but the plain packet in one piece into one buffer. As rework(); why is set on other errors than -EAGAIN. */
+/*
+ * Everything but the plain packet in one piece into one buffer. As rework(); why is set on other errors than -EAGAIN.
+ */
 static int forward_slow(struct run *r, const struct vp_chain *c, uint32_t *bytes, enum vp_drop *why)
 {
 	struct vp_cursor cur = { &r->s->src.seg[c->seg], 0 };

@@ -17,7 +17,9 @@
 /* Full lengths in a row, until a device side is taken to tell them always. */
 #define FULL 16u
 
-/* Requests that are handed over in one run: few, so that the device side begins while the next ones are being copied. */
+/*
+ * Requests that are handed over in one run: few, so that the device side begins while the next ones are being copied.
+ */
 #define HAND_BURST 8u
 
 /* A driver is called when it has been given all that is there, or so many bytes. */
@@ -174,7 +176,10 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 	return true;
 }
 
-/* Once more, from the driver's memory: what the last device side made of the pool is of no interest. 0, -EAGAIN, -EFAULT. */
+/*
+ * Once more, from the driver's memory: what the last device side made of the pool is of no interest. 0, -EAGAIN,
+ * -EFAULT.
+ */
 static int copy_again(struct vp_reqq *q, struct vp_req *r)
 {
 	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
@@ -224,7 +229,10 @@ static unsigned give_again(struct vp_reqq *q)
 	return n;
 }
 
-/* Its blocks need no zeroes: see request.h. What the driver asks for is its own affair; that it may change it meanwhile, too. */
+/*
+ * Its blocks need no zeroes: see request.h. What the driver asks for is its own affair; that it may change it
+ * meanwhile, too.
+ */
 static bool filled(const struct vp_reqq *q, const struct vp_seg *sg, const struct vp_chain *c)
 {
 	uint32_t op;
@@ -295,7 +303,10 @@ static bool saved_chain(struct vp_reqq *q, struct vp_burst *b)
 	return vp_split_chain(&q->c.rq->vq, b, s->heads[q->next_head]);
 }
 
-/* A driver that makes slots of a packed ring available anew, before it got them back, has more in it than the ring holds. */
+/*
+ * A driver that makes slots of a packed ring available anew, before it got them back, has more in it than the ring
+ * holds.
+ */
 static bool laps(const struct vp_reqq *q, const struct vp_chain *c)
 {
 	return q->c.inflight.on && q->c.inflight.packed && c->slots > q->c.inflight.n_free;
@@ -410,7 +421,10 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 		return 0;
 	if (handed)
 		vp_drvq_publish(&q->shadow);
-	/* More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes the driver do. */
+	/*
+	 * More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes
+	 * the driver do.
+	 */
 	tell = gave && (!q->again || q->stalled || rq->vq.broken || q->owed >= OWED_BYTES);
 	if (tell)
 		q->owed = 0;

@@ -16,9 +16,10 @@
  * back-ends report 0 or too little. The blocks were zeroed before, so neither end sees bytes of another
  * request.
  *
- * Zeroing costs as much as a copy. A request that its device fills whole (fills, fill_op: a disk's read) is spared it once the
- * device side has told the full length of several such requests in a row. When it then tells less, nothing is copied: the
- * request is given to it again, with zeroed blocks. When it tells of an error, the blocks are zeroed afterwards.
+ * Zeroing costs as much as a copy. A request that its device fills whole (fills, fill_op: a disk's read) is spared it
+ * once the device side has told the full length of several such requests in a row. When it then tells less, nothing is
+ * copied: the request is given to it again, with zeroed blocks. When it tells of an error, the blocks are zeroed
+ * afterwards.
  *
  * Security model: that of copyq.h. Of the pool only used entries, event fields and returned bytes are read, each once.
  * Where a request came from and may be written is in private memory. A request is completed once, when the device side
@@ -50,12 +51,13 @@ struct vp_reqq_conf {
 	int fail_status; /* byte that tells the driver of a failed request, in its last writable byte; -1: none */
 	bool fuse;	 /* a failed request is told by a FUSE header, -EIO */
 	/*
-	 * Bytes of the headers before what is read and what is written, at most a block; 0: none. If there is either, what
-	 * follows them begins at a multiple of a block, for a device side that does direct I/O on it (and for our copies: x86's
-	 * string instructions want that), and each header is in one piece.
+	 * Bytes of the headers before what is read and what is written, at most a block; 0: none. If there is either,
+	 * what follows them begins at a multiple of a block, for a device side that does direct I/O on it (and for our
+	 * copies: x86's string instructions want that), and each header is in one piece.
 	 */
 	uint16_t out_head, in_head;
-	bool fills;	 /* requests that begin with the 32 bits fill_op fill what is writable, but for their status (fail_status) */
+	/* requests that begin with the 32 bits fill_op fill what is writable, but for their status (fail_status) */
+	bool fills;
 	uint32_t fill_op;
 	struct vp_inflight inflight;
 	struct vp_inflight_saved *saved; /* what an earlier daemon had taken; outlives this, NULL: nothing */

@@ -17,7 +17,8 @@ VP_INLINE uint64_t vp_req_in_at(const struct vp_reqq *q, uint32_t out_len)
 {
 	uint64_t end = vp_req_out_at(q) + (uint64_t)out_len;
 
-	return q->c.out_head || q->c.in_head ? vp_align_up(end + q->c.in_head, VP_REQ_BLOCK) - q->c.in_head : vp_align_up(end, 64);
+	return q->c.out_head || q->c.in_head ? vp_align_up(end + q->c.in_head, VP_REQ_BLOCK) - q->c.in_head
+					     : vp_align_up(end, 64);
 }
 
 VP_INLINE const struct vp_copyq_seg *vp_req_segs(const struct vp_reqq *q, const struct vp_req *r)

@@ -165,7 +165,10 @@ VP_INLINE void vp_prefetch(vp_gptr g, size_t off)
 VP_INLINE void vp_prefetchw(vp_gptr g, size_t off)
 {
 #if defined(__x86_64__)
-	/* Compilers for plain x86-64 fall back to a prefetch for reading; the instruction is a hint (or nothing) everywhere. */
+	/*
+	 * Compilers for plain x86-64 fall back to a prefetch for reading; the instruction is a hint (or nothing)
+	 * everywhere.
+	 */
 	__asm__ volatile("prefetchw %0" : : "m"(*((const char *)g.p + off)));
 #else
 	__builtin_prefetch((const char *)g.p + off, 1, 3);

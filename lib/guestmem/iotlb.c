@@ -181,7 +181,8 @@ static void note_miss(struct vp_iotlb *t, uint64_t iova, enum vp_access acc)
 		}
 		if (!slot)
 			return;
-	} while (!__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+	} while (!__atomic_compare_exchange_n(&slot->state, &none, MISS_FILLING, false, __ATOMIC_ACQUIRE,
+					      __ATOMIC_RELAXED));
 	/*
 	 * The answer to another reader's miss may have come since we looked. Its slot is free again
 	 * after that.
@@ -472,7 +473,8 @@ static void misses_settled(struct vp_iotlb *t, uint64_t first, uint64_t last, un
 	}
 }
 
-static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr, unsigned perm)
+static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
+		      unsigned perm)
 {
 	const struct vp_region *r;
 	uint64_t gpa, end;
@@ -493,8 +495,8 @@ static int make_entry(struct entry *e, const struct vp_memtab *tab, uint64_t iov
 	return 0;
 }
 
-bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
-		      unsigned perm)
+bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size,
+		      uint64_t uaddr, unsigned perm)
 {
 	struct entry e;
 	unsigned i;

@@ -65,8 +65,8 @@ unsigned vp_iotlb_granted(const struct vp_iotlb *t, uint64_t iova, uint64_t size
  * readers may hold what it was, and the caller has to treat it as an invalidation first. False also for
  * an update that vp_iotlb_update() refuses.
  */
-bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size, uint64_t uaddr,
-		      unsigned perm);
+bool vp_iotlb_changes(const struct vp_iotlb *t, const struct vp_memtab *tab, uint64_t iova, uint64_t size,
+		      uint64_t uaddr, unsigned perm);
 
 /*
  * The front-end refused the page of iova for acc. Such accesses fail with -EFAULT, not with a miss,

@@ -129,13 +129,13 @@ static int check_kind(int fd, unsigned flags, struct vp_err *e)
 		return vp_err_set(e, -errno, "memory region: the file descriptor is not usable: %m");
 	switch (flags & VP_MAP_VOUCHED ? VP_FOREIGN_MEMORY : vp_foreign_kind(fd, NULL, NULL)) {
 	case VP_FOREIGN_FILE:
-		return vp_err_set(
-			e, -EMEDIUMTYPE,
-			"memory region: its file is neither on tmpfs nor on hugetlbfs, so its server could keep its pages waiting for ever; use memory-backend-memfd");
+		return vp_err_set(e, -EMEDIUMTYPE,
+				  "memory region: its file is neither on tmpfs nor on hugetlbfs, so its server could "
+				  "keep its pages waiting for ever; use memory-backend-memfd");
 	case VP_FOREIGN_DEVICE:
-		return vp_err_set(
-			e, -EMEDIUMTYPE,
-			"memory region: it is a device, whose driver could keep its pages waiting for ever; use memory-backend-memfd");
+		return vp_err_set(e, -EMEDIUMTYPE,
+				  "memory region: it is a device, whose driver could keep its pages waiting for ever; "
+				  "use memory-backend-memfd");
 	case VP_FOREIGN_INNER:
 		return vp_err_set(e, -EINVAL,
 				  "memory region: the file descriptor is neither a file nor a memory device");
@@ -221,8 +221,10 @@ int vp_map_within(struct vp_map **out, struct vp_map *parent, uint64_t offset, u
 
 	*out = NULL;
 	if (!size || offset > parent->size || size > parent->size - offset)
-		return vp_err_set(e, -EINVAL, "memory region: offset 0x%llx + size 0x%llx goes beyond its window of 0x%llx bytes",
-				  (unsigned long long)offset, (unsigned long long)size, (unsigned long long)parent->size);
+		return vp_err_set(e, -EINVAL,
+				  "memory region: offset 0x%llx + size 0x%llx goes beyond its window of 0x%llx bytes",
+				  (unsigned long long)offset, (unsigned long long)size,
+				  (unsigned long long)parent->size);
 	m = calloc(1, sizeof(*m));
 	if (!m)
 		return vp_err_set(e, -ENOMEM, "memory region: out of memory");

@@ -58,8 +58,8 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size,
 	       unsigned flags, struct vp_err *e);
 
 /*
- * A part of a mapping, as a mapping: it shares the parent's fate and holds it. 0, or -errno with e filled: -EINVAL not inside,
- * -ENOMEM. Never charged, and cannot have parts of its own.
+ * A part of a mapping, as a mapping: it shares the parent's fate and holds it. 0, or -errno with e filled: -EINVAL not
+ * inside, -ENOMEM. Never charged, and cannot have parts of its own.
  */
 int vp_map_within(struct vp_map **out, struct vp_map *parent, uint64_t offset, uint64_t size, struct vp_err *e);
 

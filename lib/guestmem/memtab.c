@@ -29,8 +29,9 @@ int vp_memtab_build(struct vp_memtab **out, const struct vp_region_desc *d, unsi
 		/* The last byte may be the last of the address space, the end may not wrap past it. */
 		if (!d[i].size || vp_add_overflow(d[i].gpa, d[i].size - 1, &end) ||
 		    vp_add_overflow(d[i].uva, d[i].size - 1, &end)) {
-			vp_err_set(e, -EINVAL, "memory table: region %u (address 0x%llx, size 0x%llx) is empty or wraps around",
-				   i, (unsigned long long)d[i].gpa, (unsigned long long)d[i].size);
+			vp_err_set(e, -EINVAL,
+				   "memory table: region %u (address 0x%llx, size 0x%llx) is empty or wraps around", i,
+				   (unsigned long long)d[i].gpa, (unsigned long long)d[i].size);
 			goto inval;
 		}
 		if (d[i].map && d[i].map->size < d[i].size) {

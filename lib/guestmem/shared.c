@@ -16,7 +16,10 @@ int vp_shared_map(struct vp_shared *m, int fd, uint64_t off, uint64_t size)
 	struct stat st;
 	void *p;
 
-	/* seccomp control: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap; guard: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap */
+	/*
+	 * seccomp control: newfstatat fstat mmap(arg2 & PROT_EXEC == 0) munmap; guard: newfstatat fstat mmap(arg2 &
+	 * PROT_EXEC == 0) munmap
+	 */
 	if (fstat(fd, &st))
 		return -errno;
 	if (st.st_size < 0 || off + size > (uint64_t)st.st_size)
@@ -30,7 +33,8 @@ int vp_shared_map(struct vp_shared *m, int fd, uint64_t off, uint64_t size)
 
 int vp_shared_replace(struct vp_shared *m, int fd)
 {
-	return mmap(base_of(m), m->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? -errno : 0;
+	return mmap(base_of(m), m->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? -errno
+													      : 0;
 }
 
 void vp_shared_scrub(const struct vp_shared *m, uint64_t off, uint64_t size)

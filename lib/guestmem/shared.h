@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Memory of ours that a guest has as well: a port's control block, a pool. The guest can write every byte of it at any time, but
- * none of its pages can go: it is a memfd that we made and sealed. (Memory of others: map.h.) One thread at a time.
+ * Memory of ours that a guest has as well: a port's control block, a pool. The guest can write every byte of it at any
+ * time, but none of its pages can go: it is a memfd that we made and sealed. (Memory of others: map.h.) One thread at a
+ * time.
  */
 #ifndef VP_GUESTMEM_SHARED_H
 #define VP_GUESTMEM_SHARED_H

@@ -190,7 +190,10 @@ int vp_net_hdr_check_in(struct virtio_net_hdr *h, uint32_t len, uint64_t dst_fea
 			sent |= VP_BIT(pair[i][1]);
 	if (vp_net_hdr_check(h, len, sent))
 		return -EINVAL;
-	/* Back-ends that say so leave the checksum out, negotiated or not; without the flag the packet would be dropped as damaged. */
+	/*
+	 * Back-ends that say so leave the checksum out, negotiated or not; without the flag the packet would be dropped
+	 * as damaged.
+	 */
 	if (flags & VIRTIO_NET_HDR_F_DATA_VALID && !h->flags)
 		h->flags = VIRTIO_NET_HDR_F_DATA_VALID;
 	return 0;

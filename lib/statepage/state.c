@@ -80,9 +80,15 @@ static void copy_state(const struct vhp_abi_state *p, struct vp_state *o)
 		const struct vhp_abi_queue *q = &p->queues[i];
 
 		o->queues[i] = (struct vp_state_queue){
-			.desc = le64toh(q->desc_addr), .avail = le64toh(q->avail_addr), .used = le64toh(q->used_addr),
-			.size = le32toh(q->size), .base = le32toh(q->base), .flags = le32toh(q->flags),
-			.run = le32toh(q->run), .kick_signal = le32toh(q->kick_signal), .doorbell = le32toh(q->doorbell),
+			.desc = le64toh(q->desc_addr),
+			.avail = le64toh(q->avail_addr),
+			.used = le64toh(q->used_addr),
+			.size = le32toh(q->size),
+			.base = le32toh(q->base),
+			.flags = le32toh(q->flags),
+			.run = le32toh(q->run),
+			.kick_signal = le32toh(q->kick_signal),
+			.doorbell = le32toh(q->doorbell),
 		};
 	}
 	for (i = 0; i < VP_MIN(o->nwindows, VHP_MAX_WINDOWS); i++) {
@@ -110,7 +116,10 @@ static int check_queues(const struct vp_state *s, struct vp_err *e)
 	for (i = 0; i < s->nqueues; i++) {
 		const struct vp_state_queue *q = &s->queues[i];
 
-		/* Size and addresses come from the driver VM: they are checked where the ring is set up, and break only that. */
+		/*
+		 * Size and addresses come from the driver VM: they are checked where the ring is set up, and break only
+		 * that.
+		 */
 		if (q->flags & VHP_QUEUE_STOP && !(q->flags & VHP_QUEUE_STARTED))
 			return vp_err_set(e, -EPROTO, "state page: queue %u is to stop but was not started", i);
 		if (q->flags & VHP_QUEUE_STARTED && !q->run)
@@ -183,10 +192,10 @@ int vp_state_read(const void *ctrl, struct vp_state *out, struct vp_err *e)
 		 out->nwindows > VHP_MAX_WINDOWS || out->nregions > VHP_MAX_REGIONS ||
 		 out->config_size > VHP_CONFIG_MAX || out->set_size > VHP_CONFIG_MAX ||
 		 out->set_offset > VHP_CONFIG_MAX - out->set_size)
-		ret = vp_err_set(
-			e, -EPROTO,
-			"state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are beyond the limits",
-			out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
+		ret = vp_err_set(e, -EPROTO,
+				 "state page: %u queues of %u, %u windows, %u regions, %u bytes of config space are "
+				 "beyond the limits",
+				 out->nqueues, out->max_queues, out->nwindows, out->nregions, out->config_size);
 	else
 		ret = check_queues(out, e);
 	if (!ret)

@@ -16,7 +16,9 @@ _Static_assert(offsetof(struct vhp_seg, addr) == offsetof(struct vp_seg, addr), 
 _Static_assert(offsetof(struct vhp_seg, len) == offsetof(struct vp_seg, len), "vhp_seg.len");
 _Static_assert(VHP_BURST_MAX == VP_BURST, "VHP_BURST_MAX");
 
-/* A file was truncated under somebody of this process. If it was this port's, what is read there is not what was sent. */
+/*
+ * A file was truncated under somebody of this process. If it was this port's, what is read there is not what was sent.
+ */
 static void look_for_loss(const struct vhp_port *p, struct vhp_queue *q, unsigned lost)
 {
 	q->lost_seen = lost;
@@ -148,9 +150,11 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 			const struct vp_chain *c = &f.b->chain[f.taken];
 			const struct vp_seg *s = &f.b->seg[c->seg];
 
-			if (vp_likely(c->nin == 1 && !c->nout && o->len <= VP_PKT_MAX && o->len + f.hdr_len <= s->len)) {
+			if (vp_likely(c->nin == 1 && !c->nout && o->len <= VP_PKT_MAX &&
+				      o->len + f.hdr_len <= s->len)) {
 				if (o->len > 128 && i + 1 < n && f.taken + 1 < f.b->n)
-					vp_pkt_prefetch_dst(f.b->seg[c[1].seg].p, VP_MIN(o[1].len, f.b->seg[c[1].seg].len));
+					vp_pkt_prefetch_dst(f.b->seg[c[1].seg].p,
+							    VP_MIN(o[1].len, f.b->seg[c[1].seg].len));
 				vp_pkt_put_plain_hdr(s->p, f.hdr_len);
 				vp_pkt_copy_out(vp_gptr_add(s->p, f.hdr_len), o->data, o->len);
 				f.used[f.taken++] = (struct vp_used){ .len = f.hdr_len + o->len, .id = c->id,
@@ -338,7 +342,8 @@ static void complete(struct vhp_queue *q, struct vhp_loan *l, const uint32_t *le
 	for (i = 0; i < l->b.n; i++) {
 		const struct vp_chain *c = &l->b.chain[i];
 
-		l->used[i] = (struct vp_used){ .len = len ? VP_MIN(len[i], c->in_len) : 0, .id = c->id, .slots = c->slots };
+		l->used[i] =
+			(struct vp_used){ .len = len ? VP_MIN(len[i], c->in_len) : 0, .id = c->id, .slots = c->slots };
 	}
 	unlink_loan(l);
 	vp_vq_complete(&q->rq.vq, l->used, l->b.n);

@@ -86,9 +86,13 @@ int vhp_gate_key(struct vp_err *e)
 		return gate.key;
 	key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
 	if (key < 0 && errno == ENOSPC)
-		return vp_err_set(e, -ENOSPC, "protect: the processor has no protection keys, the kernel does not use them, or this program has used up all 15 (grep pku /proc/cpuinfo); open the port without");
+		return vp_err_set(e, -ENOSPC,
+				  "protect: the processor has no protection keys, the kernel does not use them, or "
+				  "this program has used up all 15 (grep pku /proc/cpuinfo); open the port without");
 	if (key < 0)
-		return vp_err_set(e, -EOPNOTSUPP, "protect: this kernel has no protection keys (pkey_alloc: %m); open the port without");
+		return vp_err_set(
+			e, -EOPNOTSUPP,
+			"protect: this kernel has no protection keys (pkey_alloc: %m); open the port without");
 	gate.key = key;
 	gate.mask = 3u << (2 * key);
 	explain_faults();
@@ -113,7 +117,8 @@ bool vhp_gate_owns(const void *addr)
 
 int vhp_gate_key(struct vp_err *e)
 {
-	return vp_err_set(e, -EOPNOTSUPP, "protect: made for the protection keys of x86-64 processors only; open the port without");
+	return vp_err_set(e, -EOPNOTSUPP,
+			  "protect: made for the protection keys of x86-64 processors only; open the port without");
 }
 
 #endif

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The gate: in a protected port (vhp_params.protect) the windows carry a protection key (pkeys(7)), and only the functions of this
- * library open it, each for as long as it runs.
+ * The gate: in a protected port (vhp_params.protect) the windows carry a protection key (pkeys(7)), and only the
+ * functions of this library open it, each for as long as it runs.
  *
- * One key for the process: whoever is in the gate for one port is in it for all. Threads do not matter: the right is a register
- * of each thread's (PKRU), which starts closed.
+ * One key for the process: whoever is in the gate for one port is in it for all. Threads do not matter: the right is a
+ * register of each thread's (PKRU), which starts closed.
  */
 #ifndef VHP_GATE_H
 #define VHP_GATE_H
@@ -14,7 +14,10 @@
 #include "base/err.h"
 #include "base/util.h"
 
-/* Allocate the process's key at the first call; later ones return the same. The key (1..15), or -EOPNOTSUPP, -ENOSPC with e filled. */
+/*
+ * Allocate the process's key at the first call; later ones return the same. The key (1..15), or -EOPNOTSUPP, -ENOSPC
+ * with e filled.
+ */
 int vhp_gate_key(struct vp_err *e);
 
 /* Out of line: each of the two has the one instruction of its kind, whose place the seal knows (gate_scan.c). */
@@ -40,8 +43,8 @@ VP_INLINE void vhp_gate_leave(const bool *inside)
 		vhp_gate_open()
 
 /*
- * Executable memory that could write PKRU from elsewhere: 0, or -EPERM with e naming file and offset. libc's pkey_set() is
- * made to trap instead.
+ * Executable memory that could write PKRU from elsewhere: 0, or -EPERM with e naming file and offset. libc's pkey_set()
+ * is made to trap instead.
  */
 int vhp_gate_scan(struct vp_err *e);
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Which instructions of this process can write PKRU? WRPKRU (0F 01 EF), and XRSTOR (0F AE /5 with memory) when EAX has bit 9. Bytes
- * count at any offset: who can jump, can jump into the middle of an instruction. The idea of looking for them is ERIM's
- * (Vahldiek-Oberwagner et al., USENIX Security 2019).
+ * Which instructions of this process can write PKRU? WRPKRU (0F 01 EF), and XRSTOR (0F AE /5 with memory) when EAX has
+ * bit 9. Bytes count at any offset: who can jump, can jump into the middle of an instruction. The idea of looking for
+ * them is ERIM's (Vahldiek-Oberwagner et al., USENIX Security 2019).
  *
- * Two kinds are known to be everywhere. The dynamic linker's XRSTOR, which saves arguments of a lazily bound call, has its mask in the two
- * instructions before it: it may stay. libc's pkey_set() is made to trap: a protected program has no use for it.
+ * Two kinds are known to be everywhere. The dynamic linker's XRSTOR, which saves arguments of a lazily bound call, has
+ * its mask in the two instructions before it: it may stay. libc's pkey_set() is made to trap: a protected program has
+ * no use for it.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -51,8 +52,10 @@ static int make_trap(const uint8_t *at)
 
 static int stray(const struct text *t, const uint8_t *at, const char *what, struct vp_err *e)
 {
-	return vp_err_set(e, -EPERM, "seal: %s at offset 0x%llx of %.120s could open the gate; build it without, or do not load it",
-			  what, t->offset + (unsigned long long)(at - t->at), t->file[0] ? t->file : "anonymous memory");
+	return vp_err_set(
+		e, -EPERM,
+		"seal: %s at offset 0x%llx of %.120s could open the gate; build it without, or do not load it", what,
+		t->offset + (unsigned long long)(at - t->at), t->file[0] ? t->file : "anonymous memory");
 }
 
 static int scan_text(const struct text *t, const uint8_t *pkey_set_at, struct vp_err *e)
@@ -85,7 +88,8 @@ int vhp_gate_scan(struct vp_err *e)
 		struct text t;
 		int name = 0;
 
-		if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &from, &to, perms, &t.offset, &name) != 4 || perms[2] != 'x')
+		if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &from, &to, perms, &t.offset, &name) != 4 ||
+		    perms[2] != 'x')
 			continue;
 		line[strcspn(line, "\n")] = '\0';
 		t.file = name ? line + name : "";
@@ -95,11 +99,15 @@ int vhp_gate_scan(struct vp_err *e)
 		t.at = (const uint8_t *)from;
 		t.end = (const uint8_t *)to;
 		if (perms[1] == 'w')
-			ret = vp_err_set(e, -EPERM, "seal: %.120s is mapped writable and executable: anybody could write a WRPKRU there",
-					 t.file[0] ? t.file : "anonymous memory");
+			ret = vp_err_set(
+				e, -EPERM,
+				"seal: %.120s is mapped writable and executable: anybody could write a WRPKRU there",
+				t.file[0] ? t.file : "anonymous memory");
 		else if (perms[0] != 'r')
-			ret = vp_err_set(e, -EPERM, "seal: %.120s is mapped executable but not readable: what is there cannot be looked at",
-					 t.file[0] ? t.file : "anonymous memory");
+			ret = vp_err_set(
+				e, -EPERM,
+				"seal: %.120s is mapped executable but not readable: what is there cannot be looked at",
+				t.file[0] ? t.file : "anonymous memory");
 		else
 			ret = scan_text(&t, pkey_set_at, e);
 	}

@@ -9,18 +9,18 @@
 #include "vhostpci/internal.h"
 
 /* What the ring code, the header code and the offload code handle. */
-#define FEATURES ( \
-	VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) | \
-	VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VIRTIO_F_ORDER_PLATFORM) | VP_BIT(VIRTIO_F_ANY_LAYOUT) | \
-	VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | \
-	VP_BIT(VIRTIO_NET_F_MRG_RXBUF) | VP_BIT(VIRTIO_NET_F_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_CSUM) | \
-	VP_BIT(VIRTIO_NET_F_GUEST_TSO4) | VP_BIT(VIRTIO_NET_F_GUEST_TSO6) | VP_BIT(VIRTIO_NET_F_GUEST_ECN) | \
-	VP_BIT(VIRTIO_NET_F_HOST_TSO4) | VP_BIT(VIRTIO_NET_F_HOST_TSO6) | VP_BIT(VIRTIO_NET_F_HOST_ECN) | \
-	VP_BIT(VIRTIO_NET_F_HOST_USO) | VP_BIT(VIRTIO_NET_F_GUEST_USO4) | VP_BIT(VIRTIO_NET_F_GUEST_USO6) | \
-	VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
-	VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | \
-	VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | \
-	VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS))
+#define FEATURES                                                                                                  \
+	(VP_BIT(VIRTIO_F_VERSION_1) | VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_F_IN_ORDER) |                  \
+	 VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VIRTIO_F_ORDER_PLATFORM) | VP_BIT(VIRTIO_F_ANY_LAYOUT) |       \
+	 VP_BIT(VIRTIO_RING_F_EVENT_IDX) | VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_NET_F_MRG_RXBUF) | \
+	 VP_BIT(VIRTIO_NET_F_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_CSUM) | VP_BIT(VIRTIO_NET_F_GUEST_TSO4) |          \
+	 VP_BIT(VIRTIO_NET_F_GUEST_TSO6) | VP_BIT(VIRTIO_NET_F_GUEST_ECN) | VP_BIT(VIRTIO_NET_F_HOST_TSO4) |      \
+	 VP_BIT(VIRTIO_NET_F_HOST_TSO6) | VP_BIT(VIRTIO_NET_F_HOST_ECN) | VP_BIT(VIRTIO_NET_F_HOST_USO) |         \
+	 VP_BIT(VIRTIO_NET_F_GUEST_USO4) | VP_BIT(VIRTIO_NET_F_GUEST_USO6) | VP_BIT(VIRTIO_NET_F_MQ) |            \
+	 VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) |                      \
+	 VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | \
+	 VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) |     \
+	 VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS))
 
 #define VIRTIO_ID_NET_ 1u
 #define MAX_ROUNDS     8 /* of one vhp_update(): our own answers change the state too */
@@ -59,7 +59,8 @@ void vhp_maps_unref(struct vhp_maps *m)
 }
 
 /* The whole window, of which a region of this port, mapped or about to be, has a part. NULL: none. */
-static struct vp_map *find_window(const struct vhp_port *p, const struct vhp_maps *new, const struct vhp_region_map *want)
+static struct vp_map *find_window(const struct vhp_port *p, const struct vhp_maps *new,
+				  const struct vhp_region_map *want)
 {
 	const struct vhp_maps *const both[] = { p->maps, new };
 
@@ -85,7 +86,9 @@ static int map_within(struct vhp_port *p, const struct vhp_maps *new, const stru
 	return ret;
 }
 
-/* Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing. */
+/*
+ * Map what regions[] names, keeping what is mapped already; a new table replaces the old. -EAGAIN: a window is missing.
+ */
 static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
 	struct vp_region_desc *d = calloc(s->nregions + 1, sizeof(*d));
@@ -106,7 +109,8 @@ static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_
 		const struct vp_state_window *w = &s->windows[r->window];
 		const struct vhp_region_map *have;
 
-		*m = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size, r->flags & VHP_REGION_WRITE, NULL };
+		*m = (struct vhp_region_map){ r->window, w->serial, r->offset, r->size, r->flags & VHP_REGION_WRITE,
+					      NULL };
 		have = find_map(p, m);
 		if (have) {
 			m->map = vp_map_ref(have->map);
@@ -178,8 +182,14 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 	const struct vp_state_queue *pq = &s->queues[i];
 	struct vhp_queue *q = &p->q[i];
 	struct vp_vq_conf c = {
-		.size = pq->size > UINT16_MAX ? 0 : (uint16_t)pq->size, .base = pq->base, .features = s->features[0], .out_only = i & 1,
-		.desc = pq->desc, .driver = pq->avail, .device = pq->used, .tab = p->tab,
+		.size = pq->size > UINT16_MAX ? 0 : (uint16_t)pq->size,
+		.base = pq->base,
+		.features = s->features[0],
+		.out_only = i & 1,
+		.desc = pq->desc,
+		.driver = pq->avail,
+		.device = pq->used,
+		.tab = p->tab,
 	};
 	int ret;
 
@@ -225,7 +235,9 @@ static int stop_queues(struct vhp_port *p, const struct vp_state *s, struct vp_e
 		struct vhp_queue *q = &p->q[i];
 		bool run = i < s->nqueues && (pq->flags & VHP_QUEUE_STARTED) && pq->run == q->run;
 		bool same = run && s->link_status == VHP_LINK_UP;
-		/* Also while the link is on its way down: the daemon waits for the answer before it touches the ring. */
+		/*
+		 * Also while the link is on its way down: the daemon waits for the answer before it touches the ring.
+		 */
 		bool stop = run && (pq->flags & VHP_QUEUE_STOP);
 		const uint32_t both = VHP_QUEUE_STARTED | VHP_QUEUE_STOP;
 		bool broken = q->rq.vq.broken;
@@ -315,13 +327,17 @@ static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
 	case VHP_ST_OK:
 		return 0;
 	case VHP_ST_FEATURES:
-		return vp_err_set(e, -EOPNOTSUPP, "the link needs virtio features 0x%llx, which this program does not take: narrow the link's offloads, or widen params.features",
+		return vp_err_set(e, -EOPNOTSUPP,
+				  "the link needs virtio features 0x%llx, which this program does not take: narrow the "
+				  "link's offloads, or widen params.features",
 				  (unsigned long long)value[0]);
 	case VHP_ST_VERSION:
-		return vp_err_set(e, -EPROTO, "the daemon speaks ABI %u.%u, this library %u.%u", VHP_ABI_VER_MAJOR((uint32_t)value[0]),
-				  VHP_ABI_VER_MINOR((uint32_t)value[0]), VHP_ABI_MAJOR, VHP_ABI_MINOR);
+		return vp_err_set(e, -EPROTO, "the daemon speaks ABI %u.%u, this library %u.%u",
+				  VHP_ABI_VER_MAJOR((uint32_t)value[0]), VHP_ABI_VER_MINOR((uint32_t)value[0]),
+				  VHP_ABI_MAJOR, VHP_ABI_MINOR);
 	case VHP_ST_DEVICE_TYPE:
-		return vp_err_set(e, -EOPNOTSUPP, "the link serves a device of virtio type %llu, this library serves network devices",
+		return vp_err_set(e, -EOPNOTSUPP,
+				  "the link serves a device of virtio type %llu, this library serves network devices",
 				  (unsigned long long)value[0]);
 	default:
 		return vp_err_set(e, -EACCES, "the daemon refuses: %s", vp_state_status_str(status));
@@ -374,8 +390,8 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		if (!ret && !(p->cur->flags & VHP_STATE_ATTACHED) &&
 		    (p->cur->link_reason == VHP_REASON_TIMEOUT || p->cur->link_reason == VHP_REASON_NOT_ATTACHED)) {
 			/*
-			 * We were too slow once (stopped by a debugger, a host that swaps) and were cut; or there is a new daemon, which
-			 * took the port over: here we are again.
+			 * We were too slow once (stopped by a debugger, a host that swaps) and were cut; or there is a
+			 * new daemon, which took the port over: here we are again.
 			 */
 			ret = attach(p, p->path, &e);
 			continue;
@@ -421,7 +437,8 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 
 	*out = NULL;
 	if (params && params->size != sizeof(*params)) {
-		ret = vp_err_set(&e, -EINVAL, "params.size is %zu, this library expects %zu", params->size, sizeof(*params));
+		ret = vp_err_set(&e, -EINVAL, "params.size is %zu, this library expects %zu", params->size,
+				 sizeof(*params));
 		give_error(err, &e, ret);
 		return ret;
 	}
@@ -449,7 +466,10 @@ int vhp_open(struct vhp_port **out, const char *where, const struct vhp_params *
 		p->protect = true;
 	}
 	if (p->protect && !strncmp(where, "unix:", 5))
-		ret = vp_err_set(&e, -EOPNOTSUPP, "%s: protect is for ports of a device VM (/dev/vhost-pciN); the memory of a local port comes as file descriptors, which this program could map again", where);
+		ret = vp_err_set(&e, -EOPNOTSUPP,
+				 "%s: protect is for ports of a device VM (/dev/vhost-pciN); the memory of a local "
+				 "port comes as file descriptors, which this program could map again",
+				 where);
 	else if (!strncmp(where, "unix:", 5))
 		ret = vhp_transport_local(&p->t, where + 5, &e);
 	else

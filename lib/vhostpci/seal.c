@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vhp_protect_seal(): what a protection key alone does not stop. The kernel does some things past the key of whoever asks
- * (docs/threat-model.md, "The protected view"), a thread that was made inside a gate stays inside, and any WRPKRU in the program opens it.
+ * vhp_protect_seal(): what a protection key alone does not stop. The kernel does some things past the key of whoever
+ * asks (docs/threat-model.md, "The protected view"), a thread that was made inside a gate stays inside, and any WRPKRU
+ * in the program opens it.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -65,12 +66,15 @@ static int look_at_thread(int tid, int sig, uint32_t closed, struct vp_err *e)
 		return errno == ESRCH ? 0 : vp_err_set(e, -errno, "seal: cannot ask thread %d: %m", tid);
 	for (int ms = 0; !__atomic_load_n(&answered, __ATOMIC_ACQUIRE); ms++) {
 		if (ms == THREAD_MS)
-			return vp_err_set(e, -EBUSY, "seal: thread %d does not answer signal %d: unblock it, or seal before you make threads",
+			return vp_err_set(e, -EBUSY,
+					  "seal: thread %d does not answer signal %d: unblock it, or seal before you "
+					  "make threads",
 					  tid, sig);
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
 	if (!(answer_pkru & closed))
-		return vp_err_set(e, -EPERM, "seal: thread %d is inside the gate: it was made there, or opened it by itself", tid);
+		return vp_err_set(e, -EPERM,
+				  "seal: thread %d is inside the gate: it was made there, or opened it by itself", tid);
 	return 0;
 }
 

@@ -59,7 +59,9 @@ static int dev_map(struct vhp_transport *t, const struct vp_state_window *w, uns
 
 	ret = ioctl(t->fd, VHP_IOC_WINDOW, &iw);
 	if (ret < 0 && errno == EINVAL && d->pkey)
-		return vp_err_set(e, -EOPNOTSUPP, "the vhost_pci module is older than this library and gives no window with a protection key: install a newer one, or open the port without params.protect");
+		return vp_err_set(e, -EOPNOTSUPP,
+				  "the vhost_pci module is older than this library and gives no window with a "
+				  "protection key: install a newer one, or open the port without params.protect");
 	if (ret < 0)
 		return vp_err_set(e, errno == ESTALE ? -EAGAIN : -errno, "window %u: %m", slot);
 	/* A window of the module: memory of the host behind a BAR. */

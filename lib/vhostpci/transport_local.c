@@ -80,7 +80,8 @@ static int handle(struct local *l, const struct vhp_local_msg *m, int *fds, stru
 	switch (m->type) {
 	case VHP_LOCAL_HELLO:
 		if (m->nfds != 1 || m->arg[0] != VHP_LOCAL_VERSION || l->ctrl)
-			return vp_err_set(e, -EPROTO, "the daemon's greeting is of version %llu, this program speaks %u",
+			return vp_err_set(e, -EPROTO,
+					  "the daemon's greeting is of version %llu, this program speaks %u",
 					  (unsigned long long)m->arg[0], VHP_LOCAL_VERSION);
 		if (fstat(fds[0], &st) < 0 || st.st_size < (off_t)VHP_CTRL_SIZE ||
 		    (uint64_t)st.st_size < m->arg[2])
@@ -255,7 +256,8 @@ static int local_command(struct vhp_transport *t, uint32_t opcode, const uint64_
 			continue;
 		}
 		if (now_ms() > until)
-			return vp_err_set(e, -ETIMEDOUT, "the daemon did not answer command %u within %d ms", opcode, COMMAND_MS);
+			return vp_err_set(e, -ETIMEDOUT, "the daemon did not answer command %u within %d ms", opcode,
+					  COMMAND_MS);
 		wait_events(l, until);
 		ret = local_pump(t, e);
 		if (ret)
@@ -273,7 +275,8 @@ static int local_map(struct vhp_transport *t, const struct vp_state_window *w, u
 	if (w->kind == VHP_WINDOW_POOL)
 		return vp_map_new(out, l->ctrl_fd, w->locator + offset, size, flags, e);
 	if (w->kind != VHP_WINDOW_FD)
-		return vp_err_set(e, -EPROTO, "window %u is of kind %u, which a local port does not have", slot, w->kind);
+		return vp_err_set(e, -EPROTO, "window %u is of kind %u, which a local port does not have", slot,
+				  w->kind);
 	for (i = 0; i < l->nwin; i++)
 		if (l->win[i].key == w->locator)
 			return vp_map_new(out, l->win[i].fd, l->win[i].offset + offset, size, flags, e);
@@ -329,7 +332,8 @@ int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_
 	int ret;
 
 	if (strlen(path) >= sizeof(a.sun_path))
-		return vp_err_set(e, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path, sizeof(a.sun_path) - 1);
+		return vp_err_set(e, -ENAMETOOLONG, "%s: a socket's path has at most %zu bytes", path,
+				  sizeof(a.sun_path) - 1);
 	strcpy(a.sun_path, path);
 	l = calloc(1, sizeof(*l));
 	if (!l)
@@ -345,7 +349,9 @@ int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_
 		goto fail;
 	}
 	if (connect(l->sock, (struct sockaddr *)&a, sizeof(a)) < 0) {
-		ret = vp_err_set(e, -errno, "%s: %m (does vhost-pcid run, and has this link Endpoint=port, Attachment=local?)", path);
+		ret = vp_err_set(e, -errno,
+				 "%s: %m (does vhost-pcid run, and has this link Endpoint=port, Attachment=local?)",
+				 path);
 		goto fail;
 	}
 	ret = vp_watch_add(&l->sock_watch, l->t.fd, l->sock, EPOLLIN, 0);
@@ -361,7 +367,8 @@ int vhp_transport_local(struct vhp_transport **out, const char *path, struct vp_
 		if (ret)
 			continue;
 		if (now_ms() > until) {
-			ret = vp_err_set(e, -ETIMEDOUT, "%s: the daemon did not finish its greeting within %d ms", path, HANDSHAKE_MS);
+			ret = vp_err_set(e, -ETIMEDOUT, "%s: the daemon did not finish its greeting within %d ms", path,
+					 HANDSHAKE_MS);
 			goto fail;
 		}
 		wait_events(l, until);

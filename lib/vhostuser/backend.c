@@ -230,8 +230,8 @@ static int finish(struct vu_backend *b, int rc, int rfd, struct vp_err *e)
 		char nb[24];
 
 		if (!e->msg[0])
-			vp_err_set(e, rc, "%s failed: %s", vu_msg_name(VU_FROM_FRONTEND, m->hdr.request, nb, sizeof(nb)),
-				   strerror(-rc));
+			vp_err_set(e, rc, "%s failed: %s",
+				   vu_msg_name(VU_FROM_FRONTEND, m->hdr.request, nb, sizeof(nb)), strerror(-rc));
 		rc = refuse(b, rc, e);
 	} else if (rc == VU_ANSWER) {
 		rc = answer(b, rfd, e);

@@ -58,8 +58,8 @@ static int find_region(const struct vu_backend *b, const struct vu_mem_region *r
 }
 
 /*
- * QEMU before 8.0 keeps a table for each queue pair and so sends every ADD_MEM_REG and REM_MEM_REG once for each: the same
- * again changes nothing and succeeds, or a second queue pair could never start.
+ * QEMU before 8.0 keeps a table for each queue pair and so sends every ADD_MEM_REG and REM_MEM_REG once for each: the
+ * same again changes nothing and succeeds, or a second queue pair could never start.
  */
 static int add_region(struct vu_backend *b, const struct vu_mem_region *r, struct vp_err *e)
 {
@@ -79,7 +79,8 @@ static int remove_region(struct vu_backend *b, const struct vu_mem_region *r, st
 		if (r->size && same_region(&b->gone[k], r))
 			return 0;
 	if (i < 0)
-		return vp_err_set(e, -ENOENT, "REM_MEM_REG of a region that was never added (guest address 0x%llx, size 0x%llx)",
+		return vp_err_set(e, -ENOENT,
+				  "REM_MEM_REG of a region that was never added (guest address 0x%llx, size 0x%llx)",
 				  (unsigned long long)r->gpa, (unsigned long long)r->size);
 	return b->ops->mem_remove(b->ctx, &b->regions[i], e);
 }
@@ -217,7 +218,10 @@ int vu_handle_plain(struct vu_backend *b, struct vu_msg *m, int *rfd, struct vp_
 		b->state = VU_ST_OWNED;
 		return 0;
 	case VU_RESET_OWNER:
-		/* Deprecated: "It is recommended that back-ends either ignore this message, or use it to disable all rings." */
+		/*
+		 * Deprecated: "It is recommended that back-ends either ignore this message, or use it to disable all
+		 * rings."
+		 */
 		return 0;
 	case VU_SET_MEM_TABLE:
 		return ops->mem_table(b->ctx, m->p.mem.regions, b->main.rx_fds, m->p.mem.nregions, e);
@@ -238,7 +242,8 @@ int vu_handle_plain(struct vu_backend *b, struct vu_msg *m, int *rfd, struct vp_
 		return ops->set_log_fd ? VP_MIN(ops->set_log_fd(b->ctx, fd, e), 0) : 0;
 	case VU_GET_QUEUE_NUM:
 		if (!vu_has(b->cfg.pf, VU_PF_MQ))
-			return vu_violation(b, e, -EOPNOTSUPP, "GET_QUEUE_NUM needs protocol feature MQ, which is not offered");
+			return vu_violation(b, e, -EOPNOTSUPP,
+					    "GET_QUEUE_NUM needs protocol feature MQ, which is not offered");
 		return answer_u64(m, b->cfg.queue_num);
 	case VU_SEND_RARP:
 		memcpy(mac, m->p.bytes, sizeof(mac));

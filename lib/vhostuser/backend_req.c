@@ -55,7 +55,8 @@ int vu_req_channel_set(struct vu_backend *b, int *fd, struct vp_err *e)
 	/* seccomp control: getsockopt */
 	if (getsockopt(*fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) || domain != AF_UNIX ||
 	    getsockopt(*fd, SOL_SOCKET, SO_TYPE, &type, &len) || type != SOCK_STREAM)
-		return vp_err_set(e, -ENOTSOCK, "the file descriptor of SET_BACKEND_REQ_FD is not a UNIX stream socket");
+		return vp_err_set(e, -ENOTSOCK,
+				  "the file descriptor of SET_BACKEND_REQ_FD is not a UNIX stream socket");
 	vu_req_channel_close(b, "the front-end replaced it");
 	vu_conn_init(&b->req, *fd, VU_FROM_BACKEND, true);
 	b->req_serial++;

@@ -49,7 +49,8 @@ int vu_ring_try_start(struct vu_backend *b, unsigned int q, struct vp_err *e)
 	if (!packed && !vp_is_pow2(r->num))
 		return vp_err_set(e, -EINVAL, "ring %u has %u entries; a split ring needs a power of two", q, r->num);
 	if (!packed && r->base > UINT16_MAX)
-		return vp_err_set(e, -EINVAL, "ring %u starts at %u; the index of a split ring has 16 bits", q, r->base);
+		return vp_err_set(e, -EINVAL, "ring %u starts at %u; the index of a split ring has 16 bits", q,
+				  r->base);
 	b->soft = false;
 	/* DPDK's front-end leaves the used half empty, meaning that all that was available has been used. */
 	if (packed && !(r->base >> 16))

@@ -88,7 +88,8 @@ static int collect_fds(struct vu_conn *c, struct msghdr *mh, struct vp_err *e)
 	if (mh->msg_flags & MSG_CTRUNC)
 		rc = -EBADF;
 	if (rc)
-		vp_err_set(e, rc, "a message carries more than %u file descriptors (or more than this process may open)",
+		vp_err_set(e, rc,
+			   "a message carries more than %u file descriptors (or more than this process may open)",
 			   VU_MAX_FDS);
 	return rc;
 }

@@ -172,7 +172,8 @@ static int wait_io(struct vu_frontend *f, uint64_t end, const char *name, struct
 		int n;
 
 		if (now >= end)
-			return vp_err_set(e, -ETIMEDOUT, "the back-end did not answer %s within %u ms", name, f->timeout_ms);
+			return vp_err_set(e, -ETIMEDOUT, "the back-end did not answer %s within %u ms", name,
+					  f->timeout_ms);
 		n = poll(p, 2, VP_MIN(end - now, 60000));
 		if (n < 0 && errno != EINTR)
 			return vp_err_set(e, -errno, "poll: %s", strerror(errno));
@@ -474,7 +475,8 @@ int vu_frontend_stop_ring(struct vu_frontend *f, unsigned int q, uint32_t *base,
 		return rc;
 	if (r.p.state.index != q) {
 		vu_conn_close(&f->main);
-		return vp_err_set(e, -EBADMSG, "GET_VRING_BASE of ring %u was answered for ring %u", q, r.p.state.index);
+		return vp_err_set(e, -EBADMSG, "GET_VRING_BASE of ring %u was answered for ring %u", q,
+				  r.p.state.index);
 	}
 	*base = r.p.state.num;
 	return 0;
@@ -528,8 +530,8 @@ int vu_frontend_inflight_size(struct vu_frontend *f, unsigned int queues, unsign
 	if (rc)
 		return rc;
 	if (!r.p.inflight.mmap_size)
-		return vp_err_set(e, -EREMOTEIO, "the back-end refused GET_INFLIGHT_FD for %u queues of %u entries", queues,
-				  entries);
+		return vp_err_set(e, -EREMOTEIO, "the back-end refused GET_INFLIGHT_FD for %u queues of %u entries",
+				  queues, entries);
 	*size = r.p.inflight.mmap_size;
 	return 0;
 }

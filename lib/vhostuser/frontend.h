@@ -74,8 +74,8 @@ int vu_frontend_set_call(struct vu_frontend *f, unsigned int q, int call_fd, str
 int vu_frontend_get_config(struct vu_frontend *f, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e);
 int vu_frontend_set_config(struct vu_frontend *f, uint32_t off, uint32_t len, const uint8_t *buf, struct vp_err *e);
 /*
- * How large an area for the account of open requests has to be (GET_INFLIGHT_FD; memory that the back-end makes is let go
- * of), and: keep it here, before rings start. After vu_frontend_set_features().
+ * How large an area for the account of open requests has to be (GET_INFLIGHT_FD; memory that the back-end makes is let
+ * go of), and: keep it here, before rings start. After vu_frontend_set_features().
  */
 int vu_frontend_inflight_size(struct vu_frontend *f, unsigned int queues, unsigned int entries, uint64_t *size,
 			      struct vp_err *e);
@@ -99,7 +99,10 @@ void vu_frontend_on_request(struct vu_frontend *f, vu_frontend_req handler, void
 int vu_frontend_req_fd(const struct vu_frontend *f);
 int vu_frontend_serve(struct vu_frontend *f, struct vp_err *e);
 
-/* One request as it is, for tests and rare messages: the answer (if info says there is one) goes to *reply, its first fd to *rfd. */
+/*
+ * One request as it is, for tests and rare messages: the answer (if info says there is one) goes to *reply, its first
+ * fd to *rfd.
+ */
 int vu_frontend_call(struct vu_frontend *f, const struct vu_msg *m, const int *fds, unsigned int nfds,
 		     struct vu_msg *reply, int *rfd, struct vp_err *e);
 

@@ -72,8 +72,8 @@ VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, co
 }
 
 /* The same for vp_vq_fetch_plain(). */
-VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_window *w, uint64_t addr, uint32_t len, enum vp_access hint,
-			      uint16_t id)
+VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_window *w, uint64_t addr, uint32_t len,
+			      enum vp_access hint, uint16_t id)
 {
 	uint64_t off = addr - w->start;
 

@@ -238,7 +238,9 @@ static int load_used(struct vp_drvq *q, uint32_t *id, uint32_t *len)
 	return 1;
 }
 
-/* Go on behind chain id: one used entry (split, where a batch skips those of its members), or its descriptors (packed). */
+/*
+ * Go on behind chain id: one used entry (split, where a batch skips those of its members), or its descriptors (packed).
+ */
 static void pass(struct vp_drvq *q, uint16_t id)
 {
 	unsigned s;

@@ -178,8 +178,15 @@ VP_INLINE struct vp_drvq_run vp_drvq_run_begin(struct vp_drvq *q, unsigned n, bo
 	for (unsigned i = 0; q->packed && i < n && q->avail + i < q->size; i += VP_CACHELINE / 16)
 		vp_prefetchw(q->desc, 16 * (size_t)(q->avail + i));
 	return (struct vp_drvq_run){
-		.q = q, .ids = q->id, .desc = q->desc, .at = q->avail, .size = q->size, .id = q->free_id, .write = write,
-		.flags = (q->avail_wrap ? VP_DRVQ_WORD_AVAIL : VP_DRVQ_WORD_USED) | (write ? (uint64_t)VRING_DESC_F_WRITE << 48 : 0),
+		.q = q,
+		.ids = q->id,
+		.desc = q->desc,
+		.at = q->avail,
+		.size = q->size,
+		.id = q->free_id,
+		.write = write,
+		.flags = (q->avail_wrap ? VP_DRVQ_WORD_AVAIL : VP_DRVQ_WORD_USED) |
+			 (write ? (uint64_t)VRING_DESC_F_WRITE << 48 : 0),
 		.plain = q->packed && !q->in_order && !q->head_pending,
 	};
 }

@@ -43,7 +43,8 @@ bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uin
 	return vp_chain_end(vq, b, c, packed_walk(vq, b, c, slot, w));
 }
 
-static int saved_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, const struct vp_packed_saved *d, unsigned n)
+static int saved_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, const struct vp_packed_saved *d,
+		      unsigned n)
 {
 	int ret;
 

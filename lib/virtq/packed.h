@@ -83,7 +83,8 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
 		if (vp_likely((word & look) == usual)) {
 			addr = vp_ld64(desc, 16 * (size_t)slot);
-			if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word), hint, VP_PACKED_ID(word)))) {
+			if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word), hint,
+						      VP_PACKED_ID(word)))) {
 				nseg++;
 				n++;
 				if (vp_unlikely(++slot == size)) {
@@ -112,14 +113,16 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 		more += slots - 1;
 		max = VP_MIN(max, size - more);
 		vp_packed_step(size, &slot, &wrap, slots);
-		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) | (uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
+		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) |
+			(uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
 	}
 	b->n = n;
 	b->nseg = nseg;
 	return n;
 }
 
-VP_INLINE unsigned vp_packed_fetch_plain(const struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+VP_INLINE unsigned vp_packed_fetch_plain(const struct vp_virtq *vq, struct vp_plain *p, unsigned max,
+					 enum vp_access hint)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
 	const struct vp_window w = vq->xl.hot[hint];
@@ -138,7 +141,8 @@ VP_INLINE unsigned vp_packed_fetch_plain(const struct vp_virtq *vq, struct vp_pl
 			break;
 		if (!(slot & 3))
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		if (!vp_chain_plain(&p[n], &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint, VP_PACKED_ID(word)))
+		if (!vp_chain_plain(&p[n], &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
+				    VP_PACKED_ID(word)))
 			break;
 		if (vp_unlikely(++slot == size)) {
 			slot = 0;
@@ -182,7 +186,8 @@ static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst 
 
 static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
 {
-	const uint64_t used = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48, wrote = (uint64_t)VRING_DESC_F_WRITE << 48;
+	const uint64_t used = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48,
+		       wrote = (uint64_t)VRING_DESC_F_WRITE << 48;
 	const unsigned first = vq->used_idx, size = vq->size;
 	uint64_t flags = vq->used_wrap ? used : 0, head = 0;
 	const bool log = vq->log;

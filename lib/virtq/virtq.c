@@ -71,8 +71,10 @@ static int bind_area(struct vp_virtq *vq, const char *name, uint64_t addr, uint6
 			   (unsigned long long)addr);
 	/* A region may lie crooked in its file, and the accesses are atomic. */
 	else if (vp_gptr_addr(*g) & (align - 1))
-		ret = vp_err_set(e, -EINVAL, "%s at 0x%llx lies in a memory region whose offset in its file is not aligned to %u bytes",
-				 name, (unsigned long long)addr, align);
+		ret = vp_err_set(
+			e, -EINVAL,
+			"%s at 0x%llx lies in a memory region whose offset in its file is not aligned to %u bytes",
+			name, (unsigned long long)addr, align);
 	return ret;
 }
 
@@ -112,7 +114,8 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 	};
 	if (!c->size || c->size > VP_VQ_MAX_SIZE || (!vq->packed && !vp_is_pow2(c->size)))
 		return vp_err_set(e, -EINVAL, "queue size %u is not valid: %s", c->size,
-				  vq->packed ? "1 to 32768 for a packed ring" : "a power of two up to 32768 for a split ring");
+				  vq->packed ? "1 to 32768 for a packed ring"
+					     : "a power of two up to 32768 for a split ring");
 	ret = vp_vq_rebind(vq, c->tab, c->iommu, e);
 	if (ret)
 		return ret;

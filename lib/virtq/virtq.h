@@ -55,7 +55,8 @@ struct vp_burst {
 	unsigned        n, nseg;
 	unsigned        empty; /* descriptors with nothing in them: with nseg, what counts against VP_BURST_DESCS */
 	bool            more;  /* it ended because it had enough, not because the ring had no more */
-	bool            slow;  /* some chain was off the fast path: only then the three others are not 0. True or all 0 at first */
+	/* some chain was off the fast path: only then the three others are not 0. True or all 0 at first */
+	bool            slow;
 	uint64_t        bytes; /* readable, in chains off the fast path */
 	struct vp_chain chain[VP_BURST];
 	/* Chains of one descriptor that the fast path takes always find room. */
@@ -217,8 +218,8 @@ bool vp_vq_need_call(struct vp_virtq *vq);
 bool vp_vq_need_call_fenced(struct vp_virtq *vq);
 
 /*
- * Buffers that the driver has made available and not got back, at most vq->size. -1: nobody knows, because a packed ring has no
- * indices. Any thread, while the ring is set up: a figure to show.
+ * Buffers that the driver has made available and not got back, at most vq->size. -1: nobody knows, because a packed
+ * ring has no indices. Any thread, while the ring is set up: a figure to show.
  */
 int vp_vq_depth(const struct vp_virtq *vq);
 

@@ -50,7 +50,8 @@ static int sniff(const char *dev, double secs)
 		if (r > max[d])
 			max[d] = r;
 	}
-	printf("in=%lu in_big=%lu in_max=%zd out=%lu out_big=%lu out_max=%zd\n", n[0], big[0], max[0], n[1], big[1], max[1]);
+	printf("in=%lu in_big=%lu in_max=%zd out=%lu out_big=%lu out_max=%zd\n", n[0], big[0], max[0], n[1], big[1],
+	       max[1]);
 	return 0;
 }
 
@@ -143,13 +144,16 @@ int main(int argc, char **argv)
 	if (!strcmp(c, "gro") && argc == 4)
 		return ethtool_val(argv[2], ETHTOOL_SGRO, (uint32_t)atoi(argv[3]));
 	if (!strcmp(c, "tso") && (argc == 3 || argc == 4))
-		return ethtool_val(argv[2], argc == 4 ? ETHTOOL_STSO : ETHTOOL_GTSO, argc == 4 ? (uint32_t)atoi(argv[3]) : 0);
+		return ethtool_val(argv[2], argc == 4 ? ETHTOOL_STSO : ETHTOOL_GTSO,
+				   argc == 4 ? (uint32_t)atoi(argv[3]) : 0);
 	if (!strcmp(c, "channels") && (argc == 3 || argc == 4))
 		return channels(argv[2], argc == 4 ? (unsigned int)atoi(argv[3]) : 0);
 	if (!strcmp(c, "stats") && argc == 3)
 		return stats(argv[2]);
-	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | fill FILE MIB | recvfile PORT FILE | sendfile HOST PORT FILE |\n"
-			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV [0|1] |\n"
+	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | fill FILE MIB | recvfile PORT FILE | "
+			"sendfile HOST PORT FILE |\n"
+			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV "
+			"[0|1] |\n"
 			"  channels DEV [N] | stats DEV | agent TTY\n");
 	return 2;
 }

@@ -2,12 +2,11 @@
 /*
  * vmtool: init and the command agent of a test guest.
  *
- * The agent speaks frames over a serial port: 0x02, payload, 0x03; inside the payload the bytes 0x01 to 0x03 are sent as
- * 0x01, byte ^ 0x40. So a frame cut short by a reset can never swallow the next one.
- *   guest to host:  "H boot_id uptime\n"            the agent started; the same again for each 0x05 outside a frame
- *                   "R id status length\n" + output of a command (stdout and stderr together)
- *   host to guest:  "C id timeout_s\n" + shell text
- * Commands run concurrently. A command is over when its shell has ended, whatever it left in the background.
+ * The agent speaks frames over a serial port: 0x02, payload, 0x03; inside the payload the bytes 0x01 to 0x03 are sent
+ * as 0x01, byte ^ 0x40. So a frame cut short by a reset can never swallow the next one. guest to host:  "H boot_id
+ * uptime\n"            the agent started; the same again for each 0x05 outside a frame "R id status length\n" + output
+ * of a command (stdout and stderr together) host to guest:  "C id timeout_s\n" + shell text Commands run concurrently.
+ * A command is over when its shell has ended, whatever it left in the background.
  */
 #include "vmtool.h"
 

@@ -12,7 +12,9 @@
 #define BLK 65536
 static unsigned char blk[BLK];
 
-/* Every block of the stream is the same noise with the block's number in front: loss, repetition and change all show. */
+/*
+ * Every block of the stream is the same noise with the block's number in front: loss, repetition and change all show.
+ */
 static void make_block(void)
 {
 	uint64_t x = 0x9e3779b97f4a7c15ull;
@@ -126,7 +128,10 @@ int tx(const char *host, int port, const char *amount)
 	return 0;
 }
 
-/* A file of noise, another one each time. (Reading as much from /dev/urandom takes an emulated guest a quarter of a minute.) */
+/*
+ * A file of noise, another one each time. (Reading as much from /dev/urandom takes an emulated guest a quarter of a
+ * minute.)
+ */
 int fill(const char *path, unsigned long mib)
 {
 	int f = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0644), u = open("/dev/urandom", O_RDONLY);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The device side of a port for the fault campaign: a program on libvhostpci (VMM and agent in one on a local port), with
- * numbered traffic both ways (traffic.h). When the daemon is gone it opens the port again, for ever.
+ * The device side of a port for the fault campaign: a program on libvhostpci (VMM and agent in one on a local port),
+ * with numbered traffic both ways (traffic.h). When the daemon is gone it opens the port again, for ever.
  *
- * With --echo it sends back what it receives instead (for tests that check packets themselves), and a queue that breaks is the driver's
- * business.
+ * With --echo it sends back what it receives instead (for tests that check packets themselves), and a queue that breaks
+ * is the driver's business.
  *
  * SIGTERM: close the port, end. SIGUSR1: close it and open it again, as an agent that is restarted.
  */
@@ -78,7 +78,8 @@ static int receive_in_place(void)
 
 		len[i] = 0;
 		for (; k; k--, s++) {
-			uint32_t from = VP_MIN(skip, s->len), m = VP_MIN(s->len - from, (uint32_t)sizeof(copy[i]) - len[i]);
+			uint32_t from = VP_MIN(skip, s->len),
+				 m = VP_MIN(s->len - from, (uint32_t)sizeof(copy[i]) - len[i]);
 
 			memcpy(copy[i] + len[i], (const uint8_t *)s->data + from, m);
 			len[i] += m;

@@ -3,8 +3,8 @@
  * A driver VM for the fault campaign, in one host process: the vhost-user front-end and the virtio-net driver
  * of one queue pair, with numbered traffic both ways (traffic.h).
  *
- * It behaves as a VMM that reconnects: when the back-end is gone it tries again for ever, and hands its rings over as they are,
- * a split ring at the used index that the device left in memory; a packed one does not tell where it was, and
+ * It behaves as a VMM that reconnects: when the back-end is gone it tries again for ever, and hands its rings over as
+ * they are, a split ring at the used index that the device left in memory; a packed one does not tell where it was, and
  * starts empty (as after a reset of the driver).
  *
  * SIGTERM: stop the rings, end. SIGUSR1: reset (stop the rings, start empty ones).
@@ -144,7 +144,9 @@ static int ring_start(unsigned i, uint32_t base, struct vp_err *e)
 {
 	struct ring *r = &d.ring[i];
 	uint64_t driver, device, at = (uintptr_t)d.mem + ring_off(i);
-	struct vu_frontend_ring fr = { .num = d.size, .base = base, .kick_fd = r->kick, .call_fd = r->call, .err_fd = -1 };
+	struct vu_frontend_ring fr = {
+		.num = d.size, .base = base, .kick_fd = r->kick, .call_fd = r->call, .err_fd = -1
+	};
 	int ret;
 
 	vp_drvq_layout((uint16_t)d.size, r->q.packed, &driver, &device);
@@ -171,7 +173,9 @@ static int rings_stop(uint32_t *base, struct vp_err *e)
 static int session_begin(struct vp_err *e)
 {
 	struct vu_mem_region m = { .gpa = GPA, .size = MEM_SIZE, .uva = (uintptr_t)d.mem };
-	uint64_t pf = VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS), offered;
+	uint64_t pf = VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_STATUS) |
+		      VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS),
+		 offered;
 	int ret;
 
 	struct sockaddr_un sa = { .sun_family = AF_UNIX };
@@ -188,7 +192,8 @@ static int session_begin(struct vp_err *e)
 		return -ENOMEM;
 	ret = vu_frontend_negotiate(d.f, pf, &offered, e);
 	if (!ret && d.features & ~offered)
-		ret = vp_err_set(e, -EOPNOTSUPP, "features 0x%llx are not offered", (unsigned long long)(d.features & ~offered));
+		ret = vp_err_set(e, -EOPNOTSUPP, "features 0x%llx are not offered",
+				 (unsigned long long)(d.features & ~offered));
 	if (!ret)
 		ret = vu_frontend_set_features(d.f, d.features, e);
 	if (!ret)
@@ -213,7 +218,8 @@ static void session_end(void)
 
 static void ring_broken(unsigned i)
 {
-	end_bad(&d.end, &d.end.page->broken, "the used entries of the %s queue make no sense", i ? "transmit" : "receive");
+	end_bad(&d.end, &d.end.page->broken, "the used entries of the %s queue make no sense",
+		i ? "transmit" : "receive");
 	d.reset = true;
 }
 
@@ -229,8 +235,9 @@ static bool take_packet(uint16_t id, uint32_t len)
 	memcpy(&h, d.mem + buf_off(0, r->buf_of[id]), HDR);
 	want = d.features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF) ? h.num_buffers : 1;
 	if (len < HDR || want < 1 || want > VP_ARRAY_SIZE(used) || h.hdr.flags || h.hdr.gso_type) {
-		end_bad(&d.end, &d.end.page->corrupt, "a receive buffer of %u bytes with a header of %u buffers, flags %u, type %u", len,
-			want, h.hdr.flags, h.hdr.gso_type);
+		end_bad(&d.end, &d.end.page->corrupt,
+			"a receive buffer of %u bytes with a header of %u buffers, flags %u, type %u", len, want,
+			h.hdr.flags, h.hdr.gso_type);
 		want = 1;
 	}
 	for (;;) {
@@ -325,7 +332,9 @@ static unsigned transmit(void)
 	return done;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- life ----------------------------------------------------------------------------------------------------------
+ */
 
 static void signals(void)
 {
@@ -364,7 +373,9 @@ static int asked(struct vp_err *e)
 
 static int run(struct vp_err *e)
 {
-	struct pollfd p[3] = { { d.sigfd, POLLIN, 0 }, { vu_frontend_fd(d.f), POLLIN, 0 }, { d.ring[0].call, POLLIN, 0 } };
+	struct pollfd p[3] = { { d.sigfd, POLLIN, 0 },
+			       { vu_frontend_fd(d.f), POLLIN, 0 },
+			       { d.ring[0].call, POLLIN, 0 } };
 
 	for (;;) {
 		unsigned n = receive() + transmit();
@@ -442,7 +453,8 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	d.sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	d.memfd = memfd_create("driver VM", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (d.sigfd < 0 || d.memfd < 0 || ftruncate(d.memfd, MEM_SIZE) || fcntl(d.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+	if (d.sigfd < 0 || d.memfd < 0 || ftruncate(d.memfd, MEM_SIZE) ||
+	    fcntl(d.memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
 		goto failed;
 	d.mem = mmap(NULL, MEM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, d.memfd, 0);
 	if (d.mem == MAP_FAILED)

@@ -13,7 +13,9 @@
 
 #include "base/util.h"
 
-/* Behind the Ethernet header; little-endian as the machine is. The sum is CRC-32 (IEEE 802.3) of all that follows it. */
+/*
+ * Behind the Ethernet header; little-endian as the machine is. The sum is CRC-32 (IEEE 802.3) of all that follows it.
+ */
 struct __attribute__((packed)) header {
 	uint8_t  eth[14];
 	uint32_t sum, id, epoch, len;
@@ -96,8 +98,14 @@ int end_open(struct end *e, const struct end_options *o)
 	if (p == MAP_FAILED)
 		return -errno;
 	*e = (struct end){
-		.ctl = (struct ctl_page *)(p + PAGE_CTL), .page = (struct end_page *)(p + PAGE_END * (1 + o->end)),
-		.id = 2 * o->link + o->end, .life = o->life, .rate = o->rate, .burst = 8, .token_ns = now_ns(), .progress_ns = now_ns(),
+		.ctl = (struct ctl_page *)(p + PAGE_CTL),
+		.page = (struct end_page *)(p + PAGE_END * (1 + o->end)),
+		.id = 2 * o->link + o->end,
+		.life = o->life,
+		.rate = o->rate,
+		.burst = 8,
+		.token_ns = now_ns(),
+		.progress_ns = now_ns(),
 	};
 	e->rng = (o->life << 20 | e->id << 8 | 1) * UINT64_C(0x9e3779b97f4a7c15);
 	__atomic_store_n(&e->page->life, o->life, __ATOMIC_RELEASE);
@@ -150,7 +158,8 @@ int end_wait_ms(struct end *e, int max)
 uint32_t end_make(struct end *e, uint8_t *buf)
 {
 	uint64_t r = end_random(e), x;
-	uint32_t len = r & 3 ? PKT_MIN + (uint32_t)(r >> 8) % 200 : PKT_MIN + (uint32_t)(r >> 8) % (PKT_MAX - PKT_MIN + 1);
+	uint32_t len = r & 3 ? PKT_MIN + (uint32_t)(r >> 8) % 200
+			     : PKT_MIN + (uint32_t)(r >> 8) % (PKT_MAX - PKT_MIN + 1);
 	struct header h = {
 		.eth = { 2, 0, 0, 0, 0, (uint8_t)!(e->id & 1), 2, 0, 0, 0, 0, (uint8_t)(e->id & 1), 0x88, 0xb5 },
 		.id = e->id, .len = len, .life = e->life, .seq = ++e->seq,
@@ -199,12 +208,15 @@ void end_take(struct end *e, const uint8_t *buf, uint32_t len)
 	}
 	memcpy(&h, buf, sizeof(h));
 	if (h.len != len || crc32(buf + 18, len - 18) != h.sum) {
-		end_bad(e, &p->corrupt, "a changed packet: %u bytes instead of %u, life %llu, number %llu, sum %08x instead of %08x", len,
-			h.len, (unsigned long long)h.life, (unsigned long long)h.seq, crc32(buf + 18, len - 18), h.sum);
+		end_bad(e, &p->corrupt,
+			"a changed packet: %u bytes instead of %u, life %llu, number %llu, sum %08x instead of %08x",
+			len, h.len, (unsigned long long)h.life, (unsigned long long)h.seq, crc32(buf + 18, len - 18),
+			h.sum);
 		return;
 	}
 	if (h.id != (e->id ^ 1)) {
-		end_bad(e, &p->foreign, "a packet of link %u end %u came to link %u end %u", h.id >> 1, h.id & 1, e->id >> 1, e->id & 1);
+		end_bad(e, &p->foreign, "a packet of link %u end %u came to link %u end %u", h.id >> 1, h.id & 1,
+			e->id >> 1, e->id & 1);
 		return;
 	}
 	if (h.life < p->peer_life) {
@@ -214,8 +226,8 @@ void end_take(struct end *e, const uint8_t *buf, uint32_t len)
 	}
 	next = h.life == p->peer_life ? p->peer_seq + 1 : 1;
 	if (h.seq < next) {
-		end_bad(e, &p->dup, "number %llu of life %llu after number %llu", (unsigned long long)h.seq, (unsigned long long)h.life,
-			(unsigned long long)p->peer_seq);
+		end_bad(e, &p->dup, "number %llu of life %llu after number %llu", (unsigned long long)h.seq,
+			(unsigned long long)h.life, (unsigned long long)p->peer_seq);
 		return;
 	}
 	__atomic_store_n(&p->lost, p->lost + (h.seq - next), __ATOMIC_RELAXED);

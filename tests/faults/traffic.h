@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Numbered and checksummed packets between the two ends of a link, and the page on which an end tells the campaign what it saw.
+ * Numbered and checksummed packets between the two ends of a link, and the page on which an end tells the campaign what
+ * it saw.
  *
  * A link has one file: a control page and a page for each end. They outlive the processes, so that an end that
  * was killed and started anew goes on checking where its predecessor had stopped: a packet
  * that both of them receive is a packet received twice.
  *
  * Numbers start at 1 in each *life* of a sender (lives are numbered by the campaign, upwards) and rise by one. What the
- * receiver may see: rising numbers of the present life, or the first packets of a later one. Each packet acknowledges the
- * highest number received from the other end, and a sender has at most WINDOW packets under way, fewer than any ring
- * holds: so an undisturbed link loses nothing, however slow its ends are.
+ * receiver may see: rising numbers of the present life, or the first packets of a later one. Each packet acknowledges
+ * the highest number received from the other end, and a sender has at most WINDOW packets under way, fewer than any
+ * ring holds: so an undisturbed link loses nothing, however slow its ends are.
  *
  * One thread for each end. The campaign reads the pages at any time.
  */
@@ -34,7 +35,8 @@ struct ctl_page {
 struct end_page {
 	uint64_t life, tx, rx, rx_bytes;
 	uint64_t lost;                            /* numbers that never came */
-	uint64_t dup, corrupt, stale, foreign;    /* violations: again or backwards; changed; of an earlier life; of another link */
+	/* violations: again or backwards; changed; of an earlier life; of another link */
+	uint64_t dup, corrupt, stale, foreign;
 	uint64_t broken;                          /* violation: rings that the other end broke */
 	uint64_t probes, sessions, errors;
 	uint64_t max_gap_ns, last_rx_ns;          /* the campaign sets max_gap_ns to 0 */

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Traffic in a test guest that goes on whatever happens: numbered and checksummed datagrams to the other end of a link, and the judgement
- * of what comes from there. For the fault campaign with VMs (vms.py); runs only inside them and trusts its host.
+ * Traffic in a test guest that goes on whatever happens: numbered and checksummed datagrams to the other end of a link,
+ * and the judgement of what comes from there. For the fault campaign with VMs (vms.py); runs only inside them and
+ * trusts its host.
  *
  *   vmflow LINK END PEER PORT PPS FILE
  *
- * LINK, END: numbers that tell packets of one end from those of any other. At most WINDOW packets are under way, so a link that nobody
- * disturbs loses none, however slow the machine. FILE always holds a line of counters; SIGUSR1 begins a new longest gap (gap_ms). clock
- * tells how fast this guest's seconds pass: a TSC that was measured while the emulator waited for a CPU may run several times too fast.
+ * LINK, END: numbers that tell packets of one end from those of any other. At most WINDOW packets are under way, so a
+ * link that nobody disturbs loses none, however slow the machine. FILE always holds a line of counters; SIGUSR1 begins
+ * a new longest gap (gap_ms). clock tells how fast this guest's seconds pass: a TSC that was measured while the
+ * emulator waited for a CPU may run several times too fast.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -138,9 +140,11 @@ static void report(const char *file, uint32_t life)
 	f = fopen(tmp, "we");
 	if (!f)
 		return;
-	fprintf(f, "life=%u tx=%u rx=%u lost=%u dup=%u bad=%u stale=%u foreign=%u errors=%u peer_life=%u peer_seq=%u gap_ms=%.0f clock=%.3f\n", life, count.tx,
-		count.rx, count.lost, count.dup, count.bad, count.stale, count.foreign, count.errors, count.peer_life, count.peer_seq,
-		(gap > max_gap ? gap : max_gap) * 1e3, now());
+	fprintf(f,
+		"life=%u tx=%u rx=%u lost=%u dup=%u bad=%u stale=%u foreign=%u errors=%u peer_life=%u peer_seq=%u "
+		"gap_ms=%.0f clock=%.3f\n",
+		life, count.tx, count.rx, count.lost, count.dup, count.bad, count.stale, count.foreign, count.errors,
+		count.peer_life, count.peer_seq, (gap > max_gap ? gap : max_gap) * 1e3, now());
 	if (fclose(f) == 0)
 		rename(tmp, file);
 }

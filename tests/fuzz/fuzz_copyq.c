@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine driven from both sides at once. Input: kind and rate limit, ring formats, size; then steps of 12 bytes, each a
- * store into the driver's rings and tables, a store into the pool, a call of the engine, or something that an honest driver or
- * device would do (post a chain, return some with any header and length), which takes the lies deeper. Every
- * memory is an allocation of its own, so that AddressSanitizer sees one byte too far; the read-only region must
- * stay as it was, and memory that no region names is not there at all.
+ * The copy engine driven from both sides at once. Input: kind and rate limit, ring formats, size; then steps of 12
+ * bytes, each a store into the driver's rings and tables, a store into the pool, a call of the engine, or something
+ * that an honest driver or device would do (post a chain, return some with any header and length), which takes the lies
+ * deeper. Every memory is an allocation of its own, so that AddressSanitizer sees one byte too far; the read-only
+ * region must stay as it was, and memory that no region names is not there at all.
  *
  *   driver VM: 0x0000 rings and tables (read-write)    0x8000 buffers    0x10000 read-only buffers
  */
@@ -53,8 +53,12 @@ static void setup(void)
 	REQUIRE(!vp_memtab_build(&tab, d, 3, NULL));
 	pool_bytes = vp_copyq_ring_bytes() + AREA;
 	pool = aligned_alloc(64, pool_bytes);
-	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool), .size = pool_bytes, .writable = true, .refs = 1 << 20,
-				   .page_size = 4096, .fd = -1 };
+	maps[3] = (struct vp_map){ .host = vp_gptr_from_map(pool),
+				   .size = pool_bytes,
+				   .writable = true,
+				   .refs = 1 << 20,
+				   .page_size = 4096,
+				   .fd = -1 };
 	d[0] = (struct vp_region_desc){ .gpa = POOL_ADDR, .size = pool_bytes, .map = &maps[3] };
 	REQUIRE(!vp_memtab_build(&pool_tab, d, 1, NULL));
 	scratch = vp_scratch_new();
@@ -77,8 +81,8 @@ static void driver_posts(uint32_t at, uint32_t len, bool write)
 }
 
 /*
- * A chain of 2 to MAX_SEGS pieces with these lengths (8 of them, repeated), gap bytes apart, the first of which the device may only
- * read if so wished: descriptors of their own where two will do, else an indirect table.
+ * A chain of 2 to MAX_SEGS pieces with these lengths (8 of them, repeated), gap bytes apart, the first of which the
+ * device may only read if so wished: descriptors of their own where two will do, else an indirect table.
  */
 static void driver_posts_pieces(uint32_t at, const uint8_t *len, unsigned n, unsigned gap, bool read_first, bool write)
 {
@@ -88,7 +92,8 @@ static void driver_posts_pieces(uint32_t at, const uint8_t *len, unsigned n, uns
 	uint16_t id;
 
 	for (i = 0; i < n; i++) {
-		buf[i] = (struct vp_drvq_buf){ at % (0x10000 + RO_BYTES), len[i % 8] & 63, write && (i || !read_first) };
+		buf[i] =
+			(struct vp_drvq_buf){ at % (0x10000 + RO_BYTES), len[i % 8] & 63, write && (i || !read_first) };
 		at += buf[i].len + gap;
 	}
 	if (n == 2) {
@@ -105,7 +110,8 @@ static void driver_posts_pieces(uint32_t at, const uint8_t *len, unsigned n, uns
 		}
 		id = vp_drvq_add_one(&drv, table, 16 * n, false);
 		if (drv.packed)
-			drv.head_word |= UINT64_C(4) << 48; /* VRING_DESC_F_INDIRECT, of what is about to be published */
+			/* VRING_DESC_F_INDIRECT, of what is about to be published */
+			drv.head_word |= UINT64_C(4) << 48;
 		else
 			vp_st16(drv.desc, 16 * (size_t)id + 12, 4);
 	}
@@ -125,7 +131,11 @@ static void device_returns(unsigned n, uint64_t head, uint32_t len, bool packet)
 		const struct vp_seg *sg = &burst.seg[c->seg + c->nout];
 
 		for (unsigned k = 0; c->nin && k < 12 && k < sg->len; k++)
-			vp_st8(sg->p, k, k < 8 ? (uint8_t)(head >> 8 * k) : k != 10 ? 0 : packet ? (uint8_t)n : (uint8_t)(head >> 60));
+			vp_st8(sg->p, k,
+			       k < 8	 ? (uint8_t)(head >> 8 * k)
+			       : k != 10 ? 0
+			       : packet	 ? (uint8_t)n
+					 : (uint8_t)(head >> 60));
 		vp_vq_complete(&dev, &u, 1);
 	}
 	vp_vq_advance(&dev, &burst, n);
@@ -172,7 +182,8 @@ static void step(struct vp_copyq *b, const uint8_t *s)
 		break;
 	case 7:
 		if (s[3] & 2)
-			driver_posts_pieces(at, s + 4, 2 + (s[3] >> 2) % (MAX_SEGS - 1), s[3] & 64 ? 0 : 5, s[3] & 32, s[3] & 1);
+			driver_posts_pieces(at, s + 4, 2 + (s[3] >> 2) % (MAX_SEGS - 1), s[3] & 64 ? 0 : 5, s[3] & 32,
+					    s[3] & 1);
 		else
 			driver_posts(at, (uint32_t)v % 5000, s[3] & 1);
 		break;
@@ -229,8 +240,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	c.early = data[0] % 3 == 0;
 	if (vp_copyq_new(&b, &c, NULL))
 		goto out;
-	vc = (struct vp_vq_conf){ .size = b->shadow.size, .base = vp_copyq_base(b), .features = c.features, .desc = b->desc_addr,
-				  .driver = b->avail_addr, .device = b->used_addr, .tab = pool_tab };
+	vc = (struct vp_vq_conf){ .size = b->shadow.size,
+				  .base = vp_copyq_base(b),
+				  .features = c.features,
+				  .desc = b->desc_addr,
+				  .driver = b->avail_addr,
+				  .device = b->used_addr,
+				  .tab = pool_tab };
 	REQUIRE(!vp_vq_start(&dev, &vc, NULL));
 	data += 4;
 	size -= 4;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The copy engine for requests, driven from both sides at once. Input: kind, ring formats, size; then steps of 12 bytes: a
- * store into the driver's rings and tables, into the pool or into the in-flight account, a call of the engine, a device
- * side that goes and another one that comes, or something that an honest driver or device would do. Memory as in fuzz_copyq.c.
+ * The copy engine for requests, driven from both sides at once. Input: kind, ring formats, size; then steps of 12
+ * bytes: a store into the driver's rings and tables, into the pool or into the in-flight account, a call of the engine,
+ * a device side that goes and another one that comes, or something that an honest driver or device would do. Memory as
+ * in fuzz_copyq.c.
  *
  *   driver VM: 0x0000 rings and tables (read-write)    0x8000 buffers    0x10000 read-only buffers
  */

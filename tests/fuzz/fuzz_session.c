@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Hostile VMMs and device VMs of a whole daemon (session.h): the input picks a link and is then a list of actions. Each fd that is
- * sent is kept: the daemon closes its copies while the peer still has the file. Rings are
- * started, stopped and moved while they run, their fds replaced, a vIOMMU answers late, wrongly or not at all, guest
- * memory is full of what is dear to walk.
+ * Hostile VMMs and device VMs of a whole daemon (session.h): the input picks a link and is then a list of actions. Each
+ * fd that is sent is kept: the daemon closes its copies while the peer still has the file. Rings are started, stopped
+ * and moved while they run, their fds replaced, a vIOMMU answers late, wrongly or not at all, guest memory is full of
+ * what is dear to walk.
  *
- * Input: link, set-up of each side, then actions: one byte what (bit 7: which peer), then its operands (missing ones read as 0).
- * act() says what they are.
+ * Input: link, set-up of each side, then actions: one byte what (bit 7: which peer), then its operands (missing ones
+ * read as 0). act() says what they are.
  */
 #include <fcntl.h>
 #include <linux/vhost_types.h>
@@ -41,7 +41,10 @@ static uint16_t two(void)
 	return (uint16_t)(v | byte() << 8);
 }
 
-/* ---- actions ---------------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- actions
+ * ----------------------------------------------------------------------------------------------------------------
+ */
 
 static int some_fd(struct peer *p, unsigned what)
 {
@@ -69,7 +72,10 @@ static void raw_message(struct peer *p)
 static void iotlb(struct peer *p, unsigned type, unsigned page, unsigned pages, unsigned perm)
 {
 	struct vhost_iotlb_msg m = {
-		.iova = GPA + (uint64_t)page * 4096, .size = (uint64_t)pages * 4096, .uaddr = UVA + (uint64_t)page * 4096, .perm = perm & 3,
+		.iova = GPA + (uint64_t)page * 4096,
+		.size = (uint64_t)pages * 4096,
+		.uaddr = UVA + (uint64_t)page * 4096,
+		.perm = perm & 3,
 		.type = type,
 	};
 

@@ -210,7 +210,10 @@ static void drain(int sock)
 	struct vu_conn c;
 	struct vp_err e;
 
-	/* With fds and all: a raw read would leave them to the kernel, which is fine too, but this also tests our reader. */
+	/*
+	 * With fds and all: a raw read would leave them to the kernel, which is fine too, but this also tests our
+	 * reader.
+	 */
 	vu_conn_init(&c, sock, VU_FROM_FRONTEND, true);
 	while (vu_conn_recv(&c, &e) == 1)
 		vu_conn_next(&c);
@@ -225,8 +228,8 @@ static void start(int sock)
 	m.h = (struct vu_hdr){ VU_SET_OWNER, 1, 0 };
 	send_bytes(sock, &m, 12, 0, 0);
 	m.h = (struct vu_hdr){ VU_SET_PROTOCOL_FEATURES, 1, 8 };
-	m.v = VP_BIT(0) | VP_BIT(1) | VP_BIT(2) | VP_BIT(3) | VP_BIT(4) | VP_BIT(5) | VP_BIT(9) | VP_BIT(10) | VP_BIT(12) |
-	      VP_BIT(13) | VP_BIT(15) | VP_BIT(16) | VP_BIT(22);
+	m.v = VP_BIT(0) | VP_BIT(1) | VP_BIT(2) | VP_BIT(3) | VP_BIT(4) | VP_BIT(5) | VP_BIT(9) | VP_BIT(10) |
+	      VP_BIT(12) | VP_BIT(13) | VP_BIT(15) | VP_BIT(16) | VP_BIT(22);
 	send_bytes(sock, &m, 20, 0, 0);
 	m.h.request = VU_SET_FEATURES;
 	m.v = VP_BIT(32) | VP_BIT(33) | VP_BIT(30);

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A whole daemon in this process, for fuzz_session.c: its main loop, data threads and signal thread are stepped by hand, its clock is moved
- * by hand, and there is a link of every mode and attachment. It lives as long as the process; inputs come and go as its peers.
+ * A whole daemon in this process, for fuzz_session.c: its main loop, data threads and signal thread are stepped by
+ * hand, its clock is moved by hand, and there is a link of every mode and attachment. It lives as long as the process;
+ * inputs come and go as its peers.
  *
- * What is checked at the end of each input, when all its peers have gone and only the duplicates of what they sent are still open:
- * no epoll set has more in it than before, and nothing whose fd is closed; no fd is left; no step took longer than it may.
+ * What is checked at the end of each input, when all its peers have gone and only the duplicates of what they sent are
+ * still open: no epoll set has more in it than before, and nothing whose fd is closed; no fd is left; no step took
+ * longer than it may.
  */
 #ifndef VP_FUZZ_SESSION_H
 #define VP_FUZZ_SESSION_H

@@ -41,7 +41,9 @@ int event(void)
 	return keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
-/* ---- messages ------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- messages -------------------------------------------------------------------------------------------------------
+ */
 
 void send_fds(int sock, const void *buf, size_t len, const int *fds, unsigned n)
 {
@@ -122,7 +124,10 @@ void listen_to(int sock)
 		;
 }
 
-/* ---- a VMM ------------------------------------------------------------------------------------------------------------ */
+/*
+ * ---- a VMM
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 static void write_table(struct peer *p)
 {
@@ -135,9 +140,9 @@ static void write_table(struct peer *p)
 static void write_tso(struct peer *p)
 {
 	static const uint8_t head[] = {
-		1, 1, 54, 0, 1, 0, 34, 0, 16, 0, 0, 0,  /* virtio_net_hdr: TSO, mss 1 */
-		2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 0x7d, 0x28, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
-		0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x10, 3, 0xe8,
+		1, 1,  54, 0, 1, 0,  34, 0, 16, 0, 0, 0, /* virtio_net_hdr: TSO, mss 1 */
+		2, 0,  0,  0, 0, 1,  2,	 0, 0,	0, 0, 2, 8, 0, 0x45, 0, 0x7d, 0x28, 0, 1, 0, 0,	   64,	 6, 0,
+		0, 10, 0,  0, 1, 10, 0,	 0, 2,	0, 1, 0, 2, 0, 0,    0, 3,    0,    0, 0, 4, 0x50, 0x10, 3, 0xe8,
 	};
 
 	memcpy(p->mem + TSO, head, sizeof(head));
@@ -209,7 +214,9 @@ uint8_t *ring(struct peer *p, unsigned q)
 void ring_addr(struct peer *p, unsigned q, unsigned move)
 {
 	uint64_t at = (p->iommu ? GPA : UVA) + RINGS_AT + 0x1000 * q + 64 * (uint64_t)move;
-	struct vhost_vring_addr a = { .index = q, .desc_user_addr = at, .avail_user_addr = at + 0x400, .used_user_addr = at + 0x800 };
+	struct vhost_vring_addr a = {
+		.index = q, .desc_user_addr = at, .avail_user_addr = at + 0x400, .used_user_addr = at + 0x800
+	};
 
 	say(p, VU_SET_VRING_ADDR, &a, sizeof(a), -1);
 }
@@ -231,7 +238,8 @@ void start_ring(struct peer *p, unsigned q)
 /* Ring 0, all of it available. */
 void start_big_ring(struct peer *p)
 {
-	uint64_t at = (p->iommu ? GPA : UVA) + BIG, avail = at + 16 * BIG_SIZE, used = (avail + 2 * BIG_SIZE + 6 + 3) & ~3ull;
+	uint64_t at = (p->iommu ? GPA : UVA) + BIG, avail = at + 16 * BIG_SIZE,
+		 used = (avail + 2 * BIG_SIZE + 6 + 3) & ~3ull;
 	struct vhost_vring_addr a = { .desc_user_addr = at, .avail_user_addr = avail, .used_user_addr = used };
 
 	memset(p->mem + BIG + (avail - at), 0, 4);
@@ -304,15 +312,18 @@ static uint64_t ask(struct peer *p, uint32_t id)
 static void negotiate(struct peer *p, unsigned how)
 {
 	bool port = p->device && lk->att == RIG_SHMEM;
-	uint64_t f = VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(32), pf = VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG);
+	uint64_t f = VP_BIT(VU_F_PROTOCOL_FEATURES) | VP_BIT(32),
+		 pf = VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG);
 
 	p->packed = !port && how & 1;
 	p->iommu = !port && how & 2;
 	if (!port)
-		f |= VP_BIT(0) | VP_BIT(11) | VP_BIT(15) | VP_BIT(28) | (how & 8 ? VP_BIT(29) : 0) | (p->packed ? VP_BIT(34) : 0) |
-		     (p->iommu ? VP_BIT(33) : 0) | (how & 16 ? VP_BIT(7) | VP_BIT(1) : 0);
-	pf |= port ? VP_BIT(VU_PF_SHMEM) | VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(0) :
-		     VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_RESET_DEVICE);
+		f |= VP_BIT(0) | VP_BIT(11) | VP_BIT(15) | VP_BIT(28) | (how & 8 ? VP_BIT(29) : 0) |
+		     (p->packed ? VP_BIT(34) : 0) | (p->iommu ? VP_BIT(33) : 0) |
+		     (how & 16 ? VP_BIT(7) | VP_BIT(1) : 0);
+	pf |= port ? VP_BIT(VU_PF_SHMEM) | VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(0)
+		   : VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_LOG_SHMFD) |
+			      VP_BIT(VU_PF_RESET_DEVICE);
 	p->reply = false;
 	f &= ask(p, VU_GET_FEATURES);
 	say(p, VU_SET_OWNER, NULL, 0, -1);
@@ -325,7 +336,10 @@ static void negotiate(struct peer *p, unsigned how)
 }
 
 
-/* Bits: 0 packed, 1 vIOMMU, 2 wants replies, 3 event index, 4 takes TSO, 5 with a request channel, 6 nothing more than the connection, 7 not even that */
+/*
+ * Bits: 0 packed, 1 vIOMMU, 2 wants replies, 3 event index, 4 takes TSO, 5 with a request channel, 6 nothing more than
+ * the connection, 7 not even that
+ */
 void come(struct peer *p, unsigned how)
 {
 	if (how & 128 || p->sock >= 0)
@@ -370,7 +384,10 @@ void leave(struct peer *p)
 		p->kick[q] = p->call[q] = -1;
 }
 
-/* ---- a VMM's QMP: of the device VM of link fi ----------------------------------------------------------------------------- */
+/*
+ * ---- a VMM's QMP: of the device VM of link fi
+ * -----------------------------------------------------------------------------
+ */
 
 static int qmp = -1;
 
@@ -428,8 +445,13 @@ void end_qmp(void)
 void qmp_event(unsigned what)
 {
 	static const char *const lines[] = {
-		"{\"event\":\"RESET\",\"data\":{}}\n", "{\"event\":\"DEVICE_DELETED\",\"data\":{\"device\":\"vhp-fi-8001\"}}\n",
-		"{\"return\":[{\"name\":\"vhp-fi-8001\"},{\"name\":\"vhp-fi-0001\"}],\"id\":2}\n", "{\"return\"", ":[]}\n", "\n", "{\"error\":{}}\n",
+		"{\"event\":\"RESET\",\"data\":{}}\n",
+		"{\"event\":\"DEVICE_DELETED\",\"data\":{\"device\":\"vhp-fi-8001\"}}\n",
+		"{\"return\":[{\"name\":\"vhp-fi-8001\"},{\"name\":\"vhp-fi-0001\"}],\"id\":2}\n",
+		"{\"return\"",
+		":[]}\n",
+		"\n",
+		"{\"error\":{}}\n",
 	};
 
 	if (what % 8 == 7)
@@ -438,7 +460,10 @@ void qmp_event(unsigned what)
 		qmp_say(lines[what % 8]);
 }
 
-/* ---- a device VM -------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- a device VM
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 static void map_port(struct peer *p, int fd)
 {
@@ -478,7 +503,10 @@ void take_port(struct peer *p)
 				keep(fds[i]);
 		}
 		if (p->vu) {
-			struct { struct vu_hdr h; uint64_t v; } __attribute__((packed)) a = { { m.h.request, 5, 8 }, 0 };
+			struct {
+				struct vu_hdr h;
+				uint64_t v;
+			} __attribute__((packed)) a = { { m.h.request, 5, 8 }, 0 };
 
 			send_fds(from, &a, sizeof(a), NULL, 0);
 			rig_run(4);
@@ -509,7 +537,10 @@ void command(struct peer *p, unsigned opcode, uint64_t a, uint64_t b)
 	raise_fd(p->vu ? p->kick[0] : p->bell[0]);
 }
 
-/* ---- rings --------------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- rings
+ * ---------------------------------------------------------------------------------------------------------------
+ */
 
 static void describe(struct peer *p, unsigned q, unsigned i, unsigned kind, unsigned arg)
 {

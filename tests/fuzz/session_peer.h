@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The two VMs of fuzz_session.c: VMMs that speak vhost-user and QMP, a device VM with a port, and what they keep of all that they sent. */
+/*
+ * The two VMs of fuzz_session.c: VMMs that speak vhost-user and QMP, a device VM with a port, and what they keep of all
+ * that they sent.
+ */
 #ifndef VP_FUZZ_SESSION_PEER_H
 #define VP_FUZZ_SESSION_PEER_H
 

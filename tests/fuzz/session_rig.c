@@ -29,8 +29,9 @@
 
 struct vp_daemon rig_daemon = { .spare_fd = -1 };
 struct rig_link rig_links[RIG_LINKS] = {
-	{ RIG_RELAY, RIG_NONE, "r" }, { RIG_FAST, RIG_LOCAL, "fl" }, { RIG_FAST, RIG_SHMEM, "fs" }, { RIG_FAST, RIG_IVSHMEM, "fi" },
-	{ RIG_COPY, RIG_LOCAL, "cl" }, { RIG_COPY, RIG_SHMEM, "cs" }, { RIG_COPY, RIG_IVSHMEM, "ci" },
+	{ RIG_RELAY, RIG_NONE, "r" },	 { RIG_FAST, RIG_LOCAL, "fl" }, { RIG_FAST, RIG_SHMEM, "fs" },
+	{ RIG_FAST, RIG_IVSHMEM, "fi" }, { RIG_COPY, RIG_LOCAL, "cl" }, { RIG_COPY, RIG_SHMEM, "cs" },
+	{ RIG_COPY, RIG_IVSHMEM, "ci" },
 };
 int rig_qmp_fd = -1;
 static char dir[] = "/tmp/vpfuzzXXXXXX";
@@ -58,7 +59,9 @@ static void no_log(int level, const char *msg)
 		fprintf(stderr, "%s\n", msg);
 }
 
-/* ---- time --------------------------------------------------------------------------------------------------------- */
+/*
+ * ---- time ---------------------------------------------------------------------------------------------------------
+ */
 
 static uint64_t ahead_us;
 static uintptr_t sd_from, sd_to;
@@ -71,7 +74,8 @@ static void find_systemd(void)
 	unsigned long from, to;
 
 	while (f && fgets(line, sizeof(line), f))
-		if (strstr(line, "libsystemd") && sscanf(line, "%lx-%lx r-xp", &from, &to) == 2 && strstr(line, "r-xp")) {
+		if (strstr(line, "libsystemd") && sscanf(line, "%lx-%lx r-xp", &from, &to) == 2 &&
+		    strstr(line, "r-xp")) {
 			sd_from = from;
 			sd_to = to;
 		}
@@ -135,7 +139,9 @@ void rig_took(const char *what, uint64_t since, unsigned ms)
 		rig_fault("slow: %s took %llu us of CPU time, %u ms are allowed", what, (unsigned long long)us, ms);
 }
 
-/* ---- the daemon --------------------------------------------------------------------------------------------------- */
+/*
+ * ---- the daemon ---------------------------------------------------------------------------------------------------
+ */
 
 static void file(const char *name, const char *fmt, ...)
 {
@@ -157,7 +163,8 @@ static void write_files(void)
 {
 	char drop[64];
 
-	static const char *const att[] = { "", "local", "shmem", "ivshmem" }, *const mode[] = { "relay", "fast", "copy" };
+	static const char *const att[] = { "", "local", "shmem", "ivshmem" }, *const mode[] = { "relay", "fast",
+												"copy" };
 
 	snprintf(drop, sizeof(drop), "%s/fi.link.d", dir);
 	mkdir(drop, 0755);
@@ -262,7 +269,9 @@ void rig_run(unsigned turns)
 	}
 }
 
-/* ---- what must hold ------------------------------------------------------------------------------------------------- */
+/*
+ * ---- what must hold -------------------------------------------------------------------------------------------------
+ */
 
 /* How many things epfd watches; none of them by an fd that is closed. */
 static unsigned items(int epfd)
@@ -276,7 +285,8 @@ static unsigned items(int epfd)
 		return 0;
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", epfd);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	while (fd >= 0 && len < (ssize_t)sizeof(buf) - 1 && (got = read(fd, buf + len, sizeof(buf) - 1 - (size_t)len)) > 0)
+	while (fd >= 0 && len < (ssize_t)sizeof(buf) - 1 &&
+	       (got = read(fd, buf + len, sizeof(buf) - 1 - (size_t)len)) > 0)
 		len += got;
 	close(fd);
 	buf[len] = 0;
@@ -348,7 +358,9 @@ void rig_show(const struct rig_link *l)
 	json_decref(o);
 }
 
-/* With VP_FUZZ_TRACE=DIR every input becomes a file there: a daemon outlives its peers, and a fault may need several. */
+/*
+ * With VP_FUZZ_TRACE=DIR every input becomes a file there: a daemon outlives its peers, and a fault may need several.
+ */
 void rig_trace(const uint8_t *data, size_t size)
 {
 	const char *to = getenv("VP_FUZZ_TRACE");

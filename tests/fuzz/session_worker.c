@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The daemon's data threads without threads: worker.c itself, whose rounds are run by hand. A grace period is a round of all
- * of them, so that what the real one lets happen meanwhile happens here, too.
+ * The daemon's data threads without threads: worker.c itself, whose rounds are run by hand. A grace period is a round
+ * of all of them, so that what the real one lets happen meanwhile happens here, too.
  */
 #include "session.h"
 

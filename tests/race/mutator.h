@@ -106,7 +106,8 @@ static void hostile_steps(struct run *r, uint64_t *seed, unsigned n)
 			break;
 		case 6:
 			if (r->role == SENDS && y & 0x10000) { /* an offload header at a place that buffers start at */
-				drv_put64(&r->m, DATA + (x & 0x78), y & 0x20000 ? 0 : 0x0022000000420101 ^ (y >> 40 & 5));
+				drv_put64(&r->m, DATA + (x & 0x78),
+					  y & 0x20000 ? 0 : 0x0022000000420101 ^ (y >> 40 & 5));
 				break;
 			}
 			drv_put16(&r->m, d->driver, (uint16_t)(y >> 8));

@@ -44,10 +44,12 @@ static void *bad_driver(void *arg)
 		switch (x % 6) {
 		case 0: case 1: case 2:
 			drv_put64(&t->r.m, at, addr);
-			drv_put64(&t->r.m, at + 8, d->packed ? len | link << 32 | flags << 48 : len | flags << 32 | link << 48);
+			drv_put64(&t->r.m, at + 8,
+				  d->packed ? len | link << 32 | flags << 48 : len | flags << 32 | link << 48);
 			break;
 		case 3:
-			drv_put16(&t->r.m, d->driver + 4 + 2ull * (d->packed ? 0 : slot), (uint16_t)((y >> 8) % (d->size + (y & 0xff ? 0 : 1))));
+			drv_put16(&t->r.m, d->driver + 4 + 2ull * (d->packed ? 0 : slot),
+				  (uint16_t)((y >> 8) % (d->size + (y & 0xff ? 0 : 1))));
 			break;
 		case 4:
 			/* An attacker can see about where the engine is, and seldom goes too far. */
@@ -87,17 +89,19 @@ static void *bad_device(void *arg)
 		case 0: /* anything anywhere, seldom */
 			if (y & 0x3f)
 				break;
-			__atomic_store_n((uint64_t *)(p + (y >> 8) % (ring / 8) * 8), no_secret(drv_rand(&seed)), __ATOMIC_RELAXED);
+			__atomic_store_n((uint64_t *)(p + (y >> 8) % (ring / 8) * 8), no_secret(drv_rand(&seed)),
+					 __ATOMIC_RELAXED);
 			break;
 		case 1:
-			__atomic_store_n((uint64_t *)(p + (y >> 8) % (t->r.pool.size / 8) * 8), no_secret(drv_rand(&seed)),
-					 __ATOMIC_RELAXED);
+			__atomic_store_n((uint64_t *)(p + (y >> 8) % (t->r.pool.size / 8) * 8),
+					 no_secret(drv_rand(&seed)), __ATOMIC_RELAXED);
 			break;
 		case 2: /* something that may be right */
 			if (b->shadow.packed)
 				__atomic_store_n((uint64_t *)(p + desc + 16 * slot + 8),
 						 no_secret((y & 0xffffffff) | (y >> 32) % b->shadow.size << 32) |
-						 (x >> 40 & 1 ? (uint64_t)(D_AVAIL | D_USED) << 48 : 0), __ATOMIC_RELEASE);
+							 (x >> 40 & 1 ? (uint64_t)(D_AVAIL | D_USED) << 48 : 0),
+						 __ATOMIC_RELEASE);
 			else
 				__atomic_store_n((uint64_t *)(p + used + 4 + 8 * slot),
 						 no_secret((y >> 32) % b->shadow.size | y << 32), __ATOMIC_RELAXED);
@@ -121,7 +125,10 @@ static void check(struct run *t)
 		RIG_MUST(p[i] == 0x11);
 	for (i = SECRET; i < RIG_MEM; i++)
 		RIG_MUST(p[i] == GUARD);
-	/* Not a byte where buffers lie. In shadow rings an index or a length, which are 16 bits or so, may look like it. */
+	/*
+	 * Not a byte where buffers lie. In shadow rings an index or a length, which are 16 bits or so, may look like
+	 * it.
+	 */
 	p = t->r.pool.p;
 	for (i = rings; i < t->r.pool.size; i++)
 		RIG_MUST(p[i] != GUARD);

@@ -98,8 +98,8 @@ static void one(uint16_t size, uint64_t features, unsigned ms)
 	r->stop = true;
 	pthread_join(th, NULL);
 	hostile_check(r);
-	printf("%s %u%s%s: %llu rounds, %llu chains, %llu segments; broken:", features & F_PACKED ? "packed" : "split", size,
-	       features & F_INDIRECT ? " indirect" : "", features & F_EVENT_IDX ? " event_idx" : "",
+	printf("%s %u%s%s: %llu rounds, %llu chains, %llu segments; broken:", features & F_PACKED ? "packed" : "split",
+	       size, features & F_INDIRECT ? " indirect" : "", features & F_EVENT_IDX ? " event_idx" : "",
 	       (unsigned long long)rounds, (unsigned long long)chains, (unsigned long long)segs);
 	for (i = 1; i < VP_VQ_BROKEN_MAX; i++)
 		printf(" %llu", (unsigned long long)broke[i]);

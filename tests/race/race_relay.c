@@ -30,7 +30,8 @@ static void one(uint64_t fa, uint64_t fb, unsigned ms)
 	struct run *ra = calloc(1, sizeof(*ra)), *rb = calloc(1, sizeof(*rb));
 	struct vp_queue a = { .features = fa, .call_fd = -1 }, b = { .features = fb, .call_fd = -1 };
 	struct vp_scratch *s = vp_scratch_new();
-	uint64_t seed = 77, mine_a = 1234567, mine_b = 7654321, taken = 0, dropped = 0, broken_a = 0, broken_b = 0, rounds = 0;
+	uint64_t seed = 77, mine_a = 1234567, mine_b = 7654321, taken = 0, dropped = 0, broken_a = 0, broken_b = 0,
+		 rounds = 0;
 	struct timespec t0, t;
 	pthread_t ta, tb;
 	unsigned i;

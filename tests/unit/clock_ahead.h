@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A wall clock that is ahead of the kernel's by clock_ahead seconds, for this program only. A time limit that is made of it
- * lies in the future by as much: what happens to a waiter when somebody sets the machine's clock back.
+ * A wall clock that is ahead of the kernel's by clock_ahead seconds, for this program only. A time limit that is made
+ * of it lies in the future by as much: what happens to a waiter when somebody sets the machine's clock back.
  */
 #ifndef TEST_CLOCK_AHEAD_H
 #define TEST_CLOCK_AHEAD_H

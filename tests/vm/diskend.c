@@ -2,9 +2,9 @@
 /*
  * A program for a guest whose disk goes away: writes with direct I/O until that fails, and finds what was acknowledged.
  *
- *   diskend write DEV FIRST COUNT STATE    blocks FIRST to FIRST + COUNT - 1, round and round; STATE holds how many writes were acknowledged.
- *                                          Ends with 0 when a write fails.
- *   diskend check DEV FIRST COUNT STATE    each block holds its last acknowledged write; the one that failed may have been done or not
+ *   diskend write DEV FIRST COUNT STATE    blocks FIRST to FIRST + COUNT - 1, round and round; STATE holds how many
+ * writes were acknowledged. Ends with 0 when a write fails. diskend check DEV FIRST COUNT STATE    each block holds its
+ * last acknowledged write; the one that failed may have been done or not
  */
 #include <errno.h>
 #include <fcntl.h>

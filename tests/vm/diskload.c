@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * A program for a guest whose disk is served by another VM: writes numbered sectors with direct I/O and reads them back.
+ * A program for a guest whose disk is served by another VM: writes numbered sectors with direct I/O and reads them
+ * back.
  *
  *   diskload FILE BYTES SEED STOP      until the file STOP is there; then every sector is read back
  *
- * FILE is a block device or a file, of which the first BYTES are used. Each write is of 512 B to 1 MiB at any sector; each of its sectors
- * says which it is, in which write it was written, and has a checksum. A sector must hold its last acknowledged write. Meanwhile every
- * third request reads. The number of requests so far is in STOP.n. Says what is wrong and ends with 1; any error of a request does, too.
+ * FILE is a block device or a file, of which the first BYTES are used. Each write is of 512 B to 1 MiB at any sector;
+ * each of its sectors says which it is, in which write it was written, and has a checksum. A sector must hold its last
+ * acknowledged write. Meanwhile every third request reads. The number of requests so far is in STOP.n. Says what is
+ * wrong and ends with 1; any error of a request does, too.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vhp_protect_seal() in a guest with protection keys: what it refuses, and what it closes. Prints "ok seal" or what went wrong.
+ * vhp_protect_seal() in a guest with protection keys: what it refuses, and what it closes. Prints "ok seal" or what
+ * went wrong.
  *
  *   seal /dev/vhost-pciN
  */
@@ -18,7 +19,13 @@
 
 #include <vhost-pci/vhostpci.h>
 
-#define CHECK(c) do { if (!(c)) { printf("line %d: %s (%s; %s)\n", __LINE__, #c, strerror(errno), err.msg); exit(1); } } while (0)
+#define CHECK(c)                                                                                  \
+	do {                                                                                      \
+		if (!(c)) {                                                                       \
+			printf("line %d: %s (%s; %s)\n", __LINE__, #c, strerror(errno), err.msg); \
+			exit(1);                                                                  \
+		}                                                                                 \
+	} while (0)
 
 static struct vhp_error err;
 static volatile int made, leave;
@@ -83,9 +90,11 @@ int main(int argc, char **argv)
 	CHECK(!vhp_protect_seal(&err));
 	CHECK(REFUSED(pkey_alloc(0, 0)) && REFUSED(pkey_free(1)) && REFUSED(pkey_mprotect(&params, 1, PROT_READ, 0)));
 	CHECK(REFUSED(syscall(SYS_io_uring_setup, 1, NULL)) && REFUSED(syscall(SYS_ptrace, 0, 0, 0, 0)));
-	CHECK(REFUSED(process_vm_readv(getpid(), &v, 1, &v, 1, 0)) && REFUSED(process_vm_writev(getpid(), &v, 1, &v, 1, 0)));
+	CHECK(REFUSED(process_vm_readv(getpid(), &v, 1, &v, 1, 0)) &&
+	      REFUSED(process_vm_writev(getpid(), &v, 1, &v, 1, 0)));
 	CHECK(REFUSED(execve("/bin/sh", argv, NULL)));
-	CHECK(mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED && errno == EPERM);
+	CHECK(mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED &&
+	      errno == EPERM);
 	m = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(m != MAP_FAILED && REFUSED(mprotect(m, 4096, PROT_READ | PROT_EXEC)) && !mprotect(m, 4096, PROT_READ));
 	/* and the port goes on */

@@ -5,9 +5,10 @@
  *   vsockio listen PORT N BYTES        accepts N connections, ends when all have ended
  *   vsockio connect CID PORT N BYTES   opens N connections at once
  *
- * Each end of each connection sends BYTES bytes that follow from its role and the connection's number, which the connecting
- * end says first, and expects as many of the other role. Ends with 0 and a line, or with 1 and what is wrong. With VSOCKIO_SLOW=1
- * in the environment it sends 100 bytes 50 times a second: the other end's credit lasts for minutes; it says on stderr that it begins.
+ * Each end of each connection sends BYTES bytes that follow from its role and the connection's number, which the
+ * connecting end says first, and expects as many of the other role. Ends with 0 and a line, or with 1 and what is
+ * wrong. With VSOCKIO_SLOW=1 in the environment it sends 100 bytes 50 times a second: the other end's credit lasts for
+ * minutes; it says on stderr that it begins.
  */
 #include <errno.h>
 #include <poll.h>

@@ -57,7 +57,8 @@ static int keyed(int fd, const struct vhp_abi_state *s, uint32_t key, struct vhp
 }
 
 /* In a child: the mapping is not there, and the fd is of no use. */
-static void inherits_nothing(volatile uint8_t *m, int wfd, const struct vhp_ioc_window *w, int fd, const struct vhp_abi_state *s, uint32_t key)
+static void inherits_nothing(volatile uint8_t *m, int wfd, const struct vhp_ioc_window *w, int fd,
+			     const struct vhp_abi_state *s, uint32_t key)
 {
 	pid_t pid = fork();
 	int status;

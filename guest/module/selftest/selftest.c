@@ -507,7 +507,10 @@ static void t_revoke(int cycles)
 		CHECK(command(fd, VHP_CMD_QUEUE_STOPPED, 0xfade, i, 0, 0, NULL) == VHP_ST_OK);
 		wait_state(fd, c, &s, is_down, 30);
 		t = now();
-		/* One that was not touched yet faults as soon as the window is marked, those that were when they have been unmapped. */
+		/*
+		 * One that was not touched yet faults as soon as the window is marked, those that were when they have
+		 * been unmapped.
+		 */
 		while (!(faults(m + 4096) && faults(m) && faults(m + w.size - 1)) && now() - t < 5)
 			usleep(1000);
 		CHECK(faults(m + 4096) && faults(m) && faults(m + w.size - 1));

@@ -65,7 +65,8 @@ static void spawn_testpmd(bool client)
 	if (child)
 		return;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (!freopen("/dev/null", "r", stdin) || !freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr))
+	if (!freopen("/dev/null", "r", stdin) || !freopen("/dev/null", "w", stdout) ||
+	    !freopen("/dev/null", "w", stderr))
 		_exit(126);
 	execlp("dpdk-testpmd", "dpdk-testpmd", "-l", "0,1", "--no-pci", "--no-huge", "-m", "128", "--no-telemetry",
 	       "--file-prefix", prefix, "--vdev", vdev, "--", "--forward-mode=macswap", "--auto-start",

@@ -34,7 +34,9 @@ static void test_good(void **state)
 	assert_int_equal(parse("--tap lan0"), 0);
 	assert_string_equal(o.tap, "lan0");
 	assert_string_equal(o.port, "auto");
-	assert_int_equal(parse("-t /dev/tap5 -p /dev/vhost-pci3 -q 4 --mac 02:00:00:00:00:0a --mtu 9000 --keep -w --busy-poll 50"), 0);
+	assert_int_equal(parse("-t /dev/tap5 -p /dev/vhost-pci3 -q 4 --mac 02:00:00:00:00:0a --mtu 9000 --keep -w "
+			       "--busy-poll 50"),
+			 0);
 	assert_int_equal(o.pairs, 4);
 	assert_int_equal(o.mac[5], 10);
 	assert_int_equal(o.mtu, 9000);
@@ -54,13 +56,40 @@ static void test_good(void **state)
 static void test_bad(void **state)
 {
 	static const char *const lines[] = {
-		"", "--tap", "--tap a --vhost-user b", "--vhost-user a --vhost-user-server b", "--tap a extra", "--frobnicate",
-		"--tap a -q 0", "--tap a -q 65", "--tap a -q x", "--tap a -q -1", "--tap a --mtu 67", "--tap a --mtu 65536",
-		"--tap a --mac 02:00:00:00:00", "--tap a --mac 01:00:00:00:00:01", "--tap a --mac 02:00:00:00:00:01x",
-		"--vhost-user a --bridge br0", "--vhost-user a -q 2", "--tap a --json", "--status --tap a", "--tap a -p",
-		"--vsock 2", "--vsock 4294967295", "--vsock x", "--vsock 3 --tap a", "--vsock 3 --vhost-user a", "--vsock 3 --keep",
-		"--status --vsock 3", "--scsi", "--scsi a/b", "--scsi naa.1 --vsock 3", "--scsi naa.1 --tap a", "--status --scsi naa.1",
-		"--scsi naa.1 --vhost-user a", "--scsi naa.1 --mtu 1500",
+		"",
+		"--tap",
+		"--tap a --vhost-user b",
+		"--vhost-user a --vhost-user-server b",
+		"--tap a extra",
+		"--frobnicate",
+		"--tap a -q 0",
+		"--tap a -q 65",
+		"--tap a -q x",
+		"--tap a -q -1",
+		"--tap a --mtu 67",
+		"--tap a --mtu 65536",
+		"--tap a --mac 02:00:00:00:00",
+		"--tap a --mac 01:00:00:00:00:01",
+		"--tap a --mac 02:00:00:00:00:01x",
+		"--vhost-user a --bridge br0",
+		"--vhost-user a -q 2",
+		"--tap a --json",
+		"--status --tap a",
+		"--tap a -p",
+		"--vsock 2",
+		"--vsock 4294967295",
+		"--vsock x",
+		"--vsock 3 --tap a",
+		"--vsock 3 --vhost-user a",
+		"--vsock 3 --keep",
+		"--status --vsock 3",
+		"--scsi",
+		"--scsi a/b",
+		"--scsi naa.1 --vsock 3",
+		"--scsi naa.1 --tap a",
+		"--status --scsi naa.1",
+		"--scsi naa.1 --vhost-user a",
+		"--scsi naa.1 --mtu 1500",
 	};
 
 	int keep = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY), rc;
@@ -135,7 +164,10 @@ static void test_status(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_good), cmocka_unit_test(test_notify), cmocka_unit_test(test_status), cmocka_unit_test(test_bad),
+		cmocka_unit_test(test_good),
+		cmocka_unit_test(test_notify),
+		cmocka_unit_test(test_status),
+		cmocka_unit_test(test_bad),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

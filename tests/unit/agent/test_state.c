@@ -93,7 +93,8 @@ static void test_never_torn(void **state)
 		good++;
 		for (int q = 0; q < 4; q++)
 			if (s.queues[q].base != (uint32_t)s.link_epoch)
-				fail_msg("torn: queue %d has %u, epoch %u", q, s.queues[q].base, (uint32_t)s.link_epoch);
+				fail_msg("torn: queue %d has %u, epoch %u", q, s.queues[q].base,
+					 (uint32_t)s.link_epoch);
 	}
 	writer_stop = true;
 	pthread_join(t, NULL);
@@ -225,7 +226,9 @@ static void test_map_grow_and_replace(void **state)
 	assert_int_equal(n->nregions, 2);
 	assert_ptr_equal(n->r[0].win, m->r[0].win);
 	memmap_free(m);
-	/* a new driver VM with the same layout: other memory, other numbers, or a back-end would keep the old mapping */
+	/*
+	 * a new driver VM with the same layout: other memory, other numbers, or a back-end would keep the old mapping
+	 */
 	fake_window(&f, 0, 1 << 20, -1);
 	o = build(n, false, 0);
 	assert_int_equal(f.windows_given, 3);

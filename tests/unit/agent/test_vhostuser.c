@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * The agent with a vhost-user back-end of a disk that does as it is told: it stops a ring at once, whatever is under way there, as
- * qemu-storage-daemon does. The port is a double; the used index of the ring is written by the test.
+ * The agent with a vhost-user back-end of a disk that does as it is told: it stops a ring at once, whatever is under
+ * way there, as qemu-storage-daemon does. The port is a double; the used index of the ring is written by the test.
  */
 #include "double.h"
 
@@ -109,7 +109,8 @@ static int setup(void **state)
 	taken = connections = ended = late = 0;
 	dp_vhostuser_finish_ms = 0;
 	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (bind(listener, (struct sockaddr *)&un, sizeof(un)) || listen(listener, 4) || pthread_create(&thread, NULL, backend, NULL))
+	if (bind(listener, (struct sockaddr *)&un, sizeof(un)) || listen(listener, 4) ||
+	    pthread_create(&thread, NULL, backend, NULL))
 		return -1;
 	fake_init(&f, 2);
 	fake_up(&f, 2);

@@ -122,7 +122,9 @@ static void test_refused(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_closed_first), cmocka_unit_test(test_number_used_again), cmocka_unit_test(test_twice),
+		cmocka_unit_test(test_closed_first),
+		cmocka_unit_test(test_number_used_again),
+		cmocka_unit_test(test_twice),
 		cmocka_unit_test(test_refused),
 	};
 

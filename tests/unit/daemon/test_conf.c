@@ -252,10 +252,22 @@ static void test_memory_of_a_vm(void **state)
 		const char *value;
 		uint64_t    bytes;  /* 0 = refused */
 	} t[] = {
-		{ "1M", UINT64_C(1) << 20 }, { "48G", UINT64_C(48) << 30 }, { "1536M", UINT64_C(1536) << 20 }, { "32T", UINT64_C(32) << 40 },
-		{ "33T" }, { "1048577M" }, { "1023K" }, { "0G" }, { "48" }, { "48GB" }, { "-1G" }, { "18446744073709551617G" }, { "" },
+		{ "1M", UINT64_C(1) << 20 },
+		{ "48G", UINT64_C(48) << 30 },
+		{ "1536M", UINT64_C(1536) << 20 },
+		{ "32T", UINT64_C(32) << 40 },
+		{ "33T" },
+		{ "1048577M" },
+		{ "1023K" },
+		{ "0G" },
+		{ "48" },
+		{ "48GB" },
+		{ "-1G" },
+		{ "18446744073709551617G" },
+		{ "" },
 	};
-	static const char from[] = "[VM]\nMemoryFrom=/dev/dax0.0, /srv/pmem\n", relative[] = "[VM]\nMemoryFrom=dax0.0\n";
+	static const char from[] = "[VM]\nMemoryFrom=/dev/dax0.0, /srv/pmem\n",
+			  relative[] = "[VM]\nMemoryFrom=dax0.0\n";
 	struct vp_conf_report rep = { .fn = collect };
 	struct said s = { .n = 0 };
 	struct vp_conf_vm vm = { 0 };

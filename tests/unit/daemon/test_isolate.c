@@ -280,7 +280,8 @@ static int control_ok(void)
 
 static void test_calls(void **state)
 {
-	static int (*const deadly[])(void) = { call_execve, call_fork, call_ptrace, call_unshare, data_bad_1, data_bad_2, data_bad_3 };
+	static int (*const deadly[])(void) = { call_execve, call_fork,	call_ptrace, call_unshare,
+					       data_bad_1,  data_bad_2, data_bad_3 };
 
 	if (NO_FILTERS)
 		skip();
@@ -307,10 +308,14 @@ static bool listed(enum vp_thread_kind kind, const char *call)
 
 static void test_lists(void **state)
 {
-	static const char *const not_for_data[] = { "socket", "connect", "recvmsg", "sendmsg", "accept4", "close", "fcntl", "clone", "bind",
-						    "unlink", "memfd_create", "ftruncate", "seccomp", "epoll_ctl" };
-	static const char *const for_nobody[] = { "execve", "execveat", "fork", "ptrace", "mount", "setuid", "kill", "process_vm_readv", "bpf",
-						  "io_uring_setup", "userfaultfd", "init_module", "unshare", "setns", "open_by_handle_at" };
+	static const char *const not_for_data[] = { "socket",	    "connect",	 "recvmsg", "sendmsg",	"accept4",
+						    "close",	    "fcntl",	 "clone",   "bind",	"unlink",
+						    "memfd_create", "ftruncate", "seccomp", "epoll_ctl" };
+	static const char *const for_nobody[] = {
+		"execve",	    "execveat", "fork",		  "ptrace",	 "mount",	"setuid",  "kill",
+		"process_vm_readv", "bpf",	"io_uring_setup", "userfaultfd", "init_module", "unshare", "setns",
+		"open_by_handle_at"
+	};
 	unsigned n = vp_isolate_list_size(VP_THREAD_CONTROL);
 
 	assert_in_range(vp_isolate_list_size(VP_THREAD_DATA), 10, n / 2);

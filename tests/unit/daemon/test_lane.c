@@ -47,7 +47,9 @@ static void thing_free(struct vp_work *w)
 	((struct thing *)w)->freed++;
 }
 
-static const struct vp_work_ops ops = { .run = thing_run, .arm = thing_arm, .disarm = thing_disarm, .free = thing_free };
+static const struct vp_work_ops ops = {
+	.run = thing_run, .arm = thing_arm, .disarm = thing_disarm, .free = thing_free
+};
 
 static int setup(void **state)
 {
@@ -169,7 +171,8 @@ static void test_signalled_runs(void **state)
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-	const struct CMUnitTest tests[] = { T(test_withdrawn_is_left_alone), T(test_trouble_is_told_once), T(test_signalled_runs) };
+	const struct CMUnitTest tests[] = { T(test_withdrawn_is_left_alone), T(test_trouble_is_told_once),
+					    T(test_signalled_runs) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,7 +40,8 @@ static struct vp_conf_link make(const char *name, const char *a, const char *b, 
 static void test_fast_needs_one_group(void **state)
 {
 	static const char *const pairs[][2] = {
-		{ "blue1", "red" }, { "blue1", "loner1" }, { "loner1", "loner2" }, { "ghost1", "ghost2" }, { "blue1", "ghost" },
+		{ "blue1", "red" },	{ "blue1", "loner1" }, { "loner1", "loner2" },
+		{ "ghost1", "ghost2" }, { "blue1", "ghost" },
 	};
 	struct vp_policy_decision d;
 
@@ -104,8 +105,10 @@ static void test_users(void **state)
 
 static void test_limits(void **state)
 {
-	struct vp_conf_link a = make("a", "red", "blue1", VP_MODE_AUTO, 0), b = make("b", "blue1", "red", VP_MODE_AUTO, 0);
-	struct vp_conf_link c = make("c", "red", "blue1", VP_MODE_AUTO, 0), self = make("s", "red", "red", VP_MODE_AUTO, 0);
+	struct vp_conf_link a = make("a", "red", "blue1", VP_MODE_AUTO, 0),
+			    b = make("b", "blue1", "red", VP_MODE_AUTO, 0);
+	struct vp_conf_link c = make("c", "red", "blue1", VP_MODE_AUTO, 0),
+			    self = make("s", "red", "red", VP_MODE_AUTO, 0);
 	const struct vp_conf_link *have[] = { &a, &b };
 	const char *rule = "";
 	struct vp_err e;
@@ -183,12 +186,17 @@ static unsigned run_bucket(struct vp_queue *q, unsigned n_queues, uint64_t hz, u
 	return passed;
 }
 
-/* A counter that has less than two ticks for a packet (25 MHz on arm64): the limit is kept all the same, own and shared. */
+/*
+ * A counter that has less than two ticks for a packet (25 MHz on arm64): the limit is kept all the same, own and
+ * shared.
+ */
 static void test_rate_by_a_slow_clock(void **state)
 {
-	static const struct { uint64_t hz, rate; } c[] = {
-		{ 25000000, 15000000 }, { 25000000, 24000000 }, { 19200000, 14880952 }, { 1000000, 3000000 }, { 25000000, 999 },
-		{ 5000000000, 15000000 }, { 5000000000, 1 },
+	static const struct {
+		uint64_t hz, rate;
+	} c[] = {
+		{ 25000000, 15000000 }, { 25000000, 24000000 },	  { 19200000, 14880952 }, { 1000000, 3000000 },
+		{ 25000000, 999 },	{ 5000000000, 15000000 }, { 5000000000, 1 },
 	};
 
 	for (unsigned i = 0; i < 2 * VP_ARRAY_SIZE(c); i++) {
@@ -299,7 +307,8 @@ static void test_rates_follow_the_configuration(void **state)
 	assert_int_equal(b->rate, 0);
 }
 
-static int map_one(const char *vm, int fd, uint64_t size, const struct vp_map_use *instead, struct vp_map **out, struct vp_err *e)
+static int map_one(const char *vm, int fd, uint64_t size, const struct vp_map_use *instead, struct vp_map **out,
+		   struct vp_err *e)
 {
 	return vp_memory_map(out, vm, fd, 0, size, instead, e);
 }
@@ -416,13 +425,20 @@ static void test_memory_from(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_fast_needs_one_group), cmocka_unit_test(test_auto),
-		cmocka_unit_test(test_endpoint_and_mode_fit), cmocka_unit_test(test_users), cmocka_unit_test(test_limits),
-		cmocka_unit_test(test_rate_is_held_or_refused), cmocka_unit_test(test_steps),
-		cmocka_unit_test(test_rate_by_a_slow_clock), cmocka_unit_test(test_rate_debt),
+		cmocka_unit_test(test_fast_needs_one_group),
+		cmocka_unit_test(test_auto),
+		cmocka_unit_test(test_endpoint_and_mode_fit),
+		cmocka_unit_test(test_users),
+		cmocka_unit_test(test_limits),
+		cmocka_unit_test(test_rate_is_held_or_refused),
+		cmocka_unit_test(test_steps),
+		cmocka_unit_test(test_rate_by_a_slow_clock),
+		cmocka_unit_test(test_rate_debt),
 		cmocka_unit_test(test_shared_bucket),
 		cmocka_unit_test(test_rates_follow_the_configuration),
-		cmocka_unit_test(test_max_memory), cmocka_unit_test(test_shares), cmocka_unit_test(test_memory_from),
+		cmocka_unit_test(test_max_memory),
+		cmocka_unit_test(test_shares),
+		cmocka_unit_test(test_memory_from),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -113,7 +113,9 @@ static int end(struct burst *b)
 
 static void message(uint8_t type, uint64_t iova, unsigned page, uint8_t perm)
 {
-	struct vhost_iotlb_msg m = { .type = type, .iova = iova, .size = PAGE, .uaddr = UVA + page * PAGE, .perm = perm };
+	struct vhost_iotlb_msg m = {
+		.type = type, .iova = iova, .size = PAGE, .uaddr = UVA + page * PAGE, .perm = perm
+	};
 	struct vp_err e = { 0 };
 
 	assert_int_equal(vp_vdev_on_iotlb(&slot, &m, &e), 0);
@@ -128,7 +130,8 @@ static void granted(uint64_t iova)
 	vp_gptr host;
 
 	vp_xlate_init(&x, dev.tab, vp_iotlb_iommu(dev.iotlb));
-	if (vp_xlate_piece(&x, iova, 8, VP_WRITE, &host, &span) == -EAGAIN && vp_iotlb_next_miss(dev.iotlb, &iova, &acc))
+	if (vp_xlate_piece(&x, iova, 8, VP_WRITE, &host, &span) == -EAGAIN &&
+	    vp_iotlb_next_miss(dev.iotlb, &iova, &acc))
 		vp_iotlb_answered(dev.iotlb, iova, acc);
 }
 

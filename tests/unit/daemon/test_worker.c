@@ -86,7 +86,10 @@ static void await(struct job *j, unsigned n)
 		nap(1000);
 }
 
-/* A round of the thread takes 5 ms; a link with 64 queue pairs leaves within a few of them, not after two for each queue. */
+/*
+ * A round of the thread takes 5 ms; a link with 64 queue pairs leaves within a few of them, not after two for each
+ * queue.
+ */
 static void test_leaving_together(void **state)
 {
 	static struct job busy, j[JOBS];
@@ -176,7 +179,10 @@ static unsigned looks(void)
 	return __atomic_load_n(&thrifty.calls, __ATOMIC_RELAXED);
 }
 
-/* A job that polls in vain sleeps at once the next time, then the next 3 times, then 7 ...; until polling finds something. */
+/*
+ * A job that polls in vain sleeps at once the next time, then the next 3 times, then 7 ...; until polling finds
+ * something.
+ */
 static void test_thrift(void **state)
 {
 	struct worker_pool_conf c = { .threads = 1, .busy_poll_us = 20000 };

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A notification that blocks is interrupted in time whatever becomes of the machine's clock: data threads and the main thread. */
+/*
+ * A notification that blocks is interrupted in time whatever becomes of the machine's clock: data threads and the main
+ * thread.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

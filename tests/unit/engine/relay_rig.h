@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Two drivers and the relay between them: a sends, b receives. What is posted, sent and taken is checked byte by byte. Included by one
- * program each; gives static functions.
+ * Two drivers and the relay between them: a sends, b receives. What is posted, sent and taken is checked byte by byte.
+ * Included by one program each; gives static functions.
  */
 #ifndef VP_TESTS_RELAY_RIG_H
 #define VP_TESTS_RELAY_RIG_H
@@ -107,7 +107,8 @@ static __attribute__((unused)) uint8_t payload(uint64_t number, unsigned i)
 }
 
 /* Send header h and plen bytes at p, in n pieces of these lengths (their sum is header + plen). */
-static __attribute__((unused)) int send_pieces(const struct virtio_net_hdr *h, const uint8_t *p, unsigned plen, const unsigned *len, unsigned n)
+static __attribute__((unused)) int send_pieces(const struct virtio_net_hdr *h, const uint8_t *p, unsigned plen,
+					       const unsigned *len, unsigned n)
 {
 	unsigned hlen = vp_net_hdr_len(a.q.features), i, j, k = 0;
 	int id = post(&a, len, n, false);

@@ -122,7 +122,8 @@ static const uint64_t rig_drv_formats[] = {
 	0, F_EVENT_IDX, F_IN_ORDER, F_PACKED, F_PACKED | F_EVENT_IDX, F_PACKED | F_EVENT_IDX | F_IN_ORDER,
 	F_EVENT_IDX | F_INDIRECT, F_PACKED | F_INDIRECT,
 };
-static const uint64_t rig_dev_formats[] = { 0, F_EVENT_IDX, F_PACKED, F_PACKED | F_EVENT_IDX, F_IN_ORDER, F_PACKED | F_IN_ORDER };
+static const uint64_t rig_dev_formats[] = { 0,		F_EVENT_IDX,	      F_PACKED, F_PACKED | F_EVENT_IDX,
+					    F_IN_ORDER, F_PACKED | F_IN_ORDER };
 
 static void __attribute__((unused)) rig_each(void (*fn)(uint64_t drv, uint64_t dev))
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What one run of the relay, or of the copy engine, may cost, whatever the drivers do: bytes, segments, descriptors. And that
- * it goes on in the next run where this one ended.
+ * What one run of the relay, or of the copy engine, may cost, whatever the drivers do: bytes, segments, descriptors.
+ * And that it goes on in the next run where this one ended.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -316,7 +316,8 @@ static unsigned copy_back(unsigned len, unsigned packets)
 		;
 	while (done < packets && (n = vp_vq_fetch_dir(&rig.dev, &rig.burst, packets - done, VP_WRITE))) {
 		for (unsigned i = 0; i < n; i++)
-			vp_vq_complete(&rig.dev, &(struct vp_used){ len, rig.burst.chain[i].id, rig.burst.chain[i].slots }, 1);
+			vp_vq_complete(&rig.dev,
+				       &(struct vp_used){ len, rig.burst.chain[i].id, rig.burst.chain[i].slots }, 1);
 		vp_vq_advance(&rig.dev, &rig.burst, n);
 		done += n;
 	}
@@ -393,10 +394,15 @@ static void test_copy_empty_descriptors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_bytes), cmocka_unit_test(test_segments), cmocka_unit_test(test_segments_and_the_rate),
-		cmocka_unit_test(test_empty_descriptors), cmocka_unit_test(test_tiny_receive_buffers),
-		cmocka_unit_test(test_receiver_of_many_pieces), cmocka_unit_test(test_copy_bytes_out),
-		cmocka_unit_test(test_copy_bytes_in), cmocka_unit_test(test_copy_pieces_in),
+		cmocka_unit_test(test_bytes),
+		cmocka_unit_test(test_segments),
+		cmocka_unit_test(test_segments_and_the_rate),
+		cmocka_unit_test(test_empty_descriptors),
+		cmocka_unit_test(test_tiny_receive_buffers),
+		cmocka_unit_test(test_receiver_of_many_pieces),
+		cmocka_unit_test(test_copy_bytes_out),
+		cmocka_unit_test(test_copy_bytes_in),
+		cmocka_unit_test(test_copy_pieces_in),
 		cmocka_unit_test(test_copy_empty_descriptors),
 	};
 

@@ -47,7 +47,8 @@ static void holds(void **state)
 			uint64_t most = c[i].rate * s + c[i].rate / 100 + 65536 + c[i].n * c[i].size;
 
 			if (sum > most)
-				fail_msg("case %u from %llu: %llu of %llu", i, (unsigned long long)starts[k], (unsigned long long)sum, (unsigned long long)most);
+				fail_msg("case %u from %llu: %llu of %llu", i, (unsigned long long)starts[k],
+					 (unsigned long long)sum, (unsigned long long)most);
 			if (c[i].rate < 100000000000) /* more than is offered here */
 				assert_true(sum >= c[i].rate * s - c[i].rate * s / 50 - c[i].n * c[i].size);
 		}
@@ -86,7 +87,8 @@ static void bounds(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(holds), cmocka_unit_test(segment), cmocka_unit_test(bounds) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(holds), cmocka_unit_test(segment),
+					    cmocka_unit_test(bounds) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

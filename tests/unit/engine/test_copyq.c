@@ -14,7 +14,8 @@ static struct rig r;
 static void send_frames(unsigned n, uint32_t len, uint8_t fill)
 {
 	for (unsigned i = 0; i < n; i++) {
-		struct drv_buf b = { RIG_DATA + (r.d.avail % 256) * 0x800ull + (r.d.packed ? r.d.slot * 0x800ull : 0), 12 + len, false };
+		struct drv_buf b = { RIG_DATA + (r.d.avail % 256) * 0x800ull + (r.d.packed ? r.d.slot * 0x800ull : 0),
+				     12 + len, false };
 		uint8_t *p = drv_ptr(&r.m, b.addr);
 
 		memset(p, 0, 12);
@@ -142,7 +143,8 @@ static void test_runts_and_giants(void **state)
 static void test_wrong_direction(void **state)
 {
 	struct drv_buf w = { RIG_DATA, 100, true }, rd = { RIG_DATA, 100, false };
-	struct rig_conf tx = { RIG_TX, 64, F_VERSION_1, F_VERSION_1, 0 }, rx = { RIG_RX, 64, F_VERSION_1, F_VERSION_1, 0 };
+	struct rig_conf tx = { RIG_TX, 64, F_VERSION_1, F_VERSION_1, 0 },
+			rx = { RIG_RX, 64, F_VERSION_1, F_VERSION_1, 0 };
 
 	rig_new(&r, &tx);
 	drv_add(&r.d, &w, 1, 0);

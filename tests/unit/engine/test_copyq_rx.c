@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The copy engine between a driver and a device side: receive queues, the end of a run, translations, and rings that lie. */
+/*
+ * The copy engine between a driver and a device side: receive queues, the end of a run, translations, and rings that
+ * lie.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,7 +19,8 @@ static struct rig r;
 static void post(unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
-		struct drv_buf b = { RIG_DATA + (uint64_t)(r.d.packed ? r.d.slot : r.d.avail) % 64 * 0x800, 1526, true };
+		struct drv_buf b = { RIG_DATA + (uint64_t)(r.d.packed ? r.d.slot : r.d.avail) % 64 * 0x800, 1526,
+				     true };
 
 		assert_true(drv_add(&r.d, &b, 1, 0) >= 0);
 	}
@@ -425,9 +429,12 @@ static void test_bad_used_breaks_the_shadow_only(void **state)
 /* Rings larger than a shadow, and of sizes that a split shadow cannot have. */
 static void test_other_sizes(void **state)
 {
-	static const struct { uint16_t size; uint64_t drv, dev; uint16_t want; } t[] = {
-		{ 4096, 0, 0, 1024 }, { 4096, 0, F_PACKED, 1024 }, { 100, F_PACKED, 0, 64 }, { 100, F_PACKED, F_PACKED, 100 },
-		{ 1, 0, 0, 1 }, { 32768, F_PACKED, F_PACKED, 1024 },
+	static const struct {
+		uint16_t size; uint64_t drv, dev; uint16_t want;
+	} t[] = {
+		{ 4096, 0, 0, 1024 },	  { 4096, 0, F_PACKED, 1024 },
+		{ 100, F_PACKED, 0, 64 }, { 100, F_PACKED, F_PACKED, 100 },
+		{ 1, 0, 0, 1 },		  { 32768, F_PACKED, F_PACKED, 1024 },
 	};
 
 	for (unsigned i = 0; i < VP_ARRAY_SIZE(t); i++) {

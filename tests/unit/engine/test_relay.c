@@ -85,8 +85,14 @@ static void transfer(uint64_t fa, uint64_t fb, unsigned count)
 static void test_all_formats(void **state)
 {
 	static const uint64_t sides[] = {
-		0, MODERN, MODERN | F(MRG_RXBUF), MODERN | F(MRG_RXBUF) | F_PACKED, MODERN | F_PACKED | F_INDIRECT,
-		F(MRG_RXBUF) | F_INDIRECT, MODERN | F_INDIRECT | F_EVENT_IDX, MODERN | F(MRG_RXBUF) | F_PACKED | F_IN_ORDER,
+		0,
+		MODERN,
+		MODERN | F(MRG_RXBUF),
+		MODERN | F(MRG_RXBUF) | F_PACKED,
+		MODERN | F_PACKED | F_INDIRECT,
+		F(MRG_RXBUF) | F_INDIRECT,
+		MODERN | F_INDIRECT | F_EVENT_IDX,
+		MODERN | F(MRG_RXBUF) | F_PACKED | F_IN_ORDER,
 	};
 	unsigned i, j, was = cell_size;
 
@@ -166,7 +172,8 @@ static void test_bad_offload_header(void **state)
 		{ .flags = 1, .csum_start = 0xffff, .csum_offset = 0xffff },
 		{ .gso_type = 1, .gso_size = 100 },
 		{ .flags = 1, .gso_type = 1, .gso_size = 0, .csum_start = 34, .csum_offset = 16 },
-		{ .flags = 1, .gso_type = 4, .gso_size = 100, .csum_start = 34, .csum_offset = 16 }, /* not negotiated */
+		/* not negotiated */
+		{ .flags = 1, .gso_type = 4, .gso_size = 100, .csum_start = 34, .csum_offset = 16 },
 		{ .flags = 1, .gso_type = 0x7f, .gso_size = 100, .csum_start = 34, .csum_offset = 16 },
 	};
 	struct virtio_net_hdr h;

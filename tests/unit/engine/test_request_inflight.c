@@ -206,7 +206,10 @@ static void test_inflight_made_up(void **state)
 	teardown();
 }
 
-/* The driver makes slots available again that it has not got back, and its VMM has written a list into the account that leads out of it. */
+/*
+ * The driver makes slots available again that it has not got back, and its VMM has written a list into the account that
+ * leads out of it.
+ */
 static void test_inflight_more_than_the_ring_holds(void **state)
 {
 	static uint64_t area[8192];

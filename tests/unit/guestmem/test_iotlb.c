@@ -518,7 +518,10 @@ static void test_full(void **state)
 	vp_iotlb_free(t);
 }
 
-/* What was written where an entry has gone since: invalidated, it is the guest's affair; forgotten for want of room, any page of the memory is dirty. */
+/*
+ * What was written where an entry has gone since: invalidated, it is the guest's affair; forgotten for want of room,
+ * any page of the memory is dirty.
+ */
 static void test_dirty_log(void **state)
 {
 	uint64_t first = 0x40000000 / PAGE, size = (first + PAGES + 4096 * 8) / (4096 * 8) * 4096;
@@ -549,11 +552,14 @@ static void test_dirty_log(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_model), cmocka_unit_test(test_merge), cmocka_unit_test(test_bad_updates),
-		cmocka_unit_test(test_misses), cmocka_unit_test(test_sync), cmocka_unit_test(test_readers),
-		cmocka_unit_test(test_full), cmocka_unit_test(test_dirty_log), cmocka_unit_test(test_deny), cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_asked_once), cmocka_unit_test(test_changes),
-		cmocka_unit_test(test_proven), cmocka_unit_test(test_proven_model), cmocka_unit_test(test_split_full),
+		cmocka_unit_test(test_model),	    cmocka_unit_test(test_merge),
+		cmocka_unit_test(test_bad_updates), cmocka_unit_test(test_misses),
+		cmocka_unit_test(test_sync),	    cmocka_unit_test(test_readers),
+		cmocka_unit_test(test_full),	    cmocka_unit_test(test_dirty_log),
+		cmocka_unit_test(test_deny),	    cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_asked_once),  cmocka_unit_test(test_changes),
+		cmocka_unit_test(test_proven),	    cmocka_unit_test(test_proven_model),
+		cmocka_unit_test(test_split_full),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);

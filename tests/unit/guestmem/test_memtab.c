@@ -332,7 +332,9 @@ static int gpa_is_gone(struct vp_iommu *iommu, uint64_t iova, uint64_t *gpa, uin
 	return -EFAULT;
 }
 
-/* A translation was forgotten: any page may be the one, but only where there is memory; the bitmap may be for far more. */
+/*
+ * A translation was forgotten: any page may be the one, but only where there is memory; the bitmap may be for far more.
+ */
 static void test_dirty_log_of_what_was_forgotten(void **state)
 {
 	static const struct drv_region parts[] = { { 3 << 12, 201 << 12, 0 }, { 5000 << 12, 64 << 12, 201 << 12 } };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A port between a fake attachment and a fake link; the guest is the test, through the control block. Included by one program
- * each; gives static functions.
+ * A port between a fake attachment and a fake link; the guest is the test, through the control block. Included by one
+ * program each; gives static functions.
  */
 #ifndef VP_TESTS_PORT_RIG_H
 #define VP_TESTS_PORT_RIG_H
@@ -37,7 +37,8 @@ struct fake {
 	uint32_t seq;
 };
 
-static __attribute__((unused)) int fake_give(void *att, const struct vp_port_window *w, uint32_t *kind, uint64_t *locator, struct vp_err *e)
+static __attribute__((unused)) int fake_give(void *att, const struct vp_port_window *w, uint32_t *kind,
+					     uint64_t *locator, struct vp_err *e)
 {
 	struct fake *f = att;
 
@@ -91,14 +92,22 @@ static __attribute__((unused)) void on_released(void *ctx)
 	((struct fake *)ctx)->releases++;
 }
 
-static const struct vp_port_ops ops = { .up = on_up, .down = on_down, .queue_stopped = on_stopped, .released = on_released };
+static const struct vp_port_ops ops = {
+	.up = on_up, .down = on_down, .queue_stopped = on_stopped, .released = on_released
+};
 
 static __attribute__((unused)) int setup_with(void **state, bool slow)
 {
 	struct fake *f = calloc(1, sizeof(*f));
 	struct vp_port_conf pc = {
-		.name = "test", .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 4, .queue_doorbell = 1, .slow_take = slow,
-		.answer_timeout_us = 800000, .driver_vm = "a", .device_vm = "b",
+		.name = "test",
+		.attachment = VHP_ATTACHMENT_LOCAL,
+		.max_queues = 4,
+		.queue_doorbell = 1,
+		.slow_take = slow,
+		.answer_timeout_us = 800000,
+		.driver_vm = "a",
+		.device_vm = "b",
 	};
 	struct vp_err e;
 
@@ -133,7 +142,8 @@ static __attribute__((unused)) void link_it(struct fake *f)
 	vp_port_set_link(f->p, 1, VHP_MODE_FAST, 2, 0x1f, 0x0f);
 }
 
-static __attribute__((unused)) uint32_t command(struct fake *f, uint32_t op, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+static __attribute__((unused)) uint32_t command(struct fake *f, uint32_t op, uint64_t a, uint64_t b, uint64_t c,
+						uint64_t d)
 {
 	volatile struct vhp_abi_command *m = &f->c->command;
 

@@ -45,7 +45,11 @@ static int setup(void **state)
 
 	f->c = file("control", VHP_CTRL_SIZE, &f->memfd);
 	f->keep = file("keep", sizeof(*f->keep), &f->recordfd);
-	*f->keep = (struct port_record){ .version = PORT_RECORD_VERSION, .running = 1, .generation = 100, .regions_generation = GEN, .answered = 41 };
+	*f->keep = (struct port_record){ .version = PORT_RECORD_VERSION,
+					 .running = 1,
+					 .generation = 100,
+					 .regions_generation = GEN,
+					 .answered = 41 };
 	s = &f->c->state;
 	s->generation = htole32(100);
 	s->flags = htole32(VHP_STATE_ATTACHED);
@@ -103,7 +107,10 @@ static void test_tells(void **state)
 	assert_int_equal(le32toh(s->regions_generation), GEN + 1);
 	assert_int_equal(s->queues[1].flags | s->queues[VHP_MAX_QUEUES - 1].flags, 0);
 	assert_int_equal(le32toh(s->queues[1].run), 3);
-	/* Attached still: it is to answer. The page is newer than any that was seen, and what is kept is not older than it. */
+	/*
+	 * Attached still: it is to answer. The page is newer than any that was seen, and what is kept is not older than
+	 * it.
+	 */
 	assert_int_equal(le32toh(s->flags), VHP_STATE_ATTACHED);
 	assert_true(le32toh(s->generation) > 100 && !(le32toh(s->generation) & 1));
 	assert_true(f->keep->generation >= le32toh(s->generation));
@@ -211,8 +218,8 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_tells), T(test_torn_page), T(test_told_already), T(test_commands), T(test_generation_wraps), T(test_finish),
-		T(test_other_files),
+		T(test_tells),	T(test_torn_page),   T(test_told_already), T(test_commands), T(test_generation_wraps),
+		T(test_finish), T(test_other_files),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

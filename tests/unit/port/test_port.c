@@ -109,7 +109,9 @@ static void test_commands(void **state)
 static void test_runs(void **state)
 {
 	struct fake *f = *state;
-	struct vp_port_ring r = { .desc = 0x1000, .avail = 0x2000, .used = 0x3000, .size = 64, .base = 5, .enabled = true };
+	struct vp_port_ring r = {
+		.desc = 0x1000, .avail = 0x2000, .used = 0x3000, .size = 64, .base = 5, .enabled = true
+	};
 
 	assert_int_equal(vp_port_queue_run(f->p, 0, &r), -ERANGE);
 	link_it(f);

@@ -58,7 +58,8 @@ static void test_lent_memory(void **state)
 		.name = "other way", .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 4, .queue_doorbell = 1,
 		.driver_vm = "b", .device_vm = "a",
 	};
-	struct vp_port_region r[3] = { { .size = 0x200000, .flags = 3 }, { .addr = 1ull << 32, .size = 0x200000, .flags = 3 },
+	struct vp_port_region r[3] = { { .size = 0x200000, .flags = 3 },
+				       { .addr = 1ull << 32, .size = 0x200000, .flags = 3 },
 				       { .addr = 2ull << 32, .size = VHP_CTRL_SIZE, .flags = 3 } };
 	struct fake g = *f;
 	struct vp_err e;

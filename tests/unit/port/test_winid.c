@@ -101,7 +101,9 @@ static void test_behind_what_was_adopted(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_goes_round), cmocka_unit_test(test_of_a_vm), cmocka_unit_test(test_lost_and_listed),
+		cmocka_unit_test(test_goes_round),
+		cmocka_unit_test(test_of_a_vm),
+		cmocka_unit_test(test_lost_and_listed),
 		cmocka_unit_test(test_behind_what_was_adopted),
 	};
 

@@ -34,7 +34,8 @@ static struct vhp_abi_control *block(void)
 		.size = htole64(0x10000), .serial = htole32(1), .kind = htole32(VHP_WINDOW_POOL),
 	};
 	c->state.regions[0] = (struct vhp_abi_region){ .addr = htole64(0x1000), .size = htole64(0x1000) };
-	c->state.regions[1] = (struct vhp_abi_region){ .addr = htole64(0x2000), .size = htole64(0x1000), .offset = htole64(0xf000) };
+	c->state.regions[1] =
+		(struct vhp_abi_region){ .addr = htole64(0x2000), .size = htole64(0x1000), .offset = htole64(0xf000) };
 	return c;
 }
 
@@ -45,10 +46,11 @@ static void test_header(void **state)
 		uint32_t value;
 		int want;
 	} bad[] = {
-		{ 0x00, 0, -ENODEV },          { 0x08, 0x10000, -EPROTO },  { 0x08, 2, -EPROTO },        { 0x0c, 0x60, -EPROTO },
-		{ 0x0c, 0, -EPROTO },          { 0x0c, 0x100, -EPROTO },    { 0x10, 0x11000, -EPROTO },  { 0x14, 0x1000, -EPROTO },
-		{ 0x18, 0x2000, -EPROTO },     { 0x1c, 0x2000, -EPROTO },   { 0x20, 0x100000, -EPROTO }, { 0x34, 0, -EPROTO },
-		{ 0x34, 129, -EPROTO },        { 0x38, 2, -EPROTO },
+		{ 0x00, 0, -ENODEV },	    { 0x08, 0x10000, -EPROTO },	 { 0x08, 2, -EPROTO },
+		{ 0x0c, 0x60, -EPROTO },    { 0x0c, 0, -EPROTO },	 { 0x0c, 0x100, -EPROTO },
+		{ 0x10, 0x11000, -EPROTO }, { 0x14, 0x1000, -EPROTO },	 { 0x18, 0x2000, -EPROTO },
+		{ 0x1c, 0x2000, -EPROTO },  { 0x20, 0x100000, -EPROTO }, { 0x34, 0, -EPROTO },
+		{ 0x34, 129, -EPROTO },	    { 0x38, 2, -EPROTO },
 	};
 	struct vhp_abi_control *c = block();
 	struct vp_err e;

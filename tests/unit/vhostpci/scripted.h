@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A scripted daemon on the local attachment (include/vhost-pci/local.h), for tests of libvhostpci: a thread that greets as it is
- * told to and answers commands; the test writes the state page itself. One at a time. Whatever is open after daemon_end() is a leak.
+ * A scripted daemon on the local attachment (include/vhost-pci/local.h), for tests of libvhostpci: a thread that greets
+ * as it is told to and answers commands; the test writes the state page itself. One at a time. Whatever is open after
+ * daemon_end() is a leak.
  */
 #ifndef TEST_SCRIPTED_H
 #define TEST_SCRIPTED_H
@@ -60,9 +61,12 @@ static unsigned fds(void)
 	return n;
 }
 
-static void say(uint32_t type, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, const int *fd, unsigned n)
+static void say(uint32_t type, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, const int *fd,
+		unsigned n)
 {
-	struct vhp_local_msg m = { .type = type, .nfds = d.greeting == NFDS_WRONG ? n + 1 : n, .arg = { a0, a1, a2, a3, a4 } };
+	struct vhp_local_msg m = { .type = type,
+				   .nfds = d.greeting == NFDS_WRONG ? n + 1 : n,
+				   .arg = { a0, a1, a2, a3, a4 } };
 	union {
 		struct cmsghdr align;
 		char buf[CMSG_SPACE(8 * sizeof(int))];
@@ -109,8 +113,8 @@ static void greet(void)
 		break;
 	}
 	if (d.greeting != NO_HELLO)
-		say(VHP_LOCAL_HELLO, d.greeting == OTHER_VERSION ? 99 : VHP_LOCAL_VERSION, VHP_ABI_VERSION, VHP_CTRL_SIZE, 3, 3, &d.memfd,
-		    d.greeting != NO_FD);
+		say(VHP_LOCAL_HELLO, d.greeting == OTHER_VERSION ? 99 : VHP_LOCAL_VERSION, VHP_ABI_VERSION,
+		    VHP_CTRL_SIZE, 3, 3, &d.memfd, d.greeting != NO_FD);
 	if (d.greeting == HALF || d.greeting == NFDS_WRONG) {
 		shutdown(d.sock, SHUT_WR);
 		return;
@@ -156,7 +160,8 @@ static void answer_command(void)
 	if (d.silent || d.hangs_up)
 		return;
 	begin();
-	d.c->state.answer = (struct vhp_abi_answer){ .seq = seq, .opcode = d.opcode, .status = d.status, .value = { d.value } };
+	d.c->state.answer =
+		(struct vhp_abi_answer){ .seq = seq, .opcode = d.opcode, .status = d.status, .value = { d.value } };
 	if (d.opcode == VHP_CMD_ATTACH && d.status == VHP_ST_OK) {
 		d.c->state.flags |= VHP_STATE_ATTACHED;
 		if (d.c->state.link_reason == VHP_REASON_TIMEOUT)
@@ -203,8 +208,16 @@ static void daemon_start(enum greeting g)
 	d.c = mmap(NULL, VHP_CTRL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, d.memfd, 0);
 	assert_ptr_not_equal(d.c, MAP_FAILED);
 	d.c->header = (struct vhp_abi_header){
-		.magic = VHP_MAGIC, .abi_version = VHP_ABI_VERSION, .header_size = 0x80, .state_offset = 0x10000, .state_size = 0x10000,
-		.command_offset = 0x1000, .command_size = 0x1000, .attachment = VHP_ATTACHMENT_LOCAL, .max_queues = 2, .nsignals = 3,
+		.magic = VHP_MAGIC,
+		.abi_version = VHP_ABI_VERSION,
+		.header_size = 0x80,
+		.state_offset = 0x10000,
+		.state_size = 0x10000,
+		.command_offset = 0x1000,
+		.command_size = 0x1000,
+		.attachment = VHP_ATTACHMENT_LOCAL,
+		.max_queues = 2,
+		.nsignals = 3,
 		.name = "scripted",
 	};
 	d.c->state.abi_version = VHP_ABI_VERSION;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * libvhostpci against a scripted daemon on the local attachment (include/vhost-pci/local.h): greetings that go wrong, refusals,
- * silence, state pages that make no sense, windows that come late or never. After each case no fd is left.
+ * libvhostpci against a scripted daemon on the local attachment (include/vhost-pci/local.h): greetings that go wrong,
+ * refusals, silence, state pages that make no sense, windows that come late or never. After each case no fd is left.
  */
 #include "scripted.h"
 
@@ -26,9 +26,11 @@ static void test_greetings(void **state)
 		int want;
 		const char *what;
 	} t[] = {
-		{ NOTHING, -ETIMEDOUT, "greeting" },     { CLOSES, -ENODEV, "closed" },        { HALF, -EPROTO, "incomplete" },
-		{ OTHER_VERSION, -EPROTO, "version" },   { NO_FD, -EPROTO, "greeting" },       { SMALL, -EPROTO, "too small" },
-		{ NO_HELLO, -EPROTO, "control memory" }, { REFUSES, -EACCES, "refuses" },      { NFDS_WRONG, -EPROTO, "incomplete" },
+		{ NOTHING, -ETIMEDOUT, "greeting" },	 { CLOSES, -ENODEV, "closed" },
+		{ HALF, -EPROTO, "incomplete" },	 { OTHER_VERSION, -EPROTO, "version" },
+		{ NO_FD, -EPROTO, "greeting" },		 { SMALL, -EPROTO, "too small" },
+		{ NO_HELLO, -EPROTO, "control memory" }, { REFUSES, -EACCES, "refuses" },
+		{ NFDS_WRONG, -EPROTO, "incomplete" },
 	};
 
 	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
@@ -79,8 +81,11 @@ static void test_attach_refused(void **state)
 		int want;
 		const char *what;
 	} t[] = {
-		{ VHP_ST_FEATURES, -EOPNOTSUPP, "0x70003" }, { VHP_ST_VERSION, -EPROTO, "ABI 7.3" },
-		{ VHP_ST_DEVICE_TYPE, -EOPNOTSUPP, "458755" }, { VHP_ST_POLICY, -EACCES, "policy" }, { 99, -EACCES, "unknown" },
+		{ VHP_ST_FEATURES, -EOPNOTSUPP, "0x70003" },
+		{ VHP_ST_VERSION, -EPROTO, "ABI 7.3" },
+		{ VHP_ST_DEVICE_TYPE, -EOPNOTSUPP, "458755" },
+		{ VHP_ST_POLICY, -EACCES, "policy" },
+		{ 99, -EACCES, "unknown" },
 	};
 
 	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
@@ -125,8 +130,14 @@ static void link_up(void)
 	d.c->state.mode = VHP_MODE_COPY;
 	d.c->state.link_epoch = 7;
 	d.c->state.nwindows = d.c->state.nregions = 1;
-	d.c->state.windows[0] = (struct vhp_abi_window){ .size = 0x10000, .locator = VHP_CTRL_POOL_OFF, .serial = 1, .kind = VHP_WINDOW_POOL, .flags = VHP_WINDOW_READY };
-	d.c->state.regions[0] = (struct vhp_abi_region){ .addr = 0x200000, .size = 0x10000, .flags = VHP_REGION_READ | VHP_REGION_WRITE };
+	d.c->state.windows[0] = (struct vhp_abi_window){ .size = 0x10000,
+							 .locator = VHP_CTRL_POOL_OFF,
+							 .serial = 1,
+							 .kind = VHP_WINDOW_POOL,
+							 .flags = VHP_WINDOW_READY };
+	d.c->state.regions[0] = (struct vhp_abi_region){ .addr = 0x200000,
+							 .size = 0x10000,
+							 .flags = VHP_REGION_READ | VHP_REGION_WRITE };
 	d.c->state.regions_generation++;
 	d.c->state.features[0] = 1ull << 32;
 	d.c->state.config_size = 12;
@@ -140,8 +151,14 @@ static void set_queue(unsigned q, uint64_t desc, uint32_t size, uint32_t flags, 
 	begin();
 	d.c->state.nqueues = 2;
 	d.c->state.queues[q] = (struct vhp_abi_queue){
-		.desc_addr = desc, .avail_addr = 0x204000, .used_addr = 0x206000, .size = size, .flags = flags, .run = run,
-		.kick_signal = 1 + q, .doorbell = 1 + q,
+		.desc_addr = desc,
+		.avail_addr = 0x204000,
+		.used_addr = 0x206000,
+		.size = size,
+		.flags = flags,
+		.run = run,
+		.kick_signal = 1 + q,
+		.doorbell = 1 + q,
 	};
 	commit();
 }
@@ -163,7 +180,8 @@ static void test_state_pages(void **state)
 	assert_int_equal(d.opcode, VHP_CMD_SYNC);
 	assert_int_equal(d.arg[0], 1);
 	vhp_port_info(p, &info);
-	assert_true(info.up && info.epoch == 7 && info.mac[5] == 5 && info.mtu == 1500 && info.regions == 1 && info.max_pairs == 1);
+	assert_true(info.up && info.epoch == 7 && info.mac[5] == 5 && info.mtu == 1500 && info.regions == 1 &&
+		    info.max_pairs == 1);
 	assert_string_equal(info.mode, "copy");
 
 	/* What makes no sense is a link that is down, and says so; the next good page brings it back. */
@@ -251,7 +269,11 @@ static void test_queues(void **state)
 	/* Rings that the driver VM made up: size, place. That queue is reported broken, the link stays. */
 	for (unsigned k = 0; k < 3; k++) {
 		d.opcode = 0;
-		set_queue(1, k == 0 ? 0x200000 : k == 1 ? 0x1000 : 0x200008, k == 0 ? 100 : 256, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED, 2 + k);
+		set_queue(1,
+			  k == 0   ? 0x200000
+			  : k == 1 ? 0x1000
+				   : 0x200008,
+			  k == 0 ? 100 : 256, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED, 2 + k);
 		assert_int_equal(vhp_update(p, &e), 1);
 		assert_int_equal(d.opcode, VHP_CMD_QUEUE_STOPPED);
 		assert_int_equal(d.arg[1], 2 + k);
@@ -332,9 +354,11 @@ static void test_windows(void **state)
 int main(void)
 {
 	const struct CMUnitTest t[] = {
-		cmocka_unit_test(test_greetings), cmocka_unit_test(test_header), cmocka_unit_test(test_arguments),
-		cmocka_unit_test(test_attach_refused), cmocka_unit_test(test_cut_in_a_command), cmocka_unit_test(test_port_goes),
-		cmocka_unit_test(test_state_pages), cmocka_unit_test(test_daemon_restarts), cmocka_unit_test(test_queues), cmocka_unit_test(test_windows),
+		cmocka_unit_test(test_greetings),	 cmocka_unit_test(test_header),
+		cmocka_unit_test(test_arguments),	 cmocka_unit_test(test_attach_refused),
+		cmocka_unit_test(test_cut_in_a_command), cmocka_unit_test(test_port_goes),
+		cmocka_unit_test(test_state_pages),	 cmocka_unit_test(test_daemon_restarts),
+		cmocka_unit_test(test_queues),		 cmocka_unit_test(test_windows),
 	};
 
 	return cmocka_run_group_tests(t, NULL, NULL);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Packets and buffers on loan from libvhostpci: their memory stays, whatever becomes of their region, queue, ring, link and port, until
- * the program has given them back; and it goes then.
+ * Packets and buffers on loan from libvhostpci: their memory stays, whatever becomes of their region, queue, ring, link
+ * and port, until the program has given them back; and it goes then.
  */
 #include "scripted.h"
 
@@ -18,9 +18,14 @@ static void two_regions(bool with_data)
 	d.c->state.mode = VHP_MODE_FAST;
 	d.c->state.nwindows = d.c->state.nregions = with_data ? 2 : 1;
 	for (unsigned i = 0; i < 2; i++) {
-		d.c->state.windows[i] = (struct vhp_abi_window){ .size = 0x10000, .locator = 5 + i, .serial = 1 + i, .kind = VHP_WINDOW_FD,
+		d.c->state.windows[i] = (struct vhp_abi_window){ .size = 0x10000,
+								 .locator = 5 + i,
+								 .serial = 1 + i,
+								 .kind = VHP_WINDOW_FD,
 								 .flags = VHP_WINDOW_READY };
-		d.c->state.regions[i] = (struct vhp_abi_region){ .addr = i ? DATA_GPA : RING_GPA, .size = 0x10000, .window = i,
+		d.c->state.regions[i] = (struct vhp_abi_region){ .addr = i ? DATA_GPA : RING_GPA,
+								 .size = 0x10000,
+								 .window = i,
 								 .flags = VHP_REGION_READ | VHP_REGION_WRITE };
 	}
 	d.c->state.regions_generation++;
@@ -51,8 +56,14 @@ static void ring_flags(unsigned q, uint32_t flags)
 {
 	begin();
 	d.c->state.queues[q] = (struct vhp_abi_queue){
-		.desc_addr = RING_GPA + 0x8000 * q, .avail_addr = RING_GPA + 0x8000 * q + 0x1000, .used_addr = RING_GPA + 0x8000 * q + 0x2000,
-		.size = 16, .flags = flags, .run = 1, .kick_signal = 1 + q, .doorbell = 1 + q,
+		.desc_addr = RING_GPA + 0x8000 * q,
+		.avail_addr = RING_GPA + 0x8000 * q + 0x1000,
+		.used_addr = RING_GPA + 0x8000 * q + 0x2000,
+		.size = 16,
+		.flags = flags,
+		.run = 1,
+		.kick_signal = 1 + q,
+		.doorbell = 1 + q,
 	};
 	commit();
 }
@@ -170,8 +181,15 @@ static void test_loan_outlives_its_queue(void **state)
 	assert_true(is_mapped(piece[0])); /* the other loan holds the same mapping */
 	begin();
 	d.c->state.queues[0] = (struct vhp_abi_queue){
-		.desc_addr = RING_GPA, .avail_addr = RING_GPA + 0x1000, .used_addr = RING_GPA + 0x2000, .size = 16, .base = 1,
-		.flags = VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED, .run = 2, .kick_signal = 1, .doorbell = 1,
+		.desc_addr = RING_GPA,
+		.avail_addr = RING_GPA + 0x1000,
+		.used_addr = RING_GPA + 0x2000,
+		.size = 16,
+		.base = 1,
+		.flags = VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED,
+		.run = 2,
+		.kick_signal = 1,
+		.doorbell = 1,
 	};
 	commit();
 	assert_int_equal(vhp_update(p, &e), 1);

@@ -225,7 +225,9 @@ static void test_fd_trickle(void **state)
 	for (i = 0; i < sizeof(h) && !rc; i++) {
 		char ctl[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8))) = { 0 };
 		struct iovec iov = { (char *)&h + i, 1 };
-		struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof(ctl) };
+		struct msghdr mh = {
+			.msg_iov = &iov, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof(ctl)
+		};
 		struct cmsghdr *cm = CMSG_FIRSTHDR(&mh);
 		int zero = 0;
 
@@ -256,7 +258,8 @@ static void test_state_and_feature(void **state)
 		if (rc == -EPROTO)
 			assert_non_null(strstr(e.msg, "before SET_OWNER"));
 		msg.hdr.size = m->max + 1;
-		assert_int_equal(vu_msg_check(VU_FROM_FRONTEND, &msg, m->fd_min, ~UINT64_C(0), VU_ST_OWNED, &e), -EBADMSG);
+		assert_int_equal(vu_msg_check(VU_FROM_FRONTEND, &msg, m->fd_min, ~UINT64_C(0), VU_ST_OWNED, &e),
+				 -EBADMSG);
 		msg.hdr.size = m->min;
 		if (m->pf < 0)
 			continue;
@@ -301,7 +304,8 @@ static void test_send_queue(void **state)
 {
 	unsigned int before = count_fds(), sent = 0, got = 0;
 	struct vu_conn tx, rx;
-	struct vu_msg m = { .hdr = { .request = VU_GET_CONFIG, .flags = VU_FLAG_VERSION | VU_FLAG_REPLY, .size = 268 } };
+	struct vu_msg m = { .hdr = {
+				    .request = VU_GET_CONFIG, .flags = VU_FLAG_VERSION | VU_FLAG_REPLY, .size = 268 } };
 	struct vp_err e;
 	int sv[2], small = 4096, rc, fd = 0;
 

@@ -205,7 +205,8 @@ static void test_bad_backend(void **state)
 		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, sv), 0);
 		f = vu_frontend_new(sv[0], 100, &e);
 		clock_gettime(CLOCK_MONOTONIC, &t0);
-		wrong.h = (struct vu_hdr){ i == 1 ? VU_GET_QUEUE_NUM : VU_GET_FEATURES, i == 2 ? 1 : 5, i == 4 ? 4 : 8 };
+		wrong.h =
+			(struct vu_hdr){ i == 1 ? VU_GET_QUEUE_NUM : VU_GET_FEATURES, i == 2 ? 1 : 5, i == 4 ? 4 : 8 };
 		if (i == 3)
 			shutdown(sv[1], SHUT_WR);
 		else if (i)

@@ -20,8 +20,12 @@ struct step {
 
 #define NR VU_FLAG_NEED_REPLY
 #define IN(index, num) ((uint64_t)(num) << 32 | (index))
-#define RING_72(q, last) { VU_SET_VRING_NUM, 0, SILENT, IN(q, 256) }, { VU_SET_VRING_BASE, 0, SILENT, IN(q, last) }, \
-	{ VU_SET_VRING_ADDR, 0, SILENT, q }, { VU_SET_VRING_KICK, 0, SILENT, q, 1 }, { VU_SET_VRING_CALL, 0, SILENT, q, 1 }
+#define RING_72(q, last)                                                                            \
+	{ VU_SET_VRING_NUM, 0, SILENT, IN(q, 256) }, { VU_SET_VRING_BASE, 0, SILENT, IN(q, last) }, \
+		{ VU_SET_VRING_ADDR, 0, SILENT, q }, { VU_SET_VRING_KICK, 0, SILENT, q, 1 },        \
+	{                                                                                           \
+		VU_SET_VRING_CALL, 0, SILENT, q, 1                                                  \
+	}
 
 #define PF_QEMU (ALL_PF & ~(VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_INFLIGHT_SHMFD) | VP_BIT(VU_PF_SHMEM)))
 #define PF_DPDK (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_STATUS))
@@ -29,32 +33,62 @@ struct step {
 #define F_DPDK  (VP_BIT(15) | VP_BIT(28) | VP_BIT(30) | VP_BIT(32) | VP_BIT(34))
 
 static const struct step qemu72[] = {
-	{ VU_GET_FEATURES, 0, VALUE }, { VU_GET_PROTOCOL_FEATURES, 0, VALUE },
-	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, PF_QEMU }, { VU_GET_QUEUE_NUM, 0, VALUE },
-	{ VU_GET_MAX_MEM_SLOTS, 0, VALUE }, { VU_SET_BACKEND_REQ_FD, NR, ACK, 0, 1 }, { VU_SET_OWNER, 0, SILENT },
 	{ VU_GET_FEATURES, 0, VALUE },
-	{ VU_SET_VRING_CALL, 0, SILENT, 0, 1 }, { VU_SET_VRING_ERR, 0, SILENT, 0, 1 },
-	{ VU_SET_VRING_CALL, 0, SILENT, 1, 1 }, { VU_SET_VRING_ERR, 0, SILENT, 1, 1 },
-	{ VU_GET_FEATURES, 0, VALUE }, { VU_GET_PROTOCOL_FEATURES, 0, VALUE },
-	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, PF_QEMU }, { VU_GET_MAX_MEM_SLOTS, 0, VALUE }, { VU_GET_FEATURES, 0, VALUE },
-	{ VU_SET_VRING_CALL, 0, SILENT, 2, 1 }, { VU_SET_VRING_ERR, 0, SILENT, 2, 1 },
-	{ VU_SET_VRING_CALL, 0, SILENT, 3, 1 }, { VU_SET_VRING_ERR, 0, SILENT, 3, 1 },
+	{ VU_GET_PROTOCOL_FEATURES, 0, VALUE },
+	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, PF_QEMU },
+	{ VU_GET_QUEUE_NUM, 0, VALUE },
+	{ VU_GET_MAX_MEM_SLOTS, 0, VALUE },
+	{ VU_SET_BACKEND_REQ_FD, NR, ACK, 0, 1 },
+	{ VU_SET_OWNER, 0, SILENT },
+	{ VU_GET_FEATURES, 0, VALUE },
+	{ VU_SET_VRING_CALL, 0, SILENT, 0, 1 },
+	{ VU_SET_VRING_ERR, 0, SILENT, 0, 1 },
+	{ VU_SET_VRING_CALL, 0, SILENT, 1, 1 },
+	{ VU_SET_VRING_ERR, 0, SILENT, 1, 1 },
+	{ VU_GET_FEATURES, 0, VALUE },
+	{ VU_GET_PROTOCOL_FEATURES, 0, VALUE },
+	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, PF_QEMU },
+	{ VU_GET_MAX_MEM_SLOTS, 0, VALUE },
+	{ VU_GET_FEATURES, 0, VALUE },
+	{ VU_SET_VRING_CALL, 0, SILENT, 2, 1 },
+	{ VU_SET_VRING_ERR, 0, SILENT, 2, 1 },
+	{ VU_SET_VRING_CALL, 0, SILENT, 3, 1 },
+	{ VU_SET_VRING_ERR, 0, SILENT, 3, 1 },
 	/* Enabled long before the features are acknowledged. */
-	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 1) }, { VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 1) },
-	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(2, 0) }, { VU_SET_VRING_ENABLE, 0, SILENT, IN(3, 0) },
-	{ VU_NET_SET_MTU, NR, ACK, 1500 }, { VU_SET_FEATURES, 0, SILENT, F_ACK },
-	{ VU_GET_STATUS, 0, VALUE }, { VU_SET_STATUS, 0, SILENT, 8 }, { VU_ADD_MEM_REG, NR, ACK, 0, 1 },
-	RING_72(0, 0), RING_72(1, 0), { VU_GET_STATUS, 0, VALUE }, { VU_SET_STATUS, 0, SILENT, 15 },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 1) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 1) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(2, 0) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(3, 0) },
+	{ VU_NET_SET_MTU, NR, ACK, 1500 },
+	{ VU_SET_FEATURES, 0, SILENT, F_ACK },
+	{ VU_GET_STATUS, 0, VALUE },
+	{ VU_SET_STATUS, 0, SILENT, 8 },
+	{ VU_ADD_MEM_REG, NR, ACK, 0, 1 },
+	RING_72(0, 0),
+	RING_72(1, 0),
+	{ VU_GET_STATUS, 0, VALUE },
+	{ VU_SET_STATUS, 0, SILENT, 15 },
 	/* The driver resets the device, then starts it again. */
-	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 0) }, { VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 0) },
-	{ VU_GET_VRING_BASE, 0, BASE, 0 }, { VU_GET_VRING_BASE, 0, BASE, 1 }, { VU_REM_MEM_REG, NR, ACK, 0 },
-	{ VU_SET_FEATURES, 0, SILENT, F_ACK }, { VU_ADD_MEM_REG, NR, ACK, 0, 1 }, RING_72(0, 0), RING_72(1, 0),
-	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 1) }, { VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 1) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 0) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 0) },
+	{ VU_GET_VRING_BASE, 0, BASE, 0 },
+	{ VU_GET_VRING_BASE, 0, BASE, 1 },
+	{ VU_REM_MEM_REG, NR, ACK, 0 },
+	{ VU_SET_FEATURES, 0, SILENT, F_ACK },
+	{ VU_ADD_MEM_REG, NR, ACK, 0, 1 },
+	RING_72(0, 0),
+	RING_72(1, 0),
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(0, 1) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(1, 1) },
 	/* The second pair joins while the first runs. */
-	{ VU_SET_FEATURES, 0, SILENT, F_ACK }, RING_72(2, 0), RING_72(3, 0),
-	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(2, 1) }, { VU_SET_VRING_ENABLE, 0, SILENT, IN(3, 1) },
+	{ VU_SET_FEATURES, 0, SILENT, F_ACK },
+	RING_72(2, 0),
+	RING_72(3, 0),
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(2, 1) },
+	{ VU_SET_VRING_ENABLE, 0, SILENT, IN(3, 1) },
 	/* Migration begins: logging on. */
-	{ VU_SET_LOG_BASE, 0, VALUE, 4096, 1 }, { VU_SET_FEATURES, 0, SILENT, F_ACK | VP_BIT(VHOST_F_LOG_ALL) },
+	{ VU_SET_LOG_BASE, 0, VALUE, 4096, 1 },
+	{ VU_SET_FEATURES, 0, SILENT, F_ACK | VP_BIT(VHOST_F_LOG_ALL) },
 };
 
 #define RING_111(q, last) { VU_SET_VRING_NUM, 0, SILENT, IN(q, 256) }, { VU_SET_VRING_BASE, 0, SILENT, IN(q, last) }, \
@@ -80,19 +114,33 @@ static const struct step qemu111[] = {
 };
 
 static const struct step cloud_hypervisor[] = {
-	{ VU_SET_OWNER, 0, SILENT }, { VU_GET_FEATURES, 0, VALUE }, { VU_GET_PROTOCOL_FEATURES, 0, VALUE },
-	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, ALL_PF }, { VU_GET_QUEUE_NUM, NR, VALUE },
-	{ VU_SET_FEATURES, NR, ACK, F_ACK }, { VU_SET_MEM_TABLE, NR, ACK, 2, 2 },
-	{ VU_GET_INFLIGHT_FD, NR, VALUE, 0 }, { VU_SET_INFLIGHT_FD, NR, ACK, 0, 1 },
-	{ VU_SET_VRING_NUM, NR, ACK, IN(0, 256) }, { VU_SET_VRING_ADDR, NR, ACK, 0 }, { VU_SET_VRING_BASE, NR, ACK, IN(0, 0) },
-	{ VU_SET_VRING_CALL, NR, ACK, 0, 1 }, { VU_SET_VRING_KICK, NR, ACK, 0, 1 },
-	{ VU_SET_VRING_NUM, NR, ACK, IN(1, 256) }, { VU_SET_VRING_ADDR, NR, ACK, 1 }, { VU_SET_VRING_BASE, NR, ACK, IN(1, 0) },
-	{ VU_SET_VRING_CALL, NR, ACK, 1, 1 }, { VU_SET_VRING_KICK, NR, ACK, 1, 1 },
+	{ VU_SET_OWNER, 0, SILENT },
+	{ VU_GET_FEATURES, 0, VALUE },
+	{ VU_GET_PROTOCOL_FEATURES, 0, VALUE },
+	{ VU_SET_PROTOCOL_FEATURES, 0, SILENT, ALL_PF },
+	{ VU_GET_QUEUE_NUM, NR, VALUE },
+	{ VU_SET_FEATURES, NR, ACK, F_ACK },
+	{ VU_SET_MEM_TABLE, NR, ACK, 2, 2 },
+	{ VU_GET_INFLIGHT_FD, NR, VALUE, 0 },
+	{ VU_SET_INFLIGHT_FD, NR, ACK, 0, 1 },
+	{ VU_SET_VRING_NUM, NR, ACK, IN(0, 256) },
+	{ VU_SET_VRING_ADDR, NR, ACK, 0 },
+	{ VU_SET_VRING_BASE, NR, ACK, IN(0, 0) },
+	{ VU_SET_VRING_CALL, NR, ACK, 0, 1 },
+	{ VU_SET_VRING_KICK, NR, ACK, 0, 1 },
+	{ VU_SET_VRING_NUM, NR, ACK, IN(1, 256) },
+	{ VU_SET_VRING_ADDR, NR, ACK, 1 },
+	{ VU_SET_VRING_BASE, NR, ACK, IN(1, 0) },
+	{ VU_SET_VRING_CALL, NR, ACK, 1, 1 },
+	{ VU_SET_VRING_KICK, NR, ACK, 1, 1 },
 	{ VU_SET_BACKEND_REQ_FD, NR, ACK, 0, 1 },
-	{ VU_SET_VRING_ENABLE, NR, ACK, IN(0, 1) }, { VU_SET_VRING_ENABLE, NR, ACK, IN(1, 1) },
+	{ VU_SET_VRING_ENABLE, NR, ACK, IN(0, 1) },
+	{ VU_SET_VRING_ENABLE, NR, ACK, IN(1, 1) },
 	{ VU_SET_LOG_BASE, NR, VALUE, 4096, 1 },
-	{ VU_SET_VRING_ENABLE, NR, ACK, IN(0, 0) }, { VU_SET_VRING_ENABLE, NR, ACK, IN(1, 0) },
-	{ VU_GET_VRING_BASE, NR, BASE, 0 }, { VU_GET_VRING_BASE, NR, BASE, 1 },
+	{ VU_SET_VRING_ENABLE, NR, ACK, IN(0, 0) },
+	{ VU_SET_VRING_ENABLE, NR, ACK, IN(1, 0) },
+	{ VU_GET_VRING_BASE, NR, BASE, 0 },
+	{ VU_GET_VRING_BASE, NR, BASE, 1 },
 };
 
 static const struct step dpdk[] = {
@@ -224,8 +272,11 @@ static void test_dpdk(void **state)
 /* The used half of a packed base: given by QEMU, filled in for DPDK. */
 static void test_packed_bases(void **state)
 {
-	static const struct { uint32_t set, is; } t[] = {
-		{ 0x80008000, 0x80008000 }, { 0x8000, 0x80008000 }, { 0, 0 }, { 0x80058007, 0x80058007 }, { 7, 0x70007 },
+	static const struct {
+		uint32_t set, is;
+	} t[] = {
+		{ 0x80008000, 0x80008000 }, { 0x8000, 0x80008000 }, { 0, 0 },
+		{ 0x80058007, 0x80058007 }, { 7, 0x70007 },
 	};
 	struct vhost_vring_addr a = { 0 };
 	unsigned int i;

@@ -215,7 +215,8 @@ static void test_ring_life(void **state)
 static void test_ring_bad(void **state)
 {
 	struct vhost_vring_addr a = { .index = 4 };
-	static const uint32_t by_state[] = { VU_SET_VRING_NUM, VU_SET_VRING_BASE, VU_GET_VRING_BASE, VU_SET_VRING_ENABLE };
+	static const uint32_t by_state[] = { VU_SET_VRING_NUM, VU_SET_VRING_BASE, VU_GET_VRING_BASE,
+					     VU_SET_VRING_ENABLE };
 	static const uint32_t by_fd[] = { VU_SET_VRING_KICK, VU_SET_VRING_CALL, VU_SET_VRING_ERR };
 	static const uint32_t nums[] = { 0, 32769, UINT32_MAX };
 	unsigned int i, before = count_fds();
@@ -444,7 +445,10 @@ static void test_memory(void **state)
 	}
 	assert_int_equal(p.nkept, 509);
 	assert_int_equal(p.nregions, 509);
-	/* One too many, one that is not there, then one removed twice and one added twice (QEMU 7.2 with several queue pairs). */
+	/*
+	 * One too many, one that is not there, then one removed twice and one added twice (QEMU 7.2 with several queue
+	 * pairs).
+	 */
 	r.region.gpa = i * 0x10000;
 	peer_send(&p, VU_ADD_MEM_REG, NR, &r, sizeof(r), 1);
 	assert_int_equal(peer_expect_u64(&p, VU_ADD_MEM_REG), 1);
@@ -567,7 +571,9 @@ static void test_postcopy(void **state)
 
 static void test_iotlb(void **state)
 {
-	struct vhost_iotlb_msg m = { .iova = 0x1000, .size = 0x1000, .uaddr = 0x7000, .perm = 3, .type = VHOST_IOTLB_UPDATE };
+	struct vhost_iotlb_msg m = {
+		.iova = 0x1000, .size = 0x1000, .uaddr = 0x7000, .perm = 3, .type = VHOST_IOTLB_UPDATE
+	};
 	struct peer p;
 
 	peer_up(&p, ALL_F, ALL_PF);
@@ -616,13 +622,22 @@ static void test_flood(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_reply_ack_rule), cmocka_unit_test(test_unknown), cmocka_unit_test(test_features),
-		cmocka_unit_test(test_config_of_session), cmocka_unit_test(test_ring_life),
-		cmocka_unit_test(test_ring_bad), cmocka_unit_test(test_without_protocol_features),
+		cmocka_unit_test(test_reply_ack_rule),
+		cmocka_unit_test(test_unknown),
+		cmocka_unit_test(test_features),
+		cmocka_unit_test(test_config_of_session),
+		cmocka_unit_test(test_ring_life),
+		cmocka_unit_test(test_ring_bad),
+		cmocka_unit_test(test_without_protocol_features),
 		cmocka_unit_test(test_features_enable_rings),
-		cmocka_unit_test(test_packed_base), cmocka_unit_test(test_later_ring), cmocka_unit_test(test_later_rest),
-		cmocka_unit_test(test_memory), cmocka_unit_test(test_config_status_inflight),
-		cmocka_unit_test(test_postcopy), cmocka_unit_test(test_iotlb), cmocka_unit_test(test_flood),
+		cmocka_unit_test(test_packed_base),
+		cmocka_unit_test(test_later_ring),
+		cmocka_unit_test(test_later_rest),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_config_status_inflight),
+		cmocka_unit_test(test_postcopy),
+		cmocka_unit_test(test_iotlb),
+		cmocka_unit_test(test_flood),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

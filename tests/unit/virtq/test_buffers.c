@@ -229,7 +229,8 @@ static void test_buffer_crosses_regions(void **state)
 			assert_int_equal(b->chain[0].nout + b->chain[0].nin, 4);
 			assert_int_equal(w ? b->chain[0].in_len : b->chain[0].out_len, 0x4800);
 			for (i = 0; i < 4; i++)
-				assert_int_equal(b->seg[i].addr, ((uint64_t[]){ 0x1ff800, 0x200000, 0x201000, 0x203000 })[i]);
+				assert_int_equal(b->seg[i].addr,
+						 ((uint64_t[]){ 0x1ff800, 0x200000, 0x201000, 0x203000 })[i]);
 			assert_int_equal(b->chain[1].nout + b->chain[1].nin, 2);
 			assert_int_equal(b->chain[2].nout + b->chain[2].nin, 1);
 			stop();
@@ -291,7 +292,10 @@ static void test_read_only_region(void **state)
 	}
 }
 
-/* Each field is used as it was when it was loaded: fetching again after the driver's change is safe and sees the change. */
+/*
+ * Each field is used as it was when it was loaded: fetching again after the driver's change is safe and sees the
+ * change.
+ */
 static void test_peek_again(void **state)
 {
 	unsigned f;

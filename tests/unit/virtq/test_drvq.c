@@ -501,9 +501,15 @@ static void test_our_fields_are_not_read_back(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sizes), cmocka_unit_test(test_laps), cmocka_unit_test(test_runs), cmocka_unit_test(test_notifications),
-		cmocka_unit_test(test_in_order_batches), cmocka_unit_test(test_bad_ids), cmocka_unit_test(test_bad_index),
-		cmocka_unit_test(test_same_id_twice), cmocka_unit_test(test_lengths_are_cut),
+		cmocka_unit_test(test_sizes),
+		cmocka_unit_test(test_laps),
+		cmocka_unit_test(test_runs),
+		cmocka_unit_test(test_notifications),
+		cmocka_unit_test(test_in_order_batches),
+		cmocka_unit_test(test_bad_ids),
+		cmocka_unit_test(test_bad_index),
+		cmocka_unit_test(test_same_id_twice),
+		cmocka_unit_test(test_lengths_are_cut),
 		cmocka_unit_test(test_our_fields_are_not_read_back),
 	};
 

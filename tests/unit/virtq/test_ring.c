@@ -138,7 +138,9 @@ static void test_ring_unmapped_and_wrapping(void **state)
 static void test_ring_straddles_regions(void **state)
 {
 	/* neighbours in guest addresses only, then neighbours nowhere */
-	struct drv_region r[] = { { 0, 0x100000, 0 }, { 0x100000, 0x100000, 0x800000 }, { 0x300000, 0x1000, 0x300000 } };
+	struct drv_region r[] = { { 0, 0x100000, 0 },
+				  { 0x100000, 0x100000, 0x800000 },
+				  { 0x300000, 0x1000, 0x300000 } };
 	struct drv_mem m;
 	unsigned f;
 
@@ -549,7 +551,8 @@ static void test_iommu(void **state)
 		io.miss = 0x1000;
 		assert_int_equal(vp_vq_start(&vq, &c, NULL), -EAGAIN);
 		io.miss = 0x400000; /* the second half of `late` */
-		assert_int_equal(vp_vq_start(&vq, &c, NULL), 0); /* an area over several pages, neighbours in the host */
+		/* an area over several pages, neighbours in the host */
+		assert_int_equal(vp_vq_start(&vq, &c, NULL), 0);
 		drv_add(&d, &good, 1, 0);
 		drv_add(&d, &late, 1, 0);
 		drv_add(&d, &good, 1, 0);
