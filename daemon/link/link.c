@@ -213,6 +213,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	free(l->brief);
 	free(l->labels);
 	free(l->info);
+	free(l->given);
 	free(l);
 }
 
@@ -305,12 +306,18 @@ static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_repor
 {
 	struct vp_conf_link conf = l->conf;
 	struct vp_err e = { 0 };
+	char *given = l->given;
 
 	conf.start_down = !l->up;
+	l->given = NULL;
 	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
 	vp_link_remove(ls, l);
-	if (vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e))
-		vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+	if (!vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e)) {
+		vp_link_find(ls, conf.name)->given = given;
+		return;
+	}
+	free(given);
+	vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
 }
 
 /* Those that c allows, but in another mode than they run in. */
