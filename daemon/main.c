@@ -338,6 +338,8 @@ int main(int argc, char **argv)
 	vp_log_sink_start(d.opt.log_level);
 
 	r = vp_isolate_process(&e);
+	if (!r && d.opt.take_over >= 0)
+		vp_takeover_prepare();
 	if (!r)
 		r = load_config(&d, &e);
 	/* It is to have all that we were started with. */

@@ -2,9 +2,11 @@
 #include "handover/takeover.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -21,6 +23,7 @@
 #define PIECE_FDS  VP_SEND_FDS_MAX
 #define BYTES_MAX  (1u << 30)
 #define FDS_MAX    (1u << 20)
+#define ROOM_FDS   65536u
 #define HELLO_MS   60000
 #define RECORD_MS  30000
 
@@ -219,6 +222,16 @@ void vp_takeover_point(void)
 {
 	if (exit_at && ++points == exit_at)
 		_exit(99);
+}
+
+void vp_takeover_prepare(void)
+{
+	struct rlimit rl;
+	int fd = -1;
+
+	if (!getrlimit(RLIMIT_NOFILE, &rl) && rl.rlim_cur > 64)
+		fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, (int)VP_MIN(rl.rlim_cur, (rlim_t)ROOM_FDS) - 1);
+	vp_close(&fd);
 }
 
 static int check_peer(int sock, struct vp_err *e)

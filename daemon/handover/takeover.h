@@ -41,6 +41,11 @@ int64_t vp_takeover_ms(void);
 
 /* ---- the successor */
 
+/*
+ * While this is the only thread: make room for all fds that may come. The kernel waits for a grace period of its own,
+ * up to 20 ms, each time when the table of a process with several threads has to grow.
+ */
+void vp_takeover_prepare(void);
 /* Say HELLO, and wait for the whole record. fds and *bytes are the caller's. */
 int vp_takeover_receive(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e);
 /* Say DONE. 0: we are the daemon now. -ECANCELED: the other one goes on. It has gone: 0. */

@@ -104,6 +104,9 @@ void vp_links_free(struct vp_links *ls);  /* removes them all */
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e);
 /* The sections and keys of a .link file, as JSON, into l. */
 int vp_link_config_read(struct vp_conf_link *l, json_t *config, struct vp_err *e);
+/* One that another daemon had added with that decision: neither held against others, nor told to anybody. */
+int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+			const struct vp_policy_decision *dec, struct vp_err *e);
 void vp_link_remove(struct vp_links *ls, struct vp_link *l);
 struct vp_link *vp_link_find(struct vp_links *ls, const char *name);
 void vp_link_set_up(struct vp_link *l, bool up);

@@ -201,7 +201,7 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	probe.conf.start_down = !s.up;
 	r = adopt_sockets(d, name, &impl, &why);
 	if (!r)
-		r = vp_link_add(ls, &probe.conf, probe.origin, &why);
+		r = vp_link_start_again(ls, &probe.conf, probe.origin, &probe.decision, &why);
 	if (r) {
 		free(probe.given);
 		return vp_err_set(e, r, "link %s: %.200s", name, why.msg);

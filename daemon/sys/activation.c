@@ -8,7 +8,8 @@
 
 int vp_activation_take_ours(struct vp_activation *a, const char *name, bool *ours)
 {
-	for (unsigned i = 0; i < a->n; i++)
+	/* From the end: an upgrade adds a link's sockets just before the link asks for them, among thousands. */
+	for (unsigned i = a->n; i-- > 0;)
 		if (a->s[i].fd >= 0 && !strcmp(a->s[i].name, name)) {
 			int fd = a->s[i].fd;
 
