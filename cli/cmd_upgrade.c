@@ -59,8 +59,9 @@ static int run(struct cli *c, int argc, char **argv)
 	if (c->json)
 		cli_print_json(result);
 	else
-		printf("version %s, pid %lld, %lld links, traffic stood still for %.1f ms\n", cli_str(result, "version"),
-		       cli_int(result, "pid"), cli_int(result, "links"), (double)cli_int(result, "stall_us") / 1000);
+		printf("version %s, pid %lld, %lld links, traffic stood still for %.1f ms\n",
+		       cli_str(result, "version"), cli_int(result, "pid"), cli_int(result, "links"),
+		       (double)cli_int(result, "stall_us") / 1000);
 	json_decref(result);
 	return 0;
 }

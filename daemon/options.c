@@ -124,7 +124,7 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 			r = log_level(o, optarg);
 			break;
 		case OPT_TAKE_OVER:
-			/* Of the starter only (handover/starter.h); a command line that came that way may be used again. */
+			/* Of the starter only (handover/starter.h). */
 			o->take_over = atoi(optarg);
 			if (o->take_over < 3)
 				return bad("--take-over", optarg, "give the number of an open file descriptor");

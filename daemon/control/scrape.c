@@ -306,8 +306,8 @@ int vp_scrapes_record_socket(struct vp_daemon *d, const struct vp_rec_in *in, st
 		return vp_err_set(e, r, "the record of the metrics' socket is malformed");
 	if (strcmp(path, d->conf->daemon.metrics_socket))
 		return vp_err_set(e, -EINVAL,
-				  "the socket of the metrics is %.80s, and %.80s by the files: that changes by a restart "
-				  "only",
+				  "the socket of the metrics is %.80s, and %.80s by the files: that changes by a "
+				  "restart only",
 				  path, d->conf->daemon.metrics_socket);
 	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &fd, e);
 	if (!r && fd < 0)

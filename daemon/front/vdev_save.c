@@ -60,7 +60,8 @@ static void save_ring(const struct vp_vdev_ring *v, struct vp_rec *r)
 		.flags = (set_up ? R_SET_UP : 0) | (v->enabled ? R_ENABLED : 0) |
 			 (vq->avail_wrap ? R_AVAIL_WRAP : 0) | (vq->used_wrap ? R_USED_WRAP : 0) |
 			 (v->wait ? R_WAITS : 0),
-		.broken = set_up ? vq->broken : 0, .starts = v->starts, .last_avail = vq->last_avail, .used_idx = vq->used_idx,
+		.broken = set_up ? vq->broken : 0, .starts = v->starts,
+		.last_avail = vq->last_avail, .used_idx = vq->used_idx,
 		.own_due = v->rq.own.due, .bytes_due = v->rq.bytes.due,
 	};
 

@@ -66,8 +66,8 @@ static int check_file(const char *path, struct vp_err *e)
 
 	if (!on_list(path))
 		return vp_err_set(e, -EACCES,
-				  "%.80s may not be started: it is neither %.60s nor named in UpgradeBinaries= when the "
-				  "daemon started",
+				  "%.80s may not be started: it is neither %.60s nor named in UpgradeBinaries= when "
+				  "the daemon started",
 				  path, own);
 	if (stat(path, &st))
 		return vp_err_set(e, -errno, "%.150s: %s", path, strerror(errno));

@@ -283,7 +283,8 @@ int vp_takeover_receive(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds 
 		if (r == -EAGAIN)
 			r = vp_err_set(e, -ETIMEDOUT, "the daemon before has not sent its records in time");
 		else if (r == -EPIPE || (!r && p.h.type == ABORT))
-			r = vp_err_set(e, -ECANCELED, "the daemon before goes on, or ended before its records were whole");
+			r = vp_err_set(e, -ECANCELED,
+				       "the daemon before goes on, or ended before its records were whole");
 		else if (r)
 			vp_err_set(e, r, "the daemon before sends what makes no sense");
 		else if (p.h.type == END) {
