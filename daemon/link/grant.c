@@ -140,8 +140,8 @@ static int by_addr(const void *a, const void *b)
 	return x->addr < y->addr ? -1 : x->addr > y->addr;
 }
 
-/* Those that overlap become one. Neighbours stay apart: each goes when its own ring stops. */
-static unsigned merged(struct vp_port_region *r, unsigned n)
+/* Those that overlap become one; neighbours, where they go together. */
+static unsigned merged(struct vp_port_region *r, unsigned n, bool neighbours)
 {
 	unsigned m = 0;
 
@@ -149,12 +149,22 @@ static unsigned merged(struct vp_port_region *r, unsigned n)
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t end = r[i].addr + r[i].size;
 
-		if (m && r[i].addr < r[m - 1].addr + r[m - 1].size)
+		if (m && r[i].addr < r[m - 1].addr + r[m - 1].size + neighbours)
 			r[m - 1].size = VP_MAX(end, r[m - 1].addr + r[m - 1].size) - r[m - 1].addr;
 		else
 			r[m++] = r[i];
 	}
 	return m;
+}
+
+static unsigned ring_regions(struct vp_grants *g, const struct vp_virtq *vq, struct vp_port_region *r)
+{
+	unsigned n = 0;
+
+	add(g, r, &n, vq->desc_addr, vq->desc_addr + vp_vq_desc_bytes(vq->size));
+	add(g, r, &n, vq->driver_addr, vq->driver_addr + vp_vq_driver_bytes(vq->size, vq->packed));
+	add(g, r, &n, vq->device_addr, vq->device_addr + vp_vq_device_bytes(vq->size, vq->packed));
+	return merged(r, n, true);
 }
 
 static unsigned regions(struct vp_grants *g, struct vp_port_region *r)
@@ -165,16 +175,11 @@ static unsigned regions(struct vp_grants *g, struct vp_port_region *r)
 	if (!g->size || !table(g))
 		return 0;
 	add(g, r, &n, g->addr, g->addr + g->size);
-	for (unsigned i = 0; i < pl->n; i++) {
-		const struct vp_virtq *vq = &vp_vdev_ring(pl->slot.v, i)->rq.vq;
-
-		if (!ring_counts(pl, i))
-			continue;
-		add(g, r, &n, vq->desc_addr, vq->desc_addr + vp_vq_desc_bytes(vq->size));
-		add(g, r, &n, vq->driver_addr, vq->driver_addr + vp_vq_driver_bytes(vq->size, vq->packed));
-		add(g, r, &n, vq->device_addr, vq->device_addr + vp_vq_device_bytes(vq->size, vq->packed));
-	}
-	return merged(r, n);
+	/* Neighbours among these stay apart: each goes when its own ring stops. */
+	for (unsigned i = 0; i < pl->n; i++)
+		if (ring_counts(pl, i))
+			n += ring_regions(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq, r + n);
+	return merged(r, n, false);
 }
 
 static bool same(const struct vp_grants *g, const struct vp_port_region *r, unsigned n)
@@ -318,6 +323,17 @@ int vp_grants_leave(struct vp_grants *g, unsigned i, const struct vp_port_region
 	return VP_LATER;
 }
 
+/* A queue that waited has its windows. */
+static bool may_go_on(const struct vp_grants *g)
+{
+	struct vp_plink *pl = g->pl;
+
+	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
+		if (ring_counts(pl, i) && !pl->q[i].handed && ring_shown(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq))
+			return true;
+	return false;
+}
+
 void vp_grants_tidy(struct vp_grants *g)
 {
 	struct vp_plink *pl = g->pl;
@@ -331,7 +347,7 @@ void vp_grants_tidy(struct vp_grants *g)
 	for (unsigned i = 0; !leaving && pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (pl->q[i].gone && pl->q[i].stop_owed)
 			vp_plink_answer_stop(pl, i);
-	if (g->waits && pl->slot.v && !pl->closing) {
+	if (g->waits && may_go_on(g)) {
 		g->waits = false;
 		vp_plink_update(pl);
 	}
