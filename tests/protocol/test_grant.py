@@ -7,6 +7,7 @@ import struct
 import pytest
 
 import portclient as pc
+import viommu
 import vu
 from conftest import ControlError
 from portlab import started
@@ -227,6 +228,32 @@ def test_vmm_that_does_not_let_a_window_go(shmem):
             assert shmem.grant()["state"] == "stuck"
             assert not select.select([nic.sock], [], [], 0)[0]
         assert struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE))[0] == 1, "its VMM has gone, and the window with it"
+
+
+def test_front_end_goes_while_it_waits(lab):
+    """It has asked for a ring's index, and leaves before the windows have gone: its successor is served like any other."""
+    with lab.port() as p, lab.channel() as ch:
+        p.attach()
+        for _ in range(3):
+            with lab.nic() as nic:
+                assert ch.readline() == "grant?\n"
+                p.wait(lambda s: s.reason == GRANT)
+                lab.give(nic)
+                s = started(p)
+                nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
+                answer_stop(p, 1, 0)
+            s = p.wait(lambda s: s.reason == pc.NO_DRIVER)
+            assert p.command(pc.SYNC, s.regions_generation) == pc.OK
+            p.wait(lambda s: not shown(p))
+        assert lab.grant()["state"] == "none"
+
+
+def test_driver_vm_with_a_viommu(lab):
+    with viommu.Nic(lab.d.sock("ab", "driver"), vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)) as nic:
+        lab.d.wait(lambda: nic.serve() or lab.d.show("ab")["sides"]["driver"]["queues"][0]["state"] == "running")
+        with pytest.raises(ControlError, match="use Grant=viommu"):
+            lab.d.call("link.grant", name="ab", address=nic.mem.gpa, size=4096)
+        assert "use Grant=viommu" in lab.grant()["message"]
 
 
 def test_ranges_that_are_none(lab):
