@@ -14,6 +14,7 @@
 #include "conf/types.h"
 #include "device/device.h"
 #include "front/vdev.h"
+#include "link/capture.h"
 #include "sys/log_sink.h"
 
 struct vp_links {
@@ -206,6 +207,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));

@@ -21,7 +21,9 @@ struct vp_links;
 /* What a link's status may be, and its word. */
 enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN, VP_LINK_BROKEN, VP_LINK_STATES };
 
+struct vp_capture;
 struct vp_queue_stats;
+struct vp_tap;
 struct vp_vdev;
 
 enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
@@ -70,6 +72,8 @@ struct vp_link {
 	char                      *info;
 	/* nobody has ever sent anything here: no counters to write, in this scrape */
 	bool                       silent;
+	struct vp_capture         *captures;    /* capture.h */
+	struct vp_tap             *taps;        /* theirs, read by data threads */
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;
