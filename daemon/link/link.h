@@ -28,6 +28,10 @@ struct vp_vdev;
 
 enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
 
+struct vp_link_reported {
+	uint64_t packets, bytes, dropped;
+};
+
 /* What a mode implements. Each is called with the link's own data in l->impl. */
 struct vp_link_ops {
 	/* Make l->impl, open the sockets. Errors have a message; nothing is left behind. */
@@ -45,6 +49,11 @@ struct vp_link_ops {
 	json_t *(*sides)(const struct vp_link *l, bool counters);
 	/* What this side's VM has sent so far. False: nobody here sees it. */
 	bool (*sent)(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
+	/*
+	 * ? What the device VM says this side's VM has sent so far, where nobody here sees it: packets, bytes and, by
+	 * no reason of ours, dropped ones. False: it has said nothing.
+	 */
+	bool (*reported)(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
 	/* Its device while a front-end is connected, else NULL. */
 	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
