@@ -194,18 +194,19 @@ def test_files(lab, each, mode):
         d.sh('head -c 3000000 /dev/urandom >/tmp/big && dd if=/tmp/big of=/mnt/big bs=1M 2>/dev/null && sync && cmp /tmp/big /mnt/big', 120)
         assert d.sh('mkdir /mnt/ops && fsops ops /mnt/ops', 120).strip() == 'right'
         v.note('%d files in and out, mappings, locks, names, through %s' % (10 * each, mode))
-        # The back-end is killed and comes back: what was open ends with an error, in copy mode also what was under way. In fast mode nobody
-        # but it knew what that was, so nothing is. A new mount has it all.
+        # The back-end is killed and comes back: what was open, and what was under way, ends with an error. A new mount has it all.
         job = d.spawn('fsops hold /mnt/big >/run/hold 2>&1; cat /run/hold', 240)
         d.until('grep -q open /run/hold', 20)
-        if mode == 'fast':
-            d.sh('killall -STOP fsops; sleep 1')
+        k.device.sh('kill -STOP $(cat /run/backend.pid)')
+        writers = [d.spawn('dd if=/tmp/big of=/mnt/w%d bs=64k oflag=direct' % n, 240) for n in range(3)]
+        d.until('[ $(grep -l request_wait_answer /proc/[0-9]*/wchan | wc -l) = 4 ]', 30, 'cat /proc/[0-9]*/wchan')
         k.kill_backend()
         k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
         k.start_backend()
-        if mode == 'fast':
-            d.sh('killall -CONT fsops')
-        assert 'ended: ' in job.result(240)
+        assert 'ended: Input/output error' in job.result(240)
+        for w in writers:
+            assert 'Input/output error' in w.result(240, check=False) and w.status
+        assert k.status()['sides']['device']['requests_failed'] == 4
         d.sh('umount -l /mnt; mount -t virtiofs home /mnt', 120)
         assert d.sh('cmp /tmp/big /mnt/big && cd /mnt/t && ' + total, 300) == want
     except v.VMError as e:
