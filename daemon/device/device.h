@@ -25,8 +25,8 @@ enum vp_device_use {
 };
 
 /*
- * Fast mode: what becomes of requests that a back-end which has gone may have taken, when it kept no account of them but
- * the ring tells which they are (engine/leftover.h).
+ * Fast mode: what becomes of requests that a back-end which has gone may have taken, when it kept no account of them
+ * but the ring tells which they are (engine/leftover.h).
  */
 enum vp_device_left {
 	VP_LEFT_BREAKS, /* nobody knows what was done of them, or how to say that they failed: the queue breaks */

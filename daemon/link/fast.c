@@ -155,8 +155,8 @@ static void lost(struct vp_plink *pl, unsigned i, const char *how)
 }
 
 /*
- * Its back-end has gone without a word, the guest has let go of the ring, and requests were open. Those that it may have
- * taken end as their type wants it, if the ring tells which they are.
+ * Its back-end has gone without a word, the guest has let go of the ring, and requests were open. Those that it may
+ * have taken end as their type wants it, if the ring tells which they are.
  */
 static void deal_with_left(struct vp_plink *pl, unsigned i)
 {

@@ -30,7 +30,7 @@ int vp_leftover_count(const struct vp_virtq *vq)
 
 uint32_t vp_fuse_fail(struct vp_virtq *vq, uint64_t ask, uint32_t ask_len, uint64_t answer, uint32_t answer_len)
 {
-	/* struct fuse_out_header: length, error, and the request's own number, which is in its struct fuse_in_header. */
+	/* struct fuse_out_header: length, error, and the request's number, which is in its struct fuse_in_header. */
 	uint8_t h[16] = { sizeof(h), 0, 0, 0, (uint8_t)-EIO, 0xff, 0xff, 0xff };
 
 	if (ask_len < 16 || answer_len < sizeof(h) || vp_xlate_copy_in(&vq->xl, h + 8, ask + 8, 8) ||

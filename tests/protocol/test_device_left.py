@@ -176,5 +176,5 @@ def test_vsock_goes_on_where_the_last_one_stood(make):
                 bufs, head = p.take(rx, rx.base)
                 assert bufs[0][0] & 0xffffffff == room[n]
                 p.give_back(rx, rx.base, head, 44)
-        d.stays(lambda: d.show("ab")["status"] == "partial", 0.2)
+        d.wait(lambda: d.show("ab")["status"] == "partial")
         assert [f.rings[0].get()[0] for _ in range(2)] == room[:2]
