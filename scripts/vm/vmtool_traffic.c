@@ -224,7 +224,14 @@ int utx(const char *host, int port, unsigned long count, size_t size, double pps
 	return 0;
 }
 
-/* Ends after @count datagrams or @secs seconds. */
+static volatile sig_atomic_t over;
+
+static void on_int(int sig)
+{
+	over = sig;
+}
+
+/* Ends after @count datagrams or @secs seconds, or at SIGINT. */
 int urx(int port, unsigned long count, double secs)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
@@ -237,7 +244,8 @@ int urx(int port, unsigned long count, double secs)
 	setsockopt(s, SOL_SOCKET, SO_RCVBUFFORCE, &big, sizeof(big));
 	if (bind(s, (void *)&a, sizeof(a)) < 0)
 		return die("bind");
-	while (got < count && now() < end) {
+	signal(SIGINT, on_int);
+	while (got < count && now() < end && !over) {
 		struct pollfd pf = { .fd = s, .events = POLLIN };
 		uint32_t seq, c;
 		ssize_t r;
