@@ -566,9 +566,10 @@ class VM:
 
     # -- migration
 
-    def migrate(self, to, timeout=60):
+    def migrate(self, to, timeout=60, mib_per_s=64):
         """Move the guest to @to, a VM that was started with @incoming and has the same devices. Its running commands
         go on there. Returns query-migrate's answer; this VM has ended."""
+        self.qmp('migrate-set-parameters', max_bandwidth=mib_per_s << 20)
         while not os.path.exists(to.incoming):
             if not to.alive():
                 raise VMError('%s: QEMU ended (status %s)\n%s' % (to.name, to.proc and to.proc.returncode, to.tail()))
