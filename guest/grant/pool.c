@@ -14,7 +14,7 @@
 #define RECORD_MAX    8192   /* the kernel makes none that is longer */
 #define CMDLINE_MAX   4096
 #define PREFIX        "software IO TLB: "
-#define MAXMEM        "start its QEMU with -m SIZE,slots=1,maxmem=4G"
+#define MAXMEM        "start QEMU with -m SIZE,slots=1,maxmem=4G"
 
 const struct pool_places pool_this_vm = {
 	.cmdline = "/proc/cmdline",
@@ -110,7 +110,7 @@ static void __attribute__((format(printf, 2, 3))) because(struct pool *p, const 
 
 static bool bounces(const char *path, struct pool *p)
 {
-	char text[CMDLINE_MAX] = "", given[64];
+	char text[CMDLINE_MAX] = "", given[40];
 	FILE *f = fopen(path, "re");
 	size_t n = 0;
 
@@ -124,10 +124,9 @@ static bool bounces(const char *path, struct pool *p)
 	else if (pool_forced(text, given, sizeof(given)))
 		return true;
 	else if (given[0])
-		because(p, "the driver VM's kernel takes no pool from swiotlb=%s; boot it with swiotlb=force, or swiotlb=SLOTS,force",
-			given);
+		because(p, "its kernel understands no swiotlb=%s; boot it with swiotlb=force, or swiotlb=SLOTS,force", given);
 	else
-		because(p, "the driver VM's kernel bounces nothing; boot it with swiotlb=force");
+		because(p, "its kernel bounces nothing; boot it with swiotlb=force");
 	return false;
 }
 
@@ -182,9 +181,10 @@ static void read_journal(const char *command, struct pool_log *l)
 static void judge(const struct pool_log *l, const char *source, struct pool *p)
 {
 	if (l->given_up) {
-		because(p, "the driver VM's kernel gave its pool up, because an IOMMU translates for its devices; Grant=viommu is for such a VM");
+		because(p, "its kernel gave the pool up, because an IOMMU translates for its devices; Grant=viommu is for that");
 	} else if (l->end <= l->start || l->start % PAGE || l->end % PAGE) {
-		because(p, "the driver VM's kernel tells of a pool from 0x%" PRIx64 " to 0x%" PRIx64 ", which is not whole pages", l->start, l->end);
+		because(p, "its kernel tells of a pool from 0x%" PRIx64 " to 0x%" PRIx64 ", which is not whole pages", l->start,
+			l->end);
 	} else {
 		p->found = true;
 		p->address = l->start;
@@ -211,9 +211,9 @@ void pool_find(const struct pool_places *where, struct pool *p)
 	if (kept.told || kept.given_up)
 		judge(&kept, "the journal of this boot", p);
 	else if (err)
-		because(p, "vhost-pci-grant cannot read the driver VM's kernel log (%s: %s); run it as root", where->kmsg, strerror(-err));
+		because(p, "vhost-pci-grant cannot read the kernel's log (%s: %s); run it as root", where->kmsg, strerror(-err));
 	else if (log.cut)
-		because(p, "the driver VM's kernel log lost its first lines, where the pool was told; boot it with log_buf_len=4M, and " MAXMEM);
+		because(p, "its kernel's log has lost the lines that told the pool; boot it with log_buf_len=4M, and " MAXMEM);
 	else
-		because(p, "the driver VM's kernel does not say where its pool is, as no RAM of it can lie above 4 GiB; " MAXMEM);
+		because(p, "its kernel does not say where the pool is, as no RAM of it can lie above 4 GiB; " MAXMEM);
 }

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define POOL_TEXT_MAX 240   /* with the 0; a line of the channel has 256 bytes */
+#define POOL_TEXT_MAX 171   /* with the 0; the daemon keeps no more of it */
 
 struct pool {
 	bool        found;

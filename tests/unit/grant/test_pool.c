@@ -150,6 +150,8 @@ static void find(const char *record, const char *journal, struct pool *p)
 	fputs(record, f);
 	fclose(f);
 	pool_find(&where, p);
+	/* Whole: nothing was cut off. */
+	assert_in_range(strlen(p->why), 0, POOL_TEXT_MAX - 2);
 	unlink(kmsg);
 }
 
