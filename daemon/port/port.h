@@ -134,6 +134,14 @@ struct vp_port_ops {
 	 * VHP_ST_PROFILE. Without it BACKEND is answered with OK.
 	 */
 	uint32_t (*backend)(void *ctx, const struct vp_port_backend *b, uint64_t *missing);
+	/*
+	 * Where vp_port_set_maps() was told so. The guest needs [addr, addr + size), of VHP_MAP_MAX bytes at most; the
+	 * link is up. VHP_ST_OK, with *covered when regions have it, else a change follows; VHP_ST_REFUSED;
+	 * VHP_ST_LIMIT, and a change follows.
+	 */
+	uint32_t (*map)(void *ctx, uint64_t addr, uint64_t size, bool *covered);
+	/* ? The guest does not need it any more. */
+	void (*unmap)(void *ctx, uint64_t addr, uint64_t size);
 	/* The link went down; each run has been reported by queue_stopped before. */
 	void (*down)(void *ctx);
 	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
@@ -206,6 +214,9 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
 /* The attached data path keeps the account of open requests, and has been given the place for it. */
 bool vp_port_keeps_account(const struct vp_port *p);
+
+/* Its guest may ask for memory that no region has (ops->map). */
+void vp_port_set_maps(struct vp_port *p, bool on);
 
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);

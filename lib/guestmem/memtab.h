@@ -94,6 +94,15 @@ struct vp_xlate {
 	const struct vp_memtab *tab;
 	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
 	uint32_t                generation; /* of the iommu, that hot[] belongs to */
+	/*
+	 * No iommu, and the table grows by what is asked for: what it has not is not -EFAULT but -EAGAIN, as a vIOMMU's
+	 * miss is, and is noted here. size 0 = nothing was missed.
+	 */
+	bool                    grows;
+	struct vp_miss {
+		uint64_t       addr, size;
+		enum vp_access acc;
+	} miss;
 };
 
 /* Use tab (and iommu, or NULL) from now on; forgets cached windows. Not owned. */
