@@ -34,7 +34,7 @@ struct cli_command {
 
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
-	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_generate, cmd_metrics, cmd_doctor,
+	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_grant, cmd_generate, cmd_metrics, cmd_doctor,
 	cmd_log_level;
 
 /*

@@ -17,6 +17,7 @@
 #include "conf/types.h"
 #include "device/device.h"
 #include "handover/guard.h"
+#include "link/grant.h"
 #include "link/link.h"
 #include "sandbox/isolate.h"
 #include "control/reload.h"
@@ -31,6 +32,8 @@ struct call {
 	const char       *name;    /* params.name when the method takes a link */
 	struct vp_link   *link;    /* found for methods with WANT_LINK */
 	bool              forget;  /* params.forget of link.profile */
+	bool              drop;    /* params.drop of link.grant */
+	uint64_t          address, size;  /* of link.grant; size 0 = left out */
 	const char       *level;   /* params.level of daemon.log-level, NULL = left out */
 	struct vp_text   *text;    /* for an answer that is written, not built */
 };
@@ -296,6 +299,28 @@ static int do_link_profile(struct call *c, json_t **result, struct vp_err *e)
 	return 0;
 }
 
+/* What the driver VM of a link grants; grant it in its name, or drop it. */
+static int do_link_grant(struct call *c, json_t **result, struct vp_err *e)
+{
+	struct vp_grants *g = c->link->ops->grants ? c->link->ops->grants(c->link) : NULL;
+	int r = 0;
+
+	if (!g)
+		return vp_err_set(e, -EINVAL, "link %s is in mode %s; grants are for Mode=grant", c->link->conf.name,
+				  vp_mode_name(c->link->decision.mode));
+	if (c->drop && c->size)
+		return vp_err_set(e, -EINVAL, "link.grant: drop, or address and size, not both");
+	if (c->size)
+		r = vp_grants_give(g, c->address, c->size, "the administrator", e);
+	if (c->drop)
+		vp_grants_drop(g, "the administrator");
+	if (c->drop || c->size)
+		vp_audit_action(c->d, c->drop ? "link.grant.drop" : "link.grant", c->link->conf.name, r, e);
+	if (!r)
+		*result = vp_grants_json(g);
+	return r;
+}
+
 /* Every rule's say, with the lines that set what it looked at. *refused: the first that does not allow it (static). */
 static json_t *explain(struct vp_daemon *d, const struct vp_conf_link *conf, const struct vp_policy_step **refused)
 {
@@ -384,6 +409,7 @@ static const struct method {
 	{ "link.up", do_link_up, WANT_LINK },
 	{ "link.down", do_link_down, WANT_LINK },
 	{ "link.profile", do_link_profile, WANT_LINK },
+	{ "link.grant", do_link_grant, WANT_LINK },
 	{ "policy.explain", do_policy_explain, WANT_NAME, MAY_CONFIG },
 	{ "events.subscribe", do_subscribe },
 };
@@ -402,6 +428,14 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			c->forget = json_is_true(v);
 			if (!json_is_boolean(v))
 				return vp_err_set(e, -EINVAL, "%s: forget must be true or false", m->name);
+		} else if (!strcmp(k, "drop") && m->fn == do_link_grant) {
+			c->drop = json_is_true(v);
+			if (!json_is_boolean(v))
+				return vp_err_set(e, -EINVAL, "%s: drop must be true or false", m->name);
+		} else if ((!strcmp(k, "address") || !strcmp(k, "size")) && m->fn == do_link_grant) {
+			*(*k == 'a' ? &c->address : &c->size) = (uint64_t)json_integer_value(v);
+			if (!json_is_integer(v) || json_integer_value(v) < (*k == 's'))
+				return vp_err_set(e, -EINVAL, "%s: %s must be a number of bytes", m->name, k);
 		} else if (!strcmp(k, "level") && m->fn == do_log_level) {
 			c->level = json_string_value(v);
 			if (!c->level)
@@ -416,6 +450,8 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 	}
 	if (!c->name && (m->takes_name == WANT_NAME || m->takes_name == WANT_LINK))
 		return vp_err_set(e, -EINVAL, "%s needs the parameter name", m->name);
+	if (m->fn == do_link_grant && !json_object_get(c->params, "address") != !json_object_get(c->params, "size"))
+		return vp_err_set(e, -EINVAL, "%s: address and size go together", m->name);
 	if (!config && m->takes_config == WANT_CONFIG)
 		return vp_err_set(e, -EINVAL, "%s needs the parameter config", m->name);
 	if (m->takes_name == WANT_LINK) {

@@ -26,6 +26,7 @@ static const struct vp_link_ops *const mode_ops[VP_MODE_COUNT] = {
 	[VP_MODE_RELAY] = &vp_link_relay_ops,
 	[VP_MODE_FAST] = &vp_link_fast_ops,
 	[VP_MODE_COPY] = &vp_link_copy_ops,
+	[VP_MODE_GRANT] = &vp_link_grant_ops,
 };
 
 static struct vp_links *all_links;

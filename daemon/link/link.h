@@ -21,6 +21,7 @@ struct vp_links;
 /* What a link's status may be, and its word. */
 enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN, VP_LINK_BROKEN, VP_LINK_STATES };
 
+struct vp_grants;
 struct vp_queue_stats;
 struct vp_vdev;
 
@@ -45,6 +46,8 @@ struct vp_link_ops {
 	bool (*sent)(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
 	/* Its device while a front-end is connected, else NULL. */
 	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
+	/* ? What its driver VM grants (grant.h); NULL = it is not of grant mode. */
+	struct vp_grants *(*grants)(const struct vp_link *l);
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 };
@@ -75,6 +78,7 @@ struct vp_link {
 extern const struct vp_link_ops vp_link_relay_ops;
 extern const struct vp_link_ops vp_link_fast_ops;
 extern const struct vp_link_ops vp_link_copy_ops;
+extern const struct vp_link_ops vp_link_grant_ops;
 
 /*
  * As vp_vdev_backend_cfg(), with what depends on other links: a VM that has a port as well gets its memory table

@@ -53,6 +53,12 @@ static const char *attachment_name(unsigned a)
 
 static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *c, unsigned mode)
 {
+	if (mode == VP_MODE_GRANT) {
+		json_object_set_new(driver, "Grant", json_string(vp_grant_name(c->grant)));
+		set_text(driver, "GrantSocket", c->grant_socket);
+		if (c->grant_size)
+			set_size(driver, "GrantSize", c->grant_size);
+	}
 	set_text(driver, "QMP", c->driver_qmp);
 	set_text(driver, "NIC", c->nic);
 	json_object_set_new(device, "Attachment", json_string(attachment_name(c->attachment)));
