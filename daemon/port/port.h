@@ -205,9 +205,12 @@ struct vp_port_region {
 	uint32_t flags;               /* VHP_REGION_* */
 	/*
 	 * A window of its own has just these bytes. When it is added while the link is up, the link stays up, and the
-	 * region is not shown before its window is there (vp_port_shows()).
+	 * region is not shown before its window is there (vp_port_shows()). late: that goes for a window that is
+	 * replaced, too. win_size: the window is [win_offset, win_offset + win_size) of the file, which the region lies
+	 * in; 0 = it is the region. Until that one is there, a window that is a part of it and has the region will do.
 	 */
-	bool     own;
+	bool     own, late;
+	uint64_t win_offset, win_size;
 };
 /*
  * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
@@ -228,6 +231,8 @@ bool vp_port_keeps_account(const struct vp_port *p);
 
 /* Its guest may ask for memory that no region has (ops->map). */
 void vp_port_set_maps(struct vp_port *p, bool on);
+/* What it asked for has its answer, by regions or (MAP again) by VHP_ST_REFUSED. */
+void vp_port_maps_changed(struct vp_port *p);
 
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);

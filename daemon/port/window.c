@@ -130,6 +130,16 @@ static bool same_file(const struct port_win *w, const struct port_region *m)
 	return w->dev == m->dev && w->ino == m->ino;
 }
 
+static uint64_t win_offset(const struct port_region *m)
+{
+	return m->r.win_size ? m->r.win_offset : m->r.offset;
+}
+
+static uint64_t win_size(const struct port_region *m)
+{
+	return m->r.win_size ? m->r.win_size : m->r.size;
+}
+
 static int find_window(struct vp_port *p, const struct port_region *m)
 {
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -137,8 +147,22 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 
 		if (w->state == WIN_FREE || w->state == WIN_TAKING || w->cancel || !same_file(w, m))
 			continue;
-		if (m->r.own ? w->offset == m->r.offset && w->size == m->r.size :
+		if (m->r.own ? w->offset == win_offset(m) && w->size == win_size(m) :
 			       vp_range_inside(m->r.offset, m->r.size, w->offset, w->size))
+			return (int)i;
+	}
+	return -1;
+}
+
+/* A window that does until m's own one is there. */
+static int find_part(const struct vp_port *p, const struct port_region *m)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS && m->r.win_size; i++) {
+		const struct port_win *w = &p->win[i];
+
+		if ((w->state == WIN_READY || w->state == WIN_REVOKING) && same_file(w, m) &&
+		    vp_range_inside(m->r.offset, m->r.size, w->offset, w->size) &&
+		    vp_range_inside(w->offset, w->size, m->r.win_offset, m->r.win_size))
 			return (int)i;
 	}
 	return -1;
@@ -147,7 +171,7 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 /* A new window for m: the whole file, or all that the present table names of it. */
 static int new_window(struct vp_port *p, const struct port_region *m)
 {
-	uint64_t from = m->r.offset, to = m->r.offset + m->r.size;
+	uint64_t from = win_offset(m), to = from + win_size(m);
 	struct port_win *w;
 	unsigned slot = 0;
 
@@ -171,7 +195,7 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 	w->fd = fcntl(m->r.fd, F_DUPFD_CLOEXEC, 3);
 	if (w->fd < 0)
 		win_failed(p, slot, "out of file descriptors; raise LimitNOFILE=");
-	else if (m->r.own && (from != m->r.offset || w->size != m->r.size))
+	else if (m->r.own && (from != win_offset(m) || w->size != win_size(m)))
 		win_failed(p, slot, "it would show more of its file than was granted; use Attachment=shmem");
 	else
 		win_give(p, slot);
@@ -339,13 +363,19 @@ void port_windows_update(struct vp_port *p)
 	for (unsigned i = 0; wanted(p) && i < p->n_mem; i++) {
 		const struct port_region *m = &p->mem[i];
 		bool pool = m->r.fd < 0;
-		int slot = pool ? pool_window(p) : find_window(p, m);
+		int slot = pool ? pool_window(p) : find_window(p, m), part;
 		struct port_win *w;
 		bool added;
 
 		if (slot < 0 && !pool)
 			slot = new_window(p, m);
-		added = p->up && m->r.own && !shown(p, m->r.addr);
+		if (slot < 0 || (p->win[slot].state != WIN_READY && p->win[slot].state != WIN_REVOKING)) {
+			part = find_part(p, m);
+			if (part >= 0 && slot >= 0)
+				p->win[slot].used = true;
+			slot = part >= 0 ? part : slot;
+		}
+		added = p->up && m->r.own && (m->r.late || !shown(p, m->r.addr));
 		if (slot < 0) {
 			p->n_unready += !added;  /* a slot is free again when a window has been taken */
 			continue;
@@ -519,13 +549,24 @@ static bool can_shrink(int fd)
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0;
 }
 
+/* Where the window is said, the region lies in it. */
+static bool window_ok(const struct vp_port_region *r)
+{
+	uint64_t end;
+
+	return !r->win_size || (!((r->win_size | r->win_offset) & 4095) &&
+				!vp_add_overflow(r->win_offset, r->win_size, &end) &&
+				vp_range_inside(r->offset, r->size, r->win_offset, r->win_size));
+}
+
 static int mem_check(const struct vp_port_region *r, unsigned n, struct vp_err *e)
 {
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t end;
 
 		if (!r[i].size || (r[i].addr | r[i].size | r[i].offset) & 4095 ||
-		    vp_add_overflow(r[i].addr, r[i].size, &end) || vp_add_overflow(r[i].offset, r[i].size, &end))
+		    vp_add_overflow(r[i].addr, r[i].size, &end) || vp_add_overflow(r[i].offset, r[i].size, &end) ||
+		    !window_ok(&r[i]))
 			return vp_err_set(e, -EINVAL,
 					  "memory region at 0x%llx of 0x%llx bytes does not consist of whole pages",
 					  (unsigned long long)r[i].addr, (unsigned long long)r[i].size);
