@@ -42,7 +42,8 @@ static void show(const char *link, json_t *g)
 	json_t *r, *age = json_object_get(g, "age_s");
 	size_t i;
 
-	printf("link %s: source %s, %s, %lld bytes", link, cli_str(g, "source"), cli_str(g, "state"), cli_int(g, "bytes"));
+	printf("link %s: source %s, %s, %lld bytes", link, cli_str(g, "source"), cli_str(g, "state"),
+	       cli_int(g, "bytes"));
 	if (json_is_integer(age))
 		printf(", for %lld s, by %s", cli_int(g, "age_s"), cli_str(g, "by"));
 	printf("\n");
@@ -75,8 +76,8 @@ static int run(struct cli *c, int argc, char **argv)
 	if (n == 2) {
 		if (!range(argv[2], &addr, &size)) {
 			json_decref(p);
-			fprintf(stderr,
-				"vhost-pcictl: %s is not a range; give address and size like 0x3a000000+64M\n", argv[2]);
+			fprintf(stderr, "vhost-pcictl: %s is not a range; give address and size like 0x3a000000+64M\n",
+				argv[2]);
 			return 2;
 		}
 		json_object_set_new(p, "address", json_integer((json_int_t)addr));

@@ -152,7 +152,8 @@ static void decide_process(const struct vp_conf *c, const struct vp_conf_link *l
 		break;
 	case VP_MODE_GRANT:
 		decide(d, false, VP_MODE_GRANT, "grant-needs-a-port",
-		       "a back-end on the host that has a window of a VM's memory has its whole file, and keeps it; use "
+		       "a back-end on the host that has a window of a VM's memory has its whole file, and keeps it; "
+		       "use "
 		       "Mode=copy, or Endpoint=port");
 		break;
 	case VP_MODE_COPY:

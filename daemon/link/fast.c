@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The port link, fast mode and grant mode: the driver VM's virtqueues are processed by the device VM, in the driver VM's
- * memory, all of it or what was granted (grant.h). Not a byte of data passes through here.
+ * The port link, fast mode and grant mode: the driver VM's virtqueues are processed by the device VM, in the driver
+ * VM's memory, all of it or what was granted (grant.h). Not a byte of data passes through here.
  *
  * Signals go straight through where the attachment can arrange it (attach.h, `direct`), otherwise by the
  * forwarder. The device VM learns of new fds some time after us: until then it uses what it had. So our own

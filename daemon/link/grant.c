@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: what a driver VM grants is its own memory; a VM that lies harms itself. It is checked against the memory
- * table all the same, for a range that is none would take the link down. A device VM that keeps a window is not waited
- * for: the port takes it away after a bounded time. Its VMM is trusted as the host's kernel is: when that does not say
- * that a window has gone, the driver VM's VMM gets no answer, and the log says who is to be ended.
+ * Threat model: what a driver VM grants is its own memory; a VM that lies harms itself. It is checked against the
+ * memory table all the same, for a range that is none would take the link down. A device VM that keeps a window is not
+ * waited for: the port takes it away after a bounded time. Its VMM is trusted as the host's kernel is: when that does
+ * not say that a window has gone, the driver VM's VMM gets no answer, and the log says who is to be ended.
  */
 #include "link/grant.h"
 
@@ -102,7 +102,8 @@ static void look_for_memory(struct vp_grants *g, const struct vp_memtab *t)
 		}
 	if (n != 1) {
 		snprintf(g->message, sizeof(g->message),
-			 n ? "the driver VM has %u memory devices of GrantSize=; give the one for grants a size of its own"
+			 n ? "the driver VM has %u memory devices of GrantSize=; give the one for grants a size of its "
+			     "own"
 			   : "the driver VM has no memory device of GrantSize= bytes; plug one: -object "
 			     "memory-backend-memfd,id=pool,size=...,share=on -device pc-dimm,memdev=pool",
 			 n);
@@ -213,7 +214,8 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 	unsigned n;
 
 	if (g->size && (!run || whole(t, g->addr, g->size) < 0))
-		forget(g, run ? "it is no piece of the driver VM's memory any more" : "the driver VM's rings have stopped");
+		forget(g, run ? "it is no piece of the driver VM's memory any more"
+			      : "the driver VM's rings have stopped");
 	if (g->dropping && !vp_port_is_up(pl->port))
 		forget(g, "it was dropped");
 	if (run && !g->size && pl->l->conf.grant == VP_GRANT_MEMORY)
@@ -230,7 +232,8 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 		r[n++] = *extra;
 	if (r && !same(g, r, n)) {
 		if (vp_port_set_memory(pl->port, r, n, &e))
-			vp_log(VP_LOG_WARNING, "%s: what it grants cannot be shown to the device VM: %s", pl->name, e.msg);
+			vp_log(VP_LOG_WARNING, "%s: what it grants cannot be shown to the device VM: %s", pl->name,
+			       e.msg);
 		memcpy(g->now, r, n * sizeof(*r));
 		g->n_now = n;
 		g->stale = false;
@@ -269,8 +272,10 @@ static bool buffers_inside(struct vp_grants *g, unsigned i)
 		if (vp_port_shows(g->pl->port, burst.seg[s].addr, burst.seg[s].len))
 			continue;
 		snprintf(g->message, sizeof(g->message),
-			 "queue %u has a buffer at 0x%" PRIx64 ", outside of what is granted; start the driver VM's kernel "
-			 "with swiotlb=force, and its device with iommu_platform=on", i, burst.seg[s].addr);
+			 "queue %u has a buffer at 0x%" PRIx64
+			 ", outside of what is granted; start the driver VM's kernel "
+			 "with swiotlb=force, and its device with iommu_platform=on",
+			 i, burst.seg[s].addr);
 		vp_log(VP_LOG_WARNING, "%s: %s", g->pl->name, g->message);
 		return false;
 	}
@@ -302,7 +307,8 @@ static int on_alarm(sd_event_source *s, uint64_t usec, void *arg)
 	if (!owes(pl) || !vp_port_windows_leaving(pl->port))
 		return 0;
 	vp_log(VP_LOG_ERR,
-	       "%s: the VMM of VM %s has not said for %u s that a window has gone; the driver VM's VMM waits for that. End "
+	       "%s: the VMM of VM %s has not said for %u s that a window has gone; the driver VM's VMM waits for that. "
+	       "End "
 	       "the device VM's VMM",
 	       pl->dev_name, pl->l->conf.side[VP_SIDE_DEVICE].vm, ALARM_US / 1000000);
 	snprintf(g->message, sizeof(g->message), "the device VM's VMM has not let a window go; end it");
@@ -362,20 +368,23 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 	uint64_t end;
 
 	if (pl->l->conf.grant != VP_GRANT_SWIOTLB)
-		return vp_err_set(e, -EINVAL, "link %s has Grant=%s: what is granted is found, not told", pl->l->conf.name,
-				  vp_grant_name(pl->l->conf.grant));
+		return vp_err_set(e, -EINVAL, "link %s has Grant=%s: what is granted is found, not told",
+				  pl->l->conf.name, vp_grant_name(pl->l->conf.grant));
 	if (!size || (addr | size) & 4095 || vp_add_overflow(addr, size, &end))
-		return vp_err_set(e, -EINVAL, "0x%" PRIx64 "+0x%" PRIx64 " does not consist of whole pages", addr, size);
+		return vp_err_set(e, -EINVAL, "0x%" PRIx64 "+0x%" PRIx64 " does not consist of whole pages", addr,
+				  size);
 	if (!t || !rings_run(pl))
-		return vp_err_set(e, -ENOTCONN,
-				  "the driver VM of link %s has no ring that runs; a grant lasts from then until its last "
-				  "ring stops", pl->l->conf.name);
+		return vp_err_set(
+			e, -ENOTCONN,
+			"the driver VM of link %s has no ring that runs; a grant lasts from then until its last "
+			"ring stops",
+			pl->l->conf.name);
 	if (whole(t, addr, size) < 0)
 		return vp_err_set(e, -ERANGE, "0x%" PRIx64 "+0x%" PRIx64 " is not one piece of the driver VM's memory",
 				  addr, size);
 	if (g->size && (g->addr != addr || g->size != size || g->dropping))
-		return vp_err_set(e, -EEXIST, "0x%" PRIx64 "+0x%" PRIx64 " is granted already; drop that first", g->addr,
-				  g->size);
+		return vp_err_set(e, -EEXIST, "0x%" PRIx64 "+0x%" PRIx64 " is granted already; drop that first",
+				  g->addr, g->size);
 	if (g->size)
 		return 0;
 	g->addr = addr;
@@ -383,8 +392,9 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 	g->since_us = now_us(g);
 	g->message[0] = 0;
 	snprintf(g->by, sizeof(g->by), "%.60s", by);
-	vp_log(VP_LOG_NOTICE, "%s: VM %s grants 0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB) to VM %s, by %s", pl->name,
-	       pl->l->conf.side[VP_SIDE_DRIVER].vm, addr, size, size >> 20, pl->l->conf.side[VP_SIDE_DEVICE].vm, g->by);
+	vp_log(VP_LOG_NOTICE, "%s: VM %s grants 0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB) to VM %s, by %s",
+	       pl->name, pl->l->conf.side[VP_SIDE_DRIVER].vm, addr, size, size >> 20,
+	       pl->l->conf.side[VP_SIDE_DEVICE].vm, g->by);
 	vp_plink_update(pl);
 	return 0;
 }
@@ -481,7 +491,9 @@ json_t *vp_grants_json(const struct vp_grants *g)
 		bytes += r->size;
 		json_array_append_new(ranges, json_pack("{s:I,s:I,s:s}", "address", (json_int_t)r->addr, "size",
 							(json_int_t)r->size, "what",
-							r->flags & VHP_REGION_INFLIGHT ? "in-flight" : pool ? "pool" : "ring"));
+							r->flags & VHP_REGION_INFLIGHT ? "in-flight"
+							: pool			       ? "pool"
+										       : "ring"));
 	}
 	return json_pack("{s:s,s:s,s:I,s:o,s:o,s:s,s:s,s:o}", "source", vp_grant_name(g->pl->l->conf.grant), "state",
 			 g->alarm ? "stuck" : g->dropping ? "ending" : g->size ? "granted" : "none", "bytes",

@@ -160,8 +160,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (vp_sock_peer(fd, &cred) || !vp_policy_user_ok(vp_conf_vm_find(c->d->conf, vm), cred.uid, geteuid())) {
 		if (!c->n_refused++)
 			vp_log(VP_LOG_WARNING,
-			       "%s: refused pid %d of user %u, who may not run VM %s; add it to User= in %s.vm", c->name,
-			       (int)cred.pid, cred.uid, vm, vm);
+			       "%s: refused pid %d of user %u, who may not run VM %s; add it to User= in %s.vm",
+			       c->name, (int)cred.pid, cred.uid, vm, vm);
 		close(fd);
 		return 0;
 	}

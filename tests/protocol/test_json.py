@@ -75,6 +75,21 @@ def test_port(make_daemon, mode, attachment):
         lab.close()
 
 
+def test_grant(make_daemon):
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="shmem", Link_Mode="grant")
+    d.start()
+    held(d, "grant", "ab")
+    with vu.Nic(d.sock("ab", "driver")) as nic:
+        assert held(d, "grant", "ab", f"{nic.mem.gpa:#x}+4M")["state"] == "granted"
+        everything(d, "ab")
+        held(d, "generate", "ab", "--qemu", "--driver")
+        held(d, "grant", "ab", "--drop")
+    for bad in ("0x1000", "0x1000+", "+4M", "1+2x", "4M"):
+        r = ctl(d, "grant", "ab", bad)
+        assert r.returncode == 2 and "address and size like" in r.stderr
+
+
 def test_disk(make_daemon):
     d = make_daemon()
     d.link("disk", Link_Type="blk", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy")
