@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <linux/virtio_config.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,9 @@ struct vp_grants {
 	struct vp_port_region   *now;       /* as the port has them */
 	unsigned                 n_now, room;
 };
+
+static const char needs_viommu[] =
+	"the driver VM has a vIOMMU in front of the device; take that away, or use Grant=viommu";
 
 static uint64_t now_us(const struct vp_grants *g)
 {
@@ -87,6 +91,12 @@ static int whole(const struct vp_memtab *t, uint64_t addr, uint64_t size)
 	int k = vp_memtab_find(t, addr);
 
 	return k >= 0 && size <= t->r[k].size - (addr - t->r[k].gpa) ? k : -1;
+}
+
+/* Ring addresses are IOVAs then, and what the driver VM's kernel knows of guest physical addresses is of no use. */
+static bool has_iommu(const struct vp_grants *g)
+{
+	return vp_vdev_features(g->pl->slot.v) & VP_BIT(VIRTIO_F_ACCESS_PLATFORM);
 }
 
 /* ---- Grant=memory ------------------------------------------------------------------------------------ */
@@ -223,9 +233,11 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 			      : "the driver VM's rings have stopped");
 	if (g->dropping && !vp_port_is_up(pl->port))
 		forget(g, "it was dropped");
-	if (run && !g->size && pl->l->conf.grant == VP_GRANT_MEMORY)
+	if (!run)
+		g->asked = false;
+	if (run && !g->size && !has_iommu(g) && pl->l->conf.grant == VP_GRANT_MEMORY)
 		look_for_memory(g, t);
-	if (run && !g->size && g->channel && !g->asked) {
+	if (run && !g->size && !has_iommu(g) && g->channel && !g->asked) {
 		g->asked = true;
 		vp_grant_channel_ask(g->channel);
 	}
@@ -422,6 +434,8 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 			"the driver VM of link %s has no ring that runs; a grant lasts from then until its last "
 			"ring stops",
 			pl->l->conf.name);
+	if (has_iommu(g))
+		return vp_err_set(e, -EINVAL, "%s", needs_viommu);
 	if (whole(t, addr, size) < 0)
 		return vp_err_set(e, -ERANGE, "0x%" PRIx64 "+0x%" PRIx64 " is not one piece of the driver VM's memory",
 				  addr, size);
@@ -534,6 +548,8 @@ static const char *way_out(const struct vp_grants *g)
 	if (g->viommu)
 		return "the driver VM's vIOMMU has not mapped its rings yet; the device needs iommu_platform=on,ats=on and "
 		       "the VM a vIOMMU (intel-iommu with device-iotlb=on, or virtio-iommu)";
+	if (has_iommu(g))
+		return needs_viommu;
 	return "the driver VM has not said where its pool is; install vhost-pci-grant in it and give it the channel "
 	       "(vhost-pcictl generate LINK --driver), or use vhost-pcictl grant";
 }

@@ -154,20 +154,6 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 	return -1;
 }
 
-/* A window that does until m's own one is there. */
-static int find_part(const struct vp_port *p, const struct port_region *m)
-{
-	for (unsigned i = 0; i < VHP_MAX_WINDOWS && m->r.win_size; i++) {
-		const struct port_win *w = &p->win[i];
-
-		if ((w->state == WIN_READY || w->state == WIN_REVOKING) && same_file(w, m) &&
-		    vp_range_inside(m->r.offset, m->r.size, w->offset, w->size) &&
-		    vp_range_inside(w->offset, w->size, m->r.win_offset, m->r.win_size))
-			return (int)i;
-	}
-	return -1;
-}
-
 /* A new window for m: the whole file, or all that the present table names of it. */
 static int new_window(struct vp_port *p, const struct port_region *m)
 {
@@ -352,6 +338,67 @@ bool vp_port_keeps_account(const struct vp_port *p)
 	return p->attached && p->keeps && shows_inflight(p);
 }
 
+static bool can_show(const struct port_win *w)
+{
+	return w->state == WIN_READY || w->state == WIN_REVOKING;
+}
+
+/* It is named: if it was about to go, it stays. */
+static void stays(struct port_win *w)
+{
+	w->used = true;
+	if (w->state != WIN_REVOKING)
+		return;
+	w->state = WIN_READY;
+	w->deadline = 0;
+}
+
+static struct vhp_abi_region region(const struct port_region *m, uint64_t from, uint64_t size, unsigned slot,
+				    const struct port_win *w)
+{
+	return (struct vhp_abi_region){
+		.addr = htole64(m->r.addr + from), .size = htole64(size),
+		.offset = htole64(m->r.fd < 0 ? m->r.offset : m->r.offset + from - w->offset),
+		.window = htole32(slot), .flags = htole32(m->r.flags),
+	};
+}
+
+/*
+ * Until m's own window is there, windows that are parts of that one show what they have of m. out has room for `room`;
+ * *n counts. Returns whether they show all.
+ */
+static bool show_parts(struct vp_port *p, const struct port_region *m, struct vhp_abi_region *out, unsigned *n,
+		       unsigned room)
+{
+	bool all = true;
+
+	for (uint64_t from = 0, to; from < m->r.size; from = to) {
+		uint64_t at = m->r.offset + from;
+		int slot = -1;
+
+		to = m->r.size;
+		for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
+			const struct port_win *w = &p->win[i];
+
+			if (!can_show(w) || !same_file(w, m) ||
+			    !vp_range_inside(w->offset, w->size, m->r.win_offset, m->r.win_size))
+				continue;
+			if (w->offset <= at && at - w->offset < w->size)
+				slot = (int)i;
+			else if (w->offset > at)
+				to = VP_MIN(to, w->offset - m->r.offset);
+		}
+		if (slot < 0 || *n >= room) {
+			all = false;
+			continue;
+		}
+		to = VP_MIN(m->r.size, p->win[slot].offset + p->win[slot].size - m->r.offset);
+		stays(&p->win[slot]);
+		out[(*n)++] = region(m, from, to - from, (unsigned)slot, &p->win[slot]);
+	}
+	return all;
+}
+
 void port_windows_update(struct vp_port *p)
 {
 	struct vhp_abi_region out[VHP_MAX_REGIONS];
@@ -363,40 +410,35 @@ void port_windows_update(struct vp_port *p)
 	for (unsigned i = 0; wanted(p) && i < p->n_mem; i++) {
 		const struct port_region *m = &p->mem[i];
 		bool pool = m->r.fd < 0;
-		int slot = pool ? pool_window(p) : find_window(p, m), part;
+		int slot = pool ? pool_window(p) : find_window(p, m);
 		struct port_win *w;
 		bool added;
 
 		if (slot < 0 && !pool)
 			slot = new_window(p, m);
-		if (slot < 0 || (p->win[slot].state != WIN_READY && p->win[slot].state != WIN_REVOKING)) {
-			part = find_part(p, m);
-			if (part >= 0 && slot >= 0)
-				p->win[slot].used = true;
-			slot = part >= 0 ? part : slot;
-		}
 		added = p->up && m->r.own && (m->r.late || !shown(p, m->r.addr));
+		if (m->r.win_size && (slot < 0 || !can_show(&p->win[slot]))) {
+			if (slot >= 0)
+				p->win[slot].used = true;
+			/* Those that follow have room for one region each. */
+			if (!show_parts(p, m, out, &n, VHP_MAX_REGIONS - (p->n_mem - i - 1)))
+				p->n_unready += !added;
+			continue;
+		}
 		if (slot < 0) {
 			p->n_unready += !added;  /* a slot is free again when a window has been taken */
 			continue;
 		}
 		w = &p->win[slot];
 		w->used = true;
-		if (do_without(p, m, w) || (added && w->state != WIN_READY && w->state != WIN_REVOKING))
+		if (do_without(p, m, w) || (added && !can_show(w)))
 			continue;
-		if (w->state == WIN_REVOKING) {
-			w->state = WIN_READY;
-			w->deadline = 0;
-		}
+		stays(w);
 		if (w->state != WIN_READY)
 			p->n_unready++;
 		if (w->state == WIN_FAILED)
 			continue;
-		out[n++] = (struct vhp_abi_region){
-			.addr = htole64(m->r.addr), .size = htole64(m->r.size),
-			.offset = htole64(pool ? m->r.offset : m->r.offset - w->offset),
-			.window = htole32((uint32_t)slot), .flags = htole32(m->r.flags),
-		};
+		out[n++] = region(m, 0, m->r.size, (unsigned)slot, w);
 	}
 	put_regions(p, out, n);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 import portclient as pc
+import viommu
 import vu
 from conftest import ControlError
 from portlab import started
@@ -14,7 +15,6 @@ from portside import answer_stop, forward
 
 GRANT = 14
 POOL, POOL_SIZE = 8 << 20, 8 << 20  # in the driver VM's memory
-IN_ORDER_OFF = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
 
 
 class Bounced(vu.Memory):
@@ -25,7 +25,7 @@ class Bounced(vu.Memory):
         self.pool = POOL
 
     def alloc(self, size, align=64):
-        if align != 64:
+        if align in (2, 4, 4096):
             return super().alloc(size, align)
         off = self.pool = (self.pool + 63) & ~63
         self.pool += size
@@ -34,9 +34,10 @@ class Bounced(vu.Memory):
 
 
 class GrantLab:
-    def __init__(self, d, attachment):
+    def __init__(self, d, attachment, **keys):
         self.d, self.attachment = d, attachment
-        keys = {"Device_ApertureSize": "8G"} if attachment == "shmem" else {}
+        if attachment == "shmem":
+            keys["Device_ApertureSize"] = "8G"
         d.link("ab", Device_Endpoint="port", Device_Attachment=attachment, Link_Mode="grant", **keys)
         d.start()
 
@@ -117,6 +118,31 @@ def test_rings_and_pool_and_no_more(lab, size):
         g = lab.grant()
         assert g["state"] == "granted" and g["bytes"] == shown(p) and g["by"] == "the administrator"
         assert [r["what"] for r in g["ranges"]] == ["ring", "ring", "pool"]
+
+
+def test_packed_rings_and_pairs(make_daemon):
+    """A window for each ring, all of it, wherever its three areas lie; added while the link is up, they take it down no more."""
+    d = make_daemon()
+    lab = GrantLab(d, "shmem", Device_PackedRings="yes", Link_Queues=2)
+    with lab.nic(pairs=2, features=vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.PACKED)) as nic, lab.port() as p:
+        p.attach()
+        p.wait(lambda s: s.reason == GRANT)
+        lab.give(nic)
+        s = p.wait(lambda s: s.up and len(s.regions) >= 5 and all(q.flags & pc.STARTED for q in s.queues))
+        run = s.queues[0].run
+        for q in s.queues:
+            for area in (q.desc, q.avail, q.used):
+                p.view(area, 4)
+        nic.send(vu.GET_VRING_BASE, struct.pack("<II", 3, 0), need_reply=False)
+        answer_stop(p, 3, 0, flags=2)
+        while not select.select([nic.sock], [], [], 0)[0]:
+            seq = max(struct.unpack_from("<I", p.mem, pc.COMMAND)[0], p.state().answer[0]) + 1
+            p.command_raw(seq, pc.SYNC, p.state().regions_generation)
+            p.idle()
+        nic.recv_reply(vu.GET_VRING_BASE)
+        nic.start_ring(3, nic.rings[3], base=0x80008000)
+        s = p.wait(lambda s: s.queues[3].flags & pc.STARTED)
+        assert s.up and s.queues[0].run == run, "the others have gone on"
 
 
 def test_drop_stops_the_queues_first(lab):
@@ -202,6 +228,32 @@ def test_vmm_that_does_not_let_a_window_go(shmem):
             assert shmem.grant()["state"] == "stuck"
             assert not select.select([nic.sock], [], [], 0)[0]
         assert struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE))[0] == 1, "its VMM has gone, and the window with it"
+
+
+def test_front_end_goes_while_it_waits(lab):
+    """It has asked for a ring's index, and leaves before the windows have gone: its successor is served like any other."""
+    with lab.port() as p, lab.channel() as ch:
+        p.attach()
+        for _ in range(3):
+            with lab.nic() as nic:
+                assert ch.readline() == "grant?\n"
+                p.wait(lambda s: s.reason == GRANT)
+                lab.give(nic)
+                s = started(p)
+                nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
+                answer_stop(p, 1, 0)
+            s = p.wait(lambda s: s.reason == pc.NO_DRIVER)
+            assert p.command(pc.SYNC, s.regions_generation) == pc.OK
+            p.wait(lambda s: not shown(p))
+        assert lab.grant()["state"] == "none"
+
+
+def test_driver_vm_with_a_viommu(lab):
+    with viommu.Nic(lab.d.sock("ab", "driver"), vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)) as nic:
+        lab.d.wait(lambda: nic.serve() or lab.d.show("ab")["sides"]["driver"]["queues"][0]["state"] == "running")
+        with pytest.raises(ControlError, match="use Grant=viommu"):
+            lab.d.call("link.grant", name="ab", address=nic.mem.gpa, size=4096)
+        assert "use Grant=viommu" in lab.grant()["message"]
 
 
 def test_ranges_that_are_none(lab):
