@@ -436,6 +436,27 @@ def test_many_scattered_pages(shmem):
         assert s.up and len(s.regions) <= 509 and len(s.windows) <= 509
 
 
+def test_neighbours_are_joined(lab):
+    """Ranges next to each other share a window when there are many; rings and buffers are shown all the time."""
+    with lab.nic() as nic, lab.port() as p:
+        s = up(p, nic)
+        runs, page, most = [q.run for q in s.queues], free_page(nic), 0
+        for i in range(150):
+            asked = set()
+            def there(s):
+                assert s.up and all(covers(s, q.desc, 16 * q.size) for q in s.queues), "a ring was gone"
+                assert all(covers(s, IOVA + (page + k) * PAGE, PAGE) for k in range(i)), "what was there was gone"
+                if s.regions_generation not in asked:
+                    asked.add(s.regions_generation)
+                    sync(p)
+                    p.command(MAP, IOVA + (page + i) * PAGE, 1, WRITE)
+                return covers(s, IOVA + (page + i) * PAGE, PAGE)
+            wait(p, nic, there)
+            sync(p)
+            most = max(most, len([w for w in p.state().windows if w[3]]))
+        assert 60 < most < 80 and [q.run for q in p.state().queues] == runs
+
+
 def test_range_over_two_files(lab):
     """An update has to lie in one region of the memory table."""
     with lab.nic() as nic, lab.port() as p:
