@@ -66,11 +66,13 @@ static int show(bool json)
 		if (*c == '"' || *c == '\\' || (unsigned char)*c < ' ')
 			*c = '?';
 	if (json && p.found)
-		printf("{\"address\": \"0x%" PRIx64 "\", \"bytes\": %" PRIu64 ", \"source\": \"%s\"}\n", p.address, p.size, p.source);
+		printf("{\"address\": \"0x%" PRIx64 "\", \"bytes\": %" PRIu64 ", \"source\": \"%s\"}\n", p.address,
+		       p.size, p.source);
 	else if (json)
 		printf("{\"refused\": \"%s\"}\n", p.why);
 	else if (p.found)
-		printf("0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB; told by %s)\n", p.address, p.size, p.size >> 20, p.source);
+		printf("0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB; told by %s)\n", p.address, p.size, p.size >> 20,
+		       p.source);
 	else
 		say("", p.why);
 	return p.found ? 0 : EXIT_START;
@@ -89,7 +91,8 @@ static int open_port(const char *port)
 	} else {
 		fd = open(port, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 		if (fd < 0)
-			fprintf(stderr, "vhost-pci-grant: %s: %s\n", port, errno == EBUSY ? "another program has it open" : strerror(errno));
+			fprintf(stderr, "vhost-pci-grant: %s: %s\n", port,
+				errno == EBUSY ? "another program has it open" : strerror(errno));
 	}
 	globfree(&found);
 	return fd;
@@ -128,7 +131,8 @@ static void look(struct channel *c, struct pool *p)
 	pool_find(&pool_this_vm, p);
 	channel_set_answer(c, p);
 	if (p->found)
-		fprintf(stderr, "vhost-pci-grant: pool 0x%" PRIx64 ", %" PRIu64 " MiB, told by %s\n", p->address, p->size >> 20, p->source);
+		fprintf(stderr, "vhost-pci-grant: pool 0x%" PRIx64 ", %" PRIu64 " MiB, told by %s\n", p->address,
+			p->size >> 20, p->source);
 	else if (strcmp(before, p->why))
 		say("", p->why);
 }

@@ -34,7 +34,9 @@ void pool_log_message(struct pool_log *l, const char *msg);
 /* One record as read from /dev/kmsg, ended by a 0. */
 void pool_log_record(struct pool_log *l, const char *record);
 
-/* Does this command line of a kernel have all DMA bounced? If not, given[] is the last swiotlb=, "" if there is none. */
+/*
+ * Does this command line of a kernel have all DMA bounced? If not, given[] is the last swiotlb=, "" if there is none.
+ */
 bool pool_forced(const char *cmdline, char *given, size_t size);
 
 /* Where to look; tests have other places. journal is a command for the shell, NULL = none. */
