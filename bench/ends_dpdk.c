@@ -9,6 +9,8 @@
  * Commands on standard input, one a line; each is answered by one line of JSON:
  *   start SIZE BURSTS   let BURSTS bursts of 32 packets of SIZE bytes go round
  *   use SIZE BURSTS     the same, and both ends use them (use.h): read all of what comes, then write all of what goes
+ *   bounce SIZE BURSTS  as use, and the driver VM's buffers are a pool through which it bounces: it copies what comes into
+ *                       memory of its own, and what goes from there, as a kernel with swiotlb=force does
  *   cost SIZE           cycles that reading and writing a packet take when it lies in this core's cache
  *   stop                takes all of them out again, and sleeps
  *   stats               packets and busy cycles of both ends since the start
@@ -44,7 +46,8 @@
 static struct rte_mempool *pool;
 static struct vhp_port *port;
 static uint8_t *buffers;
-static bool up, using;
+static bool up, using, bouncing;
+static uint8_t *own; /* the driver VM's memory that no device reaches */
 
 static struct {
 	uint64_t packets, bursts, busy;
@@ -82,6 +85,21 @@ static void inject(unsigned size, unsigned bursts)
 	}
 }
 
+/* Packet i of a burst as its driver uses it: where it lies, or in memory of its own. */
+static void driver_use(struct rte_mbuf *m, unsigned i, bool back)
+{
+	uint8_t *data = rte_pktmbuf_mtod(m, uint8_t *), *at = bouncing ? own + (size_t)i * STRIDE + 128 : data;
+
+	if (bouncing)
+		memcpy(at, data, m->data_len);
+	use_read(at, m->data_len);
+	if (!back)
+		return;
+	use_write(at, m->data_len);
+	if (bouncing)
+		memcpy(data, at, m->data_len);
+}
+
 /* back: send again what came. */
 static void driver_round(bool back)
 {
@@ -92,9 +110,7 @@ static void driver_round(bool back)
 	if (!n)
 		return;
 	for (unsigned i = 0; using && i < n; i++)
-		use_read(rte_pktmbuf_mtod(m[i], void *), m[i]->data_len);
-	for (unsigned i = 0; using && back && i < n; i++)
-		use_write(rte_pktmbuf_mtod(m[i], void *), m[i]->data_len);
+		driver_use(m[i], i, back);
 	k = back ? rte_eth_tx_burst(0, 0, m, (uint16_t)n) : 0;
 	if (k < n) {
 		rte_pktmbuf_free_bulk(m + k, n - k);
@@ -211,8 +227,10 @@ static bool command(bool *on)
 		cost(size);
 		return true;
 	}
-	if ((!strcmp(word, "start") || !strcmp(word, "use")) && size >= 14 && size <= MAX_PACKET) {
-		using = word[0] == 'u';
+	if ((!strcmp(word, "start") || !strcmp(word, "use") || !strcmp(word, "bounce")) && size >= 14 &&
+	    size <= MAX_PACKET) {
+		bouncing = word[0] == 'b';
+		using = word[0] == 'u' || bouncing;
 		look();
 		inject(size, bursts);
 		*on = true;
@@ -240,7 +258,8 @@ int main(int argc, char **argv)
 	pool = rte_pktmbuf_pool_create("packets", MBUFS, 128, 0, RTE_MBUF_DEFAULT_BUF_SIZE, SOCKET_ID_ANY);
 	buffers =
 		mmap(NULL, BUFFERS * STRIDE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (!pool || buffers == MAP_FAILED || driver_start()) {
+	own = malloc(BUFFERS * STRIDE);
+	if (!pool || buffers == MAP_FAILED || !own || driver_start()) {
 		fprintf(stderr, "ends_dpdk: cannot start the port: %s\n", rte_strerror(rte_errno));
 		return 2;
 	}

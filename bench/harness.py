@@ -454,11 +454,12 @@ def gnuplot(outdir, name, script, files):
     return r.returncode == 0
 
 
-def plot_cycles(outdir, name, results, title, ours, more=""):
-    """Bars of ours beside the vSwitch's for all cases of results in busy cycles."""
+def plot_cycles(outdir, name, results, title, ours, more="", unit="busy cycles/packet",
+                peer="testpmd io between two net_vhost"):
+    """Bars of ours beside the peer's for all cases of results in that unit."""
     rows = ["case ours peer ratio"]
     for r in results:
-        if r["unit"] == "busy cycles/packet":
+        if r["unit"] == unit:
             rows.append('"%s" %.1f %.1f %s' % (r["case"], r["ours"], r["peer"], r["ratio"] or "nan"))
     gnuplot(outdir, name, """
 set title "%s"
@@ -469,6 +470,6 @@ set boxwidth 0.9
 set ylabel "TSC cycles per packet"
 set yrange [0:*]
 plot '%s.dat' using 2:xtic(1) title '%s' lc rgb '#2060a0', \\
-     '' using 3 title 'testpmd io between two net_vhost' lc rgb '#c08040', \\
+     '' using 3 title '%s' lc rgb '#c08040', \\
      '' using 0:($2 > $3 ? $2 : $3):(sprintf("%%.2fx", $4)) with labels offset 0,0.7 notitle
-""" % (title, more, name, ours), {name + ".dat": "\n".join(rows) + "\n"})
+""" % (title, more, name, ours, peer), {name + ".dat": "\n".join(rows) + "\n"})

@@ -28,13 +28,14 @@ from q_relay import BURSTS, PEER, RINGS, PeerMiddle, Setup
 from testpmd import RING
 
 SIZES = [64, 1518]
+MEMORY_MB = 64  # of a driver VM
 
 
 class Ends(harness.Lines):
     """bench/ends_dpdk: a driver VM, and with a port a device VM."""
 
     def __init__(self, opt, cpu, name, socket, ring, port=None):
-        argv = [middle.program(opt, "bench", "ends_dpdk"), "-l", str(cpu), "--in-memory", "--no-pci", "-m", "64",
+        argv = [middle.program(opt, "bench", "ends_dpdk"), "-l", str(cpu), "--in-memory", "--no-pci", "-m", str(MEMORY_MB),
                 "--single-file-segments", "--file-prefix", "vpends-%d-%s" % (os.getpid(), name), "--log-level", "4",
                 "--vdev", "net_virtio_user0,path=%s,queue_size=%d,%s" % (socket, RING, ring), "--"]
         super().__init__(argv + ([port] if port else []), cpu, os.path.join(opt.workdir, name + ".log"))
@@ -51,17 +52,21 @@ class PortLink:
     """vhost-pcid with one link of the given mode, a local port at its device side, and both its ends."""
 
     def __init__(self, opt, mode, cpus, ring):
+        """In mode grant the driver VM grants a memory device: all that DPDK has."""
         name, self.mode, self.cpus = "pcid-" + mode, mode, cpus
+        copy = mode == "copy"
         self.sockets = [os.path.join(opt.workdir, "%s%d.sock" % (mode, i)) for i in range(2)]
         link = {"Link": {"Mode": mode}, "Driver": {"VM": "a", "Socket": self.sockets[0]},
-                "Device": {"VM": "a" if mode == "fast" else "b", "Endpoint": "port", "Attachment": "local",
+                "Device": {"VM": "b" if copy else "c", "Endpoint": "port", "Attachment": "local",
                            "Socket": self.sockets[1]}}
+        if mode == "grant":
+            link["Driver"].update(Grant="memory", GrantSize="%dM" % MEMORY_MB)
         self.d = middle.Daemon(opt, cpus[1], [("bench", link)], name=name)
         middle.wait_sockets(self.d.p, self.sockets)
         port = "unix:" + self.sockets[1]
         self.load = None
-        self.ends = Ends(opt, cpus[0], mode + "-ends", self.sockets[0], ring, None if mode == "fast" else port)
-        if mode == "fast":
+        self.ends = Ends(opt, cpus[0], mode + "-ends", self.sockets[0], ring, port if copy else None)
+        if not copy:
             self.load = Load(opt, cpus[1], port)
         end = time.monotonic() + 10
         while not (self.load.cmd("stop") if self.load else self.ends.cmd("stats"))["up"]:
@@ -79,10 +84,11 @@ class PortLink:
             m.update(device_packets=v["packets"], device_cycles=v["busy_cycles"])
         return m
 
-    def sample(self, size, seconds, use=False):
+    def sample(self, size, seconds, use=False, bounce=False):
+        """use: the ends use their packets. bounce: that too, and the driver VM bounces them through its buffers."""
         if self.load:
-            self.load.cmd("use-echo" if use else "echo")
-        self.ends.cmd("%s %d %d" % ("use" if use else "start", size, BURSTS))
+            self.load.cmd("use-echo" if use or bounce else "echo")
+        self.ends.cmd("%s %d %d" % ("bounce" if bounce else "use" if use else "start", size, BURSTS))
         time.sleep(0.1 + seconds / 5)
         dist = harness.Disturbance([self.d.pid, self.ends.pid] + ([self.load.pid] if self.load else []), self.cpus)
         dist.start()

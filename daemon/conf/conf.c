@@ -248,6 +248,41 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 	return 0;
 }
 
+static int finish_grant(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
+{
+	char path[2 * VP_CONF_SOCKET_MAX + VP_CONF_NAME_MAX];
+
+	if (l->mode != VP_MODE_GRANT) {
+		if (l->grant || l->grant_size || l->grant_socket[0])
+			return vp_err_set(e, -EINVAL, "Grant=, GrantSize= and GrantSocket= are for Mode=grant");
+		return 0;
+	}
+	if (l->attachment == VP_ATTACH_IVSHMEM && l->grant != VP_GRANT_MEMORY)
+		return vp_err_set(e, -EINVAL,
+				  "Grant=%s needs Attachment=shmem: an ivshmem device shows a whole file, and with it "
+				  "all of the driver VM's memory",
+				  vp_grant_name(l->grant));
+	if ((l->grant == VP_GRANT_MEMORY) != (l->grant_size != 0))
+		return vp_err_set(e, -EINVAL,
+				  "GrantSize= and Grant=memory go together: the size of the driver VM's memory device");
+	if (l->grant_socket[0] && l->grant != VP_GRANT_SWIOTLB)
+		return vp_err_set(e, -EINVAL, "GrantSocket= is for Grant=swiotlb");
+	if (l->grant != VP_GRANT_SWIOTLB || l->grant_socket[0] == '/')
+		return 0;
+	if (l->grant_socket[0])
+		snprintf(path, sizeof(path), "%s/%s", c->daemon.runtime_dir, l->grant_socket);
+	else
+		snprintf(path, sizeof(path), "%s/%s.grant.sock", c->daemon.runtime_dir, l->name);
+	if (strlen(path) >= VP_CONF_SOCKET_MAX)
+		return vp_err_set(e, -EINVAL,
+				  "the socket for grants %.60s... has %zu bytes, a UNIX socket's path has at most %d; "
+				  "set a shorter GrantSocket=",
+				  path, strlen(path), VP_CONF_SOCKET_MAX - 1);
+	memset(l->grant_socket, 0, sizeof(l->grant_socket));
+	memcpy(l->grant_socket, path, strlen(path));
+	return 0;
+}
+
 /* A QMP socket that the daemon makes lies where its others do; one that a VMM makes has a whole path. */
 static int finish_qmp(char *path, uint32_t mode, const struct vp_conf *c, struct vp_err *e)
 {
@@ -343,6 +378,8 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	if (!strcmp(l->side[0].socket, l->side[1].socket))
 		return vp_err_set(e, -EINVAL, "both sides use the socket %s; give each its own", l->side[0].socket);
 	r = finish_port(l, c, e);
+	if (!r)
+		r = finish_grant(l, c, e);
 	if (!r)
 		r = vp_type_check(l, e);
 	if (r)

@@ -27,7 +27,9 @@
 #define VP_CONF_TEXT_MAX   128
 #define VP_CONF_MAX_MEMORY (UINT64_C(1) << 40)  /* MaxMemory= of a VM that has none */
 
-enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_COUNT };
+enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_GRANT, VP_MODE_COUNT };
+/* Where a driver VM's grants come from (link/grant.h). */
+enum vp_grant_source { VP_GRANT_SWIOTLB, VP_GRANT_VIOMMU, VP_GRANT_MEMORY, VP_GRANT_SOURCES };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT, VP_ENDPOINT_VHOST_USER };
 /* VP_ATTACH_HOSTDEV belongs to VP_ENDPOINT_VHOST_USER; Attachment= has no word for it. */
 enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL, VP_ATTACH_HOSTDEV };
@@ -56,6 +58,7 @@ struct vp_conf_vm {
 	uint32_t pps;         /* packets per second that it may send over all its links; 0 = no limit */
 	uint64_t max_memory;  /* bytes of its memory mapped at a time, over all its links; 0 = VP_CONF_MAX_MEMORY */
 	char     memory_from[VP_CONF_DIRS_MAX];  /* MemoryFrom=: paths, one blank between them */
+	bool     allow_grant; /* across trust groups, too */
 };
 
 struct vp_conf_side {
@@ -83,6 +86,9 @@ struct vp_conf_link {
 	bool     plain;        /* fast mode: it is offered neither indirect descriptors nor event indices */
 	uint64_t pool;         /* copy mode: bytes, a power of two; 0 = vp_conf_link_pool()'s default */
 	uint64_t aperture;     /* shmem: bytes of both regions together, a power of two */
+	uint32_t grant;        /* grant mode: enum vp_grant_source */
+	uint64_t grant_size;   /* of VP_GRANT_MEMORY: bytes of the memory device */
+	char     grant_socket[VP_CONF_SOCKET_MAX]; /* of VP_GRANT_SWIOTLB; absolute after vp_conf_finish_link() */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
 	uint32_t driver_qmp_mode;                /* enum vp_socket_mode: server = its VMM connects to the daemon */
 	/* the network device there whose carrier follows the link; set if driver_qmp is */
@@ -119,6 +125,7 @@ struct vp_conf_daemon {
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
+	char     upgrade_binaries[VP_CONF_DIRS_MAX]; /* programs that an upgrade may start, besides our own file */
 	/* isolation stages that must be in force (bit = enum vp_isolate_stage) */
 	uint32_t require;
 	bool     no_filter;                        /* no system call filter */
@@ -212,6 +219,7 @@ bool vp_conf_name_ok(const char *name);
 
 const char *vp_mode_name(unsigned mode);
 const char *vp_endpoint_name(unsigned endpoint);
+const char *vp_grant_name(unsigned source);
 const char *vp_side_name(unsigned side);
 /* "csum,tso4,..." or "none"; buf of at least 64 bytes. */
 const char *vp_offloads_str(unsigned offloads, char *buf, size_t size);

@@ -23,7 +23,8 @@
 #include "base/util.h"
 #include "conf/types.h"
 
-static const char *const mode_names[] = { "auto", "relay", "fast", "copy", NULL };
+static const char *const mode_names[] = { "auto", "relay", "fast", "copy", "grant", NULL };
+static const char *const grant_names[] = { "swiotlb", "viommu", "memory", NULL };
 static const char *const endpoint_names[] = { "virtio-net", "port", "vhost-user", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
 static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
@@ -39,6 +40,11 @@ const char *vp_mode_name(unsigned mode)
 const char *vp_endpoint_name(unsigned endpoint)
 {
 	return endpoint < 3 ? endpoint_names[endpoint] : "?";
+}
+
+const char *vp_grant_name(unsigned source)
+{
+	return source < VP_GRANT_SOURCES ? grant_names[source] : "?";
 }
 
 const char *vp_side_name(unsigned side)
@@ -564,6 +570,7 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "User", parse_user, D(user) },
 	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
 	{ "Daemon", "StateDirectory", parse_path, D(state_dir) },
+	{ "Daemon", "UpgradeBinaries", parse_dirs, D(upgrade_binaries) },
 	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
 	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },
@@ -581,6 +588,7 @@ static const struct key vm_keys[] = {
 	{ "VM", "MaxPool", parse_size, V(max_pool), 1, 1u << 23 },
 	{ "VM", "PacketsPerSecond", parse_u32, V(pps), 1, UINT32_MAX },
 	{ "VM", "MaxMemory", parse_bytes, V(max_memory), 1, 32u << 20 },
+	{ "VM", "AllowGrant", parse_bool, V(allow_grant) },
 	{ "VM", "MemoryFrom", parse_dirs, V(memory_from) },
 	{ NULL }
 };
@@ -595,6 +603,9 @@ static const struct key link_keys[] = {
 	{ "Driver", "VM", parse_name, L(side[VP_SIDE_DRIVER].vm) },
 	{ "Driver", "Socket", parse_path, L(side[VP_SIDE_DRIVER].socket) },
 	{ "Driver", "SocketMode", parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
+	{ "Driver", "Grant", parse_enum, L(grant), .words = grant_names },
+	{ "Driver", "GrantSize", parse_bytes, L(grant_size), 1, 32u << 20 },
+	{ "Driver", "GrantSocket", parse_path, L(grant_socket) },
 	{ "Driver", "QMP", parse_path, L(driver_qmp) },
 	{ "Driver", "QMPMode", parse_enum, L(driver_qmp_mode), .words = socket_mode_names },
 	{ "Driver", "NIC", parse_name, L(nic) },

@@ -10,7 +10,8 @@
 #include "base/util.h"
 
 /* Modes whose engine is in this build. Adding one here is all that policy needs to know. */
-static const uint32_t modes_built = 1u << VP_MODE_RELAY | 1u << VP_MODE_FAST | 1u << VP_MODE_COPY;
+static const uint32_t modes_built = 1u << VP_MODE_RELAY | 1u << VP_MODE_FAST | 1u << VP_MODE_COPY |
+				   1u << VP_MODE_GRANT;
 
 static void __attribute__((format(printf, 5, 6)))
 decide(struct vp_policy_decision *d, bool allowed, unsigned mode, const char *rule, const char *fmt, ...)
@@ -49,6 +50,42 @@ static const char *rated_vm(const struct vp_conf *c, const struct vp_conf_link *
 	return "";
 }
 
+static bool allows_grant(const struct vp_conf *c, const char *vm)
+{
+	const struct vp_conf_vm *v = vp_conf_vm_find(c, vm);
+
+	return v && v->allow_grant;
+}
+
+/* What the driver VM grants is all that the device VM can reach; never chosen by auto. */
+static void decide_grant(const struct vp_conf *c, const struct vp_conf_link *l, bool same, struct vp_policy_decision *d)
+{
+	const char *drv = l->side[VP_SIDE_DRIVER].vm, *dev = l->side[VP_SIDE_DEVICE].vm;
+	const char *not = allows_grant(c, drv) ? dev : drv;
+
+	if (*rated_vm(c, l))
+		decide(d, false, VP_MODE_GRANT, "grant-has-no-rate-limit",
+		       "PacketsPerSecond= is set for %.60s, but in mode grant no packet passes the daemon; use "
+		       "Mode=copy, or take it out",
+		       rated_vm(c, l));
+	else if (same)
+		decide(d, true, VP_MODE_GRANT, "grant-same-group", "%.60s and %.60s are both in trust group %s", drv,
+		       dev, group_of(c, drv));
+	else if (l->attachment == VP_ATTACH_LOCAL)
+		decide(d, false, VP_MODE_GRANT, "grant-local-needs-one-trust-group",
+		       "a process that has a window of %.40s has its whole file, and keeps it; for %.40s, in another "
+		       "trust group, use a VM with Attachment=shmem, or Mode=copy",
+		       drv, dev);
+	else if (allows_grant(c, drv) && allows_grant(c, dev))
+		decide(d, true, VP_MODE_GRANT, "grant-allowed", "AllowGrant=yes is set for %.60s and for %.60s", drv,
+		       dev);
+	else
+		decide(d, false, VP_MODE_GRANT, "grant-not-allowed",
+		       "Mode=grant between %.40s and %.40s, which are in no common trust group, needs AllowGrant=yes "
+		       "in both VMs' files; it is not in %.40s.vm",
+		       drv, dev, not);
+}
+
 static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_policy_decision *d)
 {
 	const char *drv = l->side[VP_SIDE_DRIVER].vm, *dev = l->side[VP_SIDE_DEVICE].vm;
@@ -80,6 +117,9 @@ static void decide_port(const struct vp_conf *c, const struct vp_conf_link *l, s
 	case VP_MODE_COPY:
 		decide(d, true, VP_MODE_COPY, "copy-asked", "Mode=copy is always allowed");
 		break;
+	case VP_MODE_GRANT:
+		decide_grant(c, l, same, d);
+		break;
 	default:
 		if (same && *rated)
 			decide(d, true, VP_MODE_COPY, "auto-rate-limited",
@@ -109,6 +149,12 @@ static void decide_process(const struct vp_conf *c, const struct vp_conf_link *l
 		break;
 	case VP_MODE_FAST:
 		decide_port(c, l, d);
+		break;
+	case VP_MODE_GRANT:
+		decide(d, false, VP_MODE_GRANT, "grant-needs-a-port",
+		       "a back-end on the host that has a window of a VM's memory has its whole file, and keeps it; "
+		       "use "
+		       "Mode=copy, or Endpoint=port");
 		break;
 	case VP_MODE_COPY:
 		decide(d, true, VP_MODE_COPY, "copy-asked", "Mode=copy is always allowed");
@@ -252,9 +298,70 @@ static void mode_step(const struct vp_conf *c, const struct vp_conf_link *l, str
 		by(s, VP_CONF_LINK, l->name, "Net", "PacketsPerSecond");
 		by(s, VP_CONF_VM, rated_vm(c, l), "VM", "PacketsPerSecond");
 	} else if (l->endpoint == VP_ENDPOINT_PORT) {
-		by(s, VP_CONF_VM, l->side[VP_SIDE_DRIVER].vm, "VM", "TrustGroup");
-		by(s, VP_CONF_VM, l->side[VP_SIDE_DEVICE].vm, "VM", "TrustGroup");
+		const char *key = strcmp(d.rule, "grant-allowed") && strcmp(d.rule, "grant-not-allowed") ?
+			"TrustGroup" : "AllowGrant";
+
+		by(s, VP_CONF_VM, l->side[VP_SIDE_DRIVER].vm, "VM", key);
+		by(s, VP_CONF_VM, l->side[VP_SIDE_DEVICE].vm, "VM", key);
 	}
+}
+
+/*
+ * A VMM that waits until a window of its VM's has gone answers nobody else, so it does not let windows go itself. VMs
+ * that wait for one another in a circle would wait for ever: from l's device VM no chain of grant links leads back to
+ * its driver VM. The link that leads there last, or NULL.
+ */
+static const struct vp_conf_link *closes_circle(const struct vp_conf *c, const struct vp_conf_link *const *links,
+						unsigned n, const struct vp_conf_link *l)
+{
+	const struct vp_conf_link *found = NULL;
+	const char **todo = calloc(n + 1, sizeof(*todo));
+	bool *seen = calloc(n + 1, sizeof(*seen));
+	unsigned m = 0;
+
+	if (todo && seen)
+		todo[m++] = l->side[VP_SIDE_DEVICE].vm;
+	for (unsigned at = 0; at < m && !found; at++)
+		for (unsigned i = 0; i < n && !found; i++) {
+			struct vp_policy_decision d;
+
+			if (seen[i] || links[i]->mode != VP_MODE_GRANT || !strcmp(links[i]->name, l->name) ||
+			    strcmp(links[i]->side[VP_SIDE_DRIVER].vm, todo[at]))
+				continue;
+			vp_policy_decide(c, links[i], &d);
+			seen[i] = true;
+			if (!d.allowed)
+				continue;
+			if (!strcmp(links[i]->side[VP_SIDE_DEVICE].vm, l->side[VP_SIDE_DRIVER].vm))
+				found = links[i];
+			else
+				todo[m++] = links[i]->side[VP_SIDE_DEVICE].vm;
+		}
+	free(todo);
+	free(seen);
+	return found;
+}
+
+static void circle_step(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n_links,
+			const struct vp_conf_link *l, struct vp_policy_step *steps, unsigned *n)
+{
+	const char *drv = l->side[VP_SIDE_DRIVER].vm, *dev = l->side[VP_SIDE_DEVICE].vm;
+	const struct vp_conf_link *by_link;
+	struct vp_policy_step *s;
+
+	if (l->mode != VP_MODE_GRANT)
+		return;
+	by_link = strcmp(drv, dev) ? closes_circle(c, links, n_links, l) : l;
+	if (by_link)
+		s = step(steps, n, false, "grant-circle",
+			 "with link %.40s, VM %.40s would take grants from %.40s, and %.40s from %.40s: each VMM would "
+			 "wait for the other when grants end; use Mode=copy for one of them",
+			 by_link->name, dev, drv, drv, dev);
+	else
+		s = step(steps, n, true, "grant-circle", "no grants lead from %.60s back to %.60s", dev, drv);
+	by(s, VP_CONF_LINK, l->name, "Link", "Mode");
+	if (by_link && by_link != l)
+		by(s, VP_CONF_LINK, by_link->name, "Link", "Mode");
 }
 
 unsigned vp_policy_steps(const struct vp_conf *c, const struct vp_conf_link *const *links, unsigned n_links,
@@ -264,6 +371,7 @@ unsigned vp_policy_steps(const struct vp_conf *c, const struct vp_conf_link *con
 	bool ok;
 
 	mode_step(c, l, steps, &n);
+	circle_step(c, links, n_links, l, steps, &n);
 	for (unsigned i = 0; i < n_links; i++)
 		others += strcmp(links[i]->name, l->name) != 0;
 	ok = others < c->daemon.max_links || !c->daemon.max_links;
@@ -306,11 +414,23 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 	struct vp_policy_step steps[VP_POLICY_STEPS];
 	struct vp_policy_decision d;
 
+	const struct vp_conf_link **all = calloc(c->n_links + 1, sizeof(*all));
+
+	for (unsigned i = 0; all && i < c->n_links; i++)
+		all[i] = &c->links[i];
 	for (unsigned i = 0; i < c->n_links; i++) {
+		unsigned n = 0;
+
 		vp_policy_decide(c, &c->links[i], &d);
 		if (!d.allowed)
 			vp_conf_error(rep, "%s.link: refused by rule %s: %s", c->links[i].name, d.rule, d.why);
+		else if (all)
+			circle_step(c, all, c->n_links, &c->links[i], steps, &n);
+		if (n && !steps[0].allowed)
+			vp_conf_error(rep, "%s.link: refused by rule %s: %s", c->links[i].name, steps[0].rule,
+				      steps[0].why);
 	}
+	free(all);
 	for (unsigned v = 0; v < c->n_vms; v++) {
 		const struct vp_conf_vm *vm = &c->vms[v];
 		struct use u = { 0 };

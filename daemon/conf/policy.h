@@ -26,7 +26,7 @@ void vp_policy_decide(const struct vp_conf *c, const struct vp_conf_link *l, str
  * Every rule that has a say about a link, in the order in which they are asked: the mode, then the
  * limits that are set. The first rule that does not allow the link refuses it.
  */
-#define VP_POLICY_STEPS 10
+#define VP_POLICY_STEPS 11
 struct vp_policy_step {
 	bool        allowed;
 	const char *rule;

@@ -299,7 +299,8 @@ static void each_queue(struct out *o, struct vp_link *l,
 		for (unsigned i = 0; v && i < vp_vdev_rings(v); i++) {
 			memset(&q.stats, 0, sizeof(q.stats));
 			q.ring = vp_vdev_ring(v, i);
-			q.sends = vp_vdev_use(v, i) != VP_QUEUE_RECEIVES && l->decision.mode != VP_MODE_FAST;
+			q.sends = vp_vdev_use(v, i) != VP_QUEUE_RECEIVES && l->decision.mode != VP_MODE_FAST &&
+				l->decision.mode != VP_MODE_GRANT;
 			if (q.sends)
 				vp_stats_add(&q.stats, &q.ring->rq.stats);
 			snprintf(q.more, sizeof(q.more), "%s,queue=\"%u\"", side_label[side], i);

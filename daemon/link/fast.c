@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The port link, fast mode: the driver VM's virtqueues are processed by the
- * device VM, in the driver VM's memory. Not a byte of data passes through here.
+ * The port link, fast mode and grant mode: the driver VM's virtqueues are processed by the device VM, in the driver
+ * VM's memory, all of it or what was granted (grant.h). Not a byte of data passes through here.
  *
  * Signals go straight through where the attachment can arrange it (attach.h, `direct`), otherwise by the
  * forwarder. The device VM learns of new fds some time after us: until then it uses what it had. So our own
@@ -19,13 +19,15 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "guestmem/map.h"
+#include "link/grant.h"
 #include "link/port_link.h"
 #include "sys/timer.h"
 
 /*
  * Not offered in fast mode: nobody logs what the device VM writes, nobody translates; and what vhost-net does not have.
  */
-#define NOT_FAST (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER) | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
+#define NOT_GRANT (VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VIRTIO_F_IN_ORDER))
+#define NOT_FAST  (NOT_GRANT | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 
 struct fast_queue {
 	struct vp_wire *kick, *call, *late;
@@ -40,6 +42,7 @@ struct fast {
 	struct fast_queue *q;
 	int                nudge_fd;  /* eventfd of ours, wired to calls that changed lately */
 	unsigned           shots;     /* of it still to come */
+	struct vp_grants  *grants;    /* grant mode; else NULL */
 	sd_event_source   *timer;
 };
 
@@ -78,20 +81,26 @@ static void fast_fini(struct vp_plink *pl)
 	struct fast *f = fast_of(pl);
 
 	sd_event_source_disable_unref(f->timer);
+	vp_grants_free(f->grants);
 	for (unsigned i = 0; f->q && i < pl->n; i++)
 		fast_unwire(pl, i);
 	vp_close(&f->nudge_fd);
 	free(f->q);
 }
 
-static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
+static void profile_without(const struct vp_conf_link *c, struct vu_backend_cfg *cfg, uint64_t without)
 {
-	cfg->features &= ~NOT_FAST;
+	cfg->features &= ~without;
 	if (!c->packed)
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
 	if (c->plain)
 		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
 	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+}
+
+static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
+{
+	profile_without(c, cfg, NOT_FAST);
 }
 
 /*
@@ -296,3 +305,79 @@ static int fast_start(struct vp_link *l, struct vp_err *e)
 }
 
 const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);
+
+/* ---- grant mode: the same, and less of the memory --------------------------------------------------------- */
+
+static int grant_init(struct vp_plink *pl, struct vp_err *e)
+{
+	int r = fast_init(pl, e);
+
+	return r ? r : vp_grants_new(&fast_of(pl)->grants, pl, e);
+}
+
+/* The driver VM is to have its buffers where it lets devices reach them; the data path finds them by regions. */
+static void grant_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
+{
+	profile_without(c, cfg, NOT_GRANT);
+}
+
+/* The region of the in-flight area, or NULL. */
+static const struct vp_port_region *extra(struct vp_plink *pl, struct vp_port_region *r)
+{
+	const struct vp_memtab *t = pl->closing || !pl->slot.v ? NULL : vp_vdev_memory(pl->slot.v);
+
+	return t && inflight_region(pl, t, r) ? r : NULL;
+}
+
+static void grant_rings(struct vp_plink *pl)
+{
+	struct vp_port_region r;
+
+	vp_grants_update(fast_of(pl)->grants, extra(pl, &r));
+}
+
+static void grant_memory(struct vp_plink *pl)
+{
+	vp_grants_memory_changed(fast_of(pl)->grants);
+	grant_rings(pl);
+}
+
+static int grant_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
+{
+	int r = vp_grants_may_begin(fast_of(pl)->grants, i);
+
+	return r ? r : fast_begin(pl, i, pr);
+}
+
+static int grant_leave(struct vp_plink *pl, unsigned i)
+{
+	struct vp_port_region r;
+
+	return vp_grants_leave(fast_of(pl)->grants, i, extra(pl, &r));
+}
+
+static void grant_tidy(struct vp_plink *pl)
+{
+	if (fast_of(pl)->grants)
+		vp_grants_tidy(fast_of(pl)->grants);
+}
+
+static struct vp_grants *grant_grants(struct vp_plink *pl)
+{
+	return fast_of(pl)->grants;
+}
+
+static const struct vp_plink_mode grant_mode = {
+	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
+	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
+	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
+	.begin = grant_begin, .end = fast_end, .leave = grant_leave, .tidy = grant_tidy, .grants = grant_grants,
+	.wire = fast_wire, .show = fast_show,
+};
+
+static int grant_start(struct vp_link *l, struct vp_err *e)
+{
+	return vp_plink_start(l, &grant_mode, 0, e);
+}
+
+const struct vp_link_ops vp_link_grant_ops = VP_PLINK_OPS(grant_start);

@@ -140,6 +140,9 @@ static void drv_gone(struct vp_plink *pl)
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
 	vp_plink_withdraw(pl, 0, pl->n);
+	/* Nobody waits for answers any more. */
+	for (unsigned i = 0; i < pl->n; i++)
+		pl->q[i].gone = pl->q[i].stop_owed = false;
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past,
 			     &vp_vdev_ring(v, i)->rq.stats);

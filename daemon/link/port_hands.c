@@ -80,11 +80,14 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	struct vp_plink_queue *q = &pl->q[i];
 	struct vp_port_ring pr = { .enabled = stays_enabled(pl, r) };
 
+	int ret;
+
 	vp_plink_withdraw(pl, i, 1);
 	if (r->rq.vq.broken)
 		return;
-	if (pl->m->begin(pl, i, &pr)) {
-		q->given_up = true;
+	ret = pl->m->begin(pl, i, &pr);
+	if (ret) {
+		q->given_up = ret != VP_LATER;
 		return;
 	}
 	if (vp_port_queue_run(pl->port, i, &pr)) {
@@ -102,12 +105,29 @@ static void finish(struct vp_plink *pl, unsigned i)
 		pl->m->finish(pl, i);
 }
 
+/* Nobody has the queue. Its front-end may be told so now, or later. */
+static int leave(struct vp_plink *pl, unsigned i)
+{
+	finish(pl, i);
+	pl->q[i].gone = true;
+	return pl->m->leave ? pl->m->leave(pl, i) : 0;
+}
+
+void vp_plink_answer_stop(struct vp_plink *pl, unsigned i)
+{
+	struct vp_err e = { 0 };
+
+	pl->q[i].stop_owed = false;
+	if (vp_vdev_ring_stopped(pl->slot.v, i, &e))
+		vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");
+	vp_peer_rearm(pl->peer);
+}
+
 static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop *s)
 {
 	struct vp_plink *pl = ctx;
 	struct vp_plink_queue *q = &pl->q[i];
 	bool owed = q->stop_owed, alive = pl->slot.v && !pl->closing;
-	struct vp_err e = { 0 };
 
 	vp_plink_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = q->draining = false;
@@ -117,10 +137,9 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	if (!alive)
 		return;
 	if (owed) {
-		finish(pl, i);
-		if (vp_vdev_ring_stopped(pl->slot.v, i, &e))
-			vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");
-		vp_peer_rearm(pl->peer);
+		q->stop_owed = leave(pl, i) == VP_LATER;
+		if (!q->stop_owed)
+			vp_plink_answer_stop(pl, i);
 	} else {
 		vp_plink_update(pl);
 	}
@@ -223,7 +242,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	bool lives = ring_lives(r), bad = q->handed && lives && spoiled(pl, i);
 
 	if (!lives) {
-		q->given_up = false;
+		q->given_up = q->gone = false;
 		if (!q->handed)
 			finish(pl, i);
 	}
@@ -246,6 +265,8 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 		if (q->rewire)
 			wire(pl, i);
 	}
+	if (q->gone)
+		return;
 	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) &&
 	    vp_port_queue_await(pl->port, i) != VP_LATER)
 		hand_over(pl, i);
@@ -259,6 +280,8 @@ static void update_once(struct vp_plink *pl)
 	bool up;
 
 	vp_port_begin(pl->port);
+	if (pl->m->rings)
+		pl->m->rings(pl);
 	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? vp_plink_features(pl) : 0);
 	up = vp_port_is_up(pl->port);
 	for (unsigned i = 0; v && pl->lanes && !pl->closing && i < pl->n; i++)
@@ -328,8 +351,8 @@ int vp_plink_stop_queue(struct vp_plink *pl, unsigned i)
 	}
 	if (vp_port_queue_stop(pl->port, i) != VP_LATER) {
 		vp_plink_withdraw(pl, i, 1);
-		finish(pl, i);
-		return 0;
+		pl->q[i].stop_owed = leave(pl, i) == VP_LATER;
+		return pl->q[i].stop_owed ? VP_LATER : 0;
 	}
 	pl->q[i].stop_owed = true;
 	/* Until the device VM has answered, what it returns is given back and nothing new is taken. */

@@ -195,13 +195,27 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	return r;
 }
 
+void vp_plink_set_hold(struct vp_plink *pl)
+{
+	vp_port_set_hold(pl->port, (pl->l->up ? 0 : VP_PORT_HOLD_ADMIN) |
+				   (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE) |
+				   (pl->ungranted ? VP_PORT_HOLD_GRANT : 0));
+}
+
+struct vp_grants *vp_plink_grants(const struct vp_link *l)
+{
+	struct vp_plink *pl = l->impl;
+
+	return pl && pl->m->grants ? pl->m->grants(pl) : NULL;
+}
+
 /* The caller sends the event. */
 void vp_plink_admin(struct vp_link *l)
 {
 	struct vp_plink *pl = l->impl;
 
 	pl->quiet++;
-	vp_port_set_hold(pl->port, (l->up ? 0 : VP_PORT_HOLD_ADMIN) | (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE));
+	vp_plink_set_hold(pl);
 	pl->quiet--;
 	remember(pl);
 }

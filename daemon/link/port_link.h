@@ -3,7 +3,7 @@
  * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events;
  * port_hands.c, whose hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do;
  * port_profile.c, what is known of the back-end; port_guard.c, what the guard is told; port_show.c, what is shown.
- * fast.c and copy.c have what differs. For these files only.
+ * fast.c and copy.c have what differs, grant.c what grant mode adds to fast. For these files only.
  *
  * A queue that the driver VM has started is in one of two hands:
  *   - the device VM's, while the port's link is up: a run of the port (vp_port_queue_run());
@@ -28,6 +28,7 @@
 #include "front/vdev.h"
 
 struct vp_plink;
+struct vp_grants;
 
 /* What a mode adds. Those marked ? may be NULL. */
 struct vp_plink_mode {
@@ -52,12 +53,21 @@ struct vp_plink_mode {
 	void (*gone)(struct vp_plink *pl);
 	/* ? The port has changed: the guest may have let go of something. */
 	void (*tidy)(struct vp_plink *pl);
+	/* ? Rings of the driver VM may have started or stopped. Inside an update of the page. */
+	void (*rings)(struct vp_plink *pl);
+	/*
+	 * ? Queue i is in nobody's hands, and its front-end is to be told that it has stopped. VP_LATER: the device VM
+	 * can still reach the ring; vp_plink_answer_stop() follows.
+	 */
+	int  (*leave)(struct vp_plink *pl, unsigned i);
+	/* ? What the driver VM grants. */
+	struct vp_grants *(*grants)(struct vp_plink *pl);
 	/* ? A process was the device side and has gone: what it had may still be mapped there. */
 	void (*fresh)(struct vp_plink *pl);
 
 	/*
 	 * Queue i is nobody's and goes to the device VM: fill *pr but for `enabled`, and, with lanes, set its work. An
-	 * error leaves it with us for good.
+	 * error leaves it with us for good; VP_LATER for now, until vp_plink_update().
 	 */
 	int  (*begin)(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr);
 	/*
@@ -101,6 +111,7 @@ struct vp_plink_queue {
 	bool given_up;    /* by the data path, or taken from it: not handed over again while it is attached */
 	bool rewire;      /* its fds may have changed */
 	bool draining;    /* the stop that is owed waits for requests that are under way */
+	bool gone;        /* it has stopped for good, whether its front-end was told or not */
 };
 
 struct vp_plink {
@@ -117,6 +128,7 @@ struct vp_plink {
 	struct vp_plink_queue *q;
 	struct vp_lanes      *lanes;    /* n of them, while a front-end is connected */
 	bool                  inited, closing, in_update, again;
+	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
 	bool                  guarded, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
@@ -152,11 +164,12 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side);
 const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
+struct vp_grants *vp_plink_grants(const struct vp_link *l);
 
 #define VP_PLINK_OPS(start_fn) { \
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
-	.profile = vp_plink_profile, .sent = vp_plink_sent, .vdev = vp_plink_vdev, \
+	.profile = vp_plink_profile, .sent = vp_plink_sent, .vdev = vp_plink_vdev, .grants = vp_plink_grants, \
 }
 
 /*
@@ -184,6 +197,9 @@ void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, co
 void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);
 uint64_t vp_plink_wire_count(const struct vp_wire *w);
 
+/* The stop of queue i that is owed, its front-end waits for, is answered. */
+void vp_plink_answer_stop(struct vp_plink *pl, unsigned i);
+
 /* port_lane.c. For all queues, while a front-end is connected. make: -ENOMEM. */
 int  vp_plink_lanes_make(struct vp_plink *pl);
 void vp_plink_lanes_free(struct vp_plink *pl);
@@ -199,6 +215,8 @@ void vp_plink_withdraw(struct vp_plink *pl, unsigned first, unsigned n);
 uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, uint64_t *missing);
 /* Publish what is known of the back-end: features and config space. Inside an update of the page. */
 void vp_plink_publish_profile(struct vp_plink *pl);
+/* Why the link must be down may have changed. */
+void vp_plink_set_hold(struct vp_plink *pl);
 /* port_driver.c: it has become known. */
 int vp_plink_open_driver_side(struct vp_plink *pl, struct vp_err *e);
 /* Features that the data path works with; there is a front-end. */

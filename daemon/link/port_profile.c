@@ -29,8 +29,7 @@ void vp_plink_publish_profile(struct vp_plink *pl)
 	len = pl->dev->config(conf, VP_SIDE_DRIVER, &pl->profile, true, config);
 	/* A data path that is asked what it has finds here how much of it is wanted. */
 	vp_port_set_config(pl->port, config, VP_MAX(len, pl->dev->wanted(conf)));
-	vp_port_set_hold(pl->port,
-			 (pl->l->up ? 0 : VP_PORT_HOLD_ADMIN) | (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE));
+	vp_plink_set_hold(pl);
 }
 
 static void learn(struct vp_plink *pl, const struct vp_profile *come)

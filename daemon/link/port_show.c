@@ -3,6 +3,7 @@
 #include "link/port_link.h"
 
 #include "front/carrier.h"
+#include "link/grant.h"
 
 const char *vp_plink_status(const struct vp_link *l)
 {
@@ -85,6 +86,8 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 	}
 	drv = counters ? vp_stats_json(&sent, &back, pl->slot.v) :
 			 vp_stats_show(&l->conf.side[VP_SIDE_DRIVER], pl->peer, pl->slot.v);
+	if (!counters && vp_plink_grants(l))
+		json_object_set_new(drv, "grant", vp_grants_json(vp_plink_grants(l)));
 	if (!counters)
 		json_object_set_new(drv, "carrier", vp_carrier_json(pl->carrier));
 	json_object_set_new(sides, "driver", drv);

@@ -48,6 +48,8 @@ static uint32_t reason_now(const struct vp_port *p)
 		return VHP_REASON_PROTOCOL;
 	if (p->driver != VP_PORT_DRIVER_RUNS)
 		return VHP_REASON_NOT_READY;
+	if (p->hold & VP_PORT_HOLD_GRANT)
+		return VHP_REASON_GRANT;
 	if (p->features & p->required & ~p->path[0])
 		return VHP_REASON_FEATURES;
 	if (p->limit)

@@ -174,7 +174,8 @@ enum vp_port_hold {
 	VP_PORT_HOLD_POLICY = 1,
 	VP_PORT_HOLD_ADMIN = 2,
 	VP_PORT_HOLD_PROTOCOL = 4,
-	VP_PORT_HOLD_PROFILE = 8
+	VP_PORT_HOLD_PROFILE = 8,
+	VP_PORT_HOLD_GRANT = 16
 };
 /* Reasons of the owner's why the link must be down; a mask. */
 void vp_port_set_hold(struct vp_port *p, unsigned hold);
@@ -194,6 +195,11 @@ struct vp_port_region {
 	uint64_t offset;              /* of addr in fd */
 	int      fd;                  /* stays the caller's, -1 = in the pool */
 	uint32_t flags;               /* VHP_REGION_* */
+	/*
+	 * A window of its own has just these bytes. When it is added while the link is up, the link stays up, and the
+	 * region is not shown before its window is there (vp_port_shows()).
+	 */
+	bool     own;
 };
 /*
  * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
@@ -201,6 +207,11 @@ struct vp_port_region {
  * the port has no memory.
  */
 int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsigned n, struct vp_err *e);
+
+/* Regions that are shown to the guest, and whose windows are there, cover [addr, addr + size). */
+bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
+/* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
+bool vp_port_windows_leaving(const struct vp_port *p);
 
 /* What regions with VHP_REGION_INFLIGHT have room for. Before vp_port_set_memory() that has one. */
 void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);

@@ -137,7 +137,8 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 
 		if (w->state == WIN_FREE || w->state == WIN_TAKING || w->cancel || !same_file(w, m))
 			continue;
-		if (vp_range_inside(m->r.offset, m->r.size, w->offset, w->size))
+		if (m->r.own ? w->offset == m->r.offset && w->size == m->r.size :
+			       vp_range_inside(m->r.offset, m->r.size, w->offset, w->size))
 			return (int)i;
 	}
 	return -1;
@@ -155,7 +156,7 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 	if (slot == VHP_MAX_WINDOWS)
 		return -1;
 	w = &p->win[slot];
-	for (unsigned i = 0; i < p->n_mem; i++)
+	for (unsigned i = 0; i < p->n_mem && !m->r.own; i++)
 		if (p->mem[i].dev == m->dev && p->mem[i].ino == m->ino) {
 			from = VP_MIN(from, p->mem[i].r.offset);
 			to = VP_MAX(to, p->mem[i].r.offset + p->mem[i].r.size);
@@ -170,6 +171,8 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 	w->fd = fcntl(m->r.fd, F_DUPFD_CLOEXEC, 3);
 	if (w->fd < 0)
 		win_failed(p, slot, "out of file descriptors; raise LimitNOFILE=");
+	else if (m->r.own && (from != m->r.offset || w->size != m->r.size))
+		win_failed(p, slot, "it would show more of its file than was granted; use Attachment=shmem");
 	else
 		win_give(p, slot);
 	return (int)slot;
@@ -269,6 +272,42 @@ static void unused(struct vp_port *p, unsigned slot)
 	}
 }
 
+static bool shown(const struct vp_port *p, uint64_t addr)
+{
+	for (unsigned i = 0; i < le32toh(p->st.nregions); i++)
+		if (p->st.regions[i].addr == htole64(addr))
+			return true;
+	return false;
+}
+
+bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size)
+{
+	for (unsigned i = 0; i < le32toh(p->st.nregions) && size; i++) {
+		const struct vhp_abi_region *r = &p->st.regions[i];
+		uint64_t at = le64toh(r->addr), n = le64toh(r->size);
+
+		if (r->flags & htole32(VHP_REGION_INFLIGHT) || addr < at || addr - at >= n ||
+		    p->win[le32toh(r->window)].state != WIN_READY)
+			continue;
+		n = VP_MIN(n - (addr - at), size);
+		addr += n;
+		size -= n;
+	}
+	return !size;
+}
+
+bool vp_port_windows_leaving(const struct vp_port *p)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
+		const struct port_win *w = &p->win[i];
+
+		if (w->state == WIN_REVOKING || w->state == WIN_TAKING || (w->state == WIN_GIVING && w->cancel) ||
+		    (w->state == WIN_FAILED && w->dead))
+			return true;
+	}
+	return false;
+}
+
 /*
  * The link works without the in-flight area when there is no place for it (an ivshmem window wants a root port). Who
  * has begun without it does not get it later: queues that began then would differ from those before.
@@ -302,16 +341,18 @@ void port_windows_update(struct vp_port *p)
 		bool pool = m->r.fd < 0;
 		int slot = pool ? pool_window(p) : find_window(p, m);
 		struct port_win *w;
+		bool added;
 
 		if (slot < 0 && !pool)
 			slot = new_window(p, m);
+		added = p->up && m->r.own && !shown(p, m->r.addr);
 		if (slot < 0) {
-			p->n_unready++;  /* a slot is free again when a window has been taken */
+			p->n_unready += !added;  /* a slot is free again when a window has been taken */
 			continue;
 		}
 		w = &p->win[slot];
 		w->used = true;
-		if (do_without(p, m, w))
+		if (do_without(p, m, w) || (added && w->state != WIN_READY && w->state != WIN_REVOKING))
 			continue;
 		if (w->state == WIN_REVOKING) {
 			w->state = WIN_READY;

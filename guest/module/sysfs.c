@@ -57,6 +57,7 @@ static ssize_t reason_show(struct device *dev, struct device_attribute *attr, ch
 		[VHP_REASON_DAEMON] = "daemon restarting",
 		[VHP_REASON_LIMIT] = "too many regions, windows or queues",
 		[VHP_REASON_PROFILE] = "what the back-end has is not known, or does not fit",
+		[VHP_REASON_GRANT] = "the driver VM has granted nothing",
 	};
 	u32 v;
 	int ret = VP_GET32(dev, link_reason, &v);

@@ -95,6 +95,7 @@ struct vhp_abi_header {
 #define VHP_REASON_DAEMON	11u	/**< the daemon is going away or restarting */
 #define VHP_REASON_LIMIT	12u	/**< too many regions, windows or queues for this ABI */
 #define VHP_REASON_PROFILE	13u	/**< what the back-end has is not known yet, or does not fit */
+#define VHP_REASON_GRANT	14u	/**< grant mode: the driver VM has granted nothing */
 
 /* state.mode */
 #define VHP_MODE_NONE		0u

@@ -247,6 +247,7 @@ const char *vp_state_reason_str(uint32_t reason)
 		[VHP_REASON_DAEMON] = "the daemon is going away",
 		[VHP_REASON_LIMIT] = "more regions, windows or queues than the ABI carries",
 		[VHP_REASON_PROFILE] = "what the back-end has is not known, or does not fit the link's profile",
+		[VHP_REASON_GRANT] = "the driver VM has granted nothing",
 	};
 
 	static __thread char number[24];

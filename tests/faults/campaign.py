@@ -39,11 +39,13 @@ def default_links(rig, quick=False):
     rig.link("fast", "fast", "local", driver=ev)
     rig.link("fast-poll", "fast", "local", driver=["--poll"], device=["--in-place", "--poll"])
     rig.link("fast-packed", "fast", "local", driver=["--packed", *ev], packed_fast=True)
+    rig.link("grant-packed", "grant", "local", driver=["--packed", *ev], packed_fast=True)
     if shutil.which("qemu-storage-daemon"):
         rig.disk("disk")
     if not quick:
         rig.link("copy-ivshmem", "copy", "ivshmem", driver=ev, rate=100)
         rig.link("fast-shmem", "fast", "shmem", driver=[], rate=100)
+        rig.link("grant-shmem", "grant", "shmem", driver=[], rate=100)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def tell(sig):
 
 
 def dies(link, end):
-    return end == 1 and link.mode == "fast"
+    return end == 1 and link.in_place
 
 
 def cut_now(c, link, end):

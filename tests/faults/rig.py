@@ -21,6 +21,7 @@ import proxy  # noqa: E402
 # struct end_page of traffic.h, at 1024 * (1 + end)
 FIELDS = ["life", "tx", "rx", "rx_bytes", "lost", "dup", "corrupt", "stale", "foreign", "broken", "probes", "sessions", "errors",
           "max_gap_ns", "last_rx_ns", "peer_life", "peer_seq"]
+DRIVER_MEMORY_MB = 8  # of driver.c
 VIOLATIONS = ["dup", "corrupt", "stale", "foreign", "broken"]
 OFFSET = {f: 8 * i for i, f in enumerate(FIELDS)}
 EPOCH_SEEN, RUNNING, MSG = 8 * len(FIELDS), 8 * len(FIELDS) + 4, 8 * len(FIELDS) + 8
@@ -182,6 +183,7 @@ class Link:
         self.rig, self.name, self.mode, self.attachment = rig, name, mode, attachment
         self.number = len(rig.links) + 1
         self.packed_fast = packed_fast
+        self.in_place = mode in ("fast", "grant")  # the device side works in the driver VM's memory
         self.file = rig.tmp / f"{name}.pages"
         self.file.write_bytes(bytes(4096))
         with open(self.file, "r+b") as f:
@@ -194,6 +196,8 @@ class Link:
             keys["Device_PackedRings"] = "yes"
         if mode == "copy":
             keys["Device_PoolSize"] = "4M"
+        if mode == "grant":
+            keys.update(Driver_Grant="memory", Driver_GrantSize="%dM" % DRIVER_MEMORY_MB)
         for vm in ("drv", "dev"):
             d.write(f"{name}-{vm}.vm", "[VM]\nTrustGroup=test\n")
         d.link(name, driver=name + "-drv", device=name + "-dev", **keys)
@@ -213,9 +217,9 @@ class Link:
         else:
             self.ends.append(End(self, 1, ["/usr/bin/python3", "-B", str(HERE / "portdouble.py"), "--attachment", attachment,
                                            "--port", device_sock, *rate, *device]))
-        if mode == "fast" and 1 in self.proxies:
+        if self.in_place and 1 in self.proxies:
             # A process that lives on without its socket would write into rings that are the daemon's again: it has the driver VM's
-            # memory, and fast mode trusts it. Devices lose their connection by dying.
+            # memory, and these modes trust a process with that. Devices lose their connection by dying.
             self.proxies[1].before_cut = self.ends[1].kill
         self.cut_at = [0, 0]      # the next message boundary to cut at
         self.cut_round = [0, 0]   # how many times all were cut
@@ -279,7 +283,7 @@ class DiskLink(Link):
 
     def __init__(self, rig, name, rate=200):
         self.rig, self.name, self.mode, self.attachment = rig, name, "copy", None
-        self.number, self.packed_fast = len(rig.links) + 1, False
+        self.number, self.packed_fast, self.in_place = len(rig.links) + 1, False, False
         self.file, ledger, image = (rig.tmp / f"{name}.{x}" for x in ("pages", "ledger", "img"))
         self.file.write_bytes(bytes(4096))
         ledger.write_bytes(bytes(16 * 256))

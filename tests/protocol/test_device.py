@@ -18,6 +18,8 @@ FORMATS = [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED), vu.bit(vu.PACKED, vu.EVEN
 def link(d, mode="copy", **keys):
     kw = {"Link_Mode": mode, "Link_Type": "blk", "Device_Endpoint": "port", "Device_Attachment": "local",
           "Device_PackedRings": "yes" if mode == "copy" else "no", **keys}
+    if mode == "grant":
+        kw.update(Driver_Grant="memory", Driver_GrantSize="16M")  # all that a blk.Driver has
     text = {"Link": {}, "Driver": {"VM": "a"}, "Device": {"VM": "b"}, "Profile": {}, "Net": {}}
     for k, v in kw.items():
         section, key = k.split("_", 1)
@@ -76,7 +78,7 @@ class Serving(threading.Thread):
 
 
 # In fast mode the scripted disk, which has no packed rings, serves the driver's own.
-@pytest.mark.parametrize("mode,fmt", [("copy", f) for f in FORMATS] + [("fast", f) for f in FORMATS if not f >> vu.PACKED & 1])
+@pytest.mark.parametrize("mode,fmt", [("copy", f) for f in FORMATS] + [(m, f) for m in ("fast", "grant") for f in FORMATS if not f >> vu.PACKED & 1])
 def test_read_back_what_was_written(make, mode, fmt):
     d = make(mode, Profile_Capacity="4M")
     with Driver(drv(d), vu.bit(vu.VERSION_1, vu.INDIRECT) | blk.FEATURES | fmt) as f, dev(d) as p:
@@ -88,9 +90,9 @@ def test_read_back_what_was_written(make, mode, fmt):
         with Serving(disk):
             for i, n in enumerate([512, 4096, 65536, 1 << 20]):
                 data = pattern(n, i)
-                f.write(8 * i, data, indirect=mode == "copy" and n > 65536, cut=n if mode == "fast" else 4096 if n <= 65536 else 16384)
+                f.write(8 * i, data, indirect=mode == "copy" and n > 65536, cut=n if mode != "copy" else 4096 if n <= 65536 else 16384)
                 assert disk.store[512 * 8 * i:512 * 8 * i + n] == data
-                assert f.read(8 * i, n, cut=n if mode == "fast" else 4096 if n <= 65536 else 16384, indirect=mode == "copy" and n > 65536) == data
+                assert f.read(8 * i, n, cut=n if mode != "copy" else 4096 if n <= 65536 else 16384, indirect=mode == "copy" and n > 65536) == data
             assert f.wait(f.request(blk.DO_FLUSH, 0))[0] == blk.OK
         if mode == "copy":
             d.wait(lambda: d.stats("ab")["driver"]["tx"]["packets"] == 9)
@@ -171,10 +173,11 @@ def test_open_requests_are_given_to_the_next_one_in_order(make, fmt):
         assert store[:30 * 512] == b"".join(pattern(512, i) for i in range(30))
 
 
+@pytest.mark.parametrize("mode", ["fast", "grant"])
 @pytest.mark.parametrize("vmm", ["keeps the area", "has none"])
-def test_fast_with_an_account_loses_nothing(make, vmm):
+def test_fast_with_an_account_loses_nothing(make, vmm, mode):
     """The device side dies in mid-work, also between a completion and its account: the next one goes on from the area."""
-    d = make("fast", Profile_Capacity="4M")
+    d = make(mode, Profile_Capacity="4M")
     store = bytearray(4 << 20)
     protocol = blk.PF if vmm == "keeps the area" else blk.PF & ~vu.bit(blk.PF_INFLIGHT)
     with Driver(drv(d), protocol=protocol) as f:

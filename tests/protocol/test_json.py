@@ -75,6 +75,21 @@ def test_port(make_daemon, mode, attachment):
         lab.close()
 
 
+def test_grant(make_daemon):
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="shmem", Link_Mode="grant")
+    d.start()
+    held(d, "grant", "ab")
+    with vu.Nic(d.sock("ab", "driver")) as nic:
+        assert held(d, "grant", "ab", f"{nic.mem.gpa:#x}+4M")["state"] == "granted"
+        everything(d, "ab")
+        held(d, "generate", "ab", "--qemu", "--driver")
+        held(d, "grant", "ab", "--drop")
+    for bad in ("0x1000", "0x1000+", "+4M", "1+2x", "4M"):
+        r = ctl(d, "grant", "ab", bad)
+        assert r.returncode == 2 and "address and size like" in r.stderr
+
+
 def test_disk(make_daemon):
     d = make_daemon()
     d.link("disk", Link_Type="blk", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy")
@@ -91,6 +106,10 @@ def test_changes(daemon):
     held(daemon, "reload")
     held(daemon, "log-level", "info")
     assert ctl(daemon, "remove", "new", "--json").returncode == 0
+    conftest.adopt_orphans()
+    pid = held(daemon, "upgrade")["pid"]
+    assert daemon.proc.wait(conftest.PATIENCE) == 0
+    daemon.proc = conftest.Adopted(pid)
 
 
 def test_events(daemon):

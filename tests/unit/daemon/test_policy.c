@@ -58,6 +58,79 @@ static void test_fast_needs_one_group(void **state)
 	}
 }
 
+static void test_grant_needs_both(void **state)
+{
+	struct vp_conf_link l = make("x", "blue1", "red", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	struct vp_policy_decision d;
+
+	l.attachment = VP_ATTACH_SHMEM;
+	for (unsigned i = 0; i < 4; i++) {
+		vms[0].allow_grant = i & 1;
+		vms[4].allow_grant = i & 2;
+		vp_policy_decide(&conf, &l, &d);
+		assert_int_equal(d.allowed, i == 3);
+		assert_string_equal(d.rule, i == 3 ? "grant-allowed" : "grant-not-allowed");
+	}
+	/* A process keeps what it was given. */
+	l.attachment = VP_ATTACH_LOCAL;
+	vp_policy_decide(&conf, &l, &d);
+	assert_string_equal(d.rule, "grant-local-needs-one-trust-group");
+	assert_false(d.allowed);
+	l.endpoint = VP_ENDPOINT_VHOST_USER;
+	vp_policy_decide(&conf, &l, &d);
+	assert_string_equal(d.rule, "grant-needs-a-port");
+	assert_false(d.allowed);
+	/* Auto never comes to it, and no packet could be counted. */
+	l = make("x", "blue1", "red", VP_MODE_AUTO, VP_ENDPOINT_PORT);
+	vp_policy_decide(&conf, &l, &d);
+	assert_int_equal(d.mode, VP_MODE_COPY);
+	l = make("x", "blue1", "blue2", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	vp_policy_decide(&conf, &l, &d);
+	assert_string_equal(d.rule, "grant-same-group");
+	l.pps = 1000;
+	vp_policy_decide(&conf, &l, &d);
+	assert_string_equal(d.rule, "grant-has-no-rate-limit");
+	assert_false(d.allowed);
+	vms[0].allow_grant = vms[4].allow_grant = false;
+}
+
+/* VMMs that would wait for one another: a to b, b to c, and then c to a, or a to a. */
+static void test_grants_form_no_circle(void **state)
+{
+	struct vp_conf_link links[] = {
+		make("ab", "blue1", "blue2", VP_MODE_GRANT, VP_ENDPOINT_PORT),
+		make("bc", "blue2", "blue3", VP_MODE_GRANT, VP_ENDPOINT_PORT),
+		make("ca", "blue3", "blue1", VP_MODE_FAST, VP_ENDPOINT_PORT),
+	};
+	const struct vp_conf_link *all[] = { &links[0], &links[1], &links[2] };
+	struct vp_conf_vm three[] = {
+		{ .name = "blue1", .trust_group = "blue" },
+		{ .name = "blue2", .trust_group = "blue" },
+		{ .name = "blue3", .trust_group = "blue" },
+	};
+	struct vp_conf c = { .vms = three, .n_vms = 3 };
+	struct vp_conf_link l = make("new", "blue3", "blue1", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	const char *rule = NULL;
+	struct vp_err e = { 0 };
+
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), -EDQUOT);
+	assert_string_equal(rule, "grant-circle");
+	assert_non_null(strstr(e.msg, "bc"));
+	/* The link that it replaces does not count. */
+	l = make("bc", "blue2", "blue1", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), -EDQUOT);
+	l = make("ab", "blue3", "blue1", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), 0);
+	l = make("new", "blue1", "blue3", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), 0);
+	l = make("new", "blue1", "blue1", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), -EDQUOT);
+	/* Links of other modes wait for nobody. */
+	links[1].mode = VP_MODE_COPY;
+	l = make("new", "blue3", "blue1", VP_MODE_GRANT, VP_ENDPOINT_PORT);
+	assert_int_equal(vp_policy_limits(&c, all, 3, &l, &rule, &e), 0);
+}
+
 static void test_auto(void **state)
 {
 	struct vp_conf_link l = make("x", "blue1", "blue2", VP_MODE_AUTO, VP_ENDPOINT_PORT);
@@ -426,6 +499,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_fast_needs_one_group),
+		cmocka_unit_test(test_grant_needs_both),
+		cmocka_unit_test(test_grants_form_no_circle),
 		cmocka_unit_test(test_auto),
 		cmocka_unit_test(test_endpoint_and_mode_fit),
 		cmocka_unit_test(test_users),

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Grant mode: which of the driver VM's memory the device VM can reach. That is the pages of the rings that run, and the
+ * ranges that the driver VM has granted, each as a window of just these bytes; from the time when it granted them until
+ * the last ring stops, the driver VM's VMM leaves, or the grant is dropped. Windows have gone from the device VM before
+ * the driver VM's VMM is told that a ring has stopped.
+ *
+ * Ranges are link addresses. Where they come from (`Grant=`):
+ *   swiotlb  the pool through which the driver VM's kernel bounces every buffer (swiotlb=force). The driver VM says
+ *            where it is: on its channel (grant_channel.h), or an administrator says it for it (vp_grants_give());
+ *   memory   a memory device of the driver VM, known by its size: pool and rings of a user-space driver lie in it.
+ *
+ * Rings are never the authority: the device VM can write them. Main thread only.
+ */
+#ifndef VP_DAEMON_LINK_GRANT_H
+#define VP_DAEMON_LINK_GRANT_H
+
+#include "link/port_link.h"
+
+struct vp_grants;
+
+/* Opens the channel, if there is one. -ENOMEM, or the socket's error. */
+int  vp_grants_new(struct vp_grants **out, struct vp_plink *pl, struct vp_err *e);
+void vp_grants_free(struct vp_grants *g);  /* NULL is allowed */
+
+/*
+ * Rings, memory or link may be other ones than before: bring the port's memory in line. extra: a region that the link
+ * shows besides, or NULL; its fd stays the caller's.
+ */
+void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra);
+/* The driver VM's memory table is another one. Before vp_grants_update(). */
+void vp_grants_memory_changed(struct vp_grants *g);
+
+/*
+ * May queue i be handed over? 0; VP_LATER: the windows of its ring are not there yet, and vp_grants_tidy() will say so;
+ * -EPERM: its buffers lie outside what is granted (said in the log).
+ */
+int  vp_grants_may_begin(struct vp_grants *g, unsigned i);
+/* Queue i's ring is not granted any more (q->gone). 0, or VP_LATER: vp_grants_tidy() answers its stop. */
+int  vp_grants_leave(struct vp_grants *g, unsigned i, const struct vp_port_region *extra);
+/* The port has changed: windows may have come or gone. */
+void vp_grants_tidy(struct vp_grants *g);
+
+/*
+ * The driver VM grants [addr, addr + size): whole pages of its memory in one piece. by: who says so, for people.
+ * -ENOTCONN: its driver does not run; -EEXIST: it has granted something else; -EINVAL, -ERANGE; with a sentence.
+ */
+int  vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char *by, struct vp_err *e);
+/* It grants nothing any more: queues are stopped first. */
+void vp_grants_drop(struct vp_grants *g, const char *by);
+
+/* New reference. */
+json_t *vp_grants_json(const struct vp_grants *g);
+
+#endif
