@@ -128,7 +128,8 @@ static int read_options(struct cli *c, int argc, char **argv, struct capture *ca
 	if (cap->path && cap->json)
 		return bad("-w writes a capture file, --json lines: one of both");
 	if (cap->path && !strcmp(cap->path, "-") && isatty(STDOUT_FILENO))
-		return bad("a capture file is nothing for a terminal; name a file, or give it to a program: -w - | tshark -i -");
+		return bad("a capture file is nothing for a terminal; name a file, or give it to a program: -w - | "
+			   "tshark -i -");
 	return -1;
 }
 

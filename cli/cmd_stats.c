@@ -38,7 +38,8 @@ static int row(struct cli_table *t, const json_t *l, const char *side, bool *mar
 		else
 			snprintf(num[i], sizeof(num[i]), "-");
 	reasons(json_object_get(tx, "drops"), why, sizeof(why));
-	return cli_row(t, (const char *[]){ cli_str(l, "name"), who ? who : side, num[0], num[1], num[2], why, num[3], num[4] });
+	return cli_row(t, (const char *[]){ cli_str(l, "name"), who ? who : side, num[0], num[1], num[2], why, num[3],
+					    num[4] });
 }
 
 static int run(struct cli *c, int argc, char **argv)

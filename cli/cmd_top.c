@@ -57,8 +57,8 @@ static void row(struct cli_table *t, const json_t *l, const char *side, const do
 	for (size_t i = 0; i < RATES - 1; i++)
 		if (i != 2 && (!who || (i > 2 && strcmp(who, side))))
 			snprintf(text[i], sizeof(text[0]), "-");
-	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), who ? who : side, text[0], text[1], text[2], text[3],
-				     text[4] });
+	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), who ? who : side, text[0], text[1],
+				     text[2], text[3], text[4] });
 }
 
 static json_t *side_json(const double v[RATES])
