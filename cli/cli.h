@@ -35,7 +35,7 @@ struct cli_command {
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
 	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_grant, cmd_generate, cmd_metrics, cmd_doctor,
-	cmd_log_level, cmd_capture;
+	cmd_log_level, cmd_capture, cmd_upgrade;
 
 /*
  * Call a method; params may be NULL (stolen). 0 and *result (new reference), or an exit status

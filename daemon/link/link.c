@@ -139,19 +139,14 @@ static int refused(const struct vp_policy_decision *dec, struct vp_err *e)
 	return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
 }
 
-static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
-	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
+/* Into the registry, and start it. */
+static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+		 const struct vp_policy_decision *dec, struct vp_err *e)
 {
 	struct vp_link *l;
 	unsigned at;
 	int r;
 
-	*rule = dec->rule;
-	if (!dec->allowed)
-		return refused(dec, e);
-	r = check_new(ls, conf, rule, e);
-	if (r)
-		return r;
 	if (ls->n == ls->cap) {
 		unsigned cap = ls->cap ? 2 * ls->cap : 16;
 		struct vp_link **v = realloc(ls->v, cap * sizeof(*v));
@@ -182,9 +177,33 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 	memmove(&ls->v[at + 1], &ls->v[at], (ls->n - at) * sizeof(*ls->v));
 	ls->v[at] = l;
 	ls->n++;
-	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
-	vp_link_event(l, "link.added", NULL);
 	return 0;
+}
+
+static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
+{
+	int r;
+
+	*rule = dec->rule;
+	if (!dec->allowed)
+		return refused(dec, e);
+	r = check_new(ls, conf, rule, e);
+	if (!r)
+		r = start(ls, conf, origin, dec, e);
+	if (r)
+		return r;
+	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
+	vp_link_event(vp_link_find(ls, conf->name), "link.added", NULL);
+	return 0;
+}
+
+int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+			const struct vp_policy_decision *dec, struct vp_err *e)
+{
+	if (vp_link_find(ls, conf->name))
+		return vp_err_set(e, -EEXIST, "it is there twice");
+	return start(ls, conf, origin, dec, e);
 }
 
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)
@@ -217,6 +236,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	free(l->brief);
 	free(l->labels);
 	free(l->info);
+	free(l->given);
 	free(l);
 }
 
@@ -309,12 +329,18 @@ static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_repor
 {
 	struct vp_conf_link conf = l->conf;
 	struct vp_err e = { 0 };
+	char *given = l->given;
 
 	conf.start_down = !l->up;
+	l->given = NULL;
 	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
 	vp_link_remove(ls, l);
-	if (vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e))
-		vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+	if (!vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e)) {
+		vp_link_find(ls, conf.name)->given = given;
+		return;
+	}
+	free(given);
+	vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
 }
 
 /* Those that c allows, but in another mode than they run in. */

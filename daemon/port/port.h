@@ -234,6 +234,8 @@ struct vp_port_ring {
 int vp_port_queue_await(struct vp_port *p, unsigned q);
 /* The same question, and nobody waits for the answer. */
 bool vp_port_queue_lingers(const struct vp_port *p, unsigned q);
+/* Has the queue, or it was taken from it without its word: it lingers, or was cut off and not heard of since. */
+bool vp_port_queue_at_work(const struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);

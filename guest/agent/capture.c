@@ -20,8 +20,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/ethtool.h>
 #include <linux/if_packet.h>
-#include <linux/net_tstamp.h>
+#include <linux/sockios.h>
 
 #include "base/util.h"
 #include "capfile/filter.h"
@@ -102,13 +103,14 @@ static int receive(int fd, uint8_t *buf, struct packet *p)
 	return 1;
 }
 
-/* A tap has this file: what comes out of it was sent by the driver VM. A macvtap's driver VM sends outwards. */
-static bool is_tap(const char *name)
+/* What comes out of a tap was sent by the driver VM. The driver VM of a macvtap sends outwards. */
+static bool is_tap(int fd, const char *name)
 {
-	char path[64];
+	struct ethtool_drvinfo info = { .cmd = ETHTOOL_GDRVINFO };
+	struct ifreq ifr = { .ifr_data = (void *)&info };
 
-	snprintf(path, sizeof(path), "/sys/class/net/%.15s/tun_flags", name);
-	return !access(path, F_OK);
+	snprintf(ifr.ifr_name, sizeof(ifr.ifr_name), "%s", name);
+	return ioctl(fd, SIOCETHTOOL, &ifr) || !strcmp(info.driver, "tun");
 }
 
 static void write_packet(FILE *f, const struct packet *p, bool driver, uint32_t snaplen)
@@ -127,7 +129,7 @@ static int follow(const struct capture_conf *c, int fd, int sigfd, FILE *f, cons
 {
 	struct pollfd p[2] = { { .fd = sigfd, .events = POLLIN }, { .fd = fd, .events = POLLIN } };
 	uint32_t snaplen = c->snaplen ? c->snaplen : SNAPLEN;
-	bool tap = is_tap(c->name);
+	bool tap = is_tap(fd, c->name);
 	uint8_t *buf = malloc(SNAPLEN);
 	struct packet pkt;
 	unsigned int n = 0;

@@ -124,7 +124,10 @@ int dp_vhostscsi_open(const char *wwpn, struct datapath **out, struct vp_err *e)
  */
 extern unsigned int dp_vhostuser_finish_ms;
 
-/* server: listen at path, else connect to it (again and again). */
-int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e);
+/*
+ * server: listen at path, else connect to it (again and again). state: a file in which close() leaves what the back-end
+ * knows beyond its rings, and from which the next one is given it, once; NULL: none.
+ */
+int dp_vhostuser_open(const char *path, bool server, const char *state, struct datapath **out, struct vp_err *e);
 
 #endif

@@ -169,6 +169,7 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 		q->again = true;
 		return true;
 	}
+	r->pos = q->shadow.avail;
 	id = vp_drvq_add(&q->shadow, b, n);
 	if (id < 0)
 		return false;
@@ -522,7 +523,13 @@ unsigned vp_reqq_away(const struct vp_reqq *q)
 	return n;
 }
 
-bool vp_reqq_end(struct vp_reqq *q, bool reachable)
+/* It says itself where it stopped, and may say what it likes: what becomes of its requests is its affair. */
+static bool never_had(const struct vp_reqq *q, const struct vp_req *r, const uint32_t *base)
+{
+	return base && !q->shadow.packed && (int16_t)(r->pos - (uint16_t)*base) >= 0;
+}
+
+bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
 	unsigned n, gave, total = 0;
@@ -546,7 +553,7 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 		if (r->state != VP_REQ_AWAY)
 			continue;
 		r->state = VP_REQ_WAITS;
-		if (!q->c.once || !r->out_len || !reachable || vq->broken)
+		if (!q->c.once || !r->out_len || !reachable || vq->broken || never_had(q, r, base))
 			continue;
 		vp_req_fail(q, i);
 		total++;

@@ -76,6 +76,7 @@ struct vp_req {
 	uint32_t out_len, in_len, len; /* len: as the device side reported it, at most in_len */
 	uint16_t nout, nin;	       /* segments, merged */
 	uint16_t id, slots;	       /* the driver's chain */
+	uint16_t pos;		       /* place in the shadow ring (split) */
 	uint16_t entry;		       /* of the account: id, or its own number there (packed) */
 	uint16_t prev, next;	       /* order of arrival; next: free list, too */
 	uint8_t state;		       /* enum vp_req_state */
@@ -133,9 +134,10 @@ void vp_reqq_free(struct vp_reqq *q);
 int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e);
 /*
  * The device side has let go, or was cut off. The driver gets what it returned, if the driver is
- * reachable. True: the driver wants a call.
+ * reachable. base: where it stopped, NULL: nobody knows; what lies behind that it never had, and need not fail.
+ * True: the driver wants a call.
  */
-bool vp_reqq_end(struct vp_reqq *q, bool reachable);
+bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base);
 
 /* Requests that the device side has and has not returned. */
 unsigned vp_reqq_away(const struct vp_reqq *q);

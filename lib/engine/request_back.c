@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "engine/leftover.h"
 #include "engine/packet.h"
 #include "engine/tap.h"
 
@@ -168,22 +169,6 @@ unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
 	return ret ? done : VP_MAX(n, done);
 }
 
-/* struct fuse_out_header: length, error, and the request's own number, which is in its struct fuse_in_header. */
-static uint32_t fail_fuse(struct vp_reqq *q, const struct vp_req *r)
-{
-	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
-	struct vp_virtq *vq = &q->c.rq->vq;
-	uint8_t h[16] = { sizeof(h), 0, 0, 0, (uint8_t)-EIO, 0xff, 0xff, 0xff };
-
-	if (!r->nout || !r->nin || sg[0].len < 16 || sg[r->nout].len < sizeof(h) ||
-	    vp_xlate_copy_in(&vq->xl, h + 8, sg[0].addr + 8, 8) ||
-	    vp_xlate_copy_out(&vq->xl, sg[r->nout].addr, h, sizeof(h)))
-		return 0;
-	if (vq->log)
-		vp_dirty_log_mark_xlate(vq->log, &vq->xl, sg[r->nout].addr, sizeof(h));
-	return sizeof(h);
-}
-
 void vp_req_fail(struct vp_reqq *q, uint16_t i)
 {
 	const struct vp_req *r = &q->req[i];
@@ -194,8 +179,8 @@ void vp_req_fail(struct vp_reqq *q, uint16_t i)
 	vp_gptr host;
 
 	q->failed++;
-	if (q->c.fuse)
-		len = fail_fuse(q, r);
+	if (q->c.fuse && r->nout && r->nin)
+		len = vp_fuse_fail(vq, sg[-r->nout].addr, sg[-r->nout].len, sg->addr, sg->len);
 	if (q->c.fail_status >= 0 && r->nin) {
 		uint64_t at = sg[r->nin - 1].addr + sg[r->nin - 1].len - 1;
 
