@@ -42,6 +42,11 @@ struct dp_desc {
 	uint8_t config[VHP_CONFIG_MAX];
 };
 
+/* What it has moved since it was opened, from the driver VM's point of view. */
+struct dp_counters {
+	uint64_t n[VHP_COUNTS];	/* VHP_COUNT_* */
+};
+
 #define DP_MAX_FDS	(VHP_MAX_QUEUES + 4)
 
 struct datapath_ops {
@@ -85,6 +90,9 @@ struct datapath_ops {
 	void (*config)(struct datapath *d, const struct dp_config *c);
 	/* The link carries data, or not. */
 	void (*carrier)(struct datapath *d, bool on);
+
+	/* NULL, or false: it does not know. */
+	bool (*counters)(struct datapath *d, struct dp_counters *c);
 
 	/* fds to poll; returns how many of at most DP_MAX_FDS were filled in. */
 	unsigned int (*fds)(struct datapath *d, struct pollfd *p);

@@ -32,6 +32,7 @@
 #ifndef VP_ENGINE_REQUEST_H
 #define VP_ENGINE_REQUEST_H
 
+#include "base/capring.h"
 #include "engine/copyq.h"
 #include "engine/inflight.h"
 #include "engine/runs.h"
@@ -85,6 +86,9 @@ struct vp_req {
 		run[VP_REQ_RUNS]; /* readable bytes, writable ones behind them: see vp_req_in_at() */
 	struct vp_run segs;	  /* in seg[] when there are more than fit below */
 	struct vp_copyq_seg seg[4];
+	/* of a queue that is traced: when it was taken, 0 = it was not yet, and how its readable part begins */
+	uint64_t taken_ns;
+	uint8_t head_len, head[VP_CAP_HEAD];
 };
 
 struct vp_reqq {
