@@ -86,13 +86,16 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 void vp_vdev_free(struct vp_vdev *v);
 
 /*
- * The device for another daemon to go on with (docs/handover.md), while no data thread runs. It notes in the session
- * where its rings are, so the session is saved after it. A device whose rings stop for a reset is not at rest.
+ * The device for another daemon to go on with (docs/handover.md), but for what data threads change. It notes in the
+ * session where its rings are, so the session is saved after it. A device whose rings stop for a reset is not at rest.
  */
 bool vp_vdev_at_rest(const struct vp_vdev *v);
 void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r);
 /* Into a new device, whose session was restored before. Nothing is offered to the owner, who looks at all of it. */
 int  vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
+/* And what data threads change: it comes last, while none runs on either side. The rings are published by then. */
+void vp_vdev_save_hot(const struct vp_vdev *v, struct vp_rec *r);
+int  vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 
 extern const struct vu_backend_ops vp_vdev_vu_ops;  /* their ctx is found by vp_vdev_ctx */
 /* The sessions' ctx is a pointer to a slot that holds the device: the device comes and goes, the slot stays. */
