@@ -230,15 +230,9 @@ static int do_link_capture(struct call *c, json_t **result, struct vp_err *e)
 	long long snaplen = c->snaplen ? c->snaplen : VP_CAPTURE_SNAPLEN;
 	long long buffer = c->buffer ? c->buffer : VP_CAPTURE_BUFFER;
 	struct vp_capture_info info;
-<<<<<<< HEAD
 	/* What is too large by far is too large. */
 	int r = vp_client_capture(c->client, c->link, (uint32_t)VP_MIN(snaplen, UINT32_MAX),
 				  (uint32_t)VP_MIN(buffer, UINT32_MAX), &info, e);
-=======
-	int r = vp_client_capture(c->client, c->link,
-				  c->snaplen ? (uint32_t)VP_MIN(c->snaplen, most) : VP_CAPTURE_SNAPLEN,
-				  c->buffer ? (uint32_t)VP_MIN(c->buffer, most) : VP_CAPTURE_BUFFER, &info, e);
->>>>>>> main
 
 	vp_audit_action(c->d, "link.capture", c->link->conf.name, r, e);
 	if (r)

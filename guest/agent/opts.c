@@ -60,11 +60,7 @@ static const char help[] =
 	"\n"
 	"Exit status: 0 stopped by a signal, 1 cannot start, 2 usage, 3 the port was unplugged.\n";
 
-<<<<<<< HEAD
-enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_CAPTURE, O_WRITE, O_FILTER, O_SNAPLEN, O_COUNT };
-=======
-enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_STATE };
->>>>>>> main
+enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_CAPTURE, O_WRITE, O_FILTER, O_SNAPLEN, O_COUNT, O_STATE };
 
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
