@@ -25,8 +25,6 @@ STAMPS = {
     ('cli/cmd_capture.c', 'CLOCK_REALTIME'): 'which of the records are old enough to be put in order: they have the time of day',
     ('guest/agent/capture.c', 'CLOCK_REALTIME'): 'when a capture was begun',
     ('lib/engine/tap.c', 'CLOCK_REALTIME'): 'when a packet was there',
-    ('guest/agent/capture.c', 'CLOCK_REALTIME'): 'when a capture was begun',
-    ('lib/engine/tap.c', 'CLOCK_REALTIME'): 'when a packet came',
     ('fwd/pcap.c', 'gettimeofday('): 'when a packet came',
 }
 
