@@ -191,7 +191,8 @@ void gen_libvirt(const struct gen *g)
 	      "  <os><type arch='x86_64' machine='q35'>hvm</type></os>\n"
 	      "  <features><acpi/><apic/></features>\n", stdout);
 	/* A 64-bit BAR that is plugged into an emulated AMD processor's guest gets no address. */
-	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model></cpu>\n" :
+	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'>"
+		       "<model fallback='forbid'>Nehalem</model></cpu>\n" :
 		       "  <cpu mode='host-passthrough'/>\n", stdout);
 	fputs("  <devices>\n"
 	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);

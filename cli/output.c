@@ -131,8 +131,8 @@ bool cli_socket_closed(const json_t *side, char *owner, size_t size)
 	struct stat st;
 	struct passwd *pw;
 
-	if (json_is_true(json_object_get(side, "connected")) || json_is_true(json_object_get(side, "online")) || !path ||
-	    !strcmp(cli_str(side, "socket_mode"), "client") || stat(path, &st) || !S_ISSOCK(st.st_mode) ||
+	if (json_is_true(json_object_get(side, "connected")) || json_is_true(json_object_get(side, "online")) ||
+	    !path || !strcmp(cli_str(side, "socket_mode"), "client") || stat(path, &st) || !S_ISSOCK(st.st_mode) ||
 	    st.st_mode & 0066)
 		return false;
 	pw = getpwuid(st.st_uid);

@@ -294,8 +294,8 @@ static int finish_qmp(char *path, uint32_t mode, const struct vp_conf *c, struct
 		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", path);
 	snprintf(full, sizeof(full), "%s/%s", c->daemon.runtime_dir, path);
 	if (strlen(full) >= VP_CONF_SOCKET_MAX)
-		return vp_err_set(e, -EINVAL, "the QMP socket %.60s... has %zu bytes, a UNIX socket's path has at most %d",
-				  full, strlen(full), VP_CONF_SOCKET_MAX - 1);
+		return vp_err_set(e, -EINVAL,
+				  "the QMP socket %.60s... has %zu bytes, a UNIX socket's path has at most %d", full, strlen(full), VP_CONF_SOCKET_MAX - 1);
 	memset(path, 0, VP_CONF_SOCKET_MAX);
 	memcpy(path, full, strlen(full));
 	return 0;

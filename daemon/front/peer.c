@@ -275,8 +275,8 @@ static void note_brief(struct vp_peer *p)
 	if (!in_flood(p) || (p->brief_said_us && t - p->brief_said_us < SECOND_EVERY_US))
 		return;
 	vp_log(VP_LOG_WARNING,
-	       "%s: a front-end comes and leaves at once, again and again (%u times since this was last said); QEMU does "
-	       "that when its queues= is more than the link has: %u here, two for each of Queues=",
+	       "%s: a front-end comes and leaves at once, again and again (%u times since this was last said); QEMU "
+	       "does that when its queues= is more than the link has: %u here, two for each of Queues=",
 	       p->name, p->n_brief_untold, p->queues);
 	p->brief_said_us = t;
 	p->n_brief_untold = 0;
@@ -380,7 +380,8 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	p->info.uid = cred->uid;
 	p->begun_us = now_us(p);
 	p->queues = cfg.max_queues;
-	vp_log(in_flood(p) ? VP_LOG_DEBUG : VP_LOG_INFO, "%s: front-end connected (pid %d, user %u)", p->name, (int)cred->pid, cred->uid);
+	vp_log(in_flood(p) ? VP_LOG_DEBUG : VP_LOG_INFO, "%s: front-end connected (pid %d, user %u)", p->name,
+	       (int)cred->pid, cred->uid);
 	p->ops->opened(p->ctx);
 	return 0;
 fail:
