@@ -409,6 +409,8 @@ static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
 				any |= vp_sock_set_mode(l->side[s].socket, mode);
 			if (*qmp && qmp_mode == VP_SOCKET_SERVER)
 				any |= vp_sock_set_mode(qmp, mode);
+			if (s == VP_SIDE_DRIVER && *l->grant_socket)
+				any |= vp_sock_set_mode(l->grant_socket, mode);
 		}
 		touched += any;
 	}
