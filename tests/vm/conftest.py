@@ -115,6 +115,7 @@ class Lab:
     def __init__(self):
         self.dir = new_dir()
         self.vms = []
+        self.others = []        # daemons beside the first
         self._daemon = None
 
     @property
@@ -155,8 +156,8 @@ class Lab:
     def close(self, keep=False):
         for m in self.vms:
             m.kill()
-        if self._daemon:
-            self._daemon.kill()
+        for d in self.others + ([self._daemon] if self._daemon else []):
+            d.kill()
         # The logs of what ended well would only be in the way of those of a later failure.
         if keep:
             return
