@@ -101,7 +101,8 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads",
 			    (int)c->d->reloads, "upgrades", (int)c->d->upgrades, "uptime_s",
 			    (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
-			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads", threads, "isolation", isolation());
+			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads", threads,
+			    "isolation", isolation());
 	return 0;
 }
 

@@ -52,8 +52,8 @@ struct vp_link_ops {
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 	/*
-	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this mode
-	 * cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore: what
+	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this
+	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore: what
 	 * start() has made goes on as the record says; *e names what is wrong with it.
 	 */
 	bool (*at_rest)(const struct vp_link *l);
