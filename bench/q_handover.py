@@ -39,6 +39,8 @@ class Busy(threading.Thread):
         while True:
             try:
                 self.a, self.b = (vu.Nic(p, mem=vu.Memory(self.memory)) for p in self.paths)
+                for nic in (self.a, self.b):
+                    nic.sock.settimeout(None)
                 return
             except (OSError, vu.Gone):
                 if time.monotonic() > end:
@@ -65,8 +67,6 @@ class Busy(threading.Thread):
 
     def packets(self):
         sent = got = 0
-        for nic in (self.a, self.b):
-            nic.sock.settimeout(None)
         while not self.ending:
             if sent - got < 16:
                 self.a.send_packet(vu.frame(sent, 64))
@@ -137,7 +137,6 @@ class Lab:
         self.busy.wait_s = wait_s
         self.end_daemon()
         self.start()
-        self.settle_gap = 0
         mark = time.monotonic()
         while self.busy.last < mark:
             if self.busy.wrong or time.monotonic() > mark + 60:
