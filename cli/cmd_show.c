@@ -5,6 +5,15 @@
 
 #include "cli.h"
 
+/* Whom the kernel turns away the daemon never hears of. */
+static void show_who_may(const json_t *s)
+{
+	char who[80];
+
+	if (cli_socket_closed(s, who, sizeof(who)))
+		printf("  may open   %s alone; a VMM of another user needs User= in %s.vm\n", who, cli_str(s, "vm"));
+}
+
 static void show_side(const char *name, const json_t *s)
 {
 	json_t *queues = json_object_get(s, "queues"), *carrier = json_object_get(s, "carrier"), *q;
@@ -18,6 +27,7 @@ static void show_side(const char *name, const json_t *s)
 		       json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
 	else
 		printf("  front-end  not connected\n");
+	show_who_may(s);
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
 	printf("  sessions   %lld, refused connections %lld\n", cli_int(s, "sessions"), cli_int(s, "refused"));
@@ -58,6 +68,7 @@ static void show_port(const json_t *s)
 
 	printf("\ndevice side: VM %s\n", cli_str(s, "vm"));
 	printf("  socket     %s\n", cli_str(s, "socket"));
+	show_who_may(s);
 	printf("  port       %s, %s, %s\n", cli_str(s, "attachment"),
 	       json_is_true(json_object_get(s, "online")) ? "device connected" : "no device",
 	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
@@ -87,6 +98,16 @@ static void show_port(const json_t *s)
 			       cli_int(e, "runs"), cli_int(e, "base"));
 		putchar('\n');
 	}
+}
+
+/* Counters that are the device VM's word. */
+static void show_reported(const json_t *r)
+{
+	const json_t *drv = json_object_get(r, "driver"), *dev = json_object_get(r, "device");
+
+	if (drv && dev)
+		printf("  counted    by the device VM: driver VM sent %lld packets, device VM %lld\n",
+		       cli_int(drv, "packets"), cli_int(dev, "packets"));
 }
 
 static int run(struct cli *c, int argc, char **argv)
@@ -124,6 +145,7 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  limit      %lld bits per second in each direction\n", cli_int(l, "bits_per_second"));
 	if (cli_int(l, "packets_per_second"))
 		printf("  limit      %lld packets per second in each direction\n", cli_int(l, "packets_per_second"));
+	show_reported(json_object_get(l, "reported"));
 	show_side("driver", json_object_get(sides, "driver"));
 	device = json_object_get(sides, "device");
 	if (json_object_get(device, "attachment"))

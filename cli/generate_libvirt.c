@@ -117,6 +117,26 @@ static void shmem_device(const struct gen *g)
 	arg(dev, "", "");
 }
 
+static void qmp(const struct gen *g)
+{
+	char id[160], end[32];
+
+	if (!g->qmp)
+		return;
+	if (!g->qmp_connects) {
+		arg("-qmp", "", "");
+		arg("unix:", g->qmp, ",server=on,wait=off");
+		return;
+	}
+	snprintf(id, sizeof(id), "socket,id=vp-%s-qmp,path=", g->link);
+	snprintf(end, sizeof(end), "%s", gen_reconnect(g));
+	arg("-chardev", "", "");
+	arg(id, g->qmp, end);
+	snprintf(id, sizeof(id), "chardev=vp-%s-qmp,mode=control", g->link);
+	arg("-mon", "", "");
+	arg(id, "", "");
+}
+
 /* What libvirt has no words for. */
 static void behind_its_back(const struct gen *g)
 {
@@ -125,41 +145,57 @@ static void behind_its_back(const struct gen *g)
 	if (!g->qmp && !g->buses && !shmem)
 		return;
 	fputs("  <qemu:commandline>\n", stdout);
-	if (g->qmp) {
-		arg("-qmp", "", "");
-		arg("unix:", g->qmp, ",server=on,wait=off");
-	}
+	qmp(g);
 	windows(g);
 	if (shmem)
 		shmem_device(g);
 	fputs("  </qemu:commandline>\n", stdout);
 }
 
-/* The root port of the port: libvirt's, with room that libvirt has no word for. */
-static void reserve(const struct gen *g)
+/* A property of one of libvirt's devices that libvirt has no word for. */
+static void override(const char *alias, const char *property, unsigned long long value)
 {
 	printf("  <qemu:override>\n"
-	       "    <qemu:device alias='pci.%u'>\n"
+	       "    <qemu:device alias='%s'>\n"
 	       "      <qemu:frontend>\n"
-	       "        <qemu:property name='pref64-reserve' type='unsigned' value='%llu'/>\n"
+	       "        <qemu:property name='%s' type='unsigned' value='%llu'/>\n"
 	       "      </qemu:frontend>\n"
 	       "    </qemu:device>\n"
-	       "  </qemu:override>\n", g->index + 1, g->port_reserve);
+	       "  </qemu:override>\n", alias, property, value);
+}
+
+static void overrides(const struct gen *g)
+{
+	char alias[32];
+
+	if (g->endpoint == GEN_IVSHMEM) {
+		/* The root port of the port gets room for it. */
+		snprintf(alias, sizeof(alias), "pci.%u", g->index + 1);
+		override(alias, "pref64-reserve", g->port_reserve);
+	} else if (g->endpoint == GEN_NIC && g->tcg) {
+		/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
+		snprintf(alias, sizeof(alias), "net%u", g->index);
+		override(g->nic ? g->nic : alias, "vectors", 0);
+	}
 }
 
 void gen_libvirt(const struct gen *g)
 {
-	printf("<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
+	printf("<domain type='%s' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
 	       "  <name>%s</name>\n"
-	       "  <memory unit='MiB'>%llu</memory>\n", g->vm, g->memory >> 20);
+	       "  <memory unit='MiB'>%llu</memory>\n", g->tcg ? "qemu" : "kvm", g->vm, g->memory >> 20);
 	if (g->endpoint != GEN_IVSHMEM)
 		fputs("  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n", stdout);
 	/* Without ACPI a guest does not see what is plugged in. */
 	fputs("  <vcpu>1</vcpu>\n"
 	      "  <os><type arch='x86_64' machine='q35'>hvm</type></os>\n"
-	      "  <features><acpi/><apic/></features>\n"
-	      "  <cpu mode='host-passthrough'/>\n"
-	      "  <devices>\n"
+	      "  <features><acpi/><apic/></features>\n", stdout);
+	/* A 64-bit BAR that is plugged into an emulated AMD processor's guest gets no address. */
+	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'><model "
+		       "fallback='forbid'>Nehalem</model></cpu>\n"
+		     : "  <cpu mode='host-passthrough'/>\n",
+	      stdout);
+	fputs("  <devices>\n"
 	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);
 	if (g->endpoint == GEN_NIC)
 		nic(g);
@@ -167,7 +203,6 @@ void gen_libvirt(const struct gen *g)
 		ivshmem_device(g);
 	fputs("  </devices>\n", stdout);
 	behind_its_back(g);
-	if (g->endpoint == GEN_IVSHMEM)
-		reserve(g);
+	overrides(g);
 	fputs("</domain>\n", stdout);
 }

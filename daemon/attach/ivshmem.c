@@ -206,8 +206,11 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	if (vp_sock_peer(fd, &cred) || v->fd >= 0 ||
 	    !vp_policy_user_ok(vp_conf_vm_find(v->c.d->conf, side->vm), cred.uid, geteuid())) {
 		if (!v->n_refused++)
-			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s", v->c.name, (int)cred.pid,
-			       cred.uid, v->fd >= 0 ? "another one is connected" : "this user may not run the VM");
+			vp_log(VP_LOG_WARNING, "%s: refused a device (pid %d, user %u): %s%.63s%s", v->c.name,
+			       (int)cred.pid, cred.uid,
+			       v->fd >= 0 ? "another one is connected" :
+					    "this user may not run the VM; add it to User= in ",
+			       v->fd >= 0 ? "" : side->vm, v->fd >= 0 ? "" : ".vm");
 		vp_close_foreign(&fd);
 		return 0;
 	}
@@ -230,6 +233,9 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	if (r < 0)
 		client_gone(v, strerror(-r));
+	else  /* a device with fewer takes those that it has, and tells nobody but its own VMM and guest */
+		vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u); it has to have vectors=%u", v->c.name,
+		       (int)cred.pid, cred.uid, v->nsig);
 	return 0;
 }
 
@@ -475,7 +481,6 @@ static int take_over(struct ivshmem *v, bool kept)
 int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
 {
 	const struct vp_conf_side *side = &c->link->side[VP_SIDE_DEVICE];
-	const struct vp_conf_vm *vm = vp_conf_vm_find(c->d->conf, side->vm);
 	struct ivshmem *v = calloc(1, sizeof(*v));
 	bool kept = false;
 	int r;
@@ -502,7 +507,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 		r = vp_ivwins_new(&v->wins, c->d, c->link, c->name, p, e);
 	}
 	if (!r)
-		r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &v->lfd, e);
+		r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(c->d->conf, side->vm), &v->lfd, e);
 	if (!r) {
 		r = vp_source_add(&v->listen_io, c->d->event, v->lfd, EPOLLIN, on_accept, v);
 		if (r < 0)

@@ -58,6 +58,12 @@ struct vp_vdev_ops {
 	int (*stop)(void *ctx, unsigned q);
 	/* Optional. The memory table was replaced (vp_vdev_memory()). */
 	void (*memory)(void *ctx);
+	/*
+	 * Optional. The vIOMMU takes [iova, last] back, or (remap) maps some of it elsewhere than from iova to uva on,
+	 * or for less than reading and writing. Before anything of that is done here. 0, or VP_LATER while someone
+	 * outside this process can reach it: vp_vdev_revoked() follows.
+	 */
+	int (*revoke)(void *ctx, uint64_t iova, uint64_t last, bool remap, uint64_t uva);
 	/* The session's fds to poll changed. */
 	void (*events_changed)(void *ctx);
 	struct vu_backend *(*session)(void *ctx);
@@ -139,6 +145,18 @@ unsigned vp_vdev_active_pairs(const struct vp_vdev *v);
 /* What its vIOMMU looks like; false when it has none. */
 struct vp_iotlb_stats;
 bool vp_vdev_iommu_stats(const struct vp_vdev *v, struct vp_iotlb_stats *s);
+
+/*
+ * The mapping of its vIOMMU around iova, for reading and writing, as far as it is known: whole pages, in one region of
+ * the memory table. 0; -EAGAIN: the front-end was asked, ops->translated() follows; -EFAULT: it is not mapped, or not
+ * for both. Any time but inside data threads.
+ */
+struct vp_vdev_mapping {
+	uint64_t iova, size, uva;
+};
+int vp_vdev_mapping(struct vp_vdev *v, uint64_t iova, struct vp_vdev_mapping *out);
+/* Completes ops->revoke(). An error ends the session. Never from a callback of the session. */
+int vp_vdev_revoked(struct vp_vdev *v, struct vp_err *e);
 
 /* Send vIOMMU misses. Look for rings that broke since the last time; one log line for each. True when there was one. */
 bool vp_vdev_reap(struct vp_vdev *v);

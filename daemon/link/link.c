@@ -13,8 +13,11 @@
 #include "context/events.h"
 #include "conf/types.h"
 #include "device/device.h"
+#include "engine/queue.h"
 #include "front/vdev.h"
+#include "link/capture.h"
 #include "sys/log_sink.h"
+#include "sys/sock.h"
 
 struct vp_links {
 	struct vp_daemon *d;
@@ -226,6 +229,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
@@ -387,6 +391,30 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 	return touched;
 }
 
+/* Other users may run a VM now, or none any more: its sockets' files say so, too. The number of links that concerns. */
+static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
+{
+	unsigned touched = 0;
+
+	for (unsigned i = 0; i < ls->n; i++) {
+		const struct vp_conf_link *l = &ls->v[i]->conf;
+		bool any = false;
+
+		for (unsigned s = 0; s < VP_SIDES; s++) {
+			mode_t mode = vp_conf_socket_file_mode(c, l->side[s].vm);
+			const char *qmp = s == VP_SIDE_DRIVER ? l->driver_qmp : l->qmp;
+			unsigned qmp_mode = s == VP_SIDE_DRIVER ? l->driver_qmp_mode : l->qmp_mode;
+
+			if (l->side[s].socket_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(l->side[s].socket, mode);
+			if (*qmp && qmp_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(qmp, mode);
+		}
+		touched += any;
+	}
+	return touched;
+}
+
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
 {
 	unsigned touched = 0;
@@ -395,6 +423,7 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 	/* First away with what may not be or is different, so that names, sockets and limits are free. */
 	touched += refuse_runtime(ls, c, rep);
 	touched += remove_changed(ls, c);
+	touched += reopen_sockets(ls, c);
 	for (unsigned i = 0; i < c->n_links; i++) {
 		if (vp_link_find(ls, c->links[i].name))
 			continue;
@@ -499,6 +528,35 @@ void vp_link_brief_text(struct vp_link *l, struct vp_text *t)
 	vp_text_str(t, "\"}");
 }
 
+/* Whose word the counters are. */
+static const char *counted_by(const struct vp_link *l)
+{
+	struct vp_link_reported r;
+	struct vp_queue_stats s;
+
+	if (l->ops->sent(l, VP_SIDE_DRIVER, &s))
+		return "daemon";
+	return l->ops->reported && l->ops->reported(l, VP_SIDE_DRIVER, &r) ? "device-vm" : "nobody";
+}
+
+/* The device VM's word alone, null = it has said nothing. */
+static json_t *reported_json(const struct vp_link *l)
+{
+	json_t *o = json_object();
+	struct vp_link_reported r;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (!l->ops->reported || !l->ops->reported(l, s, &r)) {
+			json_decref(o);
+			return json_null();
+		}
+		json_object_set_new(o, vp_side_name(s),
+				    json_pack("{s:I,s:I,s:I}", "packets", (json_int_t)r.packets, "bytes",
+					      (json_int_t)r.bytes, "dropped", (json_int_t)r.dropped));
+	}
+	return o;
+}
+
 json_t *vp_link_detail(struct vp_link *l)
 {
 	json_t *o = vp_link_brief(l);
@@ -516,12 +574,17 @@ json_t *vp_link_detail(struct vp_link *l)
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
 						   l->decision.why, "allowed", l->decision.allowed));
 	json_object_set_new(o, "config", vp_link_config(l));
+	json_object_set_new(o, "counted_by", json_string(counted_by(l)));
+	json_object_set_new(o, "reported", reported_json(l));
 	json_object_set_new(o, "sides", l->ops->sides(l, false));
 	return o;
 }
 
 json_t *vp_link_stats(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides",
-			 l->ops->sides(l, true));
+	json_t *o = json_pack("{s:s,s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "counted_by",
+			      counted_by(l), "sides", l->ops->sides(l, true));
+
+	json_object_set_new(o, "reported", reported_json(l));
+	return o;
 }

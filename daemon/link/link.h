@@ -22,11 +22,17 @@ struct vp_links;
 /* What a link's status may be, and its word. */
 enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN, VP_LINK_BROKEN, VP_LINK_STATES };
 
+struct vp_capture;
 struct vp_grants;
 struct vp_queue_stats;
+struct vp_tap;
 struct vp_vdev;
 
 enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
+
+struct vp_link_reported {
+	uint64_t packets, bytes, dropped;
+};
 
 /* What a mode implements. Each is called with the link's own data in l->impl. */
 struct vp_link_ops {
@@ -45,6 +51,11 @@ struct vp_link_ops {
 	json_t *(*sides)(const struct vp_link *l, bool counters);
 	/* What this side's VM has sent so far. False: nobody here sees it. */
 	bool (*sent)(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
+	/*
+	 * ? What the device VM says this side's VM has sent so far, where nobody here sees it: packets, bytes and, by
+	 * no reason of ours, dropped ones. False: it has said nothing.
+	 */
+	bool (*reported)(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
 	/* Its device while a front-end is connected, else NULL. */
 	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
 	/* ? What its driver VM grants (grant.h); NULL = it is not of grant mode. */
@@ -53,8 +64,8 @@ struct vp_link_ops {
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 	/*
 	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this
-	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore: what
-	 * start() has made goes on as the record says; *e names what is wrong with it.
+	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
+	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
@@ -86,6 +97,8 @@ struct vp_link {
 	char                      *info;
 	/* nobody has ever sent anything here: no counters to write, in this scrape */
 	bool                       silent;
+	struct vp_capture         *captures;    /* capture.h */
+	struct vp_tap             *taps;        /* theirs, read by data threads */
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;

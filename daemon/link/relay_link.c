@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "link/capture.h"
 #include "link/link.h"
 #include "link/view.h"
 #include "front/peer.h"
@@ -212,7 +213,10 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 		return vp_err_set(e, ret, "out of memory");
 	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
 	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
-	return ret ? vp_err_set(e, ret, "out of memory") : 0;
+	if (ret)
+		return vp_err_set(e, ret, "out of memory");
+	vp_captures_apply(side->r->l);
+	return 0;
 }
 
 static void side_opened(void *ctx)
