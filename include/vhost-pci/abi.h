@@ -75,6 +75,7 @@ struct vhp_abi_header {
 
 /* state.flags */
 #define VHP_STATE_ATTACHED	(1u << 0)	/**< the daemon holds an accepted ATTACH */
+#define VHP_STATE_LOGGED	(1u << 1)	/**< the driver VM is being migrated: its fast link's queues are copied */
 
 /* state.link_status */
 #define VHP_LINK_DOWN		0u
