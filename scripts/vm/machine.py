@@ -280,6 +280,21 @@ class Port:
         return out + ['-device', 'ivshmem-doorbell,id=%s,chardev=c%s,vectors=%d,bus=%sp' % (self.id, self.id, nsig, self.id)]
 
 
+class GrantPort:
+    """The channel over which a driver VM grants its pool to link @link: a virtio-serial port, whose other end is the daemon's
+    socket @sock. Goes where Net goes."""
+
+    def __init__(self, link, sock):
+        self.link, self.sock = link, sock
+
+    def args(self, vm, i):
+        id = 'vp-%s-grant' % self.link
+        # As with Net.
+        serial = 'virtio-serial-pci,id=%s-bus' % id + (',vectors=0' if vm.accel == 'tcg' and vm.qemu.version < (8, 0) else '')
+        return ['-chardev', 'socket,id=%s,path=%s%s' % (id, self.sock, vm.qemu.reconnect(1)), '-device', serial,
+                '-device', 'virtserialport,bus=%s-bus.0,chardev=%s,name=org.vhost-pci.grant.%s' % (id, id, self.link)]
+
+
 # Seconds between bytes that are sent to a guest that says nothing: one interrupt of its serial port may have been lost.
 NUDGE = 5
 
@@ -318,15 +333,17 @@ class VM:
     @qemu 'system' or '11' (or a Qemu), @kernel a name in image.KERNELS, @nets Net objects, @extra further QEMU arguments,
     @files/@programs/@boot_modules/@rc go into the initramfs (see image.initramfs). @dir holds sockets and logs: keep its
     name short, socket paths end at 107 bytes. @incoming: it waits for a guest that another VM's migrate() brings.
+    @maxmem: up to where memory could be plugged, such as '4G'; nothing is.
     """
 
     def __init__(self, name, dir, qemu='system', kernel='6.1', mem=256, smp=1, nets=(), extra=(), append='', files=None,
-                 programs=(), boot_modules=(), rc=None, accel=None, machine='q35', mem_args=None, cpu=None, incoming=False):
+                 programs=(), boot_modules=(), rc=None, accel=None, machine='q35', mem_args=None, cpu=None, incoming=False,
+                 maxmem=None):
         self.name, self.dir = name, dir
         self.qemu = qemu if isinstance(qemu, Qemu) else globals()['qemu'](qemu)
         self.accel = accel or globals()['accel']()
         self.mem, self.smp, self.nets, self.extra, self.append = mem, smp, list(nets), list(extra), append
-        self.machine, self.mem_args = machine, mem_args
+        self.machine, self.mem_args, self.maxmem = machine, mem_args, maxmem
         # As an AMD processor, TCG's `max` leaves 64-bit hot-plugged BARs without an address.
         self.cpu = cpu or ('host' if self.accel == 'kvm' else 'max,vendor=GenuineIntel')
         self.kernel = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel)
@@ -369,7 +386,8 @@ class VM:
         self._asock, self._qsock = a, q
         mem, machine = self.mem_args, self.machine
         if mem is None:
-            mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem, '-m', str(self.mem)]
+            mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem,
+                   '-m', '%d%s' % (self.mem, 'M,slots=1,maxmem=' + self.maxmem if self.maxmem else '')]
             machine += ',memory-backend=mem'
         cmd = self.qemu.cmd + self.qemu.data + [
             '-name', self.name, '-nodefaults', '-no-user-config', '-display', 'none', '-M', machine,
