@@ -137,6 +137,8 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  type       %s\n", cli_str(l, "type"));
 		printf("  queues     %lld\n", cli_int(l, "virtqueues"));
 	}
+	if (!json_is_true(json_object_get(l, "migratable")))
+		printf("  migration  not of the driver VM: what is written to its memory is not logged\n");
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
 	if (json_is_string(json_object_get(l, "description")))
