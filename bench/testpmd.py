@@ -46,12 +46,12 @@ def version():
 
 
 class Testpmd:
-    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING):
-        start, eal = program()
+    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING, eal=()):
+        start, more = program()
         self.name, self.buf = name, b""
         self.log = open(os.path.join(workdir, name + ".log"), "wb")
         # Main and forwarding thread on one CPU: the main one sleeps in its prompt.
-        argv = ["stdbuf", "-oL", *start, *eal, "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
+        argv = ["stdbuf", "-oL", *start, *more, *eal, "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
                 "-m", str(mem), "--single-file-segments", "--file-prefix", "vpbench-%d-%s" % (os.getpid(), name)]
         for v in vdevs:
             argv += ["--vdev", v]
@@ -88,7 +88,7 @@ class Testpmd:
         acc = text[text.find("Accumulated"):]
         out = {}
         for key, pat in (("rx", r"RX-packets: (\d+)"), ("tx", r"TX-packets: (\d+)"),
-                         ("txdrop", r"TX-dropped: (\d+)"), ("cycles", r"total cycles=(\d+)")):
+                         ("txdrop", r"TX-dropped: (\d+)"), ("cycles", r"(?:total|busy) cycles=(\d+)")):
             m = re.search(pat, acc)
             out[key] = int(m.group(1)) if m else 0
         m = re.search(r"at (\d+) MHz", acc)
