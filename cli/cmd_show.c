@@ -89,6 +89,16 @@ static void show_port(const json_t *s)
 	}
 }
 
+/* Counters that are the device VM's word. */
+static void show_reported(const json_t *r)
+{
+	const json_t *drv = json_object_get(r, "driver"), *dev = json_object_get(r, "device");
+
+	if (drv && dev)
+		printf("  counted    by the device VM: driver VM sent %lld packets, device VM %lld\n",
+		       cli_int(drv, "packets"), cli_int(dev, "packets"));
+}
+
 static int run(struct cli *c, int argc, char **argv)
 {
 	json_t *l, *policy, *sides, *device;
@@ -124,6 +134,7 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  limit      %lld bits per second in each direction\n", cli_int(l, "bits_per_second"));
 	if (cli_int(l, "packets_per_second"))
 		printf("  limit      %lld packets per second in each direction\n", cli_int(l, "packets_per_second"));
+	show_reported(json_object_get(l, "reported"));
 	show_side("driver", json_object_get(sides, "driver"));
 	device = json_object_get(sides, "device");
 	if (json_object_get(device, "attachment"))

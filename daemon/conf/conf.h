@@ -123,6 +123,7 @@ struct vp_conf_daemon {
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
+	char     upgrade_binaries[VP_CONF_DIRS_MAX]; /* programs that an upgrade may start, besides our own file */
 	/* isolation stages that must be in force (bit = enum vp_isolate_stage) */
 	uint32_t require;
 	bool     no_filter;                        /* no system call filter */

@@ -570,6 +570,7 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "User", parse_user, D(user) },
 	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
 	{ "Daemon", "StateDirectory", parse_path, D(state_dir) },
+	{ "Daemon", "UpgradeBinaries", parse_dirs, D(upgrade_binaries) },
 	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
 	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },

@@ -411,7 +411,7 @@ static int start_listening(struct vp_peer *p, const char *activation, struct vp_
 	const struct vp_conf_vm *vm = vp_conf_vm_find(p->d->conf, p->conf->vm);
 	int r;
 
-	p->lfd = vp_activation_take(&p->d->activation, activation);
+	p->lfd = vp_activation_take_ours(&p->d->activation, activation, &p->unlink_path);
 	if (p->lfd < 0) {
 		/* Other users must be able to connect to be checked; who they are is what decides. */
 		r = vp_sock_listen(p->conf->socket, vm && vm->n_users ? 0666 : 0600, &p->lfd, e);
@@ -462,4 +462,111 @@ void vp_peer_free(struct vp_peer *p)
 	vp_close_foreign(&p->held_fd);
 	vp_close_foreign(&p->past_fd);
 	free(p);
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+enum tag { TAG_PEER = 1, TAG_LISTENS, TAG_LAST, TAG_SESSION, TAG_OWNER, TAG_WAITS };
+
+struct peer_rec {
+	uint64_t sessions, refused, n_second;
+	uint32_t pid, uid, ours, closing_said;
+	uint32_t held_pid, held_uid, held_gid, pad;
+};
+
+bool vp_peer_at_rest(const struct vp_peer *p)
+{
+	return (!p->vu || vu_backend_at_rest(p->vu)) && !p->kick_why[0];
+}
+
+void vp_peer_save(struct vp_peer *p, struct vp_rec *r)
+{
+	const struct peer_rec s = {
+		.sessions = p->info.sessions, .refused = p->info.refused, .n_second = p->n_second,
+		.pid = (uint32_t)p->info.pid, .uid = p->info.uid, .ours = p->unlink_path,
+		.closing_said = p->closing_said, .held_pid = (uint32_t)p->held_cred.pid, .held_uid = p->held_cred.uid,
+		.held_gid = p->held_cred.gid,
+	};
+
+	vp_rec_put(r, TAG_PEER, &s, sizeof(s));
+	vp_rec_str(r, TAG_LAST, p->info.last);
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, p->lfd);
+	vp_rec_fd(r, TAG_WAITS, VP_REC_FD_SOCKET, p->held_fd);
+	if (!p->vu)
+		return;
+	vp_rec_begin(r, TAG_OWNER);
+	p->ops->save(p->ctx, r);
+	vp_rec_end(r);
+	vp_rec_begin(r, TAG_SESSION);
+	vu_backend_save(p->vu, r);
+	vp_rec_end(r);
+}
+
+int vp_peer_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e)
+{
+	struct peer_rec s;
+
+	if (vp_rec_get(in, TAG_PEER, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of a socket is malformed");
+	*ours = s.ours;
+	return vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, fd, e);
+}
+
+static int session_restore(struct vp_peer *p, const struct vp_rec_in *session, const struct vp_rec_in *owner,
+			   struct vp_err *e)
+{
+	struct vu_backend_cfg cfg = { 0 };
+	int r = p->ops->open(p->ctx, &cfg, e);
+
+	if (r)
+		return r;
+	cfg.name = p->name;
+	p->vu = vu_backend_restore(session, &cfg, p->vu_ops, p->ctx, e);
+	if (!p->vu) {
+		p->ops->closed(p->ctx, "no session");
+		return e->code ? e->code : -ENOMEM;
+	}
+	p->req_seen = 0;
+	r = vp_source_add(&p->vu_io, p->d->event, vu_backend_fd(p->vu), epoll_mask(vu_backend_events(p->vu)), on_vu, p);
+	if (r < 0)
+		return vp_err_set(e, r, "its connection cannot be watched: %s", strerror(-r));
+	p->info.state = VP_PEER_CONNECTED;
+	vp_peer_rearm(p);
+	return p->ops->restore(p->ctx, owner, e);
+}
+
+int vp_peer_restore(struct vp_peer *p, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in session, owner;
+	struct peer_rec s;
+	int r;
+
+	if (vp_rec_get(in, TAG_PEER, &s, sizeof(s)) ||
+	    vp_rec_text(in, TAG_LAST, p->info.last, sizeof(p->info.last)))
+		return vp_err_set(e, -EPROTO, "the record of a socket is malformed");
+	p->info.sessions = s.sessions;
+	p->info.refused = s.refused;
+	p->info.pid = (pid_t)s.pid;
+	p->info.uid = s.uid;
+	p->n_second = s.n_second;
+	p->closing_said = s.closing_said;
+	r = vp_rec_take(in, TAG_WAITS, VP_REC_FD_SOCKET, &p->held_fd, e);
+	if (r)
+		return r;
+	if (p->held_fd >= 0) {
+		p->held_cred = (struct ucred){ (pid_t)s.held_pid, s.held_uid, s.held_gid };
+		arm_timer(p, HOLD_US, on_hold_end);
+	}
+	if (!vp_rec_find(in, TAG_SESSION, &session)) {
+		/* Between two sessions: who waits is served soon. */
+		if (p->held_fd >= 0)
+			run_next(p);
+		return 0;
+	}
+	if (!vp_rec_find(in, TAG_OWNER, &owner))
+		return vp_err_set(e, -EPROTO, "the record of a session lacks its device");
+	/* It is connected: nothing is to be tried. */
+	if (p->conf->socket_mode == VP_SOCKET_CLIENT)
+		vp_timer_end(&p->timer);
+	return session_restore(p, &session, &owner, e);
 }

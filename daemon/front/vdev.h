@@ -14,6 +14,7 @@
 #ifndef VP_DAEMON_VDEV_H
 #define VP_DAEMON_VDEV_H
 
+#include "base/record.h"
 #include "conf/conf.h"
 #include "device/device.h"
 #include "engine/inflight.h"
@@ -83,6 +84,15 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx);
 /* Withdraws all rings first. */
 void vp_vdev_free(struct vp_vdev *v);
+
+/*
+ * The device for another daemon to go on with (docs/handover.md), while no data thread runs. It notes in the session
+ * where its rings are, so the session is saved after it. A device whose rings stop for a reset is not at rest.
+ */
+bool vp_vdev_at_rest(const struct vp_vdev *v);
+void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r);
+/* Into a new device, whose session was restored before. Nothing is offered to the owner, who looks at all of it. */
+int  vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 
 extern const struct vu_backend_ops vp_vdev_vu_ops;  /* their ctx is found by vp_vdev_ctx */
 /* The sessions' ctx is a pointer to a slot that holds the device: the device comes and goes, the slot stays. */

@@ -163,6 +163,7 @@ int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp
 	v->ops->withdraw(v->ctx, 0, v->n);
 	v->log.map = map;
 	v->log.pages = pages;
+	v->log_offset = offset;
 	for (unsigned q = 0; q < v->n; q++)
 		vp_vdev_ring_set_log(v, q);
 	v->ops->offer(v->ctx, 0, v->n);

@@ -413,7 +413,7 @@ static void copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		vp_reqq_free(q->r);
 		q->r = NULL;
 	} else if (q->r) {
-		called = vp_reqq_end(q->r, r->usable);
+		called = vp_reqq_end(q->r, r->usable, s && s->base_known ? &s->base : NULL);
 	}
 	if (called)
 		worker_call(pl->l->d->workers, &r->rq);

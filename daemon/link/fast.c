@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "engine/leftover.h"
 #include "guestmem/map.h"
 #include "link/grant.h"
 #include "link/port_link.h"
@@ -35,6 +36,7 @@ struct fast_queue {
 	unsigned        kick_seen, call_seen;
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
 	bool            account;               /* who has it keeps the account of its open requests */
+	bool            left;                  /* what its back-end left is to be dealt with, when that has let go */
 };
 
 struct fast {
@@ -44,6 +46,7 @@ struct fast {
 	unsigned           shots;     /* of it still to come */
 	struct vp_grants  *grants;    /* grant mode; else NULL */
 	sd_event_source   *timer;
+	uint64_t           failed;    /* requests that a back-end left */
 };
 
 static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind each, from the last one to the first */
@@ -160,12 +163,55 @@ static void lost(struct vp_plink *pl, unsigned i, const char *how)
 	vp_vdev_reap(pl->slot.v);
 }
 
+/*
+ * Its back-end has gone without a word, the guest has let go of the ring, and requests were open. Those that it may
+ * have taken end as their type wants it, if the ring tells which they are.
+ */
+static void deal_with_left(struct vp_plink *pl, unsigned i)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct fast *f = fast_of(pl);
+	struct vp_err e = { 0 };
+	struct vp_burst b;
+	int n;
+
+	f->q[i].left = false;
+	/* Once more: a guest that had not let go has returned others since. */
+	if (!r->usable || r->rq.vq.broken || vp_vdev_ring_resume(pl->slot.v, i, false, 0, &e))
+		return;
+	n = pl->dev->left == VP_LEFT_BREAKS ? -ENODATA : vp_leftover_count(&r->rq.vq);
+	if (n < 0) {
+		lost(pl, i, "has gone");
+		return;
+	}
+	if (pl->dev->left == VP_LEFT_AGAIN || !n)
+		return;
+	b.slow = true;
+	if (vp_leftover_fail(&r->rq.vq, (unsigned)n, &b))
+		worker_call(pl->l->d->workers, &r->rq);
+	f->failed += (unsigned)n;
+	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone: %d requests that it may have had have failed",
+	       pl->name, i, n);
+}
+
+/* The guest may have let go. */
+static void fast_tidy(struct vp_plink *pl)
+{
+	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
+		if (fast_of(pl)->q[i].left && !vp_port_queue_at_work(pl->port, i))
+			deal_with_left(pl, i);
+}
+
 static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	const struct vp_virtq *vq = &r->rq.vq;
 	struct fast_queue *q = &fast_of(pl)->q[i];
 
+	if (q->left)
+		deal_with_left(pl, i);
+	if (vq->broken)
+		return -ENODATA;
 	q->account = r->inflight.on && vp_port_keeps_account(pl->port);
 	/* Somebody before it has left some in the account. */
 	if (r->saved.n && !q->account) {
@@ -218,7 +264,10 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		return;
 	}
 	if (!s->base_known && requests_open(pl, i)) {
-		lost(pl, i, "has gone");
+		if (vp_port_queue_at_work(pl->port, i) && pl->dev->left != VP_LEFT_BREAKS)
+			fast_of(pl)->q[i].left = true;
+		else
+			deal_with_left(pl, i);
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
@@ -229,6 +278,16 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
 	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
 	vp_vdev_reap(pl->slot.v);
+}
+
+/* Where the ring stands nobody can say while its back-end may be at work in it. */
+static void fast_finish(struct vp_plink *pl, unsigned i)
+{
+	struct fast_queue *q = &fast_of(pl)->q[i];
+
+	if (q->left && vp_vdev_ring(pl->slot.v, i)->usable)
+		lost(pl, i, "has gone");
+	q->left = false;
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------------- */
@@ -287,6 +346,8 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 	for (unsigned i = 0; i < pl->n; i++)
 		signals += vp_plink_wire_count(f->q[i].kick) + vp_plink_wire_count(f->q[i].call) +
 			   vp_plink_wire_count(f->q[i].late);
+	if (pl->dev->waits)
+		json_object_set_new(o, "requests_failed", json_integer((json_int_t)f->failed));
 	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
 	/* An attachment with straight-through signals says how many there are. */
 	json_object_set_new(o, "kicks_direct", json_integer(0));
@@ -296,7 +357,8 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
-	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .show = fast_show,
+	.tidy = fast_tidy, .begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
+	.show = fast_show,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)

@@ -9,6 +9,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "front/carrier.h"
+#include "link/capture.h"
 
 /* ---- the driver side's device ---------------------------------------------------------------------------- */
 
@@ -126,6 +127,7 @@ static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_vdev_ring(pl->slot.v, i)->rq.who = pl->call_who;
+	vp_captures_apply(pl->l);
 	return 0;
 }
 

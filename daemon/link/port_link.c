@@ -124,6 +124,8 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 
 	memcpy(pc.name, conf->name, strnlen(conf->name, sizeof(pc.name)));
 	attachments[conf->attachment].conf(ac.d, conf, &pc);
+	/* What data threads move they count themselves. */
+	pc.count = !pl->m->lanes && !pl->dev->waits;
 	r = vp_port_new(&pl->port, ac.d->event, &pc, &vp_plink_port_ops, pl, e);
 	if (r && pc.kept) {
 		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s",

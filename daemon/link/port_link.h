@@ -162,6 +162,7 @@ void vp_plink_reap(struct vp_link *l);
 const char *vp_plink_status(const struct vp_link *l);
 json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
+bool vp_plink_reported(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side);
 const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 struct vp_grants *vp_plink_grants(const struct vp_link *l);
@@ -169,7 +170,8 @@ struct vp_grants *vp_plink_grants(const struct vp_link *l);
 #define VP_PLINK_OPS(start_fn) { \
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
-	.profile = vp_plink_profile, .sent = vp_plink_sent, .vdev = vp_plink_vdev, .grants = vp_plink_grants, \
+	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
+	.grants = vp_plink_grants, \
 }
 
 /*

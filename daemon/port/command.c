@@ -66,6 +66,7 @@ static void attach(struct vp_port *p)
 	p->path[1] = f1;
 	p->keeps = arg(p, VHP_ATTACH_FLAGS) & VHP_ATTACH_F_INFLIGHT;
 	p->attached = true;
+	memset(p->told_counts, 0, sizeof(p->told_counts));
 	p->n_attaches++;
 	answer(p, VHP_ST_OK, 0, 0);
 }
@@ -220,6 +221,23 @@ static void unmap(struct vp_port *p)
 	}
 }
 
+/* Any number may come. One that shrinks has begun anew; a sum stays one that JSON has. */
+static void counters(struct vp_port *p)
+{
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+		return;
+	}
+	for (unsigned i = 0; i < VHP_COUNTS; i++) {
+		uint64_t now = arg(p, i), more = now >= p->told_counts[i] ? now - p->told_counts[i] : now;
+
+		p->counted[i] += VP_MIN(more, INT64_MAX - p->counted[i]);
+		p->told_counts[i] = now;
+	}
+	p->has_counted = true;
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
 static void execute(struct vp_port *p)
 {
 	p->n_commands++;
@@ -253,6 +271,9 @@ static void execute(struct vp_port *p)
 		break;
 	case VHP_CMD_BACKEND:
 		tell_backend(p);
+		break;
+	case VHP_CMD_COUNTERS:
+		counters(p);
 		break;
 	default:
 		answer(p, VHP_ST_UNKNOWN, 0, 0);

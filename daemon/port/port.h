@@ -41,6 +41,7 @@ struct vp_port_conf {
 	bool     unsealed_ok;         /* memory that its owner can truncate may be passed on (local) */
 	bool     slow_take;           /* DETACH is answered after TAKE_MAX even if windows are still going (ivshmem) */
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
+	bool     count;               /* the guest is asked for its counters */
 	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
 	/*
 	 * The port of an earlier process: its memory and its record (vp_port_record_fd()), the port's from now on; a
@@ -251,6 +252,8 @@ struct vp_port_ring {
 int vp_port_queue_await(struct vp_port *p, unsigned q);
 /* The same question, and nobody waits for the answer. */
 bool vp_port_queue_lingers(const struct vp_port *p, unsigned q);
+/* Has the queue, or it was taken from it without its word: it lingers, or was cut off and not heard of since. */
+bool vp_port_queue_at_work(const struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
@@ -280,6 +283,8 @@ bool vp_port_is_online(const struct vp_port *p);
 uint32_t vp_port_reason(const struct vp_port *p);
 const char *vp_port_reason_str(uint32_t reason);
 uint32_t vp_port_queue_runs(const struct vp_port *p, unsigned q);
+/* What the guest says it has moved so far, by VHP_COUNT_*; false: it has said nothing. */
+bool vp_port_counted(const struct vp_port *p, uint64_t counted[VHP_COUNTS]);
 /* New reference. */
 json_t *vp_port_json(const struct vp_port *p);
 

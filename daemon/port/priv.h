@@ -112,6 +112,9 @@ struct vp_port {
 	bool                          gone;         /* goodbye was said */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
+	/* the guest's word on what it has moved: VHP_COUNT_*, of all attachments; of this one, as told last */
+	uint64_t                      counted[VHP_COUNTS], told_counts[VHP_COUNTS];
+	bool                          has_counted;
 	/* statistics */
 	uint64_t                      n_commands, n_refused, n_cuts, n_attaches, n_updates;
 };

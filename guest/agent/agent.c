@@ -19,6 +19,7 @@
 #define ATTACH_TIMEOUT_MS	5000u
 #define ATTACH_AGAIN_MS		1000u
 #define TORN_RETRY_MS		200u
+#define COUNT_MS		1050u	/* the specification allows one a second */
 #define MAX_PASSES		4
 
 struct agent *agent_new(struct port *port, struct datapath *dp)
@@ -374,6 +375,43 @@ static int session_begin(struct agent *a, bool *lost)
 	return 0;
 }
 
+/* ---- counters ------------------------------------------------------------------------------- */
+
+/* They count from here. */
+static void counters_begin(struct agent *a)
+{
+	memset(&a->count_base, 0, sizeof(a->count_base));
+	memset(&a->counted, 0, sizeof(a->counted));
+	if (a->dp->ops->counters)
+		a->dp->ops->counters(a->dp, &a->count_base);
+	a->count_ms = 0;
+}
+
+/* Once a second, where the daemon asks for them and they are others than before. */
+static void counters_tell(struct agent *a)
+{
+	uint64_t args[VHP_CMD_NARGS] = { 0 }, now = agent_now_ms();
+	struct dp_counters c;
+
+	if (!a->attached || !(a->s.flags & VHP_STATE_COUNT) || !a->dp->ops->counters)
+		return;
+	if (now < a->count_ms) {
+		agent_retry_at(a, a->count_ms);
+		return;
+	}
+	a->count_ms = now + COUNT_MS;
+	agent_retry_at(a, a->count_ms);
+	if (!a->dp->ops->counters(a->dp, &c))
+		return;
+	/* An interface that was made anew counts from 0. */
+	for (unsigned int i = 0; i < VHP_COUNTS; i++)
+		args[i] = c.n[i] >= a->count_base.n[i] ? c.n[i] - a->count_base.n[i] : c.n[i];
+	if (!memcmp(args, a->counted.n, sizeof(a->counted.n)))
+		return;
+	memcpy(a->counted.n, args, sizeof(a->counted.n));
+	port_command_all(a->port, VHP_CMD_COUNTERS, args, COMMAND_TIMEOUT_MS, NULL);
+}
+
 /* ---- attaching ------------------------------------------------------------------------------ */
 
 /* 1: attached just now, or described: read the state again. */
@@ -428,6 +466,7 @@ static int try_attach(struct agent *a)
 	a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
 	if (rc == VHP_ST_OK) {
 		a->attached = true;
+		counters_begin(a);
 		a->quiet = QUIET_NONE;
 		for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++)
 			a->q[i].given_up = 0;
@@ -641,6 +680,7 @@ static int pass(struct agent *a)
 	send_sync(a);
 	if (a->up && a->dp->ops->missing)
 		ask_for_memory(a);
+	counters_tell(a);
 	return 0;
 }
 

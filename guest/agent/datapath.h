@@ -52,6 +52,11 @@ struct dp_missing {
 	unsigned int queue;
 };
 
+/* What it has moved since it was opened, from the driver VM's point of view. */
+struct dp_counters {
+	uint64_t n[VHP_COUNTS];	/* VHP_COUNT_* */
+};
+
 struct datapath_ops {
 	const char *name;
 	uint32_t device_type;	/* virtio ID that it serves, 0 = any */
@@ -101,6 +106,9 @@ struct datapath_ops {
 	/* The link carries data, or not. */
 	void (*carrier)(struct datapath *d, bool on);
 
+	/* NULL, or false: it does not know. */
+	bool (*counters)(struct datapath *d, struct dp_counters *c);
+
 	/* fds to poll; returns how many of at most DP_MAX_FDS were filled in. */
 	unsigned int (*fds)(struct datapath *d, struct pollfd *p);
 	/* After poll. Sets bits of queues whose rings were found malformed. -ECONNRESET as above. */
@@ -131,7 +139,10 @@ int dp_vhostscsi_open(const char *wwpn, struct datapath **out, struct vp_err *e)
  */
 extern unsigned int dp_vhostuser_finish_ms;
 
-/* server: listen at path, else connect to it (again and again). */
-int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e);
+/*
+ * server: listen at path, else connect to it (again and again). state: a file in which close() leaves what the back-end
+ * knows beyond its rings, and from which the next one is given it, once; NULL: none.
+ */
+int dp_vhostuser_open(const char *path, bool server, const char *state, struct datapath **out, struct vp_err *e);
 
 #endif

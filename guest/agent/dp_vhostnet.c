@@ -425,6 +425,11 @@ static void vn_close(struct datapath *d)
 	free(v);
 }
 
+static bool vn_counters(struct datapath *d, struct dp_counters *c)
+{
+	return tap_counters(VN(d)->tap, c->n);
+}
+
 static const struct datapath_ops vn_ops = {
 	.name = "vhost-net",
 	.device_type = VIRTIO_ID_NET,
@@ -442,6 +447,7 @@ static const struct datapath_ops vn_ops = {
 	.reset = vn_reset,
 	.config = vn_config,
 	.carrier = vn_carrier,
+	.counters = vn_counters,
 	.fds = vn_fds,
 	.handle = vn_handle,
 	.close = vn_close,

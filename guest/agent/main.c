@@ -134,7 +134,7 @@ static int open_path(const struct opts *o, struct tap *tap, struct datapath **ou
 		return dp_vhostvsock_open(o->cid, out, e);
 	if (o->wwpn)
 		return dp_vhostscsi_open(o->wwpn, out, e);
-	return dp_vhostuser_open(o->vhost_user, o->server, out, e);
+	return dp_vhostuser_open(o->vhost_user, o->server, o->state, out, e);
 }
 
 static void tell_status(const struct agent *a)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,8 @@ static const char help[] =
 	"      --mtu N          the tap's MTU (default: the link's, if it has one)\n"
 	"      --keep           leave the tap in place at exit\n"
 	"      --busy-poll USEC let vhost-net poll this long before it sleeps (default 0)\n"
+	"      --state FILE     of a vhost-user back-end that can (virtiofsd): what it knows, such as\n"
+	"                       open files, from an orderly end of the agent to its next start\n"
 	"  -s, --status         print what the port says, and exit\n"
 	"  -j, --json           with --status: as JSON\n"
 	"  -v, --verbose        log more\n"
@@ -50,7 +53,7 @@ static const char help[] =
 	"\n"
 	"Exit status: 0 stopped by a signal, 1 cannot start, 2 usage, 3 the port was unplugged.\n";
 
-enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY };
+enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_STATE };
 
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
@@ -58,6 +61,7 @@ static const struct option longopts[] = {
 	{ "scsi", required_argument, NULL, 'S' },
 	{ "vhost-user", required_argument, NULL, 'u' },
 	{ "vhost-user-server", required_argument, NULL, 'U' },
+	{ "state", required_argument, NULL, O_STATE },
 	{ "port", required_argument, NULL, 'p' },
 	{ "wait", no_argument, NULL, 'w' },
 	{ "queues", required_argument, NULL, 'q' },
@@ -133,6 +137,11 @@ static int parse_one(struct opts *o, int c)
 		o->vhost_user = optarg;
 		o->server = c == 'U';
 		return 0;
+	case O_STATE:
+		if (!*optarg || strlen(optarg) > PATH_MAX - 8)
+			return usage("--state '%s': the path of a file is wanted", optarg);
+		o->state = optarg;
+		return 0;
 	case 'p':
 		o->port = optarg;
 		return 0;
@@ -202,6 +211,8 @@ int opts_parse(struct opts *o, int argc, char **argv)
 			     "or --vhost-user-server PATH");
 	if (!o->tap && (o->bridge || o->up || o->has_mac || o->mtu || o->pairs || o->keep || o->busy_poll_us))
 		return usage("--bridge, --up, --mac, --mtu, --queues, --keep and --busy-poll go with --tap");
+	if (o->state && !o->vhost_user)
+		return usage("--state goes with --vhost-user and --vhost-user-server");
 	if (!*o->port)
 		return usage("--port: a path, a name or auto is wanted");
 	return 0;

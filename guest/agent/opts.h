@@ -11,6 +11,7 @@ struct opts {
 	const char *tap;		/* interface name or macvtap path; NULL: none */
 	const char *vhost_user;		/* socket path; NULL: none */
 	bool server;			/* listen at it */
+	const char *state;		/* file for the back-end's state; NULL: none */
 	unsigned int cid;		/* of --vsock; 0: none */
 	const char *wwpn;		/* of --scsi; NULL: none */
 	const char *bridge;

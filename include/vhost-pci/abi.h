@@ -75,7 +75,8 @@ struct vhp_abi_header {
 
 /* state.flags */
 #define VHP_STATE_ATTACHED	(1u << 0)	/**< the daemon holds an accepted ATTACH */
-#define VHP_STATE_MAP		(1u << 1)	/**< VHP_CMD_MAP may ask for what no region covers */
+#define VHP_STATE_COUNT		(1u << 1)	/**< the daemon asks for VHP_CMD_COUNTERS */
+#define VHP_STATE_MAP		(1u << 2)	/**< VHP_CMD_MAP may ask for what no region covers */
 
 /* state.link_status */
 #define VHP_LINK_DOWN		0u
@@ -232,6 +233,7 @@ struct vhp_abi_state {
 #define VHP_CMD_UNMAP		6u	/**< a range is not needed any more */
 #define VHP_CMD_CONFIG		7u	/**< a part of the data path's config space, before BACKEND */
 #define VHP_CMD_BACKEND		8u	/**< what the data path is */
+#define VHP_CMD_COUNTERS	9u	/**< what it has moved since ATTACH; only with VHP_STATE_COUNT */
 
 /* VHP_CMD_ATTACH: args[] */
 #define VHP_ATTACH_ABI		0u	/**< the guest's VHP_ABI_VERSION */
@@ -275,6 +277,15 @@ struct vhp_abi_state {
 #define VHP_BACKEND_TYPE	2u	/**< virtio ID that it serves; 0 = any */
 #define VHP_BACKEND_QUEUES	3u	/**< virtqueues that it has; 0 = it does not say */
 #define VHP_BACKEND_CONFIG	4u	/**< bytes of config space told by CONFIG before; 0 = it has none */
+
+/* VHP_CMD_COUNTERS: args[] */
+#define VHP_COUNT_FROM_PACKETS	0u	/**< from the driver VM */
+#define VHP_COUNT_FROM_BYTES	1u
+#define VHP_COUNT_FROM_DROPPED	2u
+#define VHP_COUNT_TO_PACKETS	3u	/**< to it */
+#define VHP_COUNT_TO_BYTES	4u
+#define VHP_COUNT_TO_DROPPED	5u
+#define VHP_COUNTS		6u
 
 /** The command page. The guest writes args, then opcode, then seq (with release), then raises signal 0. */
 struct vhp_abi_command {

@@ -159,6 +159,16 @@ struct vhp_counters {
 /** Fill `c`. @return 0, or `-EINVAL`: there is no such pair */
 VHP_API int vhp_pair_info(const struct vhp_port *p, unsigned pair, struct vhp_counters *c);
 
+/**
+ * Tell the daemon what the port's pairs have moved since the last vhp_open() or attachment, so that an
+ * administrator of the host sees it: nobody there can count the packets of a link in mode "fast". A program calls
+ * this now and then, from the thread that calls vhp_update(). It does nothing more often than once a second, when
+ * nothing has changed, or when the daemon does not ask; else it is one command, and waits for its answer.
+ *
+ * @return 0, or as vhp_update() below 0
+ */
+VHP_API int vhp_report(struct vhp_port *p, struct vhp_error *err);
+
 /** @name Copy
  * Packets to and from the program's memory. @{ */
 

@@ -10,6 +10,7 @@
 #include "base/blame.h"
 #include "base/cycles.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 
 /* Pieces of requests that the device side has, beyond four for each. */
 #define SEGS 4096u
@@ -168,6 +169,7 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 		q->again = true;
 		return true;
 	}
+	r->pos = q->shadow.avail;
 	id = vp_drvq_add(&q->shadow, b, n);
 	if (id < 0)
 		return false;
@@ -243,6 +245,18 @@ static bool filled(const struct vp_reqq *q, const struct vp_seg *sg, const struc
 	return le32toh(op) == q->c.fill_op;
 }
 
+static void trace_taken(struct vp_req *r, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	uint32_t n;
+
+	r->taken_ns = vp_tap_now();
+	r->head_len = 0;
+	for (unsigned k = 0; k < c->nout && r->head_len < VP_CAP_HEAD; k++, r->head_len += (uint8_t)n) {
+		n = VP_MIN(sg[k].len, VP_CAP_HEAD - r->head_len);
+		vp_copy_in(r->head + r->head_len, sg[k].p, n);
+	}
+}
+
 enum taken { TAKEN, NO_ROOM, NEVER };
 
 /* A chain becomes a request in the device side's hands. NO_ROOM, NEVER: nothing happened. */
@@ -278,6 +292,9 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		at += sg[k].len;
 	}
 	r->raw = filled(q, sg, c);
+	r->taken_ns = 0;
+	if (vp_unlikely(vp_queue_tapped(q->c.rq)))
+		trace_taken(r, sg, c);
 	if (!q->c.trust_len && !r->raw)
 		vp_req_scrub(q, r);
 	if (!submit(q, i))
@@ -506,7 +523,13 @@ unsigned vp_reqq_away(const struct vp_reqq *q)
 	return n;
 }
 
-bool vp_reqq_end(struct vp_reqq *q, bool reachable)
+/* It says itself where it stopped, and may say what it likes: what becomes of its requests is its affair. */
+static bool never_had(const struct vp_reqq *q, const struct vp_req *r, const uint32_t *base)
+{
+	return base && !q->shadow.packed && (int16_t)(r->pos - (uint16_t)*base) >= 0;
+}
+
+bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
 	unsigned n, gave, total = 0;
@@ -530,7 +553,7 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 		if (r->state != VP_REQ_AWAY)
 			continue;
 		r->state = VP_REQ_WAITS;
-		if (!q->c.once || !r->out_len || !reachable || vq->broken)
+		if (!q->c.once || !r->out_len || !reachable || vq->broken || never_had(q, r, base))
 			continue;
 		vp_req_fail(q, i);
 		total++;

@@ -104,6 +104,8 @@ struct vhp_port {
 	unsigned  nq;
 	struct vhp_queue *q;              /* max_queues of the port */
 	unsigned  hdr_len;
+	/* what vhp_report() counts from, and told last; not before, CLOCK_MONOTONIC in milliseconds */
+	uint64_t  count_base[VHP_COUNTS], counted[VHP_COUNTS], count_ms;
 	struct vp_scratch *scratch; /* notifications of the copy and in-place flavours */
 	char      name[33];
 };

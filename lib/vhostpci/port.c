@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include <linux/virtio_config.h>
 
@@ -23,6 +25,7 @@
 	 VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS))
 
 #define VIRTIO_ID_NET_ 1u
+#define COUNT_MS       1050u /* between two COUNTERS: the specification allows one a second */
 #define MAX_ROUNDS     8 /* of one vhp_update(): our own answers change the state too */
 
 static void give_error(struct vhp_error *err, const struct vp_err *e, int code)
@@ -344,6 +347,22 @@ static int apply(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 	return !ret && p->up ? ask_for_memory(p, e) : ret;
 }
 
+/* What all pairs have moved since the port was opened, by VHP_COUNT_*. */
+static void counts(const struct vhp_port *p, uint64_t n[VHP_COUNTS])
+{
+	struct vhp_counters c;
+
+	memset(n, 0, VHP_COUNTS * sizeof(n[0]));
+	for (unsigned i = 0; !vhp_pair_info(p, i, &c); i++) {
+		n[VHP_COUNT_FROM_PACKETS] += c.recv_packets;
+		n[VHP_COUNT_FROM_BYTES] += c.recv_bytes;
+		n[VHP_COUNT_FROM_DROPPED] += c.recv_errors;
+		n[VHP_COUNT_TO_PACKETS] += c.send_packets;
+		n[VHP_COUNT_TO_BYTES] += c.send_bytes;
+		n[VHP_COUNT_TO_DROPPED] += c.send_errors;
+	}
+}
+
 static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
 {
 	uint64_t args[4] = { VHP_ABI_VERSION, features, 0, VIRTIO_ID_NET_ }, value[6];
@@ -355,6 +374,8 @@ static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
 		return ret;
 	switch (status) {
 	case VHP_ST_OK:
+		counts(p, p->count_base);
+		memset(p->counted, 0, sizeof(p->counted));
 		return 0;
 	case VHP_ST_FEATURES:
 		return vp_err_set(e, -EOPNOTSUPP,
@@ -441,6 +462,33 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		return ret;
 	}
 	return p->up;
+}
+
+int vhp_report(struct vhp_port *p, struct vhp_error *err)
+{
+	struct vp_err e = { 0 };
+	uint64_t n[VHP_COUNTS], now;
+	struct timespec ts;
+	uint32_t status;
+	int ret;
+
+	if (!p->have || !(p->cur->flags & VHP_STATE_ATTACHED) || !(p->cur->flags & VHP_STATE_COUNT))
+		return 0;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	now = (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+	if (now < p->count_ms)
+		return 0;
+	counts(p, n);
+	for (unsigned i = 0; i < VHP_COUNTS; i++)
+		n[i] -= p->count_base[i];
+	if (!memcmp(n, p->counted, sizeof(n)))
+		return 0;
+	p->count_ms = now + COUNT_MS;
+	memcpy(p->counted, n, sizeof(n));
+	ret = p->t->ops->command(p->t, VHP_CMD_COUNTERS, n, VHP_COUNTS, &status, NULL, &e);
+	if (ret)
+		give_error(err, &e, ret);
+	return ret;
 }
 
 /* ---- open and close ---------------------------------------------------------------------------------- */

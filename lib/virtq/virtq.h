@@ -196,7 +196,7 @@ VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsi
 
 /*
  * For queues that are busy. Takes only chains of one descriptor, in the direction of the hint (a
- * constant), whose buffer lies in the same piece of memory as the last one. Returns their number. It
+ * constant), whose buffer lies in one region. Returns their number. It
  * ends before the first chain of another kind, which is left to vp_vq_fetch().
  */
 VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint);

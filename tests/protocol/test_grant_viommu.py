@@ -14,7 +14,7 @@ from viommu import INVALIDATE, IOVA, PAGE, RO, RW, UPDATE, WO, Nic
 
 MAP, UNMAP, REFUSED, LIMIT = 5, 6, 11, 9
 READ, WRITE = 1, 2
-MAP_FLAG = 2
+MAP_FLAG = 4
 GRANT = 14
 
 

@@ -444,11 +444,11 @@ static void test_sync(void **state)
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
 	assert_int_equal(map_pages(t, tab, IOVA, PAGE, UVA, 3), 0);
 	assert_int_equal(vp_xlate_piece(&x, IOVA, 8, VP_READ, &host, &span), 0);
-	assert_true(x.hot[VP_READ].size != 0);
+	assert_true(x.hot[VP_READ]->size != 0);
 	vp_iotlb_invalidate(t, IOVA, 1);
 	vp_xlate_sync(&x);
-	assert_true(x.hot[VP_READ].size == 0);
-	assert_true(x.hot[VP_WRITE].size == 0);
+	assert_true(x.hot[VP_READ]->size == 0);
+	assert_true(x.hot[VP_WRITE]->size == 0);
 	vp_iotlb_free(t);
 }
 

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * An upgrade without a restart (docs/handover.md): a successor is started, and takes over all sockets, sessions and
+ * rings as they are. Until it has, this daemon can go on. Main thread.
+ */
+#ifndef VP_DAEMON_UPGRADE_H
+#define VP_DAEMON_UPGRADE_H
+
+#include "base/err.h"
+
+struct vp_daemon;
+
+/*
+ * Start the program at path ("" = our own file) as successor. 0: it starts; who asked is answered later
+ * (vp_control_answer()), by it or, when it cannot, by us. -EOPNOTSUPP: something here cannot be handed over; -EBUSY: a
+ * successor starts already. Nothing has happened then.
+ */
+int vp_upgrade_begin(struct vp_daemon *d, const char *path, struct vp_err *e);
+/* The daemon ends: no successor any more. */
+void vp_upgrade_end(struct vp_daemon *d);
+
+/* The successor, with its threads started and paused. Get the records. */
+struct vp_taken;
+int  vp_upgrade_receive(struct vp_taken **out, struct vp_daemon *d, struct vp_err *e);
+/* Everything that the records hold, but for what follows. The links of d are there, with none in it. */
+int  vp_upgrade_links(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e);
+int  vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e);
+/*
+ * From here on we are the daemon: threads run, and who asked for the upgrade is answered. -ECANCELED: the other one
+ * goes on. t is freed, with the fds that nobody wanted.
+ */
+int  vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d);
+
+#endif
