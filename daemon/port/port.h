@@ -228,6 +228,8 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 
 /* Regions that are shown to the guest, and whose windows are there, cover [addr, addr + size). */
 bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
+/* The same by one region alone. */
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size);
 /* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
 bool vp_port_windows_leaving(const struct vp_port *p);
 

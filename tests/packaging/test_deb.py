@@ -18,8 +18,6 @@ from debtree import APT, SUITE, newer  # noqa: E402
 from box import PLAIN, Box, lacking, machine, run  # noqa: E402
 
 PACKAGES = {"vhost-pcid", "vhost-pci-agent", "vhost-pci-dkms", "vhost-pci-grant", "libvhostpci0", "libvhostpci-dev", "vhost-pci-doc"}
-# They are made here, for this Debian. Another one is for who wants to know how far that goes.
-SUITE = os.environ.get("VHOST_PCI_DEB_SUITE") or dict(x.split("=", 1) for x in open("/etc/os-release").read().split() if "=" in x).get("VERSION_CODENAME")
 LINK = "[Driver]\nVM=a\n[Device]\nVM=b\n"
 
 
