@@ -30,7 +30,7 @@ def new_dir():
 # well. Under emulation, where a VM takes ten times as long, they are left out unless --all is given.
 REPEATS = [
     ('test_backend', 'dpdk-testpmd-fast-shmem'),
-    ('TestPort', 'fast-shmem'), ('TestPort', 'copy-ivshmem'), ('test_life.py::TestLife', 'fast-shmem'),
+    ('TestPort', 'fast-shmem'), ('TestPort', 'copy-ivshmem'), ('test_seen_from_outside', ''), ('test_life.py::TestLife', 'fast-shmem'),
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
