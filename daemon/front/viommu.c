@@ -217,7 +217,8 @@ int vp_vdev_mapping(struct vp_vdev *v, uint64_t iova, struct vp_vdev_mapping *ou
 		return -EFAULT;
 	g = &v->tab->r[vp_memtab_find(v->tab, gpa)];
 	uva = g->uva + (gpa - g->gpa);
-	if ((uva | (g->offset + (gpa - g->gpa))) & 4095 || gpa - g->gpa >= g->size || to - from > g->size - (gpa - g->gpa))
+	if ((uva | (g->offset + (gpa - g->gpa))) & 4095 || gpa - g->gpa >= g->size ||
+	    to - from > g->size - (gpa - g->gpa))
 		return -EFAULT;
 	*out = (struct vp_vdev_mapping){ .iova = from, .size = to - from, .uva = uva };
 	return 0;

@@ -546,7 +546,8 @@ static const char *way_out(const struct vp_grants *g)
 	if (!table(g) || !rings_run(g->pl))
 		return "the driver VM's driver does not run";
 	if (g->viommu)
-		return "the driver VM's vIOMMU has not mapped its rings yet; the device needs iommu_platform=on,ats=on and "
+		return "the driver VM's vIOMMU has not mapped its rings yet; the device needs iommu_platform=on,ats=on "
+		       "and "
 		       "the VM a vIOMMU (intel-iommu with device-iotlb=on, or virtio-iommu)";
 	if (has_iommu(g))
 		return needs_viommu;
@@ -575,8 +576,14 @@ json_t *vp_grants_json(const struct vp_grants *g)
 	if (g->viommu)
 		bytes = vp_gv_bytes(g->viommu, &since);
 	return json_pack("{s:s,s:s,s:I,s:o,s:o,s:s,s:s,s:o}", "source", vp_grant_name(g->pl->l->conf.grant), "state",
-			 g->alarm ? "stuck" : g->dropping ? "ending" : gives ? "granted" : "none", "bytes",
-			 (json_int_t)bytes, "ranges", ranges, "age_s",
+			 g->alarm      ? "stuck"
+			 : g->dropping ? "ending"
+			 : gives       ? "granted"
+				       : "none",
+			 "bytes", (json_int_t)bytes, "ranges", ranges, "age_s",
 			 gives ? json_integer((json_int_t)((now_us(g) - since) / 1000000)) : json_null(), "by",
-			 g->viommu && gives ? "its vIOMMU" : g->size ? g->by : "", "message", way_out(g), "channel", vp_grant_channel_json(g->channel));
+			 g->viommu && gives ? "its vIOMMU"
+			 : g->size	    ? g->by
+					    : "",
+			 "message", way_out(g), "channel", vp_grant_channel_json(g->channel));
 }

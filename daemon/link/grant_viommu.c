@@ -136,13 +136,17 @@ static void refused(struct vp_grant_viommu *v, int ret, uint64_t addr, const cha
 	bool said = v->message[0];
 
 	if (ret == -ENOSPC)
-		snprintf(v->message, sizeof(v->message),
-			 "the driver VM has mapped its memory in more than %u pieces; give its driver hugepages, or use "
-			 "Mode=copy", VP_MAPPED_MAX);
+		snprintf(
+			v->message, sizeof(v->message),
+			"the driver VM has mapped its memory in more than %u pieces; give its driver hugepages, or use "
+			"Mode=copy",
+			VP_MAPPED_MAX);
 	else
 		snprintf(v->message, sizeof(v->message),
-			 "%s at 0x%" PRIx64 " is not mapped by the driver VM's vIOMMU for reading and writing; a driver that "
-			 "maps each buffer for itself wants Mode=copy", what, addr);
+			 "%s at 0x%" PRIx64
+			 " is not mapped by the driver VM's vIOMMU for reading and writing; a driver that "
+			 "maps each buffer for itself wants Mode=copy",
+			 what, addr);
 	if (!said)
 		vp_log(VP_LOG_WARNING, "%s: %s", v->pl->name, v->message);
 }
@@ -320,8 +324,9 @@ static void count(struct vp_grant_viommu *v)
 		v->storm = 0;
 	}
 	if (++v->storm == STORM && !v->unfit)
-		vp_gv_drop(v, "the driver VM's vIOMMU takes mappings back as fast as packets go, which is what a kernel's "
-			      "driver does; use Mode=copy");
+		vp_gv_drop(v,
+			   "the driver VM's vIOMMU takes mappings back as fast as packets go, which is what a kernel's "
+			   "driver does; use Mode=copy");
 }
 
 int vp_gv_revoke(struct vp_grant_viommu *v, uint64_t iova, uint64_t last, bool remap, uint64_t uva)

@@ -277,7 +277,8 @@ bool vp_mapped_shares(const struct vp_mapped *m, uint64_t iova, uint64_t size, u
 
 	for (unsigned i = lower(m, iova); size && i < m->n && m->range[i].iova <= end; i++) {
 		const struct vp_mapped_range *r = &m->range[i];
-		uint64_t from = VP_MAX(iova, r->iova) - r->iova + r->uva, to = VP_MIN(end, last_of(r)) - r->iova + r->uva;
+		uint64_t from = VP_MAX(iova, r->iova) - r->iova + r->uva,
+			 to = VP_MIN(end, last_of(r)) - r->iova + r->uva;
 
 		for (unsigned k = lower(m, first); k < m->n && m->range[k].iova <= last; k++) {
 			const struct vp_mapped_range *c = &m->range[k];
@@ -342,9 +343,15 @@ unsigned vp_mapped_regions(struct vp_mapped *m, const struct vp_memtab *t, struc
 			from = VP_MAX(p->uva, g->uva);
 			to = VP_MIN(p->uva + p->size, g->uva + g->size);
 			out[n++] = (struct vp_port_region){
-				.addr = r->iova + done, .size = size, .offset = g->offset + (r->uva + done - g->uva),
-				.fd = g->map->fd, .flags = VHP_REGION_READ | VHP_REGION_WRITE, .own = true, .late = true,
-				.win_offset = g->offset + (from - g->uva), .win_size = to - from,
+				.addr = r->iova + done,
+				.size = size,
+				.offset = g->offset + (r->uva + done - g->uva),
+				.fd = g->map->fd,
+				.flags = VHP_REGION_READ | VHP_REGION_WRITE,
+				.own = true,
+				.late = true,
+				.win_offset = g->offset + (from - g->uva),
+				.win_size = to - from,
 			};
 			done += size;
 		}

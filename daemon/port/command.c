@@ -182,6 +182,23 @@ static void tell_backend(struct vp_port *p)
 	port_evaluate(p);
 }
 
+/* Any number may come. One that shrinks has begun anew; a sum stays one that JSON has. */
+static void counters(struct vp_port *p)
+{
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+		return;
+	}
+	for (unsigned i = 0; i < VHP_COUNTS; i++) {
+		uint64_t now = arg(p, i), more = now >= p->told_counts[i] ? now - p->told_counts[i] : now;
+
+		p->counted[i] += VP_MIN(more, INT64_MAX - p->counted[i]);
+		p->told_counts[i] = now;
+	}
+	p->has_counted = true;
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
 static bool range_ok(const struct vp_port *p, uint64_t *end)
 {
 	return arg(p, VHP_MAP_SIZE) && !vp_add_overflow(arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE) - 1, end);
@@ -219,23 +236,6 @@ static void unmap(struct vp_port *p)
 			p->ops->unmap(p->ctx, arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE));
 		answer(p, VHP_ST_OK, 0, 0);
 	}
-}
-
-/* Any number may come. One that shrinks has begun anew; a sum stays one that JSON has. */
-static void counters(struct vp_port *p)
-{
-	if (!p->attached) {
-		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
-		return;
-	}
-	for (unsigned i = 0; i < VHP_COUNTS; i++) {
-		uint64_t now = arg(p, i), more = now >= p->told_counts[i] ? now - p->told_counts[i] : now;
-
-		p->counted[i] += VP_MIN(more, INT64_MAX - p->counted[i]);
-		p->told_counts[i] = now;
-	}
-	p->has_counted = true;
-	answer(p, VHP_ST_OK, 0, 0);
 }
 
 static void execute(struct vp_port *p)

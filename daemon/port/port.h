@@ -179,6 +179,12 @@ void vp_port_free(struct vp_port *p);
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
 		      uint64_t offered, uint64_t required);
 
+/*
+ * The mode to be shown; logged: the driver VM's VMM has what is written to its memory logged, and that is why it is not
+ * the link's own.
+ */
+void vp_port_set_mode(struct vp_port *p, uint32_t mode, bool logged);
+
 enum vp_port_hold {
 	VP_PORT_HOLD_POLICY = 1,
 	VP_PORT_HOLD_ADMIN = 2,

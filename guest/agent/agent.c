@@ -93,6 +93,11 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 	q->halted = true;
 	q->stop_base = 0;
 	q->stop_flags = VHP_STOPPED_F_NO_BASE;
+	/*
+	 * First, so that a back-end which is kept busy by the driver VM gets to the request to stop (virtiofsd does one
+	 * or the other). Who has the queue next looks at the ring by itself.
+	 */
+	a->port->ops->set_kick(a->port, 1 + i, -1);
 	if (!*lost) {
 		rc = a->dp->ops->stop(a->dp, i, &q->stop_base, &e);
 		if (!rc)
@@ -105,7 +110,6 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 	}
 	/* After the data path let go of them: what it called until now has been delivered. */
 	a->port->ops->set_call(a->port, 1 + i, -1);
-	a->port->ops->set_kick(a->port, 1 + i, -1);
 }
 
 /* Stop on our own account: the daemon hears why, and the run is over for us. */

@@ -360,9 +360,19 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_map), T(test_runs),
-		T(test_falls_gently), T(test_cut),
- T(test_next_run_waits), T(test_offline), T(test_goodbye), T(test_kept_by_another_version),
+		T(test_header),
+		T(test_reasons),
+		T(test_epoch),
+		T(test_write_only),
+		T(test_commands),
+		T(test_map),
+		T(test_runs),
+		T(test_falls_gently),
+		T(test_cut),
+		T(test_next_run_waits),
+		T(test_offline),
+		T(test_goodbye),
+		T(test_kept_by_another_version),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
