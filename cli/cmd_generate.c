@@ -120,6 +120,7 @@ static bool work_out(struct gen *g, const json_t *link)
 	g->socket = text(config, side_name, "Socket");
 	g->listen = text(config, side_name, "SocketMode") && !strcmp(text(config, side_name, "SocketMode"), "client");
 	g->qmp = text(config, side_name, "QMP");
+	g->qmp_connects = text(config, side_name, "QMPMode") && !strcmp(text(config, side_name, "QMPMode"), "server");
 	g->nic = g->driver ? json_string_value(json_object_get(side, "NIC")) : NULL;
 	g->mac = text(config, "Net", g->driver ? "DriverMAC" : "DeviceMAC");
 	g->mtu = (unsigned)json_integer_value(json_object_get(json_object_get(config, "Net"), "MTU"));
@@ -189,6 +190,7 @@ static int read_options(struct cli *c, int argc, char **argv, struct gen *g, int
 						 { "driver-memory", required_argument, NULL, 'M' },
 						 { "index", required_argument, NULL, 'i' },
 						 { "reconnect-ms", no_argument, NULL, 'r' },
+						 { "tcg", no_argument, NULL, 't' },
 						 { "json", no_argument, NULL, 'j' },
 						 { "help", no_argument, NULL, 'h' },
 						 { NULL } };
@@ -223,6 +225,9 @@ static int read_options(struct cli *c, int argc, char **argv, struct gen *g, int
 			break;
 		case 'r':
 			g->reconnect_ms = true;
+			break;
+		case 't':
+			g->tcg = true;
 			break;
 		case 'j':
 			c->json = true;
@@ -290,7 +295,8 @@ const struct cli_command cmd_generate = {
 	"                      of two (default 1G); room for it is kept on the root ports\n"
 	"  --index N           this is the VM's link number N, from 0: only the first has the\n"
 	"                      arguments of the machine and its memory\n"
-	"  --reconnect-ms      for QEMU 9.2 and later, where reconnect= has this name\n\n"
+	"  --reconnect-ms      for QEMU 9.2 and later, where reconnect= has this name\n"
+	"  --tcg               for a host without KVM\n\n"
 	"Example:  qemu-system-x86_64 $(vhost-pcictl generate web-db --qemu --driver) -accel kvm ...\n",
 	run,
 };

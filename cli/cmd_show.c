@@ -5,6 +5,15 @@
 
 #include "cli.h"
 
+/* Whom the kernel turns away the daemon never hears of. */
+static void show_who_may(const json_t *s)
+{
+	char who[80];
+
+	if (cli_socket_closed(s, who, sizeof(who)))
+		printf("  may open   %s alone; a VMM of another user needs User= in %s.vm\n", who, cli_str(s, "vm"));
+}
+
 /* What the driver VM of a link of mode grant has granted; sizes in KiB, for windows are of whole pages. */
 static void show_grant(const json_t *g)
 {
@@ -37,6 +46,7 @@ static void show_side(const char *name, const json_t *s)
 		       json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
 	else
 		printf("  front-end  not connected\n");
+	show_who_may(s);
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
 	printf("  sessions   %lld, refused connections %lld\n", cli_int(s, "sessions"), cli_int(s, "refused"));
@@ -79,6 +89,7 @@ static void show_port(const json_t *s)
 
 	printf("\ndevice side: VM %s\n", cli_str(s, "vm"));
 	printf("  socket     %s\n", cli_str(s, "socket"));
+	show_who_may(s);
 	printf("  port       %s, %s, %s\n", cli_str(s, "attachment"),
 	       json_is_true(json_object_get(s, "online")) ? "device connected" : "no device",
 	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
@@ -147,6 +158,8 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  type       %s\n", cli_str(l, "type"));
 		printf("  queues     %lld\n", cli_int(l, "virtqueues"));
 	}
+	if (!json_is_true(json_object_get(l, "migratable")))
+		printf("  migration  not of the driver VM: what is written to its memory is not logged\n");
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
 	if (json_is_string(json_object_get(l, "description")))

@@ -30,6 +30,7 @@ struct gen {
 	const char        *link, *vm, *socket;
 	bool               listen;         /* the VMM listens, the daemon connects */
 	const char        *qmp;            /* NULL = none */
+	bool               qmp_connects;   /* the VMM does, the daemon listens */
 	const char        *nic;            /* id that the network device must have; NULL = any */
 	const char        *mac;            /* NULL = the VMM's choice */
 	unsigned           mtu;            /* 0 = not announced */
@@ -39,6 +40,7 @@ struct gen {
 	unsigned long long window_reserve, port_reserve, memory, peer_memory;  /* bytes */
 	unsigned           index;          /* of this link among those of the VM */
 	bool               reconnect_ms;
+	bool               tcg;            /* no KVM */
 	/* The driver side of a link of mode grant; else GEN_NO_GRANT. */
 	enum gen_grant     grant;
 	const char        *grant_socket;   /* GEN_SWIOTLB */
@@ -60,6 +62,8 @@ void gen_libvirt(const struct gen *g);
 /* The n-th id of g->buses into buf, which is large enough for any; false when there is none (or n is GEN_MAX_BUSES). */
 #define GEN_ID_MAX 64
 bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX]);
+/* The end of a chardev whose socket the daemon makes. */
+const char *gen_reconnect(const struct gen *g);
 /* A value in which QEMU reads , as the end of it: each one twice, as it wants to have them. Freed by the caller. */
 char *gen_escaped(const char *value);
 

@@ -148,6 +148,26 @@ static void shmem_device(const struct gen *g)
 	arg(dev, "", "");
 }
 
+static void qmp(const struct gen *g)
+{
+	char id[160], end[32];
+
+	if (!g->qmp)
+		return;
+	if (!g->qmp_connects) {
+		arg("-qmp", "", "");
+		arg("unix:", g->qmp, ",server=on,wait=off");
+		return;
+	}
+	snprintf(id, sizeof(id), "socket,id=vp-%s-qmp,path=", g->link);
+	snprintf(end, sizeof(end), "%s", gen_reconnect(g));
+	arg("-chardev", "", "");
+	arg(id, g->qmp, end);
+	snprintf(id, sizeof(id), "chardev=vp-%s-qmp,mode=control", g->link);
+	arg("-mon", "", "");
+	arg(id, "", "");
+}
+
 /* What libvirt has no words for. */
 static void behind_its_back(const struct gen *g)
 {
@@ -156,10 +176,7 @@ static void behind_its_back(const struct gen *g)
 	if (!g->qmp && !g->buses && !shmem && g->grant != GEN_MEMORY)
 		return;
 	fputs("  <qemu:commandline>\n", stdout);
-	if (g->qmp) {
-		arg("-qmp", "", "");
-		arg("unix:", g->qmp, ",server=on,wait=off");
-	}
+	qmp(g);
 	windows(g);
 	if (g->grant == GEN_MEMORY)
 		memory_device(g);
@@ -168,22 +185,37 @@ static void behind_its_back(const struct gen *g)
 	fputs("  </qemu:commandline>\n", stdout);
 }
 
-/* The root port of the port: libvirt's, with room that libvirt has no word for. */
-static void reserve(const struct gen *g)
+/* A property of one of libvirt's devices that libvirt has no word for. */
+static void override(const char *alias, const char *property, unsigned long long value)
 {
 	printf("  <qemu:override>\n"
-	       "    <qemu:device alias='pci.%u'>\n"
+	       "    <qemu:device alias='%s'>\n"
 	       "      <qemu:frontend>\n"
-	       "        <qemu:property name='pref64-reserve' type='unsigned' value='%llu'/>\n"
+	       "        <qemu:property name='%s' type='unsigned' value='%llu'/>\n"
 	       "      </qemu:frontend>\n"
 	       "    </qemu:device>\n"
-	       "  </qemu:override>\n", g->index + 1, g->port_reserve);
+	       "  </qemu:override>\n", alias, property, value);
+}
+
+static void overrides(const struct gen *g)
+{
+	char alias[32];
+
+	if (g->endpoint == GEN_IVSHMEM) {
+		/* The root port of the port gets room for it. */
+		snprintf(alias, sizeof(alias), "pci.%u", g->index + 1);
+		override(alias, "pref64-reserve", g->port_reserve);
+	} else if (g->endpoint == GEN_NIC && g->tcg) {
+		/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
+		snprintf(alias, sizeof(alias), "net%u", g->index);
+		override(g->nic ? g->nic : alias, "vectors", 0);
+	}
 }
 
 void gen_libvirt(const struct gen *g)
 {
-	printf("<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
-	       "  <name>%s</name>\n", g->vm);
+	printf("<domain type='%s' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
+	       "  <name>%s</name>\n", g->tcg ? "qemu" : "kvm", g->vm);
 	if (gen_maxmem(g))
 		printf("  <maxMemory slots='%u' unit='MiB'>%llu</maxMemory>\n", GEN_MAXMEM_SLOTS, gen_maxmem(g) >> 20);
 	printf("  <memory unit='MiB'>%llu</memory>\n", g->memory >> 20);
@@ -193,13 +225,15 @@ void gen_libvirt(const struct gen *g)
 	fputs("  <vcpu>1</vcpu>\n"
 	      "  <os><type arch='x86_64' machine='q35'>hvm</type></os>\n"
 	      "  <features><acpi/><apic/></features>\n", stdout);
+	/* A 64-bit BAR that is plugged into an emulated AMD processor's guest gets no address. */
+	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model>"
+		     : "  <cpu mode='host-passthrough'>",
+	      stdout);
 	/* libvirt takes a maxMemory of VMs with NUMA nodes only. */
 	if (gen_maxmem(g))
-		printf("  <cpu mode='host-passthrough'>\n"
-		       "    <numa><cell id='0' cpus='0' memory='%llu' unit='MiB' memAccess='shared'/></numa>\n"
-		       "  </cpu>\n", g->memory >> 20);
-	else
-		fputs("  <cpu mode='host-passthrough'/>\n", stdout);
+		printf("\n    <numa><cell id='0' cpus='0' memory='%llu' unit='MiB' memAccess='shared'/></numa>\n  ",
+		       g->memory >> 20);
+	fputs("</cpu>\n", stdout);
 	fputs("  <devices>\n"
 	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);
 	if (g->endpoint == GEN_NIC) {
@@ -210,7 +244,6 @@ void gen_libvirt(const struct gen *g)
 	}
 	fputs("  </devices>\n", stdout);
 	behind_its_back(g);
-	if (g->endpoint == GEN_IVSHMEM)
-		reserve(g);
+	overrides(g);
 	fputs("</domain>\n", stdout);
 }

@@ -28,6 +28,11 @@ bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 	return true;
 }
 
+const char *gen_reconnect(const struct gen *g)
+{
+	return g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+}
+
 char *gen_escaped(const char *value)
 {
 	char *out = malloc(2 * strlen(value) + 1), *o = out;
@@ -98,7 +103,7 @@ static void chardev(const struct gen *g, json_t *args)
 	if (g->listen)
 		how = ",server=on,wait=off";
 	else if (g->endpoint == GEN_NIC)
-		how = g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+		how = gen_reconnect(g);
 	if (path)
 		add(args, "-chardev", "socket,id=vp-%s,path=%s%s", g->link, path, how);
 	free(path);
@@ -111,7 +116,10 @@ static void nic(const struct gen *g, json_t *args)
 
 	snprintf(id, sizeof(id), "vp-%s-nic", g->link);
 	if (g->pairs > 1)
-		n += snprintf(more + n, sizeof(more) - n, ",mq=on,vectors=%u", 2 * g->pairs + 2);
+		n += snprintf(more + n, sizeof(more) - n, ",mq=on");
+	/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
+	if (g->pairs > 1 || g->tcg)
+		n += snprintf(more + n, sizeof(more) - n, ",vectors=%u", g->tcg ? 0 : 2 * g->pairs + 2);
 	if (g->mac)
 		n += snprintf(more + n, sizeof(more) - n, ",mac=%s", g->mac);
 	if (g->mtu)
@@ -173,8 +181,12 @@ void gen_qemu(const struct gen *g, json_t *args)
 
 	if (!g->index)
 		machine(g, args);
-	if (qmp)
+	if (qmp && g->qmp_connects) {
+		add(args, "-chardev", "socket,id=vp-%s-qmp,path=%s%s", g->link, qmp, gen_reconnect(g));
+		add(args, "-mon", "chardev=vp-%s-qmp,mode=control", g->link);
+	} else if (qmp) {
 		add(args, "-qmp", "unix:%s,server=on,wait=off", qmp);
+	}
 	free(qmp);
 	chardev(g, args);
 	if (g->endpoint == GEN_NIC) {

@@ -114,6 +114,7 @@ class Link(Addresses):
         device.nets.append(self.port)
         if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
             nic = dict(BOUNCED, **(nic or {}))
+        if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
             driver.nets.append(v.GrantPort(name, daemon.path(name + '.grant.sock')))
         driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 
