@@ -28,10 +28,10 @@ check: ## build and run every test; the last line is "N passed, N failed, N skip
 	@scripts/setup
 	@scripts/check --builddir $(BUILDDIR)
 
-bench: ## run the benchmarks, write JSON and plots under build/bench
+bench: ## run the benchmarks, write JSON and plots under build/bench; AGAINST=REV: what is slower than revision REV
 	@scripts/setup --bench
 	@$(MAKE) --no-print-directory all
-	@scripts/bench --builddir $(BUILDDIR)
+	@scripts/bench --builddir $(BUILDDIR) $(if $(AGAINST),--against $(AGAINST))
 
 FUZZ_SECONDS ?= 60
 fuzz: ## run every libFuzzer target for FUZZ_SECONDS each (default 60; needs clang)

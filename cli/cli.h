@@ -35,13 +35,16 @@ struct cli_command {
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
 	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_grant, cmd_generate, cmd_metrics, cmd_doctor,
-	cmd_log_level, cmd_upgrade;
+	cmd_log_level, cmd_capture, cmd_upgrade;
 
 /*
  * Call a method; params may be NULL (stolen). 0 and *result (new reference), or an exit status
  * after the error has been printed.
  */
 int cli_call(struct cli *c, const char *method, json_t *params, json_t **result);
+
+/* The same, and the fd that comes with the answer: the caller's, -1 when none did. On a connection of its own. */
+int cli_call_fd(struct cli *c, const char *method, json_t *params, json_t **result, int *fd);
 
 /* The same, but *result is its JSON text (the caller's, to be freed): for answers that are long. */
 int cli_call_text(struct cli *c, const char *method, json_t *params, char **result);

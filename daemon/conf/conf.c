@@ -295,7 +295,8 @@ static int finish_qmp(char *path, uint32_t mode, const struct vp_conf *c, struct
 	snprintf(full, sizeof(full), "%s/%s", c->daemon.runtime_dir, path);
 	if (strlen(full) >= VP_CONF_SOCKET_MAX)
 		return vp_err_set(e, -EINVAL,
-				  "the QMP socket %.60s... has %zu bytes, a UNIX socket's path has at most %d", full, strlen(full), VP_CONF_SOCKET_MAX - 1);
+				  "the QMP socket %.60s... has %zu bytes, a UNIX socket's path has at most %d", full,
+				  strlen(full), VP_CONF_SOCKET_MAX - 1);
 	memset(path, 0, VP_CONF_SOCKET_MAX);
 	memcpy(path, full, strlen(full));
 	return 0;
@@ -356,6 +357,13 @@ uint64_t vp_conf_link_pool(const struct vp_conf_link *l)
 	while (size < want)
 		size *= 2;
 	return l->pool ? l->pool : size;
+}
+
+bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode)
+{
+	if (mode == VP_MODE_GRANT)
+		return false;
+	return mode == VP_MODE_FAST ? l->migration == VP_MIGRATION_YES : l->migration != VP_MIGRATION_NO;
 }
 
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)

@@ -22,6 +22,7 @@
 #include "context/context.h"
 #include "context/events.h"
 #include "control/request.h"
+#include "link/capture.h"
 #include "sys/fds.h"
 #include "sys/sock.h"
 #include "sys/source.h"
@@ -42,6 +43,8 @@ struct vp_client {
 	size_t             in_len, in_cap;
 	char              *out;
 	size_t             out_off, out_len, out_cap;
+	struct vp_capture *capture;      /* NULL = it has none */
+	int                send_fd;      /* to go with the first byte that waits, -1 = none; the capture's */
 	struct vp_client  *next;
 };
 
@@ -67,6 +70,7 @@ static void client_free(struct vp_client *cl)
 	if (*p)
 		*p = cl->next;
 	cl->ctl->n_clients--;
+	vp_capture_stop(cl->capture);
 	vp_source_end(&cl->io);
 	vp_close_foreign(&cl->fd);
 	free(cl->in);
@@ -94,6 +98,15 @@ static int client_rearm(struct vp_client *cl)
 
 static int client_flush(struct vp_client *cl)
 {
+	if (cl->send_fd >= 0 && out_waiting(cl)) {
+		/* Of our own making, and nothing was in its way. */
+		int r = vp_send_fds(cl->fd, cl->out, 1, &cl->send_fd, 1);
+
+		if (r)
+			return r == -EAGAIN ? 0 : r;
+		cl->send_fd = -1;
+		cl->out_off = 1;
+	}
 	while (out_waiting(cl)) {
 		/* seccomp control: sendto */
 		ssize_t n = send(cl->fd, cl->out + cl->out_off, out_waiting(cl), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -376,6 +389,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	cl->ctl = c;
 	cl->fd = fd;
+	cl->send_fd = -1;
 	cl->cred = cred;
 	cl->next = c->clients;
 	c->clients = cl;
@@ -480,6 +494,38 @@ void vp_client_subscribe(struct vp_client *cl)
 	cl->subscribed = true;
 }
 
+/* Its link has gone. Not freed here: this may happen while its request is being served. */
+static void on_capture_end(void *ctx, const char *link, const char *why)
+{
+	struct vp_client *cl = ctx;
+	struct timespec ts;
+	size_t len = 0;
+	char *line;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	line = vp_event_line("capture.ended", (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000,
+			     json_pack("{s:s,s:s}", "link", link, "why", why), &len);
+	if (client_put(cl, line, len))
+		cl->closing = true;
+	client_rearm(cl);
+}
+
+int vp_client_capture(struct vp_client *cl, struct vp_link *l, uint32_t snaplen, uint32_t buffer,
+		      struct vp_capture_info *info, struct vp_err *e)
+{
+	int r;
+
+	if (cl->capture)
+		return vp_err_set(e, -EBUSY, "this connection has a capture already; use one connection for each");
+	if (out_waiting(cl))
+		return vp_err_set(e, -EBUSY, "read the answers to your earlier requests first");
+	r = vp_capture_start(&cl->capture, l, snaplen, buffer, on_capture_end, cl, e);
+	if (r)
+		return r;
+	vp_capture_info(cl->capture, info);
+	cl->send_fd = info->fd;
+	return 0;
+}
 /* ---- answers that come later ------------------------------------------------------------------ */
 
 void vp_client_later(struct vp_client *cl)
@@ -533,7 +579,8 @@ static void client_save(const struct vp_client *cl, struct vp_rec *r)
 		.subscribed = cl->subscribed,
 	};
 
-	if (cl->closing)
+	/* A capture ends with the daemon that it began in. */
+	if (cl->closing || cl->capture)
 		return;
 	vp_rec_begin(r, TAG_CLIENT);
 	vp_rec_put(r, TAG_STATE, &s, sizeof(s));

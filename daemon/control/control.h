@@ -43,6 +43,15 @@ bool vp_control_peer_ok(int fd, const gid_t *groups, unsigned n, struct ucred *c
 
 void vp_client_subscribe(struct vp_client *cl);
 
+struct vp_link;
+struct vp_capture_info;
+/*
+ * A capture of l that lasts as long as the client; its file goes with the answer that is being made. -EBUSY: it has one
+ * already, or answers wait for it. Else as vp_capture_start().
+ */
+int vp_client_capture(struct vp_client *cl, struct vp_link *l, uint32_t snaplen, uint32_t buffer,
+		      struct vp_capture_info *info, struct vp_err *e);
+
 /*
  * The request that is being served is answered later, with vp_control_answer(); until then no other one of this client
  * is served. It may be gone by then.

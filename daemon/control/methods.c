@@ -12,11 +12,14 @@
 
 #include "control/control.h"
 #include "context/audit.h"
+#include "base/capring.h"
 #include "base/log.h"
+#include "base/util.h"
 #include "context/context.h"
 #include "conf/types.h"
 #include "device/device.h"
 #include "handover/guard.h"
+#include "link/capture.h"
 #include "link/grant.h"
 #include "link/link.h"
 #include "sandbox/isolate.h"
@@ -37,6 +40,7 @@ struct call {
 	bool              drop;    /* params.drop of link.grant */
 	uint64_t          address, size;  /* of link.grant; size 0 = left out */
 	const char       *level;   /* params.level of daemon.log-level, NULL = left out */
+	long long         snaplen, buffer; /* of link.capture, 0 = left out */
 	struct vp_text   *text;    /* for an answer that is written, not built */
 };
 
@@ -101,7 +105,8 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads",
 			    (int)c->d->reloads, "upgrades", (int)c->d->upgrades, "uptime_s",
 			    (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
-			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads", threads, "isolation", isolation());
+			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads",
+			    threads, "isolation", isolation());
 	return 0;
 }
 
@@ -119,9 +124,8 @@ static int do_daemon_upgrade(struct call *c, json_t **result, struct vp_err *e)
 {
 	int r = vp_upgrade_begin(c->d, c->binary ? c->binary : "", e);
 
-	if (r)
-		vp_audit_action(c->d, "daemon.upgrade", "", r, e);
-	else
+	vp_audit_action(c->d, "daemon.upgrade", "", r, e);
+	if (!r)
 		vp_client_later(c->client);
 	return r;
 }
@@ -217,6 +221,28 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 		*result = vp_link_detail(link);
 	}
 	return r;
+}
+
+/* Packets, or of other devices requests, from now on until the client goes. Its file goes with the answer. */
+static int do_link_capture(struct call *c, json_t **result, struct vp_err *e)
+{
+	long long snaplen = c->snaplen ? c->snaplen : VP_CAPTURE_SNAPLEN;
+	long long buffer = c->buffer ? c->buffer : VP_CAPTURE_BUFFER;
+	struct vp_capture_info info;
+	/* What is too large by far is too large. */
+	int r = vp_client_capture(c->client, c->link, (uint32_t)VP_MIN(snaplen, UINT32_MAX),
+				  (uint32_t)VP_MIN(buffer, UINT32_MAX), &info, e);
+
+	vp_audit_action(c->d, "link.capture", c->link->conf.name, r, e);
+	if (r)
+		return r;
+	vp_log(VP_LOG_NOTICE, "link %s: captured by a client of the control socket", c->link->conf.name);
+	*result = json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i}", "name", c->link->conf.name, "type",
+			    vp_type_name(c->link->conf.device_type), "mode", vp_mode_name(c->link->decision.mode),
+			    "driver_vm", c->link->conf.side[VP_SIDE_DRIVER].vm, "device_vm",
+			    c->link->conf.side[VP_SIDE_DEVICE].vm, "rings", (int)info.rings, "ring_size",
+			    (int)info.ring_size, "format", VP_CAPRING_FORMAT);
+	return 0;
 }
 
 static int do_link_remove(struct call *c, json_t **result, struct vp_err *e)
@@ -395,6 +421,7 @@ static const struct method {
 	{ "link.show", do_link_show, WANT_LINK },
 	{ "link.stats", do_link_stats, MAY_NAME },
 	{ "link.add", do_link_add, WANT_NAME, WANT_CONFIG },
+	{ "link.capture", do_link_capture, WANT_LINK },
 	{ "link.remove", do_link_remove, WANT_LINK },
 	{ "link.up", do_link_up, WANT_LINK },
 	{ "link.down", do_link_down, WANT_LINK },
@@ -422,6 +449,10 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			c->binary = json_string_value(v);
 			if (!c->binary || *c->binary != '/')
 				return vp_err_set(e, -EINVAL, "%s: binary must be an absolute path", m->name);
+		} else if ((!strcmp(k, "snaplen") || !strcmp(k, "buffer")) && m->fn == do_link_capture) {
+			*(k[0] == 's' ? &c->snaplen : &c->buffer) = json_integer_value(v);
+			if (json_integer_value(v) <= 0)
+				return vp_err_set(e, -EINVAL, "%s: %.10s must be a number of bytes", m->name, k);
 		} else if (!strcmp(k, "drop") && m->fn == do_link_grant) {
 			c->drop = json_is_true(v);
 			if (!json_is_boolean(v))

@@ -13,7 +13,9 @@
 #include "context/events.h"
 #include "conf/types.h"
 #include "device/device.h"
+#include "engine/queue.h"
 #include "front/vdev.h"
+#include "link/capture.h"
 #include "sys/log_sink.h"
 #include "sys/sock.h"
 
@@ -227,6 +229,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
@@ -527,6 +530,35 @@ void vp_link_brief_text(struct vp_link *l, struct vp_text *t)
 	vp_text_str(t, "\"}");
 }
 
+/* Whose word the counters are. */
+static const char *counted_by(const struct vp_link *l)
+{
+	struct vp_link_reported r;
+	struct vp_queue_stats s;
+
+	if (l->ops->sent(l, VP_SIDE_DRIVER, &s))
+		return "daemon";
+	return l->ops->reported && l->ops->reported(l, VP_SIDE_DRIVER, &r) ? "device-vm" : "nobody";
+}
+
+/* The device VM's word alone, null = it has said nothing. */
+static json_t *reported_json(const struct vp_link *l)
+{
+	json_t *o = json_object();
+	struct vp_link_reported r;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (!l->ops->reported || !l->ops->reported(l, s, &r)) {
+			json_decref(o);
+			return json_null();
+		}
+		json_object_set_new(o, vp_side_name(s),
+				    json_pack("{s:I,s:I,s:I}", "packets", (json_int_t)r.packets, "bytes",
+					      (json_int_t)r.bytes, "dropped", (json_int_t)r.dropped));
+	}
+	return o;
+}
+
 json_t *vp_link_detail(struct vp_link *l)
 {
 	json_t *o = vp_link_brief(l);
@@ -534,6 +566,7 @@ json_t *vp_link_detail(struct vp_link *l)
 
 	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
+	json_object_set_new(o, "migratable", json_boolean(vp_conf_link_migrates(&l->conf, l->decision.mode)));
 	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
@@ -544,12 +577,17 @@ json_t *vp_link_detail(struct vp_link *l)
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
 						   l->decision.why, "allowed", l->decision.allowed));
 	json_object_set_new(o, "config", vp_link_config(l));
+	json_object_set_new(o, "counted_by", json_string(counted_by(l)));
+	json_object_set_new(o, "reported", reported_json(l));
 	json_object_set_new(o, "sides", l->ops->sides(l, false));
 	return o;
 }
 
 json_t *vp_link_stats(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides",
-			 l->ops->sides(l, true));
+	json_t *o = json_pack("{s:s,s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "counted_by",
+			      counted_by(l), "sides", l->ops->sides(l, true));
+
+	json_object_set_new(o, "reported", reported_json(l));
+	return o;
 }

@@ -395,9 +395,16 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mo
 	if (!q)
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*q = (struct vp_qmp){
-		.event = event, .path = path, .name = name, .ops = ops, .ctx = ctx, .fd = -1, .lfd = -1,
+		.event = event,
+		.path = path,
+		.name = name,
+		.ops = ops,
+		.ctx = ctx,
+		.fd = -1,
+		.lfd = -1,
 		.retry_us = RETRY_MIN_US,
-		.why = "not connected yet", .budget = QMP_PER_S,
+		.why = "not connected yet",
+		.budget = QMP_PER_S,
 	};
 	q->refill_us = now_us(q);
 	r = start(q, mode, e);

@@ -17,6 +17,7 @@
 #include "base/thread.h"
 #include "base/util.h"
 #include "base/watch.h"
+#include "engine/tap.h"
 
 #define WORKER_WAKE    UINT64_MAX /* epoll data of the thread's own eventfd */
 #define WORKER_EVENTS  64
@@ -262,6 +263,7 @@ static void *worker_main(void *arg)
 
 	snprintf(name, sizeof(name), "vp-data-%u", w->number & 0xff);
 	vp_thread_begin(VP_THREAD_DATA, name);
+	vp_tap_thread(1 + w->number);
 	sigfillset(&set);
 	sigdelset(&set, WORKER_SIGNAL);
 	sigdelset(&set, SIGBUS);

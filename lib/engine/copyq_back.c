@@ -8,6 +8,7 @@
 
 #include "engine/copyq_priv.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 #include "net/offload.h"
 
 /* Release what is done with at the FIFO's end. */
@@ -142,9 +143,36 @@ VP_INLINE void give(struct vp_copyq *b, struct giving *g, struct vp_copyq_slot *
 	b->pend_tail++;
 }
 
+#define TAP_PIECES 64 /* buffers of a packet that a capture has; the rest is cut off as if by its snapshot length */
+
+/* The packet in the first k pending chains; why as vp_tap_packet(). */
+static void tap_pending(const struct vp_copyq *b, unsigned k, int why)
+{
+	struct vp_seg sg[TAP_PIECES];
+	unsigned n = VP_MIN(k, TAP_PIECES);
+
+	for (unsigned i = 0; i < n; i++)
+		sg[i] = (struct vp_seg){ .p = pool_of(b, pending(b, i)), .len = pending(b, i)->len };
+	vp_tap_packet(b->c.rq, sg, n, b->hdr_len, why, vp_tap_now());
+}
+
+/* Packets of one buffer each: n slots, the first of them at pend[tail]. */
+static void tap_given(const struct vp_copyq *b, uint32_t tail, unsigned n)
+{
+	const uint64_t now = vp_tap_now();
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct vp_copyq_slot *sl = &b->slot[b->pend[(tail + i) & b->mask]];
+
+		vp_tap_packet(b->c.rq, &(struct vp_seg){ .p = pool_of(b, sl), .len = sl->len }, 1, b->hdr_len, -1, now);
+	}
+}
+
 /* The first k pending chains go back empty. */
 static int drop(struct vp_copyq *b, struct giving *g, unsigned k, enum vp_drop why)
 {
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)))
+		tap_pending(b, k, why);
 	vp_copyq_stat(&b->c.rq->stats.drops[why], 1);
 	g->refused++;
 	while (k--)
@@ -205,6 +233,8 @@ static int give_slow(struct vp_copyq *b, struct giving *g)
 		return ret;
 	if (h.gso_type)
 		vp_copyq_stat(&b->c.rq->stats.gso, 1);
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)))
+		tap_pending(b, k, -1);
 	g->packets++;
 	g->bytes += total - hlen;
 	while (k--)
@@ -218,7 +248,7 @@ static int give_slow(struct vp_copyq *b, struct giving *g)
  */
 VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, const unsigned hlen)
 {
-	const struct vp_window w = b->c.rq->vq.xl.hot[VP_WRITE];
+	const struct vp_window *w = b->c.rq->vq.xl.hot[VP_WRITE];
 	const unsigned count = VP_MIN(b->pend_head - b->pend_tail, max);
 	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.data.off);
 	const uint32_t tail = b->pend_tail, mask = b->mask;
@@ -233,12 +263,11 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 	for (i = 0; i < count && bytes < left; i++) {
 		struct vp_copyq_slot *sl = &slots[pend[(tail + i) & mask]];
 		const uint32_t len = sl->len, plen = len - hlen;
-		const uint64_t off = sl->addr - w.start;
 		const vp_gptr from = vp_gptr_add(area, sl->off);
 		vp_gptr to;
 
-		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 || off >= w.size ||
-				len > w.size - off))
+		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 ||
+				!vp_xlate_window(&b->c.rq->vq.xl, &w, sl->addr, len, VP_WRITE, true)))
 			break;
 		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
 		if (vp_unlikely(vp_ld16(from, 0) || (mergeable && vp_ld16(from, 10) > 1)))
@@ -246,18 +275,21 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 		if (plen > 128 && i + 1 < count) {
 			const struct vp_copyq_slot *next = &slots[pend[(tail + i + 1) & mask]];
 
-			if (next->nseg == 1 && next->addr - w.start < w.size &&
-			    w.size - (next->addr - w.start) >= next->len)
-				vp_pkt_prefetch_rest(vp_gptr_add(w.host, next->addr - w.start),
+			if (next->nseg == 1 && next->addr - w->start < w->size &&
+			    w->size - (next->addr - w->start) >= next->len)
+				vp_pkt_prefetch_rest(vp_gptr_add(w->host, next->addr - w->start),
 						     vp_gptr_add(area, next->off), next->len);
 		}
-		to = vp_gptr_add(w.host, off);
+		to = vp_gptr_add(w->host, sl->addr - w->start);
 		vp_pkt_put_plain_hdr(to, hlen);
 		vp_pkt_copy_peer(vp_gptr_add(to, hlen), vp_gptr_add(from, hlen), plen);
 		bytes += plen;
 		given[i] = (struct vp_used){ .len = len, .id = sl->id, .slots = sl->slots };
 		sl->state = VP_COPYQ_DONE;
 	}
+	b->c.rq->vq.xl.hot[VP_WRITE] = w;
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)) && i)
+		tap_given(b, tail, i);
 	g->n += i;
 	g->packets += i;
 	g->bytes += bytes;

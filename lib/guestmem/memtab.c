@@ -4,11 +4,55 @@
 #include <errno.h>
 #include <stdlib.h>
 
+const struct vp_window vp_window_none;
+
 static int region_cmp(const void *a, const void *b)
 {
 	const struct vp_region *x = a, *y = b;
 
 	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
+}
+
+/* Granules for each region: the more there are, the fewer have two borders in them. */
+#define GRANULES_PER_REGION 16
+
+static bool index_build(struct vp_memtab *t)
+{
+	uint64_t last, want = GRANULES_PER_REGION, at;
+	unsigned i = 0;
+	size_t bytes;
+
+	if (!t->n)
+		return true;
+	t->base = t->r[0].gpa;
+	last = t->r[t->n - 1].gpa - t->base + (t->r[t->n - 1].size - 1);
+	while (want < GRANULES_PER_REGION * t->n)
+		want *= 2;
+	while (last >> t->shift >= want)
+		t->shift++;
+	t->granules = (last >> t->shift) + 1;
+	bytes = 2 * (t->n + 1) * sizeof(struct vp_window) + t->granules * sizeof(t->first[0]);
+	t->win[VP_READ] = aligned_alloc(VP_CACHELINE, vp_align_up(bytes, VP_CACHELINE));
+	if (!t->win[VP_READ])
+		return false;
+	t->win[VP_WRITE] = t->win[VP_READ] + t->n + 1;
+	t->first = (uint16_t *)(t->win[VP_WRITE] + t->n + 1);
+	for (at = 0; at < t->granules; at++) {
+		while (t->r[i].gpa - t->base + (t->r[i].size - 1) < at << t->shift)
+			i++;
+		t->first[at] = (uint16_t)i;
+	}
+	for (i = 0; i < t->n; i++) {
+		const struct vp_region *r = &t->r[i];
+		struct vp_window w = { .start = r->gpa, .size = r->map ? r->size : 0, .host = r->host };
+
+		t->win[VP_READ][i] = w;
+		if (r->map && !r->map->writable)
+			w.size = 0;
+		t->win[VP_WRITE][i] = w;
+	}
+	t->win[VP_READ][i] = t->win[VP_WRITE][i] = vp_window_none;
+	return true;
 }
 
 int vp_memtab_build(struct vp_memtab **out, const struct vp_region_desc *d, unsigned n,
@@ -52,9 +96,13 @@ int vp_memtab_build(struct vp_memtab **out, const struct vp_region_desc *d, unsi
 			goto inval;
 		}
 	}
+	t->n = n;
+	if (!index_build(t)) {
+		free(t);
+		return vp_err_set(e, -ENOMEM, "memory table: out of memory");
+	}
 	for (i = 0; i < n; i++)
 		vp_map_ref(t->r[i].map);
-	t->n = n;
 	*out = t;
 	return 0;
 inval:
@@ -70,13 +118,20 @@ void vp_memtab_free(struct vp_memtab *t)
 		return;
 	for (i = 0; i < t->n; i++)
 		vp_map_unref(t->r[i].map);
+	free(t->win[VP_READ]);
 	free(t);
 }
 
 int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa)
 {
-	unsigned lo = 0, hi = t->n;
+	const uint64_t g = (gpa - t->base) >> t->shift;
+	unsigned lo, hi;
 
+	if (!t->n || g >= t->granules)
+		return -1;
+	/* Those that end in the granule, and the one that goes on behind it. */
+	lo = t->first[g];
+	hi = g + 1 < t->granules ? t->first[g + 1] + 1u : t->n;
 	while (lo < hi) {
 		unsigned mid = lo + (hi - lo) / 2;
 
@@ -130,6 +185,7 @@ bool vp_memtab_lost(const struct vp_memtab *t)
 void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_iommu *iommu)
 {
 	x->tab = tab;
+	x->direct = tab && tab->n && !iommu ? tab : NULL;
 	x->iommu = iommu;
 	x->generation = iommu ? __atomic_load_n(&iommu->generation, __ATOMIC_ACQUIRE) : 0;
 	vp_xlate_flush(x);
@@ -147,13 +203,18 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 		ret = x->iommu->translate(x->iommu, addr, len, acc, &w);
 		if (ret)
 			return ret;
-		x->hot[acc] = w;
+		x->own[acc] = w;
+		x->hot[acc] = &x->own[acc];
 		off = addr - w.start;
 		*host = vp_gptr_add(w.host, off);
 		*span = VP_MIN(len, w.size - off);
 		return 0;
 	}
 	i = x->tab ? vp_memtab_find(x->tab, addr) : -1;
+	if (i < 0 && x->grows) {
+		x->miss = (struct vp_miss){ .addr = addr, .size = len, .acc = acc };
+		return -EAGAIN;
+	}
 	if (i < 0)
 		return -EFAULT;
 	r = &x->tab->r[i];
@@ -162,7 +223,7 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 	off = addr - r->gpa;
 	*host = vp_gptr_add(r->host, off);
 	*span = VP_MIN(len, r->size - off);
-	x->hot[acc] = (struct vp_window){ .start = r->gpa, .size = r->size, .host = r->host };
+	x->hot[acc] = &x->tab->win[acc][i];
 	return 0;
 }
 

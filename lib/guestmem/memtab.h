@@ -26,9 +26,28 @@ struct vp_region {
 	struct vp_map *map;
 };
 
+/* What a translation is for. A device-readable buffer is only ever read. */
+enum vp_access { VP_READ = 0, VP_WRITE = 1 };
+
+/* A contiguous piece of a driver VM's address space and where it is mapped here. */
+struct vp_window {
+	uint64_t start, size; /* 0 bytes: nothing is allowed there */
+	vp_gptr  host;
+} __attribute__((aligned(32))); /* one line, and an index that is a shift */
+
+/*
+ * The span of all regions is cut into granules, so many more than there are regions that few granules have more than
+ * one border in them. So a look-up costs the same however many regions there are.
+ */
 struct vp_memtab {
 	unsigned         n;
-	struct vp_region r[]; /* sorted by gpa, disjoint */
+	unsigned         shift;    /* a granule has 1 << shift bytes */
+	uint64_t         base;     /* the first granule's address */
+	uint64_t         granules;
+	uint16_t        *first;    /* [granules]: the first region that ends in or behind the granule */
+	/* By enum vp_access, [n + 1]: as r[], empty where the access is not allowed or nothing is mapped here. */
+	struct vp_window *win[2];
+	struct vp_region r[];      /* sorted by gpa, disjoint */
 };
 
 /* One region to add; map may be NULL for a region that is translated but not mapped here. */
@@ -61,15 +80,6 @@ struct vp_map_use vp_memtab_use(const struct vp_memtab *t);
 /* True when a mapping of this table was truncated under us. */
 bool vp_memtab_lost(const struct vp_memtab *t);
 
-/* What a translation is for. A device-readable buffer is only ever read. */
-enum vp_access { VP_READ = 0, VP_WRITE = 1 };
-
-/* A contiguous piece of a driver VM's address space and where it is mapped here. */
-struct vp_window {
-	uint64_t start, size;
-	vp_gptr  host;
-};
-
 /* A second translation stage in front of the table: a vIOMMU's IOTLB (iotlb.h). */
 struct vp_iommu {
 	/*
@@ -90,11 +100,24 @@ struct vp_iommu {
  * One thread at a time.
  */
 struct vp_xlate {
-	struct vp_window        hot[2]; /* by enum vp_access */
+	const struct vp_window *hot[2]; /* by enum vp_access; never NULL */
+	struct vp_window        own[2]; /* what hot[] points at, where it is the iommu's */
 	const struct vp_memtab *tab;
+	const struct vp_memtab *direct; /* tab, or NULL where addresses are not guest physical, or tab has no regions */
 	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
 	uint32_t                generation; /* of the iommu, that hot[] belongs to */
+	/*
+	 * No iommu, and the table grows by what is asked for: what it has not is not -EFAULT but -EAGAIN, as a vIOMMU's
+	 * miss is, and is noted here. size 0 = nothing was missed.
+	 */
+	bool                    grows;
+	struct vp_miss {
+		uint64_t       addr, size;
+		enum vp_access acc;
+	} miss;
 };
+
+extern const struct vp_window vp_window_none;
 
 /* Use tab (and iommu, or NULL) from now on; forgets cached windows. Not owned. */
 void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_iommu *iommu);
@@ -102,8 +125,8 @@ void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_io
 /* Forget cached windows (after an IOTLB invalidation). */
 VP_INLINE void vp_xlate_flush(struct vp_xlate *x)
 {
-	x->hot[0].size = 0;
-	x->hot[1].size = 0;
+	x->hot[0] = &vp_window_none;
+	x->hot[1] = &vp_window_none;
 }
 
 /*
@@ -124,6 +147,40 @@ VP_INLINE void vp_xlate_sync(struct vp_xlate *x)
 	}
 }
 
+/*
+ * Do len bytes at off lie in the window? A length of zero becomes the largest there is, and fails as
+ * any other that is too large.
+ */
+VP_INLINE bool vp_window_holds(const struct vp_window *w, uint64_t off, uint32_t len)
+{
+	return off < w->size && (uint64_t)len - 1 < w->size - off;
+}
+
+/*
+ * For the loops of the fast path, which keep the hot window in *w: does it hold [addr, addr + len)? With `any` the
+ * window is looked for in the table first, and becomes *w. A loop without goes by the hot window alone, and one with
+ * follows it from the first address on that lies elsewhere: so buffers in one region cost no look-up, and buffers in
+ * many no wrong guess. False leaves all to vp_xlate_piece(): there may be a third region in the granule.
+ */
+VP_INLINE bool vp_xlate_window(const struct vp_xlate *x, const struct vp_window **w, uint64_t addr, uint32_t len,
+			       enum vp_access acc, const bool any)
+{
+	const struct vp_memtab *const t = x->direct;
+	const struct vp_window *c = *w;
+
+	if (any && vp_likely(t)) {
+		const uint64_t g = (addr - t->base) >> t->shift;
+
+		if (vp_unlikely(g >= t->granules))
+			return false;
+		c = &t->win[acc][t->first[g]];
+		if (vp_unlikely(addr - c->start >= c->size))
+			c++;
+		*w = c;
+	}
+	return vp_window_holds(c, addr - c->start, len);
+}
+
 /* The slow half: one contiguous piece at addr; *span <= len. -EFAULT, -EAGAIN. */
 int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc,
 		   vp_gptr *host, uint64_t *span);
@@ -135,7 +192,7 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 VP_INLINE int vp_xlate_near(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_access acc, vp_gptr *host,
 			    uint64_t *span)
 {
-	const struct vp_window *w = &x->hot[acc];
+	const struct vp_window *w = x->hot[acc];
 	uint64_t off = addr - w->start;
 
 	if (vp_unlikely(off >= w->size))

@@ -35,29 +35,20 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
 }
 
 /*
- * Do len bytes at off lie in the window? A length of zero becomes the largest there is, and fails as
- * any other that is too large.
- */
-VP_INLINE bool vp_window_holds(const struct vp_window *w, uint64_t off, uint32_t len)
-{
-	return off < w->size && (uint64_t)len - 1 < w->size - off;
-}
-
-/*
  * The usual chain: one descriptor (no NEXT, no INDIRECT) in the usual direction, whose flags the caller
- * has seen. This checks that it lies inside window w. The caller passes in everything that the fetch
- * loops keep in registers. False leaves all to the slow path.
+ * has seen. This checks that it lies in one region, see vp_xlate_window(). The caller passes in everything
+ * that the fetch loops keep in registers. False leaves all to the slow path.
  */
-VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_window *w,
-			       uint64_t addr, uint32_t len, enum vp_access hint, uint16_t id)
+VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_xlate *x,
+			       const struct vp_window **w, uint64_t addr, uint32_t len, enum vp_access hint,
+			       uint16_t id, const bool any)
 {
 	struct vp_chain *c = &b->chain[n];
 	struct vp_seg *s = &b->seg[nseg];
-	uint64_t off = addr - w->start;
 
-	if (vp_unlikely(!vp_window_holds(w, off, len)))
+	if (vp_unlikely(!vp_xlate_window(x, w, addr, len, hint, any)))
 		return false;
-	s->p = vp_gptr_add(w->host, off);
+	s->p = vp_gptr_add((*w)->host, addr - (*w)->start);
 	s->addr = addr;
 	s->len = len;
 	vp_seg_prefetch(s->p, len, hint == VP_WRITE);
@@ -72,14 +63,12 @@ VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, co
 }
 
 /* The same for vp_vq_fetch_plain(). */
-VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_window *w, uint64_t addr, uint32_t len,
-			      enum vp_access hint, uint16_t id)
+VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_xlate *x, const struct vp_window **w, uint64_t addr,
+			      uint32_t len, enum vp_access hint, uint16_t id, const bool any)
 {
-	uint64_t off = addr - w->start;
-
-	if (vp_unlikely(!vp_window_holds(w, off, len)))
+	if (vp_unlikely(!vp_xlate_window(x, w, addr, len, hint, any)))
 		return false;
-	o->p = vp_gptr_add(w->host, off);
+	o->p = vp_gptr_add((*w)->host, addr - (*w)->start);
 	o->addr = addr;
 	o->len = len;
 	o->id = id;

@@ -63,7 +63,7 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 				   enum vp_access hint)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
-	struct vp_window w = vq->xl.hot[hint];
+	const struct vp_window *w = vq->xl.hot[hint];
 	const unsigned size = vq->size;
 	const vp_gptr desc = vq->desc;
 	unsigned more = 0, n = 0, nseg = 0; /* more: slots of chains beyond their first */
@@ -75,6 +75,24 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 
 	/* A ring holds size descriptors. */
 	max = VP_MIN(VP_MIN(max, VP_BURST), size);
+	for (; n < max; n++) {
+		uint64_t word = vp_packed_load(desc, slot);
+
+		if (vp_unlikely((word & look) != usual))
+			break;
+		if (!(slot & 3))
+			vp_prefetch(desc, 16 * (size_t)slot + 256);
+		if (vp_unlikely(!vp_chain_single(b, n, n, &vq->xl, &w, vp_ld64(desc, 16 * (size_t)slot),
+						 VP_PACKED_LEN(word), hint, VP_PACKED_ID(word), false)))
+			break;
+		if (vp_unlikely(++slot == size)) {
+			slot = 0;
+			wrap = !wrap;
+			usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+		}
+	}
+	nseg = n;
+	/* The same again from the first chain on that has another region, or is of another kind. */
 	while (n < max) {
 		uint64_t word = vp_packed_load(desc, slot), addr;
 		unsigned slots;
@@ -83,8 +101,8 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
 		if (vp_likely((word & look) == usual)) {
 			addr = vp_ld64(desc, 16 * (size_t)slot);
-			if (vp_likely(vp_chain_single(b, n, nseg, &w, addr, VP_PACKED_LEN(word), hint,
-						      VP_PACKED_ID(word)))) {
+			if (vp_likely(vp_chain_single(b, n, nseg, &vq->xl, &w, addr, VP_PACKED_LEN(word), hint,
+						      VP_PACKED_ID(word), true))) {
 				nseg++;
 				n++;
 				if (vp_unlikely(++slot == size)) {
@@ -99,8 +117,9 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 			break;
 		b->n = n;
 		b->nseg = nseg;
+		vq->xl.hot[hint] = w;
 		if (!vp_packed_chain(vq, b, slot, word))
-			break;
+			return n;
 		nseg = b->nseg;
 		slots = b->chain[n].slots;
 		w = vq->xl.hot[hint];
@@ -116,40 +135,55 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) |
 			(uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
 	}
+	vq->xl.hot[hint] = w;
 	b->n = n;
 	b->nseg = nseg;
 	return n;
 }
 
-VP_INLINE unsigned vp_packed_fetch_plain(const struct vp_virtq *vq, struct vp_plain *p, unsigned max,
-					 enum vp_access hint)
+/* From chain n on, which is slots behind the first one: as vp_packed_fetch_plain(). */
+VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max,
+				   enum vp_access hint, const bool any)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
-	const struct vp_window w = vq->xl.hot[hint];
+	const struct vp_window *w = vq->xl.hot[hint];
 	const unsigned size = vq->size;
 	const vp_gptr desc = vq->desc;
-	unsigned slot = vq->last_avail, n;
-	/* As in vp_packed_fetch(). */
-	uint64_t usual = ((vq->avail_wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
-			  (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
+	uint16_t slot = vq->last_avail;
+	bool wrap = vq->avail_wrap;
+	uint64_t usual;
 
-	max = VP_MIN(max, size);
-	for (n = 0; n < max; n++) {
-		const uint64_t word = vp_packed_load(desc, (uint16_t)slot);
+	vp_packed_step(size, &slot, &wrap, n);
+	/* As in vp_packed_fetch(). */
+	usual = ((wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
+		 (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
+	for (; n < max; n++) {
+		const uint64_t word = vp_packed_load(desc, slot);
 
 		if (vp_unlikely((word & look) != usual))
 			break;
 		if (!(slot & 3))
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		if (!vp_chain_plain(&p[n], &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
-				    VP_PACKED_ID(word)))
+		if (!vp_chain_plain(&p[n], &vq->xl, &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
+				    VP_PACKED_ID(word), any))
 			break;
 		if (vp_unlikely(++slot == size)) {
 			slot = 0;
 			usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
 		}
 	}
+	vq->xl.hot[hint] = w;
 	return n;
+}
+
+VP_INLINE unsigned vp_packed_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+{
+	unsigned n;
+
+	max = VP_MIN(max, vq->size);
+	n = vp_packed_plain(vq, p, 0, max, hint, false);
+	/* Another region, or (usually) no more: then this ends at once. */
+	return vp_likely(n == max) ? n : vp_packed_plain(vq, p, n, max, hint, true);
 }
 
 VP_INLINE void vp_packed_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n)

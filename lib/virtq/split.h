@@ -67,8 +67,8 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 {
 	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
 	const vp_gptr desc = vq->desc;
-	struct vp_window w = vq->xl.hot[hint];
-	unsigned i, avail, n = 0, nseg = 0;
+	const struct vp_window *w = vq->xl.hot[hint];
+	unsigned i, avail, n, nseg;
 	uint16_t head[VP_BURST];
 	bool bad;
 
@@ -79,44 +79,68 @@ VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsig
 		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
 		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
 
+		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual ||
+				!vp_chain_single(b, i, i, &vq->xl, &w, addr, VP_SPLIT_LEN(word), hint, head[i], false)))
+			break;
+	}
+	n = nseg = i;
+	/* The same again from the first chain on that has another region, or is of another kind. */
+	for (; i < avail; i++) {
+		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
+
 		if (vp_likely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) == usual &&
-			      vp_chain_single(b, n, nseg, &w, addr, VP_SPLIT_LEN(word), hint, head[i]))) {
+			      vp_chain_single(b, n, nseg, &vq->xl, &w, addr, VP_SPLIT_LEN(word), hint, head[i],
+					      true))) {
 			n++;
 			nseg++;
 			continue;
 		}
 		b->n = n;
 		b->nseg = nseg;
+		vq->xl.hot[hint] = w;
 		if (!vp_split_chain(vq, b, head[i]))
-			break;
+			return n;
 		n = b->n;
 		nseg = b->nseg;
 		w = vq->xl.hot[hint];
 	}
+	vq->xl.hot[hint] = w;
 	b->n = n;
 	b->nseg = nseg;
 	return n;
 }
 
-VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+/* From chain i on: as vp_split_fetch_plain(). */
+VP_INLINE unsigned vp_split_plain(struct vp_virtq *vq, struct vp_plain *p, const uint16_t *head, unsigned i,
+				  unsigned avail, enum vp_access hint, const bool any)
 {
 	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
+	const struct vp_window *w = vq->xl.hot[hint];
 	const vp_gptr desc = vq->desc;
-	const struct vp_window w = vq->xl.hot[hint];
+
+	for (; i < avail; i++) {
+		const uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+
+		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual))
+			break;
+		if (!vp_chain_plain(&p[i], &vq->xl, &w, vp_ld64(desc, 16 * (size_t)head[i]), VP_SPLIT_LEN(word), hint,
+				    head[i], any))
+			break;
+	}
+	vq->xl.hot[hint] = w;
+	return i;
+}
+
+VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
+{
 	unsigned i, avail;
 	uint16_t head[VP_BURST];
 	bool bad; /* left to vp_split_fetch() */
 
 	avail = vp_split_heads(vq, head, max, &bad);
-	for (i = 0; i < avail; i++) {
-		const uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
-
-		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual))
-			break;
-		if (!vp_chain_plain(&p[i], &w, vp_ld64(desc, 16 * (size_t)head[i]), VP_SPLIT_LEN(word), hint, head[i]))
-			break;
-	}
-	return i;
+	i = vp_split_plain(vq, p, head, 0, avail, hint, false);
+	return vp_likely(i == avail) ? i : vp_split_plain(vq, p, head, i, avail, hint, true);
 }
 
 static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)

@@ -119,7 +119,7 @@ struct vp_virtq {
 	bool     signalled_wrap;
 	bool     signalled_valid;
 	bool     kicks_on;      /* we asked for notifications */
-	bool     stalled;       /* the last fetch ended at a vIOMMU miss: what is available waits for an update */
+	bool     stalled;       /* the last fetch ended at a miss: what is available waits for an update */
 	struct vp_xlate xl;
 	/* rarely used */
 	const struct vp_dirty_log *log;  /* NULL = not logging */
@@ -138,6 +138,7 @@ struct vp_vq_conf {
 	uint64_t desc, driver, device;
 	const struct vp_memtab *tab;   /* not owned; outlives the queue or is replaced by vp_vq_rebind() */
 	struct vp_iommu *iommu;        /* or NULL */
+	bool     grows;     /* memory that tab has not may come: as a vIOMMU's miss (vp_xlate.grows) */
 };
 
 /* Sizes in bytes of the three areas, by format. */
@@ -195,7 +196,7 @@ VP_INLINE unsigned vp_vq_fetch_dir(struct vp_virtq *vq, struct vp_burst *b, unsi
 
 /*
  * For queues that are busy. Takes only chains of one descriptor, in the direction of the hint (a
- * constant), whose buffer lies in the same piece of memory as the last one. Returns their number. It
+ * constant), whose buffer lies in one region. Returns their number. It
  * ends before the first chain of another kind, which is left to vp_vq_fetch().
  */
 VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint);
