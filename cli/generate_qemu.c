@@ -83,7 +83,7 @@ static void chardev(const struct gen *g, json_t *args)
 	if (g->listen)
 		how = ",server=on,wait=off";
 	else if (g->endpoint == GEN_NIC)
-		how = g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+		how = g->reconnect_ms ? ",reconnect-ms=100" : ",reconnect=1";
 	if (path)
 		add(args, "-chardev", "socket,id=vp-%s,path=%s%s", g->link, path, how);
 	free(path);

@@ -212,6 +212,8 @@ static void fast_tidy(struct vp_plink *pl)
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (fast_of(pl)->q[i].left && !vp_port_queue_at_work(pl->port, i))
 			deal_with_left(pl, i);
+	if (pl->copy)
+		vp_plink_copy.tidy(pl);
 }
 
 static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
@@ -375,11 +377,6 @@ static void fast_gone(struct vp_plink *pl)
 		vp_plink_copy.gone(pl);
 }
 
-static void fast_tidy(struct vp_plink *pl)
-{
-	vp_plink_copy.tidy(pl);
-}
-
 static void fast_fresh(struct vp_plink *pl)
 {
 	if (pl->copy)
@@ -388,7 +385,7 @@ static void fast_fresh(struct vp_plink *pl)
 
 static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
-	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
+	.gone = fast_gone, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
 	.tidy = fast_tidy, .begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
 	.show = fast_show,
