@@ -27,51 +27,38 @@ static const char *why(const struct vp_cap_packet *p)
 	return p->why ? vp_drop_str((enum vp_drop)(p->why - 1)) : NULL;
 }
 
-static bool is_gso(const struct vp_cap_packet *p)
+static struct virtio_net_hdr header(const struct vp_cap_packet *p)
 {
-	return (p->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_NONE;
+	return (struct virtio_net_hdr){ .flags = p->flags, .gso_type = p->gso_type, .hdr_len = p->hdr_len,
+					.gso_size = p->gso_size, .csum_start = p->csum_start,
+					.csum_offset = p->csum_offset };
 }
 
-static const char *gso_name(const struct vp_cap_packet *p)
-{
-	switch (p->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) {
-	case VIRTIO_NET_HDR_GSO_TCPV4: return "TCPv4";
-	case VIRTIO_NET_HDR_GSO_TCPV6: return "TCPv6";
-	case 5 /* VIRTIO_NET_HDR_GSO_UDP_L4 */: return "UDP";
-	default: return "unknown";
-	}
-}
-
-/* What its offload header says, and what became of it. NULL: nothing worth saying. */
+/* What became of it, and what its offload header says. NULL: nothing worth saying. */
 static const char *comment(const struct vp_cap_packet *p, char *buf, size_t size)
 {
-	int n = 0;
+	const struct virtio_net_hdr h = header(p);
+	char note[200];
+	int n = vp_pcapng_offload_note(note, sizeof(note), &h);
 
-	buf[0] = 0;
-	if (p->why)
-		n = snprintf(buf, size, "dropped by vhost-pcid: %s", why(p));
-	if (is_gso(p))
-		n += snprintf(buf + n, size - (size_t)n, "%sto be cut into %s segments of %u bytes", n ? "; " : "",
-			      gso_name(p), p->gso_size);
-	if (p->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
-		n += snprintf(buf + n, size - (size_t)n,
-			      "%schecksum still to be filled in: from byte %u on, into byte %u", n ? "; " : "",
-			      p->csum_start, p->csum_start + p->csum_offset);
-	return n ? buf : NULL;
+	if (!n && !p->why)
+		return NULL;
+	snprintf(buf, size, "%s%s%s%s", p->why ? "dropped by vhost-pcid: " : "", p->why ? why(p) : "",
+		 n && p->why ? "; " : "", note);
+	return buf;
 }
 
 void capture_write_packet(FILE *f, const struct vp_cap_packet *p, uint64_t lost)
 {
+	const struct virtio_net_hdr h = header(p);
 	char text[300];
 	struct vp_pcapng_packet out = {
-		.ns = p->r.ns, .data = p + 1, .len = p->len, .caplen = p->caplen, .queue = p->r.queue, .lost = lost,
+		.ns = p->r.ns, .data = p + 1, .len = p->len, .caplen = p->caplen, .has_queue = true,
+		.queue = p->r.queue, .lost = lost,
 		.flags = p->r.side ? VP_PCAPNG_IN : VP_PCAPNG_OUT, .comment = comment(p, text, sizeof(text)),
 	};
 
-	if (p->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
-		out.flags |= VP_PCAPNG_NO_CSUM;
-	if (is_gso(p))
-		out.flags |= VP_PCAPNG_GSO;
+	out.flags |= vp_pcapng_offload_flags(&h);
 	vp_pcapng_packet(f, &out);
 }
 

@@ -85,6 +85,12 @@ int cli_row(struct cli_table *t, const char *const *values);
 /* Prints and frees it. Exit status. */
 int cli_table_print(struct cli_table *t);
 
+/*
+ * Of a side in link.show's answer that nobody has connected to: who alone may open its socket, as the file says. False
+ * when somebody has connected, when others may, or when that cannot be seen.
+ */
+bool cli_socket_closed(const json_t *side, char *owner, size_t size);
+
 /* Members of objects, with defaults that print as "-". */
 const char *cli_str(const json_t *o, const char *key);
 long long cli_int(const json_t *o, const char *key);

@@ -12,8 +12,8 @@ const char *rates_human(double v, char *buf, size_t size);
 json_t *rates_find(json_t *result, const char *name);
 
 /*
- * The name of a side in a row: "driver", with a * where the counters are its device VM's word. NULL: nobody has
- * counted. *marked is set when there was such a row.
+ * The name of a side in a row: "driver", with a * where the counters are its device VM's word; *marked is set then.
+ * NULL: nobody has counted.
  */
 const char *rates_side(const json_t *l, const char *side, char *buf, size_t size, bool *marked);
 /* Below a table that has such rows. */

@@ -304,18 +304,22 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 static int take_over(struct vp_daemon *d, struct vp_err *e)
 {
 	struct vp_taken *t = NULL;
+	uint64_t stall_us;
 	int r = vp_upgrade_receive(&t, d, e);
 
 	if (!r)
 		r = open_links(d, t, e);
 	if (!r)
+		r = vp_upgrade_rest(t, d, e);
+	if (!r)
 		r = open_control(d, e);
 	if (!r)
 		r = vp_upgrade_control(t, d, e);
-	if (!r && vp_upgrade_commit(t, d))
+	if (!r && vp_upgrade_commit(t, d, &stall_us))
 		r = vp_err_set(e, -ECANCELED, "it came too late; the daemon before goes on");
 	if (!r) {
 		apply_links(d);
+		vp_upgrade_answer(d, stall_us);
 		return 0;
 	}
 	vp_takeover_failed(d->opt.take_over, e->msg);

@@ -93,9 +93,11 @@ struct vp_conf_link {
 	uint64_t grant_size;   /* of VP_GRANT_MEMORY: bytes of the memory device */
 	char     grant_socket[VP_CONF_SOCKET_MAX]; /* of VP_GRANT_SWIOTLB; absolute after vp_conf_finish_link() */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
+	uint32_t driver_qmp_mode;                /* enum vp_socket_mode: server = its VMM connects to the daemon */
 	/* the network device there whose carrier follows the link; set if driver_qmp is */
 	char     nic[VP_CONF_NAME_MAX];
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
+	uint32_t qmp_mode;                      /* as driver_qmp_mode */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	/* of a back-end, as far as it is written here and not learned (device/device.h) */
 	uint64_t capacity;     /* blk: bytes, 0 = not written */
@@ -179,6 +181,11 @@ void vp_conf_note(struct vp_conf *c, enum vp_conf_kind kind, const char *name, c
 		  const char *path, unsigned line);
 
 const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *name);
+/*
+ * Mode of a socket's file that VMMs of the VM connect to. Other users must be able to connect to be checked; who they
+ * are is what decides.
+ */
+mode_t vp_conf_socket_file_mode(const struct vp_conf *c, const char *vm);
 const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name);
 
 /* Defaults for a link called name. -EINVAL when it cannot be a name. */

@@ -124,9 +124,8 @@ static int do_daemon_upgrade(struct call *c, json_t **result, struct vp_err *e)
 {
 	int r = vp_upgrade_begin(c->d, c->binary ? c->binary : "", e);
 
-	if (r)
-		vp_audit_action(c->d, "daemon.upgrade", "", r, e);
-	else
+	vp_audit_action(c->d, "daemon.upgrade", "", r, e);
+	if (!r)
 		vp_client_later(c->client);
 	return r;
 }
@@ -227,11 +226,12 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 /* Packets, or of other devices requests, from now on until the client goes. Its file goes with the answer. */
 static int do_link_capture(struct call *c, json_t **result, struct vp_err *e)
 {
-	const long long most = UINT32_MAX;
+	long long snaplen = c->snaplen ? c->snaplen : VP_CAPTURE_SNAPLEN;
+	long long buffer = c->buffer ? c->buffer : VP_CAPTURE_BUFFER;
 	struct vp_capture_info info;
-	int r = vp_client_capture(c->client, c->link,
-				  c->snaplen ? (uint32_t)VP_MIN(c->snaplen, most) : VP_CAPTURE_SNAPLEN,
-				  c->buffer ? (uint32_t)VP_MIN(c->buffer, most) : VP_CAPTURE_BUFFER, &info, e);
+	/* What is too large by far is too large. */
+	int r = vp_client_capture(c->client, c->link, (uint32_t)VP_MIN(snaplen, UINT32_MAX),
+				  (uint32_t)VP_MIN(buffer, UINT32_MAX), &info, e);
 
 	vp_audit_action(c->d, "link.capture", c->link->conf.name, r, e);
 	if (r)

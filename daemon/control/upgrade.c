@@ -9,9 +9,9 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
+#include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "context/audit.h"
 #include "context/context.h"
 #include "control/control.h"
 #include "control/scrape.h"
@@ -29,7 +29,10 @@
 #define AGAIN_US    2000u
 #define PATIENCE_MS 3000      /* for the take-over itself: nothing runs meanwhile */
 
-enum tag { TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES };
+#define TRIES       3         /* with VMMs that speak in between; then everything stands still from the start */
+
+/* The first part has the links; the second all else, and what data threads have changed. */
+enum tag { TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES, TAG_HOT };
 
 struct daemon_rec {
 	uint64_t started_us, paused_us;
@@ -43,8 +46,14 @@ struct vp_upgrade {
 	pid_t              pid;
 	struct vp_source  *io;
 	sd_event_source   *timer;
-	bool               hello;     /* it has come */
+	bool               hello;     /* it has come, and the first part was sent */
+	bool               ready;     /* that was read */
+	bool               early;     /* everything stands still from before the first part on */
+	unsigned           tries;
+	struct vp_rec      first;
+	uint64_t           paused_us; /* 0 = not */
 	uint64_t           until_us;  /* at rest by then */
+	char              *path;
 	struct vp_takeover_hello who;
 };
 
@@ -66,17 +75,27 @@ static uint64_t clock_us(void)
 
 /* ---- the daemon ---------------------------------------------------------------------------------- */
 
-void vp_upgrade_end(struct vp_daemon *d)
+/* The successor ends, this daemon goes on. */
+static void drop_successor(struct vp_upgrade *u)
 {
-	struct vp_upgrade *u = d->upgrade;
-
-	if (!u)
-		return;
 	vp_starter_kill();
 	vp_source_end(&u->io);
 	vp_timer_end(&u->timer);
 	vp_close(&u->sock);
-	free(u);
+	vp_rec_free(&u->first);
+	u->hello = u->ready = false;
+	if (u->paused_us)
+		worker_pool_resume(u->d->workers);
+	u->paused_us = 0;
+}
+
+void vp_upgrade_end(struct vp_daemon *d)
+{
+	if (!d->upgrade)
+		return;
+	drop_successor(d->upgrade);
+	free(d->upgrade->path);
+	free(d->upgrade);
 	d->upgrade = NULL;
 }
 
@@ -99,7 +118,14 @@ static int at_rest(struct vp_daemon *d, struct vp_err *e)
 	return r;
 }
 
-static void save(struct vp_daemon *d, uint64_t paused_us, struct vp_rec *r)
+static void save_first(struct vp_daemon *d, struct vp_rec *r)
+{
+	vp_rec_begin(r, TAG_LINKS);
+	vp_links_save(d->links, r);
+	vp_rec_end(r);
+}
+
+static void save_second(struct vp_daemon *d, uint64_t paused_us, struct vp_rec *r)
 {
 	const struct daemon_rec s = {
 		.started_us = d->started_us, .paused_us = paused_us, .reloads = d->reloads, .upgrades = d->upgrades,
@@ -116,8 +142,8 @@ static void save(struct vp_daemon *d, uint64_t paused_us, struct vp_rec *r)
 	vp_rec_begin(r, TAG_SCRAPES);
 	vp_scrapes_save(d->scrapes, r);
 	vp_rec_end(r);
-	vp_rec_begin(r, TAG_LINKS);
-	vp_links_save(d->links, r);
+	vp_rec_begin(r, TAG_HOT);
+	vp_links_save_hot(d->links, r);
 	vp_rec_end(r);
 }
 
@@ -131,38 +157,120 @@ static _Noreturn void leave(struct vp_upgrade *u)
 	_exit(EXIT_SUCCESS);
 }
 
+static void stand_still(struct vp_upgrade *u)
+{
+	if (u->paused_us)
+		return;
+	u->paused_us = clock_us();
+	worker_pool_pause(u->d->workers);
+}
+
+/* Traffic stands still until then at most. */
+static int64_t deadline_of(const struct vp_upgrade *u)
+{
+	return (int64_t)(u->paused_us / 1000) + PATIENCE_MS;
+}
+
+/* Is what was sent first still so? */
+static bool unchanged(struct vp_upgrade *u)
+{
+	struct vp_rec now = { 0 };
+	bool same;
+
+	save_first(u->d, &now);
+	same = !now.failed && now.n == u->first.n && now.n_fds == u->first.n_fds &&
+	       !memcmp(now.p, u->first.p, now.n) && !memcmp(now.fd, u->first.fd, now.n_fds * sizeof(*now.fd));
+	vp_rec_free(&now);
+	return same;
+}
+
+static int start(struct vp_upgrade *u, struct vp_err *e);
+
+/* Some VMM has spoken since: what the successor has made is out of date. */
+static void try_again(struct vp_upgrade *u)
+{
+	struct vp_err e = { 0 };
+
+	vp_log(VP_LOG_DEBUG, "upgrade: a link has changed since the successor was told of it; once more");
+	drop_successor(u);
+	u->early = ++u->tries >= TRIES;
+	if (start(u, &e))
+		give_up(u, &e);
+}
+
+/* The successor has the first part, and nothing runs any more. */
 static void hand_over(struct vp_upgrade *u)
 {
-	int64_t deadline = vp_takeover_ms() + PATIENCE_MS;
-	struct vp_daemon *d = u->d;
 	struct vp_err e = { 0 };
 	struct vp_rec rec = { 0 };
+	int64_t deadline;
 	int r = 0;
 
-	worker_pool_pause(d->workers);
-	save(d, clock_us(), &rec);
+	stand_still(u);
+	deadline = deadline_of(u);
+	if (!u->early && !unchanged(u)) {
+		try_again(u);
+		return;
+	}
+	save_second(u->d, u->paused_us, &rec);
 	if (rec.failed)
-		r = vp_err_set(&e, -ENOMEM, "out of memory");
-	if (!r)
-		r = vp_takeover_send(u->sock, &rec, deadline, &e);
+		vp_err_set(&e, -ENOMEM, "out of memory");
+	else
+		vp_takeover_send(u->sock, &rec, deadline, &e);
 	/* Also after an error: it has to be sure that the successor cannot take over any more. */
 	r = vp_takeover_wait(u->sock, deadline, &e);
 	if (!r)
 		leave(u);
-	worker_pool_resume(d->workers);
 	vp_rec_free(&rec);
 	give_up(u, &e);
 }
 
 static int on_time(sd_event_source *s, uint64_t usec, void *arg);
 
-static void try_hand_over(struct vp_upgrade *u)
+static void tell_first(struct vp_upgrade *u)
+{
+	struct vp_err e = { 0 };
+
+	if (u->early)
+		stand_still(u);
+	save_first(u->d, &u->first);
+	if (u->first.failed)
+		vp_err_set(&e, -ENOMEM, "out of memory");
+	else
+		vp_takeover_send(u->sock, &u->first, u->early ? deadline_of(u) : vp_takeover_ms() + PATIENCE_MS, &e);
+	if (e.code) {
+		give_up(u, &e);
+		return;
+	}
+	u->hello = true;
+	vp_timer_in(u->d->event, &u->timer, START_US, on_time, u, "upgrade");
+	/* Nothing may be heard of anybody, or it would not be told. */
+	if (u->early) {
+		int r = -EAGAIN;
+
+		while (r == -EAGAIN && vp_takeover_ms() < deadline_of(u)) {
+			r = vp_takeover_ready(u->sock, &e);
+			if (r == -EAGAIN)
+				vp_takeover_pause(u->sock, deadline_of(u));
+		}
+		if (r == -EAGAIN)
+			vp_err_set(&e, -ETIMEDOUT, "the new daemon did not take over in time");
+		if (r)
+			give_up(u, &e);
+		else
+			hand_over(u);
+	}
+}
+
+static void go_on(struct vp_upgrade *u)
 {
 	struct vp_err e = { 0 };
 	int r = at_rest(u->d, &e);
 
-	if (!r)
+	if (!r && u->ready)
 		hand_over(u);
+	else if (!r)
+		tell_first(u);
 	else if (r != -EBUSY || now_us(u->d) >= u->until_us)
 		give_up(u, &e);
 	else
@@ -174,8 +282,8 @@ static int on_time(sd_event_source *s, uint64_t usec, void *arg)
 	struct vp_upgrade *u = arg;
 	struct vp_err e;
 
-	if (u->hello) {
-		try_hand_over(u);
+	if (u->until_us) {
+		go_on(u);
 		return 0;
 	}
 	vp_err_set(&e, -ETIMEDOUT, "the new daemon was not ready in %u s", START_US / 1000000);
@@ -189,12 +297,13 @@ static int on_successor(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	struct vp_err e = { 0 };
 	int r;
 
-	if (u->hello) {
+	/* While it waits for us it has nothing to say. */
+	if (u->until_us && (u->ready || !u->hello)) {
 		vp_err_set(&e, -ECHILD, "the new daemon ended before it took over");
 		give_up(u, &e);
 		return 0;
 	}
-	r = vp_takeover_hello(u->sock, &u->who, &e);
+	r = u->hello ? vp_takeover_ready(u->sock, &e) : vp_takeover_hello(u->sock, &u->who, &e);
 	if (r == -EAGAIN)
 		return 0;
 	if (!r && u->who.version < VP_RECORD_VERSION)
@@ -206,9 +315,26 @@ static int on_successor(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		give_up(u, &e);
 		return 0;
 	}
-	u->hello = true;
+	u->ready = u->hello;
 	u->until_us = now_us(u->d) + REST_US;
-	try_hand_over(u);
+	go_on(u);
+	return 0;
+}
+
+static int start(struct vp_upgrade *u, struct vp_err *e)
+{
+	struct vp_daemon *d = u->d;
+	int r = vp_starter_run(u->path, &u->pid, &u->sock, e);
+
+	if (r)
+		return r;
+	u->until_us = 0;
+	r = vp_source_add(&u->io, d->event, u->sock, EPOLLIN, on_successor, u);
+	if (r >= 0)
+		r = vp_timer_in(d->event, &u->timer, START_US, on_time, u, "upgrade");
+	if (r < 0)
+		return vp_err_set(e, r, "the new daemon cannot be waited for: %s", strerror(-r));
+	vp_log(VP_LOG_INFO, "upgrade: pid %d starts", (int)u->pid);
 	return 0;
 }
 
@@ -224,65 +350,82 @@ int vp_upgrade_begin(struct vp_daemon *d, const char *path, struct vp_err *e)
 	if (r && r != -EBUSY)
 		return r;
 	u = calloc(1, sizeof(*u));
-	if (!u)
+	if (u)
+		u->path = strdup(path);
+	if (!u || !u->path) {
+		free(u);
 		return vp_err_set(e, -ENOMEM, "out of memory");
+	}
 	u->d = d;
 	u->sock = -1;
-	memset(e, 0, sizeof(*e));
-	r = vp_starter_run(path, &u->pid, &u->sock, e);
-	if (r) {
-		free(u);
-		return r;
-	}
 	d->upgrade = u;
-	r = vp_source_add(&u->io, d->event, u->sock, EPOLLIN, on_successor, u);
-	if (r >= 0)
-		r = vp_timer_in(d->event, &u->timer, START_US, on_time, u, "upgrade");
-	if (r < 0) {
+	memset(e, 0, sizeof(*e));
+	r = start(u, e);
+	if (r)
 		vp_upgrade_end(d);
-		return vp_err_set(e, r, "the new daemon cannot be waited for: %s", strerror(-r));
-	}
-	vp_log(VP_LOG_INFO, "upgrade: pid %d starts", (int)u->pid);
-	return 0;
+	return r;
 }
 
 /* ---- the successor ------------------------------------------------------------------------------- */
 
-struct vp_taken {
+struct part {
 	uint8_t           *bytes;
 	size_t             n;
 	struct vp_rec_fds  fds;
-	struct daemon_rec  daemon;
 };
 
-static void taken_free(struct vp_taken *t)
+struct vp_taken {
+	struct part       first, second;
+	struct daemon_rec daemon;
+};
+
+static void part_free(struct part *p)
 {
-	vp_rec_fds_close(&t->fds);
-	free(t->bytes);
-	free(t);
+	vp_rec_fds_close(&p->fds);
+	free(p->bytes);
 }
 
-static bool part(struct vp_taken *t, unsigned tag, struct vp_rec_in *in)
+static bool find(struct part *p, unsigned tag, struct vp_rec_in *in)
 {
-	const struct vp_rec_in all = { t->bytes, t->n, &t->fds };
+	const struct vp_rec_in all = { p->bytes, p->n, &p->fds };
 
 	return vp_rec_find(&all, tag, in);
+}
+
+static int receive(struct vp_daemon *d, bool first, struct part *p, struct vp_err *e)
+{
+	return vp_takeover_receive(d->opt.take_over, first, &p->bytes, &p->n, &p->fds, e);
 }
 
 int vp_upgrade_receive(struct vp_taken **out, struct vp_daemon *d, struct vp_err *e)
 {
 	struct vp_taken *t = calloc(1, sizeof(*t));
-	struct vp_rec_in in;
-	int r;
 
 	if (!t)
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	*out = t;
 	vp_takeover_points();
-	r = vp_takeover_receive(d->opt.take_over, &t->bytes, &t->n, &t->fds, e);
+	return receive(d, true, &t->first, e);
+}
+
+int vp_upgrade_links(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
+{
+	struct vp_rec_in in;
+
+	if (!find(&t->first, TAG_LINKS, &in))
+		return vp_err_set(e, -EPROTO, "the records lack that of the links");
+	return vp_links_restore(d->links, d, &in, e);
+}
+
+int vp_upgrade_rest(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
+{
+	struct part *p = &t->second;
+	struct vp_rec_in in;
+	int r = receive(d, false, p, e);
+
 	if (r)
 		return r;
-	in = (struct vp_rec_in){ t->bytes, t->n, &t->fds };
+	in = (struct vp_rec_in){ p->bytes, p->n, &p->fds };
 	if (vp_rec_get(&in, TAG_DAEMON, &t->daemon, sizeof(t->daemon)))
 		return vp_err_set(e, -EPROTO, "the records lack that of the daemon, or are of another version");
 	d->started_us = t->daemon.started_us;
@@ -290,23 +433,18 @@ int vp_upgrade_receive(struct vp_taken **out, struct vp_daemon *d, struct vp_err
 	d->upgrades = t->daemon.upgrades + 1;
 	if (t->daemon.log_level >= VP_LOG_ERR && t->daemon.log_level <= VP_LOG_DEBUG)
 		vp_log_set_level(t->daemon.log_level);
-	if (!part(t, TAG_CONTROL, &in))
+	if (!find(p, TAG_HOT, &in))
+		return vp_err_set(e, -EPROTO, "the records lack what the links do");
+	r = vp_links_restore_hot(d->links, &in, e);
+	if (!r && find(p, TAG_RATES, &in))
+		vp_rate_restore(&in);
+	if (!r && !find(p, TAG_CONTROL, &in))
 		return vp_err_set(e, -EPROTO, "the records lack that of the control socket");
-	r = vp_control_record_socket(d, &in, e);
-	if (!r && part(t, TAG_SCRAPES, &in))
+	if (!r)
+		r = vp_control_record_socket(d, &in, e);
+	if (!r && find(p, TAG_SCRAPES, &in))
 		r = vp_scrapes_record_socket(d, &in, e);
 	return r;
-}
-
-int vp_upgrade_links(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
-{
-	struct vp_rec_in in;
-
-	if (part(t, TAG_RATES, &in))
-		vp_rate_restore(&in);
-	if (!part(t, TAG_LINKS, &in))
-		return vp_err_set(e, -EPROTO, "the records lack that of the links");
-	return vp_links_restore(d->links, d, &in, e);
 }
 
 int vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
@@ -315,32 +453,38 @@ int vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e
 	int r = 0;
 
 	vp_takeover_point();
-	if (part(t, TAG_CONTROL, &in))
+	if (find(&t->second, TAG_CONTROL, &in))
 		r = vp_control_restore(d->control, &in, e);
-	if (!r && part(t, TAG_SCRAPES, &in))
+	if (!r && find(&t->second, TAG_SCRAPES, &in))
 		r = vp_scrapes_restore(d->scrapes, &in, e);
 	return r;
 }
 
-int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d)
+int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_us)
 {
 	int r = vp_takeover_done(d->opt.take_over);
-	uint64_t us;
 
 	if (r)
 		return r;
 	worker_pool_resume(d->workers);
-	us = clock_us() - t->daemon.paused_us;
+	*stall_us = clock_us() - t->daemon.paused_us;
 	vp_log(VP_LOG_INFO, "upgrade: taken over, %u links, in %llu us", vp_links_count(d->links),
-	       (unsigned long long)us);
-	/* Its end is the sign that the sockets of links that changed are free. */
-	taken_free(t);
+	       (unsigned long long)*stall_us);
+	part_free(&t->first);
+	part_free(&t->second);
+	free(t);
+	/* Sockets of links that changed are free when neither process has them any more. */
 	vp_takeover_await_end(d->opt.take_over, 2000);
+	for (unsigned i = 0; i < 2000 && vp_foreign_closing(); i++)
+		usleep(1000);
 	vp_close(&d->opt.take_over);
-	vp_audit_action(d, "daemon.upgrade", "", 0, NULL);
+	return 0;
+}
+
+void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us)
+{
 	vp_control_answer(d->control,
 			  json_pack("{s:s,s:i,s:I,s:i}", "version", VP_VERSION, "pid", (int)getpid(), "stall_us",
-				    (json_int_t)us, "links", (int)vp_links_count(d->links)),
+				    (json_int_t)stall_us, "links", (int)vp_links_count(d->links)),
 			  NULL);
-	return 0;
 }

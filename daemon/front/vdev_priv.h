@@ -28,6 +28,8 @@ struct vp_vdev {
 	bool                       unsent;    /* some miss could not be asked for, */
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
+	struct vhost_iotlb_msg     owed;      /* waits for vp_vdev_revoked(); type 0 = none */
+	unsigned                   owed_sure; /* what it proves */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
 	uint64_t                   log_offset; /* of it, in its file */
 	uint8_t                    written[VP_DEVICE_CONFIG_MAX]; /* by the driver, where a bit of wrote says so */

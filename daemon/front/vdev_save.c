@@ -19,7 +19,9 @@ enum tag {
 	/* of a region, and of the log */
 	TAG_PLACE = 32, TAG_FILE,
 	/* of a ring */
-	TAG_STATE = 64, TAG_STATS, TAG_KICK, TAG_CALL, TAG_ERROR,
+	TAG_STATE = 64, TAG_KICK, TAG_CALL, TAG_ERROR,
+	/* of a ring, what data threads change */
+	TAG_PLACE_OF, TAG_STATS,
 };
 
 struct device_rec {
@@ -33,11 +35,16 @@ struct place_rec {
 	uint64_t gpa, size, uva, offset;
 };
 
-enum { R_SET_UP = 1, R_ENABLED = 2, R_AVAIL_WRAP = 4, R_USED_WRAP = 8, R_WAITS = 16 };
+enum { R_SET_UP = 1, R_ENABLED = 2, R_WAITS = 4, R_BROKEN = 8 };
 
 struct ring_rec {
-	uint32_t flags, broken, starts;
+	uint32_t flags, starts;
+};
+
+struct ring_hot {
+	uint32_t broken;
 	uint16_t last_avail, used_idx;
+	uint16_t avail_wrap, used_wrap, has_place, pad;
 	uint64_t own_due, bytes_due;
 };
 
@@ -51,27 +58,45 @@ static void save_map(struct vp_rec *r, unsigned tag, const struct vp_map *m, con
 	vp_rec_end(r);
 }
 
+/* One that waits to go on has its place; one that waits to start has not, and that is in the session. */
+static bool has_place(const struct vp_vdev_ring *v)
+{
+	return v->usable || v->wait == VP_VDEV_WAIT_REBIND;
+}
+
 static void save_ring(const struct vp_vdev_ring *v, struct vp_rec *r)
 {
-	const struct vp_virtq *vq = &v->rq.vq;
-	/* One that waits to go on has its place; one that waits to start has not, and that is in the session. */
-	bool set_up = v->usable || v->wait == VP_VDEV_WAIT_REBIND;
 	const struct ring_rec s = {
-		.flags = (set_up ? R_SET_UP : 0) | (v->enabled ? R_ENABLED : 0) |
-			 (vq->avail_wrap ? R_AVAIL_WRAP : 0) | (vq->used_wrap ? R_USED_WRAP : 0) |
-			 (v->wait ? R_WAITS : 0),
-		.broken = set_up ? vq->broken : 0, .starts = v->starts,
-		.last_avail = vq->last_avail, .used_idx = vq->used_idx,
-		.own_due = v->rq.own.due, .bytes_due = v->rq.bytes.due,
+		.flags = (has_place(v) ? R_SET_UP : 0) | (v->enabled ? R_ENABLED : 0) | (v->wait ? R_WAITS : 0) |
+			 (has_place(v) && v->reported ? R_BROKEN : 0),
+		.starts = v->starts,
 	};
 
 	vp_rec_begin(r, TAG_RING);
 	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
-	vp_rec_put(r, TAG_STATS, &v->rq.stats, sizeof(v->rq.stats));
 	vp_rec_fd(r, TAG_KICK, VP_REC_FD_EVENTFD, v->kick_fd);
 	vp_rec_fd(r, TAG_CALL, VP_REC_FD_EVENTFD, v->rq.call_fd);
 	vp_rec_str(r, TAG_ERROR, v->error);
 	vp_rec_end(r);
+}
+
+void vp_vdev_save_hot(const struct vp_vdev *v, struct vp_rec *r)
+{
+	for (unsigned q = 0; q < v->n; q++) {
+		const struct vp_queue *rq = &v->ring[q].rq;
+		const struct ring_hot s = {
+			.broken = has_place(&v->ring[q]) ? rq->vq.broken : 0,
+			.last_avail = rq->vq.last_avail, .used_idx = rq->vq.used_idx,
+			.avail_wrap = rq->vq.avail_wrap, .used_wrap = rq->vq.used_wrap,
+			.has_place = has_place(&v->ring[q]),
+			.own_due = rq->own.due, .bytes_due = rq->bytes.due,
+		};
+
+		vp_rec_begin(r, TAG_RING);
+		vp_rec_put(r, TAG_PLACE_OF, &s, sizeof(s));
+		vp_rec_put(r, TAG_STATS, &rq->stats, sizeof(rq->stats));
+		vp_rec_end(r);
+	}
 }
 
 bool vp_vdev_at_rest(const struct vp_vdev *v)
@@ -104,8 +129,13 @@ void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r)
 	for (unsigned q = 0; q < v->n; q++) {
 		struct vp_vdev_ring *ring = &v->ring[q];
 
-		if (ring->usable || ring->wait == VP_VDEV_WAIT_REBIND)
-			vu_backend_note_base(b, q, vp_vq_base(&ring->rq.vq));
+		/*
+		 * Where a ring is that runs is told later (vp_vdev_save_hot()): here it is at its start, so that the
+		 * record does not change while nothing but packets comes.
+		 */
+		if (has_place(ring))
+			vu_backend_note_base(b, q, ring->reported ? vp_vq_base(&ring->rq.vq) :
+					     ring->rq.vq.packed ? 0x80008000u : 0);
 		save_ring(ring, r);
 	}
 }
@@ -164,19 +194,6 @@ static int load_memory(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_
 	return r;
 }
 
-/* What a running ring was, after it was set up anew where the session says. */
-static void ring_go_on(struct vp_vdev_ring *v, const struct ring_rec *s)
-{
-	struct vp_virtq *vq = &v->rq.vq;
-
-	vq->last_avail = vq->avail_seen = s->last_avail;
-	vq->used_idx = s->used_idx;
-	if (vq->packed) {
-		vq->avail_wrap = s->flags & R_AVAIL_WRAP;
-		vq->used_wrap = s->flags & R_USED_WRAP;
-	}
-}
-
 static int load_ring(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_vdev_ring *ring = &v->ring[q];
@@ -185,34 +202,62 @@ static int load_ring(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, 
 	int r = vp_rec_get(in, TAG_STATE, &s, sizeof(s));
 
 	if (!r)
-		r = vp_rec_get(in, TAG_STATS, &ring->rq.stats, sizeof(ring->rq.stats));
-	if (!r)
 		r = vp_rec_text(in, TAG_ERROR, ring->error, sizeof(ring->error));
-	if (r || s.broken >= VP_VQ_BROKEN_MAX)
+	if (r)
 		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", q);
 	r = vp_rec_take(in, TAG_KICK, VP_REC_FD_EVENTFD, &ring->kick_fd, e);
 	if (!r)
 		r = vp_rec_take(in, TAG_CALL, VP_REC_FD_EVENTFD, &ring->rq.call_fd, e);
 	if (r)
 		return r;
-	ring->starts = s.starts;
-	ring->rq.own.due = s.own_due;
-	ring->rq.bytes.due = s.bytes_due;
 	/* A broken one stays where it is: its place is in the session, and why it broke in its error. */
-	if (vu_ring_of(v, q)->started && s.flags & (R_SET_UP | R_WAITS) && !s.broken) {
-		uint32_t num = vu_ring_of(v, q)->num;
-
-		if (v->features & VP_BIT(VIRTIO_F_RING_PACKED) && (s.last_avail >= num || s.used_idx >= num))
-			return vp_err_set(e, -EPROTO, "the record of queue %u leads out of its ring", q);
+	if (vu_ring_of(v, q)->started && s.flags & (R_SET_UP | R_WAITS) && !(s.flags & R_BROKEN)) {
 		r = vp_vdev_ring_start(v, q, &why);
 		if (r)
 			return vp_err_set(e, r, "queue %u cannot go on: %.200s", q, why.msg);
-		if (ring->usable && s.flags & R_SET_UP)
-			ring_go_on(ring, &s);
-		ring->starts = s.starts;
 	}
+	ring->starts = s.starts;
 	ring->enabled = s.flags & R_ENABLED;
 	return 0;
+}
+
+static int load_hot(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_vdev_ring *ring = &v->ring[q];
+	struct vp_virtq *vq = &ring->rq.vq;
+	struct ring_hot s;
+
+	if (vp_rec_get(in, TAG_PLACE_OF, &s, sizeof(s)) || s.broken >= VP_VQ_BROKEN_MAX ||
+	    vp_rec_get(in, TAG_STATS, &ring->rq.stats, sizeof(ring->rq.stats)) ||
+	    (ring->usable && vq->packed && (s.last_avail >= vq->size || s.used_idx >= vq->size)))
+		return vp_err_set(e, -EPROTO, "the record of where queue %u is is malformed", q);
+	ring->rq.own.due = s.own_due;
+	ring->rq.bytes.due = s.bytes_due;
+	/* A broken one, or one that has not begun: the session knows. */
+	if (!s.has_place || (!ring->usable && !ring->wait))
+		return 0;
+	vq->packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
+	vq->last_avail = vq->avail_seen = s.last_avail;
+	vq->used_idx = s.used_idx;
+	vq->avail_wrap = s.avail_wrap;
+	vq->used_wrap = s.used_wrap;
+	/* Also for one whose translation is not known here: it begins there, when that comes. */
+	vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(vq));
+	if (s.broken)
+		vp_vq_break(vq, s.broken);
+	return 0;
+}
+
+int vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body;
+	unsigned tag, q = 0;
+	int r = 0;
+
+	while (!r && vp_rec_next(&rest, &tag, &body))
+		r = q < v->n ? load_hot(v, q++, &body, e) :
+		    vp_err_set(e, -EPROTO, "the record of where its queues are has too many");
+	return !r && q != v->n ? vp_err_set(e, -EPROTO, "the record of where its queues are lacks some") : r;
 }
 
 int vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)

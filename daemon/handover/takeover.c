@@ -27,7 +27,7 @@
 #define HELLO_MS   60000
 #define RECORD_MS  30000
 
-enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT };
+enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT, READY };
 
 struct head {
 	uint32_t magic, type;
@@ -115,22 +115,46 @@ static bool wait_for(int sock, short events, int64_t deadline_ms)
 	return left > 0 && (poll(&p, 1, (int)left) == 1 || vp_takeover_ms() < deadline_ms);
 }
 
+void vp_takeover_pause(int sock, int64_t deadline_ms)
+{
+	wait_for(sock, POLLIN, deadline_ms);
+}
+
 /* ---- the daemon ---------------------------------------------------------------------------------- */
 
-int vp_takeover_hello(int sock, struct vp_takeover_hello *h, struct vp_err *e)
+/* A packet of that type; as vp_takeover_hello(). */
+static int expect(int sock, enum type type, struct packet *p, struct vp_err *e)
 {
-	struct packet p;
 	unsigned n;
-	int r = get_packet(sock, &p, NULL, &n);
+	int r = get_packet(sock, p, NULL, &n);
 
 	if (r == -EAGAIN)
 		return r;
 	if (r == -EPIPE || r == -ECONNRESET)
 		return vp_err_set(e, -ECHILD, "the new daemon ended before it was ready; its log says why");
-	if (!r && p.h.type == FAILED)
-		return vp_err_set(e, -ECHILD, "the new daemon cannot start: %.*s", (int)VP_MIN(p.h.bytes, 180u),
-				  (const char *)p.body);
-	if (r || p.h.type != HELLO || p.h.bytes != sizeof(*h))
+	if (!r && p->h.type == FAILED)
+		return vp_err_set(e, -ECHILD, "the new daemon cannot take over: %.*s", (int)VP_MIN(p->h.bytes, 180u),
+				  (const char *)p->body);
+	if (r || p->h.type != type)
+		return vp_err_set(e, -EPROTO, "what was started is no vhost-pcid, or one that cannot take over");
+	return 0;
+}
+
+int vp_takeover_ready(int sock, struct vp_err *e)
+{
+	struct packet p;
+
+	return expect(sock, READY, &p, e);
+}
+
+int vp_takeover_hello(int sock, struct vp_takeover_hello *h, struct vp_err *e)
+{
+	struct packet p;
+	int r = expect(sock, HELLO, &p, e);
+
+	if (r)
+		return r;
+	if (p.h.bytes != sizeof(*h))
 		return vp_err_set(e, -EPROTO, "what was started is no vhost-pcid, or one that cannot take over");
 	memcpy(h, p.body, sizeof(*h));
 	h->build[sizeof(h->build) - 1] = 0;
@@ -263,15 +287,15 @@ static int keep_piece(const struct packet *p, const int *got, unsigned n_got, ui
 	return 0;
 }
 
-int vp_takeover_receive(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e)
+int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e)
 {
 	struct vp_takeover_hello hello = { .version = VP_RECORD_VERSION, .pid = getpid(), .build = VP_VERSION };
 	int64_t deadline = vp_takeover_ms() + HELLO_MS;
-	int got[PIECE_FDS], r = check_peer(sock, e);
+	int got[PIECE_FDS], r = first ? check_peer(sock, e) : 0;
 	struct packet p;
 	unsigned n_got;
 
-	if (!r && send_packet(sock, HELLO, &hello, sizeof(hello), NULL, 0))
+	if (!r && send_packet(sock, first ? HELLO : READY, &hello, first ? sizeof(hello) : 0, NULL, 0))
 		r = vp_err_set(e, -EPIPE, "the daemon before does not listen");
 	vp_takeover_point();
 	while (!r) {

@@ -99,12 +99,11 @@ static int may_start(const struct vp_link *l, uint32_t snaplen, uint32_t buffer,
 	struct vp_queue_stats s;
 
 	if (!l->ops->sent(l, VP_SIDE_DRIVER, &s))
-		return vp_err_set(
-			e, -EINVAL,
-			"link %s has mode %s: its packets pass through its VMs only. In its device VM capture "
-			"on the agent's interface (vhost-pci-agent capture, tcpdump), or with vhost-pci-fwd "
-			"--capture; or give the link Mode=copy",
-			l->conf.name, vp_mode_name(l->decision.mode));
+		return vp_err_set(e, -EINVAL,
+				  "link %s has mode %s: what passes through it is in its VMs only. In its device VM "
+				  "use vhost-pci-agent --capture or tcpdump on the agent's interface, or vhost-pci-fwd "
+				  "--capture; or give the link Mode=copy",
+				  l->conf.name, vp_mode_name(l->decision.mode));
 	if (!snaplen || snaplen > VP_CAPTURE_SNAPLEN)
 		return vp_err_set(e, -EINVAL, "snaplen is 1 to %u bytes of a packet", VP_CAPTURE_SNAPLEN);
 	if (buffer < 2 * VP_CAPRING_MIN || buffer > VP_CAPTURE_BUFFER_MAX)

@@ -17,6 +17,7 @@
 #include "front/vdev.h"
 #include "link/capture.h"
 #include "sys/log_sink.h"
+#include "sys/sock.h"
 
 struct vp_links {
 	struct vp_daemon *d;
@@ -390,6 +391,32 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 	return touched;
 }
 
+/* Other users may run a VM now, or none any more: its sockets' files say so, too. The number of links that concerns. */
+static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
+{
+	unsigned touched = 0;
+
+	for (unsigned i = 0; i < ls->n; i++) {
+		const struct vp_conf_link *l = &ls->v[i]->conf;
+		bool any = false;
+
+		for (unsigned s = 0; s < VP_SIDES; s++) {
+			mode_t mode = vp_conf_socket_file_mode(c, l->side[s].vm);
+			const char *qmp = s == VP_SIDE_DRIVER ? l->driver_qmp : l->qmp;
+			unsigned qmp_mode = s == VP_SIDE_DRIVER ? l->driver_qmp_mode : l->qmp_mode;
+
+			if (l->side[s].socket_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(l->side[s].socket, mode);
+			if (*qmp && qmp_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(qmp, mode);
+			if (s == VP_SIDE_DRIVER && *l->grant_socket)
+				any |= vp_sock_set_mode(l->grant_socket, mode);
+		}
+		touched += any;
+	}
+	return touched;
+}
+
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
 {
 	unsigned touched = 0;
@@ -398,6 +425,7 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 	/* First away with what may not be or is different, so that names, sockets and limits are free. */
 	touched += refuse_runtime(ls, c, rep);
 	touched += remove_changed(ls, c);
+	touched += reopen_sockets(ls, c);
 	for (unsigned i = 0; i < c->n_links; i++) {
 		if (vp_link_find(ls, c->links[i].name))
 			continue;

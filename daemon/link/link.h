@@ -63,13 +63,16 @@ struct vp_link_ops {
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 	/*
-	 * For another daemon to go on with, while no data thread runs (docs/handover.md). NULL: a link of this mode
-	 * cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore: what
-	 * start() has made goes on as the record says; *e names what is wrong with it.
+	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this
+	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
+	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
 	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+	/* What data threads change, while none runs; all else is as it was saved. */
+	void (*save_hot)(struct vp_link *l, struct vp_rec *r);
+	int (*restore_hot)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
 };
 
 struct vp_link {
@@ -143,15 +146,18 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 
 /*
  * Hand-over (docs/handover.md). can: may all links be handed over? -EOPNOTSUPP: one is of a kind that cannot, -EBUSY:
- * one is not at rest; *e names it. save: all of them, while no data thread runs.
+ * one is not at rest; *e names it. save: all of them, in a record that is the same for as long as nothing but packets
+ * comes. hot: what data threads change, while none runs.
  */
 int  vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e);
 void vp_links_save(struct vp_links *ls, struct vp_rec *r);
+void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
 /*
  * There, with the configuration that was just read: links that it still describes as they are go on. The others stay
  * away; vp_links_apply() sets them up anew when the daemon before has ended.
  */
 int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
+int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);
 /* In what ops->save() writes: a side (the first, + 1 for the second), and in that the record of its vp_peer. */
 enum { VP_LINK_REC_SIDE = 1, VP_LINK_REC_PEER = 8 };
 

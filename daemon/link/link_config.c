@@ -53,6 +53,13 @@ static const char *attachment_name(unsigned a)
 	return a == VP_ATTACH_IVSHMEM ? "ivshmem" : a == VP_ATTACH_SHMEM ? "shmem" : "local";
 }
 
+static void set_qmp(json_t *side, const char *path, unsigned mode)
+{
+	set_text(side, "QMP", path);
+	if (*path)
+		set_text(side, "QMPMode", mode == VP_SOCKET_CLIENT ? "client" : "server");
+}
+
 static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *c, unsigned mode)
 {
 	if (mode == VP_MODE_GRANT) {
@@ -61,10 +68,10 @@ static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *
 		if (c->grant_size)
 			set_size(driver, "GrantSize", c->grant_size);
 	}
-	set_text(driver, "QMP", c->driver_qmp);
+	set_qmp(driver, c->driver_qmp, c->driver_qmp_mode);
 	set_text(driver, "NIC", c->nic);
 	json_object_set_new(device, "Attachment", json_string(attachment_name(c->attachment)));
-	set_text(device, "QMP", c->qmp);
+	set_qmp(device, c->qmp, c->qmp_mode);
 	set_text(device, "HotplugBus", c->hotplug_bus);
 	if (mode == VP_MODE_COPY)
 		set_size(device, "PoolSize", vp_conf_link_pool(c));

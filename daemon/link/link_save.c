@@ -13,12 +13,11 @@
 #include "handover/takeover.h"
 #include "link/link.h"
 
-enum tag { TAG_LINK = 1, TAG_NAME, TAG_STATE, TAG_CONF, TAG_SHAPE, TAG_GIVEN, TAG_IMPL };
+enum tag { TAG_LINK = 1, TAG_NAME, TAG_STATE, TAG_CONF, TAG_SHAPE, TAG_GIVEN, TAG_IMPL, TAG_WAKES };
 
 struct link_rec {
 	uint32_t mode, runtime, up, state;
 	uint64_t since_us, state_us;
-	uint64_t wakes[VP_SIDES];
 	uint64_t state_sum[VP_LINK_STATES];
 };
 
@@ -74,8 +73,6 @@ static void link_save(struct vp_link *l, struct vp_rec *r)
 	const struct vp_conf_link c = normal(&l->conf);
 	char *text = shape(l);
 
-	for (unsigned i = 0; i < VP_SIDES; i++)
-		s.wakes[i] = __atomic_load_n(&l->wakes[i], __ATOMIC_RELAXED);
 	memcpy(s.state_sum, l->state_sum, sizeof(s.state_sum));
 	vp_rec_begin(r, TAG_LINK);
 	vp_rec_str(r, TAG_NAME, l->conf.name);
@@ -97,6 +94,21 @@ void vp_links_save(struct vp_links *ls, struct vp_rec *r)
 
 	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
 		link_save(l, r);
+}
+
+void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r)
+{
+	struct vp_link *l;
+
+	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++) {
+		vp_rec_begin(r, TAG_LINK);
+		vp_rec_str(r, TAG_NAME, l->conf.name);
+		vp_rec_put(r, TAG_WAKES, l->wakes, sizeof(l->wakes));
+		vp_rec_begin(r, TAG_IMPL);
+		l->ops->save_hot(l, r);
+		vp_rec_end(r);
+		vp_rec_end(r);
+	}
 }
 
 /* The configuration of a link that was added at run time, as it was given then. */
@@ -210,8 +222,6 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	l->given = probe.given;
 	l->conf.start_down = false;
 	l->since_us = s.since_us;
-	for (unsigned i = 0; i < VP_SIDES; i++)
-		l->wakes[i] = s.wakes[i];
 	r = l->ops->restore ? l->ops->restore(l, &impl, &why) : -EOPNOTSUPP;
 	if (r)
 		return vp_err_set(e, r, "link %s: %.200s", name, why.code ? why.msg : strerror(-r));
@@ -236,4 +246,26 @@ int vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_r
 			vp_takeover_point();
 	}
 	return !r && rest.n ? vp_err_set(e, -EPROTO, "the record of the links is cut short") : r;
+}
+
+int vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body, impl;
+	char name[VP_CONF_NAME_MAX];
+	struct vp_err why = { 0 };
+	struct vp_link *l;
+	unsigned tag;
+	int r = 0;
+
+	while (!r && vp_rec_next(&rest, &tag, &body)) {
+		if (vp_rec_text(&body, TAG_NAME, name, sizeof(name)) || !vp_rec_find(&body, TAG_IMPL, &impl))
+			return vp_err_set(e, -EPROTO, "the record of what links do is malformed");
+		/* One that is not handed over. */
+		l = vp_link_find(ls, name);
+		if (!l)
+			continue;
+		if (vp_rec_get(&body, TAG_WAKES, l->wakes, sizeof(l->wakes)) || l->ops->restore_hot(l, &impl, &why))
+			return vp_err_set(e, -EPROTO, "link %s: %.200s", name, why.msg);
+	}
+	return !r && rest.n ? vp_err_set(e, -EPROTO, "the record of what links do is cut short") : r;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Port links: the driver side, its device (front/vdev.h) and its connection (front/peer.h). */
+#include "link/grant.h"
 #include "link/port_link.h"
 
 #include <linux/vhost_types.h>
@@ -68,6 +69,15 @@ static void vdev_translated(void *ctx)
 
 	if (pl->lanes)
 		vp_lanes_poke(pl->lanes);
+	if (pl->m->grants)
+		vp_grants_translated(pl->m->grants(pl));
+}
+
+static int vdev_revoke(void *ctx, uint64_t iova, uint64_t last, bool remap, uint64_t uva)
+{
+	struct vp_plink *pl = ctx;
+
+	return pl->m->grants ? vp_grants_revoke(pl->m->grants(pl), iova, last, remap, uva) : 0;
 }
 
 static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uint8_t *all)
@@ -88,6 +98,7 @@ static const struct vp_vdev_ops vdev_ops = {
 	.withdraw = vdev_withdraw,
 	.offer = vdev_offer,
 	.stop = vdev_stop,
+	.revoke = vdev_revoke,
 	.memory = vdev_memory,
 	.events_changed = vdev_events_changed,
 	.session = vdev_session,

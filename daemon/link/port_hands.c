@@ -3,6 +3,7 @@
  * Port links: whose hands a queue is in, see port_link.h. vp_plink_update() compares what is with what should be, and
  * hands over or takes back; the signals of a queue follow it.
  */
+#include "link/grant.h"
 #include "link/port_link.h"
 
 #include <string.h>
@@ -197,7 +198,23 @@ static void port_released(void *ctx)
 		vp_peer_let_go(pl->peer);
 }
 
+static uint32_t port_map(void *ctx, uint64_t addr, uint64_t size, bool *covered)
+{
+	struct vp_plink *pl = ctx;
+
+	return vp_grants_map(pl->m->grants(pl), addr, size, covered);
+}
+
+static void port_unmap(void *ctx, uint64_t addr, uint64_t size)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_grants_unmap(pl->m->grants(pl), addr, size);
+}
+
 const struct vp_port_ops vp_plink_port_ops = {
+	.map = port_map,
+	.unmap = port_unmap,
 	.up = port_up,
 	.down = port_down,
 	.queue_stopped = port_queue_stopped,

@@ -437,8 +437,38 @@ static int relay_restore(struct vp_link *l, const struct vp_rec_in *in, struct v
 	return ret;
 }
 
+static void relay_save_hot(struct vp_link *l, struct vp_rec *rec)
+{
+	struct relay *r = l->impl;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (!r->side[s].slot.v)
+			continue;
+		vp_rec_begin(rec, VP_LINK_REC_SIDE + s);
+		vp_vdev_save_hot(r->side[s].slot.v, rec);
+		vp_rec_end(rec);
+	}
+}
+
+static int relay_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+	struct vp_rec_in side;
+	int ret = 0;
+
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
+		if (!r->side[s].slot.v)
+			continue;
+		if (!vp_rec_find(in, VP_LINK_REC_SIDE + s, &side))
+			return vp_err_set(e, -EPROTO, "the record of its %s side's queues is missing", vp_side_name(s));
+		ret = vp_vdev_restore_hot(r->side[s].slot.v, &side, e);
+	}
+	return ret;
+}
+
 const struct vp_link_ops vp_link_relay_ops = {
 	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
 	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
 	.at_rest = relay_at_rest, .save = relay_save, .restore = relay_restore,
+	.save_hot = relay_save_hot, .restore_hot = relay_restore_hot,
 };

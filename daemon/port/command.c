@@ -199,6 +199,45 @@ static void counters(struct vp_port *p)
 	answer(p, VHP_ST_OK, 0, 0);
 }
 
+static bool range_ok(const struct vp_port *p, uint64_t *end)
+{
+	return arg(p, VHP_MAP_SIZE) && !vp_add_overflow(arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE) - 1, end);
+}
+
+static void map(struct vp_port *p)
+{
+	uint64_t addr = arg(p, VHP_MAP_ADDR), size = arg(p, VHP_MAP_SIZE), access = arg(p, VHP_MAP_ACCESS), end;
+	uint32_t status = VHP_ST_REFUSED;
+	bool covered = false;
+
+	if (!p->attached)
+		status = VHP_ST_NOT_ATTACHED;
+	else if (!range_ok(p, &end) || !access || access & ~(uint64_t)(VHP_REGION_READ | VHP_REGION_WRITE))
+		status = VHP_ST_INVALID;
+	else if (size > VHP_MAP_MAX)
+		status = VHP_ST_LIMIT;
+	else if (p->maps && p->up)
+		status = p->ops->map(p->ctx, addr, size, &covered);
+	else if (p->maps)
+		status = VHP_ST_LIMIT;  /* the link comes up first, which is a change */
+	answer(p, status, covered, 0);
+}
+
+static void unmap(struct vp_port *p)
+{
+	uint64_t end;
+
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+	} else if (!range_ok(p, &end)) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+	} else {
+		if (p->maps && p->ops->unmap)
+			p->ops->unmap(p->ctx, arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE));
+		answer(p, VHP_ST_OK, 0, 0);
+	}
+}
+
 static void execute(struct vp_port *p)
 {
 	p->n_commands++;
@@ -220,6 +259,12 @@ static void execute(struct vp_port *p)
 		break;
 	case VHP_CMD_SYNC:
 		sync_regions(p);
+		break;
+	case VHP_CMD_MAP:
+		map(p);
+		break;
+	case VHP_CMD_UNMAP:
+		unmap(p);
 		break;
 	case VHP_CMD_CONFIG:
 		tell_config(p);

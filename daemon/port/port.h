@@ -135,6 +135,14 @@ struct vp_port_ops {
 	 * VHP_ST_PROFILE. Without it BACKEND is answered with OK.
 	 */
 	uint32_t (*backend)(void *ctx, const struct vp_port_backend *b, uint64_t *missing);
+	/*
+	 * Where vp_port_set_maps() was told so. The guest needs [addr, addr + size), of VHP_MAP_MAX bytes at most; the
+	 * link is up. VHP_ST_OK, with *covered when regions have it, else a change follows; VHP_ST_REFUSED;
+	 * VHP_ST_LIMIT, and a change follows.
+	 */
+	uint32_t (*map)(void *ctx, uint64_t addr, uint64_t size, bool *covered);
+	/* ? The guest does not need it any more. */
+	void (*unmap)(void *ctx, uint64_t addr, uint64_t size);
 	/* The link went down; each run has been reported by queue_stopped before. */
 	void (*down)(void *ctx);
 	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
@@ -204,9 +212,12 @@ struct vp_port_region {
 	uint32_t flags;               /* VHP_REGION_* */
 	/*
 	 * A window of its own has just these bytes. When it is added while the link is up, the link stays up, and the
-	 * region is not shown before its window is there (vp_port_shows()).
+	 * region is not shown before its window is there (vp_port_shows()). late: that goes for a window that is
+	 * replaced, too. win_size: the window is [win_offset, win_offset + win_size) of the file, which the region lies
+	 * in; 0 = it is the region. Until that one is there, a window that is a part of it and has the region will do.
 	 */
-	bool     own;
+	bool     own, late;
+	uint64_t win_offset, win_size;
 };
 /*
  * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
@@ -217,6 +228,8 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 
 /* Regions that are shown to the guest, and whose windows are there, cover [addr, addr + size). */
 bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
+/* The same by one region alone. */
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size);
 /* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
 bool vp_port_windows_leaving(const struct vp_port *p);
 
@@ -224,6 +237,11 @@ bool vp_port_windows_leaving(const struct vp_port *p);
 void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
 /* The attached data path keeps the account of open requests, and has been given the place for it. */
 bool vp_port_keeps_account(const struct vp_port *p);
+
+/* Its guest may ask for memory that no region has (ops->map). */
+void vp_port_set_maps(struct vp_port *p, bool on);
+/* What it asked for has its answer, by regions or (MAP again) by VHP_ST_REFUSED. */
+void vp_port_maps_changed(struct vp_port *p);
 
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);

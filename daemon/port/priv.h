@@ -99,6 +99,7 @@ struct vp_port {
 	unsigned                      n_unready;    /* windows that regions need and that are not there */
 	unsigned                      inflight_queues, inflight_entries;
 	bool                          keeps;        /* the data path has an account of open requests */
+	bool                          maps;         /* MAP is served */
 	/* commands */
 	uint32_t                      answered;
 	uint8_t                       told[VHP_CONFIG_MAX]; /* by CONFIG, */

@@ -20,6 +20,7 @@ static const char help[] =
 	"       vhost-pci-agent --scsi WWPN [options]\n"
 	"       vhost-pci-agent --vhost-user PATH | --vhost-user-server PATH [options]\n"
 	"       vhost-pci-agent --status [--json] [--port PORT]\n"
+	"       vhost-pci-agent --capture NAME --write FILE|- [--filter EXPR] [--snaplen BYTES] [--count N]\n"
 	"\n"
 	"Serves the virtio device that another VM drives through a vhost-pci port of this VM.\n"
 	"\n"
@@ -47,13 +48,19 @@ static const char help[] =
 	"                       open files, from an orderly end of the agent to its next start\n"
 	"  -s, --status         print what the port says, and exit\n"
 	"  -j, --json           with --status: as JSON\n"
+	"      --capture NAME   save the packets of the interface NAME that an agent serves (--tap), as a\n"
+	"                       capture file (pcapng) for tcpdump, tshark, Wireshark; until a signal\n"
+	"      --write FILE     where to; -: standard output\n"
+	"      --filter EXPR    only packets that match, see pcap-filter(7)\n"
+	"      --snaplen BYTES  of each packet no more than that\n"
+	"      --count N        end after so many\n"
 	"  -v, --verbose        log more\n"
 	"  -h, --help\n"
 	"  -V, --version\n"
 	"\n"
 	"Exit status: 0 stopped by a signal, 1 cannot start, 2 usage, 3 the port was unplugged.\n";
 
-enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_STATE };
+enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_CAPTURE, O_WRITE, O_FILTER, O_SNAPLEN, O_COUNT, O_STATE };
 
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
@@ -71,6 +78,11 @@ static const struct option longopts[] = {
 	{ "mtu", required_argument, NULL, O_MTU },
 	{ "keep", no_argument, NULL, O_KEEP },
 	{ "busy-poll", required_argument, NULL, O_BUSY },
+	{ "capture", required_argument, NULL, O_CAPTURE },
+	{ "write", required_argument, NULL, O_WRITE },
+	{ "filter", required_argument, NULL, O_FILTER },
+	{ "snaplen", required_argument, NULL, O_SNAPLEN },
+	{ "count", required_argument, NULL, O_COUNT },
 	{ "status", no_argument, NULL, 's' },
 	{ "json", no_argument, NULL, 'j' },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -165,6 +177,19 @@ static int parse_one(struct opts *o, int c)
 		return 0;
 	case O_BUSY:
 		return number("busy-poll", optarg, 0, 1000000, &o->busy_poll_us);
+	case O_CAPTURE:
+		o->capture = optarg;
+		return 0;
+	case O_WRITE:
+		o->write = optarg;
+		return 0;
+	case O_FILTER:
+		o->filter = optarg;
+		return 0;
+	case O_SNAPLEN:
+		return number("snaplen", optarg, 1, 262144, &o->snaplen);
+	case O_COUNT:
+		return number("count", optarg, 1, UINT32_MAX, &o->count);
 	case 's':
 		o->status = true;
 		return 0;
@@ -200,6 +225,12 @@ int opts_parse(struct opts *o, int argc, char **argv)
 	if (optind < argc)
 		return usage("unexpected argument '%s'", argv[optind]);
 	paths = !!o->tap + !!o->cid + !!o->wwpn + !!o->vhost_user;
+	if (o->capture)
+		return paths || o->status ? usage("--capture only looks: it takes no data path")
+		       : !o->write	  ? usage("--capture wants --write FILE, or --write - for standard output")
+					  : 0;
+	if (o->write || o->filter || o->snaplen || o->count)
+		return usage("--write, --filter, --snaplen and --count go with --capture");
 	if (o->status)
 		return paths ? usage("--status only looks: it takes no data path") : 0;
 	if (o->json)

@@ -17,6 +17,9 @@ struct opts {
 	const char *bridge;
 	unsigned int pairs;		/* 0: what the port has */
 	unsigned int busy_poll_us;
+	const char *capture;		/* interface whose packets are to be saved; NULL: none */
+	const char *write, *filter;	/* of --capture; NULL: none */
+	unsigned int snaplen, count;	/* of --capture, 0: all */
 	bool up, keep, wait, verbose, status, json;
 	bool has_mac;
 	uint8_t mac[6];

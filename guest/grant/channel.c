@@ -12,7 +12,8 @@ void channel_set_answer(struct channel *c, const struct pool *p)
 	int n;
 
 	if (p->found)
-		n = snprintf(c->answer, sizeof(c->answer), "grant swiotlb 0x%" PRIx64 " 0x%" PRIx64 "\n", p->address, p->size);
+		n = snprintf(c->answer, sizeof(c->answer), "grant swiotlb 0x%" PRIx64 " 0x%" PRIx64 "\n", p->address,
+			     p->size);
 	else
 		n = snprintf(c->answer, sizeof(c->answer), "refuse %s\n", p->why);
 	if (n >= (int)sizeof(c->answer))

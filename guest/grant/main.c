@@ -23,13 +23,13 @@
 #include "channel.h"
 #include "pool.h"
 
-#define EXIT_START  1
-#define EXIT_USAGE  2
-#define EXIT_GONE   3
+#define EXIT_START 1
+#define EXIT_USAGE 2
+#define EXIT_GONE  3
 
-#define PORTS       "/dev/virtio-ports/org.vhost-pci.grant.*"
-#define AWAY_MS     500    /* between looks at a port whose other end is not there: it gives no other sign */
-#define LOOK_AGAIN  10     /* seconds between searches for a pool that was not found */
+#define PORTS	   "/dev/virtio-ports/org.vhost-pci.grant.*"
+#define AWAY_MS	   500 /* between looks at a port whose other end is not there: it gives no other sign */
+#define LOOK_AGAIN 10  /* seconds between searches for a pool that was not found */
 
 #ifndef VP_VERSION
 #define VP_VERSION "unknown"
@@ -66,11 +66,13 @@ static int show(bool json)
 		if (*c == '"' || *c == '\\' || (unsigned char)*c < ' ')
 			*c = '?';
 	if (json && p.found)
-		printf("{\"address\": \"0x%" PRIx64 "\", \"bytes\": %" PRIu64 ", \"source\": \"%s\"}\n", p.address, p.size, p.source);
+		printf("{\"address\": \"0x%" PRIx64 "\", \"bytes\": %" PRIu64 ", \"source\": \"%s\"}\n", p.address,
+		       p.size, p.source);
 	else if (json)
 		printf("{\"refused\": \"%s\"}\n", p.why);
 	else if (p.found)
-		printf("0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB; told by %s)\n", p.address, p.size, p.size >> 20, p.source);
+		printf("0x%" PRIx64 "+0x%" PRIx64 " (%" PRIu64 " MiB; told by %s)\n", p.address, p.size, p.size >> 20,
+		       p.source);
 	else
 		say("", p.why);
 	return p.found ? 0 : EXIT_START;
@@ -89,7 +91,8 @@ static int open_port(const char *port)
 	} else {
 		fd = open(port, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 		if (fd < 0)
-			fprintf(stderr, "vhost-pci-grant: %s: %s\n", port, errno == EBUSY ? "another program has it open" : strerror(errno));
+			fprintf(stderr, "vhost-pci-grant: %s: %s\n", port,
+				errno == EBUSY ? "another program has it open" : strerror(errno));
 	}
 	globfree(&found);
 	return fd;
@@ -128,7 +131,8 @@ static void look(struct channel *c, struct pool *p)
 	pool_find(&pool_this_vm, p);
 	channel_set_answer(c, p);
 	if (p->found)
-		fprintf(stderr, "vhost-pci-grant: pool 0x%" PRIx64 ", %" PRIu64 " MiB, told by %s\n", p->address, p->size >> 20, p->source);
+		fprintf(stderr, "vhost-pci-grant: pool 0x%" PRIx64 ", %" PRIu64 " MiB, told by %s\n", p->address,
+			p->size >> 20, p->source);
 	else if (strcmp(before, p->why))
 		say("", p->why);
 }
@@ -179,12 +183,11 @@ static int serve(int fd, int sigfd, struct channel *c, struct pool *p)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = { { "port", required_argument, NULL, 'p' },
-						 { "show", no_argument, NULL, 's' },
-						 { "json", no_argument, NULL, 'j' },
-						 { "help", no_argument, NULL, 'h' },
-						 { "version", no_argument, NULL, 'V' },
-						 { NULL } };
+	static const struct option options[] = {
+		{ "port", required_argument, NULL, 'p' }, { "show", no_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },	  { "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },	  { NULL }
+	};
 	struct channel channel = { .owed = true };
 	struct pool pool = { 0 };
 	const char *port = NULL;

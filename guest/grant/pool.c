@@ -10,11 +10,11 @@
 
 #include "pool.h"
 
-#define PAGE          4096u
-#define RECORD_MAX    8192   /* the kernel makes none that is longer */
-#define CMDLINE_MAX   4096
-#define PREFIX        "software IO TLB: "
-#define MAXMEM        "start QEMU with -m SIZE,slots=1,maxmem=4G"
+#define PAGE	    4096u
+#define RECORD_MAX  8192 /* the kernel makes none that is longer */
+#define CMDLINE_MAX 4096
+#define PREFIX	    "software IO TLB: "
+#define MAXMEM	    "start QEMU with -m SIZE,slots=1,maxmem=4G"
 
 const struct pool_places pool_this_vm = {
 	.cmdline = "/proc/cmdline",
@@ -40,7 +40,7 @@ void pool_log_message(struct pool_log *l, const char *msg)
 	l->told = true;
 	l->given_up = false;
 	l->start = start;
-	/* Kernels up to 7.3 print the first byte behind the pool; as other ranges are printed it would be the last one in it. */
+	/* Kernels up to 7.3 print the first byte behind the pool; other ranges are printed with the last one in it. */
 	l->end = end + (end & 1);
 }
 
@@ -124,7 +124,8 @@ static bool bounces(const char *path, struct pool *p)
 	else if (pool_forced(text, given, sizeof(given)))
 		return true;
 	else if (given[0])
-		because(p, "its kernel understands no swiotlb=%s; boot it with swiotlb=force, or swiotlb=SLOTS,force", given);
+		because(p, "its kernel understands no swiotlb=%s; boot it with swiotlb=force, or swiotlb=SLOTS,force",
+			given);
 	else
 		because(p, "its kernel bounces nothing; boot it with swiotlb=force");
 	return false;
@@ -181,10 +182,11 @@ static void read_journal(const char *command, struct pool_log *l)
 static void judge(const struct pool_log *l, const char *source, struct pool *p)
 {
 	if (l->given_up) {
-		because(p, "its kernel gave the pool up, because an IOMMU translates for its devices; Grant=viommu is for that");
+		because(p, "its kernel gave the pool up, because an IOMMU translates for its devices; Grant=viommu is "
+			   "for that");
 	} else if (l->end <= l->start || l->start % PAGE || l->end % PAGE) {
-		because(p, "its kernel tells of a pool from 0x%" PRIx64 " to 0x%" PRIx64 ", which is not whole pages", l->start,
-			l->end);
+		because(p, "its kernel tells of a pool from 0x%" PRIx64 " to 0x%" PRIx64 ", which is not whole pages",
+			l->start, l->end);
 	} else {
 		p->found = true;
 		p->address = l->start;
@@ -211,9 +213,11 @@ void pool_find(const struct pool_places *where, struct pool *p)
 	if (kept.told || kept.given_up)
 		judge(&kept, "the journal of this boot", p);
 	else if (err)
-		because(p, "vhost-pci-grant cannot read the kernel's log (%s: %s); run it as root", where->kmsg, strerror(-err));
+		because(p, "vhost-pci-grant cannot read the kernel's log (%s: %s); run it as root", where->kmsg,
+			strerror(-err));
 	else if (log.cut)
-		because(p, "its kernel's log has lost the lines that told the pool; boot it with log_buf_len=4M, and " MAXMEM);
+		because(p, "its kernel's log has lost the lines that told the pool; boot it with log_buf_len=4M, "
+			   "and " MAXMEM);
 	else
 		because(p, "its kernel does not say where the pool is, as no RAM of it can lie above 4 GiB; " MAXMEM);
 }

@@ -108,7 +108,8 @@ void vp_pcapng_packet(FILE *f, const struct vp_pcapng_packet *p)
 	option(&o, EPB_FLAGS, &p->flags, sizeof(p->flags));
 	if (p->lost)
 		u64_option(&o, EPB_DROPCOUNT, p->lost);
-	option(&o, EPB_QUEUE, &p->queue, sizeof(p->queue));
+	if (p->has_queue)
+		option(&o, EPB_QUEUE, &p->queue, sizeof(p->queue));
 	if (p->comment)
 		text_option(&o, OPT_COMMENT, p->comment);
 	block(f, EPB, epb, sizeof(epb), p->data, p->caplen, &o);
@@ -125,4 +126,38 @@ void vp_pcapng_end(FILE *f, const struct vp_pcapng_stats *s)
 	u64_option(&o, ISB_IFDROP, s->dropped);
 	u64_option(&o, ISB_FILTERACCEPT, s->accepted);
 	block(f, ISB, isb, sizeof(isb), NULL, 0, &o);
+}
+
+static bool is_gso(const struct virtio_net_hdr *h)
+{
+	return (h->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_NONE;
+}
+
+static const char *gso_name(const struct virtio_net_hdr *h)
+{
+	switch (h->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) {
+	case VIRTIO_NET_HDR_GSO_TCPV4: return "TCPv4";
+	case VIRTIO_NET_HDR_GSO_TCPV6: return "TCPv6";
+	case 5 /* VIRTIO_NET_HDR_GSO_UDP_L4 */: return "UDP";
+	default: return "unknown";
+	}
+}
+
+uint32_t vp_pcapng_offload_flags(const struct virtio_net_hdr *h)
+{
+	return (h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ? VP_PCAPNG_NO_CSUM : 0) | (is_gso(h) ? VP_PCAPNG_GSO : 0);
+}
+
+int vp_pcapng_offload_note(char *buf, size_t size, const struct virtio_net_hdr *h)
+{
+	int n = 0;
+
+	buf[0] = 0;
+	if (is_gso(h))
+		n = snprintf(buf, size, "to be cut into %s segments of %u bytes", gso_name(h), h->gso_size);
+	if (h->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM && (size_t)n < size)
+		n += snprintf(buf + n, size - (size_t)n,
+			      "%schecksum still to be filled in: from byte %u on, into byte %u", n ? "; " : "",
+			      h->csum_start, h->csum_start + h->csum_offset);
+	return n;
 }

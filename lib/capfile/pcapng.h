@@ -6,6 +6,8 @@
 #ifndef VP_CAPFILE_PCAPNG_H
 #define VP_CAPFILE_PCAPNG_H
 
+#include <linux/virtio_net.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -28,6 +30,7 @@ struct vp_pcapng_packet {
 	const void *data;
 	uint32_t    len, caplen;
 	uint32_t    flags;       /* VP_PCAPNG_* */
+	bool        has_queue;
 	uint32_t    queue;
 	uint64_t    lost;        /* packets between the last one and this that the capture has not got */
 	const char *comment;     /* NULL = none */
@@ -39,6 +42,11 @@ struct vp_pcapng_stats {
 	uint64_t dropped;        /* of which these are */
 	uint64_t accepted;       /* by the filter */
 };
+
+/* What an offload header (in the byte order of this machine) says: flags of the packet, and for people. */
+uint32_t vp_pcapng_offload_flags(const struct virtio_net_hdr *h);
+/* As snprintf(); "" when there is nothing to say. */
+int vp_pcapng_offload_note(char *buf, size_t size, const struct virtio_net_hdr *h);
 
 void vp_pcapng_begin(FILE *f, const struct vp_pcapng_interface *i);
 void vp_pcapng_packet(FILE *f, const struct vp_pcapng_packet *p);

@@ -167,6 +167,10 @@ struct vu_backend_cfg {
 struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, const struct vu_backend_ops *ops,
 				  void *ctx, struct vp_err *e);
 
+/* Has the front-end said which features it takes? */
+bool vu_backend_negotiated(const struct vu_backend *b);
+/* The front-end negotiated and never sent any memory. */
+bool vu_backend_no_memory(const struct vu_backend *b);
 /*
  * The session for another process to go on with (docs/handover.md), and how that process makes it: in the place of
  * vu_backend_new(), without any callback. Where a started ring is, the owner knows: it says so first. A session with an
@@ -183,8 +187,6 @@ struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct v
  * other callback. Never call it from inside a callback. An answer that is still owed (VP_LATER) is
  * dropped: do not complete it later.
  */
-/* The front-end negotiated and never sent any memory. */
-bool vu_backend_no_memory(const struct vu_backend *b);
 void vu_backend_destroy(struct vu_backend *b);
 
 /* --- main channel --- */

@@ -156,7 +156,8 @@ int main(int argc, char **argv)
 		return channels(argv[2], argc == 4 ? (unsigned int)atoi(argv[3]) : 0);
 	if (!strcmp(c, "stats") && argc == 3)
 		return stats(argv[2]);
-	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N[@MIB_A_SECOND] | fill FILE MIB | recvfile PORT FILE | "
+	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N[@MIB_A_SECOND] | fill FILE MIB | recvfile "
+			"PORT FILE | "
 			"sendfile HOST PORT FILE |\n"
 			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV "
 			"[0|1] |\n"

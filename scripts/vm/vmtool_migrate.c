@@ -162,7 +162,9 @@ int ugap(const char *host, int port, double secs, double pps, size_t size)
 			last = t;
 		}
 	}
-	printf("sent=%lu back=%lu lost=%ld bad=%lu doubled=%lu reordered=%lu gap_ms=%.1f second_ms=%.1f worst_ms=%.1f\n",
-	       sent, back, (long)(sent - back + doubled), bad, doubled, reordered, gap * 1e3, second * 1e3, worst * 1e3);
+	printf("sent=%lu back=%lu lost=%ld bad=%lu doubled=%lu reordered=%lu gap_ms=%.1f second_ms=%.1f "
+	       "worst_ms=%.1f\n",
+	       sent, back, (long)(sent - back + doubled), bad, doubled, reordered, gap * 1e3, second * 1e3,
+	       worst * 1e3);
 	return bad || doubled;
 }

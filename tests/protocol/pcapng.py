@@ -37,7 +37,8 @@ class Packet:
         self.data = body[20:20 + caplen]
         o = options(body[20 + (caplen + 3 & ~3):])
         assert set(o) <= {1, 2, 4, 6}
-        self.flags, self.queue = struct.unpack("<I", o[2])[0], struct.unpack("<I", o[6])[0]
+        self.flags, = struct.unpack("<I", o[2])
+        self.queue = struct.unpack("<I", o[6])[0] if 6 in o else None
         self.lost = struct.unpack("<Q", o[4])[0] if 4 in o else 0
         self.comment = o[1].decode() if 1 in o else None
         self.direction = {1: "in", 2: "out"}[self.flags & 3]

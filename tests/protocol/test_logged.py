@@ -13,7 +13,7 @@ from portside import answer_stop, forward
 from test_copy import Device
 
 BESIDE = 1 << 52    # where the pool lies
-LOGGED = 4
+LOGGED = 8
 FAST, COPY = 1, 3
 FEATURES = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
 

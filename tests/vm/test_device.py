@@ -172,10 +172,10 @@ def test_unplugged_while_writing(lab, mode, attachment, qemu):
 FILES = [('few', 20), ('thousands', 300)]
 
 
-@pytest.mark.parametrize('mode', ['copy', 'fast'])
+@pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])
 @pytest.mark.parametrize('each', [n for _, n in FILES], ids=[i for i, _ in FILES])
-def test_files(lab, each, mode):
-    k = made(lab, served.Files, mode, 'ivshmem', written=False, driver=dict(files={'bin/fsops': (image.program(os.path.join(HERE, 'fsops.c')), 0o755)}))
+def test_files(lab, each, point):
+    k = made(lab, served.Files, *point, written=False, driver=dict(files={'bin/fsops': (image.program(os.path.join(HERE, 'fsops.c')), 0o755)}))
     serve(lab, k)
     d = k.driver
     lab.boot(d)
@@ -193,7 +193,7 @@ def test_files(lab, each, mode):
         assert d.sh('cd /tmp/back && ' + total, 120) == want
         d.sh('head -c 3000000 /dev/urandom >/tmp/big && dd if=/tmp/big of=/mnt/big bs=1M 2>/dev/null && sync && cmp /tmp/big /mnt/big', 120)
         assert d.sh('mkdir /mnt/ops && fsops ops /mnt/ops', 120).strip() == 'right'
-        v.note('%d files in and out, mappings, locks, names, through %s' % (10 * each, mode))
+        v.note('%d files in and out, mappings, locks, names, through %s' % (10 * each, point[0]))
         # Back-end and agent end in an orderly way: the next ones go on with the state, and what is open and being written stays open.
         writer = d.spawn('exec 9<>/mnt/w; n=0; until [ -e /run/stop ]; do echo $n >&9 || exit 1; n=$((n + 1)); done; cat <&9; wc -l </mnt/w; echo $n', 240)
         d.until('[ -s /mnt/w ]', 20)

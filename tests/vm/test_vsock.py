@@ -63,7 +63,7 @@ class Vsock:
 
 
 POINTS = [('copy', 'ivshmem', 'system', 'system'), ('fast', 'ivshmem', 'system', 'system'), ('copy', 'shmem', 'system', '11'),
-          ('fast', 'shmem', 'system', '11')]
+          ('fast', 'shmem', '11', '11')]
 
 
 @pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])

@@ -190,6 +190,38 @@ static void test_what_the_last_one_wrote_is_not_given_again(void **state)
 	teardown();
 }
 
+/* Requests that may not be done twice fail, but for those that the last one did not take, by its own word. */
+static void test_what_it_never_had_waits(void **state)
+{
+	const uint32_t base = 2;
+
+	for (unsigned known = 0; known < 2; known++) {
+		uint16_t id;
+		uint32_t len;
+		unsigned n = 0;
+
+		setup(64, F_VERSION_1, F_VERSION_1, 64 << 10);
+		t.q->c.once = true;
+		serve();
+		n_holds = 0;
+		for (unsigned i = 0; i < 5; i++)
+			assert_true(ask(i, 1, 1, 100, false) >= 0);
+		run();
+		assert_int_equal(device_takes(NULL, 2), 2);
+		device_returns(1, 100, 100);
+		assert_true(vp_reqq_end(t.q, true, known ? &base : NULL));
+		while (drv_get_used(&t.d, &id, &len))
+			n++;
+		assert_int_equal(n, known ? 2 : 5);
+		assert_int_equal(t.q->failed, known ? 1 : 4);
+		n_holds = 0;
+		serve();
+		run();
+		assert_int_equal(device_takes(NULL, VP_BURST), known ? 3 : 0);
+		teardown();
+	}
+}
+
 /* ---- room --------------------------------------------------------------------------- */
 
 static void test_too_big_breaks_and_says_how_much(void **state)
@@ -483,6 +515,7 @@ int main(void)
 		cmocka_unit_test(test_device_comes_and_goes),
 		cmocka_unit_test(test_open_requests_are_given_again),
 		cmocka_unit_test(test_what_the_last_one_wrote_is_not_given_again),
+		cmocka_unit_test(test_what_it_never_had_waits),
 		cmocka_unit_test(test_too_big_breaks_and_says_how_much),
 		cmocka_unit_test(test_fragments_are_used),
 		cmocka_unit_test(test_what_does_not_fit_now_waits),

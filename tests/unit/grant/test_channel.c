@@ -88,7 +88,17 @@ static void test_refuses(void **state)
 static void test_garbled(void **state)
 {
 	static const char *const lines[] = {
-		"\n", "\n\n\n", "grant\n", "grant??\n", " grant?\n", "GRANT?\n", "grant?\r\n", "okay\n", "error\n", "\001\377\033[2J\n", "grant swiotlb 0x0 0x1000\n",
+		"\n",
+		"\n\n\n",
+		"grant\n",
+		"grant??\n",
+		" grant?\n",
+		"GRANT?\n",
+		"grant?\r\n",
+		"okay\n",
+		"error\n",
+		"\001\377\033[2J\n",
+		"grant swiotlb 0x0 0x1000\n",
 	};
 	char big[4096];
 
@@ -163,7 +173,8 @@ int main(void)
 {
 #define TEST(t) cmocka_unit_test_setup_teardown(t, begin, end)
 	const struct CMUnitTest tests[] = {
-		TEST(test_question_and_answer), TEST(test_refuses), TEST(test_garbled), TEST(test_other_end_goes), TEST(test_full),
+		TEST(test_question_and_answer), TEST(test_refuses), TEST(test_garbled),
+		TEST(test_other_end_goes),	TEST(test_full),
 	};
 
 	return cmocka_run_group_tests(tests, no_sigpipe, NULL);

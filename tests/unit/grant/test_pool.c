@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The pool is found in logs as kernels wrote them; what is no line of the kernel's is not believed; each failure has a way out. */
+/* The pool is found in logs as kernels wrote them; other lines are not believed; each failure has a way out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,22 +16,40 @@
 #define HEAD "5,0,0,-;Linux version 6.1.0-57-amd64 (debian-kernel@lists.debian.org)"
 static const struct {
 	const char *name, *records[8];
-	uint64_t    address, size;
+	uint64_t address, size;
 } recorded[] = {
-	{ "6.1", { HEAD, "6,89,0,-;software IO TLB: area num 1.", "6,167,1012632,-;DMA: preallocated 128 KiB GFP_KERNEL|GFP_DMA pool for atomic allocations",
-		   "6,276,1650640,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
-		   "6,277,1650679,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)",
-		   "5,278,1659725,-;Initialise system trusted keyrings" }, 0x13400000, 64 << 20 },
-	{ "6.1, swiotlb=8192,force", { HEAD, "6,278,2189363,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
-		   "6,279,2189425,-;software IO TLB: mapped [mem 0x0000000016400000-0x0000000017400000] (16MB)" }, 0x16400000, 16 << 20 },
-	{ "6.12", { HEAD, "6,97,0,-;software IO TLB: area num 1.", "6,280,1768787,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
-		    "6,281,1768815,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)" }, 0x13400000, 64 << 20 },
-	{ "7.3", { HEAD, "6,99,0,-;software IO TLB: area num 1.", "6,287,2306021,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
-		   "6,288,2306043,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)",
-		   "6,289,2311291,-;Trying to unpack rootfs image as initramfs..." }, 0x13400000, 64 << 20 },
+	{ "6.1",
+	  { HEAD, "6,89,0,-;software IO TLB: area num 1.",
+	    "6,167,1012632,-;DMA: preallocated 128 KiB GFP_KERNEL|GFP_DMA pool for atomic allocations",
+	    "6,276,1650640,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
+	    "6,277,1650679,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)",
+	    "5,278,1659725,-;Initialise system trusted keyrings" },
+	  0x13400000,
+	  64 << 20 },
+	{ "6.1, swiotlb=8192,force",
+	  { HEAD, "6,278,2189363,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
+	    "6,279,2189425,-;software IO TLB: mapped [mem 0x0000000016400000-0x0000000017400000] (16MB)" },
+	  0x16400000,
+	  16 << 20 },
+	{ "6.12",
+	  { HEAD, "6,97,0,-;software IO TLB: area num 1.",
+	    "6,280,1768787,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
+	    "6,281,1768815,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)" },
+	  0x13400000,
+	  64 << 20 },
+	{ "7.3",
+	  { HEAD, "6,99,0,-;software IO TLB: area num 1.",
+	    "6,287,2306021,-;PCI-DMA: Using software bounce buffering for IO (SWIOTLB)",
+	    "6,288,2306043,-;software IO TLB: mapped [mem 0x0000000013400000-0x0000000017400000] (64MB)",
+	    "6,289,2311291,-;Trying to unpack rootfs image as initramfs..." },
+	  0x13400000,
+	  64 << 20 },
 	/* As other ranges are printed: the last byte. And a record with its caller and properties. */
-	{ "inclusive", { HEAD, "6,288,2306043,-,caller=T1;software IO TLB: mapped [mem 0x000000007bdb8000-0x000000007fdb7fff] (64MB)\n SUBSYSTEM=x\n" },
-	  0x7bdb8000, 64 << 20 },
+	{ "inclusive",
+	  { HEAD, "6,288,2306043,-,caller=T1;software IO TLB: mapped [mem 0x000000007bdb8000-0x000000007fdb7fff] "
+		  "(64MB)\n SUBSYSTEM=x\n" },
+	  0x7bdb8000,
+	  64 << 20 },
 };
 
 static char dir[] = "/tmp/vpgrantXXXXXX";
@@ -86,10 +104,12 @@ static void test_not_the_kernels(void **state)
 	static const char *const records[] = {
 		"14,300,1,-;software IO TLB: mapped [mem 0x0000000000000000-0x0000000010000000] (256MB)",
 		"12,301,1,-;software IO TLB: tearing down default memory pool",
-		"6,302,1,-;usb 1-1: Product: software IO TLB: mapped [mem 0x0000000000000000-0x0000000010000000] (256MB)",
+		"6,302,1,-;usb 1-1: Product: software IO TLB: mapped [mem 0x0000000000000000-0x0000000010000000] "
+		"(256MB)",
 		"6,303,1,-;software IO TLB: mapped [mem 0x",
 		"6,303,1,-;software IO TLB: mapped [mem 0x10-0x20",
-		"no record at all", ";software IO TLB: mapped [mem 0x1000-0x2000] (0MB)",
+		"no record at all",
+		";software IO TLB: mapped [mem 0x1000-0x2000] (0MB)",
 	};
 	struct pool_log l;
 
@@ -110,7 +130,7 @@ static void test_forced(void **state)
 {
 	static const struct {
 		const char *cmdline;
-		bool        forced;
+		bool forced;
 		const char *given;
 	} cases[] = {
 		{ "quiet swiotlb=force", true, "force" },
@@ -208,8 +228,9 @@ static void test_reasons(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_recorded), cmocka_unit_test(test_not_the_kernels), cmocka_unit_test(test_given_up),
-		cmocka_unit_test(test_forced),   cmocka_unit_test(test_found),           cmocka_unit_test(test_reasons),
+		cmocka_unit_test(test_recorded), cmocka_unit_test(test_not_the_kernels),
+		cmocka_unit_test(test_given_up), cmocka_unit_test(test_forced),
+		cmocka_unit_test(test_found),	 cmocka_unit_test(test_reasons),
 	};
 
 	return cmocka_run_group_tests(tests, make_dir, remove_dir);
