@@ -9,13 +9,11 @@
  * Commands on standard input, one a line; each is answered by one line of JSON:
  *   start SIZE BURSTS   let BURSTS bursts of 32 packets of SIZE bytes go round
  *   use SIZE BURSTS     the same, and both ends use them (use.h): read all of what comes, then write all of what goes
- *   bounce SIZE BURSTS  as use, and the driver VM's buffers are a pool through which it bounces: it copies what comes into
- *                       memory of its own, and what goes from there, as a kernel with swiotlb=force does
- *   cost SIZE           cycles that reading and writing a packet take when it lies in this core's cache
- *   stop                takes all of them out again, and sleeps
- *   stats               packets and busy cycles of both ends since the start
- *   quit
- * Busy cycles are those of rounds that moved packets, as dpdk-testpmd counts them; using packets is part of them.
+ *   bounce SIZE BURSTS  as use, and the driver VM's buffers are a pool through which it bounces: it copies what comes
+ * into memory of its own, and what goes from there, as a kernel with swiotlb=force does cost SIZE           cycles that
+ * reading and writing a packet take when it lies in this core's cache stop                takes all of them out again,
+ * and sleeps stats               packets and busy cycles of both ends since the start quit Busy cycles are those of
+ * rounds that moved packets, as dpdk-testpmd counts them; using packets is part of them.
  */
 #include <inttypes.h>
 #include <poll.h>

@@ -35,13 +35,16 @@ struct cli_command {
 /* One symbol a file cmd_*.c; main.c lists them. */
 extern const struct cli_command cmd_list, cmd_show, cmd_stats, cmd_top, cmd_add, cmd_remove, cmd_up, cmd_down,
 	cmd_reload, cmd_explain, cmd_events, cmd_status, cmd_profile, cmd_grant, cmd_generate, cmd_metrics, cmd_doctor,
-	cmd_log_level;
+	cmd_log_level, cmd_capture, cmd_upgrade;
 
 /*
  * Call a method; params may be NULL (stolen). 0 and *result (new reference), or an exit status
  * after the error has been printed.
  */
 int cli_call(struct cli *c, const char *method, json_t *params, json_t **result);
+
+/* The same, and the fd that comes with the answer: the caller's, -1 when none did. On a connection of its own. */
+int cli_call_fd(struct cli *c, const char *method, json_t *params, json_t **result, int *fd);
 
 /* The same, but *result is its JSON text (the caller's, to be freed): for answers that are long. */
 int cli_call_text(struct cli *c, const char *method, json_t *params, char **result);
@@ -81,6 +84,12 @@ struct cli_table *cli_table(const struct cli_column *cols, size_t n);
 int cli_row(struct cli_table *t, const char *const *values);
 /* Prints and frees it. Exit status. */
 int cli_table_print(struct cli_table *t);
+
+/*
+ * Of a side in link.show's answer that nobody has connected to: who alone may open its socket, as the file says. False
+ * when somebody has connected, when others may, or when that cannot be seen.
+ */
+bool cli_socket_closed(const json_t *side, char *owner, size_t size);
 
 /* Members of objects, with defaults that print as "-". */
 const char *cli_str(const json_t *o, const char *key);

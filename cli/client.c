@@ -171,6 +171,50 @@ int cli_call(struct cli *c, const char *method, json_t *params, json_t **result)
 	return r ? r : answered(c, result);
 }
 
+/* The first bytes of an answer, and the fd that comes with them. */
+static int receive_fd(struct cli *c, int *fd)
+{
+	union {
+		char           buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} u;
+	struct iovec iov;
+	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof(u.buf) };
+	struct cmsghdr *m;
+	ssize_t n;
+
+	c->in_cap = 65536;
+	c->in = malloc(c->in_cap);
+	if (!c->in) {
+		fputs("vhost-pcictl: out of memory\n", stderr);
+		return EXIT_REFUSED;
+	}
+	iov = (struct iovec){ .iov_base = c->in, .iov_len = c->in_cap };
+	do
+		n = recvmsg(c->fd, &h, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n <= 0) {
+		fprintf(stderr, "vhost-pcictl: %s: %s\n", c->socket,
+			n ? strerror(errno) : "the daemon closed the connection");
+		return EXIT_NO_DAEMON;
+	}
+	c->in_len = (size_t)n;
+	m = CMSG_FIRSTHDR(&h);
+	if (m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS && m->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(fd, CMSG_DATA(m), sizeof(int));
+	return 0;
+}
+
+int cli_call_fd(struct cli *c, const char *method, json_t *params, json_t **result, int *fd)
+{
+	int r = ask(c, method, params);
+
+	*fd = -1;
+	if (!r)
+		r = receive_fd(c, fd);
+	return r ? r : answered(c, result);
+}
+
 int cli_call_text(struct cli *c, const char *method, json_t *params, char **result)
 {
 	char head[64], *line;

@@ -319,6 +319,17 @@ static void side(const char *subject, const char *name, const json_t *s, const j
 	double misses = delta(iommu, json_object_get(before, "iommu"), "misses");
 	size_t i;
 
+	char who[80];
+
+	if (cli_socket_closed(s, who, sizeof(who)))
+		found("socket", subject, "note",
+		      "if that VM's VMM runs as another user, name it with User= in the VM's file, and reload",
+		      "nobody has come to %s, which %s alone may open", cli_str(s, "socket"), who);
+	if (json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
+		found("data-path", subject, "problem",
+		      "run vhost-pci-agent in the device VM; where there is no /dev/vhost-pci0, its kernel's log says "
+		      "why (ivshmem: the device has too few vectors=, vhost-pcictl generate prints how many)",
+		      "the device is connected, and no data path is attached");
 	vmm(s, daemon);
 	features(subject, name, cli_str(s, "features"));
 	if (json_is_object(iommu) && misses > 0)

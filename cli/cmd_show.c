@@ -5,6 +5,34 @@
 
 #include "cli.h"
 
+/* Whom the kernel turns away the daemon never hears of. */
+static void show_who_may(const json_t *s)
+{
+	char who[80];
+
+	if (cli_socket_closed(s, who, sizeof(who)))
+		printf("  may open   %s alone; a VMM of another user needs User= in %s.vm\n", who, cli_str(s, "vm"));
+}
+
+/* What the driver VM of a link of mode grant has granted; sizes in KiB, for windows are of whole pages. */
+static void show_grant(const json_t *g)
+{
+	json_t *r;
+	size_t i;
+
+	printf("  grant      %s, %s", cli_str(g, "source"), cli_str(g, "state"));
+	if (cli_int(g, "bytes"))
+		printf(": %lld KiB", cli_int(g, "bytes") >> 10);
+	if (json_is_integer(json_object_get(g, "age_s")))
+		printf(", for %lld s, by %s", cli_int(g, "age_s"), cli_str(g, "by"));
+	putchar('\n');
+	json_array_foreach(json_object_get(g, "ranges"), i, r)
+		printf("             %-9s 0x%llx, %lld KiB\n", cli_str(r, "what"),
+		       (unsigned long long)cli_int(r, "address"), cli_int(r, "size") >> 10);
+	if (cli_str(g, "message")[0])
+		printf("             %s\n", cli_str(g, "message"));
+}
+
 static void show_side(const char *name, const json_t *s)
 {
 	json_t *queues = json_object_get(s, "queues"), *carrier = json_object_get(s, "carrier"), *q;
@@ -18,6 +46,7 @@ static void show_side(const char *name, const json_t *s)
 		       json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
 	else
 		printf("  front-end  not connected\n");
+	show_who_may(s);
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
 	printf("  sessions   %lld, refused connections %lld\n", cli_int(s, "sessions"), cli_int(s, "refused"));
@@ -25,6 +54,8 @@ static void show_side(const char *name, const json_t *s)
 		printf("  carrier    %s; QMP: %s%s%s\n", json_is_true(json_object_get(carrier, "up")) ? "up" : "down",
 		       cli_str(carrier, "qmp"), json_is_string(json_object_get(carrier, "error")) ? ", set_link: " : "",
 		       cli_str(carrier, "error"));
+	if (json_is_object(json_object_get(s, "grant")))
+		show_grant(json_object_get(s, "grant"));
 	if (json_is_string(json_object_get(s, "mac")))
 		printf("  MAC        %s\n", cli_str(s, "mac"));
 	if (json_is_string(json_object_get(s, "features")))
@@ -58,6 +89,7 @@ static void show_port(const json_t *s)
 
 	printf("\ndevice side: VM %s\n", cli_str(s, "vm"));
 	printf("  socket     %s\n", cli_str(s, "socket"));
+	show_who_may(s);
 	printf("  port       %s, %s, %s\n", cli_str(s, "attachment"),
 	       json_is_true(json_object_get(s, "online")) ? "device connected" : "no device",
 	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
@@ -89,6 +121,16 @@ static void show_port(const json_t *s)
 	}
 }
 
+/* Counters that are the device VM's word. */
+static void show_reported(const json_t *r)
+{
+	const json_t *drv = json_object_get(r, "driver"), *dev = json_object_get(r, "device");
+
+	if (drv && dev)
+		printf("  counted    by the device VM: driver VM sent %lld packets, device VM %lld\n",
+		       cli_int(drv, "packets"), cli_int(dev, "packets"));
+}
+
 static int run(struct cli *c, int argc, char **argv)
 {
 	json_t *l, *policy, *sides, *device;
@@ -116,6 +158,8 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  type       %s\n", cli_str(l, "type"));
 		printf("  queues     %lld\n", cli_int(l, "virtqueues"));
 	}
+	if (!json_is_true(json_object_get(l, "migratable")))
+		printf("  migration  not of the driver VM: what is written to its memory is not logged\n");
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
 	if (json_is_string(json_object_get(l, "description")))
@@ -124,6 +168,7 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  limit      %lld bits per second in each direction\n", cli_int(l, "bits_per_second"));
 	if (cli_int(l, "packets_per_second"))
 		printf("  limit      %lld packets per second in each direction\n", cli_int(l, "packets_per_second"));
+	show_reported(json_object_get(l, "reported"));
 	show_side("driver", json_object_get(sides, "driver"));
 	device = json_object_get(sides, "device");
 	if (json_object_get(device, "attachment"))

@@ -42,9 +42,10 @@ static void rates_of(const json_t *l, const json_t *before, const char *side, do
 	v[RATES - 1] = d[0] + d[2] > 0 ? d[RATES - 1] / (d[0] + d[2]) : -1;
 }
 
-static void row(struct cli_table *t, const json_t *l, const char *side, const double v[RATES])
+static void row(struct cli_table *t, const json_t *l, const char *side, const double v[RATES], bool *marked)
 {
-	char text[RATES][24];
+	char text[RATES][24], from[16];
+	const char *who = rates_side(l, side, from, sizeof(from), marked);
 
 	for (size_t i = 0; i < RATES - 1; i++)
 		rates_human(v[i], text[i], sizeof(text[i]));
@@ -52,8 +53,12 @@ static void row(struct cli_table *t, const json_t *l, const char *side, const do
 		snprintf(text[RATES - 1], sizeof(text[0]), "-");
 	else
 		snprintf(text[RATES - 1], sizeof(text[0]), "%.0f", v[RATES - 1]);
-	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), side, text[0], text[1], text[2], text[3],
-				     text[4] });
+	/* What nobody has counted is no zero. */
+	for (size_t i = 0; i < RATES - 1; i++)
+		if (i != 2 && (!who || (i > 2 && strcmp(who, side))))
+			snprintf(text[i], sizeof(text[0]), "-");
+	cli_row(t, (const char *[]){ cli_str(l, "name"), cli_str(l, "status"), who ? who : side, text[0], text[1],
+				     text[2], text[3], text[4] });
 }
 
 static json_t *side_json(const double v[RATES])
@@ -71,6 +76,7 @@ static int print(struct cli *c, json_t *now, json_t *before, const char *only)
 	double s = (double)(cli_int(now, "time_us") - cli_int(before, "time_us")) / 1e6, v[RATES];
 	struct cli_table *t = c->json ? NULL : cli_table(columns, 8);
 	json_t *l, *links = json_array();
+	bool marked = false;
 	size_t i;
 
 	if (!c->json && !t)
@@ -84,12 +90,13 @@ static int print(struct cli *c, json_t *now, json_t *before, const char *only)
 		for (int k = 0; k < 2; k++) {
 			rates_of(l, old, sides[k], s, v);
 			if (t)
-				row(t, l, sides[k], v);
+				row(t, l, sides[k], v, &marked);
 			else
 				json_object_set_new(o, sides[k], side_json(v));
 		}
-		json_array_append_new(links, json_pack("{s:s,s:s,s:o}", "name", cli_str(l, "name"), "status",
-						       cli_str(l, "status"), "sides", o));
+		json_array_append_new(links, json_pack("{s:s,s:s,s:s,s:o}", "name", cli_str(l, "name"), "status",
+						       cli_str(l, "status"), "counted_by", cli_str(l, "counted_by"),
+						       "sides", o));
 	}
 	if (c->json) {
 		json_t *o = json_pack("{s:I,s:O}", "time_us", (json_int_t)cli_int(now, "time_us"), "links", links);
@@ -101,8 +108,10 @@ static int print(struct cli *c, json_t *now, json_t *before, const char *only)
 	json_decref(links);
 	if (t && isatty(STDOUT_FILENO))
 		fputs("\033[H\033[2J", stdout);
-	if (t)
+	if (t) {
 		cli_table_print(t);
+		rates_legend(marked);
+	}
 	fflush(stdout);
 	return 0;
 }

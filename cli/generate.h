@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #define GEN_MAX_INDEX 4   /* links of a VM: further ones have no place on q35's root bus at the addresses used here */
+#define GEN_GRANT_PORT "org.vhost-pci.grant."   /* and the link: the virtio-serial port that vhost-pci-grant opens */
 #define GEN_MAX_BUSES 8   /* root ports for windows: functions of one slot there */
 
 enum gen_endpoint {
@@ -16,12 +17,20 @@ enum gen_endpoint {
 	GEN_LOCAL,    /* no VM at all */
 };
 
+enum gen_grant {
+	GEN_NO_GRANT,
+	GEN_SWIOTLB,
+	GEN_MEMORY,
+	GEN_VIOMMU,
+};
+
 struct gen {
 	bool               driver;
 	enum gen_endpoint  endpoint;
 	const char        *link, *vm, *socket;
 	bool               listen;         /* the VMM listens, the daemon connects */
 	const char        *qmp;            /* NULL = none */
+	bool               qmp_connects;   /* the VMM does, the daemon listens */
 	const char        *nic;            /* id that the network device must have; NULL = any */
 	const char        *mac;            /* NULL = the VMM's choice */
 	unsigned           mtu;            /* 0 = not announced */
@@ -31,7 +40,19 @@ struct gen {
 	unsigned long long window_reserve, port_reserve, memory, peer_memory;  /* bytes */
 	unsigned           index;          /* of this link among those of the VM */
 	bool               reconnect_ms;
+	bool               tcg;            /* no KVM */
+	/* The driver side of a link of mode grant; else GEN_NO_GRANT. */
+	enum gen_grant     grant;
+	const char        *grant_socket;   /* GEN_SWIOTLB */
+	unsigned long long grant_size;     /* GEN_MEMORY: bytes */
 };
+
+/*
+ * Up to where memory of the driver VM could be plugged, in bytes; 0 = nothing is to be plugged. Its kernel tells where
+ * its swiotlb pool is only if RAM can lie above 4 GiB.
+ */
+unsigned long long gen_maxmem(const struct gen *g);
+#define GEN_MAXMEM_SLOTS GEN_MAX_INDEX
 
 /* Append options and values to args, an array of strings of which each second one is a value. */
 void gen_qemu(const struct gen *g, json_t *args);
@@ -41,6 +62,8 @@ void gen_libvirt(const struct gen *g);
 /* The n-th id of g->buses into buf, which is large enough for any; false when there is none (or n is GEN_MAX_BUSES). */
 #define GEN_ID_MAX 64
 bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX]);
+/* The end of a chardev whose socket the daemon makes. */
+const char *gen_reconnect(const struct gen *g);
 /* A value in which QEMU reads , as the end of it: each one twice, as it wants to have them. Freed by the caller. */
 char *gen_escaped(const char *value);
 

@@ -28,6 +28,11 @@ bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 	return true;
 }
 
+const char *gen_reconnect(const struct gen *g)
+{
+	return g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+}
+
 char *gen_escaped(const char *value)
 {
 	char *out = malloc(2 * strlen(value) + 1), *o = out;
@@ -63,6 +68,15 @@ static unsigned long long mib(unsigned long long bytes)
 	return bytes >> 20;
 }
 
+unsigned long long gen_maxmem(const struct gen *g)
+{
+	const unsigned long long high = 4ULL << 30;
+
+	if (g->grant == GEN_MEMORY)
+		return g->memory + GEN_MAXMEM_SLOTS * g->grant_size;
+	return g->grant == GEN_SWIOTLB && g->memory < high ? high : 0;
+}
+
 /* Shared memory is what vhost-user hands on; the ivshmem device hands nothing on. */
 static void machine(const struct gen *g, json_t *args)
 {
@@ -70,9 +84,15 @@ static void machine(const struct gen *g, json_t *args)
 
 	add(args, "-name", "%s", g->vm);
 	add(args, "-machine", "q35%s", shared ? ",memory-backend=vp-mem" : "");
-	add(args, "-m", "%lluM", mib(g->memory));
+	if (gen_maxmem(g))
+		add(args, "-m", "%lluM,slots=%u,maxmem=%lluM", mib(g->memory), GEN_MAXMEM_SLOTS, mib(gen_maxmem(g)));
+	else
+		add(args, "-m", "%lluM", mib(g->memory));
 	if (shared)
 		add(args, "-object", "memory-backend-memfd,id=vp-mem,size=%lluM,share=on", mib(g->memory));
+	/* Before the devices behind it. */
+	if (g->grant == GEN_VIOMMU)
+		add(args, "-device", "intel-iommu,intremap=off,device-iotlb=on,caching-mode=on");
 }
 
 static void chardev(const struct gen *g, json_t *args)
@@ -83,7 +103,7 @@ static void chardev(const struct gen *g, json_t *args)
 	if (g->listen)
 		how = ",server=on,wait=off";
 	else if (g->endpoint == GEN_NIC)
-		how = g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+		how = gen_reconnect(g);
 	if (path)
 		add(args, "-chardev", "socket,id=vp-%s,path=%s%s", g->link, path, how);
 	free(path);
@@ -96,15 +116,42 @@ static void nic(const struct gen *g, json_t *args)
 
 	snprintf(id, sizeof(id), "vp-%s-nic", g->link);
 	if (g->pairs > 1)
-		n += snprintf(more + n, sizeof(more) - n, ",mq=on,vectors=%u", 2 * g->pairs + 2);
+		n += snprintf(more + n, sizeof(more) - n, ",mq=on");
+	/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
+	if (g->pairs > 1 || g->tcg)
+		n += snprintf(more + n, sizeof(more) - n, ",vectors=%u", g->tcg ? 0 : 2 * g->pairs + 2);
 	if (g->mac)
 		n += snprintf(more + n, sizeof(more) - n, ",mac=%s", g->mac);
 	if (g->mtu)
 		n += snprintf(more + n, sizeof(more) - n, ",host_mtu=%u", g->mtu);
 	if (g->packed)
-		snprintf(more + n, sizeof(more) - n, ",packed=on");
+		n += snprintf(more + n, sizeof(more) - n, ",packed=on");
+	/* The driver goes through the DMA API, so through the pool; no legacy device has that. */
+	if (g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU)
+		snprintf(more + n, sizeof(more) - n, ",disable-legacy=on,iommu_platform=on%s",
+			 g->grant == GEN_VIOMMU ? ",ats=on" : "");
 	add(args, "-netdev", "vhost-user,id=vp-%s-net,chardev=vp-%s,queues=%u", g->link, g->link, g->pairs);
 	add(args, "-device", "virtio-net-pci,netdev=vp-%s-net,id=%s%s", g->link, g->nic ? g->nic : id, more);
+}
+
+/* What the driver VM grants, or says it with. */
+static void grant(const struct gen *g, json_t *args)
+{
+	char *path = g->grant == GEN_SWIOTLB ? gen_escaped(g->grant_socket) : NULL;
+
+	if (path) {
+		add(args, "-chardev", "socket,id=vp-%s-grant,path=%s,%s", g->link, path,
+		    g->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1");
+		add(args, "-device", "virtio-serial-pci,id=vp-%s-serial", g->link);
+		add(args, "-device", "virtserialport,bus=vp-%s-serial.0,chardev=vp-%s-grant,name=" GEN_GRANT_PORT "%s",
+		    g->link, g->link, g->link);
+	}
+	free(path);
+	if (g->grant == GEN_MEMORY) {
+		add(args, "-object", "memory-backend-memfd,id=vp-%s-pool,size=%lluM,share=on", g->link,
+		    mib(g->grant_size));
+		add(args, "-device", "pc-dimm,id=vp-%s-dimm,memdev=vp-%s-pool", g->link, g->link);
+	}
 }
 
 static void root_port(const struct gen *g, json_t *args, const char *id, unsigned n, unsigned long long reserve)
@@ -134,16 +181,22 @@ void gen_qemu(const struct gen *g, json_t *args)
 
 	if (!g->index)
 		machine(g, args);
-	if (qmp)
+	if (qmp && g->qmp_connects) {
+		add(args, "-chardev", "socket,id=vp-%s-qmp,path=%s%s", g->link, qmp, gen_reconnect(g));
+		add(args, "-mon", "chardev=vp-%s-qmp,mode=control", g->link);
+	} else if (qmp) {
 		add(args, "-qmp", "unix:%s,server=on,wait=off", qmp);
+	}
 	free(qmp);
 	chardev(g, args);
-	if (g->endpoint == GEN_NIC)
+	if (g->endpoint == GEN_NIC) {
 		nic(g, args);
-	else if (g->endpoint == GEN_IVSHMEM)
+		grant(g, args);
+	} else if (g->endpoint == GEN_IVSHMEM) {
 		ivshmem(g, args);
-	else
+	} else {
 		add(args, "-device",
 		    "vhost-user-test-device-pci,id=vp-%s-port,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16",
 		    g->link, g->link, 1 + 2 * g->pairs);
+	}
 }

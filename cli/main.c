@@ -13,6 +13,8 @@ static const struct cli_command *const commands[] = {
 	&cmd_list,    &cmd_show,     &cmd_stats,   &cmd_top,	&cmd_add,	&cmd_remove,
 	&cmd_up,      &cmd_down,     &cmd_explain, &cmd_reload, &cmd_events,	&cmd_status,
 	&cmd_profile, &cmd_grant, &cmd_generate, &cmd_metrics, &cmd_doctor, &cmd_log_level,
+	&cmd_capture,
+	&cmd_upgrade,
 };
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Operands and output: tables, and JSON. */
 #include <errno.h>
+#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -121,6 +123,21 @@ int cli_table_print(struct cli_table *t)
 	free(t->cells);
 	free(t);
 	return r;
+}
+
+bool cli_socket_closed(const json_t *side, char *owner, size_t size)
+{
+	const char *path = json_string_value(json_object_get(side, "socket"));
+	struct stat st;
+	struct passwd *pw;
+
+	if (json_is_true(json_object_get(side, "connected")) || json_is_true(json_object_get(side, "online")) ||
+	    !path || !strcmp(cli_str(side, "socket_mode"), "client") || stat(path, &st) || !S_ISSOCK(st.st_mode) ||
+	    st.st_mode & 0066)
+		return false;
+	pw = getpwuid(st.st_uid);
+	snprintf(owner, size, "%s%s", st.st_uid ? "root and " : "", pw ? pw->pw_name : "the daemon's user");
+	return true;
 }
 
 const char *cli_str(const json_t *o, const char *key)

@@ -30,3 +30,20 @@ json_t *rates_find(json_t *result, const char *name)
 			return l;
 	return NULL;
 }
+
+const char *rates_side(const json_t *l, const char *side, char *buf, size_t size, bool *marked)
+{
+	const char *by = cli_str(l, "counted_by");
+
+	if (!strcmp(by, "nobody"))
+		return NULL;
+	snprintf(buf, size, "%s%s", side, !strcmp(by, "device-vm") ? "*" : "");
+	*marked |= !strcmp(by, "device-vm");
+	return buf;
+}
+
+void rates_legend(bool marked)
+{
+	if (marked)
+		puts("* as the link's device VM says: the packets do not pass through the daemon");
+}

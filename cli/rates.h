@@ -11,4 +11,12 @@ const char *rates_human(double v, char *buf, size_t size);
 /* The counters of the link called name in a result of link.stats; NULL when it is not there. */
 json_t *rates_find(json_t *result, const char *name);
 
+/*
+ * The name of a side in a row: "driver", with a * where the counters are its device VM's word; *marked is set then.
+ * NULL: nobody has counted.
+ */
+const char *rates_side(const json_t *l, const char *side, char *buf, size_t size, bool *marked);
+/* Below a table that has such rows. */
+void rates_legend(bool marked);
+
 #endif

@@ -316,11 +316,12 @@ def detach_withdraws(c):
         expect(not any(q.flags & pc.STARTED for q in s.queues), "runs after the answer")
 
 
-@holds("D24")
+@holds("D24", "D58")
 def commands_that_need_attach(c):
     with c.open() as p:
         p.command(pc.DETACH)
         expect(p.stopped(0, 1) == pc.NOT_ATTACHED, "QUEUE_STOPPED of a guest that is not attached")
+        expect(p.command(pc.COUNTERS, 1, 64) == pc.NOT_ATTACHED, "COUNTERS of a guest that is not attached")
 
 
 @holds("D25", needs=("driver",))

@@ -83,6 +83,7 @@ class Daemon:
         self.hold = False        # commands are seen and not answered
         self.held = None
         self.attached, self.status, self.reason, self.epoch = False, 0, pc.NO_ATTACH, 0
+        self.count = False       # COUNTERS is asked for
         self.regions_generation = 1
         self.features, self.required = 0, vu.bit(vu.VERSION_1)
         self.runs, self.queue, self.regions, self.windows = [0] * queues, [None] * queues, [], []
@@ -122,7 +123,7 @@ class Daemon:
         if "even-generation" not in self.deviate:
             self.w32(s, g)
         nq = self.nqueues if any(self.queue) else 0
-        struct.pack_into("<IIIII", m, s + 4, pc.ABI, int(self.attached), self.status, self.reason,
+        struct.pack_into("<IIIII", m, s + 4, pc.ABI, self.attached | self.count << 1, self.status, self.reason,
                          3)
         struct.pack_into("<QIIIIIIII", m, s + 0x18, self.epoch, NET, self.nqueues, nq,
                          len(self.regions), len(self.windows),
@@ -274,6 +275,8 @@ class Daemon:
             q["flags"] &= ~(pc.STARTED | pc.STOP)
             q["flags"] |= pc.BROKEN if a[3] & 1 else 0
             return pc.OK, 0
+        if c.op == pc.COUNTERS:
+            return pc.OK if self.attached or "counts-anybody" in d else pc.NOT_ATTACHED, 0
         if c.op == pc.SYNC:
             ahead = a[0] - self.regions_generation & 0xffffffff
             return pc.INVALID if 0 < ahead < 1 << 31 and "future-sync" not in d else pc.OK, 0
@@ -379,7 +382,7 @@ DEVIATIONS = {
     "D7", "executes-twice": "D16",
     "silent": "D17", "knows-all": "D18", "any-version": "D19", "any-type": "D20", "any-features":
     "D21", "keeps-attached": "D40",
-    "not-attached": "D24", "future-sync": "D28", "few-doorbells": "D45", "two-processes": "D46",
+    "not-attached": "D24", "counts-anybody": "D58", "future-sync": "D28", "few-doorbells": "D45", "two-processes": "D46",
     "short-config": "D50",
 }
 

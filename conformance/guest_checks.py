@@ -302,9 +302,25 @@ def command_form(c):
         expect(a.args[0] == pc.ABI, f"ATTACH with version {a.args[0]:#x}")
         expect(a.args[3] in (0, fd.NET), f"ATTACH for a device of type {a.args[3]}")
         for k in d.commands:
-            used = {pc.ATTACH: 4, pc.DETACH: 0, pc.QUEUE_STOPPED: 4, pc.SYNC: 1}.get(k.op)
+            used = {pc.ATTACH: 4, pc.DETACH: 0, pc.QUEUE_STOPPED: 4, pc.SYNC: 1, pc.COUNTERS: 6}.get(k.op)
             expect(used is not None, f"opcode {k.op}")
             expect(not any(k.args[used:]), f"reserved arguments of {k} are not zero: {k.args}")
+
+
+@holds("G48", "G49")
+def counters_when_asked(c):
+    with c.up() as d:
+        works(d)
+        d.idle(0.3)
+        expect(not d.of(pc.COUNTERS), "COUNTERS, which nobody asked for")
+        began, d.count = time.monotonic(), True
+        d.publish()
+        for _ in range(3):
+            works(d)
+            d.idle(0.7)
+        n, took = len(d.of(pc.COUNTERS)), time.monotonic() - began
+        expect(n <= took + 1, f"COUNTERS {n} times in {took:.1f} s")
+        expect(all(k.args[0] and k.args[1] for k in d.of(pc.COUNTERS)), "counts of nothing, after packets")
 
 
 @holds("G12")

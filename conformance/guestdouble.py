@@ -42,7 +42,7 @@ DEVIATIONS = {
     "works-after-cut": "G27", "no-sync-at-end": "G28", "trusts-index": "G29", "gives-up-all":
     "G30", "any-state": "G31",
     "talks": "G32", "old-doorbell": "G33", "any-version": "G34", "no-header": "G35",
-    "no-num-buffers": "G36",
+    "no-num-buffers": "G36", "counts-unasked": "G48", "counts-often": "G49",
 }
 
 
@@ -386,6 +386,11 @@ class Guest:
             for i in sorted(self.kicked, reverse=True):
                 if i in self.q:
                     self.process(self.q[i])
+            if self.kicked and self.wrong & {"counts-unasked", "counts-often"}:
+                # Often: a packet's two queues, and its kicks.
+                if "counts-unasked" in self.wrong or (s := self.read()) and s.flags & 2:
+                    for n in range(4):
+                        self.command(pc.COUNTERS, n + 1, 64)
             self.kicked = {0} if self.packets and 0 in self.q and self.kicked - {0} else set()
 
 

@@ -17,7 +17,7 @@ import time
 import vu
 
 CTRL, COMMAND, STATE = 0x20000, 0x1000, 0x10000
-ATTACH, DETACH, QUEUE_STOPPED, SYNC = 1, 2, 3, 4
+ATTACH, DETACH, QUEUE_STOPPED, SYNC, COUNTERS = 1, 2, 3, 4, 9
 OK, UNKNOWN, INVALID, VERSION, FEATURES, DEVICE_TYPE, NOT_ATTACHED, STALE = range(8)
 ABI = 0x1
 ENABLED, STARTED, STOP, BROKEN = 1, 2, 4, 8
@@ -444,13 +444,15 @@ class Ivshmem(Port):
 class Qmp:
     """As much of QEMU as hot-plugs ivshmem devices."""
 
-    def __init__(self, path, buses=("rp0", "rp1")):
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(4)
+    def __init__(self, path, buses=("rp0", "rp1"), connects=False):
+        """@connects: as a chardev with reconnect=, else it listens."""
+        self.path, self.listener = path, None if connects else socket.socket(socket.AF_UNIX)
+        if self.listener:
+            self.listener.bind(path)
+            self.listener.listen(4)
         self.buses, self.devices, self.chardevs, self.fds = list(buses), {}, {}, {}
         self.bar, self.release, self.log, self.conn = True, True, [], None
-        self.carrier = {"d0": []}
+        self.carrier, self.occupied = {"d0": []}, {}
         self.stop = False
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
@@ -458,11 +460,23 @@ class Qmp:
     def run(self):
         while not self.stop:
             try:
-                self.conn, _ = self.listener.accept()
+                self.conn = self.listener.accept()[0] if self.listener else self.connect()
             except OSError:
                 return
             with contextlib.suppress(OSError):
                 self.serve(self.conn)
+
+    def connect(self):
+        while True:
+            s = socket.socket(socket.AF_UNIX)
+            try:
+                s.connect(self.path)
+                return s
+            except OSError:
+                s.close()
+                if self.stop:
+                    raise
+                time.sleep(0.05)
 
     def say(self, o):
         self.conn.sendall(json.dumps(o).encode() + b"\r\n")
@@ -506,6 +520,9 @@ class Qmp:
             os.close(self.chardevs.pop(a["id"]))
         elif cmd == "device_add":
             assert a["driver"] == "ivshmem-doorbell"
+            if a["bus"] in self.occupied:
+                assert a.get("addr") == "0", "QEMU takes a second device into an occupied root port"
+                raise KeyError("PCI: slot 0 function 0 not available for ivshmem-doorbell, in use by %s" % self.occupied[a["bus"]])
             if a["bus"] not in self.buses or any(d["bus"] == a["bus"] for d in self.devices.values()):
                 raise KeyError("Bus '%s' not found or in use" % a["bus"])
             s = socket.socket(fileno=os.dup(self.chardevs[a["chardev"]]))
@@ -545,7 +562,8 @@ class Qmp:
 
     def close(self):
         self.stop = True
-        self.listener.close()
+        if self.listener:
+            self.listener.close()
         if self.conn:
             with contextlib.suppress(OSError):
                 self.conn.shutdown(socket.SHUT_RDWR)  # a thread may be reading it

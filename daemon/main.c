@@ -21,8 +21,11 @@
 #include "control/control.h"
 #include "control/reload.h"
 #include "control/scrape.h"
+#include "control/upgrade.h"
 #include "guestmem/map.h"
 #include "handover/guard.h"
+#include "handover/starter.h"
+#include "handover/takeover.h"
 #include "link/link.h"
 #include "options.h"
 #include "sandbox/isolate.h"
@@ -122,7 +125,8 @@ static int open_loop(struct vp_daemon *d, struct vp_err *e)
 static int take_activation(struct vp_daemon *d, struct vp_err *e)
 {
 	char **names = NULL;
-	int n = sd_listen_fds_with_names(1, &names);
+	/* Those of a daemon before us come with its records. */
+	int n = d->opt.take_over < 0 ? sd_listen_fds_with_names(1, &names) : 0;
 
 	if (n < 0)
 		return vp_err_set(e, n, "cannot take the sockets of the service manager: %s", strerror(-n));
@@ -167,6 +171,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 		.busy_poll_us = c->busy_poll_us,
 		.cpus = c->n_cpus ? cpus : NULL,
 		.ncpus = c->n_cpus,
+		.paused = d->opt.take_over >= 0,
 	};
 	int r;
 
@@ -181,9 +186,16 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
 }
 
-static int open_links(struct vp_daemon *d, struct vp_err *e)
+/* A link whose socket is taken does not keep the others down. */
+static void apply_links(struct vp_daemon *d)
 {
 	struct vp_conf_report rep = { .fn = log_problem };
+
+	vp_links_apply(d->links, d->conf, &rep);
+}
+
+static int open_links(struct vp_daemon *d, struct vp_taken *t, struct vp_err *e)
+{
 	int r = vp_links_new(&d->links, d);
 
 	if (r)
@@ -191,17 +203,23 @@ static int open_links(struct vp_daemon *d, struct vp_err *e)
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
 	vp_memory_apply(d->conf);
-	vp_links_apply(d->links, d->conf, &rep);  /* a link whose socket is taken does not keep the others down */
+	if (t)
+		return vp_upgrade_links(t, d, e);
+	apply_links(d);
 	return 0;
 }
 
 static int open_control(struct vp_daemon *d, struct vp_err *e)
 {
 	const struct vp_conf_daemon *c = &d->conf->daemon;
-	int r = vp_control_new(&d->control, d, vp_activation_take(&d->activation, "control"), c->control_socket,
-			       c->control_group, e);
+	bool ours;
+	int fd = vp_activation_take_ours(&d->activation, "control", &ours);
+	int r = vp_control_new(&d->control, d, fd, ours, c->control_socket, c->control_group, e);
 
-	return r ? r : vp_scrapes_new(&d->scrapes, d, vp_activation_take(&d->activation, "metrics"), e);
+	if (r)
+		return r;
+	fd = vp_activation_take_ours(&d->activation, "metrics", &ours);
+	return vp_scrapes_new(&d->scrapes, d, fd, ours, e);
 }
 
 static void announce(struct vp_daemon *d)
@@ -220,6 +238,7 @@ static void announce(struct vp_daemon *d)
 
 static void close_all(struct vp_daemon *d)
 {
+	vp_upgrade_end(d);
 	vp_scrapes_free(d->scrapes);
 	d->scrapes = NULL;
 	vp_control_free(d->control);
@@ -229,6 +248,7 @@ static void close_all(struct vp_daemon *d)
 	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
+	vp_starter_end();
 	for (unsigned i = 0; i < d->activation.n; i++)
 		vp_close(&d->activation.s[i].fd);
 	free(d->activation.s);
@@ -277,6 +297,37 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 	return r;
 }
 
+/*
+ * What a daemon before us had goes on here. Until that one has heard that it does, it can go on itself; so whatever
+ * fails, nothing is closed in order, for all of it is the other one's.
+ */
+static int take_over(struct vp_daemon *d, struct vp_err *e)
+{
+	struct vp_taken *t = NULL;
+	uint64_t stall_us;
+	int r = vp_upgrade_receive(&t, d, e);
+
+	if (!r)
+		r = open_links(d, t, e);
+	if (!r)
+		r = vp_upgrade_rest(t, d, e);
+	if (!r)
+		r = open_control(d, e);
+	if (!r)
+		r = vp_upgrade_control(t, d, e);
+	if (!r && vp_upgrade_commit(t, d, &stall_us))
+		r = vp_err_set(e, -ECANCELED, "it came too late; the daemon before goes on");
+	if (!r) {
+		apply_links(d);
+		vp_upgrade_answer(d, stall_us);
+		return 0;
+	}
+	vp_takeover_failed(d->opt.take_over, e->msg);
+	vp_log(VP_LOG_ERR, "upgrade: %s", e->msg);
+	vp_log_sink_end();
+	_exit(EXIT_FAILURE);
+}
+
 int main(int argc, char **argv)
 {
 	struct vp_daemon d = { .spare_fd = -1 };
@@ -291,8 +342,13 @@ int main(int argc, char **argv)
 	vp_log_sink_start(d.opt.log_level);
 
 	r = vp_isolate_process(&e);
+	if (!r && d.opt.take_over >= 0)
+		vp_takeover_prepare();
 	if (!r)
 		r = load_config(&d, &e);
+	/* It is to have all that we were started with. */
+	if (!r)
+		r = vp_starter_start(&d.conf->daemon, argv, &e);
 	if (!r)
 		r = open_loop(&d, &e);
 	if (!r)
@@ -301,16 +357,21 @@ int main(int argc, char **argv)
 		r = isolate(&d, &e);
 	if (!r)
 		r = start_workers(&d, &e);
-	if (!r)
-		r = open_links(&d, &e);
-	if (!r)
-		r = open_control(&d, &e);
+	if (!r && d.opt.take_over >= 0) {
+		r = take_over(&d, &e);
+	} else if (!r) {
+		r = open_links(&d, NULL, &e);
+		if (!r)
+			r = open_control(&d, &e);
+	}
 	if (!r) {
 		announce(&d);
 		r = sd_event_loop(d.event);
 		if (r < 0)
 			vp_err_set(&e, r, "the event loop failed: %s", strerror(-r));
 	}
+	if (r < 0 && d.opt.take_over >= 0)
+		vp_takeover_failed(d.opt.take_over, e.msg);
 	close_all(&d);
 	if (r < 0) {
 		vp_log(VP_LOG_ERR, "%s", e.code ? e.msg : strerror(-r));

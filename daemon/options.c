@@ -37,6 +37,7 @@ enum {
 	OPT_CPUS,
 	OPT_RUNAS,
 	OPT_LOG,
+	OPT_TAKE_OVER,
 	OPT_HELP,
 	OPT_VERSION
 };
@@ -50,6 +51,7 @@ static const struct option options[] = {
 	{ "cpus", required_argument, NULL, OPT_CPUS },
 	{ "runas", required_argument, NULL, OPT_RUNAS },
 	{ "log-level", required_argument, NULL, OPT_LOG },
+	{ "take-over", required_argument, NULL, OPT_TAKE_OVER },
 	{ "help", no_argument, NULL, OPT_HELP },
 	{ "version", no_argument, NULL, OPT_VERSION },
 	{ NULL }
@@ -84,7 +86,7 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 	struct vp_err e;
 	int opt, r = 0;
 
-	*o = (struct vp_options){ .log_level = VP_LOG_INFO };
+	*o = (struct vp_options){ .log_level = VP_LOG_INFO, .take_over = -1 };
 	*done = false;
 	while (!r && (opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (opt) {
@@ -120,6 +122,12 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 			break;
 		case OPT_LOG:
 			r = log_level(o, optarg);
+			break;
+		case OPT_TAKE_OVER:
+			/* Of the starter only (handover/starter.h). */
+			o->take_over = atoi(optarg);
+			if (o->take_over < 3)
+				return bad("--take-over", optarg, "give the number of an open file descriptor");
 			break;
 		case OPT_HELP:
 			fputs(usage, stdout);

@@ -134,6 +134,13 @@ static void update_ports(struct fwd *f, bool all)
 	}
 }
 
+/* For the administrators of the host. What is wrong with a port, update_ports() finds out and says. */
+static void report_ports(const struct fwd *f)
+{
+	for (unsigned i = 0; i < f->n; i++)
+		vhp_report(f->port[i].p, NULL);
+}
+
 /* The port's kick fds are others now. */
 static void forget_kicks(struct fwd_port *port)
 {
@@ -274,7 +281,7 @@ static int alloc_buffers(struct fwd *f)
 static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
 {
 	unsigned idle = 0, rounds = 0;
-	uint64_t next = now_s() + stats;
+	uint64_t next = now_s() + stats, told = 0;
 
 	update_ports(f, true);
 	while (!stop) {
@@ -290,6 +297,9 @@ static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
 		}
 		if (rounds++ % 4096 == 0 || !idle) {
 			f->now = now_s();
+			if (f->now != told)
+				report_ports(f);
+			told = f->now;
 			if (stats && f->now >= next) {
 				print_stats(f, json);
 				next = f->now + stats;

@@ -510,7 +510,6 @@ void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, str
 static int begin(struct hostdev *h, struct vp_err *e)
 {
 	const struct vp_conf_side *side = &h->c.link->side[VP_SIDE_DEVICE];
-	const struct vp_conf_vm *vm = vp_conf_vm_find(h->c.d->conf, side->vm);
 	uint64_t size;
 	void *at;
 	int r;
@@ -523,7 +522,7 @@ static int begin(struct hostdev *h, struct vp_err *e)
 	if (side->socket_mode == VP_SOCKET_CLIENT)
 		return vp_timer_in(h->c.d->event, &h->again, 0, on_connect, h, h->c.name) < 0 ?
 		       vp_err_set(e, -ENOMEM, "%s: out of memory", h->c.name) : 0;
-	r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &h->lfd, e);
+	r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(h->c.d->conf, side->vm), &h->lfd, e);
 	if (r)
 		return r;
 	r = vp_source_add(&h->listen_io, h->c.d->event, h->lfd, EPOLLIN, on_accept, h);

@@ -308,7 +308,11 @@ static void device_added(void *arg, json_t *ret, const char *err)
 		vp_port_window_given(w->port, (unsigned)slot, 0, NULL);
 		return;
 	}
-	snprintf(why, sizeof(why), "device_add behind %.40s: %.150s", w->bus[v->bus], v->error);
+	if (strstr(v->error, " in use by "))
+		snprintf(why, sizeof(why), "root port %.40s is occupied (%.100s); HotplugBus= names ports that nobody "
+			 "else uses", w->bus[v->bus], strstr(v->error, "in use by "));
+	else
+		snprintf(why, sizeof(why), "device_add behind %.40s: %.150s", w->bus[v->bus], v->error);
 	if (vp_qmp_is_up(w->qmp))
 		vp_qmp_call(w->qmp, "chardev-remove", json_pack("{s:s}", "id", v->chr), -1, NULL, NULL);
 	wdev_free(v, vp_qmp_is_up(w->qmp) && !strstr(err, "uplicate"));
@@ -408,8 +412,9 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 				-1, step_done, v);
 	if (!r)
 		r = vp_qmp_call(w->qmp, "device_add",
-				json_pack("{s:s,s:s,s:s,s:s,s:i}", "driver", "ivshmem-doorbell", "id", v->dev,
-					  "chardev", v->chr, "bus", w->bus[bus], "vectors", 1),
+				/* Without addr QEMU plugs it in beside whatever is behind the root port. */
+				json_pack("{s:s,s:s,s:s,s:s,s:s,s:i}", "driver", "ivshmem-doorbell", "id", v->dev,
+					  "chardev", v->chr, "bus", w->bus[bus], "addr", "0", "vectors", 1),
 				-1, device_added, v);
 	if (r) {
 		/* Commands that went out complete later with v as their argument: it stays until QMP is lost. */
@@ -626,7 +631,11 @@ int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_c
 	if (!w->ids)
 		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	if (!r && l->qmp[0])
-		r = vp_qmp_new(&w->qmp, d->event, l->qmp, name, &qmp_ops, w, e);
+		r = vp_qmp_new(&w->qmp, d->event, l->qmp,
+			       l->qmp_mode == VP_SOCKET_SERVER ?
+				       vp_conf_socket_file_mode(d->conf, l->side[VP_SIDE_DEVICE].vm) :
+				       0,
+			       name, &qmp_ops, w, e);
 	if (r) {
 		vp_winids_put(w->ids);
 		free(w);

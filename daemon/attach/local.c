@@ -375,7 +375,6 @@ void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struc
 int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
 {
 	const struct vp_conf_side *side = &c->link->side[VP_SIDE_DEVICE];
-	const struct vp_conf_vm *vm = vp_conf_vm_find(c->d->conf, side->vm);
 	struct local *l = calloc(1, sizeof(*l));
 	int r;
 
@@ -394,7 +393,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	if (r)
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
 	else
-		r = vp_sock_listen(side->socket, vm && vm->n_users ? 0666 : 0600, &l->lfd, e);
+		r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(c->d->conf, side->vm), &l->lfd, e);
 	if (!r) {
 		r = vp_source_add(&l->listen_io, c->d->event, l->lfd, EPOLLIN, on_accept, l);
 		if (r < 0)

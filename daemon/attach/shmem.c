@@ -585,7 +585,7 @@ static void shmem_show(struct vp_attach *a, json_t *o)
 	json_object_set_new(o, "starts", json_integer((json_int_t)s->n_starts));
 	json_object_set_new(o, "maps", json_integer((json_int_t)s->n_maps));
 	json_object_set_new(o, "unmaps", json_integer((json_int_t)s->n_unmaps));
-	json_object_set_new(o, "requests_failed", json_integer((json_int_t)s->n_failed));
+	json_object_set_new(o, "maps_failed", json_integer((json_int_t)s->n_failed));
 }
 
 static void shmem_free(struct vp_attach *a)

@@ -185,6 +185,13 @@ const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *na
 	return c->n_vms ? bsearch(name, c->vms, c->n_vms, sizeof(*c->vms), cmp_name) : NULL;
 }
 
+mode_t vp_conf_socket_file_mode(const struct vp_conf *c, const char *name)
+{
+	const struct vp_conf_vm *vm = vp_conf_vm_find(c, name);
+
+	return vm && vm->n_users ? 0666 : 0600;
+}
+
 const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name)
 {
 	return c->n_links ? bsearch(name, c->links, c->n_links, sizeof(*c->links), cmp_name) : NULL;
@@ -202,6 +209,7 @@ int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e
 	l->device_type = 1;
 	l->pairs = 1;
 	l->offloads = VP_OFFLOAD_ALL;
+	l->driver_qmp_mode = l->qmp_mode = VP_SOCKET_CLIENT;
 	return 0;
 }
 
@@ -275,14 +283,46 @@ static int finish_grant(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	return 0;
 }
 
-static int finish_port(struct vp_conf_link *l, struct vp_err *e)
+/* A QMP socket that the daemon makes lies where its others do; one that a VMM makes has a whole path. */
+static int finish_qmp(char *path, uint32_t mode, const struct vp_conf *c, struct vp_err *e)
 {
+	char full[2 * VP_CONF_SOCKET_MAX];
+
+	if (!*path || *path == '/')
+		return 0;
+	if (mode != VP_SOCKET_SERVER)
+		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", path);
+	snprintf(full, sizeof(full), "%s/%s", c->daemon.runtime_dir, path);
+	if (strlen(full) >= VP_CONF_SOCKET_MAX)
+		return vp_err_set(e, -EINVAL,
+				  "the QMP socket %.60s... has %zu bytes, a UNIX socket's path has at most %d", full,
+				  strlen(full), VP_CONF_SOCKET_MAX - 1);
+	memset(path, 0, VP_CONF_SOCKET_MAX);
+	memcpy(path, full, strlen(full));
+	return 0;
+}
+
+static int finish_qmps(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
+{
+	int r;
+
+	if ((l->qmp_mode == VP_SOCKET_SERVER && !l->qmp[0]) ||
+	    (l->driver_qmp_mode == VP_SOCKET_SERVER && !l->driver_qmp[0]))
+		return vp_err_set(e, -EINVAL, "QMPMode=server makes the socket of QMP=, which is not set; set it");
+	r = finish_qmp(l->driver_qmp, l->driver_qmp_mode, c, e);
+	return r ? r : finish_qmp(l->qmp, l->qmp_mode, c, e);
+}
+
+static int finish_port(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
+{
+	int r = finish_qmps(l, c, e);
+
+	if (r)
+		return r;
 	if (!l->driver_qmp[0] != !l->nic[0])
 		return vp_err_set(e, -EINVAL,
 				  "[Driver] QMP= and NIC= go together: the driver VM's QMP socket, and the id of its "
 				  "network device there");
-	if (l->driver_qmp[0] && l->driver_qmp[0] != '/')
-		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->driver_qmp);
 	if (l->endpoint == VP_ENDPOINT_VHOST_USER) {
 		if (l->attachment || l->qmp[0] || l->hotplug_bus[0] || l->aperture)
 			return vp_err_set(e, -EINVAL,
@@ -305,8 +345,6 @@ static int finish_port(struct vp_conf_link *l, struct vp_err *e)
 		return vp_err_set(e, -EINVAL, "QMP= and HotplugBus= are for Attachment=ivshmem");
 	if (l->attachment != VP_ATTACH_SHMEM && l->aperture)
 		return vp_err_set(e, -EINVAL, "ApertureSize= is for Attachment=shmem");
-	if (l->qmp[0] && l->qmp[0] != '/')
-		return vp_err_set(e, -EINVAL, "QMP=%.80s is not an absolute path", l->qmp);
 	if (!l->aperture && l->attachment == VP_ATTACH_SHMEM)
 		l->aperture = UINT64_C(64) << 30;
 	return 0;
@@ -319,6 +357,13 @@ uint64_t vp_conf_link_pool(const struct vp_conf_link *l)
 	while (size < want)
 		size *= 2;
 	return l->pool ? l->pool : size;
+}
+
+bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode)
+{
+	if (mode == VP_MODE_GRANT)
+		return false;
+	return mode == VP_MODE_FAST ? l->migration == VP_MIGRATION_YES : l->migration != VP_MIGRATION_NO;
 }
 
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
@@ -340,7 +385,7 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	}
 	if (!strcmp(l->side[0].socket, l->side[1].socket))
 		return vp_err_set(e, -EINVAL, "both sides use the socket %s; give each its own", l->side[0].socket);
-	r = finish_port(l, e);
+	r = finish_port(l, c, e);
 	if (!r)
 		r = finish_grant(l, c, e);
 	if (!r)
@@ -352,18 +397,35 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 	return 0;
 }
 
+/* Sockets that are this link's alone: of its sides, and those for QMP that the daemon makes. "" = there is none. */
+#define CLAIMS (2 * VP_SIDES)
+
+static const char *claimed(const struct vp_conf_link *l, unsigned n)
+{
+	if (n < VP_SIDES)
+		return l->side[n].socket;
+	if (n == VP_SIDES + VP_SIDE_DRIVER)
+		return l->driver_qmp_mode == VP_SOCKET_SERVER ? l->driver_qmp : "";
+	return l->qmp_mode == VP_SOCKET_SERVER ? l->qmp : "";
+}
+
+static const char *claim_key(unsigned n)
+{
+	return n < VP_SIDES ? "Socket" : "QMP";
+}
+
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e)
 {
 	if (!strcmp(a->name, b->name))
 		return vp_err_set(e, -EEXIST, "there is already a link %s; remove it first or choose another name",
 				  a->name);
-	for (unsigned i = 0; i < VP_SIDES; i++)
-		for (unsigned j = 0; j < VP_SIDES; j++)
-			if (!strcmp(a->side[i].socket, b->side[j].socket))
+	for (unsigned i = 0; i < CLAIMS; i++)
+		for (unsigned j = 0; j < CLAIMS; j++)
+			if (*claimed(a, i) && !strcmp(claimed(a, i), claimed(b, j)))
 				return vp_err_set(
 					e, -EEXIST,
-					"the socket %s already belongs to the %s side of link %s; set another Socket=",
-					a->side[i].socket, vp_side_name(i), a->name);
+					"the socket %s already belongs to the %s side of link %s; set another %s=",
+					claimed(a, i), vp_side_name(i % VP_SIDES), a->name, claim_key(j));
 	return 0;
 }
 
@@ -513,33 +575,36 @@ static int cmp_claim(const void *a, const void *b)
 /* Sorted, not pairwise: thousands of links are normal. */
 static int check_sockets(const struct vp_conf *c, struct vp_conf_report *rep)
 {
-	struct claim *claims = calloc(c->n_links * VP_SIDES + 1, sizeof(*claims));
+	struct claim *claims = calloc(c->n_links * CLAIMS + 1, sizeof(*claims));
 	unsigned n = 0;
 
 	if (!claims)
 		return -ENOMEM;
 	for (unsigned i = 0; i < c->n_links; i++)
-		for (unsigned s = 0; s < VP_SIDES; s++)
-			if (c->links[i].side[s].socket[0])
-				claims[n++] = (struct claim){ c->links[i].side[s].socket, &c->links[i], s };
+		for (unsigned s = 0; s < CLAIMS; s++)
+			if (*claimed(&c->links[i], s))
+				claims[n++] = (struct claim){ claimed(&c->links[i], s), &c->links[i], s };
 	qsort(claims, n, sizeof(*claims), cmp_claim);
 	for (unsigned i = 0; i < n; i++) {
 		const struct claim *a = &claims[i], *b = i ? &claims[i - 1] : NULL;
 
 		if (!strcmp(a->socket, c->daemon.control_socket))
 			vp_conf_error(rep,
-				      "%s.link: the %s side's socket %s is the control socket; set another Socket=",
-				      a->link->name, vp_side_name(a->side), a->socket);
+				      "%s.link: the %s side's socket %s is the control socket; set another %s=",
+				      a->link->name, vp_side_name(a->side % VP_SIDES), a->socket, claim_key(a->side));
 		if (!strcmp(a->socket, c->daemon.metrics_socket))
 			vp_conf_error(
 				rep,
-				"%s.link: the %s side's socket %s is the socket of the metrics; set another Socket=",
-				a->link->name, vp_side_name(a->side), a->socket);
-		if (b && b->link != a->link && !strcmp(a->socket, b->socket))
+				"%s.link: the %s side's socket %s is the socket of the metrics; set another %s=",
+				a->link->name, vp_side_name(a->side % VP_SIDES), a->socket, claim_key(a->side));
+		/* Both sides' of one link have been looked at. */
+		if (b && (b->link != a->link || a->side >= VP_SIDES || b->side >= VP_SIDES) &&
+		    !strcmp(a->socket, b->socket))
 			vp_conf_error(
 				rep,
-				"%s.link: the socket %s already belongs to the %s side of link %s; set another Socket=",
-				a->link->name, a->socket, vp_side_name(b->side), b->link->name);
+				"%s.link: the socket %s already belongs to the %s side of link %s; set another %s=",
+				a->link->name, a->socket, vp_side_name(b->side % VP_SIDES), b->link->name,
+				claim_key(a->side));
 	}
 	free(claims);
 	return 0;

@@ -30,6 +30,8 @@
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_GRANT, VP_MODE_COUNT };
 /* Where a driver VM's grants come from (link/grant.h). */
 enum vp_grant_source { VP_GRANT_SWIOTLB, VP_GRANT_VIOMMU, VP_GRANT_MEMORY, VP_GRANT_SOURCES };
+/* May the driver VM be migrated? auto: yes, but for a fast link. */
+enum vp_migration { VP_MIGRATION_AUTO, VP_MIGRATION_NO, VP_MIGRATION_YES };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT, VP_ENDPOINT_VHOST_USER };
 /* VP_ATTACH_HOSTDEV belongs to VP_ENDPOINT_VHOST_USER; Attachment= has no word for it. */
 enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL, VP_ATTACH_HOSTDEV };
@@ -80,6 +82,7 @@ struct vp_conf_link {
 	uint32_t pps;          /* packets per second in each direction, 0 = no limit */
 	uint64_t bps;          /* bits per second in each direction, 0 = no limit */
 	bool     start_down;   /* administrative state at creation */
+	uint32_t migration;    /* enum vp_migration */
 	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
 	uint32_t attachment;   /* enum vp_attachment */
 	bool     packed;       /* the driver VM is offered packed rings */
@@ -90,9 +93,11 @@ struct vp_conf_link {
 	uint64_t grant_size;   /* of VP_GRANT_MEMORY: bytes of the memory device */
 	char     grant_socket[VP_CONF_SOCKET_MAX]; /* of VP_GRANT_SWIOTLB; absolute after vp_conf_finish_link() */
 	char     driver_qmp[VP_CONF_SOCKET_MAX]; /* the driver VM's QMP socket, "" = none */
+	uint32_t driver_qmp_mode;                /* enum vp_socket_mode: server = its VMM connects to the daemon */
 	/* the network device there whose carrier follows the link; set if driver_qmp is */
 	char     nic[VP_CONF_NAME_MAX];
 	char     qmp[VP_CONF_SOCKET_MAX];       /* ivshmem: the device VM's QMP socket, "" = none */
+	uint32_t qmp_mode;                      /* as driver_qmp_mode */
 	char     hotplug_bus[VP_CONF_BUS_MAX];  /* ivshmem: ids of free pcie-root-ports, one blank between them */
 	/* of a back-end, as far as it is written here and not learned (device/device.h) */
 	uint64_t capacity;     /* blk: bytes, 0 = not written */
@@ -123,6 +128,7 @@ struct vp_conf_daemon {
 	char     user[VP_CONF_NAME_MAX];           /* to become when started as root; "" = stay */
 	char     audit_log[VP_CONF_SOCKET_MAX];    /* file; "" = the daemon's log */
 	char     state_dir[VP_CONF_SOCKET_MAX];    /* where learned profiles are kept */
+	char     upgrade_binaries[VP_CONF_DIRS_MAX]; /* programs that an upgrade may start, besides our own file */
 	/* isolation stages that must be in force (bit = enum vp_isolate_stage) */
 	uint32_t require;
 	bool     no_filter;                        /* no system call filter */
@@ -175,6 +181,11 @@ void vp_conf_note(struct vp_conf *c, enum vp_conf_kind kind, const char *name, c
 		  const char *path, unsigned line);
 
 const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *name);
+/*
+ * Mode of a socket's file that VMMs of the VM connect to. Other users must be able to connect to be checked; who they
+ * are is what decides.
+ */
+mode_t vp_conf_socket_file_mode(const struct vp_conf *c, const char *vm);
 const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name);
 
 /* Defaults for a link called name. -EINVAL when it cannot be a name. */
@@ -195,6 +206,9 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 
 /* Bytes of the link's pool in copy mode: PoolSize=, or 8 MiB for each queue pair. */
 uint64_t vp_conf_link_pool(const struct vp_conf_link *l);
+
+/* May the driver VM of a link that policy gives this mode be migrated live? */
+bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode);
 
 /* Two links that cannot both exist (same name, same socket). -EEXIST with a message, else 0. */
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e);

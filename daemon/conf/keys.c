@@ -28,6 +28,7 @@ static const char *const grant_names[] = { "swiotlb", "viommu", "memory", NULL }
 static const char *const endpoint_names[] = { "virtio-net", "port", "vhost-user", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
 static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
+static const char *const migration_names[] = { "auto", "no", "yes", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
 static const char *const offload_names[] = { "csum", "tso4", "tso6", "ecn", "mrgbuf", NULL };
 static const char *const state_names[] = { "up", "down", NULL };
@@ -570,6 +571,7 @@ static const struct key daemon_keys[] = {
 	{ "Daemon", "User", parse_user, D(user) },
 	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
 	{ "Daemon", "StateDirectory", parse_path, D(state_dir) },
+	{ "Daemon", "UpgradeBinaries", parse_dirs, D(upgrade_binaries) },
 	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
 	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
 	{ "Control", "Socket", parse_path, D(control_socket) },
@@ -596,6 +598,7 @@ static const struct key link_keys[] = {
 	{ "Link", "Mode", parse_enum, L(mode), .words = mode_names },
 	{ "Link", "Type", parse_device_type, L(device_type) },
 	{ "Link", "DeviceType", parse_device_type, L(device_type) },
+	{ "Link", "Migration", parse_enum, L(migration), .words = migration_names },
 	{ "Link", "Queues", parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
 	{ "Link", "State", parse_state, L(start_down), .words = state_names },
 	{ "Link", "Description", parse_text, L(description) },
@@ -606,6 +609,7 @@ static const struct key link_keys[] = {
 	{ "Driver", "GrantSize", parse_bytes, L(grant_size), 1, 32u << 20 },
 	{ "Driver", "GrantSocket", parse_path, L(grant_socket) },
 	{ "Driver", "QMP", parse_path, L(driver_qmp) },
+	{ "Driver", "QMPMode", parse_enum, L(driver_qmp_mode), .words = socket_mode_names },
 	{ "Driver", "NIC", parse_name, L(nic) },
 	{ "Device", "VM", parse_name, L(side[VP_SIDE_DEVICE].vm) },
 	{ "Device", "Endpoint", parse_enum, L(endpoint), .words = endpoint_names },
@@ -613,6 +617,7 @@ static const struct key link_keys[] = {
 	{ "Device", "SocketMode", parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = socket_mode_names },
 	{ "Device", "Attachment", parse_enum, L(attachment), .words = attachment_names },
 	{ "Device", "QMP", parse_path, L(qmp) },
+	{ "Device", "QMPMode", parse_enum, L(qmp_mode), .words = socket_mode_names },
 	{ "Device", "HotplugBus", parse_ids, L(hotplug_bus) },
 	{ "Device", "ApertureSize", parse_size, L(aperture), 512, 1u << 23 },
 	{ "Device", "PoolSize", parse_size, L(pool), 1, 4096 },

@@ -211,6 +211,9 @@ static int check_room(const struct share *s, uint64_t size, const struct vp_map_
 			"VM %.63s would have %llu MiB of memory mapped but MaxMemory=%lluM; raise it in %.63s.vm",
 			s->vm, (unsigned long long)((mine.bytes + size) >> 20), (unsigned long long)s->max >> 20,
 			s->vm);
+	/* Within its own share nobody else's has to be counted. */
+	if (mine.maps < share && mine.bytes <= VP_MIN(even, s->max) && size <= VP_MIN(even, s->max) - mine.bytes)
+		return 0;
 	for (const struct share *o = shares; o; o = o->next) {
 		uint64_t theirs = VP_MIN(even, o->max);
 

@@ -39,7 +39,10 @@ void vp_audit_free(struct vp_audit *a);
  */
 void vp_audit_link(struct vp_daemon *d, const char *action, const struct vp_conf_link *l,
 		   const struct vp_policy_decision *dec, const char *rule, int r, const struct vp_err *e);
-/* Anything else that a control client does to a link: link.remove, link.up, link.down, daemon.reload (link ""). */
+/*
+ * Anything else that a control client does to a link: link.remove, link.capture, link.up, link.down, daemon.reload
+ * (link "").
+ */
 void vp_audit_action(struct vp_daemon *d, const char *action, const char *link, int r, const struct vp_err *e);
 /* A process wanted to be the VMM of this VM, and may not. */
 void vp_audit_vmm(struct vp_daemon *d, const char *what, const char *vm, const struct ucred *cred);

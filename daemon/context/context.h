@@ -24,6 +24,7 @@ struct vp_forward;
 struct vp_audit;
 struct vp_guard;
 struct vp_source;
+struct vp_upgrade;
 
 struct vp_options {
 	struct vp_conf_paths paths;
@@ -32,6 +33,7 @@ struct vp_options {
 	const char *user;
 	int         log_level;
 	bool        check_config;
+	int         take_over;  /* socket to the daemon before us, -1 = there is none */
 };
 
 struct vp_daemon {
@@ -47,12 +49,13 @@ struct vp_daemon {
 	struct vp_activation  activation;
 	struct vp_audit      *audit;
 	struct vp_guard      *guard;
+	struct vp_upgrade    *upgrade;  /* while a successor starts */
 	void                (*on_event)(void *arg, const char *event, json_t *data);  /* events.h */
 	void                 *on_event_arg;
 	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
 	DIR                  *fd_dir;      /* /proc/self/fd, opened while that could be done */
 	uint64_t              started_us;  /* CLOCK_MONOTONIC */
-	unsigned              reloads;
+	unsigned              reloads, upgrades;
 	int                   spare_fd;    /* given up when fds run out */
 	uint64_t              last_shed_us;
 	bool                  stopping;

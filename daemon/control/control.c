@@ -22,6 +22,7 @@
 #include "context/context.h"
 #include "context/events.h"
 #include "control/request.h"
+#include "link/capture.h"
 #include "sys/fds.h"
 #include "sys/sock.h"
 #include "sys/source.h"
@@ -37,10 +38,13 @@ struct vp_client {
 	uint64_t           tokens_us;  /* time up to which requests have been let pass */
 	bool               subscribed;
 	bool               closing;  /* send what waits, then close */
+	char              *later;    /* the id of a request that is answered later, as JSON; NULL = there is none */
 	char              *in;
 	size_t             in_len, in_cap;
 	char              *out;
 	size_t             out_off, out_len, out_cap;
+	struct vp_capture *capture;      /* NULL = it has none */
+	int                send_fd;      /* to go with the first byte that waits, -1 = none; the capture's */
 	struct vp_client  *next;
 };
 
@@ -66,10 +70,12 @@ static void client_free(struct vp_client *cl)
 	if (*p)
 		*p = cl->next;
 	cl->ctl->n_clients--;
+	vp_capture_stop(cl->capture);
 	vp_source_end(&cl->io);
 	vp_close_foreign(&cl->fd);
 	free(cl->in);
 	free(cl->out);
+	free(cl->later);
 	free(cl);
 }
 
@@ -85,13 +91,22 @@ static int client_rearm(struct vp_client *cl)
 
 	if (out_waiting(cl))
 		ev |= EPOLLOUT;
-	if (!cl->closing && out_waiting(cl) < VP_CONTROL_OUT_PAUSE)
+	if (!cl->closing && !cl->later && out_waiting(cl) < VP_CONTROL_OUT_PAUSE)
 		ev |= EPOLLIN;
 	return vp_source_events(cl->io, ev);
 }
 
 static int client_flush(struct vp_client *cl)
 {
+	if (cl->send_fd >= 0 && out_waiting(cl)) {
+		/* Of our own making, and nothing was in its way. */
+		int r = vp_send_fds(cl->fd, cl->out, 1, &cl->send_fd, 1);
+
+		if (r)
+			return r == -EAGAIN ? 0 : r;
+		cl->send_fd = -1;
+		cl->out_off = 1;
+	}
 	while (out_waiting(cl)) {
 		/* seccomp control: sendto */
 		ssize_t n = send(cl->fd, cl->out + cl->out_off, out_waiting(cl), MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -194,6 +209,12 @@ static int client_line(struct vp_client *cl, const char *line, size_t len)
 	if (!r)
 		r = vp_control_call(cl->ctl->d, cl, req.method, req.params, &result, &text, &e);
 	cl->ctl->d->actor = NULL;
+	if (cl->later) {
+		free(cl->later);
+		cl->later = req.id ? json_dumps(req.id, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("null");
+		vp_request_free(&req);
+		return cl->later ? 0 : -ENOMEM;
+	}
 	if (r && !e.code)
 		vp_err_set(&e, r, "%s", strerror(-r));
 	if (r)
@@ -213,7 +234,7 @@ static int client_lines(struct vp_client *cl)
 	size_t done = 0;
 	int r = 0;
 
-	while (!r && !cl->closing && out_waiting(cl) < VP_CONTROL_OUT_PAUSE) {
+	while (!r && !cl->closing && !cl->later && out_waiting(cl) < VP_CONTROL_OUT_PAUSE) {
 		char *nl = memchr(cl->in + done, '\n', cl->in_len - done);
 
 		if (!nl)
@@ -368,6 +389,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	cl->ctl = c;
 	cl->fd = fd;
+	cl->send_fd = -1;
 	cl->cred = cred;
 	cl->next = c->clients;
 	c->clients = cl;
@@ -411,8 +433,8 @@ static void on_event(void *arg, const char *event, json_t *data)
 	free(line);
 }
 
-int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
-		   struct vp_err *e)
+int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, bool ours, const char *path,
+		   const char *group, struct vp_err *e)
 {
 	struct vp_control *c = calloc(1, sizeof(*c));
 	int r;
@@ -421,6 +443,7 @@ int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const c
 		return -ENOMEM;
 	c->d = d;
 	c->fd = fd;
+	c->unlink_path = ours;
 	memcpy(c->path, path, strlen(path));
 	if (*group) {
 		struct group *g = getgrnam(group);
@@ -469,4 +492,195 @@ void vp_control_free(struct vp_control *c)
 void vp_client_subscribe(struct vp_client *cl)
 {
 	cl->subscribed = true;
+}
+
+/* Its link has gone. Not freed here: this may happen while its request is being served. */
+static void on_capture_end(void *ctx, const char *link, const char *why)
+{
+	struct vp_client *cl = ctx;
+	struct timespec ts;
+	size_t len = 0;
+	char *line;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	line = vp_event_line("capture.ended", (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000,
+			     json_pack("{s:s,s:s}", "link", link, "why", why), &len);
+	if (client_put(cl, line, len))
+		cl->closing = true;
+	client_rearm(cl);
+}
+
+int vp_client_capture(struct vp_client *cl, struct vp_link *l, uint32_t snaplen, uint32_t buffer,
+		      struct vp_capture_info *info, struct vp_err *e)
+{
+	int r;
+
+	if (cl->capture)
+		return vp_err_set(e, -EBUSY, "this connection has a capture already; use one connection for each");
+	if (out_waiting(cl))
+		return vp_err_set(e, -EBUSY, "read the answers to your earlier requests first");
+	r = vp_capture_start(&cl->capture, l, snaplen, buffer, on_capture_end, cl, e);
+	if (r)
+		return r;
+	vp_capture_info(cl->capture, info);
+	cl->send_fd = info->fd;
+	return 0;
+}
+/* ---- answers that come later ------------------------------------------------------------------ */
+
+void vp_client_later(struct vp_client *cl)
+{
+	cl->later = strdup("");
+}
+
+static int answer_later(struct vp_client *cl, json_t *result, const struct vp_err *e)
+{
+	struct vp_request req = { .id = json_loads(cl->later, JSON_DECODE_ANY, NULL) };
+	size_t n = 0;
+	char *line = e ? vp_reply_error(&req, e, &n) : vp_reply_ok(&req, json_incref(result), &n);
+	int r;
+
+	json_decref(req.id);
+	free(cl->later);
+	cl->later = NULL;
+	r = client_put(cl, line, n);
+	if (!r)
+		r = client_flush(cl);
+	if (!r)
+		r = client_lines(cl);
+	return r ? r : client_rearm(cl);
+}
+
+void vp_control_answer(struct vp_control *c, json_t *result, const struct vp_err *e)
+{
+	struct vp_client *next;
+
+	for (struct vp_client *cl = c->clients; cl; cl = next) {
+		next = cl->next;
+		if (cl->later && answer_later(cl, result, e))
+			client_free(cl);
+	}
+	json_decref(result);
+}
+
+/* ---- for another daemon ------------------------------------------------------------------------ */
+
+enum tag { TAG_PATH = 1, TAG_LISTENS, TAG_OURS, TAG_CLIENT, TAG_STATE = 16, TAG_SOCKET, TAG_IN, TAG_OUT, TAG_LATER };
+
+struct client_rec {
+	uint64_t tokens_us;
+	uint32_t pid, uid, gid, subscribed;
+};
+
+static void client_save(const struct vp_client *cl, struct vp_rec *r)
+{
+	const struct client_rec s = {
+		.tokens_us = cl->tokens_us, .pid = (uint32_t)cl->cred.pid, .uid = cl->cred.uid, .gid = cl->cred.gid,
+		.subscribed = cl->subscribed,
+	};
+
+	/* A capture ends with the daemon that it began in. */
+	if (cl->closing || cl->capture)
+		return;
+	vp_rec_begin(r, TAG_CLIENT);
+	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
+	vp_rec_fd(r, TAG_SOCKET, VP_REC_FD_SOCKET, cl->fd);
+	vp_rec_put(r, TAG_IN, cl->in, cl->in_len);
+	vp_rec_put(r, TAG_OUT, cl->out + cl->out_off, out_waiting(cl));
+	if (cl->later)
+		vp_rec_str(r, TAG_LATER, cl->later);
+	vp_rec_end(r);
+}
+
+void vp_control_save(struct vp_control *c, struct vp_rec *r)
+{
+	unsigned n = 0;
+
+	vp_rec_str(r, TAG_PATH, c->path);
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, c->fd);
+	vp_rec_u64(r, TAG_OURS, c->unlink_path);
+	/* The list begins with the newest: from the other end, it is so there, too. */
+	for (struct vp_client *cl = c->clients; cl; cl = cl->next)
+		n++;
+	while (n) {
+		struct vp_client *cl = c->clients;
+
+		for (unsigned i = --n; i; i--)
+			cl = cl->next;
+		client_save(cl, r);
+	}
+}
+
+int vp_control_record_socket(struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e)
+{
+	char path[VP_CONF_SOCKET_MAX];
+	int fd, r = vp_rec_text(in, TAG_PATH, path, sizeof(path));
+
+	if (r)
+		return vp_err_set(e, r, "the record of the control socket is malformed");
+	if (strcmp(path, d->conf->daemon.control_socket))
+		return vp_err_set(e, -EINVAL,
+				  "the control socket is %.80s, and %.80s by the files: that changes by a restart only",
+				  path, d->conf->daemon.control_socket);
+	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &fd, e);
+	if (!r && fd < 0)
+		return vp_err_set(e, -EPROTO, "the record of the control socket has no socket");
+	return r ? r : vp_activation_add(&d->activation, "control", fd, vp_rec_num(in, TAG_OURS, 0));
+}
+
+static int copy_bytes(char **to, size_t *n, size_t *cap, const struct vp_rec_in *in, unsigned tag)
+{
+	struct vp_rec_in b;
+
+	if (!vp_rec_find(in, tag, &b) || !b.n)
+		return 0;
+	*to = malloc(b.n);
+	if (!*to)
+		return -ENOMEM;
+	memcpy(*to, b.p, b.n);
+	*n = *cap = b.n;
+	return 0;
+}
+
+static int client_restore(struct vp_control *c, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_client *cl = calloc(1, sizeof(*cl));
+	char later[VP_REQUEST_MAX_LINE / 16];
+	struct client_rec s;
+	int r;
+
+	if (!cl)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	cl->ctl = c;
+	cl->fd = -1;
+	cl->next = c->clients;
+	c->clients = cl;
+	c->n_clients++;
+	if (vp_rec_get(in, TAG_STATE, &s, sizeof(s)) || vp_rec_text(in, TAG_LATER, later, sizeof(later)))
+		return vp_err_set(e, -EPROTO, "the record of a control client is malformed");
+	cl->cred = (struct ucred){ (pid_t)s.pid, s.uid, s.gid };
+	cl->tokens_us = s.tokens_us;
+	cl->subscribed = s.subscribed;
+	cl->later = *later ? strdup(later) : NULL;
+	r = vp_rec_take(in, TAG_SOCKET, VP_REC_FD_SOCKET, &cl->fd, e);
+	if (!r && cl->fd < 0)
+		r = vp_err_set(e, -EPROTO, "the record of a control client has no socket");
+	if (!r && (copy_bytes(&cl->in, &cl->in_len, &cl->in_cap, in, TAG_IN) ||
+		   copy_bytes(&cl->out, &cl->out_len, &cl->out_cap, in, TAG_OUT)))
+		r = vp_err_set(e, -ENOMEM, "out of memory");
+	if (!r && vp_source_add(&cl->io, c->d->event, cl->fd, EPOLLIN, on_client, cl) < 0)
+		r = vp_err_set(e, -ENOMEM, "a control client cannot be watched");
+	return r ? r : client_rearm(cl);
+}
+
+int vp_control_restore(struct vp_control *c, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body;
+	unsigned tag;
+	int r = 0;
+
+	while (!r && vp_rec_next(&rest, &tag, &body))
+		if (tag == TAG_CLIENT)
+			r = c->n_clients < VP_CONTROL_MAX_CLIENTS ? client_restore(c, &body, e) : 0;
+	return r;
 }

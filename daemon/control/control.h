@@ -13,6 +13,7 @@
 #include <systemd/sd-event.h>
 
 #include "base/err.h"
+#include "base/record.h"
 #include "base/text.h"
 
 struct vp_daemon;
@@ -27,11 +28,11 @@ struct vp_client;
 
 /*
  * Listen on path (fd < 0), or serve fd, a listening socket that somebody else made (socket activation).
- * The fd is taken over; its path is not unlinked at the end. group: members of this group may connect
+ * The fd is taken over; its path is unlinked at the end if it is ours. group: members of this group may connect
  * besides root and the daemon's user; "" = none.
  */
-int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, const char *path, const char *group,
-		   struct vp_err *e);
+int vp_control_new(struct vp_control **out, struct vp_daemon *d, int fd, bool ours, const char *path,
+		   const char *group, struct vp_err *e);
 void vp_control_free(struct vp_control *c);
 
 /*
@@ -41,6 +42,28 @@ void vp_control_free(struct vp_control *c);
 bool vp_control_peer_ok(int fd, const gid_t *groups, unsigned n, struct ucred *cred);
 
 void vp_client_subscribe(struct vp_client *cl);
+
+struct vp_link;
+struct vp_capture_info;
+/*
+ * A capture of l that lasts as long as the client; its file goes with the answer that is being made. -EBUSY: it has one
+ * already, or answers wait for it. Else as vp_capture_start().
+ */
+int vp_client_capture(struct vp_client *cl, struct vp_link *l, uint32_t snaplen, uint32_t buffer,
+		      struct vp_capture_info *info, struct vp_err *e);
+
+/*
+ * The request that is being served is answered later, with vp_control_answer(); until then no other one of this client
+ * is served. It may be gone by then.
+ */
+void vp_client_later(struct vp_client *cl);
+/* Answer all that wait: result (stolen), or e. */
+void vp_control_answer(struct vp_control *c, json_t *result, const struct vp_err *e);
+
+/* The socket and the clients, for another daemon, and there (docs/handover.md). */
+void vp_control_save(struct vp_control *c, struct vp_rec *r);
+int  vp_control_record_socket(struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
+int  vp_control_restore(struct vp_control *c, const struct vp_rec_in *in, struct vp_err *e);
 
 /*
  * methods.c: run one method. 0 and *result (new reference or NULL), or *text when that is not empty; or -errno with e.

@@ -12,16 +12,20 @@
 
 #include "control/control.h"
 #include "context/audit.h"
+#include "base/capring.h"
 #include "base/log.h"
+#include "base/util.h"
 #include "context/context.h"
 #include "conf/types.h"
 #include "device/device.h"
 #include "handover/guard.h"
+#include "link/capture.h"
 #include "link/grant.h"
 #include "link/link.h"
 #include "sandbox/isolate.h"
 #include "control/reload.h"
 #include "control/request.h"
+#include "control/upgrade.h"
 #include "threads/worker.h"
 #include "vhostuser/codec.h"
 
@@ -32,9 +36,11 @@ struct call {
 	const char       *name;    /* params.name when the method takes a link */
 	struct vp_link   *link;    /* found for methods with WANT_LINK */
 	bool              forget;  /* params.forget of link.profile */
+	const char       *binary;  /* params.binary of daemon.upgrade, NULL = left out */
 	bool              drop;    /* params.drop of link.grant */
 	uint64_t          address, size;  /* of link.grant; size 0 = left out */
 	const char       *level;   /* params.level of daemon.log-level, NULL = left out */
+	long long         snaplen, buffer; /* of link.capture, 0 = left out */
 	struct vp_text   *text;    /* for an answer that is written, not built */
 };
 
@@ -93,13 +99,14 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 						(json_int_t)w.cpu_us));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
-	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid",
+	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid",
 			    (int)getpid(), "guard_pid",
 			    vp_guard_pid(c->d->guard) ? json_integer(vp_guard_pid(c->d->guard)) : json_null(), "links",
 			    (int)vp_links_count(c->d->links), "open_fds", count_fds(c->d->fd_dir), "reloads",
-			    (int)c->d->reloads, "uptime_s", (json_int_t)((now - c->d->started_us) / 1000000),
-			    "runtime_dir", conf->runtime_dir, "control_socket", conf->control_socket, "metrics_socket",
-			    conf->metrics_socket, "threads", threads, "isolation", isolation());
+			    (int)c->d->reloads, "upgrades", (int)c->d->upgrades, "uptime_s",
+			    (json_int_t)((now - c->d->started_us) / 1000000), "runtime_dir", conf->runtime_dir,
+			    "control_socket", conf->control_socket, "metrics_socket", conf->metrics_socket, "threads",
+			    threads, "isolation", isolation());
 	return 0;
 }
 
@@ -110,6 +117,16 @@ static int do_daemon_reload(struct call *c, json_t **result, struct vp_err *e)
 
 	if (!r)
 		*result = json_pack("{s:i,s:i}", "changed", (int)changed, "links", (int)vp_links_count(c->d->links));
+	return r;
+}
+
+static int do_daemon_upgrade(struct call *c, json_t **result, struct vp_err *e)
+{
+	int r = vp_upgrade_begin(c->d, c->binary ? c->binary : "", e);
+
+	vp_audit_action(c->d, "daemon.upgrade", "", r, e);
+	if (!r)
+		vp_client_later(c->client);
 	return r;
 }
 
@@ -174,40 +191,12 @@ static int do_link_stats(struct call *c, json_t **result, struct vp_err *e)
 	return 0;
 }
 
-/* params.config: {"Link":{"Mode":"relay"},"Driver":{"VM":"a"},...}, the words of a .link file. */
-static int read_config(struct vp_conf_link *l, json_t *config, struct vp_err *e)
-{
-	const char *section, *key;
-	json_t *keys, *v;
-
-	json_object_foreach(config, section, keys) {
-		if (!json_is_object(keys))
-			return vp_err_set(e, -EINVAL, "config: [%.50s] must be an object of keys", section);
-		json_object_foreach(keys, key, v) {
-			char number[24];
-			const char *text = json_string_value(v);
-			int r;
-
-			if (json_is_integer(v)) {
-				snprintf(number, sizeof(number), "%lld", (long long)json_integer_value(v));
-				text = number;
-			}
-			if (!text)
-				return vp_err_set(e, -EINVAL, "config: %.50s must be a string or an integer", key);
-			r = vp_conf_link_set(l, section, key, text, e);
-			if (r)
-				return r == -ENOENT ? vp_err_set(e, -EINVAL, "%s", strdupa(e->msg)) : r;
-		}
-	}
-	return 0;
-}
-
 static int link_from_params(struct call *c, struct vp_conf_link *l, struct vp_err *e)
 {
 	int r = vp_conf_link_init(l, c->name, e);
 
 	if (!r)
-		r = read_config(l, json_object_get(c->params, "config"), e);
+		r = vp_link_config_read(l, json_object_get(c->params, "config"), e);
 	if (!r)
 		r = vp_conf_finish_link(l, c->d->conf, e);
 	return r;
@@ -225,9 +214,35 @@ static int do_link_add(struct call *c, json_t **result, struct vp_err *e)
 				       "%s is the daemon's own socket; set another Socket=", l.side[s].socket);
 	if (!r)
 		r = vp_link_add(c->d->links, &l, VP_ORIGIN_RUNTIME, e);
-	if (!r)
-		*result = vp_link_detail(vp_link_find(c->d->links, l.name));
+	if (!r) {
+		struct vp_link *link = vp_link_find(c->d->links, l.name);
+
+		link->given = json_dumps(json_object_get(c->params, "config"), JSON_COMPACT);
+		*result = vp_link_detail(link);
+	}
 	return r;
+}
+
+/* Packets, or of other devices requests, from now on until the client goes. Its file goes with the answer. */
+static int do_link_capture(struct call *c, json_t **result, struct vp_err *e)
+{
+	long long snaplen = c->snaplen ? c->snaplen : VP_CAPTURE_SNAPLEN;
+	long long buffer = c->buffer ? c->buffer : VP_CAPTURE_BUFFER;
+	struct vp_capture_info info;
+	/* What is too large by far is too large. */
+	int r = vp_client_capture(c->client, c->link, (uint32_t)VP_MIN(snaplen, UINT32_MAX),
+				  (uint32_t)VP_MIN(buffer, UINT32_MAX), &info, e);
+
+	vp_audit_action(c->d, "link.capture", c->link->conf.name, r, e);
+	if (r)
+		return r;
+	vp_log(VP_LOG_NOTICE, "link %s: captured by a client of the control socket", c->link->conf.name);
+	*result = json_pack("{s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i}", "name", c->link->conf.name, "type",
+			    vp_type_name(c->link->conf.device_type), "mode", vp_mode_name(c->link->decision.mode),
+			    "driver_vm", c->link->conf.side[VP_SIDE_DRIVER].vm, "device_vm",
+			    c->link->conf.side[VP_SIDE_DEVICE].vm, "rings", (int)info.rings, "ring_size",
+			    (int)info.ring_size, "format", VP_CAPRING_FORMAT);
+	return 0;
 }
 
 static int do_link_remove(struct call *c, json_t **result, struct vp_err *e)
@@ -400,11 +415,13 @@ static const struct method {
 	{ "daemon.version", do_version },
 	{ "daemon.show", do_daemon_show },
 	{ "daemon.reload", do_daemon_reload },
+	{ "daemon.upgrade", do_daemon_upgrade },
 	{ "daemon.log-level", do_log_level },
 	{ "link.list", do_link_list },
 	{ "link.show", do_link_show, WANT_LINK },
 	{ "link.stats", do_link_stats, MAY_NAME },
 	{ "link.add", do_link_add, WANT_NAME, WANT_CONFIG },
+	{ "link.capture", do_link_capture, WANT_LINK },
 	{ "link.remove", do_link_remove, WANT_LINK },
 	{ "link.up", do_link_up, WANT_LINK },
 	{ "link.down", do_link_down, WANT_LINK },
@@ -428,6 +445,14 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			c->forget = json_is_true(v);
 			if (!json_is_boolean(v))
 				return vp_err_set(e, -EINVAL, "%s: forget must be true or false", m->name);
+		} else if (!strcmp(k, "binary") && m->fn == do_daemon_upgrade) {
+			c->binary = json_string_value(v);
+			if (!c->binary || *c->binary != '/')
+				return vp_err_set(e, -EINVAL, "%s: binary must be an absolute path", m->name);
+		} else if ((!strcmp(k, "snaplen") || !strcmp(k, "buffer")) && m->fn == do_link_capture) {
+			*(k[0] == 's' ? &c->snaplen : &c->buffer) = json_integer_value(v);
+			if (json_integer_value(v) <= 0)
+				return vp_err_set(e, -EINVAL, "%s: %.10s must be a number of bytes", m->name, k);
 		} else if (!strcmp(k, "drop") && m->fn == do_link_grant) {
 			c->drop = json_is_true(v);
 			if (!json_is_boolean(v))

@@ -258,6 +258,20 @@ static void link_wakes(struct out *o, struct vp_link *l)
 	}
 }
 
+/* The device VM's word, of links whose packets nobody here sees. */
+#define LINK_REPORTED(name, member) \
+	static void name(struct out *o, struct vp_link *l) \
+	{ \
+		struct vp_link_reported r; \
+		for (unsigned side = 0; l->ops->reported && side < VP_SIDES; side++) \
+			if (l->ops->reported(l, side, &r)) \
+				sample(o, link_labels(l), side_label[side], r.member); \
+	}
+
+LINK_REPORTED(reported_packets, packets)
+LINK_REPORTED(reported_bytes, bytes)
+LINK_REPORTED(reported_drops, dropped)
+
 static void drops(struct out *o, struct vp_link *l, const char *more, const struct vp_queue_stats *s, bool all)
 {
 	char text[112];
@@ -406,6 +420,11 @@ static const struct family families[] = {
 	  true },
 	{ "vhost_pci_link_busy_seconds", "Time of data threads in these runs", COUNTER, OF_LINK, .link = link_busy,
 	  true },
+	{ "vhost_pci_link_reported_packets", "Packets of this side that the device VM of a fast link says it has moved",
+	  COUNTER, OF_LINK, .link = reported_packets },
+	{ "vhost_pci_link_reported_bytes", "Their bytes, by its word", COUNTER, OF_LINK, .link = reported_bytes },
+	{ "vhost_pci_link_reported_drops", "Packets of this side that it says it has dropped", COUNTER, OF_LINK,
+	  .link = reported_drops },
 	{ "vhost_pci_queue_packets", "Packets from this queue that arrived", COUNTER, OF_LINK, .link = queue_packets,
 	  true },
 	{ "vhost_pci_queue_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = queue_bytes,

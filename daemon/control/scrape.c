@@ -172,29 +172,13 @@ static int on_scrape(sd_event_source *src, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
-static int on_accept(sd_event_source *src, int lfd, uint32_t revents, void *arg)
+/* Serve fd, and be its owner. Errors leave it the caller's. */
+static int begin(struct vp_scrapes *a, int fd)
 {
-	struct vp_scrapes *a = arg;
-	struct scrape *s, *oldest;
-	struct ucred cred;
-	/* seccomp control: accept4 */
-	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct scrape *s = calloc(1, sizeof(*s)), *oldest;
 
-	if (fd < 0) {
-		if (errno == EMFILE || errno == ENFILE)
-			vp_daemon_shed(a->d, lfd, "the socket of the metrics");
-		return 0;
-	}
-	s = vp_control_peer_ok(fd, a->groups, VP_ARRAY_SIZE(a->groups), &cred) ? calloc(1, sizeof(*s)) : NULL;
-	if (!s) {
-		static const char no[] = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n"
-					 "only root, the daemon's user and the groups of [Control] Group= and "
-					 "[Metrics] Group= may read the metrics\n";
-
-		(void)!send(fd, no, sizeof(no) - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-		vp_close_foreign(&fd);
-		return 0;
-	}
+	if (!s)
+		return -ENOMEM;
 	for (oldest = a->first; oldest && oldest->next; oldest = oldest->next)
 		;
 	if (a->n >= MAX_CLIENTS)
@@ -210,6 +194,29 @@ static int on_accept(sd_event_source *src, int lfd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int on_accept(sd_event_source *src, int lfd, uint32_t revents, void *arg)
+{
+	struct vp_scrapes *a = arg;
+	struct ucred cred;
+	/* seccomp control: accept4 */
+	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0) {
+		if (errno == EMFILE || errno == ENFILE)
+			vp_daemon_shed(a->d, lfd, "the socket of the metrics");
+		return 0;
+	}
+	if (!vp_control_peer_ok(fd, a->groups, VP_ARRAY_SIZE(a->groups), &cred) || begin(a, fd)) {
+		static const char no[] = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\n\r\n"
+					 "only root, the daemon's user and the groups of [Control] Group= and "
+					 "[Metrics] Group= may read the metrics\n";
+
+		(void)!send(fd, no, sizeof(no) - 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+		vp_close_foreign(&fd);
+	}
+	return 0;
+}
+
 static gid_t group_id(const char *name)
 {
 	struct group *g = *name ? getgrnam(name) : NULL;
@@ -217,7 +224,7 @@ static gid_t group_id(const char *name)
 	return g ? g->gr_gid : (gid_t)-1;
 }
 
-int vp_scrapes_new(struct vp_scrapes **out, struct vp_daemon *d, int fd, struct vp_err *e)
+int vp_scrapes_new(struct vp_scrapes **out, struct vp_daemon *d, int fd, bool ours, struct vp_err *e)
 {
 	const struct vp_conf_daemon *c = &d->conf->daemon;
 	struct vp_scrapes *a = calloc(1, sizeof(*a));
@@ -228,6 +235,7 @@ int vp_scrapes_new(struct vp_scrapes **out, struct vp_daemon *d, int fd, struct 
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	a->d = d;
 	a->fd = fd;
+	a->unlink_path = ours;
 	memcpy(a->path, c->metrics_socket, sizeof(a->path));
 	a->groups[0] = group_id(c->control_group);
 	a->groups[1] = group_id(c->metrics_group);
@@ -260,4 +268,73 @@ void vp_scrapes_free(struct vp_scrapes *a)
 		unlink(a->path);
 	vp_close(&a->fd);
 	free(a);
+}
+
+/* ---- for another daemon ------------------------------------------------------------------------ */
+
+enum tag { TAG_PATH = 1, TAG_LISTENS, TAG_OURS, TAG_CLIENT, TAG_SOCKET = 16, TAG_IN };
+
+bool vp_scrapes_at_rest(const struct vp_scrapes *a)
+{
+	for (const struct scrape *s = a->first; s; s = s->next)
+		if (s->asked)
+			return false;
+	return true;
+}
+
+void vp_scrapes_save(struct vp_scrapes *a, struct vp_rec *r)
+{
+	vp_rec_str(r, TAG_PATH, a->path);
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, a->fd);
+	vp_rec_u64(r, TAG_OURS, a->unlink_path);
+	for (struct scrape *s = a->first; s; s = s->next) {
+		if (s->asked)
+			continue;
+		vp_rec_begin(r, TAG_CLIENT);
+		vp_rec_fd(r, TAG_SOCKET, VP_REC_FD_SOCKET, s->fd);
+		vp_rec_put(r, TAG_IN, s->in, s->in_n);
+		vp_rec_end(r);
+	}
+}
+
+int vp_scrapes_record_socket(struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e)
+{
+	char path[VP_CONF_SOCKET_MAX];
+	int fd, r = vp_rec_text(in, TAG_PATH, path, sizeof(path));
+
+	if (r)
+		return vp_err_set(e, r, "the record of the metrics' socket is malformed");
+	if (strcmp(path, d->conf->daemon.metrics_socket))
+		return vp_err_set(e, -EINVAL,
+				  "the socket of the metrics is %.80s, and %.80s by the files: that changes by a "
+				  "restart only",
+				  path, d->conf->daemon.metrics_socket);
+	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &fd, e);
+	if (!r && fd < 0)
+		return vp_err_set(e, -EPROTO, "the record of the metrics' socket has no socket");
+	return r ? r : vp_activation_add(&d->activation, "metrics", fd, vp_rec_num(in, TAG_OURS, 0));
+}
+
+int vp_scrapes_restore(struct vp_scrapes *a, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body, text;
+	unsigned tag;
+	int r = 0, fd;
+
+	while (!r && vp_rec_next(&rest, &tag, &body)) {
+		if (tag != TAG_CLIENT || a->n >= MAX_CLIENTS)
+			continue;
+		r = vp_rec_take(&body, TAG_SOCKET, VP_REC_FD_SOCKET, &fd, e);
+		if (r || fd < 0)
+			continue;
+		if (!vp_rec_find(&body, TAG_IN, &text) || text.n >= REQUEST_MAX)
+			r = vp_err_set(e, -EPROTO, "the record of a metrics client is malformed");
+		if (r || begin(a, fd)) {
+			vp_close(&fd);
+			continue;
+		}
+		memcpy(a->first->in, text.p, text.n);
+		a->first->in_n = text.n;
+	}
+	return r;
 }

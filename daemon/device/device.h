@@ -25,6 +25,16 @@ enum vp_device_use {
 };
 
 /*
+ * Fast mode: what becomes of requests that a back-end which has gone may have taken, when it kept no account of them
+ * but the ring tells which they are (engine/leftover.h).
+ */
+enum vp_device_left {
+	VP_LEFT_BREAKS, /* nobody knows what was done of them, or how to say that they failed: the queue breaks */
+	VP_LEFT_FAILS,	/* by a FUSE header */
+	VP_LEFT_AGAIN,	/* they may be given to the next back-end */
+};
+
+/*
  * What the driver VM is told of a back-end: written in the link file, or learned from the first
  * back-end that came. Until it is known, the driver VM's VMM cannot be answered.
  */
@@ -48,6 +58,7 @@ struct vp_device {
 	bool inflight;	 /* the VMM is offered an account of what is open (INFLIGHT_SHMFD); requests can be repeated */
 	bool once;	 /* what is open when a back-end goes may not be given to another one: it fails */
 	bool fuse;	 /* by a FUSE header */
+	enum vp_device_left left;
 	bool carrier;	 /* the config space says whether the link is up */
 	int fail_status; /* last byte of a request that has failed; -1 = there is none */
 	/*

@@ -55,6 +55,7 @@ const struct vp_device vp_device_fs = {
 	.once = true,
 	.fail_status = -1,
 	.fuse = true,
+	.left = VP_LEFT_FAILS,
 	.queues = fs_queues,
 	.use = fs_use,
 	.offered = fs_offered,

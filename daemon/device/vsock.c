@@ -71,6 +71,7 @@ const struct vp_device vp_device_vsock = {
 	.name = "vsock",
 	.waits = true,
 	.trust_len = true,
+	.left = VP_LEFT_AGAIN,
 	.fail_status = -1,
 	.queues = vsock_queues,
 	.use = vsock_use,

@@ -112,7 +112,11 @@ int vp_carrier_new(struct vp_carrier **out, struct vp_daemon *d, const struct vp
 	if (!c)
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*c = (struct vp_carrier){ .d = d, .l = l, .name = name };
-	r = vp_qmp_new(&c->qmp, d->event, l->driver_qmp, name, &qmp_ops, c, e);
+	r = vp_qmp_new(&c->qmp, d->event, l->driver_qmp,
+		       l->driver_qmp_mode == VP_SOCKET_SERVER ?
+			       vp_conf_socket_file_mode(d->conf, l->side[VP_SIDE_DRIVER].vm) :
+			       0,
+		       name, &qmp_ops, c, e);
 	if (r) {
 		vp_carrier_free(c);
 		return r;

@@ -32,6 +32,7 @@
 #define RETRY_MAX_US   3000000u
 #define HOLD_US        2000000u  /* how long a second connection waits for the first to die */
 #define LOG_EVERY_US   1000000u
+#define BRIEF_US       1000000u  /* a session that did not last so long and set nothing up */
 #define SECOND_EVERY_US 60000000u /* a VMM that connects again and again to a socket that is taken */
 
 struct vp_peer {
@@ -57,6 +58,9 @@ struct vp_peer {
 	struct vp_source           *vu_io, *req_io;
 	unsigned                    req_seen;  /* vu_backend_req_serial() of the channel of req_io */
 	sd_event_source            *defer;
+	uint64_t                    begun_us, brief_said_us;
+	unsigned                    n_brief, n_brief_untold;  /* brief sessions in a row; since that was said */
+	unsigned                    queues;    /* that its link has, as the session is told */
 	char                        kick_why[120];
 	struct vp_peer_info         info;
 };
@@ -251,6 +255,33 @@ static bool too_many_pending(const struct vp_peer *p)
 	return vp_foreign_pending(who(p)) >= VP_FOREIGN_PENDING_MAX;
 }
 
+/* The second brief session in a row, and those after it: what is said of each is for who looks for it. */
+static bool in_flood(const struct vp_peer *p)
+{
+	return p->n_brief >= 2;
+}
+
+/* QEMU with more queues than the link has comes back at once after each time that it found that out. */
+static void note_brief(struct vp_peer *p)
+{
+	uint64_t t = now_us(p);
+
+	if (vu_backend_negotiated(p->vu) || t - p->begun_us >= BRIEF_US) {
+		p->n_brief = 0;
+		return;
+	}
+	p->n_brief++;
+	p->n_brief_untold++;
+	if (!in_flood(p) || (p->brief_said_us && t - p->brief_said_us < SECOND_EVERY_US))
+		return;
+	vp_log(VP_LOG_WARNING,
+	       "%s: a front-end comes and leaves at once, again and again (%u times since this was last said); QEMU "
+	       "does that when its queues= is more than the link has: %u here, two for each of Queues=",
+	       p->name, p->n_brief_untold, p->queues);
+	p->brief_said_us = t;
+	p->n_brief_untold = 0;
+}
+
 static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
@@ -272,6 +303,8 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		       "shared: -object memory-backend-memfd,id=m,size=...,share=on -machine memory-backend=m",
 		       p->name);
 	}
+	if (r == -ECONNRESET)
+		note_brief(p);
 	if (r)
 		session_end(p, r == -ECONNRESET ? "the front-end went away" : e.msg, r == -ECONNRESET);
 	else
@@ -345,7 +378,10 @@ static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred)
 	p->info.sessions++;
 	p->info.pid = cred->pid;
 	p->info.uid = cred->uid;
-	vp_log(VP_LOG_INFO, "%s: front-end connected (pid %d, user %u)", p->name, (int)cred->pid, cred->uid);
+	p->begun_us = now_us(p);
+	p->queues = cfg.max_queues;
+	vp_log(in_flood(p) ? VP_LOG_DEBUG : VP_LOG_INFO, "%s: front-end connected (pid %d, user %u)", p->name,
+	       (int)cred->pid, cred->uid);
 	p->ops->opened(p->ctx);
 	return 0;
 fail:
@@ -362,8 +398,8 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	if (!p->vu)
 		return;
 	snprintf(p->info.last, sizeof(p->info.last), "%.150s", why);
-	vp_log(quiet ? VP_LOG_INFO : VP_LOG_WARNING, "%s: session with pid %d ended: %s", p->name, (int)p->info.pid,
-	       p->info.last);
+	vp_log(in_flood(p) && quiet ? VP_LOG_DEBUG : quiet ? VP_LOG_INFO : VP_LOG_WARNING,
+	       "%s: session with pid %d ended: %s", p->name, (int)p->info.pid, p->info.last);
 	vp_foreign_from(who(p));
 	p->ops->closing(p->ctx);
 	vp_source_end(&p->vu_io);
@@ -408,13 +444,11 @@ void vp_peer_get_info(const struct vp_peer *p, struct vp_peer_info *i)
 
 static int start_listening(struct vp_peer *p, const char *activation, struct vp_err *e)
 {
-	const struct vp_conf_vm *vm = vp_conf_vm_find(p->d->conf, p->conf->vm);
 	int r;
 
-	p->lfd = vp_activation_take(&p->d->activation, activation);
+	p->lfd = vp_activation_take_ours(&p->d->activation, activation, &p->unlink_path);
 	if (p->lfd < 0) {
-		/* Other users must be able to connect to be checked; who they are is what decides. */
-		r = vp_sock_listen(p->conf->socket, vm && vm->n_users ? 0666 : 0600, &p->lfd, e);
+		r = vp_sock_listen(p->conf->socket, vp_conf_socket_file_mode(p->d->conf, p->conf->vm), &p->lfd, e);
 		if (r)
 			return r;
 		p->unlink_path = true;
@@ -462,4 +496,111 @@ void vp_peer_free(struct vp_peer *p)
 	vp_close_foreign(&p->held_fd);
 	vp_close_foreign(&p->past_fd);
 	free(p);
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+enum tag { TAG_PEER = 1, TAG_LISTENS, TAG_LAST, TAG_SESSION, TAG_OWNER, TAG_WAITS };
+
+struct peer_rec {
+	uint64_t sessions, refused, n_second;
+	uint32_t pid, uid, ours, closing_said;
+	uint32_t held_pid, held_uid, held_gid, pad;
+};
+
+bool vp_peer_at_rest(const struct vp_peer *p)
+{
+	return (!p->vu || vu_backend_at_rest(p->vu)) && !p->kick_why[0];
+}
+
+void vp_peer_save(struct vp_peer *p, struct vp_rec *r)
+{
+	const struct peer_rec s = {
+		.sessions = p->info.sessions, .refused = p->info.refused, .n_second = p->n_second,
+		.pid = (uint32_t)p->info.pid, .uid = p->info.uid, .ours = p->unlink_path,
+		.closing_said = p->closing_said, .held_pid = (uint32_t)p->held_cred.pid, .held_uid = p->held_cred.uid,
+		.held_gid = p->held_cred.gid,
+	};
+
+	vp_rec_put(r, TAG_PEER, &s, sizeof(s));
+	vp_rec_str(r, TAG_LAST, p->info.last);
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, p->lfd);
+	vp_rec_fd(r, TAG_WAITS, VP_REC_FD_SOCKET, p->held_fd);
+	if (!p->vu)
+		return;
+	vp_rec_begin(r, TAG_OWNER);
+	p->ops->save(p->ctx, r);
+	vp_rec_end(r);
+	vp_rec_begin(r, TAG_SESSION);
+	vu_backend_save(p->vu, r);
+	vp_rec_end(r);
+}
+
+int vp_peer_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e)
+{
+	struct peer_rec s;
+
+	if (vp_rec_get(in, TAG_PEER, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of a socket is malformed");
+	*ours = s.ours;
+	return vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, fd, e);
+}
+
+static int session_restore(struct vp_peer *p, const struct vp_rec_in *session, const struct vp_rec_in *owner,
+			   struct vp_err *e)
+{
+	struct vu_backend_cfg cfg = { 0 };
+	int r = p->ops->open(p->ctx, &cfg, e);
+
+	if (r)
+		return r;
+	cfg.name = p->name;
+	p->vu = vu_backend_restore(session, &cfg, p->vu_ops, p->ctx, e);
+	if (!p->vu) {
+		p->ops->closed(p->ctx, "no session");
+		return e->code ? e->code : -ENOMEM;
+	}
+	p->req_seen = 0;
+	r = vp_source_add(&p->vu_io, p->d->event, vu_backend_fd(p->vu), epoll_mask(vu_backend_events(p->vu)), on_vu, p);
+	if (r < 0)
+		return vp_err_set(e, r, "its connection cannot be watched: %s", strerror(-r));
+	p->info.state = VP_PEER_CONNECTED;
+	vp_peer_rearm(p);
+	return p->ops->restore(p->ctx, owner, e);
+}
+
+int vp_peer_restore(struct vp_peer *p, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in session, owner;
+	struct peer_rec s;
+	int r;
+
+	if (vp_rec_get(in, TAG_PEER, &s, sizeof(s)) ||
+	    vp_rec_text(in, TAG_LAST, p->info.last, sizeof(p->info.last)))
+		return vp_err_set(e, -EPROTO, "the record of a socket is malformed");
+	p->info.sessions = s.sessions;
+	p->info.refused = s.refused;
+	p->info.pid = (pid_t)s.pid;
+	p->info.uid = s.uid;
+	p->n_second = s.n_second;
+	p->closing_said = s.closing_said;
+	r = vp_rec_take(in, TAG_WAITS, VP_REC_FD_SOCKET, &p->held_fd, e);
+	if (r)
+		return r;
+	if (p->held_fd >= 0) {
+		p->held_cred = (struct ucred){ (pid_t)s.held_pid, s.held_uid, s.held_gid };
+		arm_timer(p, HOLD_US, on_hold_end);
+	}
+	if (!vp_rec_find(in, TAG_SESSION, &session)) {
+		/* Between two sessions: who waits is served soon. */
+		if (p->held_fd >= 0)
+			run_next(p);
+		return 0;
+	}
+	if (!vp_rec_find(in, TAG_OWNER, &owner))
+		return vp_err_set(e, -EPROTO, "the record of a session lacks its device");
+	/* It is connected: nothing is to be tried. */
+	if (p->conf->socket_mode == VP_SOCKET_CLIENT)
+		vp_timer_end(&p->timer);
+	return session_restore(p, &session, &owner, e);
 }

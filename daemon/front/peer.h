@@ -11,6 +11,7 @@
 #ifndef VP_DAEMON_PEER_H
 #define VP_DAEMON_PEER_H
 
+#include "base/record.h"
 #include "conf/conf.h"
 #include "vhostuser/backend.h"
 
@@ -29,6 +30,12 @@ struct vp_peer_ops {
 	 * stay open? Until vp_peer_let_go() nobody answers the front-end on it.
 	 */
 	bool (*hold)(void *ctx);
+	/*
+	 * For another daemon to go on with (docs/handover.md). save: all that the session means, before the session
+	 * itself is saved. restore: after open(), in the place of opened(): the session is there as it was.
+	 */
+	void (*save)(void *ctx, struct vp_rec *r);
+	int (*restore)(void *ctx, const struct vp_rec_in *in, struct vp_err *e);
 	/* The session is gone, for this reason, in words for people: "front-end went away", ... */
 	void (*closed)(void *ctx, const char *why);
 };
@@ -56,6 +63,16 @@ int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, con
  * the session.
  */
 void vp_peer_free(struct vp_peer *p);
+
+/*
+ * The listening socket, the session and who waits, for another daemon, while no data thread runs. There vp_peer_new()
+ * finds the socket among the activation sockets, and then vp_peer_restore() goes on with the session, if there was one.
+ */
+bool vp_peer_at_rest(const struct vp_peer *p);
+void vp_peer_save(struct vp_peer *p, struct vp_rec *r);
+int  vp_peer_restore(struct vp_peer *p, const struct vp_rec_in *in, struct vp_err *e);
+/* Of a record of vp_peer_save(): the listening socket, -1 = it had none, and whether its file is ours. */
+int  vp_peer_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e);
 
 /* NULL when none. */
 struct vu_backend *vp_peer_session(const struct vp_peer *p);

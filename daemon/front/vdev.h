@@ -14,6 +14,7 @@
 #ifndef VP_DAEMON_VDEV_H
 #define VP_DAEMON_VDEV_H
 
+#include "base/record.h"
 #include "conf/conf.h"
 #include "device/device.h"
 #include "engine/inflight.h"
@@ -55,8 +56,19 @@ struct vp_vdev_ops {
 	 * vp_vdev_ring_stopped() follows for each.
 	 */
 	int (*stop)(void *ctx, unsigned q);
+	/*
+	 * Optional. All that is written from now on is to be logged. 0: it is; VP_LATER while someone outside this
+	 * process still writes: vp_vdev_logged() follows.
+	 */
+	int (*logged)(void *ctx);
 	/* Optional. The memory table was replaced (vp_vdev_memory()). */
 	void (*memory)(void *ctx);
+	/*
+	 * Optional. The vIOMMU takes [iova, last] back, or (remap) maps some of it elsewhere than from iova to uva on,
+	 * or for less than reading and writing. Before anything of that is done here. 0, or VP_LATER while someone
+	 * outside this process can reach it: vp_vdev_revoked() follows.
+	 */
+	int (*revoke)(void *ctx, uint64_t iova, uint64_t last, bool remap, uint64_t uva);
 	/* The session's fds to poll changed. */
 	void (*events_changed)(void *ctx);
 	struct vu_backend *(*session)(void *ctx);
@@ -77,6 +89,18 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx);
 /* Withdraws all rings first. */
 void vp_vdev_free(struct vp_vdev *v);
+
+/*
+ * The device for another daemon to go on with (docs/handover.md), but for what data threads change. It notes in the
+ * session where its rings are, so the session is saved after it. A device whose rings stop for a reset is not at rest.
+ */
+bool vp_vdev_at_rest(const struct vp_vdev *v);
+void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r);
+/* Into a new device, whose session was restored before. Nothing is offered to the owner, who looks at all of it. */
+int  vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
+/* And what data threads change: it comes last, while none runs on either side. The rings are published by then. */
+void vp_vdev_save_hot(const struct vp_vdev *v, struct vp_rec *r);
+int  vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 
 extern const struct vu_backend_ops vp_vdev_vu_ops;  /* their ctx is found by vp_vdev_ctx */
 /* The sessions' ctx is a pointer to a slot that holds the device: the device comes and goes, the slot stays. */
@@ -116,6 +140,8 @@ int vp_vdev_inflight(struct vp_vdev *v, struct vp_vdev_inflight *out, struct vp_
  * of the session.
  */
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/* Completes ops->logged(), as the function above does ops->stop(). */
+int vp_vdev_logged(struct vp_vdev *v, struct vp_err *e);
 /* The profile's config space is another one: tells the front-end when it can be told, one message at a time. */
 void vp_vdev_config_changed(struct vp_vdev *v);
 bool vp_vdev_logging(const struct vp_vdev *v);
@@ -126,6 +152,18 @@ unsigned vp_vdev_active_pairs(const struct vp_vdev *v);
 /* What its vIOMMU looks like; false when it has none. */
 struct vp_iotlb_stats;
 bool vp_vdev_iommu_stats(const struct vp_vdev *v, struct vp_iotlb_stats *s);
+
+/*
+ * The mapping of its vIOMMU around iova, for reading and writing, as far as it is known: whole pages, in one region of
+ * the memory table. 0; -EAGAIN: the front-end was asked, ops->translated() follows; -EFAULT: it is not mapped, or not
+ * for both. Any time but inside data threads.
+ */
+struct vp_vdev_mapping {
+	uint64_t iova, size, uva;
+};
+int vp_vdev_mapping(struct vp_vdev *v, uint64_t iova, struct vp_vdev_mapping *out);
+/* Completes ops->revoke(). An error ends the session. Never from a callback of the session. */
+int vp_vdev_revoked(struct vp_vdev *v, struct vp_err *e);
 
 /* Send vIOMMU misses. Look for rings that broke since the last time; one log line for each. True when there was one. */
 bool vp_vdev_reap(struct vp_vdev *v);

@@ -28,7 +28,10 @@ struct vp_vdev {
 	bool                       unsent;    /* some miss could not be asked for, */
 	bool                       unsent_said;
 	bool                       resend;    /* but now it might */
+	struct vhost_iotlb_msg     owed;      /* waits for vp_vdev_revoked(); type 0 = none */
+	unsigned                   owed_sure; /* what it proves */
 	struct vp_dirty_log        log;       /* log.map NULL = none */
+	uint64_t                   log_offset; /* of it, in its file */
 	uint8_t                    written[VP_DEVICE_CONFIG_MAX]; /* by the driver, where a bit of wrote says so */
 	uint8_t                    wrote[VP_DEVICE_CONFIG_MAX / 8];
 	bool                       config_telling, config_stale;
@@ -62,11 +65,15 @@ static inline struct vp_iommu *iommu_of(const struct vp_vdev *v)
 int  vp_vdev_on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err *e);
 int  vp_vdev_on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e);
 int  vp_vdev_on_reset(void *ctx, struct vp_err *e);
+/* The session has all that a ring needs, and its fds are here. 0 also when it waits for its translation. */
+int  vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_ring_release(struct vp_vdev *v, unsigned q);
 int vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c,
 		       struct vp_err *e);
 void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why);
 void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
+/* Logging may have begun: 0, or VP_LATER. */
+int vp_vdev_ask_logged(struct vp_vdev *v);
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int  vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 

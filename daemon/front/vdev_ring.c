@@ -116,7 +116,7 @@ static void say_not_shared(struct vp_vdev *v, unsigned q)
 	       v->name, q);
 }
 
-static int ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
+int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
@@ -176,7 +176,7 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	int ret;
 
 	if (r->wait == VP_VDEV_WAIT_START) {
-		ret = ring_start(v, q, e);
+		ret = vp_vdev_ring_start(v, q, e);
 	} else {
 		ret = vp_vq_rebind(&r->rq.vq, v->tab, iommu_of(v), e);
 		if (ret == -EAGAIN)
@@ -227,7 +227,7 @@ int vp_vdev_on_ring_changed(void *ctx, unsigned q, unsigned what, struct vp_err 
 		if (ret)
 			vp_vdev_ring_failed(v, q, e->msg);
 		else
-			ret = ring_start(v, q, e);
+			ret = vp_vdev_ring_start(v, q, e);
 	} else {
 		if (what & VU_RING_KICK && (r->usable || r->wait))
 			ret = take_eventfd(v, q, VU_RING_KICK, e);

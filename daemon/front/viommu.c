@@ -136,19 +136,15 @@ static unsigned proven(struct vp_vdev *v, uint64_t iova, uint64_t size)
 	return perm ? perm : 1u << VP_READ;
 }
 
-int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)
+/* Do what m says. sure: the permissions that an update proves. */
+static int apply(struct vp_vdev *v, const struct vhost_iotlb_msg *m, unsigned sure, struct vp_err *e)
 {
-	struct vp_vdev *v = ((struct vp_vdev_slot *)ctx)->v;
 	unsigned perm = (m->perm & VHOST_ACCESS_RO ? 1u << VP_READ : 0) |
 			(m->perm & VHOST_ACCESS_WO ? 1u << VP_WRITE : 0);
-	unsigned sure;
 	int ret;
 
-	if (!v->iotlb)
-		return vp_err_set(e, -EINVAL, "IOTLB message without VIRTIO_F_ACCESS_PLATFORM");
 	switch (m->type) {
 	case VHOST_IOTLB_UPDATE:
-		sure = proven(v, m->iova, m->size);
 		if (vp_iotlb_changes(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm))
 			invalidate(v, m->iova, m->size);
 		ret = vp_iotlb_update(v->iotlb, v->tab, m->iova, m->size, m->uaddr, perm, sure);
@@ -165,6 +161,67 @@ int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *
 	default:
 		return vp_err_set(e, -EINVAL, "IOTLB message of type %u; expected update or invalidate", m->type);
 	}
+}
+
+int vp_vdev_on_iotlb(void *ctx, const struct vhost_iotlb_msg *m, struct vp_err *e)
+{
+	struct vp_vdev *v = ((struct vp_vdev_slot *)ctx)->v;
+	bool update = m->type == VHOST_IOTLB_UPDATE;
+	unsigned sure;
+	uint64_t last;
+
+	if (!v->iotlb)
+		return vp_err_set(e, -EINVAL, "IOTLB message without VIRTIO_F_ACCESS_PLATFORM");
+	/* Before anything else is read: it goes by what was asked when the message came. */
+	sure = update ? proven(v, m->iova, m->size) : 0;
+	if (!v->ops->revoke || !m->size)
+		return apply(v, m, sure, e);
+	if (vp_add_overflow(m->iova, m->size - 1, &last))
+		last = UINT64_MAX;
+	if (v->ops->revoke(v->ctx, m->iova, last, update && m->perm == VHOST_ACCESS_RW, m->uaddr) != VP_LATER)
+		return apply(v, m, sure, e);
+	v->owed = *m;
+	v->owed_sure = sure;
+	return VP_LATER;
+}
+
+int vp_vdev_revoked(struct vp_vdev *v, struct vp_err *e)
+{
+	struct vhost_iotlb_msg m = v->owed;
+	struct vp_err why = { 0 };
+
+	v->owed.type = 0;
+	return vu_backend_done(v->ops->session(v->ctx), v->iotlb ? apply(v, &m, v->owed_sure, &why) : 0, e);
+}
+
+int vp_vdev_mapping(struct vp_vdev *v, uint64_t iova, struct vp_vdev_mapping *out)
+{
+	struct vp_iommu *mmu = iommu_of(v);
+	struct vp_window w, r;
+	uint64_t gpa, span, from, to, uva;
+	const struct vp_region *g;
+	int ret;
+
+	if (!mmu || !v->tab)
+		return -EFAULT;
+	/* Writing first: it is what is refused where one of them is. */
+	ret = mmu->translate(mmu, iova, 1, VP_WRITE, &w);
+	if (!ret)
+		ret = mmu->translate(mmu, iova, 1, VP_READ, &r);
+	if (ret)
+		return ret;
+	/* One entry has both; its edges may lie inside pages. */
+	from = vp_align_up(VP_MAX(w.start, r.start), 4096);
+	to = (VP_MIN(w.start + (w.size - 1), r.start + (r.size - 1)) + 1) & ~UINT64_C(4095);
+	if (from > iova || to <= iova || mmu->gpa(mmu, from, &gpa, &span) || span < to - from)
+		return -EFAULT;
+	g = &v->tab->r[vp_memtab_find(v->tab, gpa)];
+	uva = g->uva + (gpa - g->gpa);
+	if ((uva | (g->offset + (gpa - g->gpa))) & 4095 || gpa - g->gpa >= g->size ||
+	    to - from > g->size - (gpa - g->gpa))
+		return -EFAULT;
+	*out = (struct vp_vdev_mapping){ .iova = from, .size = to - from, .uva = uva };
+	return 0;
 }
 
 /* A later miss for the same: this answer says how it was before. */

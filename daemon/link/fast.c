@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "engine/leftover.h"
 #include "guestmem/map.h"
 #include "link/grant.h"
 #include "link/port_link.h"
@@ -35,6 +36,7 @@ struct fast_queue {
 	unsigned        kick_seen, call_seen;
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
 	bool            account;               /* who has it keeps the account of its open requests */
+	bool            left;                  /* what its back-end left is to be dealt with, when that has let go */
 };
 
 struct fast {
@@ -44,6 +46,7 @@ struct fast {
 	unsigned           shots;     /* of it still to come */
 	struct vp_grants  *grants;    /* grant mode; else NULL */
 	sd_event_source   *timer;
+	uint64_t           failed;    /* requests that a back-end left */
 };
 
 static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind each, from the last one to the first */
@@ -51,6 +54,12 @@ static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind e
 static struct fast *fast_of(struct vp_plink *pl)
 {
 	return vp_container_of(pl, struct fast, pl);
+}
+
+/* Its driver VM may migrate: while what is written to its memory is logged, its queues are copied. */
+static bool may_log(const struct vp_conf_link *c)
+{
+	return c->mode != VP_MODE_GRANT && c->migration == VP_MIGRATION_YES;
 }
 
 static int fast_init(struct vp_plink *pl, struct vp_err *e)
@@ -61,7 +70,9 @@ static int fast_init(struct vp_plink *pl, struct vp_err *e)
 	f->nudge_fd = -1;
 	f->q = calloc(pl->n, sizeof(*f->q));
 	r = f->q ? vp_eventfd_new(&f->nudge_fd) : -ENOMEM;
-	return r ? vp_err_set(e, r, "%s", strerror(-r)) : 0;
+	if (r)
+		return vp_err_set(e, r, "%s", strerror(-r));
+	return may_log(&pl->l->conf) ? vp_plink_copy.init(pl, e) : 0;
 }
 
 static void fast_unwire(struct vp_plink *pl, unsigned i)
@@ -86,6 +97,7 @@ static void fast_fini(struct vp_plink *pl)
 		fast_unwire(pl, i);
 	vp_close(&f->nudge_fd);
 	free(f->q);
+	vp_plink_copy.fini(pl);
 }
 
 static void profile_without(const struct vp_conf_link *c, struct vu_backend_cfg *cfg, uint64_t without)
@@ -95,12 +107,13 @@ static void profile_without(const struct vp_conf_link *c, struct vu_backend_cfg 
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
 	if (c->plain)
 		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
-	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+	if (!may_log(c))
+		cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
 }
 
 static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
 {
-	profile_without(c, cfg, NOT_FAST);
+	profile_without(c, cfg, NOT_FAST & ~(may_log(c) ? VP_BIT(VHOST_F_LOG_ALL) : 0));
 }
 
 /*
@@ -131,7 +144,7 @@ static bool inflight_region(struct vp_plink *pl, const struct vp_memtab *t, stru
 static void fast_memory(struct vp_plink *pl)
 {
 	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
-	struct vp_port_region *r = t ? calloc(t->n + 1, sizeof(*r)) : NULL;
+	struct vp_port_region *r = t ? calloc(t->n + 2, sizeof(*r)) : NULL;
 	struct vp_err e = { 0 };
 	unsigned n = r ? t->n : 0;
 
@@ -140,6 +153,8 @@ static void fast_memory(struct vp_plink *pl)
 			.addr = t->r[i].gpa, .size = t->r[i].size, .offset = t->r[i].offset, .fd = t->r[i].map->fd,
 			.flags = VHP_REGION_READ | VHP_REGION_WRITE,
 		};
+	if (n && pl->copy && vp_plink_pool_region(pl, r[n - 1].addr + r[n - 1].size, &r[n]))
+		n++;
 	if (n && inflight_region(pl, t, &r[n]))
 		n++;
 	if (vp_port_set_memory(pl->port, r, n, &e))
@@ -160,12 +175,55 @@ static void lost(struct vp_plink *pl, unsigned i, const char *how)
 	vp_vdev_reap(pl->slot.v);
 }
 
+/*
+ * Its back-end has gone without a word, the guest has let go of the ring, and requests were open. Those that it may
+ * have taken end as their type wants it, if the ring tells which they are.
+ */
+static void deal_with_left(struct vp_plink *pl, unsigned i)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct fast *f = fast_of(pl);
+	struct vp_err e = { 0 };
+	struct vp_burst b;
+	int n;
+
+	f->q[i].left = false;
+	/* Once more: a guest that had not let go has returned others since. */
+	if (!r->usable || r->rq.vq.broken || vp_vdev_ring_resume(pl->slot.v, i, false, 0, &e))
+		return;
+	n = pl->dev->left == VP_LEFT_BREAKS ? -ENODATA : vp_leftover_count(&r->rq.vq);
+	if (n < 0) {
+		lost(pl, i, "has gone");
+		return;
+	}
+	if (pl->dev->left == VP_LEFT_AGAIN || !n)
+		return;
+	b.slow = true;
+	if (vp_leftover_fail(&r->rq.vq, (unsigned)n, &b))
+		worker_call(pl->l->d->workers, &r->rq);
+	f->failed += (unsigned)n;
+	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone: %d requests that it may have had have failed",
+	       pl->name, i, n);
+}
+
+/* The guest may have let go. */
+static void tidy_left(struct vp_plink *pl)
+{
+	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
+		if (fast_of(pl)->q[i].left && !vp_port_queue_at_work(pl->port, i))
+			deal_with_left(pl, i);
+}
+
 static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	const struct vp_virtq *vq = &r->rq.vq;
 	struct fast_queue *q = &fast_of(pl)->q[i];
 
+	if (q->left)
+		deal_with_left(pl, i);
+	if (vq->broken)
+		return -ENODATA;
 	q->account = r->inflight.on && vp_port_keeps_account(pl->port);
 	/* Somebody before it has left some in the account. */
 	if (r->saved.n && !q->account) {
@@ -218,7 +276,10 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		return;
 	}
 	if (!s->base_known && requests_open(pl, i)) {
-		lost(pl, i, "has gone");
+		if (vp_port_queue_at_work(pl->port, i) && pl->dev->left != VP_LEFT_BREAKS)
+			fast_of(pl)->q[i].left = true;
+		else
+			deal_with_left(pl, i);
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
@@ -229,6 +290,16 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	vp_log(VP_LOG_WARNING, "%s: queue %u: the device VM found the ring malformed", pl->name, i);
 	vp_vq_break(&vp_vdev_ring(pl->slot.v, i)->rq.vq, VP_VQ_BAD_RING);
 	vp_vdev_reap(pl->slot.v);
+}
+
+/* Where the ring stands nobody can say while its back-end may be at work in it. */
+static void fast_finish(struct vp_plink *pl, unsigned i)
+{
+	struct fast_queue *q = &fast_of(pl)->q[i];
+
+	if (q->left && vp_vdev_ring(pl->slot.v, i)->usable)
+		lost(pl, i, "has gone");
+	q->left = false;
 }
 
 /* ---- signals ----------------------------------------------------------------------------------------------- */
@@ -287,21 +358,46 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 	for (unsigned i = 0; i < pl->n; i++)
 		signals += vp_plink_wire_count(f->q[i].kick) + vp_plink_wire_count(f->q[i].call) +
 			   vp_plink_wire_count(f->q[i].late);
+	if (pl->dev->waits)
+		json_object_set_new(o, "requests_failed", json_integer((json_int_t)f->failed));
 	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
 	/* An attachment with straight-through signals says how many there are. */
 	json_object_set_new(o, "kicks_direct", json_integer(0));
 	json_object_set_new(o, "calls_direct", json_integer(0));
+	if (pl->copy)
+		json_object_set_new(o, "pool_size", json_integer((json_int_t)vp_conf_link_pool(&pl->l->conf)));
+}
+
+/* The pool's part of what happens: there is one if the driver VM may migrate. */
+static void fast_gone(struct vp_plink *pl)
+{
+	if (pl->copy)
+		vp_plink_copy.gone(pl);
+}
+
+static void fast_tidy(struct vp_plink *pl)
+{
+	tidy_left(pl);
+	vp_plink_copy.tidy(pl);
+}
+
+static void fast_fresh(struct vp_plink *pl)
+{
+	if (pl->copy)
+		vp_plink_copy.fresh(pl);
 }
 
 static const struct vp_plink_mode fast_mode = {
-	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
+	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
+	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
-	.begin = fast_begin, .end = fast_end, .wire = fast_wire, .show = fast_show,
+	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
+	.show = fast_show,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &fast_mode, 0, e);
+	return vp_plink_start(l, &fast_mode, may_log(&l->conf) ? vp_plink_pool_in_port(l) : 0, e);
 }
 
 const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);
@@ -358,6 +454,7 @@ static int grant_leave(struct vp_plink *pl, unsigned i)
 
 static void grant_tidy(struct vp_plink *pl)
 {
+	tidy_left(pl);
 	if (fast_of(pl)->grants)
 		vp_grants_tidy(fast_of(pl)->grants);
 }
@@ -371,8 +468,8 @@ static const struct vp_plink_mode grant_mode = {
 	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
 	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
-	.begin = grant_begin, .end = fast_end, .leave = grant_leave, .tidy = grant_tidy, .grants = grant_grants,
-	.wire = fast_wire, .show = fast_show,
+	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
+	.grants = grant_grants, .wire = fast_wire, .show = fast_show,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -19,6 +19,7 @@
 #include "context/context.h"
 #include "guestmem/map.h"
 #include "link/grant_channel.h"
+#include "link/grant_viommu.h"
 #include "sys/timer.h"
 
 /* An acknowledgement of the device VM's VMM takes milliseconds. */
@@ -27,6 +28,7 @@
 struct vp_grants {
 	struct vp_plink         *pl;
 	struct vp_grant_channel *channel;  /* NULL = none */
+	struct vp_grant_viommu  *viommu;   /* Grant=viommu; else NULL. Then what is granted is there, and not in size */
 	uint64_t                 addr, size;  /* what is granted; size 0 = nothing */
 	uint64_t                 since_us;
 	char                     by[64];
@@ -183,6 +185,8 @@ static unsigned regions(struct vp_grants *g, struct vp_port_region *r)
 	struct vp_plink *pl = g->pl;
 	unsigned n = 0;
 
+	if (g->viommu && table(g))
+		return vp_gv_regions(g->viommu, table(g), r);
 	if (!g->size || !table(g))
 		return 0;
 	add(g, r, &n, g->addr, g->addr + g->size);
@@ -198,7 +202,8 @@ static bool same(const struct vp_grants *g, const struct vp_port_region *r, unsi
 	if (g->stale || n != g->n_now)
 		return false;
 	for (unsigned i = 0; i < n; i++)
-		if (r[i].addr != g->now[i].addr || r[i].size != g->now[i].size || r[i].offset != g->now[i].offset)
+		if (r[i].addr != g->now[i].addr || r[i].size != g->now[i].size || r[i].offset != g->now[i].offset ||
+		    r[i].win_offset != g->now[i].win_offset || r[i].win_size != g->now[i].win_size)
 			return false;
 	return true;
 }
@@ -206,7 +211,7 @@ static bool same(const struct vp_grants *g, const struct vp_port_region *r, unsi
 static void hold(struct vp_grants *g)
 {
 	struct vp_plink *pl = g->pl;
-	bool without = !g->size || g->dropping || g->alarm;
+	bool without = g->alarm || (g->viommu ? !vp_gv_gives(g->viommu) : !g->size || g->dropping);
 
 	if (pl->ungranted == without)
 		return;
@@ -237,6 +242,8 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 		vp_grant_channel_ask(g->channel);
 	}
 	vp_port_begin(pl->port);
+	if (g->viommu)
+		vp_gv_update(g->viommu);
 	hold(g);
 	r = calloc(g->room, sizeof(*r));
 	n = r ? regions(g, r) : 0;
@@ -265,9 +272,9 @@ static bool ring_shown(const struct vp_grants *g, const struct vp_virtq *vq)
 {
 	const struct vp_port *p = g->pl->port;
 
-	return vp_port_shows(p, vq->desc_addr, vp_vq_desc_bytes(vq->size)) &&
-	       vp_port_shows(p, vq->driver_addr, vp_vq_driver_bytes(vq->size, vq->packed)) &&
-	       vp_port_shows(p, vq->device_addr, vp_vq_device_bytes(vq->size, vq->packed));
+	return vp_port_shows_whole(p, vq->desc_addr, vp_vq_desc_bytes(vq->size)) &&
+	       vp_port_shows_whole(p, vq->driver_addr, vp_vq_driver_bytes(vq->size, vq->packed)) &&
+	       vp_port_shows_whole(p, vq->device_addr, vp_vq_device_bytes(vq->size, vq->packed));
 }
 
 /*
@@ -296,15 +303,19 @@ static bool buffers_inside(struct vp_grants *g, unsigned i)
 
 int vp_grants_may_begin(struct vp_grants *g, unsigned i)
 {
-	if (!ring_shown(g, &vp_vdev_ring(g->pl->slot.v, i)->rq.vq)) {
+	if (!ring_shown(g, &vp_vdev_ring(g->pl->slot.v, i)->rq.vq) || (g->viommu && vp_gv_revoking(g->viommu))) {
 		g->waits = true;
 		return VP_LATER;
 	}
-	return buffers_inside(g, i) ? 0 : -EPERM;
+	return g->viommu || buffers_inside(g, i) ? 0 : -EPERM;
 }
 
-static bool owes(const struct vp_plink *pl)
+static bool owes(const struct vp_grants *g)
 {
+	const struct vp_plink *pl = g->pl;
+
+	if (g->viommu && vp_gv_revoking(g->viommu))
+		return true;
 	for (unsigned i = 0; i < pl->n; i++)
 		if (pl->q[i].gone && pl->q[i].stop_owed)
 			return true;
@@ -316,7 +327,7 @@ static int on_alarm(sd_event_source *s, uint64_t usec, void *arg)
 	struct vp_grants *g = arg;
 	struct vp_plink *pl = g->pl;
 
-	if (!owes(pl) || !vp_port_windows_leaving(pl->port))
+	if (!owes(g) || !vp_port_windows_leaving(pl->port))
 		return 0;
 	vp_log(VP_LOG_ERR,
 	       "%s: the VMM of VM %s has not said for %u s that a window has gone; the driver VM's VMM waits for that. "
@@ -346,6 +357,8 @@ static bool may_go_on(const struct vp_grants *g)
 {
 	struct vp_plink *pl = g->pl;
 
+	if (g->viommu && vp_gv_revoking(g->viommu))
+		return false;
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (ring_counts(pl, i) && !pl->q[i].handed && ring_shown(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq))
 			return true;
@@ -365,10 +378,40 @@ void vp_grants_tidy(struct vp_grants *g)
 	for (unsigned i = 0; !leaving && pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (pl->q[i].gone && pl->q[i].stop_owed)
 			vp_plink_answer_stop(pl, i);
+	if (g->viommu)
+		vp_gv_tidy(g->viommu);
 	if (g->waits && may_go_on(g)) {
 		g->waits = false;
 		vp_plink_update(pl);
 	}
+}
+
+/* ---- Grant=viommu: the device VM asks, the driver VM's vIOMMU takes back ----------------------------------- */
+
+uint32_t vp_grants_map(struct vp_grants *g, uint64_t addr, uint64_t size, bool *covered)
+{
+	return g->viommu ? vp_gv_map(g->viommu, addr, size, covered) : VHP_ST_REFUSED;
+}
+
+void vp_grants_unmap(struct vp_grants *g, uint64_t addr, uint64_t size)
+{
+	if (g->viommu)
+		vp_gv_unmap(g->viommu, addr, size);
+}
+
+void vp_grants_translated(struct vp_grants *g)
+{
+	if (g->viommu)
+		vp_gv_translated(g->viommu);
+}
+
+int vp_grants_revoke(struct vp_grants *g, uint64_t iova, uint64_t last, bool remap, uint64_t uva)
+{
+	int ret = g->viommu ? vp_gv_revoke(g->viommu, iova, last, remap, uva) : 0;
+
+	if (ret == VP_LATER)
+		vp_timer_in(g->pl->l->d->event, &g->timer, ALARM_US, on_alarm, g, g->pl->name);
+	return ret;
 }
 
 /* ---- granted from outside ------------------------------------------------------------------------------- */
@@ -415,6 +458,8 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 
 void vp_grants_drop(struct vp_grants *g, const char *by)
 {
+	if (g->viommu)
+		vp_gv_drop(g->viommu, "it was dropped by hand");
 	if (!g->size)
 		return;
 	vp_log(VP_LOG_NOTICE, "%s: the grant of 0x%" PRIx64 "+0x%" PRIx64 " is dropped by %s", g->pl->name, g->addr,
@@ -448,6 +493,12 @@ static bool wants(void *ctx)
 
 /* ---- start, end, show --------------------------------------------------------------------------------------- */
 
+/* As grant_rings() of fast.c. */
+static void show(struct vp_plink *pl)
+{
+	pl->m->rings(pl);
+}
+
 int vp_grants_new(struct vp_grants **out, struct vp_plink *pl, struct vp_err *e)
 {
 	static const struct vp_grant_channel_ops ops = { .grant = said, .refuse = refused, .wants = wants };
@@ -458,12 +509,14 @@ int vp_grants_new(struct vp_grants **out, struct vp_plink *pl, struct vp_err *e)
 	if (!g)
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	g->pl = pl;
-	g->room = 3 * pl->n + 2;
+	g->room = pl->l->conf.grant == VP_GRANT_VIOMMU ? VHP_MAX_REGIONS : 3 * pl->n + 2;
 	g->now = calloc(g->room, sizeof(*g->now));
 	if (!g->now)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
 	if (!r && pl->l->conf.grant == VP_GRANT_SWIOTLB)
 		r = vp_grant_channel_new(&g->channel, pl->l->d, &pl->l->conf, &ops, g, e);
+	if (!r && pl->l->conf.grant == VP_GRANT_VIOMMU)
+		r = vp_gv_new(&g->viommu, pl, show, e);
 	pl->ungranted = true;
 	vp_plink_set_hold(pl);
 	if (r) {
@@ -478,6 +531,7 @@ void vp_grants_free(struct vp_grants *g)
 	if (!g)
 		return;
 	vp_grant_channel_free(g->channel);
+	vp_gv_free(g->viommu);
 	sd_event_source_disable_unref(g->timer);
 	free(g->now);
 	free(g);
@@ -485,10 +539,16 @@ void vp_grants_free(struct vp_grants *g)
 
 static const char *way_out(const struct vp_grants *g)
 {
+	if (g->viommu && !g->message[0] && (vp_gv_gives(g->viommu) || vp_gv_message(g->viommu)[0]))
+		return vp_gv_message(g->viommu);
 	if (g->size || g->message[0])
 		return g->message;
 	if (!table(g) || !rings_run(g->pl))
 		return "the driver VM's driver does not run";
+	if (g->viommu)
+		return "the driver VM's vIOMMU has not mapped its rings yet; the device needs iommu_platform=on,ats=on "
+		       "and "
+		       "the VM a vIOMMU (intel-iommu with device-iotlb=on, or virtio-iommu)";
 	if (has_iommu(g))
 		return needs_viommu;
 	return "the driver VM has not said where its pool is; install vhost-pci-grant in it and give it the channel "
@@ -498,10 +558,12 @@ static const char *way_out(const struct vp_grants *g)
 json_t *vp_grants_json(const struct vp_grants *g)
 {
 	json_t *ranges = json_array();
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, since = g->since_us;
+	bool gives = g->viommu ? vp_gv_gives(g->viommu) : g->size;
 
 	for (unsigned i = 0; i < g->n_now; i++) {
 		const struct vp_port_region *r = &g->now[i];
+		const char *what = g->viommu ? "mapped" : "ring";
 		bool pool = g->size && r->addr <= g->addr && r->addr + r->size >= g->addr + g->size;
 
 		bytes += r->size;
@@ -509,11 +571,19 @@ json_t *vp_grants_json(const struct vp_grants *g)
 							(json_int_t)r->size, "what",
 							r->flags & VHP_REGION_INFLIGHT ? "in-flight"
 							: pool			       ? "pool"
-										       : "ring"));
+										       : what));
 	}
+	if (g->viommu)
+		bytes = vp_gv_bytes(g->viommu, &since);
 	return json_pack("{s:s,s:s,s:I,s:o,s:o,s:s,s:s,s:o}", "source", vp_grant_name(g->pl->l->conf.grant), "state",
-			 g->alarm ? "stuck" : g->dropping ? "ending" : g->size ? "granted" : "none", "bytes",
-			 (json_int_t)bytes, "ranges", ranges, "age_s",
-			 g->size ? json_integer((json_int_t)((now_us(g) - g->since_us) / 1000000)) : json_null(), "by",
-			 g->size ? g->by : "", "message", way_out(g), "channel", vp_grant_channel_json(g->channel));
+			 g->alarm      ? "stuck"
+			 : g->dropping ? "ending"
+			 : gives       ? "granted"
+				       : "none",
+			 "bytes", (json_int_t)bytes, "ranges", ranges, "age_s",
+			 gives ? json_integer((json_int_t)((now_us(g) - since) / 1000000)) : json_null(), "by",
+			 g->viommu && gives ? "its vIOMMU"
+			 : g->size	    ? g->by
+					    : "",
+			 "message", way_out(g), "channel", vp_grant_channel_json(g->channel));
 }

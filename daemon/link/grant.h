@@ -8,6 +8,7 @@
  * Ranges are link addresses. Where they come from (`Grant=`):
  *   swiotlb  the pool through which the driver VM's kernel bounces every buffer (swiotlb=force). The driver VM says
  *            where it is: on its channel (grant_channel.h), or an administrator says it for it (vp_grants_give());
+ *   viommu   what the driver VM's IOMMU has mapped for this device (grant_viommu.h);
  *   memory   a memory device of the driver VM, known by its size: pool and rings of a user-space driver lie in it.
  *
  * Rings are never the authority: the device VM can write them. Main thread only.
@@ -46,6 +47,12 @@ void vp_grants_tidy(struct vp_grants *g);
  * -ENOTCONN: its driver does not run; -EEXIST: it has granted something else; -EINVAL, -ERANGE; with a sentence.
  */
 int  vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char *by, struct vp_err *e);
+/* Of Grant=viommu: as in vp_port_ops and vp_vdev_ops. */
+uint32_t vp_grants_map(struct vp_grants *g, uint64_t addr, uint64_t size, bool *covered);
+void vp_grants_unmap(struct vp_grants *g, uint64_t addr, uint64_t size);
+void vp_grants_translated(struct vp_grants *g);
+int  vp_grants_revoke(struct vp_grants *g, uint64_t iova, uint64_t last, bool remap, uint64_t uva);
+
 /* It grants nothing any more: queues are stopped first. */
 void vp_grants_drop(struct vp_grants *g, const char *by);
 

@@ -13,8 +13,11 @@
 #include "context/events.h"
 #include "conf/types.h"
 #include "device/device.h"
+#include "engine/queue.h"
 #include "front/vdev.h"
+#include "link/capture.h"
 #include "sys/log_sink.h"
+#include "sys/sock.h"
 
 struct vp_links {
 	struct vp_daemon *d;
@@ -137,19 +140,14 @@ static int refused(const struct vp_policy_decision *dec, struct vp_err *e)
 	return vp_err_set(e, -EACCES, "refused by rule %s: %s", dec->rule, dec->why);
 }
 
-static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
-	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
+/* Into the registry, and start it. */
+static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+		 const struct vp_policy_decision *dec, struct vp_err *e)
 {
 	struct vp_link *l;
 	unsigned at;
 	int r;
 
-	*rule = dec->rule;
-	if (!dec->allowed)
-		return refused(dec, e);
-	r = check_new(ls, conf, rule, e);
-	if (r)
-		return r;
 	if (ls->n == ls->cap) {
 		unsigned cap = ls->cap ? 2 * ls->cap : 16;
 		struct vp_link **v = realloc(ls->v, cap * sizeof(*v));
@@ -180,9 +178,33 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 	memmove(&ls->v[at + 1], &ls->v[at], (ls->n - at) * sizeof(*ls->v));
 	ls->v[at] = l;
 	ls->n++;
-	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
-	vp_link_event(l, "link.added", NULL);
 	return 0;
+}
+
+static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+	       const struct vp_policy_decision *dec, const char **rule, struct vp_err *e)
+{
+	int r;
+
+	*rule = dec->rule;
+	if (!dec->allowed)
+		return refused(dec, e);
+	r = check_new(ls, conf, rule, e);
+	if (!r)
+		r = start(ls, conf, origin, dec, e);
+	if (r)
+		return r;
+	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
+	vp_link_event(vp_link_find(ls, conf->name), "link.added", NULL);
+	return 0;
+}
+
+int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+			const struct vp_policy_decision *dec, struct vp_err *e)
+{
+	if (vp_link_find(ls, conf->name))
+		return vp_err_set(e, -EEXIST, "it is there twice");
+	return start(ls, conf, origin, dec, e);
 }
 
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)
@@ -207,6 +229,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
@@ -214,6 +237,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	free(l->brief);
 	free(l->labels);
 	free(l->info);
+	free(l->given);
 	free(l);
 }
 
@@ -306,12 +330,18 @@ static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_repor
 {
 	struct vp_conf_link conf = l->conf;
 	struct vp_err e = { 0 };
+	char *given = l->given;
 
 	conf.start_down = !l->up;
+	l->given = NULL;
 	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
 	vp_link_remove(ls, l);
-	if (vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e))
-		vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+	if (!vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e)) {
+		vp_link_find(ls, conf.name)->given = given;
+		return;
+	}
+	free(given);
+	vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
 }
 
 /* Those that c allows, but in another mode than they run in. */
@@ -361,6 +391,32 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c)
 	return touched;
 }
 
+/* Other users may run a VM now, or none any more: its sockets' files say so, too. The number of links that concerns. */
+static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
+{
+	unsigned touched = 0;
+
+	for (unsigned i = 0; i < ls->n; i++) {
+		const struct vp_conf_link *l = &ls->v[i]->conf;
+		bool any = false;
+
+		for (unsigned s = 0; s < VP_SIDES; s++) {
+			mode_t mode = vp_conf_socket_file_mode(c, l->side[s].vm);
+			const char *qmp = s == VP_SIDE_DRIVER ? l->driver_qmp : l->qmp;
+			unsigned qmp_mode = s == VP_SIDE_DRIVER ? l->driver_qmp_mode : l->qmp_mode;
+
+			if (l->side[s].socket_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(l->side[s].socket, mode);
+			if (*qmp && qmp_mode == VP_SOCKET_SERVER)
+				any |= vp_sock_set_mode(qmp, mode);
+			if (s == VP_SIDE_DRIVER && *l->grant_socket)
+				any |= vp_sock_set_mode(l->grant_socket, mode);
+		}
+		touched += any;
+	}
+	return touched;
+}
+
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
 {
 	unsigned touched = 0;
@@ -369,6 +425,7 @@ unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_
 	/* First away with what may not be or is different, so that names, sockets and limits are free. */
 	touched += refuse_runtime(ls, c, rep);
 	touched += remove_changed(ls, c);
+	touched += reopen_sockets(ls, c);
 	for (unsigned i = 0; i < c->n_links; i++) {
 		if (vp_link_find(ls, c->links[i].name))
 			continue;
@@ -473,6 +530,35 @@ void vp_link_brief_text(struct vp_link *l, struct vp_text *t)
 	vp_text_str(t, "\"}");
 }
 
+/* Whose word the counters are. */
+static const char *counted_by(const struct vp_link *l)
+{
+	struct vp_link_reported r;
+	struct vp_queue_stats s;
+
+	if (l->ops->sent(l, VP_SIDE_DRIVER, &s))
+		return "daemon";
+	return l->ops->reported && l->ops->reported(l, VP_SIDE_DRIVER, &r) ? "device-vm" : "nobody";
+}
+
+/* The device VM's word alone, null = it has said nothing. */
+static json_t *reported_json(const struct vp_link *l)
+{
+	json_t *o = json_object();
+	struct vp_link_reported r;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (!l->ops->reported || !l->ops->reported(l, s, &r)) {
+			json_decref(o);
+			return json_null();
+		}
+		json_object_set_new(o, vp_side_name(s),
+				    json_pack("{s:I,s:I,s:I}", "packets", (json_int_t)r.packets, "bytes",
+					      (json_int_t)r.bytes, "dropped", (json_int_t)r.dropped));
+	}
+	return o;
+}
+
 json_t *vp_link_detail(struct vp_link *l)
 {
 	json_t *o = vp_link_brief(l);
@@ -480,6 +566,7 @@ json_t *vp_link_detail(struct vp_link *l)
 
 	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
+	json_object_set_new(o, "migratable", json_boolean(vp_conf_link_migrates(&l->conf, l->decision.mode)));
 	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
@@ -490,12 +577,17 @@ json_t *vp_link_detail(struct vp_link *l)
 						   vp_mode_name(l->decision.mode), "rule", l->decision.rule, "why",
 						   l->decision.why, "allowed", l->decision.allowed));
 	json_object_set_new(o, "config", vp_link_config(l));
+	json_object_set_new(o, "counted_by", json_string(counted_by(l)));
+	json_object_set_new(o, "reported", reported_json(l));
 	json_object_set_new(o, "sides", l->ops->sides(l, false));
 	return o;
 }
 
 json_t *vp_link_stats(struct vp_link *l)
 {
-	return json_pack("{s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "sides",
-			 l->ops->sides(l, true));
+	json_t *o = json_pack("{s:s,s:s,s:s,s:o}", "name", l->conf.name, "status", vp_link_look(l), "counted_by",
+			      counted_by(l), "sides", l->ops->sides(l, true));
+
+	json_object_set_new(o, "reported", reported_json(l));
+	return o;
 }

@@ -8,6 +8,7 @@
 
 #include <jansson.h>
 
+#include "base/record.h"
 #include "base/text.h"
 #include "conf/conf.h"
 #include "conf/policy.h"
@@ -21,11 +22,17 @@ struct vp_links;
 /* What a link's status may be, and its word. */
 enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN, VP_LINK_BROKEN, VP_LINK_STATES };
 
+struct vp_capture;
 struct vp_grants;
 struct vp_queue_stats;
+struct vp_tap;
 struct vp_vdev;
 
 enum vp_link_origin { VP_ORIGIN_FILE, VP_ORIGIN_RUNTIME };
+
+struct vp_link_reported {
+	uint64_t packets, bytes, dropped;
+};
 
 /* What a mode implements. Each is called with the link's own data in l->impl. */
 struct vp_link_ops {
@@ -44,12 +51,28 @@ struct vp_link_ops {
 	json_t *(*sides)(const struct vp_link *l, bool counters);
 	/* What this side's VM has sent so far. False: nobody here sees it. */
 	bool (*sent)(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
+	/*
+	 * ? What the device VM says this side's VM has sent so far, where nobody here sees it: packets, bytes and, by
+	 * no reason of ours, dropped ones. False: it has said nothing.
+	 */
+	bool (*reported)(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
 	/* Its device while a front-end is connected, else NULL. */
 	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
 	/* ? What its driver VM grants (grant.h); NULL = it is not of grant mode. */
 	struct vp_grants *(*grants)(const struct vp_link *l);
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
+	/*
+	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this
+	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
+	 * what start() has made goes on as the record says; *e names what is wrong with it.
+	 */
+	bool (*at_rest)(const struct vp_link *l);
+	void (*save)(struct vp_link *l, struct vp_rec *r);
+	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+	/* What data threads change, while none runs; all else is as it was saved. */
+	void (*save_hot)(struct vp_link *l, struct vp_rec *r);
+	int (*restore_hot)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
 };
 
 struct vp_link {
@@ -61,6 +84,7 @@ struct vp_link {
 	uint64_t                   since_us;
 	const struct vp_link_ops  *ops;
 	void                      *impl;
+	char                      *given;       /* of a runtime link: the config of link.add, as JSON; NULL = lost */
 	enum vp_link_state         state;       /* when last looked at */
 	uint64_t                   state_us;    /* since when, CLOCK_MONOTONIC */
 	uint64_t                   state_sum[VP_LINK_STATES]; /* microseconds in each, up to state_us */
@@ -73,6 +97,8 @@ struct vp_link {
 	char                      *info;
 	/* nobody has ever sent anything here: no counters to write, in this scrape */
 	bool                       silent;
+	struct vp_capture         *captures;    /* capture.h */
+	struct vp_tap             *taps;        /* theirs, read by data threads */
 };
 
 extern const struct vp_link_ops vp_link_relay_ops;
@@ -96,6 +122,11 @@ void vp_links_free(struct vp_links *ls);  /* removes them all */
  * socket's.
  */
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e);
+/* The sections and keys of a .link file, as JSON, into l. */
+int vp_link_config_read(struct vp_conf_link *l, json_t *config, struct vp_err *e);
+/* One that another daemon had added with that decision: neither held against others, nor told to anybody. */
+int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
+			const struct vp_policy_decision *dec, struct vp_err *e);
 void vp_link_remove(struct vp_links *ls, struct vp_link *l);
 struct vp_link *vp_link_find(struct vp_links *ls, const char *name);
 void vp_link_set_up(struct vp_link *l, bool up);
@@ -112,6 +143,23 @@ struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
  * touched.
  */
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
+
+/*
+ * Hand-over (docs/handover.md). can: may all links be handed over? -EOPNOTSUPP: one is of a kind that cannot, -EBUSY:
+ * one is not at rest; *e names it. save: all of them, in a record that is the same for as long as nothing but packets
+ * comes. hot: what data threads change, while none runs.
+ */
+int  vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e);
+void vp_links_save(struct vp_links *ls, struct vp_rec *r);
+void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
+/*
+ * There, with the configuration that was just read: links that it still describes as they are go on. The others stay
+ * away; vp_links_apply() sets them up anew when the daemon before has ended.
+ */
+int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
+int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);
+/* In what ops->save() writes: a side (the first, + 1 for the second), and in that the record of its vp_peer. */
+enum { VP_LINK_REC_SIDE = 1, VP_LINK_REC_PEER = 8 };
 
 /* Called when data threads want attention. */
 void vp_links_reap(struct vp_links *ls);

@@ -3,9 +3,11 @@
  * What a VMM's arguments depend on (vhost-pcictl generate): the link's configuration as it is in force, defaults
  * filled in, in the sections and keys of a .link file.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "link/link.h"
 
@@ -51,6 +53,13 @@ static const char *attachment_name(unsigned a)
 	return a == VP_ATTACH_IVSHMEM ? "ivshmem" : a == VP_ATTACH_SHMEM ? "shmem" : "local";
 }
 
+static void set_qmp(json_t *side, const char *path, unsigned mode)
+{
+	set_text(side, "QMP", path);
+	if (*path)
+		set_text(side, "QMPMode", mode == VP_SOCKET_CLIENT ? "client" : "server");
+}
+
 static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *c, unsigned mode)
 {
 	if (mode == VP_MODE_GRANT) {
@@ -59,10 +68,10 @@ static void set_port(json_t *driver, json_t *device, const struct vp_conf_link *
 		if (c->grant_size)
 			set_size(driver, "GrantSize", c->grant_size);
 	}
-	set_text(driver, "QMP", c->driver_qmp);
+	set_qmp(driver, c->driver_qmp, c->driver_qmp_mode);
 	set_text(driver, "NIC", c->nic);
 	json_object_set_new(device, "Attachment", json_string(attachment_name(c->attachment)));
-	set_text(device, "QMP", c->qmp);
+	set_qmp(device, c->qmp, c->qmp_mode);
 	set_text(device, "HotplugBus", c->hotplug_bus);
 	if (mode == VP_MODE_COPY)
 		set_size(device, "PoolSize", vp_conf_link_pool(c));
@@ -87,4 +96,32 @@ json_t *vp_link_config(const struct vp_link *l)
 		json_object_set_new(net, "MTU", json_integer(c->mtu));
 	return json_pack("{s:{s:s,s:i},s:o,s:o,s:o}", "Link", "Mode", vp_mode_name(l->decision.mode), "Queues",
 			 (int)c->pairs, "Driver", driver, "Device", device, "Net", net);
+}
+
+/* {"Link":{"Mode":"relay"},"Driver":{"VM":"a"},...}, the words of a .link file. */
+int vp_link_config_read(struct vp_conf_link *l, json_t *config, struct vp_err *e)
+{
+	const char *section, *key;
+	json_t *keys, *v;
+
+	json_object_foreach(config, section, keys) {
+		if (!json_is_object(keys))
+			return vp_err_set(e, -EINVAL, "config: [%.50s] must be an object of keys", section);
+		json_object_foreach(keys, key, v) {
+			char number[24];
+			const char *text = json_string_value(v);
+			int r;
+
+			if (json_is_integer(v)) {
+				snprintf(number, sizeof(number), "%lld", (long long)json_integer_value(v));
+				text = number;
+			}
+			if (!text)
+				return vp_err_set(e, -EINVAL, "config: %.50s must be a string or an integer", key);
+			r = vp_conf_link_set(l, section, key, text, e);
+			if (r)
+				return r == -ENOENT ? vp_err_set(e, -EINVAL, "%s", strdupa(e->msg)) : r;
+		}
+	}
+	return 0;
 }

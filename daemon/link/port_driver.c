@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Port links: the driver side, its device (front/vdev.h) and its connection (front/peer.h). */
+#include "link/grant.h"
 #include "link/port_link.h"
 
 #include <linux/vhost_types.h>
@@ -8,6 +9,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "front/carrier.h"
+#include "link/capture.h"
 
 /* ---- the driver side's device ---------------------------------------------------------------------------- */
 
@@ -67,6 +69,15 @@ static void vdev_translated(void *ctx)
 
 	if (pl->lanes)
 		vp_lanes_poke(pl->lanes);
+	if (pl->m->grants)
+		vp_grants_translated(pl->m->grants(pl));
+}
+
+static int vdev_revoke(void *ctx, uint64_t iova, uint64_t last, bool remap, uint64_t uva)
+{
+	struct vp_plink *pl = ctx;
+
+	return pl->m->grants ? vp_grants_revoke(pl->m->grants(pl), iova, last, remap, uva) : 0;
 }
 
 static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uint8_t *all)
@@ -76,11 +87,18 @@ static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uin
 	vp_port_set_written(pl->port, off, len, all);
 }
 
+static int vdev_logged(void *ctx)
+{
+	return vp_plink_logged(ctx);
+}
+
 static const struct vp_vdev_ops vdev_ops = {
 	.translated = vdev_translated,
+	.logged = vdev_logged,
 	.withdraw = vdev_withdraw,
 	.offer = vdev_offer,
 	.stop = vdev_stop,
+	.revoke = vdev_revoke,
 	.memory = vdev_memory,
 	.events_changed = vdev_events_changed,
 	.session = vdev_session,
@@ -115,6 +133,7 @@ static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 		return vp_err_set(e, r, "out of memory");
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_vdev_ring(pl->slot.v, i)->rq.who = pl->call_who;
+	vp_captures_apply(pl->l);
 	return 0;
 }
 
@@ -136,6 +155,7 @@ static void drv_gone(struct vp_plink *pl)
 	pl->closing = true;
 	vp_port_begin(pl->port);
 	vp_port_set_driver(pl->port, VP_PORT_NO_DRIVER, 0);
+	vp_port_set_mode(pl->port, pl->m->mode, false);
 	vdev_memory(pl);
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
@@ -143,6 +163,7 @@ static void drv_gone(struct vp_plink *pl)
 	/* Nobody waits for answers any more. */
 	for (unsigned i = 0; i < pl->n; i++)
 		pl->q[i].gone = pl->q[i].stop_owed = false;
+	pl->log_owed = false;
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past,
 			     &vp_vdev_ring(v, i)->rq.stats);

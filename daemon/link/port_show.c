@@ -62,6 +62,33 @@ bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats
 	return true;
 }
 
+bool vp_plink_reported(const struct vp_link *l, unsigned side, struct vp_link_reported *r)
+{
+	struct vp_plink *pl = l->impl;
+	uint64_t c[VHP_COUNTS];
+
+	if (!pl || pl->m->lanes || !vp_port_counted(pl->port, c))
+		return false;
+	if (side == VP_SIDE_DRIVER)
+		*r = (struct vp_link_reported){ c[VHP_COUNT_FROM_PACKETS], c[VHP_COUNT_FROM_BYTES],
+						c[VHP_COUNT_FROM_DROPPED] };
+	else
+		*r = (struct vp_link_reported){ c[VHP_COUNT_TO_PACKETS], c[VHP_COUNT_TO_BYTES],
+						c[VHP_COUNT_TO_DROPPED] };
+	return true;
+}
+
+/* What this side's VM has sent, in our own words: nobody here has counted anything but what was drained. */
+static void add_reported(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum)
+{
+	struct vp_link_reported r;
+
+	if (!vp_plink_reported(l, side, &r))
+		return;
+	sum->packets += r.packets;
+	sum->bytes += r.bytes;
+}
+
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side)
 {
 	struct vp_plink *pl = l->impl;
@@ -77,7 +104,9 @@ json_t *vp_plink_sides(const struct vp_link *l, bool counters)
 
 	vp_stats_side(&pl->past, pl->slot.v, &sent);
 	sum_back(pl, &back);
-	if (counters && pl->m->lanes) {
+	add_reported(l, VP_SIDE_DRIVER, &sent);
+	add_reported(l, VP_SIDE_DEVICE, &back);
+	if (counters) {
 		/* Counters of a side count what its VM sent. */
 		c = vp_stats_json(&back, &sent, NULL);
 		json_object_set(dev, "tx", json_object_get(c, "tx"));

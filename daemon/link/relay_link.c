@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
+#include "link/capture.h"
 #include "link/link.h"
 #include "link/view.h"
 #include "front/peer.h"
@@ -212,7 +213,10 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 		return vp_err_set(e, ret, "out of memory");
 	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
 	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
-	return ret ? vp_err_set(e, ret, "out of memory") : 0;
+	if (ret)
+		return vp_err_set(e, ret, "out of memory");
+	vp_captures_apply(side->r->l);
+	return 0;
 }
 
 static void side_opened(void *ctx)
@@ -256,8 +260,23 @@ static void side_closing(void *ctx)
 	side_gone(ctx);
 }
 
+static void side_save(void *ctx, struct vp_rec *rec)
+{
+	struct relay_side *side = ctx;
+
+	vp_vdev_save(side->slot.v, rec);
+}
+
+static int side_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct relay_side *side = ctx;
+
+	return vp_vdev_restore(side->slot.v, in, e);
+}
+
 static const struct vp_peer_ops side_peer_ops = {
-	.open = side_open, .opened = side_opened, .closing = side_closing, .closed = side_closed,
+	.open = side_open, .opened = side_opened, .closing = side_closing, .closed = side_closed, .save = side_save,
+	.restore = side_restore,
 };
 
 /* ---- link ops ---------------------------------------------------------------- */
@@ -372,7 +391,84 @@ static struct vp_vdev *relay_vdev(const struct vp_link *l, unsigned side)
 	return ((struct relay *)l->impl)->side[side].slot.v;
 }
 
+/* ---- for another daemon ------------------------------------------------------ */
+
+enum tag { TAG_PAST = 1 };
+
+static bool relay_at_rest(const struct vp_link *l)
+{
+	struct relay *r = l->impl;
+	bool rest = true;
+
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		rest &= vp_peer_at_rest(r->side[s].peer) && (!r->side[s].slot.v || vp_vdev_at_rest(r->side[s].slot.v));
+	return rest;
+}
+
+static void relay_save(struct vp_link *l, struct vp_rec *rec)
+{
+	struct relay *r = l->impl;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		vp_rec_begin(rec, VP_LINK_REC_SIDE + s);
+		vp_rec_put(rec, TAG_PAST, &r->side[s].past, sizeof(r->side[s].past));
+		vp_rec_begin(rec, VP_LINK_REC_PEER);
+		vp_peer_save(r->side[s].peer, rec);
+		vp_rec_end(rec);
+		vp_rec_end(rec);
+	}
+}
+
+static int relay_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+	struct vp_rec_in side, peer;
+	int ret = 0;
+
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
+		if (!vp_rec_find(in, VP_LINK_REC_SIDE + s, &side) || !vp_rec_find(&side, VP_LINK_REC_PEER, &peer) ||
+		    vp_rec_get(&side, TAG_PAST, &r->side[s].past, sizeof(r->side[s].past)))
+			return vp_err_set(e, -EPROTO, "the record of its %s side is malformed", vp_side_name(s));
+		ret = vp_peer_restore(r->side[s].peer, &peer, e);
+	}
+	/* With both sides there, so that no carrier goes in between. */
+	if (!ret)
+		relay_update(r);
+	return ret;
+}
+
+static void relay_save_hot(struct vp_link *l, struct vp_rec *rec)
+{
+	struct relay *r = l->impl;
+
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		if (!r->side[s].slot.v)
+			continue;
+		vp_rec_begin(rec, VP_LINK_REC_SIDE + s);
+		vp_vdev_save_hot(r->side[s].slot.v, rec);
+		vp_rec_end(rec);
+	}
+}
+
+static int relay_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+	struct vp_rec_in side;
+	int ret = 0;
+
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
+		if (!r->side[s].slot.v)
+			continue;
+		if (!vp_rec_find(in, VP_LINK_REC_SIDE + s, &side))
+			return vp_err_set(e, -EPROTO, "the record of its %s side's queues is missing", vp_side_name(s));
+		ret = vp_vdev_restore_hot(r->side[s].slot.v, &side, e);
+	}
+	return ret;
+}
+
 const struct vp_link_ops vp_link_relay_ops = {
 	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
 	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
+	.at_rest = relay_at_rest, .save = relay_save, .restore = relay_restore,
+	.save_hot = relay_save_hot, .restore_hot = relay_restore_hot,
 };

@@ -66,6 +66,7 @@ static void attach(struct vp_port *p)
 	p->path[1] = f1;
 	p->keeps = arg(p, VHP_ATTACH_FLAGS) & VHP_ATTACH_F_INFLIGHT;
 	p->attached = true;
+	memset(p->told_counts, 0, sizeof(p->told_counts));
 	p->n_attaches++;
 	answer(p, VHP_ST_OK, 0, 0);
 }
@@ -181,6 +182,62 @@ static void tell_backend(struct vp_port *p)
 	port_evaluate(p);
 }
 
+/* Any number may come. One that shrinks has begun anew; a sum stays one that JSON has. */
+static void counters(struct vp_port *p)
+{
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+		return;
+	}
+	for (unsigned i = 0; i < VHP_COUNTS; i++) {
+		uint64_t now = arg(p, i), more = now >= p->told_counts[i] ? now - p->told_counts[i] : now;
+
+		p->counted[i] += VP_MIN(more, INT64_MAX - p->counted[i]);
+		p->told_counts[i] = now;
+	}
+	p->has_counted = true;
+	answer(p, VHP_ST_OK, 0, 0);
+}
+
+static bool range_ok(const struct vp_port *p, uint64_t *end)
+{
+	return arg(p, VHP_MAP_SIZE) && !vp_add_overflow(arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE) - 1, end);
+}
+
+static void map(struct vp_port *p)
+{
+	uint64_t addr = arg(p, VHP_MAP_ADDR), size = arg(p, VHP_MAP_SIZE), access = arg(p, VHP_MAP_ACCESS), end;
+	uint32_t status = VHP_ST_REFUSED;
+	bool covered = false;
+
+	if (!p->attached)
+		status = VHP_ST_NOT_ATTACHED;
+	else if (!range_ok(p, &end) || !access || access & ~(uint64_t)(VHP_REGION_READ | VHP_REGION_WRITE))
+		status = VHP_ST_INVALID;
+	else if (size > VHP_MAP_MAX)
+		status = VHP_ST_LIMIT;
+	else if (p->maps && p->up)
+		status = p->ops->map(p->ctx, addr, size, &covered);
+	else if (p->maps)
+		status = VHP_ST_LIMIT;  /* the link comes up first, which is a change */
+	answer(p, status, covered, 0);
+}
+
+static void unmap(struct vp_port *p)
+{
+	uint64_t end;
+
+	if (!p->attached) {
+		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
+	} else if (!range_ok(p, &end)) {
+		answer(p, VHP_ST_INVALID, 0, 0);
+	} else {
+		if (p->maps && p->ops->unmap)
+			p->ops->unmap(p->ctx, arg(p, VHP_MAP_ADDR), arg(p, VHP_MAP_SIZE));
+		answer(p, VHP_ST_OK, 0, 0);
+	}
+}
+
 static void execute(struct vp_port *p)
 {
 	p->n_commands++;
@@ -203,11 +260,20 @@ static void execute(struct vp_port *p)
 	case VHP_CMD_SYNC:
 		sync_regions(p);
 		break;
+	case VHP_CMD_MAP:
+		map(p);
+		break;
+	case VHP_CMD_UNMAP:
+		unmap(p);
+		break;
 	case VHP_CMD_CONFIG:
 		tell_config(p);
 		break;
 	case VHP_CMD_BACKEND:
 		tell_backend(p);
+		break;
+	case VHP_CMD_COUNTERS:
+		counters(p);
 		break;
 	default:
 		answer(p, VHP_ST_UNKNOWN, 0, 0);

@@ -48,10 +48,34 @@ void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, ui
 	vp_port_commit(p);
 }
 
+void vp_port_set_mode(struct vp_port *p, uint32_t mode, bool logged)
+{
+	vp_port_begin(p);
+	p->st.mode = htole32(mode);
+	p->logged = logged;
+	port_show_status(p);
+	vp_port_commit(p);
+}
+
 void vp_port_set_hold(struct vp_port *p, unsigned hold)
 {
 	p->hold = hold;
 	port_evaluate(p);
+}
+
+void vp_port_set_maps(struct vp_port *p, bool on)
+{
+	vp_port_begin(p);
+	p->maps = on;
+	port_show_status(p);
+	vp_port_commit(p);
+}
+
+void vp_port_maps_changed(struct vp_port *p)
+{
+	vp_port_begin(p);
+	port_touch_regions(p);
+	vp_port_commit(p);
 }
 
 void vp_port_set_driver(struct vp_port *p, enum vp_port_driver d, uint64_t features)

@@ -41,6 +41,7 @@ struct vp_port_conf {
 	bool     unsealed_ok;         /* memory that its owner can truncate may be passed on (local) */
 	bool     slow_take;           /* DETACH is answered after TAKE_MAX even if windows are still going (ivshmem) */
 	uint64_t answer_timeout_us;   /* 0 = 1 s */
+	bool     count;               /* the guest is asked for its counters */
 	const char *driver_vm, *device_vm; /* names, outlive the port; NULL = unknown */
 	/*
 	 * The port of an earlier process: its memory and its record (vp_port_record_fd()), the port's from now on; a
@@ -134,6 +135,14 @@ struct vp_port_ops {
 	 * VHP_ST_PROFILE. Without it BACKEND is answered with OK.
 	 */
 	uint32_t (*backend)(void *ctx, const struct vp_port_backend *b, uint64_t *missing);
+	/*
+	 * Where vp_port_set_maps() was told so. The guest needs [addr, addr + size), of VHP_MAP_MAX bytes at most; the
+	 * link is up. VHP_ST_OK, with *covered when regions have it, else a change follows; VHP_ST_REFUSED;
+	 * VHP_ST_LIMIT, and a change follows.
+	 */
+	uint32_t (*map)(void *ctx, uint64_t addr, uint64_t size, bool *covered);
+	/* ? The guest does not need it any more. */
+	void (*unmap)(void *ctx, uint64_t addr, uint64_t size);
 	/* The link went down; each run has been reported by queue_stopped before. */
 	void (*down)(void *ctx);
 	/* Run of q is over. Once for each vp_port_queue_run() that succeeded. */
@@ -170,6 +179,12 @@ void vp_port_free(struct vp_port *p);
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
 		      uint64_t offered, uint64_t required);
 
+/*
+ * The mode to be shown; logged: the driver VM's VMM has what is written to its memory logged, and that is why it is not
+ * the link's own.
+ */
+void vp_port_set_mode(struct vp_port *p, uint32_t mode, bool logged);
+
 enum vp_port_hold {
 	VP_PORT_HOLD_POLICY = 1,
 	VP_PORT_HOLD_ADMIN = 2,
@@ -197,9 +212,12 @@ struct vp_port_region {
 	uint32_t flags;               /* VHP_REGION_* */
 	/*
 	 * A window of its own has just these bytes. When it is added while the link is up, the link stays up, and the
-	 * region is not shown before its window is there (vp_port_shows()).
+	 * region is not shown before its window is there (vp_port_shows()). late: that goes for a window that is
+	 * replaced, too. win_size: the window is [win_offset, win_offset + win_size) of the file, which the region lies
+	 * in; 0 = it is the region. Until that one is there, a window that is a part of it and has the region will do.
 	 */
-	bool     own;
+	bool     own, late;
+	uint64_t win_offset, win_size;
 };
 /*
  * All memory of the link, sorted by addr, n may be 0. Windows are made and withdrawn as needed. -EINVAL: not
@@ -210,6 +228,8 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 
 /* Regions that are shown to the guest, and whose windows are there, cover [addr, addr + size). */
 bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
+/* The same by one region alone. */
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size);
 /* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
 bool vp_port_windows_leaving(const struct vp_port *p);
 
@@ -217,6 +237,11 @@ bool vp_port_windows_leaving(const struct vp_port *p);
 void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
 /* The attached data path keeps the account of open requests, and has been given the place for it. */
 bool vp_port_keeps_account(const struct vp_port *p);
+
+/* Its guest may ask for memory that no region has (ops->map). */
+void vp_port_set_maps(struct vp_port *p, bool on);
+/* What it asked for has its answer, by regions or (MAP again) by VHP_ST_REFUSED. */
+void vp_port_maps_changed(struct vp_port *p);
 
 /* Does fd's file reach that VM through one of its ports: a control block, a pool, or another VM's memory? */
 bool vp_port_lends(const char *vm, int fd);
@@ -233,6 +258,8 @@ struct vp_port_ring {
 int vp_port_queue_await(struct vp_port *p, unsigned q);
 /* The same question, and nobody waits for the answer. */
 bool vp_port_queue_lingers(const struct vp_port *p, unsigned q);
+/* Has the queue, or it was taken from it without its word: it lingers, or was cut off and not heard of since. */
+bool vp_port_queue_at_work(const struct vp_port *p, unsigned q);
 /* Start a run. -ENOTCONN while the link is down, -EBUSY while the last run goes on or was not let go of, -ERANGE. */
 int vp_port_queue_run(struct vp_port *p, unsigned q, const struct vp_port_ring *r);
 void vp_port_queue_enable(struct vp_port *p, unsigned q, bool enabled);
@@ -262,6 +289,8 @@ bool vp_port_is_online(const struct vp_port *p);
 uint32_t vp_port_reason(const struct vp_port *p);
 const char *vp_port_reason_str(uint32_t reason);
 uint32_t vp_port_queue_runs(const struct vp_port *p, unsigned q);
+/* What the guest says it has moved so far, by VHP_COUNT_*; false: it has said nothing. */
+bool vp_port_counted(const struct vp_port *p, uint64_t counted[VHP_COUNTS]);
 /* New reference. */
 json_t *vp_port_json(const struct vp_port *p);
 

@@ -80,7 +80,7 @@ struct vp_port {
 	bool                          regions_dirty, touched;
 	struct vhp_abi_state           st, pub;
 	/* life */
-	bool                          online, attached, up, updating, again;
+	bool                          online, attached, up, logged, updating, again;
 	bool                          falling;      /* up, and waiting for the guest to stop its queues */
 	bool                          cut, bad_features, limit;
 	unsigned                      hold;
@@ -99,6 +99,7 @@ struct vp_port {
 	unsigned                      n_unready;    /* windows that regions need and that are not there */
 	unsigned                      inflight_queues, inflight_entries;
 	bool                          keeps;        /* the data path has an account of open requests */
+	bool                          maps;         /* MAP is served */
 	/* commands */
 	uint32_t                      answered;
 	uint8_t                       told[VHP_CONFIG_MAX]; /* by CONFIG, */
@@ -111,6 +112,9 @@ struct vp_port {
 	bool                          gone;         /* goodbye was said */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
+	/* the guest's word on what it has moved: VHP_COUNT_*, of all attachments; of this one, as told last */
+	uint64_t                      counted[VHP_COUNTS], told_counts[VHP_COUNTS];
+	bool                          has_counted;
 	/* statistics */
 	uint64_t                      n_commands, n_refused, n_cuts, n_attaches, n_updates;
 };

@@ -62,6 +62,11 @@ bool vp_port_queue_lingers(const struct vp_port *p, unsigned q)
 	return p->q[q].lingers;
 }
 
+bool vp_port_queue_at_work(const struct vp_port *p, unsigned q)
+{
+	return p->q[q].running || p->q[q].lingers || p->cut;
+}
+
 int vp_port_queue_await(struct vp_port *p, unsigned q)
 {
 	if (q >= p->nqueues || !p->q[q].lingers)

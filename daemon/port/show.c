@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What a port tells the administrator. */
 #include <endian.h>
+#include <string.h>
 
 #include "port/priv.h"
 
@@ -105,6 +106,12 @@ static json_t *queues_json(const struct vp_port *p)
 						   (json_int_t)le32toh(e->doorbell)));
 	}
 	return a;
+}
+
+bool vp_port_counted(const struct vp_port *p, uint64_t counted[VHP_COUNTS])
+{
+	memcpy(counted, p->counted, sizeof(p->counted));
+	return p->has_counted;
 }
 
 json_t *vp_port_json(const struct vp_port *p)

@@ -130,6 +130,16 @@ static bool same_file(const struct port_win *w, const struct port_region *m)
 	return w->dev == m->dev && w->ino == m->ino;
 }
 
+static uint64_t win_offset(const struct port_region *m)
+{
+	return m->r.win_size ? m->r.win_offset : m->r.offset;
+}
+
+static uint64_t win_size(const struct port_region *m)
+{
+	return m->r.win_size ? m->r.win_size : m->r.size;
+}
+
 static int find_window(struct vp_port *p, const struct port_region *m)
 {
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -137,7 +147,7 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 
 		if (w->state == WIN_FREE || w->state == WIN_TAKING || w->cancel || !same_file(w, m))
 			continue;
-		if (m->r.own ? w->offset == m->r.offset && w->size == m->r.size :
+		if (m->r.own ? w->offset == win_offset(m) && w->size == win_size(m) :
 			       vp_range_inside(m->r.offset, m->r.size, w->offset, w->size))
 			return (int)i;
 	}
@@ -147,7 +157,7 @@ static int find_window(struct vp_port *p, const struct port_region *m)
 /* A new window for m: the whole file, or all that the present table names of it. */
 static int new_window(struct vp_port *p, const struct port_region *m)
 {
-	uint64_t from = m->r.offset, to = m->r.offset + m->r.size;
+	uint64_t from = win_offset(m), to = from + win_size(m);
 	struct port_win *w;
 	unsigned slot = 0;
 
@@ -171,7 +181,7 @@ static int new_window(struct vp_port *p, const struct port_region *m)
 	w->fd = fcntl(m->r.fd, F_DUPFD_CLOEXEC, 3);
 	if (w->fd < 0)
 		win_failed(p, slot, "out of file descriptors; raise LimitNOFILE=");
-	else if (m->r.own && (from != m->r.offset || w->size != m->r.size))
+	else if (m->r.own && (from != win_offset(m) || w->size != win_size(m)))
 		win_failed(p, slot, "it would show more of its file than was granted; use Attachment=shmem");
 	else
 		win_give(p, slot);
@@ -296,6 +306,17 @@ bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size)
 	return !size;
 }
 
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size)
+{
+	for (unsigned i = 0; i < le32toh(p->st.nregions); i++) {
+		const struct vhp_abi_region *r = &p->st.regions[i];
+
+		if (vp_range_inside(addr, size, le64toh(r->addr), le64toh(r->size)))
+			return vp_port_shows(p, addr, size);
+	}
+	return false;
+}
+
 bool vp_port_windows_leaving(const struct vp_port *p)
 {
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -328,6 +349,67 @@ bool vp_port_keeps_account(const struct vp_port *p)
 	return p->attached && p->keeps && shows_inflight(p);
 }
 
+static bool can_show(const struct port_win *w)
+{
+	return w->state == WIN_READY || w->state == WIN_REVOKING;
+}
+
+/* It is named: if it was about to go, it stays. */
+static void stays(struct port_win *w)
+{
+	w->used = true;
+	if (w->state != WIN_REVOKING)
+		return;
+	w->state = WIN_READY;
+	w->deadline = 0;
+}
+
+static struct vhp_abi_region region(const struct port_region *m, uint64_t from, uint64_t size, unsigned slot,
+				    const struct port_win *w)
+{
+	return (struct vhp_abi_region){
+		.addr = htole64(m->r.addr + from), .size = htole64(size),
+		.offset = htole64(m->r.fd < 0 ? m->r.offset : m->r.offset + from - w->offset),
+		.window = htole32(slot), .flags = htole32(m->r.flags),
+	};
+}
+
+/*
+ * Until m's own window is there, windows that are parts of that one show what they have of m. out has room for `room`;
+ * *n counts. Returns whether they show all.
+ */
+static bool show_parts(struct vp_port *p, const struct port_region *m, struct vhp_abi_region *out, unsigned *n,
+		       unsigned room)
+{
+	bool all = true;
+
+	for (uint64_t from = 0, to; from < m->r.size; from = to) {
+		uint64_t at = m->r.offset + from;
+		int slot = -1;
+
+		to = m->r.size;
+		for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
+			const struct port_win *w = &p->win[i];
+
+			if (!can_show(w) || !same_file(w, m) ||
+			    !vp_range_inside(w->offset, w->size, m->r.win_offset, m->r.win_size))
+				continue;
+			if (w->offset <= at && at - w->offset < w->size)
+				slot = (int)i;
+			else if (w->offset > at)
+				to = VP_MIN(to, w->offset - m->r.offset);
+		}
+		if (slot < 0 || *n >= room) {
+			all = false;
+			continue;
+		}
+		to = VP_MIN(m->r.size, p->win[slot].offset + p->win[slot].size - m->r.offset);
+		stays(&p->win[slot]);
+		out[(*n)++] = region(m, from, to - from, (unsigned)slot, &p->win[slot]);
+	}
+	return all;
+}
+
 void port_windows_update(struct vp_port *p)
 {
 	struct vhp_abi_region out[VHP_MAX_REGIONS];
@@ -345,28 +427,29 @@ void port_windows_update(struct vp_port *p)
 
 		if (slot < 0 && !pool)
 			slot = new_window(p, m);
-		added = p->up && m->r.own && !shown(p, m->r.addr);
+		added = p->up && m->r.own && (m->r.late || !shown(p, m->r.addr));
+		if (m->r.win_size && (slot < 0 || !can_show(&p->win[slot]))) {
+			if (slot >= 0)
+				p->win[slot].used = true;
+			/* Those that follow have room for one region each. */
+			if (!show_parts(p, m, out, &n, VHP_MAX_REGIONS - (p->n_mem - i - 1)))
+				p->n_unready += !added;
+			continue;
+		}
 		if (slot < 0) {
 			p->n_unready += !added;  /* a slot is free again when a window has been taken */
 			continue;
 		}
 		w = &p->win[slot];
 		w->used = true;
-		if (do_without(p, m, w) || (added && w->state != WIN_READY && w->state != WIN_REVOKING))
+		if (do_without(p, m, w) || (added && !can_show(w)))
 			continue;
-		if (w->state == WIN_REVOKING) {
-			w->state = WIN_READY;
-			w->deadline = 0;
-		}
+		stays(w);
 		if (w->state != WIN_READY)
 			p->n_unready++;
 		if (w->state == WIN_FAILED)
 			continue;
-		out[n++] = (struct vhp_abi_region){
-			.addr = htole64(m->r.addr), .size = htole64(m->r.size),
-			.offset = htole64(pool ? m->r.offset : m->r.offset - w->offset),
-			.window = htole32((uint32_t)slot), .flags = htole32(m->r.flags),
-		};
+		out[n++] = region(m, 0, m->r.size, (unsigned)slot, w);
 	}
 	put_regions(p, out, n);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
@@ -519,13 +602,24 @@ static bool can_shrink(int fd)
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0;
 }
 
+/* Where the window is said, the region lies in it. */
+static bool window_ok(const struct vp_port_region *r)
+{
+	uint64_t end;
+
+	return !r->win_size || (!((r->win_size | r->win_offset) & 4095) &&
+				!vp_add_overflow(r->win_offset, r->win_size, &end) &&
+				vp_range_inside(r->offset, r->size, r->win_offset, r->win_size));
+}
+
 static int mem_check(const struct vp_port_region *r, unsigned n, struct vp_err *e)
 {
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t end;
 
 		if (!r[i].size || (r[i].addr | r[i].size | r[i].offset) & 4095 ||
-		    vp_add_overflow(r[i].addr, r[i].size, &end) || vp_add_overflow(r[i].offset, r[i].size, &end))
+		    vp_add_overflow(r[i].addr, r[i].size, &end) || vp_add_overflow(r[i].offset, r[i].size, &end) ||
+		    !window_ok(&r[i]))
 			return vp_err_set(e, -EINVAL,
 					  "memory region at 0x%llx of 0x%llx bytes does not consist of whole pages",
 					  (unsigned long long)r[i].addr, (unsigned long long)r[i].size);

@@ -128,6 +128,12 @@ static int allow_all(int rs, const struct vp_conf *c, const struct vp_conf_paths
 		for (unsigned s = 0; !r && s < VP_SIDES; s++)
 			if (c->links[i].side[s].socket_mode == VP_SOCKET_SERVER)
 				r = allow_parent(rs, c->links[i].side[s].socket, SOCKETS, true, e);
+	for (unsigned i = 0; !r && i < c->n_links; i++) {
+		if (c->links[i].qmp_mode == VP_SOCKET_SERVER)
+			r = allow_parent(rs, c->links[i].qmp, SOCKETS, true, e);
+		if (!r && c->links[i].driver_qmp_mode == VP_SOCKET_SERVER)
+			r = allow_parent(rs, c->links[i].driver_qmp, SOCKETS, true, e);
+	}
 	for (unsigned i = 0; i < c->n_links; i++)
 		if (vp_device_of(&c->links[i])->waits)
 			mkdir(c->daemon.state_dir, 0700);

@@ -47,8 +47,8 @@ struct vp_qmp {
 	const struct vp_qmp_ops *ops;
 	void                    *ctx;
 	enum state               state;
-	int                      fd;
-	struct vp_source        *io;
+	int                      fd, lfd;             /* lfd: QEMU connects to us, else -1 */
+	struct vp_source        *io, *listen_io;
 	sd_event_source         *timer, *defer, *pause;
 	uint32_t                 retry_us;
 	char                    *buf;
@@ -78,6 +78,8 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg);
 
 static void retry_later(struct vp_qmp *q)
 {
+	if (q->lfd >= 0)
+		return;
 	vp_timer_in(q->event, &q->timer, q->retry_us, on_retry, q, q->name);
 	q->retry_us = VP_MIN(2 * q->retry_us, RETRY_MAX_US);
 }
@@ -109,7 +111,8 @@ static void disconnect(struct vp_qmp *q, const char *why)
 			q->retry_us = RETRY_MIN_US;
 		q->ops->down(q->ctx);
 	} else if (!q->logged) {
-		vp_log(VP_LOG_NOTICE, "%s: QMP %s: %s; trying again until it works", q->name, q->path, why);
+		vp_log(VP_LOG_NOTICE, "%s: QMP %s: %s%s", q->name, q->path, why,
+		       q->lfd < 0 ? "; trying again until it works" : "");
 		q->logged = true;
 	}
 	retry_later(q);
@@ -310,22 +313,18 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
-static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
+/* There is a connection: who is it? */
+static void greet(struct vp_qmp *q)
 {
-	struct vp_qmp *q = arg;
-	struct vp_err e = { 0 };
 	struct ucred cred = { 0 };
-	int r = vp_sock_connect(q->path, &q->fd, &e);
+	char why[120];
+	int r;
 
-	if (r) {
-		q->fd = -1;
-		disconnect(q, e.code ? e.msg : strerror(-r));
-		return 0;
-	}
 	/* Memory of other VMs will go through here. */
 	if (vp_sock_peer(q->fd, &cred) || !q->ops->allowed(q->ctx, cred.uid)) {
-		disconnect(q, "served by a user who may not run this VM; add it to User= of the VM");
-		return 0;
+		snprintf(why, sizeof(why), "user %u may not run this VM; add it to User= of the VM", cred.uid);
+		disconnect(q, why);
+		return;
 	}
 	q->state = QMP_GREETING;
 	r = vp_source_add(&q->io, q->event, q->fd, EPOLLIN, on_io, q);
@@ -333,11 +332,62 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 		disconnect(q, strerror(-r));
 	else
 		vp_source_limit(q->io, 100000, 1000);  /* of reads that bring a byte each */
+}
+
+static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct vp_qmp *q = arg;
+	struct vp_err e = { 0 };
+	int r = vp_sock_connect(q->path, &q->fd, &e);
+
+	if (r) {
+		q->fd = -1;
+		disconnect(q, e.code ? e.msg : strerror(-r));
+		return 0;
+	}
+	greet(q);
 	return 0;
 }
 
-int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const char *name, const struct vp_qmp_ops *ops,
-	       void *ctx, struct vp_err *e)
+/* A QEMU that has ended is found out here, before its hang-up was handled. */
+static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
+{
+	struct vp_qmp *q = arg;
+	/* seccomp control: accept4 */
+	int fd = accept4(q->lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0)
+		return 0;
+	if (q->fd >= 0 && vp_sock_hung_up(q->fd))
+		disconnect(q, "closed: its QEMU has ended");
+	if (q->fd >= 0) {
+		vp_close_foreign(&fd);
+		return 0;
+	}
+	q->fd = fd;
+	greet(q);
+	return 0;
+}
+
+static int start(struct vp_qmp *q, mode_t mode, struct vp_err *e)
+{
+	int r;
+
+	if (!mode) {
+		r = vp_timer_in(q->event, &q->timer, 0, on_retry, q, q->name);
+	} else {
+		r = vp_sock_listen(q->path, mode, &q->lfd, e);
+		if (r)
+			return r;
+		r = vp_source_add(&q->listen_io, q->event, q->lfd, EPOLLIN, on_accept, q);
+		if (r >= 0)
+			vp_source_limit(q->listen_io, 1000000, 20);
+	}
+	return r < 0 ? vp_err_set(e, r, "%s: QMP: %s", q->name, strerror(-r)) : 0;
+}
+
+int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mode, const char *name,
+	       const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e)
 {
 	struct vp_qmp *q = calloc(1, sizeof(*q));
 	int r;
@@ -345,14 +395,22 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const cha
 	if (!q)
 		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
 	*q = (struct vp_qmp){
-		.event = event, .path = path, .name = name, .ops = ops, .ctx = ctx, .fd = -1, .retry_us = RETRY_MIN_US,
-		.why = "not connected yet", .budget = QMP_PER_S,
+		.event = event,
+		.path = path,
+		.name = name,
+		.ops = ops,
+		.ctx = ctx,
+		.fd = -1,
+		.lfd = -1,
+		.retry_us = RETRY_MIN_US,
+		.why = "not connected yet",
+		.budget = QMP_PER_S,
 	};
 	q->refill_us = now_us(q);
-	r = vp_timer_in(event, &q->timer, 0, on_retry, q, name);
-	if (r < 0) {
-		free(q);
-		return vp_err_set(e, r, "%s: QMP: %s", name, strerror(-r));
+	r = start(q, mode, e);
+	if (r) {
+		vp_qmp_free(q);
+		return r;
 	}
 	*out = q;
 	return 0;
@@ -366,6 +424,10 @@ void vp_qmp_free(struct vp_qmp *q)
 	while (q->n)
 		complete(q, NULL, "the link is being taken away");
 	vp_source_end(&q->io);
+	vp_source_end(&q->listen_io);
+	if (q->lfd >= 0)
+		unlink(q->path);
+	vp_close(&q->lfd);
 	vp_timer_end(&q->timer);
 	vp_timer_end(&q->pause);
 	sd_event_source_disable_unref(q->defer);

@@ -30,9 +30,12 @@ struct vp_qmp_ops {
 /* Exactly one of ret (borrowed) and err is not NULL. Called once for each command that was accepted. */
 typedef void (*vp_qmp_done)(void *arg, json_t *ret, const char *err);
 
-/* path and name (for messages) are not owned. Starts to connect. */
-int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, const char *name, const struct vp_qmp_ops *ops,
-		void *ctx, struct vp_err *e);
+/*
+ * path and name (for messages) are not owned. Starts to connect; with mode, which is that of the file, it makes the
+ * socket instead and QEMU connects.
+ */
+int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mode, const char *name,
+		const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e);
 /* Commands in flight are completed with an error first. down is not called. */
 void vp_qmp_free(struct vp_qmp *q);
 

@@ -114,6 +114,15 @@ fail:
 	return r;
 }
 
+bool vp_sock_set_mode(const char *path, mode_t mode)
+{
+	struct stat st;
+
+	if (lstat(path, &st) || !S_ISSOCK(st.st_mode) || st.st_uid != geteuid() || (st.st_mode & 0777) == mode)
+		return false;
+	return !chmod(path, mode);
+}
+
 int vp_sock_connect(const char *path, int *out, struct vp_err *e)
 {
 	struct sockaddr_un a;

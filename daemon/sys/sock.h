@@ -16,6 +16,9 @@
  */
 int vp_sock_listen(const char *path, mode_t mode, int *fd, struct vp_err *e);
 
+/* Give the socket file there this mode, if it is the daemon's and has another one. Whether that was done. */
+bool vp_sock_set_mode(const char *path, mode_t mode);
+
 /* Connect without waiting. 0 and *fd, or -errno (-ENOENT, -ECONNREFUSED, -EAGAIN: try later). */
 int vp_sock_connect(const char *path, int *fd, struct vp_err *e);
 

@@ -41,3 +41,30 @@ void vp_rate_apply(const struct vp_conf *c)
 			__atomic_store_n(&b->rate, c->vms[i].pps, __ATOMIC_RELAXED);
 	}
 }
+
+enum tag { TAG_BUCKET = 1, TAG_VM = 16, TAG_DUE };
+
+void vp_rate_save(struct vp_rec *rec)
+{
+	for (struct rate *r = rates; r; r = r->next) {
+		vp_rec_begin(rec, TAG_BUCKET);
+		vp_rec_str(rec, TAG_VM, r->vm);
+		vp_rec_u64(rec, TAG_DUE, __atomic_load_n(&r->bucket.due, __ATOMIC_RELAXED));
+		vp_rec_end(rec);
+	}
+}
+
+void vp_rate_restore(const struct vp_rec_in *in)
+{
+	struct vp_rec_in rest = *in, body;
+	char vm[VP_CONF_NAME_MAX];
+	unsigned tag;
+
+	while (vp_rec_next(&rest, &tag, &body)) {
+		if (vp_rec_text(&body, TAG_VM, vm, sizeof(vm)))
+			continue;
+		for (struct rate *r = rates; r; r = r->next)
+			if (!strcmp(r->vm, vm))
+				__atomic_store_n(&r->bucket.due, vp_rec_num(&body, TAG_DUE, 0), __ATOMIC_RELAXED);
+	}
+}

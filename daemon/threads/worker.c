@@ -17,6 +17,7 @@
 #include "base/thread.h"
 #include "base/util.h"
 #include "base/watch.h"
+#include "engine/tap.h"
 
 #define WORKER_WAKE    UINT64_MAX /* epoll data of the thread's own eventfd */
 #define WORKER_EVENTS  64
@@ -60,6 +61,8 @@ struct worker_pool {
 	pthread_mutex_t lock;    /* of stop, for the supervisor only */
 	pthread_cond_t  cond;
 	bool     stop;
+	bool     paused;         /* written under lock */
+	pthread_cond_t  resumed;
 	pthread_t main;          /* may be in worker_call() */
 	struct worker_job *retired; /* main thread */
 	struct vp_scratch *scratch;
@@ -129,6 +132,24 @@ static void handle_later(struct worker *w, const struct slot_table *t)
 	}
 }
 
+/*
+ * Until worker_pool_resume(). To be called online, before anything of a job is touched: who finds the pool going on
+ * here is waited for by worker_pool_pause().
+ */
+static void stay_paused(struct worker *w)
+{
+	struct worker_pool *p = w->pool;
+
+	while (vp_unlikely(__atomic_load_n(&p->paused, __ATOMIC_ACQUIRE))) {
+		urcu_qsbr_thread_offline();
+		pthread_mutex_lock(&p->lock);
+		while (p->paused)
+			pthread_cond_wait(&p->resumed, &p->lock);
+		pthread_mutex_unlock(&p->lock);
+		urcu_qsbr_thread_online();
+	}
+}
+
 /* Look at the kicks, sleeping for them when no job is active. */
 static void wait_kicks(struct worker *w)
 {
@@ -145,6 +166,8 @@ static void wait_kicks(struct worker *w)
 		urcu_qsbr_thread_offline();
 		n = epoll_wait(w->epfd, ev, WORKER_EVENTS, w->later ? WORKER_LATER_MS : -1);
 		urcu_qsbr_thread_online();
+		/* The kicks that ended the sleep are for afterwards. */
+		stay_paused(w);
 		__atomic_store_n(&w->awake, true, __ATOMIC_RELAXED);
 	}
 	/* Jobs are looked up only now, online: a number whose job has gone finds nothing. */
@@ -240,6 +263,7 @@ static void *worker_main(void *arg)
 
 	snprintf(name, sizeof(name), "vp-data-%u", w->number & 0xff);
 	vp_thread_begin(VP_THREAD_DATA, name);
+	vp_tap_thread(1 + w->number);
 	sigfillset(&set);
 	sigdelset(&set, WORKER_SIGNAL);
 	sigdelset(&set, SIGBUS);
@@ -249,6 +273,7 @@ static void *worker_main(void *arg)
 	__atomic_store_n(&w->awake, true, __ATOMIC_RELAXED);
 	while (!__atomic_load_n(&w->stop, __ATOMIC_ACQUIRE)) {
 		urcu_qsbr_quiescent_state();
+		stay_paused(w);
 		now = vp_cycles();
 		if (worked)
 			__atomic_store_n(&w->busy, w->busy + (now - began), __ATOMIC_RELAXED);
@@ -363,6 +388,10 @@ int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, 
 		p->w[i].epfd = p->w[i].wakefd = -1;
 	sigaction(WORKER_SIGNAL, &sa, NULL);
 	vp_foreign_nudge_by(WORKER_SIGNAL);
+	pthread_mutex_init(&p->lock, NULL);
+	pthread_cond_init(&p->cond, NULL);
+	pthread_cond_init(&p->resumed, NULL);
+	p->paused = c->paused;
 	p->attention = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	p->main = pthread_self();
 	p->scratch = vp_scratch_new();
@@ -378,8 +407,6 @@ int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, 
 			return ret;
 		}
 	}
-	pthread_mutex_init(&p->lock, NULL);
-	pthread_cond_init(&p->cond, NULL);
 	ret = pthread_create(&p->supervisor, NULL, supervisor_main, p);
 	if (ret) {
 		p->supervisor = 0;
@@ -402,14 +429,14 @@ void worker_pool_free(struct worker_pool *p)
 		pthread_cond_signal(&p->cond);
 		pthread_mutex_unlock(&p->lock);
 		pthread_join(p->supervisor, NULL);
-		pthread_cond_destroy(&p->cond);
-		pthread_mutex_destroy(&p->lock);
 	}
+	for (i = 0; i < p->n; i++)
+		__atomic_store_n(&p->w[i].stop, true, __ATOMIC_RELEASE);
+	worker_pool_resume(p);
 	for (i = 0; i < p->n; i++) {
 		struct worker *w = &p->w[i];
 
 		if (w->thread) {
-			__atomic_store_n(&w->stop, true, __ATOMIC_RELEASE);
 			wake(w);
 			pthread_join(w->thread, NULL);
 		}
@@ -420,9 +447,29 @@ void worker_pool_free(struct worker_pool *p)
 		free(w->slots);
 		free(w->active);
 	}
+	pthread_cond_destroy(&p->resumed);
+	pthread_cond_destroy(&p->cond);
+	pthread_mutex_destroy(&p->lock);
 	vp_close(&p->attention);
 	free(p->scratch);
 	free(p);
+}
+
+void worker_pool_pause(struct worker_pool *p)
+{
+	pthread_mutex_lock(&p->lock);
+	__atomic_store_n(&p->paused, true, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&p->lock);
+	/* Who sleeps looks before it touches a job. Who does not looks behind its next quiescent state. */
+	urcu_qsbr_synchronize_rcu();
+}
+
+void worker_pool_resume(struct worker_pool *p)
+{
+	pthread_mutex_lock(&p->lock);
+	__atomic_store_n(&p->paused, false, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&p->resumed);
+	pthread_mutex_unlock(&p->lock);
 }
 
 /* A free slot, growing the table when there is none; the old table goes after a grace period. */

@@ -69,6 +69,7 @@ struct worker_pool_conf {
 	unsigned busy_poll_us;  /* poll this long after the last work before sleeping */
 	const int *cpus;        /* one per thread (used in turn), or NULL = anywhere */
 	unsigned ncpus;
+	bool     paused;        /* no job runs before worker_pool_resume() */
 };
 
 /*
@@ -77,6 +78,12 @@ struct worker_pool_conf {
  */
 int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, struct vp_err *e);
 void worker_pool_free(struct worker_pool *p);
+/*
+ * When this returns, every thread has ended its round and touches nothing of any job until worker_pool_resume(). Kicks
+ * that come meanwhile are seen then. Jobs may be added, changed and retired in between, as ever.
+ */
+void worker_pool_pause(struct worker_pool *p);
+void worker_pool_resume(struct worker_pool *p);
 
 /*
  * Put a job on the thread with the fewest jobs, or on the thread of `near` when that is not NULL. 0,

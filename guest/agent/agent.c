@@ -19,6 +19,7 @@
 #define ATTACH_TIMEOUT_MS	5000u
 #define ATTACH_AGAIN_MS		1000u
 #define TORN_RETRY_MS		200u
+#define COUNT_MS		1050u	/* the specification allows one a second */
 #define MAX_PASSES		4
 
 struct agent *agent_new(struct port *port, struct datapath *dp)
@@ -92,6 +93,11 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 	q->halted = true;
 	q->stop_base = 0;
 	q->stop_flags = VHP_STOPPED_F_NO_BASE;
+	/*
+	 * First, so that a back-end which is kept busy by the driver VM gets to the request to stop (virtiofsd does one
+	 * or the other). Who has the queue next looks at the ring by itself.
+	 */
+	a->port->ops->set_kick(a->port, 1 + i, -1);
 	if (!*lost) {
 		rc = a->dp->ops->stop(a->dp, i, &q->stop_base, &e);
 		if (!rc)
@@ -104,7 +110,6 @@ static void queue_halt(struct agent *a, unsigned int i, bool *lost)
 	}
 	/* After the data path let go of them: what it called until now has been delivered. */
 	a->port->ops->set_call(a->port, 1 + i, -1);
-	a->port->ops->set_kick(a->port, 1 + i, -1);
 }
 
 /* Stop on our own account: the daemon hears why, and the run is over for us. */
@@ -140,7 +145,7 @@ static void queue_start(struct agent *a, unsigned int i, bool *lost)
 {
 	const struct vp_state_queue *sq = &a->s.queues[i];
 	struct agent_queue *q = &a->q[i];
-	struct dp_queue c = { .size = sq->size, .base = sq->base };
+	struct dp_queue c = { .size = sq->size, .base = sq->base, .addr = { sq->desc, sq->avail, sq->used } };
 	struct vp_err e = { 0 };
 	int rc;
 
@@ -340,6 +345,13 @@ static int session_begin(struct agent *a, bool *lost)
 		*lost = true;
 		return -EAGAIN;
 	}
+	if (a->dp->ops->set_grows)
+		a->dp->ops->set_grows(a->dp, a->s.flags & VHP_STATE_MAP);
+	else if (a->s.flags & VHP_STATE_MAP)
+		agent_complain(a, QUIET_SETUP, VP_LOG_WARNING,
+			       "the driver VM's memory comes as it is asked for (Grant=viommu), and the %s data path cannot "
+			       "ask: queues break at what it misses; use --tap, or a program on libvhostpci",
+			       a->dp->ops->name);
 	rc = a->dp->ops->configure(a->dp, a->s.features, &e);
 	if (rc) {
 		if (rc == -ECONNRESET)
@@ -365,6 +377,43 @@ static int session_begin(struct agent *a, bool *lost)
 		vp_log(VP_LOG_WARNING, "%s: the link has %u queues, but the %s data path only %u: the rest stays idle",
 		       a->port->what, a->s.nqueues, a->dp->ops->name, a->dp->ops->max_queues(a->dp));
 	return 0;
+}
+
+/* ---- counters ------------------------------------------------------------------------------- */
+
+/* They count from here. */
+static void counters_begin(struct agent *a)
+{
+	memset(&a->count_base, 0, sizeof(a->count_base));
+	memset(&a->counted, 0, sizeof(a->counted));
+	if (a->dp->ops->counters)
+		a->dp->ops->counters(a->dp, &a->count_base);
+	a->count_ms = 0;
+}
+
+/* Once a second, where the daemon asks for them and they are others than before. */
+static void counters_tell(struct agent *a)
+{
+	uint64_t args[VHP_CMD_NARGS] = { 0 }, now = agent_now_ms();
+	struct dp_counters c;
+
+	if (!a->attached || !(a->s.flags & VHP_STATE_COUNT) || !a->dp->ops->counters)
+		return;
+	if (now < a->count_ms) {
+		agent_retry_at(a, a->count_ms);
+		return;
+	}
+	a->count_ms = now + COUNT_MS;
+	agent_retry_at(a, a->count_ms);
+	if (!a->dp->ops->counters(a->dp, &c))
+		return;
+	/* An interface that was made anew counts from 0. */
+	for (unsigned int i = 0; i < VHP_COUNTS; i++)
+		args[i] = c.n[i] >= a->count_base.n[i] ? c.n[i] - a->count_base.n[i] : c.n[i];
+	if (!memcmp(args, a->counted.n, sizeof(a->counted.n)))
+		return;
+	memcpy(a->counted.n, args, sizeof(a->counted.n));
+	port_command_all(a->port, VHP_CMD_COUNTERS, args, COMMAND_TIMEOUT_MS, NULL);
 }
 
 /* ---- attaching ------------------------------------------------------------------------------ */
@@ -421,6 +470,7 @@ static int try_attach(struct agent *a)
 	a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
 	if (rc == VHP_ST_OK) {
 		a->attached = true;
+		counters_begin(a);
 		a->quiet = QUIET_NONE;
 		for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++)
 			a->q[i].given_up = 0;
@@ -523,6 +573,27 @@ static void check_rings(struct agent *a, bool *lost)
 	}
 }
 
+/* Memory that the data path waits for. What is refused breaks its queue, in the next pass. */
+static void ask_for_memory(struct agent *a)
+{
+	struct dp_missing m[16];
+	unsigned int n = a->dp->ops->missing(a->dp, m, VP_ARRAY_SIZE(m));
+
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t args[4] = { [VHP_MAP_ADDR] = m[i].addr, [VHP_MAP_SIZE] = 1,
+				     [VHP_MAP_ACCESS] = m[i].write ? VHP_REGION_WRITE : VHP_REGION_READ };
+		int rc = port_command(a->port, VHP_CMD_MAP, args, COMMAND_TIMEOUT_MS, NULL);
+
+		if (rc == VHP_ST_REFUSED) {
+			vp_log(VP_LOG_WARNING, "%s: queue %u: the driver VM does not give the memory at %#llx",
+			       a->port->what, m[i].queue, (unsigned long long)m[i].addr);
+			a->broken[m[i].queue / 64] |= VP_BIT(m[i].queue % 64);
+		}
+	}
+	if (n)
+		agent_retry_at(a, agent_now_ms());
+}
+
 static void send_sync(struct agent *a)
 {
 	uint32_t using = a->map ? a->map->generation : a->s.regions_generation;
@@ -611,6 +682,9 @@ static int pass(struct agent *a)
 	if (lost)
 		dp_lost(a);
 	send_sync(a);
+	if (a->up && a->dp->ops->missing)
+		ask_for_memory(a);
+	counters_tell(a);
 	return 0;
 }
 

@@ -45,6 +45,8 @@ struct agent {
 	uint64_t attach_ms;	/* no ATTACH before */
 	/* a queue was stopped with requests that the data path may still do: it is to let go first */
 	bool open;
+	struct dp_counters count_base, counted; /* when it attached; as told last */
+	uint64_t count_ms;	/* not before: COUNTERS */
 	uint64_t broken[2];	/* queues that the data path complained of, to be looked at */
 	uint64_t refused[2];	/* required features that ATTACH was not sent for, to say so once */
 	int quiet;		/* last complaint that was logged, to say it once: enum in agent.c */

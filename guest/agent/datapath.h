@@ -25,6 +25,7 @@ struct dp_queue {
 	uint32_t size;
 	uint32_t base;		/* as VHOST_SET_VRING_BASE takes it */
 	struct mm_ring ring;	/* user addresses of the memory table that was set last */
+	struct mm_ring addr;	/* the same as link addresses */
 	int kick_fd, call_fd;	/* eventfds; stay the engine's */
 };
 
@@ -42,7 +43,19 @@ struct dp_desc {
 	uint8_t config[VHP_CONFIG_MAX];
 };
 
-#define DP_MAX_FDS	(VHP_MAX_QUEUES + 4)
+#define DP_MAX_FDS	(2 * VHP_MAX_QUEUES + 4)
+
+/* A link address that the table lacks and that queue waits for. */
+struct dp_missing {
+	uint64_t addr;
+	bool write;
+	unsigned int queue;
+};
+
+/* What it has moved since it was opened, from the driver VM's point of view. */
+struct dp_counters {
+	uint64_t n[VHP_COUNTS];	/* VHP_COUNT_* */
+};
 
 struct datapath_ops {
 	const char *name;
@@ -69,6 +82,13 @@ struct datapath_ops {
 	/* features: negotiated by the driver VM */
 	int (*configure)(struct datapath *d, const uint64_t features[2], struct vp_err *e);
 	int (*set_mem)(struct datapath *d, const struct memmap *m, struct vp_err *e);
+	/*
+	 * NULL: it cannot. From the next configure on the table grows by what is missing: an address that it lacks
+	 * makes its queue wait.
+	 */
+	void (*set_grows)(struct datapath *d, bool on);
+	/* What is missing since the last call or the last set_mem, at most n; returns how many. */
+	unsigned int (*missing)(struct datapath *d, struct dp_missing *m, unsigned int n);
 	int (*start)(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e);
 	int (*enable)(struct datapath *d, unsigned int q, bool on, struct vp_err *e);
 	/* *base: where to go on. -ENODATA: stopped, but the index is unknown. */
@@ -85,6 +105,9 @@ struct datapath_ops {
 	void (*config)(struct datapath *d, const struct dp_config *c);
 	/* The link carries data, or not. */
 	void (*carrier)(struct datapath *d, bool on);
+
+	/* NULL, or false: it does not know. */
+	bool (*counters)(struct datapath *d, struct dp_counters *c);
 
 	/* fds to poll; returns how many of at most DP_MAX_FDS were filled in. */
 	unsigned int (*fds)(struct datapath *d, struct pollfd *p);
@@ -116,7 +139,10 @@ int dp_vhostscsi_open(const char *wwpn, struct datapath **out, struct vp_err *e)
  */
 extern unsigned int dp_vhostuser_finish_ms;
 
-/* server: listen at path, else connect to it (again and again). */
-int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e);
+/*
+ * server: listen at path, else connect to it (again and again). state: a file in which close() leaves what the back-end
+ * knows beyond its rings, and from which the next one is given it, once; NULL: none.
+ */
+int dp_vhostuser_open(const char *path, bool server, const char *state, struct datapath **out, struct vp_err *e);
 
 #endif

@@ -367,7 +367,7 @@ static int vs_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 	/* Waits for what the target has. */
 	rc = vs_switch(v, false, e);
 	vq->on = false;
-	call = vp_reqq_end(vq->r, true);
+	call = vp_reqq_end(vq->r, true, NULL);
 	call |= vp_reqq_stop(vq->r, true, &failed);
 	if (failed)
 		vp_log(VP_LOG_WARNING, "vhost-scsi: queue %u: %u requests have failed", q, failed);

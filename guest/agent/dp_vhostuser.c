@@ -9,6 +9,8 @@
  * waits are bounded by TIMEOUT_MS, and an answer that makes no sense ends the connection.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,11 +38,14 @@ unsigned int dp_vhostuser_finish_ms = 400;
 
 #define WANTED_PF                                                                                             \
 	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | \
-	 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | VP_BIT(VU_PF_INFLIGHT_SHMFD))
+	 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_RESET_DEVICE) | \
+	 VP_BIT(VU_PF_INFLIGHT_SHMFD) | VP_BIT(VU_PF_DEVICE_STATE))
 
 struct vhostuser {
 	struct datapath dp;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	const char *state;	/* file for its state between two of its processes, NULL: none */
+	bool used;		/* it has state of a driver VM's: a ring has run, or it was loaded */
 	bool server;
 	int listen_fd;		/* -1 unless server */
 	struct vu_frontend *fe;	/* NULL: not connected */
@@ -54,7 +59,7 @@ struct vhostuser {
 	bool set[VHP_MAX_QUEUES];
 	const struct memmap *mem;	/* as set last; the engine's */
 	bool packed;
-	uint64_t used[VHP_MAX_QUEUES];	/* user address of the used ring */
+	uint64_t used_at[VHP_MAX_QUEUES];	/* user address of the used ring */
 	unsigned int finish_ms;	/* what is left of the patience with its stops */
 	bool unclean;		/* it may still be at work on requests of a queue that was stopped */
 	unsigned int nmem;	/* regions that the back-end has */
@@ -78,7 +83,7 @@ static void disconnect(struct vhostuser *v)
 	v->fe = NULL;
 	v->nmem = 0;
 	v->mem = NULL;
-	v->unclean = false;
+	v->unclean = v->used = false;
 	v->has_inflight = false;
 	memset(v->set, 0, sizeof(v->set));
 	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
@@ -131,6 +136,72 @@ static int on_request(void *ctx, uint32_t request, const union vu_payload *p, ui
 	return 0;
 }
 
+/* ---- its state, from one process of it to the next ----------------------------------------------- */
+
+static int write_file(const char *path, const void *data, size_t size, struct vp_err *e)
+{
+	char tmp[PATH_MAX];
+	int fd, rc = 0;
+
+	snprintf(tmp, sizeof(tmp), "%s.new", path);
+	fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd < 0)
+		return vp_err_set(e, -errno, "%s: %s", tmp, strerror(errno));
+	for (size_t n = 0; !rc && n < size;) {
+		ssize_t put = write(fd, (const char *)data + n, size - n);
+
+		if (put < 0 && errno != EINTR)
+			rc = vp_err_set(e, -errno, "%s: %s", tmp, strerror(errno));
+		n += put > 0 ? (size_t)put : 0;
+	}
+	if (!rc && (fsync(fd) < 0 || rename(tmp, path) < 0))
+		rc = vp_err_set(e, -errno, "%s: %s", path, strerror(errno));
+	close(fd);
+	if (rc)
+		unlink(tmp);
+	return rc;
+}
+
+static void save_state(struct vhostuser *v)
+{
+	struct vp_err e = { 0 };
+	void *data = NULL;
+	size_t size;
+
+	if (!v->state || !v->fe || !v->used || v->unclean)
+		return;
+	if (vu_frontend_save_state(v->fe, &data, &size, &e) || write_file(v->state, data, size, &e))
+		vp_log(VP_LOG_WARNING, "%s: what the driver VM has open is lost: %s", v->path, e.msg);
+	else
+		vp_log(VP_LOG_NOTICE, "%s: the back-end's state, %zu bytes, is in %s", v->path, size, v->state);
+	free(data);
+}
+
+/* 0, also when there is none. A state is given once: the file goes first. */
+static int load_state(struct vhostuser *v, struct vp_err *e)
+{
+	int fd = v->state ? open(v->state, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1, rc = 0;
+	struct stat st;
+	void *data;
+
+	if (fd < 0)
+		return 0;
+	data = fstat(fd, &st) ? NULL : malloc((size_t)st.st_size + 1);
+	if (!data || !S_ISREG(st.st_mode) || read(fd, data, (size_t)st.st_size) != st.st_size)
+		rc = vp_err_set(e, -EIO, "%s cannot be read", v->state);
+	close(fd);
+	unlink(v->state);
+	if (!rc)
+		rc = vu_frontend_load_state(v->fe, data, (size_t)st.st_size, e);
+	free(data);
+	v->used = !rc;
+	if (!rc)
+		vp_log(VP_LOG_NOTICE, "%s: the back-end goes on with the state of the last one", v->path);
+	else
+		vp_log(VP_LOG_ERR, "%s: what the driver VM has open is lost: %s", v->path, e->msg);
+	return rc;
+}
+
 static int handshake(struct vhostuser *v, int fd, struct vp_err *e)
 {
 	int rc;
@@ -142,6 +213,8 @@ static int handshake(struct vhostuser *v, int fd, struct vp_err *e)
 	rc = vu_frontend_negotiate(v->fe, WANTED_PF, &v->offered, e);
 	if (!rc)
 		rc = vu_frontend_queue_num(v->fe, 2, &v->nqueues, e);
+	if (!rc)
+		rc = load_state(v, e);
 	if (rc)
 		disconnect(v);
 	return rc;
@@ -346,8 +419,8 @@ static int vu_start(struct datapath *d, unsigned int q, const struct dp_queue *c
 	rc = vu_frontend_start_ring(v->fe, q, &r, e);
 	if (rc)
 		return failed(v, rc, e);
-	v->set[q] = true;
-	v->used[q] = c->ring.used;
+	v->set[q] = v->used = true;
+	v->used_at[q] = c->ring.used;
 	v->finish_ms = dp_vhostuser_finish_ms;
 	return 0;
 }
@@ -369,7 +442,7 @@ static int vu_enable(struct datapath *d, unsigned int q, bool on, struct vp_err 
 /* The used index of a split ring; false: it cannot be reached. */
 static bool used_index(const struct vhostuser *v, unsigned int q, uint16_t *idx)
 {
-	const uint64_t at = v->used[q] + 2;	/* behind flags */
+	const uint64_t at = v->used_at[q] + 2;	/* behind flags */
 
 	for (unsigned int i = 0; v->mem && i < v->mem->nregions; i++) {
 		const struct mm_region *r = &v->mem->r[i];
@@ -533,6 +606,7 @@ static void vu_close(struct datapath *d)
 {
 	struct vhostuser *v = VU(d);
 
+	save_state(v);
 	vu_frontend_destroy(v->fe);
 	if (v->listen_fd >= 0) {
 		close(v->listen_fd);
@@ -586,7 +660,7 @@ static int do_listen(struct vhostuser *v, struct vp_err *e)
 	return 0;
 }
 
-int dp_vhostuser_open(const char *path, bool server, struct datapath **out, struct vp_err *e)
+int dp_vhostuser_open(const char *path, bool server, const char *state, struct datapath **out, struct vp_err *e)
 {
 	struct vhostuser *v;
 	int rc;
@@ -602,6 +676,7 @@ int dp_vhostuser_open(const char *path, bool server, struct datapath **out, stru
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	v->dp.ops = &vu_ops;
 	v->server = server;
+	v->state = state;
 	v->listen_fd = -1;
 	snprintf(v->path, sizeof(v->path), "%s", path);
 	if (server) {

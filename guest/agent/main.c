@@ -22,6 +22,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "capture.h"
 #include "agent.h"
 #include "base/log.h"
 #include "base/util.h"
@@ -74,6 +75,23 @@ static int signals_fd(void)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static int do_capture(const struct opts *o)
+{
+	const struct capture_conf c = { .name = o->capture, .path = o->write, .filter = o->filter,
+					.snaplen = o->snaplen, .count = o->count };
+	struct vp_err e = { 0 };
+	int rc;
+
+	if (!strcmp(c.path, "-") && isatty(STDOUT_FILENO)) {
+		fputs("vhost-pci-agent: a capture file is nothing for a terminal: --write FILE\n", stderr);
+		return EXIT_USAGE;
+	}
+	rc = capture_run(&c, signals_fd(), &e);
+	if (rc)
+		fprintf(stderr, "vhost-pci-agent: %s\n", e.msg);
+	return rc ? EXIT_START : 0;
 }
 
 /* 0 got it, 1 asked to stop meanwhile, -errno. */
@@ -134,7 +152,7 @@ static int open_path(const struct opts *o, struct tap *tap, struct datapath **ou
 		return dp_vhostvsock_open(o->cid, out, e);
 	if (o->wwpn)
 		return dp_vhostscsi_open(o->wwpn, out, e);
-	return dp_vhostuser_open(o->vhost_user, o->server, out, e);
+	return dp_vhostuser_open(o->vhost_user, o->server, o->state, out, e);
 }
 
 static void tell_status(const struct agent *a)
@@ -241,6 +259,8 @@ int main(int argc, char **argv)
 		return rc < 0 ? EXIT_USAGE : 0;
 	if (o.status)
 		return do_status(&o);
+	if (o.capture)
+		return do_capture(&o);
 	for_journal = getenv("JOURNAL_STREAM");
 	setvbuf(stderr, NULL, _IOLBF, 0);
 	vp_log_set(log_sink, o.verbose ? VP_LOG_DEBUG : VP_LOG_INFO);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@ static const char help[] =
 	"       vhost-pci-agent --scsi WWPN [options]\n"
 	"       vhost-pci-agent --vhost-user PATH | --vhost-user-server PATH [options]\n"
 	"       vhost-pci-agent --status [--json] [--port PORT]\n"
+	"       vhost-pci-agent --capture NAME --write FILE|- [--filter EXPR] [--snaplen BYTES] [--count N]\n"
 	"\n"
 	"Serves the virtio device that another VM drives through a vhost-pci port of this VM.\n"
 	"\n"
@@ -42,15 +44,23 @@ static const char help[] =
 	"      --mtu N          the tap's MTU (default: the link's, if it has one)\n"
 	"      --keep           leave the tap in place at exit\n"
 	"      --busy-poll USEC let vhost-net poll this long before it sleeps (default 0)\n"
+	"      --state FILE     of a vhost-user back-end that can (virtiofsd): what it knows, such as\n"
+	"                       open files, from an orderly end of the agent to its next start\n"
 	"  -s, --status         print what the port says, and exit\n"
 	"  -j, --json           with --status: as JSON\n"
+	"      --capture NAME   save the packets of the interface NAME that an agent serves (--tap), as a\n"
+	"                       capture file (pcapng) for tcpdump, tshark, Wireshark; until a signal\n"
+	"      --write FILE     where to; -: standard output\n"
+	"      --filter EXPR    only packets that match, see pcap-filter(7)\n"
+	"      --snaplen BYTES  of each packet no more than that\n"
+	"      --count N        end after so many\n"
 	"  -v, --verbose        log more\n"
 	"  -h, --help\n"
 	"  -V, --version\n"
 	"\n"
 	"Exit status: 0 stopped by a signal, 1 cannot start, 2 usage, 3 the port was unplugged.\n";
 
-enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY };
+enum { O_UP = 256, O_MAC, O_MTU, O_KEEP, O_BUSY, O_CAPTURE, O_WRITE, O_FILTER, O_SNAPLEN, O_COUNT, O_STATE };
 
 static const struct option longopts[] = {
 	{ "tap", required_argument, NULL, 't' },
@@ -58,6 +68,7 @@ static const struct option longopts[] = {
 	{ "scsi", required_argument, NULL, 'S' },
 	{ "vhost-user", required_argument, NULL, 'u' },
 	{ "vhost-user-server", required_argument, NULL, 'U' },
+	{ "state", required_argument, NULL, O_STATE },
 	{ "port", required_argument, NULL, 'p' },
 	{ "wait", no_argument, NULL, 'w' },
 	{ "queues", required_argument, NULL, 'q' },
@@ -67,6 +78,11 @@ static const struct option longopts[] = {
 	{ "mtu", required_argument, NULL, O_MTU },
 	{ "keep", no_argument, NULL, O_KEEP },
 	{ "busy-poll", required_argument, NULL, O_BUSY },
+	{ "capture", required_argument, NULL, O_CAPTURE },
+	{ "write", required_argument, NULL, O_WRITE },
+	{ "filter", required_argument, NULL, O_FILTER },
+	{ "snaplen", required_argument, NULL, O_SNAPLEN },
+	{ "count", required_argument, NULL, O_COUNT },
 	{ "status", no_argument, NULL, 's' },
 	{ "json", no_argument, NULL, 'j' },
 	{ "verbose", no_argument, NULL, 'v' },
@@ -133,6 +149,11 @@ static int parse_one(struct opts *o, int c)
 		o->vhost_user = optarg;
 		o->server = c == 'U';
 		return 0;
+	case O_STATE:
+		if (!*optarg || strlen(optarg) > PATH_MAX - 8)
+			return usage("--state '%s': the path of a file is wanted", optarg);
+		o->state = optarg;
+		return 0;
 	case 'p':
 		o->port = optarg;
 		return 0;
@@ -156,6 +177,19 @@ static int parse_one(struct opts *o, int c)
 		return 0;
 	case O_BUSY:
 		return number("busy-poll", optarg, 0, 1000000, &o->busy_poll_us);
+	case O_CAPTURE:
+		o->capture = optarg;
+		return 0;
+	case O_WRITE:
+		o->write = optarg;
+		return 0;
+	case O_FILTER:
+		o->filter = optarg;
+		return 0;
+	case O_SNAPLEN:
+		return number("snaplen", optarg, 1, 262144, &o->snaplen);
+	case O_COUNT:
+		return number("count", optarg, 1, UINT32_MAX, &o->count);
 	case 's':
 		o->status = true;
 		return 0;
@@ -191,6 +225,12 @@ int opts_parse(struct opts *o, int argc, char **argv)
 	if (optind < argc)
 		return usage("unexpected argument '%s'", argv[optind]);
 	paths = !!o->tap + !!o->cid + !!o->wwpn + !!o->vhost_user;
+	if (o->capture)
+		return paths || o->status ? usage("--capture only looks: it takes no data path")
+		       : !o->write	  ? usage("--capture wants --write FILE, or --write - for standard output")
+					  : 0;
+	if (o->write || o->filter || o->snaplen || o->count)
+		return usage("--write, --filter, --snaplen and --count go with --capture");
 	if (o->status)
 		return paths ? usage("--status only looks: it takes no data path") : 0;
 	if (o->json)
@@ -202,6 +242,8 @@ int opts_parse(struct opts *o, int argc, char **argv)
 			     "or --vhost-user-server PATH");
 	if (!o->tap && (o->bridge || o->up || o->has_mac || o->mtu || o->pairs || o->keep || o->busy_poll_us))
 		return usage("--bridge, --up, --mac, --mtu, --queues, --keep and --busy-poll go with --tap");
+	if (o->state && !o->vhost_user)
+		return usage("--state goes with --vhost-user and --vhost-user-server");
 	if (!*o->port)
 		return usage("--port: a path, a name or auto is wanted");
 	return 0;

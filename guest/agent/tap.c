@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <net/if_arp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -296,4 +297,35 @@ int tap_bridge(struct tap *t, const char *bridge, struct vp_err *e)
 				  t->name, t->name);
 	}
 	return rc ? vp_err_set(e, rc, "interface %s cannot join bridge %s: %s", t->name, bridge, strerror(-rc)) : 0;
+}
+
+static bool statistic(const char *name, const char *what, uint64_t *n)
+{
+	char path[100], text[32] = "";
+	ssize_t got;
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/statistics/%s", name, what);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	*n = got > 0 ? strtoull(text, NULL, 10) : 0;
+	return got > 0;
+}
+
+bool tap_counters(const struct tap *t, uint64_t n[VHP_COUNTS])
+{
+	static const char *const names[2][VHP_COUNTS] = {
+		/* What the driver VM sends comes out of a tap's file: this VM receives it. */
+		{ "rx_packets", "rx_bytes", "rx_dropped", "tx_packets", "tx_bytes", "tx_dropped" },
+		/* A macvtap's file is one end of the interface, and what is written there is sent. */
+		{ "tx_packets", "tx_bytes", "tx_dropped", "rx_packets", "rx_bytes", "rx_dropped" },
+	};
+
+	for (unsigned int i = 0; i < VHP_COUNTS; i++)
+		if (!statistic(t->name, names[t->macvtap][i], &n[i]))
+			return false;
+	return true;
 }

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "vhost-pci/abi.h"
 
 #define TAP_MAX_PAIRS 64
 
@@ -48,6 +49,11 @@ int tap_set_mtu(struct tap *t, uint16_t mtu, struct vp_err *e);
 int tap_avoid_mac(struct tap *t, const uint8_t mac[6], struct vp_err *e);
 int tap_set_mac(struct tap *t, const uint8_t mac[6], struct vp_err *e);
 int tap_up(struct tap *t, struct vp_err *e);
+/*
+ * What has passed through it since it was made, by VHP_COUNT_*. False: the kernel does not say (it was moved to another
+ * network namespace).
+ */
+bool tap_counters(const struct tap *t, uint64_t n[VHP_COUNTS]);
 int tap_bridge(struct tap *t, const char *bridge, struct vp_err *e);
 
 #endif

@@ -75,6 +75,9 @@ struct vhp_abi_header {
 
 /* state.flags */
 #define VHP_STATE_ATTACHED	(1u << 0)	/**< the daemon holds an accepted ATTACH */
+#define VHP_STATE_COUNT		(1u << 1)	/**< the daemon asks for VHP_CMD_COUNTERS */
+#define VHP_STATE_MAP		(1u << 2)	/**< VHP_CMD_MAP may ask for what no region covers */
+#define VHP_STATE_LOGGED	(1u << 3)	/**< the driver VM migrates: its fast link's queues are copied */
 
 /* state.link_status */
 #define VHP_LINK_DOWN		0u
@@ -170,6 +173,7 @@ struct vhp_abi_region {
 #define VHP_ST_LIMIT		9u	/**< too many outstanding or too often */
 /** the data path does not fit the link's profile, or has not said what it is */
 #define VHP_ST_PROFILE		10u
+#define VHP_ST_REFUSED		11u	/**< MAP: the driver VM does not give that range */
 
 /** The daemon's answer to the last command, in the state page. */
 struct vhp_abi_answer {
@@ -226,10 +230,11 @@ struct vhp_abi_state {
 #define VHP_CMD_DETACH		2u
 #define VHP_CMD_QUEUE_STOPPED	3u
 #define VHP_CMD_SYNC		4u
-#define VHP_CMD_MAP		5u	/**< reserved for grant mode: VHP_ST_UNKNOWN today */
-#define VHP_CMD_UNMAP		6u	/**< reserved for grant mode: VHP_ST_UNKNOWN today */
+#define VHP_CMD_MAP		5u	/**< a range that no region covers is needed */
+#define VHP_CMD_UNMAP		6u	/**< a range is not needed any more */
 #define VHP_CMD_CONFIG		7u	/**< a part of the data path's config space, before BACKEND */
 #define VHP_CMD_BACKEND		8u	/**< what the data path is */
+#define VHP_CMD_COUNTERS	9u	/**< what it has moved since ATTACH; only with VHP_STATE_COUNT */
 
 /* VHP_CMD_ATTACH: args[] */
 #define VHP_ATTACH_ABI		0u	/**< the guest's VHP_ABI_VERSION */
@@ -252,6 +257,13 @@ struct vhp_abi_state {
 /* VHP_CMD_SYNC: args[]. The guest uses nothing older than this regions_generation any more. */
 #define VHP_SYNC_REGIONS	0u
 
+/* VHP_CMD_MAP: args[]; VHP_CMD_UNMAP has the first two. */
+#define VHP_MAP_ADDR		0u
+#define VHP_MAP_SIZE		1u	/**< at most VHP_MAP_MAX */
+#define VHP_MAP_ACCESS		2u	/**< VHP_REGION_READ, VHP_REGION_WRITE or both */
+
+#define VHP_MAP_MAX		(1u << 20)
+
 #define VHP_CMD_NARGS		15u
 
 /* VHP_CMD_CONFIG: args[]. The words from VHP_CONFIG_DATA on carry the bytes at the offset, little-endian. */
@@ -266,6 +278,15 @@ struct vhp_abi_state {
 #define VHP_BACKEND_TYPE	2u	/**< virtio ID that it serves; 0 = any */
 #define VHP_BACKEND_QUEUES	3u	/**< virtqueues that it has; 0 = it does not say */
 #define VHP_BACKEND_CONFIG	4u	/**< bytes of config space told by CONFIG before; 0 = it has none */
+
+/* VHP_CMD_COUNTERS: args[] */
+#define VHP_COUNT_FROM_PACKETS	0u	/**< from the driver VM */
+#define VHP_COUNT_FROM_BYTES	1u
+#define VHP_COUNT_FROM_DROPPED	2u
+#define VHP_COUNT_TO_PACKETS	3u	/**< to it */
+#define VHP_COUNT_TO_BYTES	4u
+#define VHP_COUNT_TO_DROPPED	5u
+#define VHP_COUNTS		6u
 
 /** The command page. The guest writes args, then opcode, then seq (with release), then raises signal 0. */
 struct vhp_abi_command {

@@ -8,6 +8,7 @@
 #include "base/cycles.h"
 #include "engine/copyq_priv.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 #include "net/offload.h"
 
 /* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
@@ -156,20 +157,16 @@ static enum vp_vq_broken misfit(const struct vp_copyq *b, const struct vp_chain 
 	return c->in_len > b->c.data.size || c->nin > b->segs.size ? VP_VQ_TOO_LONG : VP_VQ_OK;
 }
 
-/* A chain that is given back without having been handed over, in early mode. */
-static bool refuse_packet(struct vp_copyq *b, const struct vp_chain *c)
+/* Why a chain is given back without having been handed over, in early mode. VP_DROP_MAX: it is not. */
+static enum vp_drop refuse_packet(const struct vp_copyq *b, const struct vp_chain *c)
 {
 	uint32_t plen = c->out_len - b->hdr_len;
 
-	if (c->out_len < b->hdr_len + VP_PKT_MIN) {
-		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_BAD_PACKET], 1);
-		return true;
-	}
-	if (plen > VP_PKT_MAX || c->out_len > b->c.data.size) {
-		vp_copyq_stat(&b->c.rq->stats.drops[VP_DROP_TOO_BIG], 1);
-		return true;
-	}
-	return false;
+	if (c->out_len < b->hdr_len + VP_PKT_MIN)
+		return VP_DROP_BAD_PACKET;
+	if (plen > VP_PKT_MAX || c->out_len > b->c.data.size)
+		return VP_DROP_TOO_BIG;
+	return VP_DROP_MAX;
 }
 
 /* Chains of a net transmit queue that can be given back as soon as they have been copied. As hand_over(). */
@@ -181,6 +178,8 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 	struct vp_queue *rq = b->c.rq;
 	uint64_t bytes = 0, packets = 0;
 	uint32_t ahead = b->data.head;
+	uint64_t lost = 0; /* bit i: chain i was dropped, for s->why[i] */
+	enum vp_drop why;
 	unsigned i;
 
 	/* Where this burst will probably go: the device VM's cores had these lines last. */
@@ -197,8 +196,8 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 		if (vp_unlikely(i >= pass)) {
-			vp_copyq_stat(&rq->stats.drops[VP_DROP_RATE], 1);
-			continue;
+			why = VP_DROP_RATE;
+			goto drop;
 		}
 		if (vp_likely(c->nout == 1 && !c->nin && c->out_len >= hlen + VP_PKT_MIN &&
 			      c->out_len <= hlen + VP_PKT_MAX)) {
@@ -229,15 +228,23 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 			vp_vq_break(&rq->vq, VP_VQ_BAD_BUFFER);
 			break;
 		}
-		if (refuse_packet(b, c))
-			continue;
+		why = refuse_packet(b, c);
+		if (why != VP_DROP_MAX)
+			goto drop;
 		if (!hand_one_early(b, sg, c)) {
 			b->blocked = true;
 			break;
 		}
 		packets++;
 		bytes += c->out_len - hlen;
+		continue;
+drop:
+		vp_copyq_stat(&rq->stats.drops[why], 1);
+		lost |= UINT64_C(1) << i;
+		s->why[i] = (uint8_t)why;
 	}
+	if (vp_unlikely(vp_queue_tapped(rq)) && i)
+		vp_tap_burst(rq, &s->src, 0, i, lost, s->why);
 	if (packets) {
 		vp_copyq_stat(&rq->stats.packets, packets);
 		vp_copyq_stat(&rq->stats.bytes, bytes);
@@ -247,6 +254,14 @@ static unsigned hand_early(struct vp_copyq *b, struct vp_scratch *s, unsigned n,
 
 /* As many as make it worth while; fewer are taken along with those of other kinds. */
 #define PLAIN_MIN 4
+
+static void tap_plain(const struct vp_queue *rq, const struct vp_plain *p, unsigned n, unsigned hdr_len)
+{
+	const uint64_t now = vp_tap_now();
+
+	for (; n; n--, p++)
+		vp_tap_packet(rq, &(struct vp_seg){ .p = p->p, .len = p->len }, 1, hdr_len, -1, now);
+}
 
 /* hand_early() for the usual packets, and nothing else: how many, 0 when there are too few of them. */
 static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
@@ -299,6 +314,8 @@ static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 	b->head = first + i;
 	vp_drvq_run_end(&run);
 	vp_drvq_publish(&b->shadow);
+	if (vp_unlikely(vp_queue_tapped(rq)))
+		tap_plain(rq, p, i, hlen);
 	vp_vq_advance_plain(&rq->vq, i);
 	vp_vq_complete_plain(&rq->vq, p, i);
 	vp_copyq_stat(&rq->stats.packets, i);

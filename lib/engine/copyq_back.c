@@ -8,6 +8,7 @@
 
 #include "engine/copyq_priv.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 #include "net/offload.h"
 
 /* Release what is done with at the FIFO's end. */
@@ -142,9 +143,36 @@ VP_INLINE void give(struct vp_copyq *b, struct giving *g, struct vp_copyq_slot *
 	b->pend_tail++;
 }
 
+#define TAP_PIECES 64 /* buffers of a packet that a capture has; the rest is cut off as if by its snapshot length */
+
+/* The packet in the first k pending chains; why as vp_tap_packet(). */
+static void tap_pending(const struct vp_copyq *b, unsigned k, int why)
+{
+	struct vp_seg sg[TAP_PIECES];
+	unsigned n = VP_MIN(k, TAP_PIECES);
+
+	for (unsigned i = 0; i < n; i++)
+		sg[i] = (struct vp_seg){ .p = pool_of(b, pending(b, i)), .len = pending(b, i)->len };
+	vp_tap_packet(b->c.rq, sg, n, b->hdr_len, why, vp_tap_now());
+}
+
+/* Packets of one buffer each: n slots, the first of them at pend[tail]. */
+static void tap_given(const struct vp_copyq *b, uint32_t tail, unsigned n)
+{
+	const uint64_t now = vp_tap_now();
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct vp_copyq_slot *sl = &b->slot[b->pend[(tail + i) & b->mask]];
+
+		vp_tap_packet(b->c.rq, &(struct vp_seg){ .p = pool_of(b, sl), .len = sl->len }, 1, b->hdr_len, -1, now);
+	}
+}
+
 /* The first k pending chains go back empty. */
 static int drop(struct vp_copyq *b, struct giving *g, unsigned k, enum vp_drop why)
 {
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)))
+		tap_pending(b, k, why);
 	vp_copyq_stat(&b->c.rq->stats.drops[why], 1);
 	g->refused++;
 	while (k--)
@@ -205,6 +233,8 @@ static int give_slow(struct vp_copyq *b, struct giving *g)
 		return ret;
 	if (h.gso_type)
 		vp_copyq_stat(&b->c.rq->stats.gso, 1);
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)))
+		tap_pending(b, k, -1);
 	g->packets++;
 	g->bytes += total - hlen;
 	while (k--)
@@ -258,6 +288,8 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 		sl->state = VP_COPYQ_DONE;
 	}
 	b->c.rq->vq.xl.hot[VP_WRITE] = w;
+	if (vp_unlikely(vp_queue_tapped(b->c.rq)) && i)
+		tap_given(b, tail, i);
 	g->n += i;
 	g->packets += i;
 	g->bytes += bytes;

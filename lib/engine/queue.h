@@ -10,6 +10,8 @@
 
 #include "virtq/virtq.h"
 
+struct vp_tap;
+
 #define VP_QUEUE_BURST       32 /* chains that an engine takes from a queue in one run, at most */
 #define VP_PACKET_DESCS      32 /* descriptors that count as a packet; Linux makes up to 19 of one */
 
@@ -60,6 +62,10 @@ struct vp_queue {
 	struct vp_bucket bytes;      /* of bytes: what is above waits */
 	uint64_t who;                /* whose driver it is, for base/blame.h; 0 = nobody's */
 	struct vp_bucket *shared;    /* a second limit that holds for several queues together, NULL = none */
+	/* captures that want what passes here (tap.h), NULL = none; any thread may change the pointer */
+	struct vp_tap *tap;
+	uint16_t tap_queue;          /* what they call this queue, */
+	uint8_t  tap_side;           /* and whose VM sends on it */
 };
 
 /* Working space of a data thread: bursts and a packet being reworked. About 330 KiB, reused for every queue. */
@@ -68,12 +74,19 @@ struct vp_scratch {
 	struct vp_used  used_src[VP_BURST], used_dst[VP_BURST];
 	uint64_t        hz;             /* vp_cycles_hz() */
 	uint64_t        call_seq;       /* odd while in the system call that notifies a driver */
+	uint8_t         why[VP_BURST];  /* enum vp_drop of chains of src that were dropped, for captures */
 	uint8_t         pkt[65536 + 256];
 	uint8_t         seg[65536 + 256];
 };
 
 /* NULL when out of memory. free() it. */
 struct vp_scratch *vp_scratch_new(void);
+
+/* Does a capture want what passes through q? (tap.h) */
+static inline bool vp_queue_tapped(const struct vp_queue *q)
+{
+	return __atomic_load_n(&q->tap, __ATOMIC_RELAXED) != NULL;
+}
 
 /* Does any limit hold for what src sends? */
 static inline bool vp_queue_limited(const struct vp_queue *src)

@@ -14,6 +14,7 @@
 #include "base/blame.h"
 #include "base/cycles.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 #include "net/offload.h"
 
 #define SEGMENT_BYTES 512 /* that cutting a segment off costs as much as: its headers, a checksum, a buffer */
@@ -35,6 +36,7 @@ struct run {
 	/* beyond the bytes that arrive */
 	uint64_t reworked;   /* bytes of packets that were reworked */
 	unsigned segments;   /* that packets were cut into, beyond one for each */
+	uint64_t lost;       /* bit i: chain i was dropped, for s->why[i] */
 };
 
 static const struct virtio_net_hdr no_offload;
@@ -205,6 +207,8 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 	struct vp_scratch *s = r->s;
 	unsigned i;
 
+	if (vp_unlikely(vp_queue_tapped(r->src)))
+		vp_tap_dropped(r->src, &s->src, n, why);
 	for (i = 0; i < n; i++)
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = s->src.chain[i].id,
 						   .slots = s->src.chain[i].slots };
@@ -219,6 +223,8 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
  */
 static void settle(struct run *r, unsigned from, unsigned to)
 {
+	if (vp_unlikely(vp_queue_tapped(r->src)))
+		vp_tap_burst(r->src, &r->s->src, from, to, r->lost, r->s->why);
 	vp_vq_complete(&r->src->vq, r->s->used_src + from, to - from);
 	r->filled |= vp_rxfill_flush(&r->rx);
 }
@@ -276,6 +282,8 @@ static unsigned forward(struct run *r, unsigned n)
 			sent++;
 		} else {
 			stat_add(&src->stats.drops[why], 1);
+			r->lost |= UINT64_C(1) << i;
+			s->why[i] = (uint8_t)why;
 			if (c->nin)
 				vp_vq_break(&src->vq, VP_VQ_BAD_BUFFER);
 		}

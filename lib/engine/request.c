@@ -10,6 +10,7 @@
 #include "base/blame.h"
 #include "base/cycles.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 
 /* Pieces of requests that the device side has, beyond four for each. */
 #define SEGS 4096u
@@ -22,7 +23,11 @@
  */
 #define HAND_BURST 8u
 
-/* A driver is called when it has been given all that is there, or so many bytes. */
+/*
+ * A driver is called when it has been given all that is there, if that is half as many requests as are still open. Else
+ * while somebody polls here anyway, more are waited for; so long at most. It is called as well for so many bytes.
+ */
+#define OWED_US	   10u
 #define OWED_BYTES (512u << 10)
 
 /* ---- records ------------------------------------------------------------------ */
@@ -168,6 +173,7 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 		q->again = true;
 		return true;
 	}
+	r->pos = q->shadow.avail;
 	id = vp_drvq_add(&q->shadow, b, n);
 	if (id < 0)
 		return false;
@@ -243,6 +249,18 @@ static bool filled(const struct vp_reqq *q, const struct vp_seg *sg, const struc
 	return le32toh(op) == q->c.fill_op;
 }
 
+static void trace_taken(struct vp_req *r, const struct vp_seg *sg, const struct vp_chain *c)
+{
+	uint32_t n;
+
+	r->taken_ns = vp_tap_now();
+	r->head_len = 0;
+	for (unsigned k = 0; k < c->nout && r->head_len < VP_CAP_HEAD; k++, r->head_len += (uint8_t)n) {
+		n = VP_MIN(sg[k].len, VP_CAP_HEAD - r->head_len);
+		vp_copy_in(r->head + r->head_len, sg[k].p, n);
+	}
+}
+
 enum taken { TAKEN, NO_ROOM, NEVER };
 
 /* A chain becomes a request in the device side's hands. NO_ROOM, NEVER: nothing happened. */
@@ -278,6 +296,9 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		at += sg[k].len;
 	}
 	r->raw = filled(q, sg, c);
+	r->taken_ns = 0;
+	if (vp_unlikely(vp_queue_tapped(q->c.rq)))
+		trace_taken(r, sg, c);
 	if (!q->c.trust_len && !r->raw)
 		vp_req_scrub(q, r);
 	if (!submit(q, i))
@@ -404,6 +425,25 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 
 /* ---- both ways ------------------------------------------------------------------------- */
 
+static void paid(struct vp_reqq *q)
+{
+	q->owed = q->n_owed = 0;
+	q->flush = false;
+}
+
+/* A call costs more than a small copy, and so does what it makes the driver do: one for several requests. */
+static bool call_due(const struct vp_reqq *q, uint64_t now, uint64_t hz)
+{
+	if (!q->n_owed)
+		return false;
+	if (q->flush || q->stalled || q->c.rq->vq.broken || q->owed >= OWED_BYTES)
+		return true;
+	/* More comes in the next run. */
+	if (q->again)
+		return false;
+	return 2 * q->n_owed >= q->out || now - q->owed_since >= hz / 1000000 * OWED_US;
+}
+
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_queue *rq = q->c.rq;
@@ -417,19 +457,18 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	back = vp_req_collect(q, VP_QUEUE_BURST, &gave);
 	if (!rq->vq.broken && !q->shadow.broken)
 		handed = hand_over(q, s);
-	if (!back && !handed)
+	if (gave && !q->n_owed)
+		q->owed_since = start;
+	q->n_owed += gave;
+	tell = call_due(q, start, s->hz);
+	if (!back && !handed && !tell)
 		return 0;
 	if (handed)
 		vp_drvq_publish(&q->shadow);
-	/*
-	 * More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes
-	 * the driver do.
-	 */
-	tell = gave && (!q->again || q->stalled || rq->vq.broken || q->owed >= OWED_BYTES);
 	if (tell)
-		q->owed = 0;
+		paid(q);
 	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, tell, start, s);
-	return back + handed;
+	return back + handed + tell;
 }
 
 bool vp_reqq_arm(struct vp_reqq *q)
@@ -438,6 +477,10 @@ bool vp_reqq_arm(struct vp_reqq *q)
 
 	if (!q->served || q->c.rq->vq.broken || q->shadow.broken)
 		return false;
+	if (q->n_owed) {
+		q->flush = true;
+		return true;
+	}
 	if (!q->blocked && !q->stalled && !q->c.rq->vq.stalled) {
 		if (q->regive != q->n || q->next_head < q->n_heads)
 			return true;
@@ -506,7 +549,13 @@ unsigned vp_reqq_away(const struct vp_reqq *q)
 	return n;
 }
 
-bool vp_reqq_end(struct vp_reqq *q, bool reachable)
+/* It says itself where it stopped, and may say what it likes: what becomes of its requests is its affair. */
+static bool never_had(const struct vp_reqq *q, const struct vp_req *r, const uint32_t *base)
+{
+	return base && !q->shadow.packed && (int16_t)(r->pos - (uint16_t)*base) >= 0;
+}
+
+bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base)
 {
 	struct vp_virtq *vq = &q->c.rq->vq;
 	unsigned n, gave, total = 0;
@@ -530,13 +579,13 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable)
 		if (r->state != VP_REQ_AWAY)
 			continue;
 		r->state = VP_REQ_WAITS;
-		if (!q->c.once || !r->out_len || !reachable || vq->broken)
+		if (!q->c.once || !r->out_len || !reachable || vq->broken || never_had(q, r, base))
 			continue;
 		vp_req_fail(q, i);
 		total++;
 	}
-	total += q->owed != 0;
-	q->owed = 0;
+	total += q->n_owed;
+	paid(q);
 	return total && !vq->broken && vp_vq_need_call(vq);
 }
 

@@ -32,6 +32,7 @@
 #ifndef VP_ENGINE_REQUEST_H
 #define VP_ENGINE_REQUEST_H
 
+#include "base/capring.h"
 #include "engine/copyq.h"
 #include "engine/inflight.h"
 #include "engine/runs.h"
@@ -75,6 +76,7 @@ struct vp_req {
 	uint32_t out_len, in_len, len; /* len: as the device side reported it, at most in_len */
 	uint16_t nout, nin;	       /* segments, merged */
 	uint16_t id, slots;	       /* the driver's chain */
+	uint16_t pos;		       /* place in the shadow ring (split) */
 	uint16_t entry;		       /* of the account: id, or its own number there (packed) */
 	uint16_t prev, next;	       /* order of arrival; next: free list, too */
 	uint8_t state;		       /* enum vp_req_state */
@@ -84,6 +86,9 @@ struct vp_req {
 		run[VP_REQ_RUNS]; /* readable bytes, writable ones behind them: see vp_req_in_at() */
 	struct vp_run segs;	  /* in seg[] when there are more than fit below */
 	struct vp_copyq_seg seg[4];
+	/* of a queue that is traced: when it was taken, 0 = it was not yet, and how its readable part begins */
+	uint64_t taken_ns;
+	uint8_t head_len, head[VP_CAP_HEAD];
 };
 
 struct vp_reqq {
@@ -108,7 +113,10 @@ struct vp_reqq {
 	bool blocked, again, stalled, open;
 	bool told; /* drained: attention was asked for */
 	unsigned full;	    /* fills: full lengths told in a row */
-	uint64_t owed;	    /* bytes that the driver was given without a call */
+	uint64_t owed;	    /* bytes that the driver was given without a call, */
+	unsigned n_owed;    /* in so many requests, */
+	uint64_t owed_since;
+	bool flush;	    /* and it is to be called now */
 	int kick_fd;
 	uint64_t kick_who;
 	uint64_t desc_addr, avail_addr, used_addr;
@@ -129,9 +137,10 @@ void vp_reqq_free(struct vp_reqq *q);
 int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e);
 /*
  * The device side has let go, or was cut off. The driver gets what it returned, if the driver is
- * reachable. True: the driver wants a call.
+ * reachable. base: where it stopped, NULL: nobody knows; what lies behind that it never had, and need not fail.
+ * True: the driver wants a call.
  */
-bool vp_reqq_end(struct vp_reqq *q, bool reachable);
+bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base);
 
 /* Requests that the device side has and has not returned. */
 unsigned vp_reqq_away(const struct vp_reqq *q);

@@ -3,8 +3,11 @@
 #include "engine/request_priv.h"
 
 #include <errno.h>
+#include <string.h>
 
+#include "engine/leftover.h"
 #include "engine/packet.h"
+#include "engine/tap.h"
 
 /* False: it was raw and is not full, and the device side is to have it again. */
 static bool full_enough(struct vp_reqq *q, uint16_t i)
@@ -98,7 +101,31 @@ static int put(struct vp_reqq *q, const struct vp_req *r)
 	return 0;
 }
 
-static void give(struct vp_reqq *q, uint16_t i, uint32_t len)
+/* To who traces the queue, before its place in the pool goes. status: -1 = as the device side wrote it. */
+static void trace(const struct vp_reqq *q, const struct vp_req *r, uint32_t len, bool failed, int status)
+{
+	const uint64_t now = vp_tap_now();
+	struct vp_cap_request rec = { .out_len = r->out_len, .in_len = r->in_len, .used = len, .failed = failed };
+	uint64_t addr;
+	uint32_t n;
+
+	if (r->taken_ns) {
+		rec.latency_ns = now > r->taken_ns ? now - r->taken_ns : 1;
+		rec.head_len = r->head_len;
+		memcpy(rec.head, r->head, r->head_len);
+	}
+	if (failed) {
+		rec.has_status = status >= 0;
+		rec.status = (uint8_t)status;
+	} else if (r->in_len) {
+		rec.has_status = true;
+		rec.status = vp_ld8(vp_req_piece(q, r, (uint32_t)vp_req_in_at(q, r->out_len) + r->in_len - 1, 1, &n,
+						 &addr), 0);
+	}
+	vp_tap_request(q->c.rq, &rec, now);
+}
+
+static void give(struct vp_reqq *q, uint16_t i, uint32_t len, bool failed)
 {
 	struct vp_req *r = &q->req[i];
 	struct vp_virtq *vq = &q->c.rq->vq;
@@ -108,6 +135,8 @@ static void give(struct vp_reqq *q, uint16_t i, uint32_t len)
 	vp_inflight_gave(&q->c.inflight, r->entry, vq);
 	vp_copyq_stat(&q->c.rq->stats.packets, 1);
 	vp_copyq_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
+	if (vp_unlikely(vp_queue_tapped(q->c.rq)))
+		trace(q, r, len, failed, q->c.fail_status);
 	vp_req_drop(q, i);
 }
 
@@ -128,7 +157,7 @@ unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
 		q->pend_tail++;
 		bytes += q->req[i].in_len;
 		q->owed += q->req[i].in_len;
-		give(q, i, q->req[i].len);
+		give(q, i, q->req[i].len, false);
 		done++;
 	}
 	if (ret == -EFAULT)
@@ -138,22 +167,6 @@ unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)
 	*gave = done;
 	/* What waits for a translation is no work. */
 	return ret ? done : VP_MAX(n, done);
-}
-
-/* struct fuse_out_header: length, error, and the request's own number, which is in its struct fuse_in_header. */
-static uint32_t fail_fuse(struct vp_reqq *q, const struct vp_req *r)
-{
-	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
-	struct vp_virtq *vq = &q->c.rq->vq;
-	uint8_t h[16] = { sizeof(h), 0, 0, 0, (uint8_t)-EIO, 0xff, 0xff, 0xff };
-
-	if (!r->nout || !r->nin || sg[0].len < 16 || sg[r->nout].len < sizeof(h) ||
-	    vp_xlate_copy_in(&vq->xl, h + 8, sg[0].addr + 8, 8) ||
-	    vp_xlate_copy_out(&vq->xl, sg[r->nout].addr, h, sizeof(h)))
-		return 0;
-	if (vq->log)
-		vp_dirty_log_mark_xlate(vq->log, &vq->xl, sg[r->nout].addr, sizeof(h));
-	return sizeof(h);
 }
 
 void vp_req_fail(struct vp_reqq *q, uint16_t i)
@@ -166,8 +179,8 @@ void vp_req_fail(struct vp_reqq *q, uint16_t i)
 	vp_gptr host;
 
 	q->failed++;
-	if (q->c.fuse)
-		len = fail_fuse(q, r);
+	if (q->c.fuse && r->nout && r->nin)
+		len = vp_fuse_fail(vq, sg[-r->nout].addr, sg[-r->nout].len, sg->addr, sg->len);
 	if (q->c.fail_status >= 0 && r->nin) {
 		uint64_t at = sg[r->nin - 1].addr + sg[r->nin - 1].len - 1;
 
@@ -178,5 +191,5 @@ void vp_req_fail(struct vp_reqq *q, uint16_t i)
 			len = r->in_len;
 		}
 	}
-	give(q, i, len);
+	give(q, i, len, true);
 }

@@ -20,6 +20,7 @@
 #ifndef VP_GUESTMEM_IOTLB_H
 #define VP_GUESTMEM_IOTLB_H
 
+#include "base/record.h"
 #include "guestmem/memtab.h"
 
 /*
@@ -95,6 +96,13 @@ int vp_iotlb_next_miss(struct vp_iotlb *t, uint64_t *iova, enum vp_access *acc);
  * them any more.
  */
 void vp_iotlb_forget_misses(struct vp_iotlb *t);
+
+/*
+ * For another process (docs/handover.md), while no reader runs, and there, into one that is new. Misses are not part of
+ * it: they are noted again. -EPROTO: malformed, or it leads outside tab.
+ */
+void vp_iotlb_save(const struct vp_iotlb *t, unsigned tag, struct vp_rec *r);
+int  vp_iotlb_restore(struct vp_iotlb *t, const struct vp_memtab *tab, const struct vp_rec_in *in);
 
 struct vp_iotlb_stats {
 	unsigned entries;

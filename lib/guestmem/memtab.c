@@ -211,6 +211,10 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 		return 0;
 	}
 	i = x->tab ? vp_memtab_find(x->tab, addr) : -1;
+	if (i < 0 && x->grows) {
+		x->miss = (struct vp_miss){ .addr = addr, .size = len, .acc = acc };
+		return -EAGAIN;
+	}
 	if (i < 0)
 		return -EFAULT;
 	r = &x->tab->r[i];

@@ -106,6 +106,15 @@ struct vp_xlate {
 	const struct vp_memtab *direct; /* tab, or NULL where addresses are not guest physical, or tab has no regions */
 	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
 	uint32_t                generation; /* of the iommu, that hot[] belongs to */
+	/*
+	 * No iommu, and the table grows by what is asked for: what it has not is not -EFAULT but -EAGAIN, as a vIOMMU's
+	 * miss is, and is noted here. size 0 = nothing was missed.
+	 */
+	bool                    grows;
+	struct vp_miss {
+		uint64_t       addr, size;
+		enum vp_access acc;
+	} miss;
 };
 
 extern const struct vp_window vp_window_none;

@@ -274,6 +274,7 @@ const char *vp_state_status_str(uint32_t status)
 		[VHP_ST_NOT_ATTACHED] = "not attached", [VHP_ST_STALE] = "names a run that is over",
 		[VHP_ST_POLICY] = "refused by policy", [VHP_ST_LIMIT] = "too many or too often",
 		[VHP_ST_PROFILE] = "does not fit the link's profile",
+		[VHP_ST_REFUSED] = "the driver VM does not give that memory",
 	};
 
 	return status < VP_ARRAY_SIZE(str) ? str[status] : "unknown";

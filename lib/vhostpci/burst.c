@@ -39,8 +39,10 @@ VP_INLINE int ready(const struct vhp_port *p, struct vhp_queue *q)
 }
 
 /* What a call that moved nothing returns: 0, or that the queue broke just now. */
-VP_INLINE int idle(const struct vhp_queue *q)
+VP_INLINE int idle(struct vhp_port *p, const struct vhp_queue *q)
 {
+	if (vp_unlikely(q->rq.vq.stalled))
+		vhp_want(p, q);
 	return vp_unlikely(q->rq.vq.broken) ? -EIO : 0;
 }
 
@@ -93,7 +95,7 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 		return ret;
 	n = vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_READ);
 	if (!n)
-		return idle(q);
+		return idle(p, q);
 	used = q->used;
 	for (i = 0; i < n; i++) {
 		const struct vp_chain *c = &q->burst->chain[i];
@@ -185,15 +187,17 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 		bytes += o->len;
 		sent++;
 	}
-	if (i < n)
+	if (i < n) {
 		q->full++;
+		idle(p, q);
+	}
 	if (vp_rxfill_flush(&f))
 		notify(p, q);
 	else if (sent)
 		notify(p, q);
 	q->packets += sent;
 	q->bytes += bytes;
-	return i ? (int)i : idle(q);
+	return i ? (int)i : idle(p, q);
 }
 
 /* ---- in place ---------------------------------------------------------------------------------------------- */
@@ -323,7 +327,7 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 	}
 	l->b.n = n;
 	if (!n)
-		return idle(q);
+		return idle(p, q);
 	vp_vq_advance(&q->rq.vq, &l->b, n);
 	l->q = q;
 	l->next = q->loans;
@@ -460,8 +464,10 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 	packets = src->rq.stats.packets;
 	bytes = src->rq.stats.bytes;
 	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_scratch *)m);
+	if (dst && vp_unlikely(dst->rq.vq.stalled))
+		vhp_want(to, dst);
 	if (vp_unlikely(!n))
-		return idle(src);
+		return idle(from, src);
 	if (dst) {
 		dst->packets += src->rq.stats.packets - packets;
 		dst->bytes += src->rq.stats.bytes - bytes;
@@ -475,7 +481,10 @@ static bool arm(struct vhp_port *p, struct vhp_queue *q)
 {
 	VHP_GATE(p);
 
-	return !ready(p, q) && vp_vq_enable_kicks(&q->rq.vq);
+	if (ready(p, q) || !vp_vq_enable_kicks(&q->rq.vq))
+		return false;
+	/* It waits for memory that was asked for: the port's fd says when that is there. */
+	return !(q->rq.vq.stalled && q->asked);
 }
 
 static void disarm(struct vhp_port *p, struct vhp_queue *q)

@@ -80,6 +80,7 @@ struct vhp_queue {
 	uint32_t run;                 /* of the state page, that this is or was */
 	bool     started, enabled;
 	bool     reported;            /* the daemon knows that it is broken */
+	bool     asked;               /* MAP was sent for what it waits for, since regions[] changed last */
 	unsigned lost_seen;           /* vp_map_lost_count() when last looked */
 	int      kick_fd;
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
@@ -95,6 +96,7 @@ struct vhp_port {
 	unsigned  t_serial;
 	unsigned  kicks_serial;  /* changes when a queue has another signal */
 	bool      have, up, map_pending;
+	bool      wants;                  /* some queue waits for memory that MAP was not sent for; atomic */
 	bool      protect;                /* its windows lie behind the gate (gate.h) */
 	uint64_t  path;                   /* features that ATTACH offers */
 	struct vp_memtab *tab;
@@ -102,6 +104,8 @@ struct vhp_port {
 	unsigned  nq;
 	struct vhp_queue *q;              /* max_queues of the port */
 	unsigned  hdr_len;
+	/* what vhp_report() counts from, and told last; not before, CLOCK_MONOTONIC in milliseconds */
+	uint64_t  count_base[VHP_COUNTS], counted[VHP_COUNTS], count_ms;
 	struct vp_scratch *scratch; /* notifications of the copy and in-place flavours */
 	char      name[33];
 };
@@ -118,6 +122,13 @@ static inline struct vhp_queue *vhp_rxq(const struct vhp_port *p, unsigned pair)
 static inline struct vhp_queue *vhp_txq(const struct vhp_port *p, unsigned pair)
 {
 	return pair < p->nq / 2 ? &p->q[2 * pair] : NULL;
+}
+
+/* q waits for memory that no region has: vhp_update() is to ask for it. Any thread. */
+static inline void vhp_want(struct vhp_port *p, const struct vhp_queue *q)
+{
+	if (!q->asked)
+		__atomic_store_n(&p->wants, true, __ATOMIC_RELAXED);
 }
 
 /* Drop a reference; the last one unmaps. Any thread. NULL is allowed. */

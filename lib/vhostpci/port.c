@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include <linux/virtio_config.h>
 
@@ -23,6 +25,7 @@
 	 VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | VP_BIT(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS))
 
 #define VIRTIO_ID_NET_ 1u
+#define COUNT_MS       1050u /* between two COUNTERS: the specification allows one a second */
 #define MAX_ROUNDS     8 /* of one vhp_update(): our own answers change the state too */
 
 static void give_error(struct vhp_error *err, const struct vp_err *e, int code)
@@ -190,6 +193,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 		.driver = pq->avail,
 		.device = pq->used,
 		.tab = p->tab,
+		.grows = s->flags & VHP_STATE_MAP,
 	};
 	int ret;
 
@@ -200,7 +204,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 			return vp_err_set(e, -ENOMEM, "out of memory");
 	}
 	q->run = pq->run;
-	q->reported = false;
+	q->reported = q->asked = false;
 	ret = vp_vq_start(&q->rq.vq, &c, e);
 	if (ret) {
 		vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
@@ -285,6 +289,32 @@ static int start_queues(struct vhp_port *p, const struct vp_state *s, struct vp_
 	return 0;
 }
 
+/*
+ * Queues that wait for memory: ask for it, once until regions[] changes. What is refused breaks its queue, and the next
+ * round says so.
+ */
+static int ask_for_memory(struct vhp_port *p, struct vp_err *e)
+{
+	int ret = 0;
+
+	__atomic_store_n(&p->wants, false, __ATOMIC_RELAXED);
+	for (unsigned i = 0; i < p->nq && !ret; i++) {
+		struct vhp_queue *q = &p->q[i];
+		const struct vp_miss *m = &q->rq.vq.xl.miss;
+		uint64_t args[3] = { m->addr, VP_MIN(m->size, VHP_MAP_MAX),
+				     m->acc == VP_WRITE ? VHP_REGION_WRITE : VHP_REGION_READ };
+		uint32_t status = VHP_ST_OK;
+
+		if (!q->started || !q->rq.vq.stalled || q->asked || vp_memtab_find(p->tab, m->addr) >= 0)
+			continue;
+		q->asked = true;
+		ret = p->t->ops->command(p->t, VHP_CMD_MAP, args, 3, &status, NULL, e);
+		if (!ret && status != VHP_ST_OK && status != VHP_ST_LIMIT)
+			vp_vq_break(&q->rq.vq, VP_VQ_BAD_ADDR);
+	}
+	return ret;
+}
+
 /* Bring the port in line with s. */
 static int apply(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 {
@@ -298,6 +328,8 @@ static int apply(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 		return ret;
 	fresh = !p->have || s->regions_generation != p->cur->regions_generation || p->map_pending;
 	if (fresh) {
+		for (unsigned i = 0; i < p->nq; i++)
+			p->q[i].asked = false;
 		p->up = false; /* whatever fails here: what the queues would use is not what the page says */
 		ret = build_memory(p, s, e);
 		p->map_pending = ret != 0;
@@ -311,7 +343,24 @@ static int apply(struct vhp_port *p, const struct vp_state *s, struct vp_err *e)
 	}
 	p->hdr_len = vp_net_hdr_len(s->features[0]);
 	p->up = up && !p->map_pending;
-	return p->up ? start_queues(p, s, e) : 0;
+	ret = p->up ? start_queues(p, s, e) : 0;
+	return !ret && p->up ? ask_for_memory(p, e) : ret;
+}
+
+/* What all pairs have moved since the port was opened, by VHP_COUNT_*. */
+static void counts(const struct vhp_port *p, uint64_t n[VHP_COUNTS])
+{
+	struct vhp_counters c;
+
+	memset(n, 0, VHP_COUNTS * sizeof(n[0]));
+	for (unsigned i = 0; !vhp_pair_info(p, i, &c); i++) {
+		n[VHP_COUNT_FROM_PACKETS] += c.recv_packets;
+		n[VHP_COUNT_FROM_BYTES] += c.recv_bytes;
+		n[VHP_COUNT_FROM_DROPPED] += c.recv_errors;
+		n[VHP_COUNT_TO_PACKETS] += c.send_packets;
+		n[VHP_COUNT_TO_BYTES] += c.send_bytes;
+		n[VHP_COUNT_TO_DROPPED] += c.send_errors;
+	}
 }
 
 static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
@@ -325,6 +374,8 @@ static int attach(struct vhp_port *p, uint64_t features, struct vp_err *e)
 		return ret;
 	switch (status) {
 	case VHP_ST_OK:
+		counts(p, p->count_base);
+		memset(p->counted, 0, sizeof(p->counted));
 		return 0;
 	case VHP_ST_FEATURES:
 		return vp_err_set(e, -EOPNOTSUPP,
@@ -356,7 +407,7 @@ static bool any_unreported(const struct vhp_port *p)
 
 bool vhp_changed(const struct vhp_port *p)
 {
-	return vp_state_generation(p->t->ctrl) != p->seen;
+	return vp_state_generation(p->t->ctrl) != p->seen || __atomic_load_n(&p->wants, __ATOMIC_RELAXED);
 }
 
 int vhp_update(struct vhp_port *p, struct vhp_error *err)
@@ -411,6 +462,33 @@ int vhp_update(struct vhp_port *p, struct vhp_error *err)
 		return ret;
 	}
 	return p->up;
+}
+
+int vhp_report(struct vhp_port *p, struct vhp_error *err)
+{
+	struct vp_err e = { 0 };
+	uint64_t n[VHP_COUNTS], now;
+	struct timespec ts;
+	uint32_t status;
+	int ret;
+
+	if (!p->have || !(p->cur->flags & VHP_STATE_ATTACHED) || !(p->cur->flags & VHP_STATE_COUNT))
+		return 0;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	now = (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+	if (now < p->count_ms)
+		return 0;
+	counts(p, n);
+	for (unsigned i = 0; i < VHP_COUNTS; i++)
+		n[i] -= p->count_base[i];
+	if (!memcmp(n, p->counted, sizeof(n)))
+		return 0;
+	p->count_ms = now + COUNT_MS;
+	memcpy(p->counted, n, sizeof(n));
+	ret = p->t->ops->command(p->t, VHP_CMD_COUNTERS, n, VHP_COUNTS, &status, NULL, &e);
+	if (ret)
+		give_error(err, &e, ret);
+	return ret;
 }
 
 /* ---- open and close ---------------------------------------------------------------------------------- */

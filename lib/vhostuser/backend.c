@@ -433,6 +433,11 @@ void vu_backend_get_info(const struct vu_backend *b, struct vu_backend_info *inf
 	info->owed = b->owed;
 }
 
+bool vu_backend_negotiated(const struct vu_backend *b)
+{
+	return b->features_set;
+}
+
 bool vu_backend_no_memory(const struct vu_backend *b)
 {
 	return b->features_set && !b->nregions;

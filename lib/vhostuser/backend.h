@@ -26,6 +26,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/record.h"
 #include "vhostuser/codec.h"
 #include "vhostuser/proto.h"
 
@@ -91,7 +92,7 @@ struct vu_ring {
  */
 struct vu_backend_ops {
 	/*
-	 * The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered ones. Called only
+	 * LATER. The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered ones. Called only
 	 * when they changed.
 	 */
 	int (*set_features)(void *ctx, uint64_t features, struct vp_err *e);
@@ -166,13 +167,26 @@ struct vu_backend_cfg {
 struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, const struct vu_backend_ops *ops,
 				  void *ctx, struct vp_err *e);
 
+/* Has the front-end said which features it takes? */
+bool vu_backend_negotiated(const struct vu_backend *b);
+/* The front-end negotiated and never sent any memory. */
+bool vu_backend_no_memory(const struct vu_backend *b);
+/*
+ * The session for another process to go on with (docs/handover.md), and how that process makes it: in the place of
+ * vu_backend_new(), without any callback. Where a started ring is, the owner knows: it says so first. A session with an
+ * answer owed (VP_LATER) is not at rest and cannot be saved. Nobody hears of the answers to requests that were open.
+ */
+bool vu_backend_at_rest(const struct vu_backend *b);
+void vu_backend_note_base(struct vu_backend *b, unsigned int q, uint32_t base);
+void vu_backend_save(const struct vu_backend *b, struct vp_rec *r);
+struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct vu_backend_cfg *cfg,
+				      const struct vu_backend_ops *ops, void *ctx, struct vp_err *e);
+
 /*
  * Close all fds that the session owns, and complete outstanding requests with -ECANCELED. There is no
  * other callback. Never call it from inside a callback. An answer that is still owed (VP_LATER) is
  * dropped: do not complete it later.
  */
-/* The front-end negotiated and never sent any memory. */
-bool vu_backend_no_memory(const struct vu_backend *b);
 void vu_backend_destroy(struct vu_backend *b);
 
 /* --- main channel --- */

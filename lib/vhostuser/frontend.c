@@ -29,7 +29,8 @@ struct vu_frontend {
 #define PF_SPOKEN (VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_RARP) | VP_BIT(VU_PF_REPLY_ACK) | \
 		VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | VP_BIT(VU_PF_CONFIG) | \
 		VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_INFLIGHT_SHMFD) | VP_BIT(VU_PF_RESET_DEVICE) | \
-		VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_SHMEM))
+		VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) | VP_BIT(VU_PF_STATUS) | VP_BIT(VU_PF_SHMEM) | \
+		VP_BIT(VU_PF_DEVICE_STATE))
 
 static uint64_t now_ms(void)
 {
@@ -104,6 +105,11 @@ int vu_frontend_fd(const struct vu_frontend *f)
 uint64_t vu_frontend_pf(const struct vu_frontend *f)
 {
 	return f->pf;
+}
+
+unsigned int vu_frontend_timeout_ms(const struct vu_frontend *f)
+{
+	return f->timeout_ms;
 }
 
 static bool has_pf(const struct vu_frontend *f, unsigned int bit)

@@ -89,6 +89,15 @@ int vu_frontend_set_log(struct vu_frontend *f, int fd, uint64_t size, uint64_t o
 int vu_frontend_iotlb(struct vu_frontend *f, const struct vhost_iotlb_msg *m, struct vp_err *e);
 
 /*
+ * DEVICE_STATE: what a back-end knows beyond its rings, such as the files that a driver has open. It is saved while no
+ * ring runs, and loaded before the first one starts. *data is malloc()ed. A back-end that takes longer than timeout_ms
+ * for the next part has failed. In frontend_state.c.
+ */
+int vu_frontend_save_state(struct vu_frontend *f, void **data, size_t *size, struct vp_err *e);
+int vu_frontend_load_state(struct vu_frontend *f, const void *data, size_t size, struct vp_err *e);
+unsigned int vu_frontend_timeout_ms(const struct vu_frontend *f);
+
+/*
  * Requests of the back-end. Poll this fd (-1 = none) and call vu_frontend_serve when it is readable. It
  * hands each request to the handler. The handler's result (0 or -errno) is the answer, if one was asked
  * for. The handler's fd is -1 or the first fd of the message; it takes the fd by storing -1. Calls that

@@ -111,6 +111,7 @@ int vp_vq_start(struct vp_virtq *vq, const struct vp_vq_conf *c, struct vp_err *
 		.indirect = c->features & VP_BIT(VIRTIO_RING_F_INDIRECT_DESC),
 		.kicks_on = true, /* a ring's memory starts as zeroes: the driver kicks */
 		.desc_addr = c->desc, .driver_addr = c->driver, .device_addr = c->device,
+		.xl.grows = c->grows,
 	};
 	if (!c->size || c->size > VP_VQ_MAX_SIZE || (!vq->packed && !vp_is_pow2(c->size)))
 		return vp_err_set(e, -EINVAL, "queue size %u is not valid: %s", c->size,

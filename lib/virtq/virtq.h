@@ -119,7 +119,7 @@ struct vp_virtq {
 	bool     signalled_wrap;
 	bool     signalled_valid;
 	bool     kicks_on;      /* we asked for notifications */
-	bool     stalled;       /* the last fetch ended at a vIOMMU miss: what is available waits for an update */
+	bool     stalled;       /* the last fetch ended at a miss: what is available waits for an update */
 	struct vp_xlate xl;
 	/* rarely used */
 	const struct vp_dirty_log *log;  /* NULL = not logging */
@@ -138,6 +138,7 @@ struct vp_vq_conf {
 	uint64_t desc, driver, device;
 	const struct vp_memtab *tab;   /* not owned; outlives the queue or is replaced by vp_vq_rebind() */
 	struct vp_iommu *iommu;        /* or NULL */
+	bool     grows;     /* memory that tab has not may come: as a vIOMMU's miss (vp_xlate.grows) */
 };
 
 /* Sizes in bytes of the three areas, by format. */

@@ -226,7 +226,7 @@ def program(src, *more):
 
 def vmtool():
     """The guest program that every image has."""
-    return program(*(os.path.join(HERE, n) for n in ('vmtool.c', 'vmtool_agent.c', 'vmtool_traffic.c', 'vmtool.h')))
+    return program(*(os.path.join(HERE, n) for n in ('vmtool.c', 'vmtool_agent.c', 'vmtool_migrate.c', 'vmtool_traffic.c', 'vmtool.h')))
 
 
 def busybox():

@@ -280,6 +280,21 @@ class Port:
         return out + ['-device', 'ivshmem-doorbell,id=%s,chardev=c%s,vectors=%d,bus=%sp' % (self.id, self.id, nsig, self.id)]
 
 
+class GrantPort:
+    """The channel over which a driver VM grants its pool to link @link: a virtio-serial port, whose other end is the daemon's
+    socket @sock. Goes where Net goes."""
+
+    def __init__(self, link, sock):
+        self.link, self.sock = link, sock
+
+    def args(self, vm, i):
+        id = 'vp-%s-grant' % self.link
+        # As with Net.
+        serial = 'virtio-serial-pci,id=%s-bus' % id + (',vectors=0' if vm.accel == 'tcg' and vm.qemu.version < (8, 0) else '')
+        return ['-chardev', 'socket,id=%s,path=%s%s' % (id, self.sock, vm.qemu.reconnect(1)), '-device', serial,
+                '-device', 'virtserialport,bus=%s-bus.0,chardev=%s,name=org.vhost-pci.grant.%s' % (id, id, self.link)]
+
+
 # Seconds between bytes that are sent to a guest that says nothing: one interrupt of its serial port may have been lost.
 NUDGE = 5
 
@@ -317,16 +332,18 @@ class VM:
 
     @qemu 'system' or '11' (or a Qemu), @kernel a name in image.KERNELS, @nets Net objects, @extra further QEMU arguments,
     @files/@programs/@boot_modules/@rc go into the initramfs (see image.initramfs). @dir holds sockets and logs: keep its
-    name short, socket paths end at 107 bytes.
+    name short, socket paths end at 107 bytes. @incoming: it waits for a guest that another VM's migrate() brings.
+    @maxmem: up to where memory could be plugged, such as '4G'; nothing is.
     """
 
     def __init__(self, name, dir, qemu='system', kernel='6.1', mem=256, smp=1, nets=(), extra=(), append='', files=None,
-                 programs=(), boot_modules=(), rc=None, accel=None, machine='q35', mem_args=None, cpu=None):
+                 programs=(), boot_modules=(), rc=None, accel=None, machine='q35', mem_args=None, cpu=None, incoming=False,
+                 maxmem=None):
         self.name, self.dir = name, dir
         self.qemu = qemu if isinstance(qemu, Qemu) else globals()['qemu'](qemu)
         self.accel = accel or globals()['accel']()
         self.mem, self.smp, self.nets, self.extra, self.append = mem, smp, list(nets), list(extra), append
-        self.machine, self.mem_args = machine, mem_args
+        self.machine, self.mem_args, self.maxmem = machine, mem_args, maxmem
         # As an AMD processor, TCG's `max` leaves 64-bit hot-plugged BARs without an address.
         self.cpu = cpu or ('host' if self.accel == 'kvm' else 'max,vendor=GenuineIntel')
         self.kernel = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel)
@@ -337,6 +354,7 @@ class VM:
         else:
             self.initrd = image.base_initramfs(self.kernel)
         self.kernel_args = True     # False: the firmware boots from a disk
+        self.incoming = os.path.join(dir, name + '.incoming') if incoming else None
         self.console = os.path.join(dir, name + '.console')
         self.errlog = os.path.join(dir, name + '.qemu')
         self.proc = None
@@ -351,6 +369,9 @@ class VM:
         self._qmp = None
         self._agent = None
         self._boot = None
+        self._reader = None
+        self._rest = b''            # of the guest's words, not yet a whole frame
+        self._heir = None           # an incoming migration: set when the guest has come
 
     # -- life
 
@@ -359,13 +380,14 @@ class VM:
         q = os.path.join(self.dir, self.name + '.qmp')
         # A second QMP socket, for the daemon and the port called port0.
         q2 = os.path.join(self.dir, self.name + '.qmpd')
-        for s in (a, q, q2):
-            if os.path.exists(s):
+        for s in (a, q, q2, self.incoming):
+            if s and os.path.exists(s):
                 os.unlink(s)
         self._asock, self._qsock = a, q
         mem, machine = self.mem_args, self.machine
         if mem is None:
-            mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem, '-m', str(self.mem)]
+            mem = ['-object', 'memory-backend-memfd,id=mem,size=%dM,share=on' % self.mem,
+                   '-m', '%d%s' % (self.mem, 'M,slots=1,maxmem=' + self.maxmem if self.maxmem else '')]
             machine += ',memory-backend=mem'
         cmd = self.qemu.cmd + self.qemu.data + [
             '-name', self.name, '-nodefaults', '-no-user-config', '-display', 'none', '-M', machine,
@@ -377,6 +399,8 @@ class VM:
         cmd += ['-kernel', self.kernel.image, '-initrd', self.initrd, '-append', self.cmdline()] if self.kernel_args else []
         for i, n in enumerate(self.nets):
             cmd += n.args(self, i)
+        if self.incoming:
+            cmd += ['-incoming', 'unix:' + self.incoming]
         return cmd + self.extra
 
     def cmdline(self):
@@ -400,7 +424,10 @@ class VM:
         err.close()
         self.started = t0
         proc = self.proc
-        threading.Thread(target=self._agent_reader, args=(proc,), daemon=True).start()
+        self._rest = b''
+        self._heir = threading.Event() if self.incoming else None
+        self._reader = threading.Thread(target=self._agent_reader, args=(proc,), daemon=True)
+        self._reader.start()
         if wait:
             self.wait_ready(1, timeout)
         return time.time() - t0
@@ -531,8 +558,9 @@ class VM:
         if s is None:
             return
         self._agent = s
-        frame = None
-        buf = b''
+        while self._heir and not self._heir.wait(0.2):
+            if proc.poll() is not None:
+                return
         while True:
             try:
                 d = s.recv(65536)
@@ -540,26 +568,53 @@ class VM:
                 d = b''
             if not d:
                 break
-            buf += d
-            while True:
-                if frame is None:
-                    i = buf.find(b'\2')
-                    if i < 0:
-                        buf = b''
-                        break
-                    buf = buf[i + 1:]
-                    frame = b''
-                ends = [i for i in (buf.find(b'\3'), buf.find(b'\2')) if i >= 0]
+            self._rest += d
+            while self._rest:
+                i = self._rest.find(b'\2')
+                self._rest = self._rest[i:] if i >= 0 else b''
+                ends = [i for i in (self._rest.find(b'\3', 1), self._rest.find(b'\2', 1)) if i >= 0]
                 if not ends:
                     break
                 i = min(ends)
-                if buf[i] == 3:
-                    self._frame(re.sub(b'\1(.)', lambda m: bytes((m.group(1)[0] ^ 0x40,)), buf[:i], flags=re.S))
-                    buf = buf[i + 1:]
-                else:
-                    buf = buf[i:]       # cut short by a reset
-                frame = None
+                frame, whole = self._rest[1:i], self._rest[i] == 3
+                self._rest = self._rest[i + whole:]
+                if whole:               # else cut short by a reset
+                    self._frame(re.sub(b'\1(.)', lambda m: bytes((m.group(1)[0] ^ 0x40,)), frame, flags=re.S))
         s.close()
+
+    # -- migration
+
+    def migrate(self, to, timeout=60, mib_per_s=64):
+        """Move the guest to @to, a VM that was started with @incoming and has the same devices. Its running commands
+        go on there. Returns query-migrate's answer; this VM has ended."""
+        self.qmp('migrate-set-parameters', max_bandwidth=mib_per_s << 20)
+        while not os.path.exists(to.incoming):
+            if not to.alive():
+                raise VMError('%s: QEMU ended (status %s)\n%s' % (to.name, to.proc and to.proc.returncode, to.tail()))
+            time.sleep(0.02)
+        self.qmp('migrate', uri='unix:' + to.incoming)
+        end = time.time() + limit(timeout)
+        while True:
+            r = self.qmp('query-migrate')
+            if r['status'] in ('completed', 'failed', 'cancelled'):
+                break
+            if time.time() > end:
+                raise VMError('%s: the migration does not end: %r\n%s' % (self.name, r, self.tail()))
+            time.sleep(0.05)
+        if r['status'] != 'completed':
+            raise VMError('%s: the migration %s: %s\n%s\n%s' % (self.name, r['status'], r.get('error-desc'), self.tail(), to.tail()))
+        jobs, self._jobs = self._jobs, {}
+        for j in jobs.values():
+            j.vm = to
+        p, self.proc = self.proc, None
+        p.terminate()
+        p.wait(limit(10))
+        self._reader.join()
+        self._qmp = None
+        # The guest's numbers of commands go on.
+        to._jobs, to._next, to._rest, to.boots, to._boot = jobs, self._next, self._rest, self.boots, self._boot
+        to._heir.set()
+        return r
 
     def _frame(self, data):
         head, _, body = data.partition(b'\n')

@@ -29,6 +29,23 @@ def agent_binary(builddir):
     return os.path.join(builddir, 'guest/agent/vhost-pci-agent-static')
 
 
+def grant_binary(builddir):
+    """The statically linked helper of driver VMs that grant, built when it is not."""
+    r = subprocess.run(['ninja', '-C', builddir, 'guest/grant/vhost-pci-grant-static'], capture_output=True, text=True)
+    if r.returncode:
+        raise v.VMError('vhost-pci-grant does not build:\n' + r.stdout[-2000:])
+    return os.path.join(builddir, 'guest/grant/vhost-pci-grant-static')
+
+
+# What a driver VM with Grant=swiotlb has beyond any other: all DMA goes through a pool, and its kernel says where that is; its virtio-net
+# devices take part in that.
+BOUNCING = dict(append='swiotlb=force', maxmem='4G')
+BOUNCED = dict(props='iommu_platform=on,disable-legacy=on')
+
+# The helper's log and pid file in the driver VM.
+GRANT_LOG, GRANT_PID = '/run/grant.log', '/run/grant.pid'
+
+
 def module_binary(kernel, builddir):
     """vhost_pci.ko for @kernel, built when its sources have changed. Raises v.Unavailable without headers."""
     try:
@@ -37,10 +54,14 @@ def module_binary(kernel, builddir):
         raise v.VMError(str(e))
 
 
-def guest(daemon, name, group='blue', device=False, kernel=None, **kw):
-    """A VM of the trust group @group, not started; with @device it has what serves ports. @kw as for v.VM."""
+def guest(daemon, name, group='blue', device=False, kernel=None, grants=False, **kw):
+    """A VM of the trust group @group, not started; with @device it has what serves ports. @kw as for v.VM. @grants: grant links to VMs of
+    other groups are allowed, and a driver VM has what it needs for them."""
     k = kernel if isinstance(kernel, image.Kernel) else image.kernel(kernel or image.native())
-    daemon.vm(name, group)
+    daemon.vm(name, group, **({'AllowGrant': 'yes'} if grants else {}))
+    if grants and not device:
+        kw = dict(BOUNCING, **kw)
+        kw['files'] = dict(kw.get('files') or {}, **{'bin/vhost-pci-grant': (grant_binary(daemon.builddir), 0o755)})
     if device:
         kw['boot_modules'] = [module_binary(k, daemon.builddir)]
         kw['files'] = dict(kw.get('files') or {}, **{'bin/vhost-pci-agent': (agent_binary(daemon.builddir), 0o755)})
@@ -70,7 +91,7 @@ class Link(Addresses):
     """The link @name from VM @driver to a port of VM @device, both not started yet.
 
     @net the third-last byte of its addresses: 10.NET.0.1 is the driver VM, 10.NET.0.2 the device VM's tap vp(NET - 1).
-    @mode 'fast' or 'copy', @attachment 'ivshmem' or 'shmem', @nic more arguments of v.Net, @port more of v.Port,
+    @mode 'fast', 'copy' or 'grant', @attachment 'ivshmem' or 'shmem', @nic more arguments of v.Net, @port more of v.Port,
     @link more keys of the link's [Link] section, @net_keys, @device_keys and @driver_keys those of [Net], [Device] and [Driver].
     """
 
@@ -91,6 +112,10 @@ class Link(Addresses):
         socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys, driver_keys=driver_keys,
                             device_keys=dict(self.port.link_keys(d, device.name), **(device_keys or {})), **more)
         device.nets.append(self.port)
+        if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
+            nic = dict(BOUNCED, **(nic or {}))
+        if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
+            driver.nets.append(v.GrantPort(name, daemon.path(name + '.grant.sock')))
         driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 
     def start_agent(self, args='', tap=None, addr=True):
@@ -116,6 +141,12 @@ class Link(Addresses):
     def agent_log(self):
         return self.device.sh('cat ' + self.log)
 
+    def start_grant(self):
+        """Start the helper in the driver VM, where there is no udev to do it."""
+        self.driver.sh('modprobe virtio_console; cd /sys/class/virtio-ports; for i in $(seq 100); do p=$(grep -lx org.vhost-pci.grant.%s */name) && break; '
+                       'sleep 0.1; done; (setsid vhost-pci-grant --port /dev/${p%%/name} >>%s 2>&1 & echo $! >%s)' %
+                       (self.name, GRANT_LOG, GRANT_PID))
+
     def up_driver(self, **kw):
         self.driver.up(self.addr_driver + '/24', self.eth, **kw)
 
@@ -138,6 +169,8 @@ class Link(Addresses):
                 out.append(self.device.sh('tail -n 20 %s; dmesg | tail -n 10; ip addr show %s' % (self.log, self.tap), check=False))
             except v.VMError as e:
                 out.append(str(e))
+        if self.mode == 'grant' and self.driver.alive():
+            out.append(self.driver.sh('tail -n 5 %s; dmesg | tail -n 5' % GRANT_LOG, check=False))
         r = subprocess.run([self.daemon.cli, '--control', self.daemon.control, 'show', self.name], capture_output=True, text=True)
         return '\n'.join(out + [r.stdout + r.stderr, self.daemon.tail(15)])
 
@@ -156,8 +189,9 @@ class PortLink(Link):
                  names=('left', 'right'), mac='52:54:00:0d:00:01', net=None, link=None, smp=1, mem=256, net_keys=None, driver=None,
                  device=None, port=None, device_keys=None, driver_keys=None):
         groups = groups or (('blue', 'blue') if mode == 'fast' else ('blue', 'red'))
-        a = guest(daemon, names[0], groups[0], kernel=kernel, **dict(dict(qemu=driver_qemu, smp=smp, mem=mem), **(driver or {})))
-        b = guest(daemon, names[1], groups[1], device=True, kernel=kernel,
+        grants = mode == 'grant'
+        a = guest(daemon, names[0], groups[0], kernel=kernel, grants=grants, **dict(dict(qemu=driver_qemu, smp=smp, mem=mem), **(driver or {})))
+        b = guest(daemon, names[1], groups[1], device=True, kernel=kernel, grants=grants,
                   **dict(dict(qemu=device_qemu, smp=smp, mem=mem), **(device or {})))
         self.kernel = a.kernel
         super().__init__(daemon, LINK, a, b, mode, attachment, pairs=pairs, mac=mac, nic=net, link=link, net_keys=net_keys, port=port,

@@ -84,6 +84,11 @@ class Served:
     def start_agent(self):
         self.device.sh('mkdir -p /run/vhu; (setsid vhost-pci-agent %s --wait >>/run/agent.log 2>&1 & echo $! >/run/agent.pid)' % self.agent)
 
+    def end_agent(self):
+        """In an orderly way."""
+        self.device.sh('kill $(cat /run/agent.pid)')
+        self.device.until('! kill -0 $(cat /run/agent.pid) 2>/dev/null', 20)
+
     def kill_backend(self):
         self.device.sh('kill -9 $(cat /run/backend.pid)')
 
@@ -205,6 +210,7 @@ class Files(Served):
 
     kind, queues, model, props = 'fs', 2, 'vhost-user-fs-pci', 'tag=home,num-request-queues=1'
     under = '/opt/virtiofsd'
+    agent = '--vhost-user %s --state /run/fs.state' % SOCKET
 
     def __init__(self, daemon, *point, driver=None, written=True, **kw):
         root = packages.tree('trixie', 'virtiofsd', 'libc6', 'libcap-ng0', 'libseccomp2', 'libgcc-s1')

@@ -139,6 +139,12 @@ int main(int argc, char **argv)
 		return urx(atoi(argv[2]), strtoul(argv[3], NULL, 0), atof(argv[4]));
 	if (!strcmp(c, "utx") && argc == 7)
 		return utx(argv[2], atoi(argv[3]), strtoul(argv[4], NULL, 0), strtoul(argv[5], NULL, 0), atof(argv[6]));
+	if (!strcmp(c, "uecho") && argc == 4)
+		return uecho(atoi(argv[2]), atof(argv[3]));
+	if (!strcmp(c, "ugap") && argc == 7)
+		return ugap(argv[2], atoi(argv[3]), atof(argv[4]), atof(argv[5]), strtoul(argv[6], NULL, 0));
+	if (!strcmp(c, "hot") && argc == 5)
+		return hot(strtoul(argv[2], NULL, 0), argv[3], atof(argv[4]));
 	if (!strcmp(c, "sniff") && argc == 4)
 		return sniff(argv[2], atof(argv[3]));
 	if (!strcmp(c, "gro") && argc == 4)
@@ -150,10 +156,13 @@ int main(int argc, char **argv)
 		return channels(argv[2], argc == 4 ? (unsigned int)atoi(argv[3]) : 0);
 	if (!strcmp(c, "stats") && argc == 3)
 		return stats(argv[2]);
-	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N | fill FILE MIB | recvfile PORT FILE | "
+	fprintf(stderr, "usage: vmtool rx PORT | tx HOST PORT secs=N|mib=N[@MIB_A_SECOND] | fill FILE MIB | recvfile "
+			"PORT FILE | "
 			"sendfile HOST PORT FILE |\n"
 			"  urx PORT COUNT SECS | utx HOST PORT COUNT SIZE PPS | sniff DEV SECS | gro DEV 0|1 | tso DEV "
 			"[0|1] |\n"
-			"  channels DEV [N] | stats DEV | agent TTY\n");
+			"  channels DEV [N] | stats DEV | agent TTY | uecho PORT SECS | ugap HOST PORT SECS PPS SIZE "
+			"|\n"
+			"  hot MIB STOPFILE PAGES_A_SECOND\n");
 	return 2;
 }

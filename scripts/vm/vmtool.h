@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of vmtool share: vmtool.c, vmtool_agent.c, vmtool_traffic.c. */
+/* What the files of vmtool share: vmtool.c, vmtool_agent.c, vmtool_migrate.c, vmtool_traffic.c. */
 #ifndef VMTOOL_H
 #define VMTOOL_H
 
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,5 +40,10 @@ int recvfile(int port, const char *path);
 int sendfile_(const char *host, int port, const char *path);
 int utx(const char *host, int port, unsigned long count, size_t size, double pps);
 int urx(int port, unsigned long count, double secs);
+
+/* vmtool_migrate.c */
+int hot(unsigned long mib, const char *stop, double pps);
+int uecho(int port, double secs);
+int ugap(const char *host, int port, double secs, double pps, size_t size);
 
 #endif

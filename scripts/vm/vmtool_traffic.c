@@ -91,9 +91,10 @@ int rx(int port)
 
 int tx(const char *host, int port, const char *amount)
 {
-	double secs = 0, start;
+	double secs = 0, rate = 0, start;
 	uint64_t limit = UINT64_MAX, total = 0, num = 0;
 	int s = tcp_connect(host, port);
+	const char *at = strchr(amount, '@');
 
 	if (s < 0)
 		return die("connect");
@@ -103,6 +104,8 @@ int tx(const char *host, int port, const char *amount)
 		limit = (uint64_t)(atof(amount + 4) * 1048576);
 	else
 		return 2;
+	if (at)
+		rate = atof(at + 1) * 1048576;
 	make_block();
 	start = now();
 	while (total < limit && (secs == 0 || now() - start < secs)) {
@@ -118,6 +121,8 @@ int tx(const char *host, int port, const char *amount)
 			off += (size_t)r;
 		}
 		total += BLK;
+		while (rate > 0 && now() < start + (double)total / rate)
+			usleep(1000);
 	}
 	shutdown(s, SHUT_WR);
 	/* The receiver closes when it has read everything. */
@@ -224,7 +229,14 @@ int utx(const char *host, int port, unsigned long count, size_t size, double pps
 	return 0;
 }
 
-/* Ends after @count datagrams or @secs seconds. */
+static volatile sig_atomic_t over;
+
+static void on_int(int sig)
+{
+	over = sig;
+}
+
+/* Ends after @count datagrams or @secs seconds, or at SIGINT. */
 int urx(int port, unsigned long count, double secs)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
@@ -237,7 +249,8 @@ int urx(int port, unsigned long count, double secs)
 	setsockopt(s, SOL_SOCKET, SO_RCVBUFFORCE, &big, sizeof(big));
 	if (bind(s, (void *)&a, sizeof(a)) < 0)
 		return die("bind");
-	while (got < count && now() < end) {
+	signal(SIGINT, on_int);
+	while (got < count && now() < end && !over) {
 		struct pollfd pf = { .fd = s, .events = POLLIN };
 		uint32_t seq, c;
 		ssize_t r;

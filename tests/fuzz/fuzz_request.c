@@ -139,9 +139,11 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 {
 	struct vp_drvq_used u[VP_BURST];
 	uint32_t at = s[1] | (uint32_t)s[2] << 8;
+	uint32_t base;
 	uint64_t v;
 
 	memcpy(&v, s + 4, 8);
+	base = (uint32_t)v;
 	switch (s[0] % 12) {
 	case 0:
 		memcpy(mem[0] + at % (RING_BYTES / 8) * 8, &v, 8);
@@ -169,7 +171,7 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 		vp_xlate_flush(&q->c.rq->vq.xl);
 		break;
 	case 6:
-		vp_reqq_end(q, s[1] & 1);
+		vp_reqq_end(q, s[1] & 1, s[1] & 2 ? &base : NULL);
 		serve(q);
 		break;
 	case 7:
@@ -237,7 +239,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (; size >= 12; data += 12, size -= 12)
 		step(q, data);
 	vp_reqq_run(q, scratch);
-	vp_reqq_end(q, data[-1] & 1);
+	vp_reqq_end(q, data[-1] & 1, NULL);
 	check(q);
 	vp_reqq_stop(q, data[-1] & 2, &failed);
 	check(q);

@@ -14,6 +14,10 @@ sys.path.append(str(TOP / "scripts/vm"))
 
 from deb import Lock, Unavailable, cache_dir, mirrors, progress  # noqa: E402
 
+# Packages are made for this Debian. Another one is for who wants to know how far that goes.
+SUITE = os.environ.get("VHOST_PCI_DEB_SUITE") or dict(x.split("=", 1) for x in open("/etc/os-release").read().split() if "=" in x).get("VERSION_CODENAME")
+APT = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"]
+
 
 def _run(*cmd, **how):
     r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", stdin=subprocess.DEVNULL, **how)
@@ -52,6 +56,26 @@ def tree(suite):
     return where
 
 
+def tree_with(suite, name, packages):
+    """As tree(), with these packages installed; @name is short for them."""
+    base = tree(suite)
+    where = pathlib.Path(cache_dir()) / f"{suite}-{name}"
+    with Lock(where.name):
+        if (where / ".complete").exists():
+            return where
+        progress(f"making {where} (a minute)")
+        shutil.rmtree(where, ignore_errors=True)
+        _run("cp", "-a", "--reflink=auto", str(base), str(where))
+        (where / ".complete").unlink()
+        _apt(where, "update")
+        _apt(where, "-o", "Dpkg::Options::=--force-unsafe-io", "--no-install-recommends", "install", *packages)
+        _run("chroot", str(where), "apt-get", "clean")
+        for mark in where.glob(".fetched-*"):
+            mark.unlink()
+        (where / ".complete").touch()
+    return where
+
+
 def needs(debs):
     """Names of packages that @debs depend on, the first of alternatives, without themselves."""
     own = {d.name.split("_")[0] for d in debs}
@@ -74,3 +98,18 @@ def fetch_for(where, debs):
             _apt(where, "update")
             _apt(where, "--no-install-recommends", "--download-only", "install", *names)
             mark.touch()
+
+
+def newer(deb, where):
+    """The same package again, of the next version: Debian's tools take it for an upgrade."""
+    raw = where / "raw"
+    subprocess.run(["dpkg-deb", "-R", deb, raw], check=True)
+    control = raw / "DEBIAN/control"
+    old = subprocess.run(["dpkg-deb", "-f", deb, "Version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    control.write_text(control.read_text().replace(old, old + "+next"))
+    for unit in raw.rglob("*.service"):
+        os.utime(unit)  # systemd compares times
+    out = where / (deb.name.replace(old, old + "+next"))
+    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", raw, out], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(raw)
+    return out

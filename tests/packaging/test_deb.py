@@ -14,39 +14,11 @@ TOP = pathlib.Path(__file__).parents[2]
 sys.path.append(str(TOP / "tests/protocol"))
 
 import debtree  # noqa: E402
+from debtree import APT, SUITE, newer  # noqa: E402
 from box import PLAIN, Box, lacking, machine, run  # noqa: E402
 
-PACKAGES = {"vhost-pcid", "vhost-pci-agent", "vhost-pci-dkms", "libvhostpci0", "libvhostpci-dev", "vhost-pci-doc"}
-# They are made here, for this Debian. Another one is for who wants to know how far that goes.
-SUITE = os.environ.get("VHOST_PCI_DEB_SUITE") or dict(x.split("=", 1) for x in open("/etc/os-release").read().split() if "=" in x).get("VERSION_CODENAME")
+PACKAGES = {"vhost-pcid", "vhost-pci-agent", "vhost-pci-dkms", "vhost-pci-grant", "libvhostpci0", "libvhostpci-dev", "vhost-pci-doc"}
 LINK = "[Driver]\nVM=a\n[Device]\nVM=b\n"
-APT = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"]
-
-
-@pytest.fixture(scope="module")
-def debs(tmp_path_factory):
-    """{name: path}, made once."""
-    out = tmp_path_factory.mktemp("deb")
-    r = run(str(TOP / "scripts/deb"), str(out))
-    if r.returncode == 3:
-        pytest.skip(r.stdout.strip().splitlines()[-1])
-    assert not r.returncode, r.stdout
-    return {p.name.split("_")[0]: p for p in out.glob("*.deb") if "-dbgsym_" not in p.name}
-
-
-def newer(deb, where):
-    """The same package again, of the next version: Debian's tools take it for an upgrade."""
-    raw = where / "raw"
-    subprocess.run(["dpkg-deb", "-R", deb, raw], check=True)
-    control = raw / "DEBIAN/control"
-    old = subprocess.run(["dpkg-deb", "-f", deb, "Version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    control.write_text(control.read_text().replace(old, old + "+next"))
-    for unit in raw.rglob("*.service"):
-        os.utime(unit)  # systemd compares times
-    out = where / (deb.name.replace(old, old + "+next"))
-    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", raw, out], check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(raw)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +87,8 @@ def test_installation_starts_the_service(box):
     assert box.ok("stat", "-c", "%U %a", "/etc/vhost-pci").strip() == "root 755"
     assert "vhost-pci-fwd" in box.ok("vhost-pci-fwd", "--version")
     assert not box.ok("systemctl", "--failed", "--plain", "--no-legend").strip()
-    assert box.ok("systemctl", "show", "-P", "LoadState", "vhost-pci-agent@0.service").strip() == "loaded"
+    for unit in ("vhost-pci-agent@0.service", "vhost-pci-grant@vport1p1.service"):
+        assert box.ok("systemctl", "show", "-P", "LoadState", unit).strip() == "loaded"
 
 
 def test_upgrade_of_the_agent(box):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """vhost-pcid as a test sees it: a process, a directory of files and a control socket."""
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -26,6 +27,11 @@ BUILD = pathlib.Path(os.environ.get("VHOST_PCI_BUILD", pathlib.Path(__file__).pa
 
 # Seconds: how long what must come is waited for. Ample: a machine may be slow, and a failure may come late.
 PATIENCE = 60
+
+
+def adopt_orphans():
+    """From now on processes without a parent are children of this one."""
+    assert not ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 class ControlError(Exception):
@@ -57,6 +63,33 @@ class Control:
     def close(self):
         self.file.close()
         self.sock.close()
+
+
+class Adopted:
+    """A process that another one of ours started and left to init, whose place we take: as subprocess.Popen."""
+
+    def __init__(self, pid):
+        self.pid, self.returncode = pid, None
+
+    def poll(self):
+        if self.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def wait(self, timeout=None):
+        deadline = time.monotonic() + (timeout or 3600)
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("vhost-pcid", timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def send_signal(self, sig):
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 class Daemon:
@@ -106,6 +139,14 @@ class Daemon:
             time.sleep(0.01)
         self.control = Control(self.run / "control.sock")
         return self
+
+    def upgrade(self, **params):
+        """A new daemon takes over; self is that one from now on. Its answer."""
+        adopt_orphans()
+        got = self.call("daemon.upgrade", **params)
+        assert self.proc.wait(PATIENCE) == 0, self.log()
+        self.proc = Adopted(got["pid"])
+        return got
 
     def log(self):
         return self.log_path.read_text(errors="replace")

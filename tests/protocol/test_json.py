@@ -106,6 +106,10 @@ def test_changes(daemon):
     held(daemon, "reload")
     held(daemon, "log-level", "info")
     assert ctl(daemon, "remove", "new", "--json").returncode == 0
+    conftest.adopt_orphans()
+    pid = held(daemon, "upgrade")["pid"]
+    assert daemon.proc.wait(conftest.PATIENCE) == 0
+    daemon.proc = conftest.Adopted(pid)
 
 
 def test_events(daemon):

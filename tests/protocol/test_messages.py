@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What somebody did wrong, and what must be said: the thing by its name, and the way out."""
 import os
+import struct
 import subprocess
 
 import pytest
 
 import conftest
+import portclient as pc
 import vu
 from test_control import ctl
 
@@ -170,3 +172,72 @@ def test_description(daemon):
         assert before["description"] is None and now["description"] == "the web server's way out"
         daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["connected"])
     assert "the web server's way out" in ctl(daemon, "show", "ab").stdout
+
+
+def test_front_end_with_too_many_queues(daemon):
+    """QEMU that has more queues than the link comes back at once, each time that it finds out: said once, not a thousand times."""
+    def look():
+        with vu.Frontend(daemon.sock("ab", "driver")) as f:
+            f.tell(vu.SET_OWNER)
+            f.ask_u64(vu.GET_FEATURES)
+            f.ask_u64(vu.GET_PROTOCOL_FEATURES)
+    for n in range(1, 301):
+        look()
+        daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["sessions"] == n and not daemon.show("ab")["sides"]["driver"]["connected"])
+    lines = [x for x in daemon.log().splitlines() if "link ab, driver side" in x and "debug: " not in x]
+    assert len(lines) < 10, lines
+    said, = [x for x in lines if "comes and leaves at once" in x]
+    assert "2 here, two for each of Queues=" in said
+    # One that means it is told of as ever.
+    with vu.Nic(daemon.sock("ab", "driver")):
+        pass
+    daemon.wait(lambda: "driver side: front-end connected" in daemon.log().splitlines()[-1] or "session with" in daemon.log().splitlines()[-1])
+
+
+def test_who_may_open_a_socket(make_daemon):
+    """Whom the kernel turns away the daemon never sees: `show` and `doctor` say whom it lets in. A reload opens the sockets of links that are there."""
+    d = make_daemon()
+    d.link("ab", Link_Mode="fast", Device_Endpoint="port", Device_Attachment="ivshmem", Device_QMP="b.qmp", Device_QMPMode="server",
+           Device_HotplugBus="rp0 rp1")
+    d.start()
+    sockets = [d.sock("ab", "driver"), d.sock("ab", "device"), str(d.run / "b.qmp")]
+    mode = lambda: {os.stat(s).st_mode & 0o777 for s in sockets}
+    assert mode() == {0o600}
+    for vm, side in (("a", "driver"), ("b", "device")):
+        assert f"a VMM of another user needs User= in {vm}.vm" in ctl(d, "show", "ab").stdout
+        assert f"ab.{side}.sock" in ctl(d, "doctor", "ab").stdout
+    for vm in "ab":
+        d.write(f"{vm}.vm", "[VM]\nTrustGroup=test\nUser=nobody\n")
+    assert d.call("daemon.reload")["changed"] == 1
+    assert mode() == {0o666}
+    assert "may open" not in ctl(d, "show", "ab").stdout and ".sock" not in ctl(d, "doctor", "ab").stdout
+    for vm in "ab":
+        d.write(f"{vm}.vm", "[VM]\nTrustGroup=test\n")
+    assert d.call("daemon.reload")["changed"] == 1 and mode() == {0o600}
+    assert d.call("daemon.reload")["changed"] == 0
+
+
+def test_device_without_a_data_path(make_daemon):
+    """A guest that cannot use its device says so to nobody here: what it has to have is said, and where to look."""
+    d = make_daemon()
+    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem", Link_Queues="2")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")):
+        d.wait_log("it has to have vectors=5")
+        r = ctl(d, "doctor", "ab")
+        assert "no data path is attached" in r.stdout and "too few vectors=" in r.stdout
+
+
+def test_device_of_a_user_who_may_not(make_daemon):
+    """It is answered at once, so that its VMM ends, and the log says what to write where."""
+    d = make_daemon()
+    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem")
+    d.write("b.vm", "[VM]\nUser=daemon\n")
+    os.chmod(d.tmp, 0o755)
+    d.start()
+    os.chmod(d.run, 0o755)
+    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({d.sock('ab', 'device')!r}); s.settimeout(60); print(s.recv(8))"
+    r = subprocess.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", "-c", code], capture_output=True,
+                       text=True, timeout=90)
+    assert r.stdout == str(struct.pack("<q", -1)) + "\n", r  # a version that no QEMU knows
+    d.wait_log("this user may not run the VM; add it to User= in b.vm")

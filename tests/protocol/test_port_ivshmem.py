@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -354,3 +355,55 @@ def test_window_ids_go_round_those_in_use(lab):
         lab.d.wait(lambda: lab.qmp.log.count("qom-list") > lists)
         lab.d.wait(lambda: lab.device()["qmp"] == "connected")
         assert [window(p) for _ in range(3)] == [behind(3), behind(2000), behind(2001)]
+
+
+def test_occupied_root_port(lab):
+    """What is behind it already is named, not the size of the memory."""
+    lab.qmp.occupied["rp0"] = "qemu-xhci,id=usb"
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        assert p.attach() == pc.OK
+        lab.d.wait(lab.error)
+        assert "root port rp0 is occupied (in use by qemu-xhci,id=usb)" in lab.error()
+        assert "HotplugBus= names ports that nobody else uses" in lab.error()
+
+
+def test_qmp_socket_of_the_daemon(make_daemon):
+    """QMPMode=server: the VMM connects, as often as it starts; a second one waits, a stranger is sent away, the file goes with the link."""
+    d = make_daemon()
+    one = Lab(d, Device_QMP="b.qmp", Device_QMPMode="server", Device_HotplugBus="rp0 rp1").start()
+    path = str(d.run / "b.qmp")
+    assert one.device()["qmp"] == "not connected yet"
+    for _ in range(2):
+        qmp = pc.Qmp(path, connects=True)
+        d.wait(lambda: one.device()["qmp"] == "connected")
+        with socket.socket(socket.AF_UNIX) as second:
+            second.connect(path)
+            second.settimeout(60)
+            assert second.recv(1) == b"", "two VMMs at once"
+        with vu.Nic(one.drv()) as nic, pc.Ivshmem(one.dev()) as p:
+            p.vmm = qmp
+            assert p.attach() == pc.OK
+            p.wait(lambda s: s.up)
+            nic.send_packet(vu.frame(1, 100))
+            assert forward(p, 1)[0] == [vu.frame(1, 100)]
+            assert p.command(pc.DETACH) == pc.OK
+            d.wait(lambda: not qmp.devices)
+        qmp.close()
+        d.wait(lambda: one.device()["qmp"].startswith("closed"))
+    os.remove(d.conf / "ab.link")
+    d.call("daemon.reload")
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("keys, word", [
+    (dict(Device_QMPMode="server"), "QMPMode=server makes the socket of QMP=, which is not set"),
+    (dict(Device_QMP="b.qmp", Device_HotplugBus="w0"), "QMP=b.qmp is not an absolute path"),
+    (dict(Device_QMP="ab.driver.sock", Device_QMPMode="server", Device_HotplugBus="w0"), "already belongs to the driver side of link ab; set another QMP="),
+    (dict(Device_QMP="control.sock", Device_QMPMode="server", Device_HotplugBus="w0"), "control socket; set another QMP="),
+    (dict(Device_QMP="x.qmp", Device_QMPMode="server", Device_HotplugBus="w0", Driver_QMP="x.qmp", Driver_QMPMode="server", Driver_NIC="n"),
+     "x.qmp already belongs to the driver side of link ab")])
+def test_qmp_keys(make_daemon, keys, word):
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="ivshmem", **keys)
+    r = subprocess.run(d.command("--check-config"), capture_output=True, text=True)
+    assert r.returncode and word in r.stderr, r.stderr

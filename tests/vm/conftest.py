@@ -34,8 +34,10 @@ REPEATS = [
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
-    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'),
-    ('test_boot_from_disk', '11'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
+    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'), ('test_files', 'shmem'),
+    ('TestGrant', '6.12-11'), ('TestGrant', 'backports-11'), ('TestGrant::test_held', ''), ('TestGrant::test_driver', ''),
+    ('TestGrant::test_device', ''), ('TestGrant::test_daemon', ''), ('TestGrant::test_lies', ''), ('TestGrant::test_many', ''), ('test_memory_device', ''),
+    ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
 ]
 
 
@@ -115,6 +117,7 @@ class Lab:
     def __init__(self):
         self.dir = new_dir()
         self.vms = []
+        self.others = []        # daemons beside the first
         self._daemon = None
 
     @property
@@ -155,8 +158,8 @@ class Lab:
     def close(self, keep=False):
         for m in self.vms:
             m.kill()
-        if self._daemon:
-            self._daemon.kill()
+        for d in self.others + ([self._daemon] if self._daemon else []):
+            d.kill()
         # The logs of what ended well would only be in the way of those of a later failure.
         if keep:
             return

@@ -172,10 +172,10 @@ def test_unplugged_while_writing(lab, mode, attachment, qemu):
 FILES = [('few', 20), ('thousands', 300)]
 
 
-@pytest.mark.parametrize('mode', ['copy', 'fast'])
+@pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])
 @pytest.mark.parametrize('each', [n for _, n in FILES], ids=[i for i, _ in FILES])
-def test_files(lab, each, mode):
-    k = made(lab, served.Files, mode, 'ivshmem', written=False, driver=dict(files={'bin/fsops': (image.program(os.path.join(HERE, 'fsops.c')), 0o755)}))
+def test_files(lab, each, point):
+    k = made(lab, served.Files, *point, written=False, driver=dict(files={'bin/fsops': (image.program(os.path.join(HERE, 'fsops.c')), 0o755)}))
     serve(lab, k)
     d = k.driver
     lab.boot(d)
@@ -193,22 +193,33 @@ def test_files(lab, each, mode):
         assert d.sh('cd /tmp/back && ' + total, 120) == want
         d.sh('head -c 3000000 /dev/urandom >/tmp/big && dd if=/tmp/big of=/mnt/big bs=1M 2>/dev/null && sync && cmp /tmp/big /mnt/big', 120)
         assert d.sh('mkdir /mnt/ops && fsops ops /mnt/ops', 120).strip() == 'right'
-        v.note('%d files in and out, mappings, locks, names, through %s' % (10 * each, mode))
-        # The back-end is killed and comes back: what was open ends with an error, in copy mode also what was under way. In fast mode nobody
-        # but it knew what that was, so nothing is. A new mount has it all.
-        job = d.spawn('fsops hold /mnt/big >/run/hold 2>&1; cat /run/hold', 240)
-        d.until('grep -q open /run/hold', 20)
-        if mode == 'fast':
-            d.sh('killall -STOP fsops; sleep 1')
+        v.note('%d files in and out, mappings, locks, names, through %s' % (10 * each, point[0]))
+        # Back-end and agent end in an orderly way: the next ones go on with the state, and what is open and being written stays open.
+        writer = d.spawn('exec 9<>/mnt/w; n=0; until [ -e /run/stop ]; do echo $n >&9 || exit 1; n=$((n + 1)); done; cat <&9; wc -l </mnt/w; echo $n', 240)
+        d.until('[ -s /mnt/w ]', 20)
+        k.end_agent()
+        k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
+        k.serve()
+        d.sh('sleep 1; touch /run/stop')
+        wrote = writer.result(120).split()
+        assert wrote[-1] == wrote[-2] and k.status()['sides']['device']['requests_failed'] == 0
+        v.note('the agent and the back-end were ended and started again under %s writes: what was open stays open' % wrote[-1])
+        # The back-end is killed and comes back: what was open, and what was under way, ends with an error. A new mount has it all.
+        jobs = [d.spawn('fsops hold /mnt/big >/run/hold.%d 2>&1; cat /run/hold.%d' % (n, n), 240) for n in range(3)]
+        for n in range(3):
+            d.until('grep -q open /run/hold.%d' % n, 20)
+        k.device.sh('kill -STOP $(cat /run/backend.pid)')
+        # Neither between two reads nor on a CPU: each has a request under way.
+        d.until('for p in $(pidof fsops); do case $(cat /proc/$p/wchan) in 0|*sleep*) exit 1;; esac; done', 30, 'cat /proc/[0-9]*/wchan')
         k.kill_backend()
         k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
         k.start_backend()
-        if mode == 'fast':
-            d.sh('killall -CONT fsops')
-        assert 'ended: ' in job.result(240)
+        for j in jobs:
+            assert 'ended: Input/output error' in j.result(240)
+        assert k.status()['sides']['device']['requests_failed'] == 3
         d.sh('umount -l /mnt; mount -t virtiofs home /mnt', 120)
         assert d.sh('cmp /tmp/big /mnt/big && cd /mnt/t && ' + total, 300) == want
     except v.VMError as e:
         raise v.VMError('%s\n%s\n%s' % (e, d.sh('dmesg | tail -n 20', check=False), k.story()))
     assert k.daemon.alive() and not d.complaints(), d.sh('dmesg')[-3000:]
-    v.note('killed and started again: %s; all is there' % job.out.split('\n')[1])
+    v.note('killed with requests under way, and started again: they failed; all is there')

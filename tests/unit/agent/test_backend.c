@@ -148,7 +148,7 @@ static void start(bool packed, bool server)
 	s->link_epoch = htole64(1);
 	s->features[0] = s->required_features[0] = htole64(feat);
 	fake_end(&f);
-	assert_int_equal(dp_vhostuser_open(path, server, &dp, &e), 0);
+	assert_int_equal(dp_vhostuser_open(path, server, NULL, &dp, &e), 0);
 	a = agent_new(&f.port, dp);
 	assert_non_null(a);
 }

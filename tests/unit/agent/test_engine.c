@@ -650,6 +650,54 @@ static void test_account_of_open_requests(void **state)
 	assert_int_equal(c.args[VHP_ATTACH_FLAGS], VHP_ATTACH_F_INFLIGHT);
 }
 
+static struct dp_counters moved;
+
+static bool counters(struct datapath *dp, struct dp_counters *c)
+{
+	*c = moved;
+	return true;
+}
+
+/* What has been moved since ATTACH is told where it is asked for, when it has changed, once a second at most. */
+static void test_counters(void **state)
+{
+	struct sent c;
+
+	d.ops.counters = counters;
+	moved = (struct dp_counters){ { 100, 5000, 1, 200, 9000, 2 } };
+	fake_up(&f, 2);
+	go();
+	moved.n[0] += 7;
+	moved.n[4] += 60;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, NULL), 0); /* nobody asks */
+	fake_begin(&f)->flags |= htole32(VHP_STATE_COUNT);
+	fake_end(&f);
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, &c), 1);
+	assert_int_equal(c.args[VHP_COUNT_FROM_PACKETS], 7);
+	assert_int_equal(c.args[VHP_COUNT_FROM_BYTES], 0);
+	assert_int_equal(c.args[VHP_COUNT_TO_PACKETS], 0);
+	assert_int_equal(c.args[VHP_COUNT_TO_BYTES], 60);
+	moved.n[0]++;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, NULL), 1); /* too soon */
+	assert_in_range(agent_timeout(a), 1, 1100);
+	a->count_ms = 0;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, &c), 2);
+	assert_int_equal(c.args[VHP_COUNT_FROM_PACKETS], 8);
+	a->count_ms = 0;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, NULL), 2); /* nothing new */
+	/* The interface was made anew. */
+	moved = (struct dp_counters){ { 3 } };
+	a->count_ms = 0;
+	go();
+	assert_int_equal(fake_count(&f, VHP_CMD_COUNTERS, &c), 3);
+	assert_int_equal(c.args[VHP_COUNT_FROM_PACKETS], 3);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 
 int main(void)
@@ -688,6 +736,7 @@ int main(void)
 		T(net_is_not_described),
 		T(what_the_driver_writes_reaches_each_back_end),
 		T(account_of_open_requests),
+		T(counters),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

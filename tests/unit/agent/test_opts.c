@@ -59,7 +59,7 @@ static void test_bad(void **state)
 		"",
 		"--tap",
 		"--tap a --vhost-user b",
-		"--vhost-user a --vhost-user-server b",
+		"--vhost-user a --vhost-user-server b", "--tap x --state /run/s",
 		"--tap a extra",
 		"--frobnicate",
 		"--tap a -q 0",

@@ -21,16 +21,18 @@
 #define DISK 2u
 #define FEATURES (F_V1 | BIT(9) | BIT(VU_F_PROTOCOL_FEATURES))
 /* That of a back-end which forgets its memory when it is told to, so that nothing else ends the connection. */
-#define PROTOCOL (BIT(VU_PF_CONFIGURE_MEM_SLOTS) | BIT(VU_PF_RESET_DEVICE))
+#define PROTOCOL (BIT(VU_PF_CONFIGURE_MEM_SLOTS) | BIT(VU_PF_RESET_DEVICE) | BIT(VU_PF_DEVICE_STATE))
+/* More than a pipe holds. */
+#define STATE_BYTES 300000u
 
 static struct fake_port f;
 static struct agent *a;
 static struct datapath *dp;
-static char dir[64], path[96];
+static char dir[64], path[96], kept[96];
 static pthread_t thread;
 static int listener;
 /* Of the back-end: shared, atomic. */
-static uint32_t taken, connections, ended, late;
+static uint32_t taken, connections, ended, late, refuse, saved, loaded;
 
 static uint32_t get(const uint32_t *n)
 {
@@ -45,14 +47,62 @@ static void returned(unsigned int q, uint16_t n)
 	assert_int_equal(pwrite(f.win_fd[0], &le, sizeof(le), q * 0x4000 + 0x2002), sizeof(le));
 }
 
+/* A header, and the fd that came with it. */
+static bool header(int fd, void *m, int *got)
+{
+	union {
+		struct cmsghdr h;
+		char b[CMSG_SPACE(8 * sizeof(int))];
+	} c;
+	struct iovec v = { m, 12 };
+	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = c.b, .msg_controllen = sizeof(c) };
+	bool ok = recvmsg(fd, &h, MSG_WAITALL | MSG_CMSG_CLOEXEC) == 12;
+	int fds[8] = { -1 };
+
+	*got = -1;
+	if (!ok || !CMSG_FIRSTHDR(&h))
+		return ok;
+	memcpy(fds, CMSG_DATA(&c.h), c.h.cmsg_len - CMSG_LEN(0));
+	*got = fds[0];
+	for (unsigned int i = 1; i < (c.h.cmsg_len - CMSG_LEN(0)) / sizeof(int); i++)
+		close(fds[i]);
+	return ok;
+}
+
+/* Its state is a pattern. What it is given ends where the pipe does. */
+static void transfer(int fd, bool save)
+{
+	static uint8_t buf[STATE_BYTES + 1];
+	size_t n = 0;
+	ssize_t r;
+
+	for (size_t i = 0; save && i < STATE_BYTES; i++)
+		buf[i] = (uint8_t)(i * 7 + (i >> 8));
+	if (save) {
+		while (n < STATE_BYTES && (r = write(fd, buf + n, STATE_BYTES - n)) > 0)
+			n += (size_t)r;
+		__atomic_store_n(&saved, (uint32_t)n, __ATOMIC_RELEASE);
+		return;
+	}
+	while ((r = read(fd, buf + n, sizeof(buf) - n)) > 0)
+		n += (size_t)r;
+	for (size_t i = 0; i < n; i++)
+		if (buf[i] != (uint8_t)(i * 7 + (i >> 8)))
+			return;
+	__atomic_store_n(&loaded, (uint32_t)n, __ATOMIC_RELEASE);
+}
+
 static void serve(int fd)
 {
+	int got;
 	struct __attribute__((packed)) {
 		uint32_t request, flags, size;
 		uint64_t v[32];
 	} m;
 
-	while (recv(fd, &m, 12, MSG_WAITALL) == 12 && m.size <= sizeof(m.v)) {
+	while (header(fd, &m, &got) && m.size <= sizeof(m.v)) {
+		bool save = false;
+
 		if (m.size && recv(fd, m.v, m.size, MSG_WAITALL) != (ssize_t)m.size)
 			return;
 		switch (m.request) {
@@ -69,13 +119,26 @@ static void serve(int fd)
 			/* index, number */
 			m.v[0] = (uint32_t)m.v[0] | (uint64_t)__atomic_load_n(&taken, __ATOMIC_ACQUIRE) << 32;
 			break;
+		case VU_SET_DEVICE_STATE_FD:
+			save = !m.v[0];
+			m.v[0] = 0x100;
+			break;
+		case VU_CHECK_DEVICE_STATE:
+			m.v[0] = get(&refuse);
+			break;
 		default:
+			if (got >= 0)
+				close(got);
 			continue;
 		}
 		m.flags = 1 | 4;
 		m.size = 8;
 		if (send(fd, &m, 20, MSG_NOSIGNAL) != 20)
 			return;
+		if (m.request == VU_SET_DEVICE_STATE_FD)
+			transfer(got, save);
+		if (got >= 0)
+			close(got);
 		if (m.request == VU_GET_VRING_BASE && get(&late))
 			returned((unsigned int)(uint32_t)m.v[0], (uint16_t)get(&taken));
 	}
@@ -105,8 +168,9 @@ static int setup(void **state)
 	if (!mkdtemp(dir))
 		return -1;
 	snprintf(path, sizeof(path), "%s/s", dir);
+	snprintf(kept, sizeof(kept), "%s/state", dir);
 	memcpy(un.sun_path, path, strlen(path) + 1);
-	taken = connections = ended = late = 0;
+	taken = connections = ended = late = refuse = saved = loaded = 0;
 	dp_vhostuser_finish_ms = 0;
 	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (bind(listener, (struct sockaddr *)&un, sizeof(un)) || listen(listener, 4) ||
@@ -118,7 +182,7 @@ static int setup(void **state)
 	s->device_type = htole32(DISK);
 	s->config_size = 0;
 	fake_end(&f);
-	if (dp_vhostuser_open(path, false, &dp, &e))
+	if (dp_vhostuser_open(path, false, kept, &dp, &e))
 		return -1;
 	a = agent_new(&f.port, dp);
 	return !a;
@@ -133,6 +197,7 @@ static int teardown(void **state)
 	close(listener);
 	fake_free(&f);
 	unlink(path);
+	unlink(kept);
 	rmdir(dir);
 	return 0;
 }
@@ -155,6 +220,21 @@ static void run_up(void)
 			agent_handle(a, p, n);
 	}
 	fail_msg("not up");
+}
+
+/* The agent ends in an orderly way, and the next one comes. */
+static void next_agent(void)
+{
+	struct vp_err e = { 0 };
+
+	agent_stop(a);
+	agent_free(a);
+	dp->ops->close(dp);
+	for (unsigned int q = 0; q < 2; q++)
+		fake_queue(&f, q, 0x10000 + q * 0x4000, 256, 0);
+	assert_int_equal(dp_vhostuser_open(path, false, kept, &dp, &e), 0);
+	a = agent_new(&f.port, dp);
+	assert_non_null(a);
 }
 
 static void mode(uint32_t m)
@@ -305,11 +385,53 @@ static void test_net_keeps_its_connection(void **state)
 
 #define T(name) cmocka_unit_test_setup_teardown(test_##name, setup, teardown)
 
+/* What the back-end knows reaches its next process, once. */
+static void test_state(void **state)
+{
+	run_up();
+	next_agent();
+	assert_int_equal(get(&saved), STATE_BYTES);
+	assert_int_equal(access(kept, F_OK), 0);
+	run_up();
+	assert_int_equal(get(&loaded), STATE_BYTES);
+	assert_int_equal(access(kept, F_OK), -1);
+	assert_int_equal(get(&connections), 2);
+}
+
+/* A state that is not accepted is not tried again, and the back-end serves without it. */
+static void test_state_refused(void **state)
+{
+	run_up();
+	next_agent();
+	__atomic_store_n(&refuse, 1, __ATOMIC_RELEASE);
+	run_up();
+	assert_int_equal(get(&loaded), STATE_BYTES);
+	assert_int_equal(access(kept, F_OK), -1);
+	assert_int_equal(get(&connections), 3);
+	/* Neither is one that was not saved. */
+	next_agent();
+	assert_int_equal(access(kept, F_OK), -1);
+	run_up();
+	assert_int_equal(get(&connections), 4);
+}
+
+/* Requests are under way there: its state is not that of the ring. */
+static void test_no_state_of_an_unclean_end(void **state)
+{
+	mode(VHP_MODE_FAST);
+	run_up();
+	progress(9, 7);
+	next_agent();
+	assert_int_equal(get(&saved), 0);
+	assert_int_equal(access(kept, F_OK), -1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(all_returned), T(returned_after_the_stop), T(open_in_fast_mode), T(open_in_copy_mode),
 		T(open_when_the_driver_vm_goes), T(memory_that_has_gone), T(net_keeps_its_connection),
+		T(state), T(state_refused), T(no_state_of_an_unclean_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -70,7 +70,7 @@ struct burst {
 static void *burst(void *arg)
 {
 	struct burst *b = arg;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t span;
 	vp_gptr host;
 
@@ -125,7 +125,7 @@ static void message(uint8_t type, uint64_t iova, unsigned page, uint8_t perm)
 static void granted(uint64_t iova)
 {
 	enum vp_access acc;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t span;
 	vp_gptr host;
 

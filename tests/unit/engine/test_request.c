@@ -33,7 +33,7 @@ static void mixed(uint64_t drv, uint64_t dev, uint64_t area, bool comes_and_goes
 									: 0xffffffffu));
 		}
 		if (comes_and_goes && !(drv_rand(&seed) % 16)) {
-			vp_reqq_end(t.q, true);
+			vp_reqq_end(t.q, true, NULL);
 			n_holds = 0;
 			vp_zero(vp_gptr_add(t.c.pool, t.c.data.off), t.c.data.size);
 			serve();
@@ -137,7 +137,7 @@ static void regive(uint64_t drv, uint64_t dev)
 	assert_int_equal(device_takes(order, VP_BURST), 10);
 	device_returns(7, 1000, 1000);
 	device_returns(2, 1000, 1000);
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	assert_int_equal(answers(), 2);
 	assert_int_equal(vp_reqq_outstanding(t.q), 8);
 	/* Nobody there: more come, and wait in the driver's ring. */
@@ -156,7 +156,7 @@ static void regive(uint64_t drv, uint64_t dev)
 			assert_int_equal(order[i], c);
 		}
 		if (lap < 2)
-			vp_reqq_end(t.q, true);
+			vp_reqq_end(t.q, true, NULL);
 	}
 	while (n_holds)
 		device_returns(n_holds - 1, 1000, 1000);
@@ -180,7 +180,7 @@ static void test_what_the_last_one_wrote_is_not_given_again(void **state)
 	assert_true(ask(5, 2, 2, 500, false) >= 0);
 	run();
 	assert_int_equal(device_takes(NULL, VP_BURST), 1);
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	for (uint64_t i = 0; i < t.c.data.size; i++)
 		vp_st8(t.c.pool, t.c.data.off + i, 0x5a);
 	n_holds = 0;
@@ -188,6 +188,38 @@ static void test_what_the_last_one_wrote_is_not_given_again(void **state)
 	run();
 	assert_int_equal(device_takes(NULL, VP_BURST), 1); /* checks contents */
 	teardown();
+}
+
+/* Requests that may not be done twice fail, but for those that the last one did not take, by its own word. */
+static void test_what_it_never_had_waits(void **state)
+{
+	const uint32_t base = 2;
+
+	for (unsigned known = 0; known < 2; known++) {
+		uint16_t id;
+		uint32_t len;
+		unsigned n = 0;
+
+		setup(64, F_VERSION_1, F_VERSION_1, 64 << 10);
+		t.q->c.once = true;
+		serve();
+		n_holds = 0;
+		for (unsigned i = 0; i < 5; i++)
+			assert_true(ask(i, 1, 1, 100, false) >= 0);
+		run();
+		assert_int_equal(device_takes(NULL, 2), 2);
+		device_returns(1, 100, 100);
+		assert_true(vp_reqq_end(t.q, true, known ? &base : NULL));
+		while (drv_get_used(&t.d, &id, &len))
+			n++;
+		assert_int_equal(n, known ? 2 : 5);
+		assert_int_equal(t.q->failed, known ? 1 : 4);
+		n_holds = 0;
+		serve();
+		run();
+		assert_int_equal(device_takes(NULL, VP_BURST), known ? 3 : 0);
+		teardown();
+	}
 }
 
 /* ---- room --------------------------------------------------------------------------- */
@@ -339,7 +371,7 @@ static void test_other_requests_are_zeroed(void **state)
 static void test_a_new_device_side_is_not_trusted(void **state)
 {
 	full_lengths(5);
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	n_holds = 0;
 	serve();
 	run();
@@ -380,7 +412,7 @@ static void test_one_call_for_all_that_came(void **state)
 		device_returns(0, 10, 10);
 	vp_reqq_run(t.q, t.s);
 	RIG_MUST(read(t.call, &n, sizeof(n)) < 0);
-	assert_true(vp_reqq_end(t.q, true));
+	assert_true(vp_reqq_end(t.q, true, NULL));
 	assert_int_equal(answers(), 4);
 	teardown();
 }
@@ -405,7 +437,7 @@ static void test_returned_twice(void **state)
 	assert_false(t.rq.vq.broken);
 	assert_int_equal(answers(), 1);
 	/* The next one gets the other. */
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	n_holds = 0;
 	serve();
 	run();
@@ -432,7 +464,7 @@ static void stop_in_order(uint64_t drv, uint64_t dev)
 	assert_int_equal(device_takes(NULL, VP_BURST), 6);
 	device_returns(0, 1000, 1000);
 	device_returns(0, 1000, 1000);
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	assert_int_equal(answers(), 2);
 	vp_reqq_stop(t.q, true, &failed);
 	assert_int_equal(failed, 0);
@@ -460,7 +492,7 @@ static void test_stop_with_a_hole_fails_the_rest(void **state)
 	run();
 	assert_int_equal(device_takes(NULL, VP_BURST), 3);
 	device_returns(1, 1000, 1000);
-	vp_reqq_end(t.q, true);
+	vp_reqq_end(t.q, true, NULL);
 	assert_int_equal(answers(), 1);
 	vp_reqq_stop(t.q, true, &failed);
 	assert_int_equal(failed, 2);
@@ -483,6 +515,7 @@ int main(void)
 		cmocka_unit_test(test_device_comes_and_goes),
 		cmocka_unit_test(test_open_requests_are_given_again),
 		cmocka_unit_test(test_what_the_last_one_wrote_is_not_given_again),
+		cmocka_unit_test(test_what_it_never_had_waits),
 		cmocka_unit_test(test_too_big_breaks_and_says_how_much),
 		cmocka_unit_test(test_fragments_are_used),
 		cmocka_unit_test(test_what_does_not_fit_now_waits),

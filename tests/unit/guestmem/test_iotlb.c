@@ -57,7 +57,7 @@ struct page {
 
 static void check_all(struct vp_iotlb *t, const struct page *model)
 {
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	unsigned i;
 
 	vp_xlate_init(&x, tab, vp_iotlb_iommu(t));
@@ -146,7 +146,7 @@ static void test_bad_updates(void **state)
 static void test_misses(void **state)
 {
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	enum vp_access acc;
 	uint64_t iova, span;
 	vp_gptr host;
@@ -182,7 +182,7 @@ static void test_misses(void **state)
 static void test_deny(void **state)
 {
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	enum vp_access acc;
 	uint64_t iova, span;
 	vp_gptr host;
@@ -216,7 +216,7 @@ static void test_deny(void **state)
 static void test_refusals(void **state)
 {
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	enum vp_access acc;
 	uint64_t iova, span;
 	vp_gptr host;
@@ -249,7 +249,7 @@ static void test_proven(void **state)
 	struct vp_iotlb_stats s;
 	enum vp_access acc;
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t iova;
 
 	assert_int_equal(vp_iotlb_new(&t, wake, NULL), 0);
@@ -303,7 +303,7 @@ static void test_proven_model(void **state)
 {
 	unsigned known[PAGES] = { 0 }, round, i;
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 
 	srandom(3);
 	assert_int_equal(vp_iotlb_new(&t, NULL, NULL), 0);
@@ -370,7 +370,7 @@ struct reader {
 static void *reads(void *arg)
 {
 	struct reader *r = arg;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t span;
 	vp_gptr host;
 
@@ -436,7 +436,7 @@ static void test_changes(void **state)
 static void test_sync(void **state)
 {
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t span;
 	vp_gptr host;
 
@@ -457,7 +457,7 @@ static bool stop_readers;
 /* Every page maps to itself whenever it is mapped: any other answer is a torn one. */
 static void *reader(void *arg)
 {
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	unsigned long wrong = 0;
 	unsigned i = 0;
 
@@ -527,7 +527,7 @@ static void test_dirty_log(void **state)
 	uint64_t first = 0x40000000 / PAGE, size = (first + PAGES + 4096 * 8) / (4096 * 8) * 4096;
 	struct vp_dirty_log log = { .pages = size * 8 };
 	struct vp_iotlb *t;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint64_t i;
 	int fd = memfd_create("log", 0);
 

@@ -161,7 +161,7 @@ static void random_table(uint64_t *seed, unsigned n)
 {
 	struct vp_region_desc *d = calloc(n ? n : 1, sizeof(*d));
 	uint64_t base = drv_rand(seed) % 3 ? 0 : UINT64_MAX - 0x3ffffff, at = base;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	struct vp_memtab *t;
 	unsigned i, k, right = 0, missed = 0;
 
@@ -257,7 +257,7 @@ static void test_not_contiguous(void **state)
 {
 	struct drv_region r[] = { { 0, 0x10000, 0x40000 }, { 0x10000, 0x10000, 0 }, { 0x20000, 0x10000, 0x200000 } };
 	struct drv_mem m;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	uint8_t in[0x30000], out[0x30000];
 	uint64_t span;
 	vp_gptr g;
@@ -293,7 +293,7 @@ static void test_window_forgotten(void **state)
 {
 	struct drv_region small = { 0, 0x1000, 0 };
 	struct drv_mem a, b;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 	vp_gptr g;
 	uint64_t span;
 
@@ -364,7 +364,7 @@ static void test_dirty_log_of_what_was_forgotten(void **state)
 	struct vp_iommu iommu = { .gpa = gpa_is_gone };
 	struct vp_dirty_log log;
 	struct drv_mem m, lm;
-	struct vp_xlate x;
+	struct vp_xlate x = { .grows = false };
 
 	drv_mem_init(&m, 265 << 12, parts, 2);
 	drv_mem_init(&lm, 4096, NULL, 0);

@@ -35,6 +35,7 @@ struct fake {
 	struct vp_port_stop last;
 	unsigned last_q;
 	uint32_t seq;
+	uint64_t mapped;              /* address that MAP asked for last */
 };
 
 static __attribute__((unused)) int fake_give(void *att, const struct vp_port_window *w, uint32_t *kind,
@@ -92,8 +93,16 @@ static __attribute__((unused)) void on_released(void *ctx)
 	((struct fake *)ctx)->releases++;
 }
 
+static __attribute__((unused)) uint32_t on_map(void *ctx, uint64_t addr, uint64_t size, bool *covered)
+{
+	((struct fake *)ctx)->mapped = addr;
+	*covered = size == 1;
+	return addr == 0x666 ? VHP_ST_REFUSED : VHP_ST_OK;
+}
+
 static const struct vp_port_ops ops = {
-	.up = on_up, .down = on_down, .queue_stopped = on_stopped, .released = on_released
+	.up = on_up, .down = on_down, .queue_stopped = on_stopped, .released = on_released,
+	.map = on_map,
 };
 
 static __attribute__((unused)) int setup_with(void **state, bool slow)

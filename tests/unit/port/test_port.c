@@ -95,7 +95,8 @@ static void test_commands(void **state)
 	assert_int_equal(reason(f), VHP_REASON_FEATURES);
 	assert_int_equal(command(f, VHP_CMD_ATTACH, VHP_ABI_VERSION, 0xff, 0, 2), VHP_ST_DEVICE_TYPE);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 0, 0), VHP_ST_NOT_ATTACHED);
-	assert_int_equal(command(f, VHP_CMD_MAP, 0, 1, 0, 0), VHP_ST_UNKNOWN);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0, 1, 1, 0), VHP_ST_NOT_ATTACHED);
+	assert_int_equal(command(f, VHP_CMD_UNMAP, 0, 1, 0, 0), VHP_ST_NOT_ATTACHED);
 	assert_int_equal(command(f, ~0u, 0, 0, 0, 0), VHP_ST_UNKNOWN);
 	assert_int_equal(attach(f), VHP_ST_OK);
 	/* The same seq again is not executed again. */
@@ -104,6 +105,39 @@ static void test_commands(void **state)
 	assert_int_equal(f->signals, 0);
 	assert_int_equal(command(f, VHP_CMD_SYNC, regions_gen(f) + 1, 0, 0, 0), VHP_ST_INVALID);
 	assert_int_equal(command(f, VHP_CMD_SYNC, regions_gen(f), 0, 0, 0), VHP_ST_OK);
+}
+
+static void test_map(void **state)
+{
+	struct fake *f = *state;
+
+	bring_up(f);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 1, 0), VHP_ST_REFUSED);
+	assert_false(le32toh(f->c->state.flags) & VHP_STATE_MAP);
+	vp_port_set_maps(f->p, true);
+	assert_true(le32toh(f->c->state.flags) & VHP_STATE_MAP);
+	assert_true(le32toh(f->c->state.flags) & VHP_STATE_ATTACHED);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 1, 0), VHP_ST_OK);
+	assert_int_equal(le64toh(f->c->state.answer.value[0]), 1);
+	assert_int_equal(f->mapped, 0x1000);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x2000, 0x1000, 3, 0), VHP_ST_OK);
+	assert_int_equal(le64toh(f->c->state.answer.value[0]), 0);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x666, 1, 2, 0), VHP_ST_REFUSED);
+	/* Not passed on: no bytes, a wrap, no access or another one, too much. */
+	f->mapped = 7;
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 0, 1, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_MAP, ~0ull, 2, 1, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 0, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 4, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 1ull << 32 | 1, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, VHP_MAP_MAX + 1, 1, 0), VHP_ST_LIMIT);
+	assert_int_equal(f->mapped, 7);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0, VHP_MAP_MAX, 1, 0), VHP_ST_OK);
+	assert_int_equal(command(f, VHP_CMD_UNMAP, 0, 0, 0, 0), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_UNMAP, 0, 4096, 0, 0), VHP_ST_OK);
+	/* A link that is down has no queue that waits. */
+	vp_port_set_hold(f->p, VP_PORT_HOLD_ADMIN);
+	assert_int_equal(command(f, VHP_CMD_MAP, 0x1000, 1, 1, 0), VHP_ST_LIMIT);
 }
 
 static void test_runs(void **state)
@@ -326,9 +360,19 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_header), T(test_reasons), T(test_epoch), T(test_write_only), T(test_commands), T(test_runs),
-		T(test_falls_gently), T(test_cut),
- T(test_next_run_waits), T(test_offline), T(test_goodbye), T(test_kept_by_another_version),
+		T(test_header),
+		T(test_reasons),
+		T(test_epoch),
+		T(test_write_only),
+		T(test_commands),
+		T(test_map),
+		T(test_runs),
+		T(test_falls_gently),
+		T(test_cut),
+		T(test_next_run_waits),
+		T(test_offline),
+		T(test_goodbye),
+		T(test_kept_by_another_version),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

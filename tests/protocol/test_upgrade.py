@@ -1,0 +1,704 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A new daemon takes over from the running one: nobody notices, or the old one goes on (docs/handover.md)."""
+import array
+import contextlib
+import json
+import os
+import pathlib
+import re
+import socket
+import struct
+import subprocess
+import threading
+import time
+
+import conftest
+import pytest
+import viommu
+import vu
+from test_relay import both_ways
+
+MAGIC = 0x76706872
+HELLO, DATA, END, DONE, FAILED, ABORT, READY = range(1, 8)
+
+
+class Flow(threading.Thread):
+    """Numbered packets from nic to nic, one behind the other: each arrives once, in order, unchanged."""
+
+    def __init__(self, a, b, window=24, size=200):
+        super().__init__(daemon=True)
+        self.a, self.b, self.window, self.size = a, b, window, size
+        self.sent = self.got = 0
+        self.ending, self.wrong = False, None
+
+    def step(self):
+        moved = False
+        self.a.reclaim()
+        if not self.ending and self.sent - self.got < self.window:
+            self.a.send_packet(vu.frame(self.sent, self.size))
+            self.sent += 1
+            moved = True
+        while (p := self.b.poll_packet()) is not None:
+            assert p[1] == vu.frame(self.got, self.size), f"packet {self.got} did not arrive, or not as it was sent"
+            self.got += 1
+            moved = True
+        return moved
+
+    def run(self):
+        try:
+            idle = time.monotonic()
+            while not self.ending or self.got < self.sent:
+                now = time.monotonic()
+                if self.step():
+                    idle = now
+                elif now - idle > conftest.PATIENCE:
+                    raise AssertionError(f"nothing moves: {self.sent} sent, {self.got} arrived")
+                else:
+                    time.sleep(0.0002)
+        except Exception as err:  # pylint: disable=broad-except
+            self.wrong = err
+
+    def end(self):
+        self.ending = True
+        self.join()
+        assert not self.wrong, repr(self.wrong)
+        assert self.got == self.sent
+        extra = self.b.poll_packet()
+        assert extra is None, "a packet came twice"
+
+
+@contextlib.contextmanager
+def flows(*pairs):
+    """While the body runs; at least a few packets before and behind it."""
+    all_of = [Flow(a, b) for a, b in pairs]
+    for f in all_of:
+        f.start()
+
+    def more(n=50):
+        want = [f.got + n for f in all_of]
+        deadline = time.monotonic() + conftest.PATIENCE
+        while any(f.got < w for f, w in zip(all_of, want)):
+            assert not any(f.wrong for f in all_of), [repr(f.wrong) for f in all_of]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    more()
+    try:
+        yield more
+        more()
+    finally:
+        for f in all_of:
+            f.end()
+
+
+@pytest.fixture
+def nics(daemon):
+    with vu.Nic(daemon.sock("ab", "driver")) as a, vu.Nic(daemon.sock("ab", "device")) as b:
+        both_ways(a, b, (64,))
+        yield daemon, a, b
+
+
+def wrapper(d, name, text):
+    """A program that an upgrade may start in the place of ours."""
+    path = d.tmp / name
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def real():
+    return str((conftest.BUILD / "daemon/vhost-pcid").resolve())
+
+
+def with_binaries(make_daemon, texts, **links):
+    """A daemon with the links ab and cd, which may be upgraded to scripts of these texts; and their paths."""
+    d = make_daemon()
+    d.link("ab", **links)
+    d.link("cd", driver="c", device="d")
+    paths = [wrapper(d, f"next{i}", t) for i, t in enumerate(texts)]
+    d.write("vhost-pci.conf", "[Daemon]\nUpgradeBinaries=%s\n" % " ".join(paths))
+    return d.start(), paths
+
+
+def refused(d, word, **params):
+    with pytest.raises(conftest.ControlError) as err:
+        d.call("daemon.upgrade", **params)
+    assert word in err.value.message, err.value.message
+    return err.value
+
+
+def fd_kinds(pid):
+    kinds = {}
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            k = re.sub(r"\d+", "N", os.readlink(f"/proc/{pid}/fd/{fd}"))
+            kinds[k] = kinds.get(k, 0) + 1
+    return kinds
+
+
+# ---- nobody notices ------------------------------------------------------------------------------
+
+
+def test_nobody_notices(nics):
+    d, a, b = nics
+    before = d.show("ab")
+    sent = {s: v["tx"]["packets"] for s, v in d.stats("ab").items()}
+    with flows((a, b), (b, a)) as more:
+        got = d.upgrade()
+        assert got["links"] == 2 and got["pid"] == d.proc.pid
+        more()
+    both_ways(a, b)
+    after = d.show("ab")
+    for side in before["sides"]:
+        for key in ("pid", "sessions", "features", "regions", "last", "refused"):
+            assert before["sides"][side][key] == after["sides"][side][key], (side, key)
+        d.wait(lambda s=side: d.stats("ab")[s]["tx"]["packets"] > sent[s])
+    shown = d.call("daemon.show")
+    assert shown["upgrades"] == 1 and after["status"] == "up"
+    assert "went away" not in d.log()
+
+
+@pytest.mark.parametrize("fa,fb", [("split", "packed"), ("packed", "split-event"), ("packed-event", "packed-event")])
+def test_ring_formats(daemon, fa, fb):
+    from test_relay import FORMATS
+    base = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
+    with vu.Nic(daemon.sock("ab", "driver"), base | FORMATS[fa], size=64) as a, \
+            vu.Nic(daemon.sock("ab", "device"), base | FORMATS[fb], size=64) as b:
+        with flows((a, b), (b, a)) as more:
+            for _ in range(3):
+                daemon.upgrade()
+                more(100)
+        # Where the rings stand is known: they stop, and go on from there.
+        for nic in (a, b):
+            for q in (0, 1):
+                nic.start_ring(q, nic.rings[q], base=nic.stop_ring(q))
+        both_ways(a, b)
+
+
+# VHOST_PCI_UPGRADES=500: as many, by hand.
+TIMES = int(os.environ.get("VHOST_PCI_UPGRADES", 20))
+
+
+def test_again_and_again(nics):
+    """What one daemon has open, the next one has, and nothing more."""
+    d, a, b = nics
+    d.upgrade()
+    fds, kinds = d.fds(), None
+    maps = len(pathlib.Path(f"/proc/{d.proc.pid}/maps").read_text().splitlines())
+    with flows((a, b), (b, a)) as more:
+        for i in range(TIMES):
+            d.upgrade()
+            more(20)
+            if i == 0:
+                kinds = fd_kinds(d.proc.pid)
+        now = fd_kinds(d.proc.pid)
+    assert now == kinds
+    d.wait_fds(fds)
+    assert len(pathlib.Path(f"/proc/{d.proc.pid}/maps").read_text().splitlines()) <= maps + 8
+    assert d.call("daemon.show")["upgrades"] == TIMES + 1
+    assert d.log().count("has taken over") == TIMES + 1
+
+
+def test_half_a_message(nics):
+    """The first half of a message, with its fd, was read by one daemon, the rest by the next."""
+    d, a, b = nics
+    kick = vu.eventfd()
+    a.fds.append(kick)
+    whole = struct.pack("<IIIQ", vu.SET_VRING_KICK, 1 | 8, 8, 1)
+    a.raw(whole[:14], [kick])
+    d.call("daemon.version")
+    d.upgrade()
+    a.raw(whole[14:])
+    assert struct.unpack("<Q", a.recv_reply(vu.SET_VRING_KICK)) == (0,)
+    a.rings[1].kick_fd = kick
+    both_ways(a, b)
+
+
+def test_messages_in_between(nics):
+    """What a front-end sends meanwhile is answered by the next daemon, in order."""
+    d, a, b = nics
+    wrong = []
+
+    def talk():
+        try:
+            while not done.is_set():
+                assert a.ask_u64(vu.GET_FEATURES) == a.offered
+                a.tell_state(vu.SET_VRING_ENABLE, 0, 1)
+        except Exception as err:  # pylint: disable=broad-except
+            wrong.append(repr(err))
+
+    done = threading.Event()
+    t = threading.Thread(target=talk)
+    t.start()
+    for _ in range(5):
+        d.upgrade()
+    done.set()
+    t.join()
+    assert not wrong
+    both_ways(a, b)
+
+
+def test_front_end_leaves_in_between(make_daemon):
+    """It hangs up while the records are on their way: the next daemon sees it, and serves who comes then."""
+    slow = f'sleep 0.2; exec {real()} "$@"\n'
+    d, (path,) = with_binaries(make_daemon, [slow])
+    with vu.Nic(d.sock("ab", "device")) as b:
+        a = vu.Nic(d.sock("ab", "driver"))
+        both_ways(a, b, (64,))
+        t = threading.Timer(0.1, a.close)
+        t.start()
+        d.upgrade(binary=path)
+        t.join()
+        d.wait(lambda: not d.show("ab")["sides"]["driver"]["connected"])
+        with vu.Nic(d.sock("ab", "driver")) as a:
+            both_ways(a, b)
+
+
+def test_control_clients(nics):
+    """A subscriber goes on to hear events, half a request is kept, and the sockets are the same files."""
+    d, a, b = nics
+    sub, half = conftest.Control(d.run / "control.sock"), conftest.Control(d.run / "control.sock")
+    sub.call("events.subscribe")
+    text = json.dumps({"version": 1, "id": 7, "method": "daemon.version"}).encode() + b"\n"
+    half.sock.sendall(text[:20])
+    inode = os.stat(d.run / "control.sock").st_ino
+    d.call("daemon.version")
+    d.upgrade()
+    half.sock.sendall(text[20:])
+    assert half.line()["result"]["pid"] == d.proc.pid
+    d.call("link.down", name="cd")
+    event = sub.line()
+    assert event["event"] == "link.state" and event["data"]["link"] == "cd", event
+    assert os.stat(d.run / "control.sock").st_ino == inode
+    sub.close()
+    half.close()
+    assert d.stop() == 0
+    assert not os.path.exists(d.run / "control.sock") and not os.path.exists(d.sock("ab", "driver"))
+
+
+def test_links_keep_what_they_are(nics):
+    """Those of the control socket, those that are down, and counters of front-ends that have gone."""
+    d, a, b = nics
+    d.call("link.add", name="rt", config={"Driver": {"VM": "c"}, "Device": {"VM": "b"}, "Net": {"MTU": 1400}})
+    d.call("link.down", name="cd")
+    with vu.Nic(d.sock("rt", "driver")) as x, vu.Nic(d.sock("rt", "device")) as y:
+        both_ways(x, y, (64,))
+        d.upgrade()
+        both_ways(x, y, (64,))
+        links = {name["name"]: name for name in d.call("link.list")["links"]}
+        assert not links["cd"]["up"] and links["rt"]["up"] and links["rt"]["status"] == "up"
+        assert d.show("rt")["origin"] == "runtime" and d.show("rt")["mtu"] == 1400
+    d.wait(lambda: d.show("rt")["status"] == "waiting")
+    d.wait(lambda: d.stats("rt")["driver"]["tx"]["packets"] == 2)
+    d.upgrade()
+    assert d.stats("rt")["driver"]["tx"]["packets"] == 2
+    d.call("link.up", name="cd")
+
+
+def test_changed_link(nics):
+    """A link whose file has changed is set up anew, as by a reload, and no other one."""
+    d, a, b = nics
+    d.link("cd", driver="c", device="d", Net_MTU="1300")
+    d.link("ac", driver="a", device="c")
+    with vu.Nic(d.sock("cd", "driver")) as c:
+        d.upgrade()
+        d.wait(lambda: not d.show("cd")["sides"]["driver"]["connected"])
+        assert d.show("cd")["mtu"] == 1300 and d.show("ac")["status"] == "waiting"
+        with pytest.raises(vu.Gone):
+            c.ask_u64(vu.GET_FEATURES)
+    with vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        both_ways(c, e, (64,))
+    both_ways(a, b)
+
+
+def test_rate_goes_on(make_daemon):
+    """A limit does not begin anew with each daemon."""
+    d = make_daemon()
+    d.link("ab", Net_PacketsPerSecond="100")
+    d.start()
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")):
+        began = time.monotonic()
+        for _ in range(10):
+            for _ in range(40):
+                a.send_packet(vu.frame(0))
+            d.upgrade()
+        s = d.wait(lambda: (v := d.stats("ab")["driver"]["tx"])["packets"] + v["dropped"] == 400 and v)
+        # 64 at once, and 100 a second; anew each time it would be all of the first 64s.
+        assert s["packets"] <= 64 + 100 * (time.monotonic() - began) + 10
+
+
+def test_viommu(daemon):
+    """What the vIOMMU has mapped stays known; nothing that was taken back is used."""
+    with viommu.Nic(daemon.sock("ab", "driver")) as a, vu.Nic(daemon.sock("ab", "device")) as b:
+        for pair in ((a, b), (b, a)):
+            with flows(pair) as more:
+                entries = daemon.show("ab")["sides"]["driver"]["iommu"]["entries"]
+                misses = len(a.misses)
+                daemon.upgrade()
+                more()
+                assert daemon.show("ab")["sides"]["driver"]["iommu"]["entries"] >= entries > 0
+                # What it knew it does not ask for again.
+                assert len(a.misses) <= misses + 16
+
+
+def test_dirty_log(daemon):
+    """A migration goes on: what the next daemon writes is marked, too."""
+    from test_relay import both_ways as ways
+    with vu.Nic(daemon.sock("ab", "driver")) as a, vu.Nic(daemon.sock("ab", "device")) as b:
+        log = vu.Memory(1 << 20)
+        a.ask(vu.SET_LOG_BASE, struct.pack("<QQ", log.size, 0), [log.fd])
+        a.tell_u64(vu.SET_FEATURES, a.features | vu.bit(26))
+        for q in (0, 1):
+            a.tell(vu.SET_VRING_ADDR, a.addr_msg(q, a.rings[q], flags=1, log=a.mem.gpa + a.rings[q].used))
+        ways(a, b, (64,))
+        daemon.upgrade()
+        at, zero = (a.mem.gpa >> 12) >> 3, bytes(log.size)
+        log.map[:] = zero
+        ways(a, b, (64,))
+        assert any(log.map[at:at + (a.mem.size >> 15)]), "nothing was marked"
+        log.close()
+
+
+# ---- the old one goes on -------------------------------------------------------------------------
+
+
+def test_new_one_dies_at_each_point(make_daemon):
+    """Whatever it had done by then, the old one goes on; the first one that does not die takes over."""
+    d, _ = with_binaries(make_daemon, [])
+    path = wrapper(d, "dies", f'n=$(cat {d.tmp}/n); VHOST_PCI_TAKEOVER_EXIT=$n exec {real()} "$@"\n')
+    d.stop()
+    d.write("vhost-pci.conf", f"[Daemon]\nUpgradeBinaries={path}\n")
+    d.start()
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b, flows((a, b), (b, a)) as more:
+        fds = d.fds()
+        for n in range(1, 100):
+            (d.tmp / "n").write_text(str(n))
+            pid = d.proc.pid
+            try:
+                d.upgrade(binary=path)
+                break
+            except conftest.ControlError:
+                assert d.alive() and d.proc.pid == pid
+                more(10)
+                d.wait_fds(fds)
+        assert n >= 7, "there are more points than that"
+        more()
+    assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+
+
+SILENT = """exec /usr/bin/python3 -B -c '
+import socket, struct, sys, time
+s = socket.socket(fileno=3)
+%s
+time.sleep(100)
+'
+"""
+
+SAY_HELLO = """
+s.send(struct.pack("<IIQQ", 0x76706872, 1, 72, 0) + struct.pack("<Ii64s", %d, 1, b"test"))
+def part():
+    while struct.unpack_from("<II", s.recv(100000))[1] != 3:
+        pass
+"""
+
+SAY_READY = SAY_HELLO % 1 + """
+part()
+s.send(struct.pack("<IIQQ", 0x76706872, 7, 0, 0))
+part()
+"""
+
+
+@pytest.mark.parametrize("text,word", [
+    ("exit 3\n", "ended before it was ready"),
+    (SILENT % 's.send(b"x" * 100)', "no vhost-pcid"),
+    (SILENT % (SAY_HELLO % 0), "takes a restart"),
+    (SILENT % (SAY_HELLO % 1 + "part(); s.close(); raise SystemExit"), "ended before it was ready"),
+    (SILENT % (SAY_HELLO % 1 + 's.send(b"nonsense")'), "no vhost-pcid"),
+    (SILENT % SAY_READY, "did not"),
+    (SILENT % (SAY_READY + 's.send(struct.pack("<IIQQ", 0x76706872, 5, 3, 0) + b"why")'), "why"),
+    (SILENT % (SAY_READY + "s.close(); raise SystemExit"), "ended while"),
+    (SILENT % (SAY_READY + 's.send(b"nonsense")'), "no sense"),
+], ids=["exits", "babbles", "older", "leaves-early", "babbles-early", "silent", "fails", "leaves", "nonsense"])
+def test_no_successor(make_daemon, text, word):
+    d, (path,) = with_binaries(make_daemon, [text])
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b, flows((a, b), (b, a)) as more:
+        fds = d.fds()
+        refused(d, word, binary=path)
+        more()
+        d.wait_fds(fds)
+    assert d.alive()
+
+
+def test_bad_configuration(nics):
+    """The files are such that no daemon starts with them: the running one goes on."""
+    d, a, b = nics
+    d.write("bad.link", "[Link]\nMode=nonsense\n")
+    refused(d, "not valid")
+    both_ways(a, b)
+
+
+def test_control_socket_moved(make_daemon):
+    d = make_daemon()
+    d.link("ab")
+    d.start()
+    d.write("vhost-pci.conf", f"[Control]\nSocket={d.run}/other.sock\n")
+    refused(d, "restart")
+    assert d.alive()
+
+
+def test_which_programs(make_daemon):
+    d, (ok, writable, gone) = with_binaries(make_daemon, [f'exec {real()} "$@"\n', "exit\n", "exit\n"])
+    other = wrapper(d, "other", "exit\n")
+    os.chmod(writable, 0o777)
+    os.unlink(gone)
+    assert "UpgradeBinaries=" in refused(d, "may not be started", binary=other).message
+    refused(d, "nobody else may write", binary=writable)
+    refused(d, "No such file", binary=gone)
+    refused(d, "absolute path", binary="next0")
+    d.upgrade(binary=ok)
+    d.upgrade()
+
+
+def test_two_at_once(make_daemon):
+    d, (slow,) = with_binaries(make_daemon, [f'sleep 1; exec {real()} "$@"\n'])
+    other = conftest.Control(d.run / "control.sock")
+    conftest.adopt_orphans()
+    t = threading.Thread(target=lambda: got.append(other.call("daemon.upgrade", binary=slow)))
+    got = []
+    t.start()
+    d.wait_log("starts")
+    refused(d, "going on already")
+    t.join()
+    assert d.proc.wait(60) == 0
+    d.proc = conftest.Adopted(got[0]["pid"])
+    other.close()
+
+
+def test_stopped_meanwhile(make_daemon):
+    """The daemon is told to end while a successor starts: that one ends, too."""
+    d, (slow,) = with_binaries(make_daemon, [f'sleep 1; exec {real()} "$@"\n'])
+    conftest.adopt_orphans()
+    other = conftest.Control(d.run / "control.sock")
+    other.sock.sendall(json.dumps({"version": 1, "id": 1, "method": "daemon.upgrade", "params": {"binary": slow}}).encode() + b"\n")
+    d.wait_log("starts")
+    pid = int(re.search(r"upgrade: pid (\d+) starts", d.log())[1])
+    assert d.stop() == 0
+    conftest.Adopted(pid).wait(60)
+    other.close()
+
+
+def test_not_for_ports(make_daemon):
+    """A kind of link that cannot be handed over: said before anything happens."""
+    d = make_daemon()
+    d.link("ab")
+    d.link("port", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="local")
+    d.start()
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        refused(d, "link port cannot be handed over")
+        assert "starts" not in d.log()
+        both_ways(a, b)
+
+
+def test_cli(nics):
+    d, a, b = nics
+    conftest.adopt_orphans()
+    cli = [str(conftest.BUILD / "cli/vhost-pcictl"), "--control", str(d.run / "control.sock")]
+    with flows((a, b)):
+        r = subprocess.run(cli + ["--json", "upgrade"], capture_output=True, text=True, timeout=60)
+        assert r.returncode == 0, r.stderr
+        assert d.proc.wait(60) == 0
+        d.proc = conftest.Adopted(json.loads(r.stdout)["pid"])
+        r = subprocess.run(cli + ["upgrade"], capture_output=True, text=True, timeout=60)
+        assert r.returncode == 0 and "stood still for" in r.stdout
+        assert d.proc.wait(60) == 0
+        d.proc = conftest.Adopted(int(re.search(r"pid (\d+)", r.stdout)[1]))
+    d.write("bad.link", "[Link]\nMode=nonsense\n")
+    r = subprocess.run(cli + ["upgrade", "--or-reload"], capture_output=True, text=True, timeout=60)
+    assert r.returncode == 1 and "not valid" in r.stderr
+    os.unlink(d.conf / "bad.link")
+
+
+# ---- records that are wrong ----------------------------------------------------------------------
+
+
+class Forger:
+    """Between the daemon and its successor, with the records in hand: what reaches the successor may be something else."""
+
+    def __init__(self, d):
+        self.d = d
+        self.listen = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.path = str(d.tmp / "forge")
+        self.listen.bind(self.path)
+        self.listen.listen(1)
+        self.listen.settimeout(60)
+
+
+def records(d, path):
+    """Let the daemon hand its records to us, and then go on: both parts, each its bytes and fds."""
+    f = Forger(d)
+    answers = []
+    t = threading.Thread(target=lambda: answers.append(attempt(d, path)))
+    t.start()
+    con, _ = f.listen.accept()
+    _, (s,), _, _ = socket.recv_fds(con, 1, 1)
+    s = socket.socket(fileno=s)
+    con.close()
+    f.listen.close()
+    os.unlink(f.path)
+    s.settimeout(60)
+
+    def part():
+        got, fds = b"", []
+        while True:
+            data, some, _, _ = socket.recv_fds(s, 100000, 64)
+            magic, kind, n, nfds = struct.unpack_from("<IIQQ", data)
+            assert magic == MAGIC
+            fds += some
+            if kind == END:
+                assert n == len(got) and nfds == len(fds)
+                return got, fds
+            got += data[24:]
+
+    s.send(struct.pack("<IIQQ", MAGIC, HELLO, 72, 0) + struct.pack("<Ii64s", 1, os.getpid(), b"test"))
+    first = part()
+    s.send(struct.pack("<IIQQ", MAGIC, READY, 0, 0))
+    second = part()
+    s.send(struct.pack("<IIQQ", MAGIC, FAILED, 4, 0) + b"test")
+    t.join()
+    s.close()
+    assert "test" in answers[0]
+    return first, second
+
+
+def attempt(d, path):
+    try:
+        d.call("daemon.upgrade", binary=path)
+    except conftest.ControlError as err:
+        return err.message
+    return None
+
+
+PASS_ON = """exec /usr/bin/python3 -B -c '
+import socket, time
+c = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+c.connect("%s")
+socket.send_fds(c, [b"x"], [3])
+'
+"""
+
+
+def give(d, *parts, end=True):
+    """
+    A successor that is given these records, each part as (bytes, fds, what the end says of it); what it says of them, or None: it was
+    content.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(d.tmp / "log", "ab") as log:
+        p = subprocess.Popen(d.command("--take-over", str(theirs.fileno())), pass_fds=[theirs.fileno()], stderr=log)
+    theirs.close()
+    ours.settimeout(60)
+    try:
+        for i, (got, fds, total) in enumerate(parts):
+            try:
+                said = ours.recv(1000)
+            except ConnectionResetError:
+                said = b""
+            if not said or struct.unpack_from("<II", said)[1] != (READY if i else HELLO):
+                return said[24:].decode(errors='replace') if said else "ended"
+            n, left = (len(got), len(fds)) if total is None else total, fds
+            while got or left:
+                socket.send_fds(ours, [struct.pack("<IIQQ", MAGIC, DATA, len(got[:30000]), len(left[:30])) + got[:30000]], left[:30])
+                got, left = got[30000:], left[30:]
+            if not end and i:
+                ours.close()
+                assert p.wait(60)
+                return "ended"
+            ours.send(struct.pack("<IIQQ", MAGIC, END, *n))
+        answer = ours.recv(1000)
+        kind = struct.unpack_from("<II", answer)[1] if answer else 0
+        return None if kind == DONE else answer[24:].decode(errors='replace') if answer else "ended"
+    except (BrokenPipeError, ConnectionResetError):
+        return "ended"
+    finally:
+        with contextlib.suppress(OSError):
+            ours.close()
+        p.kill()
+        p.wait()
+
+
+def forged(make_daemon):
+    d, _ = with_binaries(make_daemon, [])
+    path = wrapper(d, "pass", PASS_ON % (d.tmp / "forge"))
+    d.stop()
+    d.write("vhost-pci.conf", f"[Daemon]\nUpgradeBinaries={path}\n")
+    return d.start(), path
+
+
+def test_bad_records(make_daemon):
+    """Cut short, of another version, with fds missing or swapped: the new one refuses them, and the old one goes on."""
+    d, path = forged(make_daemon)
+    said = {}
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b, flows((a, b), (b, a)) as more:
+        (one, fds1), (two, fds2) = records(d, path)
+        more()
+        first, second = (one, fds1, None), (two, fds2, None)
+        for part, got, fds in ((0, one, fds1), (1, two, fds2)):
+            def give_with(got, fds, total=None, part=part):
+                bad = (got, fds, total)
+                return give(d, *((first, bad) if part else (bad, second)))
+
+            whole = (len(got), len(fds))
+            said[part, "cut"] = give_with(got[:len(got) // 2], fds, whole)
+            said[part, "cut, and its end says so"] = give_with(got[:len(got) // 2], fds)
+            said[part, "no bytes"] = give_with(b"", fds)
+            said[part, "fewer fds"] = give_with(got, fds[:-1], whole)
+            said[part, "no fds"] = give_with(got, [])
+            said[part, "swapped"] = give_with(got, fds[::-1] if len(fds) > 1 else fds1[:1])
+        said["fewer fds, and its end says so"] = give(d, (one, fds1[:-1], None), second)
+        said["first two swapped"] = give(d, (one, fds1[1::-1] + fds1[2:], None), second)
+        said["no end"] = give(d, first, second, end=False)
+        said["parts swapped"] = give(d, second, first)
+        # A structure that is longer than the reader's is of a newer version.
+        size = struct.unpack_from("<II", two)[1]
+        said["newer"] = give(d, first, (struct.pack("<II", 1, size + 8) + two[8:8 + size] + bytes(8) + two[8 + size:], fds2, None))
+        # As they are they are taken.
+        assert give(d, first, second) is None
+        for fd in fds1 + fds2:
+            os.close(fd)
+        more()
+    assert all(said.values()), said
+    assert "cut short" in said[0, "cut"] and "cut short" in said[1, "cut"] and "version" in said["newer"], said
+    assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+
+
+def test_bytes_that_lie(make_daemon):
+    """Any one byte of the records is another one: the new daemon refuses or takes them, and never crashes."""
+    d, path = forged(make_daemon)
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        both_ways(a, b, (64,))
+        parts = records(d, path)
+        for part, (got, fds) in enumerate(parts):
+            for at in range(0, len(got), max(len(got) // 16, 1)):
+                bad = bytearray(got)
+                bad[at] ^= 0xff
+                both = [(*p, None) for p in parts]
+                both[part] = (bytes(bad), fds, None)
+                give(d, *both)
+        for _, fds in parts:
+            for fd in fds:
+                os.close(fd)
+        both_ways(a, b)
+    assert "AddressSanitizer" not in d.log()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_records_of_another_user(daemon):
+    """Who is neither root nor the daemon's user cannot make a daemon serve what he has."""
+    code = ("import os, socket, subprocess, sys\n"
+            "os.setresuid(65534, 65534, 0)\n"
+            "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+            "os.setresuid(0, 0, 0)\n"
+            "p = subprocess.Popen(sys.argv[1:] + ['--take-over', str(b.fileno())], pass_fds=[b.fileno()], stderr=subprocess.PIPE)\n"
+            "print(p.communicate(timeout=60)[1].decode())\n")
+    r = subprocess.run(["/usr/bin/python3", "-c", code, *daemon.command()], capture_output=True, text=True, timeout=120)
+    assert "records come from user 65534" in r.stdout, r
