@@ -6,6 +6,7 @@ front-ends connect again as soon as they can, and, as QEMU does with reconnect=1
 """
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -162,7 +163,9 @@ def run(opt):
     # Successors have no parent: they are to be ours, so that they can be waited for.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     cpus = harness.two_cpus()
-    for n in [1, 16] if opt.quick else [1, 16, 1000]:
+    # As many as the limit of open files allows the daemon, which has about 24 for each.
+    most = min(1000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 400) // 24)
+    for n in [1, 16] if opt.quick else [1, 16, most]:
         need_files(24 * n + 200)
         with_lab = Lab(opt, n, cpus[0])
         try:
