@@ -167,6 +167,8 @@ void vp_gv_update(struct vp_grant_viommu *v)
 		areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
 		for (unsigned k = 0; k < 3; k++) {
 			ret = take(v, a[k][0], a[k][1]);
+			if (!ret)
+				vp_mapped_together(&v->m, a[k][0], a[k][1]);
 			v->rings_wait |= ret == -EAGAIN;
 			if (ret && ret != -EAGAIN)
 				refused(v, ret, a[k][0], "a ring");

@@ -23,7 +23,11 @@
  */
 #define HAND_BURST 8u
 
-/* A driver is called when it has been given all that is there, or so many bytes. */
+/*
+ * A driver is called when it has been given all that is there, if that is half as many requests as are still open. Else
+ * while somebody polls here anyway, more are waited for; so long at most. It is called as well for so many bytes.
+ */
+#define OWED_US	   10u
 #define OWED_BYTES (512u << 10)
 
 /* ---- records ------------------------------------------------------------------ */
@@ -421,6 +425,25 @@ static unsigned hand_over(struct vp_reqq *q, struct vp_scratch *s)
 
 /* ---- both ways ------------------------------------------------------------------------- */
 
+static void paid(struct vp_reqq *q)
+{
+	q->owed = q->n_owed = 0;
+	q->flush = false;
+}
+
+/* A call costs more than a small copy, and so does what it makes the driver do: one for several requests. */
+static bool call_due(const struct vp_reqq *q, uint64_t now, uint64_t hz)
+{
+	if (!q->n_owed)
+		return false;
+	if (q->flush || q->stalled || q->c.rq->vq.broken || q->owed >= OWED_BYTES)
+		return true;
+	/* More comes in the next run. */
+	if (q->again)
+		return false;
+	return 2 * q->n_owed >= q->out || now - q->owed_since >= hz / 1000000 * OWED_US;
+}
+
 unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 {
 	struct vp_queue *rq = q->c.rq;
@@ -434,19 +457,18 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	back = vp_req_collect(q, VP_QUEUE_BURST, &gave);
 	if (!rq->vq.broken && !q->shadow.broken)
 		handed = hand_over(q, s);
-	if (!back && !handed)
+	if (gave && !q->n_owed)
+		q->owed_since = start;
+	q->n_owed += gave;
+	tell = call_due(q, start, s->hz);
+	if (!back && !handed && !tell)
 		return 0;
 	if (handed)
 		vp_drvq_publish(&q->shadow);
-	/*
-	 * More comes in the next run: one call for both. A call costs more than a small copy, and so does what it makes
-	 * the driver do.
-	 */
-	tell = gave && (!q->again || q->stalled || rq->vq.broken || q->owed >= OWED_BYTES);
 	if (tell)
-		q->owed = 0;
+		paid(q);
 	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, tell, start, s);
-	return back + handed;
+	return back + handed + tell;
 }
 
 bool vp_reqq_arm(struct vp_reqq *q)
@@ -455,6 +477,10 @@ bool vp_reqq_arm(struct vp_reqq *q)
 
 	if (!q->served || q->c.rq->vq.broken || q->shadow.broken)
 		return false;
+	if (q->n_owed) {
+		q->flush = true;
+		return true;
+	}
 	if (!q->blocked && !q->stalled && !q->c.rq->vq.stalled) {
 		if (q->regive != q->n || q->next_head < q->n_heads)
 			return true;
@@ -558,8 +584,8 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base)
 		vp_req_fail(q, i);
 		total++;
 	}
-	total += q->owed != 0;
-	q->owed = 0;
+	total += q->n_owed;
+	paid(q);
 	return total && !vq->broken && vp_vq_need_call(vq);
 }
 

@@ -113,7 +113,10 @@ struct vp_reqq {
 	bool blocked, again, stalled, open;
 	bool told; /* drained: attention was asked for */
 	unsigned full;	    /* fills: full lengths told in a row */
-	uint64_t owed;	    /* bytes that the driver was given without a call */
+	uint64_t owed;	    /* bytes that the driver was given without a call, */
+	unsigned n_owed;    /* in so many requests, */
+	uint64_t owed_since;
+	bool flush;	    /* and it is to be called now */
 	int kick_fd;
 	uint64_t kick_who;
 	uint64_t desc_addr, avail_addr, used_addr;

@@ -56,7 +56,7 @@ class Files:
     def __init__(self, d, p):
         self.d, self.p = d, p
         assert p.attach(FEATURES, type=26) == pc.OK
-        p.wait(lambda s: s.up and s.queues[1].flags & pc.STARTED)
+        p.wait(lambda s: s.up and s.queues[0].flags & pc.STARTED)
         self.e = p.state().queues[1]
         self.at = self.given = self.e.base
 
@@ -127,6 +127,21 @@ def test_fs_out_of_order_breaks(make):
             b.answer(got[1])
         d.wait(lambda: d.show("ab")["status"] == "broken")
         assert "had not answered" in d.show("ab")["sides"]["driver"]["queues"][1]["error"]
+
+
+def test_used_index_that_cannot_be(make):
+    """It said to have returned what was never there, in the driver VM's own ring, and went: the queue breaks, the daemon does not."""
+    d = fs(make)
+    with Asks(drv(d)) as f:
+        f.d = d
+        with files(d) as b:
+            for _ in range(3):
+                f.fuse()
+            b.take()
+            b.p.view(b.e.used, 4).cast("H")[1] = 5000
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        with files(d):
+            assert d.show("ab")["status"] == "broken" and d.alive()
 
 
 def test_fs_back_end_that_is_cut_off_lets_go_first(make):

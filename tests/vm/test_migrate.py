@@ -145,12 +145,13 @@ def moved_quietly(h):
 
 
 # From an old QEMU to a newer one, and not back.
-POINTS = [('relay', 'system', 'system'), ('relay', '11', '11'), ('relay', 'system', '11'), ('copy', 'system', 'system'), ('copy', '11', '11')]
+POINTS = [('relay', 'system', 'system'), ('relay', '11', '11'), ('relay', 'system', '11'), ('copy', 'system', 'system'), ('copy', '11', '11'), ('fast', 'system', 'system'),
+          ('fast', '11', '11')]
 
 
 @pytest.mark.parametrize('mode,one,other', POINTS, ids=['-'.join(p) for p in POINTS])
 def test_migrate(lab, mode, one, other):
-    h = Hosts(lab, mode, (one, other))
+    h = Hosts(lab, mode, (one, other), link={'Migration': 'yes'} if mode == 'fast' else None)
     h.up()
     moved_quietly(h)
     moved_under_traffic(h)

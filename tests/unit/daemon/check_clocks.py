@@ -20,12 +20,11 @@ WALL = re.compile(r'''
 
 # For people and names, never for how long something takes: (file, what) -> why
 STAMPS = {
-    ('cli/cmd_capture.c', 'CLOCK_REALTIME'): 'when a capture was begun',
     ('daemon/context/audit.c', 'CLOCK_REALTIME'): 'when a decision was made',
     ('daemon/control/control.c', 'CLOCK_REALTIME'): 'when an event was',
     ('cli/cmd_capture.c', 'CLOCK_REALTIME'): 'which of the records are old enough to be put in order: they have the time of day',
+    ('guest/agent/capture.c', 'CLOCK_REALTIME'): 'when a capture was begun',
     ('lib/engine/tap.c', 'CLOCK_REALTIME'): 'when a packet was there',
-    ('lib/engine/tap.c', 'CLOCK_REALTIME'): 'when a packet came',
     ('fwd/pcap.c', 'gettimeofday('): 'when a packet came',
 }
 
