@@ -203,7 +203,7 @@ def test_guests_talk(box, guests, name, eth, net):
         raise AssertionError(f"{e}\n{b.sh(f'cat /run/agent-{name}.log; dmesg | tail -20', check=False)}\n{story(box)}")
     assert box.ctl("show", name)["status"] == "up" and box.ctl("show", name)["mode"] == ("fast" if name == "near" else "copy")
     for src, dst, to in ((a, b, 2), (b, a, 1)):
-        traffic.tcp(src, dst, f"10.{net}.0.{to}", "bytes=1000000")
+        assert traffic.transfer(src, dst, f"10.{net}.0.{to}", 1)
 
 
 def pings(vm, net):
