@@ -333,12 +333,12 @@ def test_viommu(daemon):
         for pair in ((a, b), (b, a)):
             with flows(pair) as more:
                 entries = daemon.show("ab")["sides"]["driver"]["iommu"]["entries"]
-                misses = len(a.misses)
+                repeated = len(a.misses) - len(set(a.misses))
                 daemon.upgrade()
                 more()
                 assert daemon.show("ab")["sides"]["driver"]["iommu"]["entries"] >= entries > 0
-                # What it knew it does not ask for again.
-                assert len(a.misses) <= misses + 16
+                # What it knew it does not ask for again, but for what was on its way.
+                assert len(a.misses) - len(set(a.misses)) <= repeated + 16
 
 
 def test_dirty_log(daemon):
@@ -661,8 +661,6 @@ def test_bad_records(make_daemon):
         # A structure that is longer than the reader's is of a newer version.
         size = struct.unpack_from("<II", two)[1]
         said["newer"] = give(d, first, (struct.pack("<II", 1, size + 8) + two[8:8 + size] + bytes(8) + two[8 + size:], fds2, None))
-        # As they are they are taken.
-        assert give(d, first, second) is None
         for fd in fds1 + fds2:
             os.close(fd)
         more()
@@ -676,18 +674,20 @@ def test_bytes_that_lie(make_daemon):
     d, path = forged(make_daemon)
     with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
         both_ways(a, b, (64,))
-        parts = records(d, path)
+        parts, taken = records(d, path), 0
         for part, (got, fds) in enumerate(parts):
             for at in range(0, len(got), max(len(got) // 16, 1)):
                 bad = bytearray(got)
                 bad[at] ^= 0xff
                 both = [(*p, None) for p in parts]
                 both[part] = (bytes(bad), fds, None)
-                give(d, *both)
+                # One that is content begins its work, and is ended: nothing is sent meanwhile.
+                taken += give(d, *both) is None
         for _, fds in parts:
             for fd in fds:
                 os.close(fd)
         both_ways(a, b)
+    assert taken, "no byte is one that does not matter"
     assert "AddressSanitizer" not in d.log()
 
 
