@@ -35,7 +35,7 @@ REPEATS = [
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
     ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'), ('test_files', '-shmem'),
-    ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
+    ('test_boot_from_disk', '11'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
 ]
 
 
