@@ -133,7 +133,7 @@ def one(source, builddir, opt, questions, outdir):
     argv = [sys.executable, os.path.join(source, "scripts", "bench"), "--builddir", builddir, "--outdir", outdir,
             "--pairs", str(opt.pairs)]
     argv += [a for q in questions for a in ("--question", q)] + ["--quick"] * opt.quick + ["--engine"] * opt.engine
-    argv += ["--only", opt.only] if opt.only else []
+    argv += (["--only", opt.only] if opt.only else []) + (["--dpdk", opt.dpdk] if opt.dpdk else [])
     # What a question could not measure it says itself, and its rows are missing on that side.
     subprocess.run(argv, stdout=subprocess.DEVNULL)
     return json.loads(harness.read(os.path.join(outdir, "results.json"), "[]"))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """dpdk-testpmd as a driver VM (net_virtio_user ports) or as the vSwitch (net_vhost ports)."""
+import glob
 import os
 import re
 import select
@@ -15,15 +16,42 @@ MBUFS = 4096
 
 PROMPT = b"testpmd> "
 
+TREE = None  # a Debian system below a directory, whose dpdk-testpmd is used instead of this one's (scripts/bench --dpdk)
 
-class Testpmd:
-    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING):
+
+def program():
+    """How dpdk-testpmd is started, and the EAL options that it needs there."""
+    if not TREE:
         if not shutil.which("dpdk-testpmd"):
             raise harness.BenchError("dpdk-testpmd is missing: install the package dpdk-dev (or run make setup)")
+        return ["dpdk-testpmd"], []
+    libs = glob.glob(TREE + "/usr/lib/*-linux-gnu")
+    loader = glob.glob(TREE + "/usr/lib64/ld-linux-*") + glob.glob(TREE + "/usr/lib/ld-linux-*")
+    drivers = [d for lib in libs for d in glob.glob(lib + "/dpdk/pmds-*")]
+    path = TREE + "/usr/bin/dpdk-testpmd"
+    if not os.path.exists(path) or not loader or not drivers:
+        raise harness.BenchError("%s has no dpdk-testpmd: scripts/qemu11-tree --add dpdk-dev makes a tree that has" % TREE)
+    return [loader[0], "--library-path", ":".join(libs), path], ["-d", drivers[0]]
+
+
+def version():
+    """Of DPDK, as its testpmd says it; None without one."""
+    try:
+        argv, more = program()
+        r = subprocess.run(argv + more + ["-v", "--help"], capture_output=True, text=True)
+    except (OSError, harness.BenchError):
+        return None
+    m = re.search(r"DPDK (\d[\w.-]*)", r.stdout + r.stderr)
+    return m and m.group(1)
+
+
+class Testpmd:
+    def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING, eal=()):
+        start, more = program()
         self.name, self.buf = name, b""
         self.log = open(os.path.join(workdir, name + ".log"), "wb")
         # Main and forwarding thread on one CPU: the main one sleeps in its prompt.
-        argv = ["stdbuf", "-oL", "dpdk-testpmd", "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
+        argv = ["stdbuf", "-oL", *start, *more, *eal, "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
                 "-m", str(mem), "--single-file-segments", "--file-prefix", "vpbench-%d-%s" % (os.getpid(), name)]
         for v in vdevs:
             argv += ["--vdev", v]
@@ -60,7 +88,7 @@ class Testpmd:
         acc = text[text.find("Accumulated"):]
         out = {}
         for key, pat in (("rx", r"RX-packets: (\d+)"), ("tx", r"TX-packets: (\d+)"),
-                         ("txdrop", r"TX-dropped: (\d+)"), ("cycles", r"total cycles=(\d+)")):
+                         ("txdrop", r"TX-dropped: (\d+)"), ("cycles", r"(?:total|busy) cycles=(\d+)")):
             m = re.search(pat, acc)
             out[key] = int(m.group(1)) if m else 0
         m = re.search(r"at (\d+) MHz", acc)

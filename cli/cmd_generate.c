@@ -42,6 +42,13 @@ static const char *text(const json_t *config, const char *section, const char *k
 	return json_string_value(json_object_get(json_object_get(config, section), key));
 }
 
+static unsigned long long grant_size(const json_t *config)
+{
+	const char *size = text(config, "Driver", "GrantSize");
+
+	return size ? read_size(size) : 0;
+}
+
 /* Where the pieces of a port go: its state page and pool, and in fast mode over ivshmem the driver VM's memory. */
 static void work_out_port(struct gen *g, const json_t *config)
 {
@@ -56,10 +63,32 @@ static void work_out_port(struct gen *g, const json_t *config)
 		g->endpoint = GEN_SHMEM;
 	/* Room enough that firmware puts it above 4 GiB, where the processor caches it. */
 	g->port_reserve = next_pow2(bar > MIB(1024) ? bar : MIB(1024));
-	if (g->endpoint == GEN_IVSHMEM && mode && !strcmp(mode, "fast")) {
+	if (g->endpoint == GEN_IVSHMEM && mode && (!strcmp(mode, "fast") || !strcmp(mode, "grant"))) {
 		g->buses = text(config, "Device", "HotplugBus");
-		g->window_reserve = next_pow2(g->peer_memory);
+		g->window_reserve = next_pow2(strcmp(mode, "grant") ? g->peer_memory : grant_size(config));
 	}
+}
+
+/* Of a link of mode grant: what its driver VM has, beyond any other. */
+static void work_out_grant(struct gen *g, const json_t *config)
+{
+	const char *source = text(config, "Driver", "Grant");
+
+	if (!source)
+		return;
+	g->grant_socket = text(config, "Driver", "GrantSocket");
+	g->grant_size = grant_size(config);
+	if (!strcmp(source, "swiotlb") && g->grant_socket)
+		g->grant = GEN_SWIOTLB;
+	else if (!strcmp(source, "memory") && g->grant_size)
+		g->grant = GEN_MEMORY;
+	else if (!strcmp(source, "viommu"))
+		g->grant = GEN_VIOMMU;
+	if (g->grant == GEN_SWIOTLB)
+		fprintf(stderr,
+			"vhost-pcictl: boot the kernel of VM %s with swiotlb=force, and install vhost-pci-grant "
+			"in it\n",
+			g->vm);
 }
 
 /* A window of ivshmem is a BAR, which is a power of two: the whole of the driver VM's memory. */
@@ -106,6 +135,8 @@ static bool work_out(struct gen *g, const json_t *link)
 	}
 	if (!memory_fits(g, config))
 		return false;
+	if (g->driver)
+		work_out_grant(g, config);
 	g->endpoint = GEN_NIC;
 	if (!g->driver && !strcmp(endpoint, "port"))
 		work_out_port(g, config);
@@ -264,7 +295,7 @@ const struct cli_command cmd_generate = {
 	"                      of two (default 1G); room for it is kept on the root ports\n"
 	"  --index N           this is the VM's link number N, from 0: only the first has the\n"
 	"                      arguments of the machine and its memory\n"
-	"  --reconnect-ms      for QEMU 9.2 and later, where reconnect= has this name\n"
+	"  --reconnect-ms      for QEMU 9.2 and later, which connects again within 100 ms\n"
 	"  --tcg               for a host without KVM\n\n"
 	"Example:  qemu-system-x86_64 $(vhost-pcictl generate web-db --qemu --driver) -accel kvm ...\n",
 	run,

@@ -14,6 +14,25 @@ static void show_who_may(const json_t *s)
 		printf("  may open   %s alone; a VMM of another user needs User= in %s.vm\n", who, cli_str(s, "vm"));
 }
 
+/* What the driver VM of a link of mode grant has granted; sizes in KiB, for windows are of whole pages. */
+static void show_grant(const json_t *g)
+{
+	json_t *r;
+	size_t i;
+
+	printf("  grant      %s, %s", cli_str(g, "source"), cli_str(g, "state"));
+	if (cli_int(g, "bytes"))
+		printf(": %lld KiB", cli_int(g, "bytes") >> 10);
+	if (json_is_integer(json_object_get(g, "age_s")))
+		printf(", for %lld s, by %s", cli_int(g, "age_s"), cli_str(g, "by"));
+	putchar('\n');
+	json_array_foreach(json_object_get(g, "ranges"), i, r)
+		printf("             %-9s 0x%llx, %lld KiB\n", cli_str(r, "what"),
+		       (unsigned long long)cli_int(r, "address"), cli_int(r, "size") >> 10);
+	if (cli_str(g, "message")[0])
+		printf("             %s\n", cli_str(g, "message"));
+}
+
 static void show_side(const char *name, const json_t *s)
 {
 	json_t *queues = json_object_get(s, "queues"), *carrier = json_object_get(s, "carrier"), *q;
@@ -35,6 +54,8 @@ static void show_side(const char *name, const json_t *s)
 		printf("  carrier    %s; QMP: %s%s%s\n", json_is_true(json_object_get(carrier, "up")) ? "up" : "down",
 		       cli_str(carrier, "qmp"), json_is_string(json_object_get(carrier, "error")) ? ", set_link: " : "",
 		       cli_str(carrier, "error"));
+	if (json_is_object(json_object_get(s, "grant")))
+		show_grant(json_object_get(s, "grant"));
 	if (json_is_string(json_object_get(s, "mac")))
 		printf("  MAC        %s\n", cli_str(s, "mac"));
 	if (json_is_string(json_object_get(s, "features")))
@@ -137,6 +158,8 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("  type       %s\n", cli_str(l, "type"));
 		printf("  queues     %lld\n", cli_int(l, "virtqueues"));
 	}
+	if (!json_is_true(json_object_get(l, "migratable")))
+		printf("  migration  not of the driver VM: what is written to its memory is not logged\n");
 	if (cli_int(l, "mtu"))
 		printf("  MTU        %lld\n", cli_int(l, "mtu"));
 	if (json_is_string(json_object_get(l, "description")))

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #define GEN_MAX_INDEX 4   /* links of a VM: further ones have no place on q35's root bus at the addresses used here */
+#define GEN_GRANT_PORT "org.vhost-pci.grant."   /* and the link: the virtio-serial port that vhost-pci-grant opens */
 #define GEN_MAX_BUSES 8   /* root ports for windows: functions of one slot there */
 
 enum gen_endpoint {
@@ -14,6 +15,13 @@ enum gen_endpoint {
 	GEN_IVSHMEM,
 	GEN_SHMEM,
 	GEN_LOCAL,    /* no VM at all */
+};
+
+enum gen_grant {
+	GEN_NO_GRANT,
+	GEN_SWIOTLB,
+	GEN_MEMORY,
+	GEN_VIOMMU,
 };
 
 struct gen {
@@ -33,7 +41,18 @@ struct gen {
 	unsigned           index;          /* of this link among those of the VM */
 	bool               reconnect_ms;
 	bool               tcg;            /* no KVM */
+	/* The driver side of a link of mode grant; else GEN_NO_GRANT. */
+	enum gen_grant     grant;
+	const char        *grant_socket;   /* GEN_SWIOTLB */
+	unsigned long long grant_size;     /* GEN_MEMORY: bytes */
 };
+
+/*
+ * Up to where memory of the driver VM could be plugged, in bytes; 0 = nothing is to be plugged. Its kernel tells where
+ * its swiotlb pool is only if RAM can lie above 4 GiB.
+ */
+unsigned long long gen_maxmem(const struct gen *g);
+#define GEN_MAXMEM_SLOTS GEN_MAX_INDEX
 
 /* Append options and values to args, an array of strings of which each second one is a value. */
 void gen_qemu(const struct gen *g, json_t *args);

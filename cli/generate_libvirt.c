@@ -53,6 +53,8 @@ static void arg(const char *before, const char *value, const char *after)
 
 static void nic(const struct gen *g)
 {
+	bool platform = g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU;
+
 	fputs("    <interface type='vhostuser'>\n", stdout);
 	if (g->mac)
 		attribute("      <mac address='", g->mac, "'/>\n");
@@ -61,12 +63,13 @@ static void nic(const struct gen *g)
 		fputs(" mode='server'/>\n", stdout);
 	else
 		fputs(" mode='client'>\n        <reconnect enabled='yes' timeout='1'/>\n      </source>\n", stdout);
-	fputs("      <model type='virtio'/>\n", stdout);
-	if (g->pairs > 1 || g->packed) {
+	printf("      <model type='virtio%s'/>\n", platform ? "-non-transitional" : "");
+	if (g->pairs > 1 || g->packed || platform) {
 		fputs("      <driver", stdout);
 		if (g->pairs > 1)
 			printf(" queues='%u'", g->pairs);
-		printf("%s/>\n", g->packed ? " packed='on'" : "");
+		printf("%s%s%s/>\n", platform ? " iommu='on'" : "", g->grant == GEN_VIOMMU ? " ats='on'" : "",
+		       g->packed ? " packed='on'" : "");
 	}
 	if (g->mtu)
 		printf("      <mtu size='%u'/>\n", g->mtu);
@@ -74,6 +77,20 @@ static void nic(const struct gen *g)
 	if (g->nic && !strncmp(g->nic, "ua-", 3))
 		attribute("      <alias name='", g->nic, "'/>\n");
 	fputs("    </interface>\n", stdout);
+}
+
+/* The channel for grants, and what behind_its_back() has not. */
+static void grant(const struct gen *g)
+{
+	if (g->grant == GEN_SWIOTLB) {
+		attribute("    <channel type='unix'>\n      <source mode='connect' path='", g->grant_socket, "'>\n");
+		fputs("        <reconnect enabled='yes' timeout='1'/>\n      </source>\n", stdout);
+		attribute("      <target type='virtio' name='" GEN_GRANT_PORT, g->link, "'/>\n    </channel>\n");
+	}
+	if (g->grant == GEN_VIOMMU)
+		fputs("    <iommu model='intel'>\n"
+		      "      <driver caching_mode='on' iotlb='on'/>\n"
+		      "    </iommu>\n", stdout);
 }
 
 static void ivshmem_device(const struct gen *g)
@@ -101,6 +118,20 @@ static void windows(const struct gen *g)
 		arg("-device", "", "");
 		arg("pcie-root-port,id=", bus, line);
 	}
+}
+
+/* A DIMM, which libvirt would want to be on a file of its own choice. */
+static void memory_device(const struct gen *g)
+{
+	char line[160];
+
+	snprintf(line, sizeof(line), "memory-backend-memfd,id=vp-%s-pool,size=%lluM,share=on", g->link,
+		 g->grant_size >> 20);
+	arg("-object", "", "");
+	arg(line, "", "");
+	snprintf(line, sizeof(line), "pc-dimm,id=vp-%s-dimm,memdev=vp-%s-pool", g->link, g->link);
+	arg("-device", "", "");
+	arg(line, "", "");
 }
 
 static void shmem_device(const struct gen *g)
@@ -142,11 +173,13 @@ static void behind_its_back(const struct gen *g)
 {
 	bool shmem = g->endpoint == GEN_SHMEM;
 
-	if (!g->qmp && !g->buses && !shmem)
+	if (!g->qmp && !g->buses && !shmem && g->grant != GEN_MEMORY)
 		return;
 	fputs("  <qemu:commandline>\n", stdout);
 	qmp(g);
 	windows(g);
+	if (g->grant == GEN_MEMORY)
+		memory_device(g);
 	if (shmem)
 		shmem_device(g);
 	fputs("  </qemu:commandline>\n", stdout);
@@ -182,8 +215,10 @@ static void overrides(const struct gen *g)
 void gen_libvirt(const struct gen *g)
 {
 	printf("<domain type='%s' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
-	       "  <name>%s</name>\n"
-	       "  <memory unit='MiB'>%llu</memory>\n", g->tcg ? "qemu" : "kvm", g->vm, g->memory >> 20);
+	       "  <name>%s</name>\n", g->tcg ? "qemu" : "kvm", g->vm);
+	if (gen_maxmem(g))
+		printf("  <maxMemory slots='%u' unit='MiB'>%llu</maxMemory>\n", GEN_MAXMEM_SLOTS, gen_maxmem(g) >> 20);
+	printf("  <memory unit='MiB'>%llu</memory>\n", g->memory >> 20);
 	if (g->endpoint != GEN_IVSHMEM)
 		fputs("  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n", stdout);
 	/* Without ACPI a guest does not see what is plugged in. */
@@ -191,16 +226,22 @@ void gen_libvirt(const struct gen *g)
 	      "  <os><type arch='x86_64' machine='q35'>hvm</type></os>\n"
 	      "  <features><acpi/><apic/></features>\n", stdout);
 	/* A 64-bit BAR that is plugged into an emulated AMD processor's guest gets no address. */
-	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'><model "
-		       "fallback='forbid'>Nehalem</model></cpu>\n"
-		     : "  <cpu mode='host-passthrough'/>\n",
+	fputs(g->tcg ? "  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model>"
+		     : "  <cpu mode='host-passthrough'>",
 	      stdout);
+	/* libvirt takes a maxMemory of VMs with NUMA nodes only. */
+	if (gen_maxmem(g))
+		printf("\n    <numa><cell id='0' cpus='0' memory='%llu' unit='MiB' memAccess='shared'/></numa>\n  ",
+		       g->memory >> 20);
+	fputs("</cpu>\n", stdout);
 	fputs("  <devices>\n"
 	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);
-	if (g->endpoint == GEN_NIC)
+	if (g->endpoint == GEN_NIC) {
 		nic(g);
-	else if (g->endpoint == GEN_IVSHMEM)
+		grant(g);
+	} else if (g->endpoint == GEN_IVSHMEM) {
 		ivshmem_device(g);
+	}
 	fputs("  </devices>\n", stdout);
 	behind_its_back(g);
 	overrides(g);

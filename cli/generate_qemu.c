@@ -30,7 +30,7 @@ bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 
 const char *gen_reconnect(const struct gen *g)
 {
-	return g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+	return g->reconnect_ms ? ",reconnect-ms=100" : ",reconnect=1";
 }
 
 char *gen_escaped(const char *value)
@@ -68,6 +68,15 @@ static unsigned long long mib(unsigned long long bytes)
 	return bytes >> 20;
 }
 
+unsigned long long gen_maxmem(const struct gen *g)
+{
+	const unsigned long long high = 4ULL << 30;
+
+	if (g->grant == GEN_MEMORY)
+		return g->memory + GEN_MAXMEM_SLOTS * g->grant_size;
+	return g->grant == GEN_SWIOTLB && g->memory < high ? high : 0;
+}
+
 /* Shared memory is what vhost-user hands on; the ivshmem device hands nothing on. */
 static void machine(const struct gen *g, json_t *args)
 {
@@ -75,9 +84,15 @@ static void machine(const struct gen *g, json_t *args)
 
 	add(args, "-name", "%s", g->vm);
 	add(args, "-machine", "q35%s", shared ? ",memory-backend=vp-mem" : "");
-	add(args, "-m", "%lluM", mib(g->memory));
+	if (gen_maxmem(g))
+		add(args, "-m", "%lluM,slots=%u,maxmem=%lluM", mib(g->memory), GEN_MAXMEM_SLOTS, mib(gen_maxmem(g)));
+	else
+		add(args, "-m", "%lluM", mib(g->memory));
 	if (shared)
 		add(args, "-object", "memory-backend-memfd,id=vp-mem,size=%lluM,share=on", mib(g->memory));
+	/* Before the devices behind it. */
+	if (g->grant == GEN_VIOMMU)
+		add(args, "-device", "intel-iommu,intremap=off,device-iotlb=on,caching-mode=on");
 }
 
 static void chardev(const struct gen *g, json_t *args)
@@ -110,9 +125,33 @@ static void nic(const struct gen *g, json_t *args)
 	if (g->mtu)
 		n += snprintf(more + n, sizeof(more) - n, ",host_mtu=%u", g->mtu);
 	if (g->packed)
-		snprintf(more + n, sizeof(more) - n, ",packed=on");
+		n += snprintf(more + n, sizeof(more) - n, ",packed=on");
+	/* The driver goes through the DMA API, so through the pool; no legacy device has that. */
+	if (g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU)
+		snprintf(more + n, sizeof(more) - n, ",disable-legacy=on,iommu_platform=on%s",
+			 g->grant == GEN_VIOMMU ? ",ats=on" : "");
 	add(args, "-netdev", "vhost-user,id=vp-%s-net,chardev=vp-%s,queues=%u", g->link, g->link, g->pairs);
 	add(args, "-device", "virtio-net-pci,netdev=vp-%s-net,id=%s%s", g->link, g->nic ? g->nic : id, more);
+}
+
+/* What the driver VM grants, or says it with. */
+static void grant(const struct gen *g, json_t *args)
+{
+	char *path = g->grant == GEN_SWIOTLB ? gen_escaped(g->grant_socket) : NULL;
+
+	if (path) {
+		add(args, "-chardev", "socket,id=vp-%s-grant,path=%s,%s", g->link, path,
+		    g->reconnect_ms ? "reconnect-ms=100" : "reconnect=1");
+		add(args, "-device", "virtio-serial-pci,id=vp-%s-serial", g->link);
+		add(args, "-device", "virtserialport,bus=vp-%s-serial.0,chardev=vp-%s-grant,name=" GEN_GRANT_PORT "%s",
+		    g->link, g->link, g->link);
+	}
+	free(path);
+	if (g->grant == GEN_MEMORY) {
+		add(args, "-object", "memory-backend-memfd,id=vp-%s-pool,size=%lluM,share=on", g->link,
+		    mib(g->grant_size));
+		add(args, "-device", "pc-dimm,id=vp-%s-dimm,memdev=vp-%s-pool", g->link, g->link);
+	}
 }
 
 static void root_port(const struct gen *g, json_t *args, const char *id, unsigned n, unsigned long long reserve)
@@ -150,12 +189,14 @@ void gen_qemu(const struct gen *g, json_t *args)
 	}
 	free(qmp);
 	chardev(g, args);
-	if (g->endpoint == GEN_NIC)
+	if (g->endpoint == GEN_NIC) {
 		nic(g, args);
-	else if (g->endpoint == GEN_IVSHMEM)
+		grant(g, args);
+	} else if (g->endpoint == GEN_IVSHMEM) {
 		ivshmem(g, args);
-	else
+	} else {
 		add(args, "-device",
 		    "vhost-user-test-device-pci,id=vp-%s-port,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16",
 		    g->link, g->link, 1 + 2 * g->pairs);
+	}
 }

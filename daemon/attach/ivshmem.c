@@ -42,6 +42,7 @@
 #define PORT_ID   0   /* IVPosition of the port */
 #define DAEMON_ID 1   /* the peer whose doorbells are ours */
 #define FREE_ID   16  /* peers from here up are driver VMs' eventfds (ivshmem_direct.h) */
+#define NO_VERSION -1  /* of the protocol: a device that is refused is told this one */
 #define HELLO     3   /* messages before the eventfds */
 
 struct ivshmem {
@@ -118,7 +119,9 @@ static int go_on(struct ivshmem *v)
 	if (v->complete)
 		return 0;
 	vp_source_events(v->io, EPOLLIN);
-	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
+	/* A device with fewer takes those that it has, and tells nobody but its own VMM and guest. */
+	vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u); it has to have vectors=%u", v->c.name,
+	       (int)v->cred.pid, v->cred.uid, v->nsig);
 	device_there(v, true);
 	vp_fdstore_put(v->c.link->name, "conn", v->fd);
 	return 0;
@@ -188,6 +191,16 @@ static int renew_vectors(struct ivshmem *v)
 	return 0;
 }
 
+/*
+ * QEMU (seen with 7.2) takes the end of the connection in the handshake for a pause and waits for ever. A version that
+ * it does not know it reports, and ends.
+ */
+static void refuse(int *fd)
+{
+	vp_ivshmem_send(*fd, NO_VERSION, -1);
+	vp_close_foreign(fd);
+}
+
 static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct ivshmem *v = arg;
@@ -211,14 +224,14 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 			       v->fd >= 0 ? "another one is connected" :
 					    "this user may not run the VM; add it to User= in ",
 			       v->fd >= 0 ? "" : side->vm, v->fd >= 0 ? "" : ".vm");
-		vp_close_foreign(&fd);
+		refuse(&fd);
 		return 0;
 	}
 	r = v->had_device ? renew_vectors(v) : 0;
 	if (r) {
 		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name,
 		       (int)cred.pid, cred.uid, strerror(-r));
-		vp_close_foreign(&fd);
+		refuse(&fd);
 		return 0;
 	}
 	v->had_device = true;
@@ -233,9 +246,6 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	if (r < 0)
 		client_gone(v, strerror(-r));
-	else  /* a device with fewer takes those that it has, and tells nobody but its own VMM and guest */
-		vp_log(VP_LOG_INFO, "%s: device connected (pid %d, user %u); it has to have vectors=%u", v->c.name,
-		       (int)cred.pid, cred.uid, v->nsig);
 	return 0;
 }
 

@@ -359,6 +359,13 @@ uint64_t vp_conf_link_pool(const struct vp_conf_link *l)
 	return l->pool ? l->pool : size;
 }
 
+bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode)
+{
+	if (mode == VP_MODE_GRANT)
+		return false;
+	return mode == VP_MODE_FAST ? l->migration == VP_MIGRATION_YES : l->migration != VP_MIGRATION_NO;
+}
+
 int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct vp_err *e)
 {
 	int r;

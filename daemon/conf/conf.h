@@ -30,6 +30,8 @@
 enum vp_mode { VP_MODE_AUTO, VP_MODE_RELAY, VP_MODE_FAST, VP_MODE_COPY, VP_MODE_GRANT, VP_MODE_COUNT };
 /* Where a driver VM's grants come from (link/grant.h). */
 enum vp_grant_source { VP_GRANT_SWIOTLB, VP_GRANT_VIOMMU, VP_GRANT_MEMORY, VP_GRANT_SOURCES };
+/* May the driver VM be migrated? auto: yes, but for a fast link. */
+enum vp_migration { VP_MIGRATION_AUTO, VP_MIGRATION_NO, VP_MIGRATION_YES };
 enum vp_endpoint { VP_ENDPOINT_VIRTIO_NET, VP_ENDPOINT_PORT, VP_ENDPOINT_VHOST_USER };
 /* VP_ATTACH_HOSTDEV belongs to VP_ENDPOINT_VHOST_USER; Attachment= has no word for it. */
 enum vp_attachment { VP_ATTACH_AUTO, VP_ATTACH_IVSHMEM, VP_ATTACH_SHMEM, VP_ATTACH_LOCAL, VP_ATTACH_HOSTDEV };
@@ -80,6 +82,7 @@ struct vp_conf_link {
 	uint32_t pps;          /* packets per second in each direction, 0 = no limit */
 	uint64_t bps;          /* bits per second in each direction, 0 = no limit */
 	bool     start_down;   /* administrative state at creation */
+	uint32_t migration;    /* enum vp_migration */
 	/* of a port; attachment is never VP_ATTACH_AUTO after vp_conf_finish_link() */
 	uint32_t attachment;   /* enum vp_attachment */
 	bool     packed;       /* the driver VM is offered packed rings */
@@ -203,6 +206,9 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 
 /* Bytes of the link's pool in copy mode: PoolSize=, or 8 MiB for each queue pair. */
 uint64_t vp_conf_link_pool(const struct vp_conf_link *l);
+
+/* May the driver VM of a link that policy gives this mode be migrated live? */
+bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode);
 
 /* Two links that cannot both exist (same name, same socket). -EEXIST with a message, else 0. */
 int vp_conf_links_clash(const struct vp_conf_link *a, const struct vp_conf_link *b, struct vp_err *e);

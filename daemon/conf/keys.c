@@ -28,6 +28,7 @@ static const char *const grant_names[] = { "swiotlb", "viommu", "memory", NULL }
 static const char *const endpoint_names[] = { "virtio-net", "port", "vhost-user", NULL };
 static const char *const socket_mode_names[] = { "server", "client", NULL };
 static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
+static const char *const migration_names[] = { "auto", "no", "yes", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
 static const char *const offload_names[] = { "csum", "tso4", "tso6", "ecn", "mrgbuf", NULL };
 static const char *const state_names[] = { "up", "down", NULL };
@@ -597,6 +598,7 @@ static const struct key link_keys[] = {
 	{ "Link", "Mode", parse_enum, L(mode), .words = mode_names },
 	{ "Link", "Type", parse_device_type, L(device_type) },
 	{ "Link", "DeviceType", parse_device_type, L(device_type) },
+	{ "Link", "Migration", parse_enum, L(migration), .words = migration_names },
 	{ "Link", "Queues", parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
 	{ "Link", "State", parse_state, L(start_down), .words = state_names },
 	{ "Link", "Description", parse_text, L(description) },

@@ -213,7 +213,8 @@ static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const
 		u->links += 1;
 		u->pairs += l->pairs;
 		vp_policy_decide(c, l, &d);
-		if (d.allowed && d.mode == VP_MODE_COPY)
+		if (d.allowed && (d.mode == VP_MODE_COPY ||
+				  (d.mode == VP_MODE_FAST && l->migration == VP_MIGRATION_YES)))
 			u->pool += vp_conf_link_pool(l);
 	}
 }

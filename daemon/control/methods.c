@@ -124,9 +124,8 @@ static int do_daemon_upgrade(struct call *c, json_t **result, struct vp_err *e)
 {
 	int r = vp_upgrade_begin(c->d, c->binary ? c->binary : "", e);
 
-	if (r)
-		vp_audit_action(c->d, "daemon.upgrade", "", r, e);
-	else
+	vp_audit_action(c->d, "daemon.upgrade", "", r, e);
+	if (!r)
 		vp_client_later(c->client);
 	return r;
 }

@@ -12,7 +12,6 @@
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "context/audit.h"
 #include "context/context.h"
 #include "control/control.h"
 #include "control/scrape.h"
@@ -166,6 +165,12 @@ static void stand_still(struct vp_upgrade *u)
 	worker_pool_pause(u->d->workers);
 }
 
+/* Traffic stands still until then at most. */
+static int64_t deadline_of(const struct vp_upgrade *u)
+{
+	return (int64_t)(u->paused_us / 1000) + PATIENCE_MS;
+}
+
 /* Is what was sent first still so? */
 static bool unchanged(struct vp_upgrade *u)
 {
@@ -196,12 +201,13 @@ static void try_again(struct vp_upgrade *u)
 /* The successor has the first part, and nothing runs any more. */
 static void hand_over(struct vp_upgrade *u)
 {
-	int64_t deadline = vp_takeover_ms() + PATIENCE_MS;
 	struct vp_err e = { 0 };
 	struct vp_rec rec = { 0 };
+	int64_t deadline;
 	int r = 0;
 
 	stand_still(u);
+	deadline = deadline_of(u);
 	if (!u->early && !unchanged(u)) {
 		try_again(u);
 		return;
@@ -231,7 +237,7 @@ static void tell_first(struct vp_upgrade *u)
 	if (u->first.failed)
 		vp_err_set(&e, -ENOMEM, "out of memory");
 	else
-		vp_takeover_send(u->sock, &u->first, vp_takeover_ms() + PATIENCE_MS, &e);
+		vp_takeover_send(u->sock, &u->first, u->early ? deadline_of(u) : vp_takeover_ms() + PATIENCE_MS, &e);
 	if (e.code) {
 		give_up(u, &e);
 		return;
@@ -242,10 +248,10 @@ static void tell_first(struct vp_upgrade *u)
 	if (u->early) {
 		int r = -EAGAIN;
 
-		for (int64_t end = vp_takeover_ms() + PATIENCE_MS; r == -EAGAIN && vp_takeover_ms() < end;) {
+		while (r == -EAGAIN && vp_takeover_ms() < deadline_of(u)) {
 			r = vp_takeover_ready(u->sock, &e);
 			if (r == -EAGAIN)
-				vp_takeover_pause(u->sock, end);
+				vp_takeover_pause(u->sock, deadline_of(u));
 		}
 		if (r == -EAGAIN)
 			vp_err_set(&e, -ETIMEDOUT, "the new daemon did not take over in time");
@@ -477,7 +483,6 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 
 void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us)
 {
-	vp_audit_action(d, "daemon.upgrade", "", 0, NULL);
 	vp_control_answer(d->control,
 			  json_pack("{s:s,s:i,s:I,s:i}", "version", VP_VERSION, "pid", (int)getpid(), "stall_us",
 				    (json_int_t)stall_us, "links", (int)vp_links_count(d->links)),

@@ -276,8 +276,7 @@ static void note_brief(struct vp_peer *p)
 		return;
 	vp_log(VP_LOG_WARNING,
 	       "%s: a front-end comes and leaves at once, again and again (%u times since this was last said); QEMU "
-	       "does "
-	       "that when its queues= is more than the link has: %u here, two for each of Queues=",
+	       "does that when its queues= is more than the link has: %u here, two for each of Queues=",
 	       p->name, p->n_brief_untold, p->queues);
 	p->brief_said_us = t;
 	p->n_brief_untold = 0;

@@ -45,6 +45,11 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const stru
 	cfg->pf = VP_BIT(VU_PF_LOG_SHMFD) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_BACKEND_REQ) |
 		  VP_BIT(VU_PF_BACKEND_SEND_FD) | VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_CONFIGURE_MEM_SLOTS) |
 		  VP_BIT(VU_PF_STATUS) | dev->pf(l);
+	if (l->migration != VP_MIGRATION_NO)
+		return;
+	/* A VMM then refuses to migrate, and says why. */
+	cfg->features &= ~VP_BIT(VHOST_F_LOG_ALL);
+	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
 }
 
 /* ---- messages -------------------------------------------------------------- */
@@ -66,7 +71,7 @@ static int on_features(void *ctx, uint64_t features, struct vp_err *e)
 	for (unsigned q = 0; q < v->n; q++)
 		vp_vdev_ring_set_log(v, q);
 	v->ops->offer(v->ctx, 0, v->n);
-	return 0;
+	return vp_vdev_ask_logged(v);
 }
 
 static int on_status(void *ctx, uint8_t status, struct vp_err *e)

@@ -56,6 +56,11 @@ struct vp_vdev_ops {
 	 * vp_vdev_ring_stopped() follows for each.
 	 */
 	int (*stop)(void *ctx, unsigned q);
+	/*
+	 * Optional. All that is written from now on is to be logged. 0: it is; VP_LATER while someone outside this
+	 * process still writes: vp_vdev_logged() follows.
+	 */
+	int (*logged)(void *ctx);
 	/* Optional. The memory table was replaced (vp_vdev_memory()). */
 	void (*memory)(void *ctx);
 	/*
@@ -135,6 +140,8 @@ int vp_vdev_inflight(struct vp_vdev *v, struct vp_vdev_inflight *out, struct vp_
  * of the session.
  */
 int vp_vdev_ring_stopped(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/* Completes ops->logged(), as the function above does ops->stop(). */
+int vp_vdev_logged(struct vp_vdev *v, struct vp_err *e);
 /* The profile's config space is another one: tells the front-end when it can be told, one message at a time. */
 void vp_vdev_config_changed(struct vp_vdev *v);
 bool vp_vdev_logging(const struct vp_vdev *v);

@@ -168,5 +168,15 @@ int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp
 		vp_vdev_ring_set_log(v, q);
 	v->ops->offer(v->ctx, 0, v->n);
 	vp_map_unref(old);
-	return 0;
+	return vp_vdev_ask_logged(v);
+}
+
+int vp_vdev_ask_logged(struct vp_vdev *v)
+{
+	return vp_vdev_logging(v) && v->ops->logged ? v->ops->logged(v->ctx) : 0;
+}
+
+int vp_vdev_logged(struct vp_vdev *v, struct vp_err *e)
+{
+	return vu_backend_done(v->ops->session(v->ctx), 0, e);
 }

@@ -72,6 +72,8 @@ int vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed,
 		       struct vp_err *e);
 void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why);
 void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
+/* Logging may have begun: 0, or VP_LATER. */
+int vp_vdev_ask_logged(struct vp_vdev *v);
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int  vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 

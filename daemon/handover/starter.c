@@ -42,10 +42,13 @@ static struct {
 
 /* ---- the process ------------------------------------------------------------------------------- */
 
+/* It ends with the daemon, and by nothing else: what ends all of a service's processes ends the daemon, too. */
+static const int ignored[] = { SIGINT, SIGHUP, SIGTERM };
+
 static char own[PATH_MAX];
 static const char *allowed;
 static char **args;
-static pid_t running;
+static int running = -1;  /* pidfd of what was started last */
 
 static bool on_list(const char *path)
 {
@@ -100,7 +103,8 @@ static _Noreturn void become(const char *path, int sock)
 	v[n + 1] = number;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	signal(SIGCHLD, SIG_DFL);
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(ignored); i++)
+		signal(ignored[i], SIG_DFL);
 	signal(SIGPIPE, SIG_DFL);
 	execv(path, v);
 	fprintf(stderr, "<3>starter: %s: %s\n", path, strerror(errno));
@@ -142,10 +146,12 @@ static void run(int sock, const struct ask *m)
 	if (!a.code && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv))
 		a.code = vp_err_set(&e, -errno, "no socket: %s", strerror(errno));
 	if (!a.code) {
-		running = launch(path, sv[1]);
-		a.pid = running;
-		if (running <= 0)
+		a.pid = launch(path, sv[1]);
+		if (a.pid <= 0)
 			a.code = vp_err_set(&e, -EAGAIN, "cannot make a process: %s", strerror(errno));
+		vp_close(&running);
+		/* By its number alone it might be another one by the time that it is to be ended. */
+		running = a.code ? -1 : (int)syscall(SYS_pidfd_open, a.pid, 0);
 	}
 	snprintf(a.msg, sizeof(a.msg), "%.190s", e.msg);
 	vp_send_fds(sock, &a, sizeof(a), &sv[0], !a.code);
@@ -163,19 +169,15 @@ static _Noreturn void starter_main(void)
 	unsetenv("LISTEN_FDS");
 	unsetenv("LISTEN_FDNAMES");
 	unsetenv("WATCHDOG_PID");
-	signal(SIGINT, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-	/* With the daemon, and by nothing else: what ends all of a service's processes ends the daemon, too. */
-	signal(SIGTERM, SIG_IGN);
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(ignored); i++)
+		signal(ignored[i], SIG_IGN);
 	while ((n = recv(STARTER_SOCK_FD, &m, sizeof(m), 0)) > 0) {
 		if ((size_t)n != sizeof(m) || !memchr(m.path, 0, sizeof(m.path)))
 			continue;
 		if (m.op == RUN)
 			run(STARTER_SOCK_FD, &m);
-		else if (m.op == KILL && running > 0)
-			kill(running, SIGKILL);
-		if (m.op == KILL)
-			running = 0;
+		else if (m.op == KILL && running >= 0)
+			syscall(SYS_pidfd_send_signal, running, SIGKILL, NULL, 0);
 	}
 	_exit(0);
 }

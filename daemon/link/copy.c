@@ -41,6 +41,9 @@
 /* Of those, what shadow rings have when the data path supports it. */
 #define SHADOW_BITS (VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_RING_F_EVENT_IDX))
 
+/* Where a fast link's pool lies, beside the driver VM's memory: beyond what any processor of a VM can address. */
+#define POOL_BESIDE_ADDR (UINT64_C(1) << 52)
+
 #define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
 
 struct copy_queue {
@@ -55,17 +58,24 @@ struct copy_queue {
 };
 
 struct copy {
-	struct vp_plink    pl;       /* first */
+	struct vp_plink   *pl;
 	struct copy_queue *q;
 	/* the pool */
 	struct vp_shared   pool;
 	uint64_t           pool_size, pool_addr, area;
 	int                own_fd;   /* the pool's memfd when it is not the port's, else -1 */
+	bool               shown;    /* the device VM has it */
 };
 
 static struct copy *copy_of(struct vp_plink *pl)
 {
-	return vp_container_of(pl, struct copy, pl);
+	return pl->copy;
+}
+
+/* A fast link, whose queues are copied only while the driver VM migrates. */
+static bool beside_memory(const struct vp_plink *pl)
+{
+	return pl->m != &vp_plink_copy;
 }
 
 /* ---- data threads ----------------------------------------------------------------------------- */
@@ -136,7 +146,7 @@ static const struct vp_work_ops request_ops = { .run = request_run, .arm = reque
  */
 static uint64_t rings_size(const struct copy *cl)
 {
-	return cl->pl.n * vp_copyq_ring_bytes();
+	return cl->pl->n * vp_copyq_ring_bytes();
 }
 
 static struct vp_copyq_area ring_area(const struct copy *cl, unsigned i)
@@ -146,9 +156,9 @@ static struct vp_copyq_area ring_area(const struct copy *cl, unsigned i)
 
 static struct vp_copyq_area data_area(const struct copy *cl, unsigned i)
 {
-	if (cl->pl.dev->waits)
+	if (cl->pl->dev->waits)
 		return (struct vp_copyq_area){ rings_size(cl) + i * cl->area, cl->area };
-	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl.n / 2 + i / 2) * cl->area, cl->area };
+	return (struct vp_copyq_area){ rings_size(cl) + (i & 1 ? i / 2 : cl->pl->n / 2 + i / 2) * cl->area, cl->area };
 }
 
 /* Its run ends. Whatever the device side has not returned by now, it may return in the next one. */
@@ -172,7 +182,7 @@ static void pool_tidy(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
-	for (unsigned i = 0; cl->pool.size && i < pl->n; i++)
+	for (unsigned i = 0; cl && cl->pool.size && i < pl->n; i++)
 		if (cl->q[i].stale && !vp_port_queue_lingers(pl->port, i))
 			queue_scrub(cl, i);
 }
@@ -210,7 +220,6 @@ static int pool_publish(struct vp_plink *pl, struct vp_err *e)
 	uint64_t half = cl->area * (pl->dev->waits ? pl->n : pl->n / 2);
 	struct vp_port_region r[3];
 
-	cl->pool_addr = VHP_CTRL_POOL_OFF;
 	r[0] = (struct vp_port_region){ .addr = cl->pool_addr, .size = rings_size(cl),
 					.flags = VHP_REGION_READ | VHP_REGION_WRITE };
 	r[1] = (struct vp_port_region){ .offset = rings_size(cl), .size = half, .flags = VHP_REGION_READ };
@@ -221,7 +230,17 @@ static int pool_publish(struct vp_plink *pl, struct vp_err *e)
 		r[i].addr = cl->pool_addr + r[i].offset;
 		r[i].fd = cl->own_fd;
 	}
-	return vp_port_set_memory(cl->pl.port, r, pl->dev->waits ? 2 : 3, e);
+	return vp_port_set_memory(cl->pl->port, r, pl->dev->waits ? 2 : 3, e);
+}
+
+bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_region *r)
+{
+	struct copy *cl = copy_of(pl);
+
+	cl->shown = from <= cl->pool_addr;
+	*r = (struct vp_port_region){ .addr = cl->pool_addr, .size = vp_align_up(cl->pool_size, 4096), .fd = cl->own_fd,
+				      .flags = VHP_REGION_READ | VHP_REGION_WRITE };
+	return cl->shown;
 }
 
 static int pool_make(struct vp_plink *pl, struct vp_err *e)
@@ -230,16 +249,16 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	uint64_t off, size;
 	int fd, r;
 
-	cl->pool_size = vp_conf_link_pool(&cl->pl.l->conf);
-	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl.n & ~UINT64_C(4095) : 0;
+	cl->pool_size = vp_conf_link_pool(&cl->pl->l->conf);
+	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl->n & ~UINT64_C(4095) : 0;
 	if (cl->area < AREA_MIN)
 		return vp_err_set(e, -EINVAL,
 				  "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
-				  (unsigned long long)cl->area >> 10, cl->pl.n, AREA_MIN >> 10);
+				  (unsigned long long)cl->area >> 10, cl->pl->n, AREA_MIN >> 10);
 	if (cl->area > UINT32_MAX - 63)
 		cl->area = 1u << 31;
-	fd = vp_port_memfd(cl->pl.port, &size);
-	off = vp_port_pool(cl->pl.port, &size);
+	fd = vp_port_memfd(cl->pl->port, &size);
+	off = vp_port_pool(cl->pl->port, &size);
 	if (!size) {
 		off = 0;
 		/*
@@ -256,7 +275,9 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	/* That of an earlier process holds what its driver VM left. */
 	if (vp_port_was_kept(pl->port))
 		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
-	return pool_publish(pl, e);
+	cl->shown = !beside_memory(pl);
+	cl->pool_addr = beside_memory(pl) ? POOL_BESIDE_ADDR : VHP_CTRL_POOL_OFF;
+	return beside_memory(pl) ? 0 : pool_publish(pl, e);
 }
 
 /*
@@ -280,7 +301,10 @@ static void pool_fresh(struct vp_plink *pl)
 	if (!r) {
 		cl->own_fd = fd;
 		fd = old;
-		r = pool_publish(pl, &e);
+		if (!beside_memory(pl))
+			r = pool_publish(pl, &e);
+		else if (pl->slot.v)
+			pl->m->memory(pl);
 	}
 	if (r)
 		vp_log(VP_LOG_WARNING, "%s: no other pool for the next back-end: %s", pl->dev_name, e.msg);
@@ -367,6 +391,11 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	struct vp_err e = { 0 };
 	int ret;
 
+	if (!cl->shown) {
+		vp_log(VP_LOG_WARNING, "%s: queue %u rests: the memory of the driver VM leaves no place for the pool",
+		       pl->name, i);
+		return -E2BIG;
+	}
 	if (q->stale)
 		queue_scrub(cl, i);
 	q->work.work.ops = pl->dev->waits ? &request_ops : &packet_ops;
@@ -466,7 +495,7 @@ static void copy_finish(struct vp_plink *pl, unsigned i)
 
 static bool copy_broken(const struct vp_plink *pl, unsigned i)
 {
-	const struct copy_queue *q = &vp_container_of(pl, const struct copy, pl)->q[i];
+	const struct copy_queue *q = &pl->copy->q[i];
 
 	return q->b ? q->b->shadow.broken : q->r->shadow.broken;
 }
@@ -475,9 +504,13 @@ static bool copy_broken(const struct vp_plink *pl, unsigned i)
 
 static int copy_init(struct vp_plink *pl, struct vp_err *e)
 {
-	struct copy *cl = copy_of(pl);
+	struct copy *cl = calloc(1, sizeof(*cl));
 	int r;
 
+	if (!cl)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	pl->copy = cl;
+	cl->pl = pl;
 	cl->own_fd = -1;
 	cl->q = calloc(pl->n, sizeof(*cl->q));
 	for (unsigned i = 0; cl->q && i < pl->n; i++)
@@ -492,15 +525,19 @@ static void copy_fini(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
-	for (unsigned i = 0; cl->q && i < pl->n; i++) {
+	for (unsigned i = 0; cl && cl->q && i < pl->n; i++) {
 		copy_unwire(pl, i);
 		vp_copyq_free(cl->q[i].b);
 		vp_reqq_free(cl->q[i].r);
 		vp_close(&cl->q[i].kick_fd);
 	}
+	if (!cl)
+		return;
 	vp_shared_unmap(&cl->pool);
 	vp_close(&cl->own_fd);
 	free(cl->q);
+	free(cl);
+	pl->copy = NULL;
 }
 
 static void copy_show(struct vp_plink *pl, json_t *o)
@@ -528,9 +565,9 @@ static void copy_show(struct vp_plink *pl, json_t *o)
 	json_object_set_new(o, "queues_spoiled", json_integer((json_int_t)pl->spoiled));
 }
 
-static const struct vp_plink_mode copy_mode = {
+const struct vp_plink_mode vp_plink_copy = {
 	.mode = VHP_MODE_COPY,
-	.size = sizeof(struct copy),
+	.size = sizeof(struct vp_plink),
 	.not_the_paths = OURS,
 	.path_bits = SHADOW_BITS,
 	.lanes = true,
@@ -549,7 +586,7 @@ static const struct vp_plink_mode copy_mode = {
 	.finish = copy_finish,
 };
 
-static int copy_start(struct vp_link *l, struct vp_err *e)
+uint64_t vp_plink_pool_in_port(const struct vp_link *l)
 {
 	/*
 	 * Over shmem only the control block of the port's file is mapped, and a back-end on the host gets none of it:
@@ -557,7 +594,12 @@ static int copy_start(struct vp_link *l, struct vp_err *e)
 	 */
 	bool apart = l->conf.attachment == VP_ATTACH_SHMEM || l->conf.attachment == VP_ATTACH_HOSTDEV;
 
-	return vp_plink_start(l, &copy_mode, apart ? 0 : vp_conf_link_pool(&l->conf), e);
+	return apart ? 0 : vp_conf_link_pool(&l->conf);
+}
+
+static int copy_start(struct vp_link *l, struct vp_err *e)
+{
+	return vp_plink_start(l, &vp_plink_copy, vp_plink_pool_in_port(l), e);
 }
 
 const struct vp_link_ops vp_link_copy_ops = VP_PLINK_OPS(copy_start);

@@ -56,6 +56,12 @@ static struct fast *fast_of(struct vp_plink *pl)
 	return vp_container_of(pl, struct fast, pl);
 }
 
+/* Its driver VM may migrate: while what is written to its memory is logged, its queues are copied. */
+static bool may_log(const struct vp_conf_link *c)
+{
+	return c->mode != VP_MODE_GRANT && c->migration == VP_MIGRATION_YES;
+}
+
 static int fast_init(struct vp_plink *pl, struct vp_err *e)
 {
 	struct fast *f = fast_of(pl);
@@ -64,7 +70,9 @@ static int fast_init(struct vp_plink *pl, struct vp_err *e)
 	f->nudge_fd = -1;
 	f->q = calloc(pl->n, sizeof(*f->q));
 	r = f->q ? vp_eventfd_new(&f->nudge_fd) : -ENOMEM;
-	return r ? vp_err_set(e, r, "%s", strerror(-r)) : 0;
+	if (r)
+		return vp_err_set(e, r, "%s", strerror(-r));
+	return may_log(&pl->l->conf) ? vp_plink_copy.init(pl, e) : 0;
 }
 
 static void fast_unwire(struct vp_plink *pl, unsigned i)
@@ -89,6 +97,7 @@ static void fast_fini(struct vp_plink *pl)
 		fast_unwire(pl, i);
 	vp_close(&f->nudge_fd);
 	free(f->q);
+	vp_plink_copy.fini(pl);
 }
 
 static void profile_without(const struct vp_conf_link *c, struct vu_backend_cfg *cfg, uint64_t without)
@@ -98,12 +107,13 @@ static void profile_without(const struct vp_conf_link *c, struct vu_backend_cfg 
 		cfg->features &= ~VP_BIT(VIRTIO_F_RING_PACKED);
 	if (c->plain)
 		cfg->features &= ~(VP_BIT(VIRTIO_RING_F_INDIRECT_DESC) | VP_BIT(VIRTIO_RING_F_EVENT_IDX));
-	cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
+	if (!may_log(c))
+		cfg->pf &= ~VP_BIT(VU_PF_LOG_SHMFD);
 }
 
 static void fast_profile(const struct vp_conf_link *c, struct vu_backend_cfg *cfg)
 {
-	profile_without(c, cfg, NOT_FAST);
+	profile_without(c, cfg, NOT_FAST & ~(may_log(c) ? VP_BIT(VHOST_F_LOG_ALL) : 0));
 }
 
 /*
@@ -134,7 +144,7 @@ static bool inflight_region(struct vp_plink *pl, const struct vp_memtab *t, stru
 static void fast_memory(struct vp_plink *pl)
 {
 	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
-	struct vp_port_region *r = t ? calloc(t->n + 1, sizeof(*r)) : NULL;
+	struct vp_port_region *r = t ? calloc(t->n + 2, sizeof(*r)) : NULL;
 	struct vp_err e = { 0 };
 	unsigned n = r ? t->n : 0;
 
@@ -143,6 +153,8 @@ static void fast_memory(struct vp_plink *pl)
 			.addr = t->r[i].gpa, .size = t->r[i].size, .offset = t->r[i].offset, .fd = t->r[i].map->fd,
 			.flags = VHP_REGION_READ | VHP_REGION_WRITE,
 		};
+	if (n && pl->copy && vp_plink_pool_region(pl, r[n - 1].addr + r[n - 1].size, &r[n]))
+		n++;
 	if (n && inflight_region(pl, t, &r[n]))
 		n++;
 	if (vp_port_set_memory(pl->port, r, n, &e))
@@ -195,7 +207,7 @@ static void deal_with_left(struct vp_plink *pl, unsigned i)
 }
 
 /* The guest may have let go. */
-static void fast_tidy(struct vp_plink *pl)
+static void tidy_left(struct vp_plink *pl)
 {
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (fast_of(pl)->q[i].left && !vp_port_queue_at_work(pl->port, i))
@@ -352,18 +364,40 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 	/* An attachment with straight-through signals says how many there are. */
 	json_object_set_new(o, "kicks_direct", json_integer(0));
 	json_object_set_new(o, "calls_direct", json_integer(0));
+	if (pl->copy)
+		json_object_set_new(o, "pool_size", json_integer((json_int_t)vp_conf_link_pool(&pl->l->conf)));
+}
+
+/* The pool's part of what happens: there is one if the driver VM may migrate. */
+static void fast_gone(struct vp_plink *pl)
+{
+	if (pl->copy)
+		vp_plink_copy.gone(pl);
+}
+
+static void fast_tidy(struct vp_plink *pl)
+{
+	tidy_left(pl);
+	vp_plink_copy.tidy(pl);
+}
+
+static void fast_fresh(struct vp_plink *pl)
+{
+	if (pl->copy)
+		vp_plink_copy.fresh(pl);
 }
 
 static const struct vp_plink_mode fast_mode = {
-	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true,
+	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
+	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
-	.tidy = fast_tidy, .begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
+	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
 	.show = fast_show,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &fast_mode, 0, e);
+	return vp_plink_start(l, &fast_mode, may_log(&l->conf) ? vp_plink_pool_in_port(l) : 0, e);
 }
 
 const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);
@@ -420,6 +454,7 @@ static int grant_leave(struct vp_plink *pl, unsigned i)
 
 static void grant_tidy(struct vp_plink *pl)
 {
+	tidy_left(pl);
 	if (fast_of(pl)->grants)
 		vp_grants_tidy(fast_of(pl)->grants);
 }
@@ -433,8 +468,8 @@ static const struct vp_plink_mode grant_mode = {
 	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
 	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
-	.begin = grant_begin, .end = fast_end, .leave = grant_leave, .tidy = grant_tidy, .grants = grant_grants,
-	.wire = fast_wire, .show = fast_show,
+	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
+	.grants = grant_grants, .wire = fast_wire, .show = fast_show,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -272,9 +272,9 @@ static bool ring_shown(const struct vp_grants *g, const struct vp_virtq *vq)
 {
 	const struct vp_port *p = g->pl->port;
 
-	return vp_port_shows(p, vq->desc_addr, vp_vq_desc_bytes(vq->size)) &&
-	       vp_port_shows(p, vq->driver_addr, vp_vq_driver_bytes(vq->size, vq->packed)) &&
-	       vp_port_shows(p, vq->device_addr, vp_vq_device_bytes(vq->size, vq->packed));
+	return vp_port_shows_whole(p, vq->desc_addr, vp_vq_desc_bytes(vq->size)) &&
+	       vp_port_shows_whole(p, vq->driver_addr, vp_vq_driver_bytes(vq->size, vq->packed)) &&
+	       vp_port_shows_whole(p, vq->device_addr, vp_vq_device_bytes(vq->size, vq->packed));
 }
 
 /*

@@ -183,7 +183,6 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 int vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, const struct vp_conf_link *link,
 			 const struct vp_grant_channel_ops *ops, void *ctx, struct vp_err *e)
 {
-	const struct vp_conf_vm *vm = vp_conf_vm_find(d->conf, link->side[VP_SIDE_DRIVER].vm);
 	struct vp_grant_channel *c = calloc(1, sizeof(*c));
 	char act[VP_CONF_NAME_MAX + 16];
 	int r = 0;
@@ -200,7 +199,8 @@ int vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, con
 	snprintf(act, sizeof(act), "%s.grant", link->name);
 	c->lfd = vp_activation_take(&d->activation, act);
 	if (c->lfd < 0) {
-		r = vp_sock_listen(link->grant_socket, vm && vm->n_users ? 0666 : 0600, &c->lfd, e);
+		r = vp_sock_listen(link->grant_socket,
+				   vp_conf_socket_file_mode(d->conf, link->side[VP_SIDE_DRIVER].vm), &c->lfd, e);
 		c->unlink_path = !r;
 	}
 	if (!r) {

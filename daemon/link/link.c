@@ -409,6 +409,8 @@ static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
 				any |= vp_sock_set_mode(l->side[s].socket, mode);
 			if (*qmp && qmp_mode == VP_SOCKET_SERVER)
 				any |= vp_sock_set_mode(qmp, mode);
+			if (s == VP_SIDE_DRIVER && *l->grant_socket)
+				any |= vp_sock_set_mode(l->grant_socket, mode);
 		}
 		touched += any;
 	}
@@ -564,6 +566,7 @@ json_t *vp_link_detail(struct vp_link *l)
 
 	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
+	json_object_set_new(o, "migratable", json_boolean(vp_conf_link_migrates(&l->conf, l->decision.mode)));
 	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());

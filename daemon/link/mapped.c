@@ -165,6 +165,7 @@ static void prune(struct vp_mapped *m)
 				(struct vp_mapped_piece){ from, VP_MIN(left[j].uva + left[j].size, end) - from };
 		}
 	}
+	m->join = VP_MIN(m->join, m->n_pieces + VP_MAPPED_JOIN);
 }
 
 static const struct vp_mapped_piece *piece_of(const struct vp_mapped *m, uint64_t uva)
@@ -295,6 +296,27 @@ bool vp_mapped_shares(const struct vp_mapped *m, uint64_t iova, uint64_t size, u
 		}
 	}
 	return false;
+}
+
+void vp_mapped_together(struct vp_mapped *m, uint64_t iova, uint64_t size)
+{
+	unsigned i = lower(m, iova), k = 0;
+	const struct vp_mapped_range *r = &m->range[i];
+	uint64_t uva, end;
+
+	if (i == m->n || r->iova > iova || last_of(r) - iova < size - 1)
+		return;
+	uva = r->uva + (iova - r->iova);
+	end = uva + size;
+	for (i = 0; i < m->n_pieces; i++) {
+		struct vp_mapped_piece p = m->piece[i];
+
+		if (k && p.uva > uva && p.uva < end && m->piece[k - 1].uva + m->piece[k - 1].size == p.uva)
+			m->piece[k - 1].size += p.size;
+		else
+			m->piece[k++] = p;
+	}
+	m->n_pieces = k;
 }
 
 unsigned vp_mapped_regions(struct vp_mapped *m, const struct vp_memtab *t, struct vp_port_region *out)

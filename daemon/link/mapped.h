@@ -39,6 +39,9 @@ void vp_mapped_clear(struct vp_mapped *m);
  */
 int vp_mapped_add(struct vp_mapped *m, uint64_t iova, uint64_t size, uint64_t uva);
 
+/* [iova, iova + size) is there, a ring's area: if its memory is in one piece, it is to be in one window. */
+void vp_mapped_together(struct vp_mapped *m, uint64_t iova, uint64_t size);
+
 /* Is all of [iova, iova + size) there? If not, *missing is its first address that is not. */
 bool vp_mapped_has(const struct vp_mapped *m, uint64_t iova, uint64_t size, uint64_t *missing);
 

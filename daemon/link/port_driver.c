@@ -87,8 +87,14 @@ static void vdev_config_written(void *ctx, uint32_t off, uint32_t len, const uin
 	vp_port_set_written(pl->port, off, len, all);
 }
 
+static int vdev_logged(void *ctx)
+{
+	return vp_plink_logged(ctx);
+}
+
 static const struct vp_vdev_ops vdev_ops = {
 	.translated = vdev_translated,
+	.logged = vdev_logged,
 	.withdraw = vdev_withdraw,
 	.offer = vdev_offer,
 	.stop = vdev_stop,
@@ -149,6 +155,7 @@ static void drv_gone(struct vp_plink *pl)
 	pl->closing = true;
 	vp_port_begin(pl->port);
 	vp_port_set_driver(pl->port, VP_PORT_NO_DRIVER, 0);
+	vp_port_set_mode(pl->port, pl->m->mode, false);
 	vdev_memory(pl);
 	vp_port_commit(pl->port);
 	vp_vdev_reap(v);
@@ -156,6 +163,7 @@ static void drv_gone(struct vp_plink *pl)
 	/* Nobody waits for answers any more. */
 	for (unsigned i = 0; i < pl->n; i++)
 		pl->q[i].gone = pl->q[i].stop_owed = false;
+	pl->log_owed = false;
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_stats_add(pl->dev->use(i) == VP_QUEUE_RECEIVES ? &pl->past_back : &pl->past,
 			     &vp_vdev_ring(v, i)->rq.stats);

@@ -43,7 +43,7 @@ void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, co
 static void wire(struct vp_plink *pl, unsigned i)
 {
 	pl->q[i].rewire = false;
-	pl->m->wire(pl, i);
+	pl->q[i].m->wire(pl, i);
 }
 
 /* The device VM's fds are other ones. */
@@ -66,13 +66,25 @@ void vp_plink_wires_changed(void *ctx)
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
+/* In which mode a queue is handed over now. */
+static const struct vp_plink_mode *mode_now(const struct vp_plink *pl)
+{
+	return pl->copy && pl->slot.v && vp_vdev_logging(pl->slot.v) ? &vp_plink_copy : pl->m;
+}
+
 /*
  * Requests that the device VM has are answered also when the driver has disabled the queue, which QEMU does before it
  * stops it: our data threads see to it that no new ones come.
  */
 static bool stays_enabled(const struct vp_plink *pl, const struct vp_vdev_ring *r)
 {
-	return r->enabled || (pl->dev->waits && pl->m->lanes);
+	return r->enabled || (pl->dev->waits && mode_now(pl)->lanes);
+}
+
+static void finish(struct vp_plink *pl, unsigned i)
+{
+	if (pl->q[i].m->finish)
+		pl->q[i].m->finish(pl, i);
 }
 
 static void hand_over(struct vp_plink *pl, unsigned i)
@@ -84,26 +96,27 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	int ret;
 
 	vp_plink_withdraw(pl, i, 1);
+	if (q->m != mode_now(pl)) {
+		/* What the old mode still knows of the ring is brought to an end first. */
+		if (q->m->tidy)
+			q->m->tidy(pl);
+		finish(pl, i);
+		q->m = mode_now(pl);
+	}
 	if (r->rq.vq.broken)
 		return;
-	ret = pl->m->begin(pl, i, &pr);
+	ret = q->m->begin(pl, i, &pr);
 	if (ret) {
 		q->given_up = ret != VP_LATER;
 		return;
 	}
 	if (vp_port_queue_run(pl->port, i, &pr)) {
-		pl->m->end(pl, i, NULL, true);
+		q->m->end(pl, i, NULL, true);
 		return;
 	}
 	q->handed = true;
 	wire(pl, i);
 	vp_plink_publish(pl, i);
-}
-
-static void finish(struct vp_plink *pl, unsigned i)
-{
-	if (pl->m->finish)
-		pl->m->finish(pl, i);
 }
 
 /* Nobody has the queue. Its front-end may be told so now, or later. */
@@ -132,7 +145,7 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 
 	vp_plink_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = q->draining = false;
-	pl->m->end(pl, i, s, alive);
+	q->m->end(pl, i, s, alive);
 	q->given_up = q->spoiled || (!s->lost && !owed && !q->taken);
 	q->spoiled = q->taken = false;
 	if (!alive)
@@ -241,7 +254,7 @@ static bool may_have(const struct vp_vdev_ring *r, unsigned i)
 /* The device VM has it, and has broken its end of it. */
 static bool spoiled(struct vp_plink *pl, unsigned i)
 {
-	if (!pl->m->broken || !pl->m->broken(pl, i))
+	if (!pl->q[i].m->broken || !pl->q[i].m->broken(pl, i))
 		return false;
 	vp_log(VP_LOG_WARNING,
 	       "%s: queue %u: the device VM returned buffers that it did not have, or does not take its kicks; the "
@@ -250,6 +263,44 @@ static bool spoiled(struct vp_plink *pl, unsigned i)
 	pl->spoiled++;
 	pl->q[i].spoiled = true;
 	return true;
+}
+
+static bool drain(struct vp_plink *pl, unsigned i);
+
+/* Logging has begun or ended: the device VM lets go of the queue, and is given it again in the other mode. */
+static void change_mode(struct vp_plink *pl, unsigned i)
+{
+	pl->q[i].taken = true;
+	if (!drain(pl, i))
+		vp_port_queue_stop(pl->port, i);
+}
+
+/* Who has a queue may write to the driver VM's memory, and nobody logs that. */
+static bool unlogged(struct vp_plink *pl)
+{
+	bool some = false;
+
+	for (unsigned i = 0; i < pl->n; i++)
+		some |= !pl->q[i].m->lanes && (pl->q[i].handed || vp_port_queue_await(pl->port, i) == VP_LATER);
+	return some;
+}
+
+int vp_plink_logged(struct vp_plink *pl)
+{
+	pl->log_owed = pl->copy && unlogged(pl);
+	return pl->log_owed ? VP_LATER : 0;
+}
+
+static void answer_log(struct vp_plink *pl)
+{
+	struct vp_err e = { 0 };
+
+	if (!pl->log_owed || unlogged(pl))
+		return;
+	pl->log_owed = false;
+	if (vp_vdev_logged(pl->slot.v, &e))
+		vp_peer_kick_out(pl->peer, e.code ? e.msg : "the front-end went away");
+	vp_peer_rearm(pl->peer);
 }
 
 static void update_queue(struct vp_plink *pl, unsigned i, bool up)
@@ -275,10 +326,12 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	}
 	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_LATER)
 		q->taken = true;
+	if (q->handed && q->m != mode_now(pl) && !q->taken && !q->stop_owed)
+		change_mode(pl, i);
 	if (q->handed) {
 		vp_port_queue_enable(pl->port, i, stays_enabled(pl, r));
-		if (pl->m->open)
-			pl->m->open(pl, i, r->enabled && !q->stop_owed);
+		if (q->m->open)
+			q->m->open(pl, i, r->enabled && !q->stop_owed && !q->taken);
 		if (q->rewire)
 			wire(pl, i);
 	}
@@ -300,6 +353,7 @@ static void update_once(struct vp_plink *pl)
 	if (pl->m->rings)
 		pl->m->rings(pl);
 	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? vp_plink_features(pl) : 0);
+	vp_port_set_mode(pl->port, mode_now(pl)->mode, mode_now(pl) != pl->m);
 	up = vp_port_is_up(pl->port);
 	for (unsigned i = 0; v && pl->lanes && !pl->closing && i < pl->n; i++)
 		update_queue(pl, i, up);
@@ -321,6 +375,7 @@ void vp_plink_update(struct vp_plink *pl)
 	}
 	pl->in_update = false;
 	vp_plink_guard_update(pl);
+	answer_log(pl);
 	if (!pl->closing)
 		vp_link_look(pl->l);
 }
@@ -337,7 +392,7 @@ void vp_plink_update(struct vp_plink *pl)
 void vp_plink_drained(struct vp_plink *pl, bool all)
 {
 	for (unsigned i = 0; i < pl->n; i++) {
-		if (!pl->q[i].draining || !(all || pl->m->drained(pl, i)))
+		if (!pl->q[i].draining || !(all || pl->q[i].m->drained(pl, i)))
 			continue;
 		pl->q[i].draining = false;
 		if (all)
@@ -354,17 +409,24 @@ static int on_drain(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
+/* A queue of requests that is to be stopped takes no new ones. True: vp_plink_drained() stops it. */
+static bool drain(struct vp_plink *pl, unsigned i)
+{
+	const struct vp_plink_mode *m = pl->q[i].m;
+
+	if (!pl->q[i].handed || !m->drained || !pl->dev->waits)
+		return false;
+	m->open(pl, i, false);
+	pl->q[i].draining = !m->drained(pl, i) && vp_timer_in(pl->l->d->event, &pl->drain_timer, DRAIN_US, on_drain, pl,
+							      pl->name) >= 0;
+	return pl->q[i].draining;
+}
+
 int vp_plink_stop_queue(struct vp_plink *pl, unsigned i)
 {
-	if (pl->q[i].handed && pl->m->drained && pl->dev->waits) {
+	if (drain(pl, i)) {
 		pl->q[i].stop_owed = true;
-		pl->m->open(pl, i, false);
-		if (!pl->m->drained(pl, i) &&
-		    vp_timer_in(pl->l->d->event, &pl->drain_timer, DRAIN_US, on_drain, pl, pl->name) >= 0) {
-			pl->q[i].draining = true;
-			return VP_LATER;
-		}
-		pl->q[i].stop_owed = false;
+		return VP_LATER;
 	}
 	if (vp_port_queue_stop(pl->port, i) != VP_LATER) {
 		vp_plink_withdraw(pl, i, 1);
@@ -373,7 +435,7 @@ int vp_plink_stop_queue(struct vp_plink *pl, unsigned i)
 	}
 	pl->q[i].stop_owed = true;
 	/* Until the device VM has answered, what it returns is given back and nothing new is taken. */
-	if (pl->q[i].handed && pl->m->open)
-		pl->m->open(pl, i, false);
+	if (pl->q[i].handed && pl->q[i].m->open)
+		pl->q[i].m->open(pl, i, false);
 	return VP_LATER;
 }

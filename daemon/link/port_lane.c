@@ -23,7 +23,7 @@ int vp_plink_lanes_make(struct vp_plink *pl)
 	if (!pl->lanes)
 		return -ENOMEM;
 	for (unsigned i = 0; !r && i < pl->n; i++)
-		if (pl->m->lanes || vp_plink_drops(pl, i))  /* else nobody drains it */
+		if (pl->m->lanes || pl->copy || vp_plink_drops(pl, i))  /* else nobody drains it */
 			/*
 			 * A request's way leads through a device side that may share the CPU; polling keeps it from its
 			 * work.
@@ -71,8 +71,8 @@ static void publish_work(struct vp_plink *pl, unsigned i, struct vp_vdev_ring *r
 	w->kicked = r->kick_fd >= 0 && !vp_lane_watch(pl->lanes, i, r->kick_fd);
 	if (bell >= 0)
 		vp_lane_watch(pl->lanes, i, bell);
-	if (pl->m->open)
-		pl->m->open(pl, i, r->enabled && !pl->q[i].stop_owed);
+	if (pl->q[i].m->open)
+		pl->q[i].m->open(pl, i, r->enabled && !pl->q[i].stop_owed && !pl->q[i].taken);
 	vp_lane_publish(pl->lanes, i, &w->work);
 }
 
@@ -83,7 +83,7 @@ void vp_plink_publish(struct vp_plink *pl, unsigned i)
 	if (!pl->lanes || vp_lane_work(pl->lanes, i) || r->rq.vq.broken)
 		return;
 	if (pl->q[i].handed) {
-		if (pl->m->lanes)
+		if (pl->q[i].m->lanes)
 			publish_work(pl, i, r);
 		return;
 	}

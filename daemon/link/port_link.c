@@ -177,6 +177,8 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	pl->q = calloc(pl->n, sizeof(*pl->q));
 	if (!pl->q)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
+	for (unsigned i = 0; !r && i < pl->n; i++)
+		pl->q[i].m = m;
 	if (!r && !l->d->forward)
 		r = vp_forward_new(&l->d->forward, e);
 	if (!r)
@@ -237,8 +239,9 @@ void vp_plink_reap(struct vp_link *l)
 	vp_plink_drained(pl, false);
 	broke = vp_vdev_check_memory(pl->slot.v);
 	broke |= vp_vdev_reap(pl->slot.v);
-	for (unsigned i = 0; pl->m->lanes && i < pl->n; i++)
-		broke |= pl->q[i].handed && (vp_vdev_ring(pl->slot.v, i)->rq.vq.broken || pl->m->broken(pl, i));
+	for (unsigned i = 0; i < pl->n; i++)
+		broke |= pl->q[i].handed && pl->q[i].m->lanes &&
+			 (vp_vdev_ring(pl->slot.v, i)->rq.vq.broken || pl->q[i].m->broken(pl, i));
 	if (!broke)
 		return;
 	pl->quiet++;

@@ -29,6 +29,7 @@
 
 struct vp_plink;
 struct vp_grants;
+struct copy;
 
 /* What a mode adds. Those marked ? may be NULL. */
 struct vp_plink_mode {
@@ -104,9 +105,10 @@ struct vp_plink_work {
 
 struct vp_plink_queue {
 	struct vp_plink_work *work;  /* the mode's; with lanes, while handed */
+	const struct vp_plink_mode *m; /* in which it was handed over last: the link's, or copy while that is logged */
 	bool handed;      /* the device VM has it */
 	bool stop_owed;   /* the front-end waits for GET_VRING_BASE's answer */
-	bool taken;       /* it is asked to stop, because the driver disabled the queue */
+	bool taken;       /* it is asked to stop, because the driver disabled the queue, or to go on in another mode */
 	bool spoiled;     /* its end was broken by the device VM: being taken from it */
 	bool given_up;    /* by the data path, or taken from it: not handed over again while it is attached */
 	bool rewire;      /* its fds may have changed */
@@ -126,6 +128,8 @@ struct vp_plink {
 	char                  name[VP_CONF_NAME_MAX + 24], dev_name[VP_CONF_NAME_MAX + 24];
 	unsigned              n;        /* queues */
 	struct vp_plink_queue *q;
+	struct copy          *copy;     /* copy.c; of a fast link too, if its driver VM may migrate, else NULL */
+	bool                  log_owed; /* the front-end waits until all that is written is logged */
 	struct vp_lanes      *lanes;    /* n of them, while a front-end is connected */
 	bool                  inited, closing, in_update, again;
 	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
@@ -163,6 +167,7 @@ const char *vp_plink_status(const struct vp_link *l);
 json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
 bool vp_plink_reported(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
+uint64_t vp_plink_handovers(const struct vp_link *l);
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side);
 const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 struct vp_grants *vp_plink_grants(const struct vp_link *l);
@@ -171,8 +176,18 @@ struct vp_grants *vp_plink_grants(const struct vp_link *l);
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
-	.grants = vp_plink_grants, \
+	.grants = vp_plink_grants, .handovers = vp_plink_handovers, \
 }
+
+/*
+ * copy.c. A fast link's queues are in this mode while what is written to the driver VM's memory is logged: the daemon
+ * writes it then. The pool lies beside that memory.
+ */
+extern const struct vp_plink_mode vp_plink_copy;
+/* Bytes of the pool that belong to the port's own memory. */
+uint64_t vp_plink_pool_in_port(const struct vp_link *l);
+/* The pool of a fast link as one region, which begins at from or above; else false. */
+bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_region *r);
 
 /*
  * port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another
@@ -187,6 +202,8 @@ extern const struct vp_port_ops vp_plink_port_ops;
 void vp_plink_update(struct vp_plink *pl);
 /* The device VM's fds are other ones. ctx: the link. */
 void vp_plink_wires_changed(void *ctx);
+/* All that is written is to be logged: as logged() of vp_vdev_ops. */
+int  vp_plink_logged(struct vp_plink *pl);
 /* The driver VM's VMM stops queue i: as stop() of vp_vdev_ops. */
 int  vp_plink_stop_queue(struct vp_plink *pl, unsigned i);
 /*

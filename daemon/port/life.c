@@ -64,7 +64,7 @@ void port_show_status(struct vp_port *p)
 	uint32_t reason = reason_now(p);
 
 	p->st.flags = htole32((p->attached ? VHP_STATE_ATTACHED : 0) | (p->conf.count ? VHP_STATE_COUNT : 0) |
-			      (p->maps ? VHP_STATE_MAP : 0));
+			      (p->maps ? VHP_STATE_MAP : 0) | (p->logged ? VHP_STATE_LOGGED : 0));
 	p->st.link_status = htole32(p->up ? VHP_LINK_UP : VHP_LINK_DOWN);
 	p->st.link_reason = htole32(p->up ? VHP_REASON_NONE : reason);
 	p->st.features[0] = htole64(p->driver == VP_PORT_NO_DRIVER ? 0 : p->features);

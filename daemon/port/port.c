@@ -48,6 +48,15 @@ void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, ui
 	vp_port_commit(p);
 }
 
+void vp_port_set_mode(struct vp_port *p, uint32_t mode, bool logged)
+{
+	vp_port_begin(p);
+	p->st.mode = htole32(mode);
+	p->logged = logged;
+	port_show_status(p);
+	vp_port_commit(p);
+}
+
 void vp_port_set_hold(struct vp_port *p, unsigned hold)
 {
 	p->hold = hold;

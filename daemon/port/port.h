@@ -179,6 +179,12 @@ void vp_port_free(struct vp_port *p);
 void vp_port_set_link(struct vp_port *p, uint32_t device_type, uint32_t mode, uint32_t nqueues,
 		      uint64_t offered, uint64_t required);
 
+/*
+ * The mode to be shown; logged: the driver VM's VMM has what is written to its memory logged, and that is why it is not
+ * the link's own.
+ */
+void vp_port_set_mode(struct vp_port *p, uint32_t mode, bool logged);
+
 enum vp_port_hold {
 	VP_PORT_HOLD_POLICY = 1,
 	VP_PORT_HOLD_ADMIN = 2,
@@ -222,6 +228,8 @@ int vp_port_set_memory(struct vp_port *p, const struct vp_port_region *r, unsign
 
 /* Regions that are shown to the guest, and whose windows are there, cover [addr, addr + size). */
 bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
+/* The same by one region alone. */
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size);
 /* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
 bool vp_port_windows_leaving(const struct vp_port *p);
 

@@ -80,7 +80,7 @@ struct vp_port {
 	bool                          regions_dirty, touched;
 	struct vhp_abi_state           st, pub;
 	/* life */
-	bool                          online, attached, up, updating, again;
+	bool                          online, attached, up, logged, updating, again;
 	bool                          falling;      /* up, and waiting for the guest to stop its queues */
 	bool                          cut, bad_features, limit;
 	unsigned                      hold;

@@ -306,6 +306,17 @@ bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size)
 	return !size;
 }
 
+bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size)
+{
+	for (unsigned i = 0; i < le32toh(p->st.nregions); i++) {
+		const struct vhp_abi_region *r = &p->st.regions[i];
+
+		if (vp_range_inside(addr, size, le64toh(r->addr), le64toh(r->size)))
+			return vp_port_shows(p, addr, size);
+	}
+	return false;
+}
+
 bool vp_port_windows_leaving(const struct vp_port *p)
 {
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {

@@ -145,7 +145,7 @@ static void queue_start(struct agent *a, unsigned int i, bool *lost)
 {
 	const struct vp_state_queue *sq = &a->s.queues[i];
 	struct agent_queue *q = &a->q[i];
-	struct dp_queue c = { .size = sq->size, .base = sq->base };
+	struct dp_queue c = { .size = sq->size, .base = sq->base, .addr = { sq->desc, sq->avail, sq->used } };
 	struct vp_err e = { 0 };
 	int rc;
 
@@ -345,6 +345,13 @@ static int session_begin(struct agent *a, bool *lost)
 		*lost = true;
 		return -EAGAIN;
 	}
+	if (a->dp->ops->set_grows)
+		a->dp->ops->set_grows(a->dp, a->s.flags & VHP_STATE_MAP);
+	else if (a->s.flags & VHP_STATE_MAP)
+		agent_complain(a, QUIET_SETUP, VP_LOG_WARNING,
+			       "the driver VM's memory comes as it is asked for (Grant=viommu), and the %s data path "
+			       "cannot ask: queues break at what it misses; use --tap, or a program on libvhostpci",
+			       a->dp->ops->name);
 	rc = a->dp->ops->configure(a->dp, a->s.features, &e);
 	if (rc) {
 		if (rc == -ECONNRESET)
@@ -566,6 +573,27 @@ static void check_rings(struct agent *a, bool *lost)
 	}
 }
 
+/* Memory that the data path waits for. What is refused breaks its queue, in the next pass. */
+static void ask_for_memory(struct agent *a)
+{
+	struct dp_missing m[16];
+	unsigned int n = a->dp->ops->missing(a->dp, m, VP_ARRAY_SIZE(m));
+
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t args[4] = { [VHP_MAP_ADDR] = m[i].addr, [VHP_MAP_SIZE] = 1,
+				     [VHP_MAP_ACCESS] = m[i].write ? VHP_REGION_WRITE : VHP_REGION_READ };
+		int rc = port_command(a->port, VHP_CMD_MAP, args, COMMAND_TIMEOUT_MS, NULL);
+
+		if (rc == VHP_ST_REFUSED) {
+			vp_log(VP_LOG_WARNING, "%s: queue %u: the driver VM does not give the memory at %#llx",
+			       a->port->what, m[i].queue, (unsigned long long)m[i].addr);
+			a->broken[m[i].queue / 64] |= VP_BIT(m[i].queue % 64);
+		}
+	}
+	if (n)
+		agent_retry_at(a, agent_now_ms());
+}
+
 static void send_sync(struct agent *a)
 {
 	uint32_t using = a->map ? a->map->generation : a->s.regions_generation;
@@ -654,6 +682,8 @@ static int pass(struct agent *a)
 	if (lost)
 		dp_lost(a);
 	send_sync(a);
+	if (a->up && a->dp->ops->missing)
+		ask_for_memory(a);
 	counters_tell(a);
 	return 0;
 }

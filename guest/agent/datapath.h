@@ -25,6 +25,7 @@ struct dp_queue {
 	uint32_t size;
 	uint32_t base;		/* as VHOST_SET_VRING_BASE takes it */
 	struct mm_ring ring;	/* user addresses of the memory table that was set last */
+	struct mm_ring addr;	/* the same as link addresses */
 	int kick_fd, call_fd;	/* eventfds; stay the engine's */
 };
 
@@ -42,12 +43,19 @@ struct dp_desc {
 	uint8_t config[VHP_CONFIG_MAX];
 };
 
+#define DP_MAX_FDS	(2 * VHP_MAX_QUEUES + 4)
+
+/* A link address that the table lacks and that queue waits for. */
+struct dp_missing {
+	uint64_t addr;
+	bool write;
+	unsigned int queue;
+};
+
 /* What it has moved since it was opened, from the driver VM's point of view. */
 struct dp_counters {
 	uint64_t n[VHP_COUNTS];	/* VHP_COUNT_* */
 };
-
-#define DP_MAX_FDS	(VHP_MAX_QUEUES + 4)
 
 struct datapath_ops {
 	const char *name;
@@ -74,6 +82,13 @@ struct datapath_ops {
 	/* features: negotiated by the driver VM */
 	int (*configure)(struct datapath *d, const uint64_t features[2], struct vp_err *e);
 	int (*set_mem)(struct datapath *d, const struct memmap *m, struct vp_err *e);
+	/*
+	 * NULL: it cannot. From the next configure on the table grows by what is missing: an address that it lacks
+	 * makes its queue wait.
+	 */
+	void (*set_grows)(struct datapath *d, bool on);
+	/* What is missing since the last call or the last set_mem, at most n; returns how many. */
+	unsigned int (*missing)(struct datapath *d, struct dp_missing *m, unsigned int n);
 	int (*start)(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e);
 	int (*enable)(struct datapath *d, unsigned int q, bool on, struct vp_err *e);
 	/* *base: where to go on. -ENODATA: stopped, but the index is unknown. */

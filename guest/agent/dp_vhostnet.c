@@ -35,6 +35,15 @@ struct vn_queue {
 	int err_fd;
 };
 
+/* vhost-net waits for it; told by its own IOTLB's misses. */
+struct vn_miss {
+	unsigned int pair;
+	bool asked;	/* missing() has returned it */
+	struct dp_missing m;
+};
+
+#define VN_MISSES 64
+
 struct vhostnet {
 	struct datapath dp;
 	struct tap *tap;
@@ -46,6 +55,9 @@ struct vhostnet {
 	uint64_t acked;
 	bool configured;
 	const struct memmap *mem;	/* as set last; the engine's */
+	bool grows;	/* vhost-net has link addresses, and asks for what it needs of the table */
+	unsigned int nmisses;
+	struct vn_miss miss[VN_MISSES];
 	struct vn_queue q[2 * TAP_MAX_PAIRS];
 };
 
@@ -77,14 +89,115 @@ static unsigned int vn_max_queues(struct datapath *d)
  */
 static uint64_t vn_acked(const struct vhostnet *v, const uint64_t f[2])
 {
-	return f[0] & v->features & ~(VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VHOST_NET_F_VIRTIO_NET_HDR) |
-				      VP_BIT(VIRTIO_F_ACCESS_PLATFORM));
+	return (f[0] & v->features & ~(VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VHOST_NET_F_VIRTIO_NET_HDR) |
+				       VP_BIT(VIRTIO_F_ACCESS_PLATFORM))) |
+	       (v->grows ? VP_BIT(VIRTIO_F_ACCESS_PLATFORM) : 0);
+}
+
+/* ---- memory that comes as it is asked for: vhost-net's own IOTLB --------------------------------- */
+
+static bool vn_tell(struct vhostnet *v, unsigned int pair, uint64_t addr)
+{
+	uint64_t uva;
+	const struct mm_region *r = memmap_find(v->mem, addr, 1, &uva);
+
+	return r && !vhost_iotlb_tell(v->fd[pair], r->addr, r->size, r->win->uva + r->offset);
+}
+
+/* Those that the table has by now are answered. */
+static void vn_answer(struct vhostnet *v)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < v->nmisses; i++)
+		if (!vn_tell(v, v->miss[i].pair, v->miss[i].m.addr))
+			v->miss[n++] = v->miss[i];
+	v->nmisses = n;
+}
+
+static void vn_forget(struct vhostnet *v, unsigned int pair, bool receives, bool sends)
+{
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < v->nmisses; i++) {
+		const struct vn_miss *x = &v->miss[i];
+
+		if (x->pair != pair || !(x->m.write ? receives : sends))
+			v->miss[n++] = *x;
+	}
+	v->nmisses = n;
+}
+
+/* It reads what is sent to it and writes what it sends; rings are there from the start. */
+static void vn_misses(struct vhostnet *v, unsigned int pair)
+{
+	uint64_t addr;
+	bool write;
+
+	while (vhost_iotlb_ask(v->fd[pair], &addr, &write)) {
+		if (vn_tell(v, pair, addr) || v->nmisses == VN_MISSES)
+			continue;
+		v->miss[v->nmisses++] = (struct vn_miss){
+			.pair = pair, .m = { .addr = addr, .write = write, .queue = 2 * pair + !write },
+		};
+	}
+}
+
+static unsigned int vn_missing(struct datapath *d, struct dp_missing *m, unsigned int n)
+{
+	struct vhostnet *v = VN(d);
+	unsigned int k = 0;
+
+	for (unsigned int i = 0; i < v->nmisses && k < n; i++) {
+		if (v->miss[i].asked)
+			continue;
+		v->miss[i].asked = true;
+		m[k++] = v->miss[i].m;
+	}
+	return k;
+}
+
+static void vn_set_grows(struct datapath *d, bool on)
+{
+	VN(d)->grows = on;
+}
+
+/* What the old table had and the new one has not, or elsewhere: vhost-net forgets it before the old one goes. */
+static void vn_forget_regions(struct vhostnet *v, const struct memmap *old, const struct memmap *m)
+{
+	uint64_t uva;
+
+	for (unsigned int i = 0; old && i < old->nregions; i++) {
+		const struct mm_region *r = &old->r[i];
+
+		if (memmap_find(m, r->addr, r->size, &uva) && uva == r->win->uva + r->offset)
+			continue;
+		for (unsigned int k = 0; k < v->npairs; k++)
+			if (v->fd[k] >= 0)
+				vhost_iotlb_tell(v->fd[k], r->addr, r->size, 0);
+	}
+}
+
+/* Before it is started, vhost-net looks at a ring, and does not wait for what it misses then. */
+static void vn_tell_ring(struct vhostnet *v, unsigned int q, const struct dp_queue *c)
+{
+	const uint64_t area[3][2] = {
+		{ c->addr.desc, 16 * (uint64_t)c->size },
+		{ c->addr.avail, 6 + 2 * (uint64_t)c->size },
+		{ c->addr.used, 6 + 8 * (uint64_t)c->size },
+	};
+
+	for (unsigned int i = 0; i < 3; i++) {
+		vn_tell(v, q / 2, area[i][0]);
+		vn_tell(v, q / 2, area[i][0] + area[i][1] - 1);
+	}
 }
 
 static int vn_open_pair(struct vhostnet *v, unsigned int pair, struct vp_err *e);
 
 static void vn_close_pair(struct vhostnet *v, unsigned int pair)
 {
+	vn_forget(v, pair, true, true);
 	vp_close(&v->fd[pair]);
 	for (unsigned int i = 2 * pair; i < 2 * pair + 2; i++) {
 		vp_close(&v->q[i].err_fd);
@@ -106,7 +219,9 @@ static int vn_configure(struct datapath *d, const uint64_t features[2], struct v
 
 static int vn_mem(struct vhostnet *v, unsigned int pair, const struct memmap *m, struct vp_err *e)
 {
-	return vhost_set_mem(v->fd[pair], "vhost-net", v->max_regions, m, e);
+	static const struct memmap none;
+
+	return vhost_set_mem(v->fd[pair], "vhost-net", v->max_regions, v->grows ? &none : m, e);
 }
 
 static int vn_set_mem(struct datapath *d, const struct memmap *m, struct vp_err *e)
@@ -114,6 +229,14 @@ static int vn_set_mem(struct datapath *d, const struct memmap *m, struct vp_err 
 	struct vhostnet *v = VN(d);
 	int rc;
 
+	if (v->grows) {
+		vn_forget_regions(v, v->mem, m);
+		v->mem = m;
+		for (unsigned int i = 0; i < v->nmisses; i++)
+			v->miss[i].asked = false;
+		vn_answer(v);
+		return 0;
+	}
 	if (m->nregions > v->max_regions)
 		return vn_mem(v, 0, m, e);	/* the same error, before anything is open */
 	for (unsigned int i = 0; i < v->npairs; i++) {
@@ -140,6 +263,11 @@ static int vn_open_pair(struct vhostnet *v, unsigned int pair, struct vp_err *e)
 				(unsigned long long)v->acked, strerror(errno));
 		goto fail;
 	}
+	rc = v->grows ? vhost_iotlb_on(v->fd[pair]) : 0;
+	if (rc) {
+		vp_err_set(e, rc, "vhost-net cannot ask for memory (IOTLB messages): %s", strerror(-rc));
+		goto fail;
+	}
 	rc = vn_mem(v, pair, v->mem, e);
 	if (rc)
 		goto fail;
@@ -159,14 +287,19 @@ static int vn_backend(struct vhostnet *v, unsigned int q, int fd)
 static int vn_start(struct datapath *d, unsigned int q, const struct dp_queue *c, struct vp_err *e)
 {
 	struct vhostnet *v = VN(d);
+	struct dp_queue at = *c;
 	int rc;
 
 	rc = vn_open_pair(v, q / 2, e);
 	if (rc)
 		return rc;
+	if (v->grows) {
+		at.ring = c->addr;
+		vn_tell_ring(v, q, c);
+	}
 	if (v->q[q].err_fd < 0)
 		v->q[q].err_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = vhost_ring(v->fd[q / 2], "vhost-net", q & 1, c, v->q[q].err_fd, e);
+	rc = vhost_ring(v->fd[q / 2], "vhost-net", q & 1, &at, v->q[q].err_fd, e);
 	if (rc)
 		return rc;
 	if (v->busy_poll_us) {
@@ -209,6 +342,7 @@ static int vn_stop(struct datapath *d, unsigned int q, uint32_t *base, struct vp
 	if (v->q[q].on)
 		vn_enable(d, q, false, e);
 	v->q[q].set = false;
+	vn_forget(v, q / 2, !(q & 1), q & 1);
 	return vhost_ring_end(v->fd[q / 2], "vhost-net", q & 1, base, e);
 }
 
@@ -255,6 +389,9 @@ static unsigned int vn_fds(struct datapath *d, struct pollfd *p)
 	for (unsigned int q = 0; q < 2 * v->npairs; q++)
 		if (v->q[q].set && v->q[q].err_fd >= 0)
 			p[n++] = (struct pollfd){ .fd = v->q[q].err_fd, .events = POLLIN };
+	for (unsigned int i = 0; v->grows && i < v->npairs; i++)
+		if (v->fd[i] >= 0)
+			p[n++] = (struct pollfd){ .fd = v->fd[i], .events = POLLIN };
 	return n;
 }
 
@@ -268,6 +405,9 @@ static int vn_handle(struct datapath *d, const struct pollfd *p, unsigned int n,
 
 		if (!(p[i].revents & POLLIN))
 			continue;
+		for (unsigned int k = 0; v->grows && k < v->npairs; k++)
+			if (v->fd[k] == p[i].fd)
+				vn_misses(v, k);
 		for (unsigned int q = 0; q < 2 * v->npairs; q++)
 			if (v->q[q].err_fd == p[i].fd && read(p[i].fd, &count, sizeof(count)) == (ssize_t)sizeof(count))
 				broken[q / 64] |= VP_BIT(q % 64);
@@ -299,6 +439,8 @@ static const struct datapath_ops vn_ops = {
 	.max_queues = vn_max_queues,
 	.configure = vn_configure,
 	.set_mem = vn_set_mem,
+	.set_grows = vn_set_grows,
+	.missing = vn_missing,
 	.start = vn_start,
 	.enable = vn_enable,
 	.stop = vn_stop,

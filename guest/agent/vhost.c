@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <linux/vhost.h>
 
+#include "base/util.h"
 #include "vhost.h"
 
 unsigned int vhost_param(const char *path, unsigned int fallback)
@@ -123,4 +126,41 @@ int vhost_ring_end(int fd, const char *what, unsigned int index, uint32_t *base,
 	vhost_file(fd, index, VHOST_SET_VRING_CALL, -1);
 	*base = s.num;
 	return 0;
+}
+
+int vhost_iotlb_on(int fd)
+{
+	uint64_t features = VP_BIT(VHOST_BACKEND_F_IOTLB_MSG_V2);
+	int flags = fcntl(fd, F_GETFL);
+
+	if (ioctl(fd, VHOST_SET_BACKEND_FEATURES, &features) < 0 || flags < 0 ||
+	    fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+		return -errno;
+	return 0;
+}
+
+int vhost_iotlb_ask(int fd, uint64_t *addr, bool *write)
+{
+	struct vhost_msg_v2 m;
+
+	while (read(fd, &m, sizeof(m)) == (ssize_t)sizeof(m)) {
+		if (m.type != VHOST_IOTLB_MSG_V2 || m.iotlb.type != VHOST_IOTLB_MISS)
+			continue;
+		*addr = m.iotlb.iova;
+		*write = m.iotlb.perm & VHOST_ACCESS_WO;
+		return 1;
+	}
+	return 0;
+}
+
+int vhost_iotlb_tell(int fd, uint64_t addr, uint64_t size, uint64_t uva)
+{
+	struct vhost_msg_v2 m = { .type = VHOST_IOTLB_MSG_V2 };
+
+	m.iotlb.iova = addr;
+	m.iotlb.size = size;
+	m.iotlb.uaddr = uva;
+	m.iotlb.perm = uva ? VHOST_ACCESS_RW : 0;
+	m.iotlb.type = uva ? VHOST_IOTLB_UPDATE : VHOST_IOTLB_INVALIDATE;
+	return write(fd, &m, sizeof(m)) == (ssize_t)sizeof(m) ? 0 : -errno;
 }

@@ -26,6 +26,13 @@ int vhost_ring(int fd, const char *what, unsigned int index, const struct dp_que
 /* Forget its eventfds and say where it stood. The queue must not run. */
 int vhost_ring_end(int fd, const char *what, unsigned int index, uint32_t *base, struct vp_err *e);
 
+/* The device translates by itself: it is told in messages, which it asks for. After VHOST_SET_OWNER. */
+int vhost_iotlb_on(int fd);
+/* It asks: 1, with what; 0: it does not. */
+int vhost_iotlb_ask(int fd, uint64_t *addr, bool *write);
+/* uva 0: [addr, addr + size) is not there any more; the device uses nothing of it when this returns. */
+int vhost_iotlb_tell(int fd, uint64_t addr, uint64_t size, uint64_t uva);
+
 /* A number in a file of a few bytes, such as a module's parameter. */
 unsigned int vhost_param(const char *path, unsigned int fallback);
 

@@ -13,21 +13,21 @@
 
 #include "pool.h"
 
-#define CHANNEL_LINE_MAX 256   /* with the newline */
+#define CHANNEL_LINE_MAX 256 /* with the newline */
 
 struct channel {
-	char   in[CHANNEL_LINE_MAX];
+	char in[CHANNEL_LINE_MAX];
 	size_t in_len;
-	bool   skip;                       /* the line is too long: until its end */
-	char   answer[CHANNEL_LINE_MAX + 1];
-	size_t sent;                       /* of the answer */
-	bool   owed;                       /* the answer, or the rest of it, is to be sent */
+	bool skip; /* the line is too long: until its end */
+	char answer[CHANNEL_LINE_MAX + 1];
+	size_t sent; /* of the answer */
+	bool owed;   /* the answer, or the rest of it, is to be sent */
 };
 
 /* What came, for the log. */
 struct channel_heard {
 	bool asked, ok;
-	char error[CHANNEL_LINE_MAX];      /* the last one, printable; "" = none */
+	char error[CHANNEL_LINE_MAX]; /* the last one, printable; "" = none */
 };
 
 /* What is said of p from now on. */

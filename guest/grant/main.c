@@ -23,13 +23,13 @@
 #include "channel.h"
 #include "pool.h"
 
-#define EXIT_START  1
-#define EXIT_USAGE  2
-#define EXIT_GONE   3
+#define EXIT_START 1
+#define EXIT_USAGE 2
+#define EXIT_GONE  3
 
-#define PORTS       "/dev/virtio-ports/org.vhost-pci.grant.*"
-#define AWAY_MS     500    /* between looks at a port whose other end is not there: it gives no other sign */
-#define LOOK_AGAIN  10     /* seconds between searches for a pool that was not found */
+#define PORTS	   "/dev/virtio-ports/org.vhost-pci.grant.*"
+#define AWAY_MS	   500 /* between looks at a port whose other end is not there: it gives no other sign */
+#define LOOK_AGAIN 10  /* seconds between searches for a pool that was not found */
 
 #ifndef VP_VERSION
 #define VP_VERSION "unknown"
@@ -183,12 +183,11 @@ static int serve(int fd, int sigfd, struct channel *c, struct pool *p)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = { { "port", required_argument, NULL, 'p' },
-						 { "show", no_argument, NULL, 's' },
-						 { "json", no_argument, NULL, 'j' },
-						 { "help", no_argument, NULL, 'h' },
-						 { "version", no_argument, NULL, 'V' },
-						 { NULL } };
+	static const struct option options[] = {
+		{ "port", required_argument, NULL, 'p' }, { "show", no_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },	  { "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },	  { NULL }
+	};
 	struct channel channel = { .owed = true };
 	struct pool pool = { 0 };
 	const char *port = NULL;

@@ -10,11 +10,11 @@
 
 #include "pool.h"
 
-#define PAGE          4096u
-#define RECORD_MAX    8192   /* the kernel makes none that is longer */
-#define CMDLINE_MAX   4096
-#define PREFIX        "software IO TLB: "
-#define MAXMEM        "start QEMU with -m SIZE,slots=1,maxmem=4G"
+#define PAGE	    4096u
+#define RECORD_MAX  8192 /* the kernel makes none that is longer */
+#define CMDLINE_MAX 4096
+#define PREFIX	    "software IO TLB: "
+#define MAXMEM	    "start QEMU with -m SIZE,slots=1,maxmem=4G"
 
 const struct pool_places pool_this_vm = {
 	.cmdline = "/proc/cmdline",
@@ -40,10 +40,7 @@ void pool_log_message(struct pool_log *l, const char *msg)
 	l->told = true;
 	l->given_up = false;
 	l->start = start;
-	/*
-	 * Kernels up to 7.3 print the first byte behind the pool; as other ranges are printed it would be the last one
-	 * in it.
-	 */
+	/* Kernels up to 7.3 print the first byte behind the pool; other ranges are printed with the last one in it. */
 	l->end = end + (end & 1);
 }
 

@@ -77,6 +77,7 @@ struct vhp_abi_header {
 #define VHP_STATE_ATTACHED	(1u << 0)	/**< the daemon holds an accepted ATTACH */
 #define VHP_STATE_COUNT		(1u << 1)	/**< the daemon asks for VHP_CMD_COUNTERS */
 #define VHP_STATE_MAP		(1u << 2)	/**< VHP_CMD_MAP may ask for what no region covers */
+#define VHP_STATE_LOGGED	(1u << 3)	/**< the driver VM migrates: its fast link's queues are copied */
 
 /* state.link_status */
 #define VHP_LINK_DOWN		0u

@@ -111,12 +111,19 @@ VHP_API void vhp_close(struct vhp_port *p);
 /** A file descriptor that is readable when vhp_update() should be called. The port owns it. */
 VHP_API int vhp_fd(const struct vhp_port *p);
 
-/** Has the state changed since the last vhp_update()? Costs one load; for programs that poll. */
+/**
+ * Is vhp_update() to be called: has the state changed since the last one, or does a queue wait for memory that is
+ * to be asked for? Costs two loads; for programs that poll.
+ */
 VHP_API bool vhp_changed(const struct vhp_port *p);
 
 /**
  * Bring the port in line with its state page: start and stop pairs, map and unmap the driver VM's memory,
  * answer the daemon. Call it within 1 s of a change, or the daemon cuts the port off.
+ *
+ * A driver VM may give its memory as it is asked for (`Grant=viommu`). A queue then stops at the first buffer that is
+ * not there, as if there were no more; vhp_changed() becomes true, vhp_update() asks, and when the memory is there
+ * vhp_fd() becomes readable and the queue goes on. What the driver VM does not give breaks the queue (`-EIO`).
  *
  * @return
  *  - 1: the link is up

@@ -92,7 +92,7 @@ struct vu_ring {
  */
 struct vu_backend_ops {
 	/*
-	 * The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered ones. Called only
+	 * LATER. The acknowledged bits (VHOST_F_LOG_ALL among them), a subset of the offered ones. Called only
 	 * when they changed.
 	 */
 	int (*set_features)(void *ctx, uint64_t features, struct vp_err *e);

@@ -298,6 +298,7 @@ int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 	const uint64_t live = VP_BIT(VHOST_F_LOG_ALL) | VP_BIT(VU_F_PROTOCOL_FEATURES);
 	uint64_t old = b->acked;
 	char names[160];
+	bool later;
 	unsigned int q;
 	int rc = 0;
 
@@ -316,6 +317,7 @@ int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 		return rc;
 	}
 	b->features_set = true;
+	later = rc == VP_LATER;
 	rc = vu_has(v, VU_F_PROTOCOL_FEATURES) ? 0 : enable_all(b, e);
 	for (q = 0; q < b->cfg.max_queues; q++) {
 		/* Where a ring of the other format stopped means nothing. */
@@ -328,5 +330,5 @@ int vu_set_features(struct vu_backend *b, uint64_t v, struct vp_err *e)
 		rc = r ? r : rc;
 	}
 	b->soft = rc < 0; /* of a ring, not of the features */
-	return VP_MIN(rc, 0);
+	return later && rc >= 0 ? VP_LATER : VP_MIN(rc, 0);
 }

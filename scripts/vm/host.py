@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What runs on the host beside the VMs: vhost-pcid with its configuration, and dpdk-testpmd as a reference for it."""
 
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +21,35 @@ def ini(sections):
         out += ['%s=%s' % kv_ for kv_ in keys.items()]
         out.append('')
     return '\n'.join(out)
+
+
+class Adopted:
+    """A process that another one of ours started and left to us: as subprocess.Popen."""
+
+    def __init__(self, pid):
+        self.pid, self.returncode = pid, None
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout):
+        end = time.time() + timeout
+        while self.poll() is None:
+            if time.time() > end:
+                raise subprocess.TimeoutExpired('vhost-pcid', timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, sig):
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 class Daemon:
@@ -84,6 +114,15 @@ class Daemon:
                 time.sleep(0.02)
             finally:
                 s.close()
+
+    def upgrade(self):
+        """A new daemon takes over; its answer. The old one has ended."""
+        # PR_SET_CHILD_SUBREAPER: the new one has no parent, and becomes ours.
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+        got = self.ctl('upgrade')
+        self.proc.wait(limit(10))
+        self.proc = Adopted(got['pid'])
+        return got
 
     def alive(self):
         return self.proc is not None and self.proc.poll() is None

@@ -112,8 +112,9 @@ class Link(Addresses):
         socks = daemon.link(name, driver.name, device.name, mode=mode, endpoint='port', net_keys=net_keys, driver_keys=driver_keys,
                             device_keys=dict(self.port.link_keys(d, device.name), **(device_keys or {})), **more)
         device.nets.append(self.port)
-        if mode == 'grant':
+        if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
             nic = dict(BOUNCED, **(nic or {}))
+        if mode == 'grant' and (driver_keys or {}).get('Grant', 'swiotlb') == 'swiotlb':
             driver.nets.append(v.GrantPort(name, daemon.path(name + '.grant.sock')))
         driver.nets.append(v.Net(socks[0], mac=self.mac, queues=pairs, reconnect=1, **(nic or {})))
 

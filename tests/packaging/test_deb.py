@@ -17,7 +17,7 @@ import debtree  # noqa: E402
 from debtree import APT, SUITE, newer  # noqa: E402
 from box import PLAIN, Box, lacking, machine, run  # noqa: E402
 
-PACKAGES = {"vhost-pcid", "vhost-pci-agent", "vhost-pci-dkms", "libvhostpci0", "libvhostpci-dev", "vhost-pci-doc"}
+PACKAGES = {"vhost-pcid", "vhost-pci-agent", "vhost-pci-dkms", "vhost-pci-grant", "libvhostpci0", "libvhostpci-dev", "vhost-pci-doc"}
 LINK = "[Driver]\nVM=a\n[Device]\nVM=b\n"
 
 
@@ -87,7 +87,8 @@ def test_installation_starts_the_service(box):
     assert box.ok("stat", "-c", "%U %a", "/etc/vhost-pci").strip() == "root 755"
     assert "vhost-pci-fwd" in box.ok("vhost-pci-fwd", "--version")
     assert not box.ok("systemctl", "--failed", "--plain", "--no-legend").strip()
-    assert box.ok("systemctl", "show", "-P", "LoadState", "vhost-pci-agent@0.service").strip() == "loaded"
+    for unit in ("vhost-pci-agent@0.service", "vhost-pci-grant@vport1p1.service"):
+        assert box.ok("systemctl", "show", "-P", "LoadState", unit).strip() == "loaded"
 
 
 def test_upgrade_of_the_agent(box):

@@ -60,7 +60,7 @@ def test_install_and_uninstall(box):
     assert box.ok("id", "-un", "vhost-pci").strip() == "vhost-pci"
     assert "libvhostpci.so.0" in box.ok("ldd", "/usr/local/bin/vhost-pci-fwd") and "not found" not in box.ok("ldd", "/usr/local/bin/vhost-pci-fwd")
     assert "vhost-pci-fwd" in box.ok("vhost-pci-fwd", "--version")
-    for unit in ("vhost-pcid.service", "vhost-pcid.socket", "vhost-pci-agent@0.service"):
+    for unit in ("vhost-pcid.service", "vhost-pcid.socket", "vhost-pci-agent@0.service", "vhost-pci-grant@vport1p1.service"):
         assert box.ok("systemctl", "show", "-P", "LoadState", unit).strip() == "loaded", unit
     rule = "/usr/local/lib/udev/rules.d/60-vhost-pci.rules"
     assert 'SUBSYSTEM!="vhost-pci"' in box.ok("cat", rule)

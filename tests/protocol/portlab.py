@@ -11,7 +11,7 @@ IDS = [f"{m}-{a}" for m, a in ALL]
 
 
 class PortLab:
-    def __init__(self, d, mode, attachment, name="ab", driver="a", device="b"):
+    def __init__(self, d, mode, attachment, name="ab", driver="a", device="b", **more):
         self.d, self.mode, self.attachment, self.name = d, mode, attachment, name
         keys = {"Link_Mode": mode}
         if mode == "copy":
@@ -23,7 +23,7 @@ class PortLab:
             path = str(d.tmp / f"{name}.qmp")
             self.qmp = pc.Qmp(path)
             keys.update(Device_QMP=path, Device_HotplugBus="rp0 rp1")
-        d.link(name, driver=driver, device=device, Device_Endpoint="port", Device_Attachment=attachment, **keys)
+        d.link(name, driver=driver, device=device, Device_Endpoint="port", Device_Attachment=attachment, **keys, **more)
 
     def drv(self):
         return self.d.sock(self.name, "driver")

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Grant=viommu: what the driver VM's vIOMMU has mapped comes as windows when it is asked for, and goes before the answer."""
 import os
+import pathlib
 import select
 import struct
+import subprocess
 
 import pytest
 
 import portclient as pc
 import viommu
 import vu
+from conftest import BUILD
 from portlab import started
 from viommu import INVALIDATE, IOVA, PAGE, RO, RW, UPDATE, WO, Nic
 
 MAP, UNMAP, REFUSED, LIMIT = 5, 6, 11, 9
 READ, WRITE = 1, 2
-MAP_FLAG = 2
+MAP_FLAG = 4
 GRANT = 14
 
 
@@ -487,3 +490,52 @@ def test_other_sources_do_not_map(make_daemon):
         s = started(p)
         assert not s.flags & MAP_FLAG
         assert p.command(MAP, s.queues[0].desc, 16, READ) == REFUSED
+
+
+ECHO = str(pathlib.Path(BUILD) / "examples/example-echo")
+
+
+@pytest.mark.parametrize("ring", [0, vu.bit(vu.PACKED), vu.bit(vu.INDIRECT)], ids=["split", "packed", "indirect"])
+@pytest.mark.parametrize("grain", [1, 512])
+def test_a_program_on_the_library(make_daemon, ring, grain):
+    """It asks for what it misses and sends every packet back; what is refused breaks its queue and no other."""
+    lab = Lab(make_daemon(), "local")
+    with lab.nic(vu.BASIC | vu.bit(vu.NET_MRG_RXBUF) | ring, grain=grain, bufsize=4096, indirect=bool(ring & vu.bit(vu.INDIRECT))) as nic:
+        with subprocess.Popen([ECHO, "unix:" + lab.d.sock("ab", "device")]) as echo:
+            try:
+                def there():
+                    nic.serve()
+                    return lab.d.show("ab")["status"] == "up"
+                lab.d.wait(there)
+                def there_and_back(n, size):
+                    """It does not keep what there is no room for yet: such a packet is sent again."""
+                    sent, tries = vu.frame(n, size), 0
+                    back = sent[6:12] + sent[:6] + sent[12:]
+                    while True:
+                        nic.send_packet(sent, cut=[12, 40] if ring & vu.bit(vu.INDIRECT) else None)
+                        got, tries = nic.recv_packet(timeout=0.03), tries + 1
+                        while got and got[1] != back:
+                            got = nic.recv_packet(timeout=0.03)
+                        if got:
+                            return
+                        assert tries < 500
+                for n in range(70):
+                    there_and_back(n, 60 + n * 14)
+                misses = len(set(nic.misses))
+                assert not nic.fails
+                for n in range(70):
+                    there_and_back(100 + n, 200)
+                assert len(set(nic.misses)) - misses <= 4 * 70, "what is there is not asked for again"
+                # A buffer that is not mapped.
+                page = (nic.tx_free[-1] + 70000 * 64) // PAGE
+                nic.perm[page] = 0
+                ring1 = nic.rings[1]
+                nic.reclaim()
+                ring1.add([(page * PAGE, 100, False)], page * PAGE)
+                nic.kick(1)
+                lab.d.wait(lambda: nic.serve() or lab.d.show("ab")["status"] == "broken")
+                assert echo.poll() is None
+                queues = lab.d.show("ab")["sides"]["device"]
+                assert "Mode=copy" in lab.grant()["message"], queues
+            finally:
+                echo.kill()

@@ -72,6 +72,31 @@ def test_reload_says_no(box):
     box.ok("systemctl", "reload", "vhost-pcid")
 
 
+def test_reload_takes_over(box):
+    """A reload is an upgrade: another main process, the same service, and no front-end notices."""
+    for vm in ("e", "f"):
+        box.write(f"etc/vhost-pci/{vm}.vm", "[VM]\nTrustGroup=blue\n")
+    box.write("etc/vhost-pci/ef.link", "[Link]\nMode=relay\n[Driver]\nVM=e\n[Device]\nVM=f\nEndpoint=virtio-net\n")
+    box.ok("systemctl", "reload", "vhost-pcid")
+    a, b = (str(box.root / f"run/vhost-pci/ef.{side}.sock") for side in ("driver", "device"))
+    box.wait(lambda: os.path.exists(a) and os.path.exists(b), "the reload made no sockets")
+    restarts = box.unit("NRestarts")
+    with vu.Nic(a) as a, vu.Nic(b) as b:
+        for n in range(3):
+            pid, upgrades = box.unit("MainPID"), box.ctl("status")["upgrades"]
+            a.send_packet(vu.frame(n))
+            assert b.recv_packet()[1] == vu.frame(n)
+            box.ok("systemctl", "reload", "vhost-pcid")
+            box.wait(lambda was=pid: box.unit("MainPID") not in (was, "0"), "the main process is the same")
+            status = box.ctl("status")
+            assert str(status["pid"]) and status["upgrades"] == upgrades + 1
+            b.send_packet(vu.frame(n + 100))
+            assert a.recv_packet()[1] == vu.frame(n + 100)
+        assert box.unit("ActiveState") == "active" and box.unit("NRestarts") == restarts
+    box.do("rm", "-f", "/etc/vhost-pci/ef.link", "/etc/vhost-pci/e.vm", "/etc/vhost-pci/f.vm")
+    box.ok("systemctl", "reload", "vhost-pcid")
+
+
 def test_port_outlives_the_daemon(box):
     """Reload, traffic, SIGKILL, a hang that the watchdog ends: the device VM's port goes on through all of it."""
     for vm, group in (("a", "blue"), ("b", "red")):

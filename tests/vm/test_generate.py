@@ -52,12 +52,18 @@ CASES = {
     'relay-client': Case(daemon_connects=True),
     'copy-ivshmem': Case('copy', device=dict(PORT, Attachment='ivshmem', PoolSize='1G'), driver={'QMP': '{d}/driver,qmp', 'NIC': 'ua-nic'},
                          link={'Queues': 2}),
-    'fast-ivshmem': Case('fast', device=dict(PORT, Attachment='ivshmem', QMP='{d}/device.qmp', HotplugBus='w0 w1', PackedRings='yes')),
+    'fast-ivshmem': Case('fast', device=dict(PORT, Attachment='ivshmem', QMP='{d}/device.qmp', QMPMode='server',
+                                             HotplugBus='w0 w1', PackedRings='yes')),
     'copy-shmem': Case('copy', '11', device=dict(PORT, Attachment='shmem')),
+    'grant-swiotlb': Case('grant', device=dict(PORT, Attachment='shmem')),
+    'grant-viommu': Case('grant', '11', device=dict(PORT, Attachment='shmem'), driver={'Grant': 'viommu'}),
+    'grant-memory': Case('grant', device=dict(PORT, Attachment='ivshmem', QMP='{d}/device.qmp', HotplugBus='w0 w1'),
+                         driver={'Grant': 'memory', 'GrantSize': '128M'}),
 }
 # Both sides of each case, but the driver side knows nothing of the attachment.
 SIDES = [('relay', 'driver'), ('relay', 'device'), ('relay-client', 'driver'), ('copy-ivshmem', 'driver'), ('copy-ivshmem', 'device'),
-         ('fast-ivshmem', 'driver'), ('fast-ivshmem', 'device'), ('copy-shmem', 'device')]
+         ('fast-ivshmem', 'driver'), ('fast-ivshmem', 'device'), ('copy-shmem', 'device'), ('grant-swiotlb', 'driver'),
+         ('grant-viommu', 'driver'), ('grant-memory', 'driver')]
 
 
 class Host:
@@ -124,7 +130,7 @@ def case(request):
 
 
 def check_nic(vm, case, side):
-    nic = '/machine/peripheral/' + ('ua-nic' if case.driver else 'vp-a.b-1-nic')
+    nic = '/machine/peripheral/' + ('ua-nic' if 'NIC' in (case.driver or {}) else 'vp-a.b-1-nic')
 
     def has(name):
         return vm.qmp('qom-get', path=nic, property=name)
@@ -136,6 +142,22 @@ def check_nic(vm, case, side):
     if case.net:
         assert has('host_mtu') == case.net['MTU'] and has('mac') == case.net['DriverMAC' if side == 'driver' else 'DeviceMAC']
     assert vm.qmp('qom-get', path='/objects/vp-mem', property='share')
+    source = (case.driver or {}).get('Grant', 'swiotlb') if case.mode == 'grant' else None
+    assert has('iommu_platform') == (source in ('swiotlb', 'viommu')) and has('ats') == (source == 'viommu')
+
+
+def check_grant(vm, case, host):
+    """The channel is connected, the memory device is there, or the IOMMU."""
+    source = case.driver['Grant'] if case.driver else 'swiotlb'
+    if source == 'swiotlb':
+        until(lambda: host.daemon.ctl('grant', 'a.b-1')['channel']['connected'], vm, host)
+        assert vm.qmp('query-memory-size-summary')['base-memory'] == 256 * MIB and 'maxmem=4096M' in ' '.join(host.args('--driver'))
+    elif source == 'memory':
+        dimm, = vm.qmp('query-memory-devices')
+        assert dimm['data']['size'] == 128 * MIB and dimm['data']['addr'] >= 4096 * MIB
+        assert vm.qmp('qom-get', path='/objects/vp-a.b-1-pool', property='share')
+    else:
+        assert 'child<intel-iommu>' in [c['type'] for c in vm.qmp('qom-list', path='/machine/peripheral-anon')]
 
 
 def check_ivshmem(vm, case, host):
@@ -166,6 +188,8 @@ def test_qemu_takes_it_and_connects(host, side, case):
         until(lambda: there(host, side, vm), vm, host)
         if side == 'driver' or not case.device:
             check_nic(vm, case, side)
+            if case.mode == 'grant':
+                check_grant(vm, case, host)
         elif case.device['Attachment'] == 'ivshmem':
             check_ivshmem(vm, case, host)
         else:
@@ -210,6 +234,15 @@ def test_libvirt(host, side, case):
         pairs = case.link.get('Queues', 1)
         assert pairs == 1 or nic.find('driver').get('queues') == str(pairs)
         assert domain.find('memoryBacking/access').get('mode') == 'shared'
+        source = (case.driver or {}).get('Grant', 'swiotlb') if case.mode == 'grant' else None
+        channel, iommu = domain.find('devices/channel'), domain.find('devices/iommu')
+        assert (channel is not None) == (source == 'swiotlb') and (iommu is not None) == (source == 'viommu')
+        assert (domain.find('maxMemory') is not None) == (source in ('swiotlb', 'memory'))
+        assert (nic.find('driver[@iommu="on"]') is not None) == (source in ('swiotlb', 'viommu'))
+        if source == 'swiotlb':
+            assert channel.find('target').get('name') == 'org.vhost-pci.grant.a.b-1' and 'swiotlb=force' in r.stderr
+            assert channel.find('source').get('path').endswith('a.b-1.grant.sock')
+        assert any('pc-dimm' in c for c in command) == (source == 'memory')
     elif case.device['Attachment'] == 'ivshmem':
         assert port.find('server').get('path').endswith('device.sock')
         assert port.find('msi').get('vectors') == str(1 + 2 * int(case.link.get('Queues', 1)))
@@ -227,7 +260,7 @@ def test_the_howto_shows_what_is_printed(host):
         shown, = [b.text for _, blocks in docblocks.sections(f.read()) for b in blocks if b.lang == 'xml' and 'ivshmem-doorbell' in b.text]
     said = host.generate('--libvirt', '--device', '--driver-memory', '256M').stdout
     for ours, theirs in ((host.dir + '/a.b-1-device.sock', '/run/vhost-pci/ab.device.sock'), (host.dir + '/device.qmp', '/run/vhost-pci/b.qmp'),
-                         ("name='a.b-1'", "name='ab'")):
+                         ("name='a.b-1'", "name='ab'"), ('vp-a.b-1-qmp', 'vp-ab-qmp')):
         said = said.replace(ours, theirs)
     lines = iter(said.splitlines())
     for line in shown.splitlines():

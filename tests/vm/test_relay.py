@@ -205,6 +205,25 @@ class TestLife:
              'echo $d >/sys/bus/virtio/drivers/virtio_net/bind; sleep 0.5; ls /sys/class/net')
         self.back(life_pair, a, 'driver of a reloaded')
 
+    def test_upgrade(self, life_pair):
+        """A new daemon takes over under a TCP stream, again and again: no connection of a VMM ends, no byte is wrong."""
+        pair = life_pair
+        before = pair.d.ctl('show', 'ab')['sides']
+        rx = pair.b.spawn('vmtool rx 4997', 60)
+        tx = pair.a.spawn('vmtool tx %s 4997 secs=4' % ADDR['b'], 60)
+        stalls = []
+        for _ in range(3):
+            time.sleep(0.5)
+            stalls.append(pair.d.upgrade()['stall_us'] / 1000)
+        tx.result()
+        got = v.kv(rx.result())
+        v.note('traffic stood still for %s ms' % ', '.join('%.1f' % s for s in stalls))
+        assert got['bytes'] and not got.get('bad') and not got.get('err'), got
+        after = pair.d.ctl('show', 'ab')['sides']
+        for side in before:
+            assert {k: before[side][k] for k in ('pid', 'sessions', 'features')} == {k: after[side][k] for k in ('pid', 'sessions', 'features')}
+        others_untouched(pair, None)
+
     @pytest.mark.parametrize('how', ['SIGTERM', 'SIGKILL'])
     def test_daemon_restart(self, life_pair, how):
         """VMs whose chardev says `reconnect` go on when the daemon comes back."""

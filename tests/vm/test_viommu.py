@@ -2,6 +2,7 @@
 """A driver VM whose vIOMMU narrows what its device may reach: on a relay link with an ordinary VM, and on a copy link."""
 
 import os
+import time
 
 import image
 import packages
@@ -177,3 +178,58 @@ def test_dpdk_copy(lab):
     link = copy(lab, **driver)
     answer_pings(link.driver, driver['programs'])
     pooled(lab.daemon, link.name, link.driver, link.device, link.addr_driver)
+
+
+# ---- and the device VM reaches just those pages: Grant=viommu ---------------------------------------------------------------------------
+
+
+def granted(lab, **driver):
+    """A grant link between trust groups whose VMs are booted, the agent at work."""
+    try:
+        link = portlink.PortLink(lab.daemon, 'grant', 'shmem', device_qemu='11', driver=driver, net=NIC, driver_keys={'Grant': 'viommu'})
+    except v.Unavailable as e:
+        pytest.skip(str(e))
+    lab.vms += link.vms
+    lab.daemon.start()
+    v.note('booted in %.1f s' % lab.boot(*link.vms))
+    link.start_agent()
+    return link
+
+
+def comes(what, seconds):
+    end = time.monotonic() + v.limit(seconds)
+    while not what():
+        assert time.monotonic() < end, 'it did not come'
+        time.sleep(0.2)
+
+
+def grant(link):
+    return link.show()['sides']['driver']['grant']
+
+
+def test_dpdk_grant(lab):
+    """vhost-net in the device VM asks for what it misses; nothing else is there; the end of testpmd takes it away."""
+    driver = dpdk()
+    link = granted(lab, **driver)
+    answer_pings(link.driver, driver['programs'])
+    try:
+        pooled(lab.daemon, link.name, link.driver, link.device, link.addr_driver)
+    except v.VMError as e:
+        raise v.VMError('%s\n%s' % (e, link.story()))
+    g = grant(link)
+    v.note('granted: %d KiB in %d ranges' % (g['bytes'] >> 10, len(g['ranges'])))
+    assert g['source'] == 'viommu' and g['state'] == 'granted' and g['bytes'] <= POOLS << 21
+    assert all(r['size'] % (2 << 20) == 0 for r in g['ranges'])
+    link.driver.sh('kill -9 $(pidof dpdk-testpmd)')
+    comes(lambda: grant(link)['state'] == 'none', 30)
+    assert grant(link)['bytes'] == 0
+
+
+@kernels(STRICT)
+def test_kernel_driver_grant(lab, name, append):
+    """A kernel's driver maps each buffer for itself, to be read or to be written: the link says what to use instead."""
+    link = granted(lab, append=append, **VIOMMU)
+    link.up_driver()
+    v.ping(link.driver, link.addr_device, 5, 0.1)
+    comes(lambda: 'Mode=copy' in grant(link)['message'], 60)
+    v.note(grant(link)['message'])

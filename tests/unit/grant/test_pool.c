@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/*
- * The pool is found in logs as kernels wrote them; what is no line of the kernel's is not believed; each failure has a
- * way out.
- */
+/* The pool is found in logs as kernels wrote them; other lines are not believed; each failure has a way out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,7 +16,7 @@
 #define HEAD "5,0,0,-;Linux version 6.1.0-57-amd64 (debian-kernel@lists.debian.org)"
 static const struct {
 	const char *name, *records[8];
-	uint64_t    address, size;
+	uint64_t address, size;
 } recorded[] = {
 	{ "6.1",
 	  { HEAD, "6,89,0,-;software IO TLB: area num 1.",
@@ -133,7 +130,7 @@ static void test_forced(void **state)
 {
 	static const struct {
 		const char *cmdline;
-		bool        forced;
+		bool forced;
 		const char *given;
 	} cases[] = {
 		{ "quiet swiotlb=force", true, "force" },

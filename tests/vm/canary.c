@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Canaries in a driver VM, and a device VM that looks for them.
+ *
+ *   canary fill MIB            driver VM: fills memory with canaries; at SIGUSR1 it looks whether they are still there
+ *   canary scan FILE MIB       device VM, root: reads all windows of a shmem port and what lies between them, in the
+ *                              BAR's resource file, over and over. At SIGUSR1 it reports, after one more round:
+ *                              now=PAGES with something in them, hits=CANARIES seen so far
+ *   canary scribble FILE MIB   device VM, root: writes into all of it, once
+ *   canary hold DEVICE         device VM: owns the port, maps every window, answers nothing that the host asks; at
+ *                              SIGUSR1 it says what it reads there
+ *
+ * Each answer is a line on stdout. The first one says that it has begun.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../../include/vhost-pci/abi.h"
+#include "../../include/vhost-pci/uapi.h"
+
+#define PAGE  4096u
+#define WORDS (PAGE / 8)
+#define STEP  (512 / 8) /* words between looks into a page that is not the scanner's own */
+
+static volatile sig_atomic_t asked;
+
+static void on_ask(int sig)
+{
+	(void)sig;
+	asked = 1;
+}
+
+static _Noreturn void fail(const char *what)
+{
+	printf("error %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+/* Not in the program's text as it is in memory: only what fill() has written looks like this. */
+static uint64_t canary(void)
+{
+	static volatile uint64_t inverse = ~UINT64_C(0xca4a17b1dca9e5ed);
+
+	return ~inverse;
+}
+
+static _Noreturn void fill(size_t bytes)
+{
+	uint64_t *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0),
+		 c = canary();
+
+	if (m == MAP_FAILED || mlock(m, bytes))
+		fail("memory");
+	for (size_t i = 0; i < bytes / 8; i++)
+		m[i] = c;
+	printf("pages=%zu bad=0\n", bytes / PAGE);
+	for (;;) {
+		size_t bad = 0;
+
+		while (!asked)
+			usleep(20000);
+		asked = 0;
+		for (size_t p = 0; p < bytes / PAGE; p++)
+			for (size_t i = 0; i < WORDS; i++)
+				if (m[p * WORDS + i] != c) {
+					bad++;
+					break;
+				}
+		printf("pages=%zu bad=%zu\n", bytes / PAGE, bad);
+	}
+}
+
+static volatile uint64_t *aperture(const char *path, size_t bytes)
+{
+	int fd = open(path, O_RDWR);
+	char *m = fd < 0 ? MAP_FAILED : mmap(NULL, VHP_CTRL_SIZE + bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (m == MAP_FAILED)
+		fail(path);
+	/* The port's own pages come first, then windows and what lies between them. */
+	return (volatile uint64_t *)(m + VHP_CTRL_SIZE);
+}
+
+static _Noreturn void scan(const char *path, size_t bytes)
+{
+	volatile uint64_t *m = aperture(path, bytes);
+	uint64_t c = canary();
+	unsigned long rounds = 0, hits = 0;
+
+	printf("rounds=0 now=0 hits=0\n");
+	for (;;) {
+		/* What is asked for is told after a round that began later. */
+		bool last = asked;
+		unsigned long now = 0;
+
+		for (size_t p = 0; p < bytes / PAGE; p++) {
+			uint64_t any = 0;
+
+			for (size_t i = 0; i < WORDS; i += STEP) {
+				uint64_t x = m[p * WORDS + i];
+
+				hits += x == c;
+				any |= x;
+			}
+			now += !!any;
+		}
+		rounds++;
+		if (last) {
+			asked = 0;
+			printf("rounds=%lu now=%lu hits=%lu\n", rounds, now, hits);
+		}
+	}
+}
+
+static int scribble(const char *path, size_t bytes)
+{
+	volatile uint64_t *m = aperture(path, bytes);
+
+	for (size_t i = 0; i < bytes / 8; i += STEP)
+		m[i] = UINT64_C(0xeeeeeeeeeeeeeeee);
+	printf("written=%zu\n", bytes / PAGE);
+	return 0;
+}
+
+static sigjmp_buf back;
+
+static void on_sigbus(int sig)
+{
+	(void)sig;
+	siglongjmp(back, 1);
+}
+
+static bool is_zero(const volatile uint64_t *m, size_t bytes)
+{
+	for (size_t i = 0; i < bytes / 8; i += STEP)
+		if (m[i])
+			return false;
+	return true;
+}
+
+/* windows: all; sigbus, zero, data: what reading them gave. */
+static void report(const volatile uint64_t *m[], const size_t size[], unsigned n)
+{
+	volatile unsigned bus = 0, zero = 0, data = 0;
+
+	for (volatile unsigned i = 0; i < n; i++) {
+		if (sigsetjmp(back, 1))
+			bus++;
+		else if (is_zero(m[i], size[i]))
+			zero++;
+		else
+			data++;
+	}
+	printf("windows=%u sigbus=%u zero=%u data=%u\n", n, bus, zero, data);
+}
+
+static _Noreturn void hold(const char *path)
+{
+	struct vhp_ioc_command attach = { .opcode = VHP_CMD_ATTACH, .args = { VHP_ABI_VERSION, ~0ull, ~0ull } };
+	const volatile uint64_t *m[VHP_MAX_WINDOWS];
+	size_t size[VHP_MAX_WINDOWS];
+	unsigned n = 0;
+	int fd = open(path, O_RDWR);
+	const struct vhp_abi_control *c = mmap(NULL, VHP_CTRL_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+
+	if (fd < 0 || c == MAP_FAILED || ioctl(fd, VHP_IOC_COMMAND, &attach) || attach.status)
+		fail(path);
+	while (*(const volatile uint32_t *)&c->state.link_status != VHP_LINK_UP)
+		usleep(20000);
+	for (unsigned i = 0; i < c->state.nwindows; i++) {
+		struct vhp_ioc_window w = { .window = i, .serial = c->state.windows[i].serial };
+
+		if (!c->state.windows[i].kind)
+			continue;
+		if (ioctl(fd, VHP_IOC_WINDOW, &w))
+			fail("window");
+		m[n] = mmap(NULL, w.size, PROT_READ | PROT_WRITE, MAP_SHARED, w.fd, 0);
+		if (m[n] == MAP_FAILED)
+			fail("mmap of a window");
+		size[n++] = w.size;
+	}
+	signal(SIGBUS, on_sigbus);
+	for (;;) {
+		asked = 0;
+		report(m, size, n);
+		while (!asked)
+			usleep(20000);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	signal(SIGUSR1, on_ask);
+	if (argc == 3 && !strcmp(argv[1], "fill"))
+		fill(strtoul(argv[2], NULL, 0) << 20);
+	if (argc == 4 && !strcmp(argv[1], "scan"))
+		scan(argv[2], (strtoul(argv[3], NULL, 0) << 20) - VHP_CTRL_SIZE);
+	if (argc == 4 && !strcmp(argv[1], "scribble"))
+		return scribble(argv[2], (strtoul(argv[3], NULL, 0) << 20) - VHP_CTRL_SIZE);
+	if (argc == 3 && !strcmp(argv[1], "hold"))
+		hold(argv[2]);
+	fputs("usage: canary fill MIB | scan FILE MIB | scribble FILE MIB | hold DEVICE\n", stderr);
+	return 2;
+}
