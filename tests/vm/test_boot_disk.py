@@ -2,7 +2,6 @@
 """A driver VM that boots from the disk which a device VM serves."""
 
 import os
-import shutil
 import subprocess
 import time
 
@@ -15,9 +14,9 @@ import vhostpci_vm as v
 HERE = os.path.dirname(os.path.abspath(__file__))
 MIB, FREE, LOAD = 64, 24, 16 << 20
 
-# mode, attachment, QEMU of the driver VM, who loads the kernel: the VMM, or from the disk SeaBIOS and GRUB, or OVMF and GRUB
+# mode, attachment, QEMU of the driver VM, who loads the kernel: the VMM, or SeaBIOS and GRUB from the disk
 POINTS = [('fast', 'ivshmem', 'system', 'vmm'), ('copy', 'ivshmem', 'system', 'firmware'), ('copy', 'ivshmem', '11', 'firmware'),
-          ('fast', 'ivshmem', '11', 'firmware'), ('copy', 'ivshmem', 'system', 'ovmf')]
+          ('fast', 'ivshmem', '11', 'firmware')]
 
 
 @pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])
@@ -25,20 +24,14 @@ def test_boot_from_disk(lab, point):
     """Boot, root file system, direct I/O of 512 B to 1 MiB on a second partition, discard, mkfs, flush; the host finds all of it."""
     mode, attachment, qemu, loader = point
     try:
-        k = served.Disk(lab.daemon, mode, attachment, driver_qemu=qemu, written=False,
-                        mib=1 + MIB + FREE + (bootdisk.ESP if loader == 'ovmf' else 0))
+        k = served.Disk(lab.daemon, mode, attachment, driver_qemu=qemu, mib=1 + MIB + FREE, written=False)
         d = k.driver
         small = bootdisk.make(k.image, d.kernel, d.cmdline(), MIB, FREE, {
-            'bin/diskload': image.program(os.path.join(HERE, 'diskload.c'))}, uefi=loader == 'ovmf')
-        if loader == 'ovmf':
-            code, variables = bootdisk.ovmf()
-            shutil.copy(variables, k.daemon.path('vars.fd'))
-            d.extra += ['-drive', 'if=pflash,format=raw,unit=0,readonly=on,file=' + code,
-                        '-drive', 'if=pflash,format=raw,unit=1,file=' + k.daemon.path('vars.fd')]
+            'bin/diskload': image.program(os.path.join(HERE, 'diskload.c'))})
     except v.Unavailable as e:
         pytest.skip(str(e))
     lab.vms += k.vms
-    if loader != 'vmm':
+    if loader == 'firmware':
         d.nets[-1].props += ',bootindex=0'
         d.kernel_args = False
     else:
