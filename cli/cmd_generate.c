@@ -295,7 +295,7 @@ const struct cli_command cmd_generate = {
 	"                      of two (default 1G); room for it is kept on the root ports\n"
 	"  --index N           this is the VM's link number N, from 0: only the first has the\n"
 	"                      arguments of the machine and its memory\n"
-	"  --reconnect-ms      for QEMU 9.2 and later, where reconnect= has this name\n"
+	"  --reconnect-ms      for QEMU 9.2 and later, which connects again within 100 ms\n"
 	"  --tcg               for a host without KVM\n\n"
 	"Example:  qemu-system-x86_64 $(vhost-pcictl generate web-db --qemu --driver) -accel kvm ...\n",
 	run,

@@ -30,7 +30,7 @@ bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 
 const char *gen_reconnect(const struct gen *g)
 {
-	return g->reconnect_ms ? ",reconnect-ms=1000" : ",reconnect=1";
+	return g->reconnect_ms ? ",reconnect-ms=100" : ",reconnect=1";
 }
 
 char *gen_escaped(const char *value)
@@ -141,7 +141,7 @@ static void grant(const struct gen *g, json_t *args)
 
 	if (path) {
 		add(args, "-chardev", "socket,id=vp-%s-grant,path=%s,%s", g->link, path,
-		    g->reconnect_ms ? "reconnect-ms=1000" : "reconnect=1");
+		    g->reconnect_ms ? "reconnect-ms=100" : "reconnect=1");
 		add(args, "-device", "virtio-serial-pci,id=vp-%s-serial", g->link);
 		add(args, "-device", "virtserialport,bus=vp-%s-serial.0,chardev=vp-%s-grant,name=" GEN_GRANT_PORT "%s",
 		    g->link, g->link, g->link);

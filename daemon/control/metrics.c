@@ -258,6 +258,12 @@ static void link_wakes(struct out *o, struct vp_link *l)
 	}
 }
 
+static void handovers(struct out *o, struct vp_link *l)
+{
+	if (l->ops->handovers)
+		sample(o, link_labels(l), "", l->ops->handovers(l));
+}
+
 /* The device VM's word, of links whose packets nobody here sees. */
 #define LINK_REPORTED(name, member) \
 	static void name(struct out *o, struct vp_link *l) \
@@ -406,6 +412,8 @@ static const struct family families[] = {
 	{ "vhost_pci_link", "The link's configuration as it is in force", INFO, OF_LINK, .link = link_info },
 	{ "vhost_pci_link_up", "1 while the link is up", GAUGE, OF_LINK, .link = link_up },
 	{ "vhost_pci_link_state_seconds", "Time in each state", COUNTER, OF_LINK, .link = link_state },
+	{ "vhost_pci_link_handovers", "Queues that were given into the hands of the device VM, each time", COUNTER,
+	  OF_LINK, .link = handovers },
 	{ "vhost_pci_link_packets", "Packets from this side that arrived", COUNTER, OF_LINK, .link = link_packets,
 	  true },
 	{ "vhost_pci_link_bytes", "Their bytes, without the virtio-net header", COUNTER, OF_LINK, .link = link_bytes,

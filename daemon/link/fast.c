@@ -207,7 +207,7 @@ static void deal_with_left(struct vp_plink *pl, unsigned i)
 }
 
 /* The guest may have let go. */
-static void fast_tidy(struct vp_plink *pl)
+static void tidy_left(struct vp_plink *pl)
 {
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (fast_of(pl)->q[i].left && !vp_port_queue_at_work(pl->port, i))
@@ -377,6 +377,7 @@ static void fast_gone(struct vp_plink *pl)
 
 static void fast_tidy(struct vp_plink *pl)
 {
+	tidy_left(pl);
 	vp_plink_copy.tidy(pl);
 }
 
@@ -390,7 +391,7 @@ static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
 	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
-	.tidy = fast_tidy, .begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
+	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
 	.show = fast_show,
 };
 
@@ -453,6 +454,7 @@ static int grant_leave(struct vp_plink *pl, unsigned i)
 
 static void grant_tidy(struct vp_plink *pl)
 {
+	tidy_left(pl);
 	if (fast_of(pl)->grants)
 		vp_grants_tidy(fast_of(pl)->grants);
 }
@@ -466,8 +468,8 @@ static const struct vp_plink_mode grant_mode = {
 	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
 	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
-	.begin = grant_begin, .end = fast_end, .leave = grant_leave, .tidy = grant_tidy, .grants = grant_grants,
-	.wire = fast_wire, .show = fast_show,
+	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
+	.grants = grant_grants, .wire = fast_wire, .show = fast_show,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -15,7 +15,8 @@
 #include "base/log.h"
 #include "context/context.h"
 
-#define MAX_ASKED 64u
+#define MAX_ASKED   64u
+#define MAX_AT_ONCE 16u /* pages of one range; misses that are noted at a time are VP_IOTLB_MISSES */
 /* That many times in that time is what a driver does that maps each buffer for itself. */
 #define STORM     64u
 #define STORM_US  10000000u
@@ -104,8 +105,9 @@ static bool runs(const struct vp_grant_viommu *v)
 static int take(struct vp_grant_viommu *v, uint64_t addr, uint64_t size)
 {
 	struct vp_vdev_mapping x;
-	uint64_t at;
-	int ret;
+	uint64_t at, past;
+	int ret, all = 0;
+	unsigned asked = 0;
 
 	while (!vp_mapped_has(&v->m, addr, size, &at)) {
 		if (v->revoking || !device(v))
@@ -115,12 +117,18 @@ static int take(struct vp_grant_viommu *v, uint64_t addr, uint64_t size)
 			v->since_us = now_us(v);
 		if (!ret)
 			ret = vp_mapped_add(&v->m, x.iova, x.size, x.uva);
-		if (ret)
-			return ret == -EAGAIN || ret == -ENOSPC ? ret : -EFAULT;
-		size -= at - addr;
-		addr = at;
+		if (ret && ret != -EAGAIN)
+			return ret == -ENOSPC ? ret : -EFAULT;
+		/* The pages behind it are wanted as well: their answers come together. */
+		past = ret ? (at | 4095) + 1 - addr : at - addr;
+		all = ret ? ret : all;
+		asked += ret != 0;
+		if (past >= size || asked == MAX_AT_ONCE)
+			return all;
+		size -= past;
+		addr += past;
 	}
-	return 0;
+	return all;
 }
 
 static void refused(struct vp_grant_viommu *v, int ret, uint64_t addr, const char *what)

@@ -56,6 +56,8 @@ struct vp_link_ops {
 	 * no reason of ours, dropped ones. False: it has said nothing.
 	 */
 	bool (*reported)(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
+	/* ? How often queues of it were given into the device VM's hands. */
+	uint64_t (*handovers)(const struct vp_link *l);
 	/* Its device while a front-end is connected, else NULL. */
 	struct vp_vdev *(*vdev)(const struct vp_link *l, unsigned side);
 	/* ? What its driver VM grants (grant.h); NULL = it is not of grant mode. */

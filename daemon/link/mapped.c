@@ -165,6 +165,7 @@ static void prune(struct vp_mapped *m)
 				(struct vp_mapped_piece){ from, VP_MIN(left[j].uva + left[j].size, end) - from };
 		}
 	}
+	m->join = VP_MIN(m->join, m->n_pieces + VP_MAPPED_JOIN);
 }
 
 static const struct vp_mapped_piece *piece_of(const struct vp_mapped *m, uint64_t uva)

@@ -96,11 +96,15 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 	int ret;
 
 	vp_plink_withdraw(pl, i, 1);
+	if (q->m != mode_now(pl)) {
+		/* What the old mode still knows of the ring is brought to an end first. */
+		if (q->m->tidy)
+			q->m->tidy(pl);
+		finish(pl, i);
+		q->m = mode_now(pl);
+	}
 	if (r->rq.vq.broken)
 		return;
-	if (q->m != mode_now(pl))
-		finish(pl, i);
-	q->m = mode_now(pl);
 	ret = q->m->begin(pl, i, &pr);
 	if (ret) {
 		q->given_up = ret != VP_LATER;

@@ -167,6 +167,7 @@ const char *vp_plink_status(const struct vp_link *l);
 json_t *vp_plink_sides(const struct vp_link *l, bool counters);
 bool vp_plink_sent(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum);
 bool vp_plink_reported(const struct vp_link *l, unsigned side, struct vp_link_reported *r);
+uint64_t vp_plink_handovers(const struct vp_link *l);
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side);
 const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 struct vp_grants *vp_plink_grants(const struct vp_link *l);
@@ -175,7 +176,7 @@ struct vp_grants *vp_plink_grants(const struct vp_link *l);
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
-	.grants = vp_plink_grants, \
+	.grants = vp_plink_grants, .handovers = vp_plink_handovers, \
 }
 
 /*

@@ -78,6 +78,16 @@ bool vp_plink_reported(const struct vp_link *l, unsigned side, struct vp_link_re
 	return true;
 }
 
+uint64_t vp_plink_handovers(const struct vp_link *l)
+{
+	struct vp_plink *pl = l->impl;
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; pl && i < pl->n; i++)
+		sum += vp_port_queue_runs(pl->port, i);
+	return sum;
+}
+
 /* What this side's VM has sent, in our own words: nobody here has counted anything but what was drained. */
 static void add_reported(const struct vp_link *l, unsigned side, struct vp_queue_stats *sum)
 {

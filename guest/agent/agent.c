@@ -349,8 +349,8 @@ static int session_begin(struct agent *a, bool *lost)
 		a->dp->ops->set_grows(a->dp, a->s.flags & VHP_STATE_MAP);
 	else if (a->s.flags & VHP_STATE_MAP)
 		agent_complain(a, QUIET_SETUP, VP_LOG_WARNING,
-			       "the driver VM's memory comes as it is asked for (Grant=viommu), and the %s data path cannot "
-			       "ask: queues break at what it misses; use --tap, or a program on libvhostpci",
+			       "the driver VM's memory comes as it is asked for (Grant=viommu), and the %s data path "
+			       "cannot ask: queues break at what it misses; use --tap, or a program on libvhostpci",
 			       a->dp->ops->name);
 	rc = a->dp->ops->configure(a->dp, a->s.features, &e);
 	if (rc) {

@@ -188,6 +188,8 @@ void vp_xlate_init(struct vp_xlate *x, const struct vp_memtab *tab, struct vp_io
 	x->direct = tab && tab->n && !iommu ? tab : NULL;
 	x->iommu = iommu;
 	x->generation = iommu ? __atomic_load_n(&iommu->generation, __ATOMIC_ACQUIRE) : 0;
+	x->grows = false;
+	x->miss.size = 0;
 	vp_xlate_flush(x);
 }
 

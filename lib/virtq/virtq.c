@@ -81,10 +81,11 @@ static int bind_area(struct vp_virtq *vq, const char *name, uint64_t addr, uint6
 int vp_vq_rebind(struct vp_virtq *vq, const struct vp_memtab *tab, struct vp_iommu *iommu,
 		 struct vp_err *e)
 {
-	bool packed = vq->packed;
+	bool packed = vq->packed, grows = vq->xl.grows;
 	int ret;
 
 	vp_xlate_init(&vq->xl, tab, iommu);
+	vq->xl.grows = grows;
 	ret = bind_area(vq, packed ? "descriptor ring" : "descriptor table", vq->desc_addr,
 			vp_vq_desc_bytes(vq->size), 16, packed ? VP_WRITE : VP_READ, &vq->desc, e);
 	if (!ret)

@@ -22,6 +22,7 @@ import traffic  # noqa: E402
 from box import Box, lacking  # noqa: E402
 from debtree import APT, SUITE, newer  # noqa: E402
 
+pytestmark = pytest.mark.slow
 BUILD = os.path.abspath(os.environ.get("VHOST_PCI_BUILD") or TOP / "build")
 LIBVIRT = ["libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu", "qemu-system-x86", "apparmor"]
 QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"

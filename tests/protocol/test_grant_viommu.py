@@ -507,17 +507,25 @@ def test_a_program_on_the_library(make_daemon, ring, grain):
                     nic.serve()
                     return lab.d.show("ab")["status"] == "up"
                 lab.d.wait(there)
-                for n in range(100):
-                    sent = vu.frame(n, 60 + n * 14)
-                    nic.send_packet(sent, cut=[12, 40] if ring & vu.bit(vu.INDIRECT) else None)
-                    _, got = nic.recv_packet()
-                    assert got[12:] == sent[12:] and got[:6] == sent[6:12]
-                misses = len(nic.misses)
+                def there_and_back(n, size):
+                    """It does not keep what there is no room for yet: such a packet is sent again."""
+                    sent, tries = vu.frame(n, size), 0
+                    back = sent[6:12] + sent[:6] + sent[12:]
+                    while True:
+                        nic.send_packet(sent, cut=[12, 40] if ring & vu.bit(vu.INDIRECT) else None)
+                        got, tries = nic.recv_packet(timeout=0.03), tries + 1
+                        while got and got[1] != back:
+                            got = nic.recv_packet(timeout=0.03)
+                        if got:
+                            return
+                        assert tries < 500
+                for n in range(70):
+                    there_and_back(n, 60 + n * 14)
+                misses = len(set(nic.misses))
                 assert not nic.fails
-                for n in range(100):
-                    nic.send_packet(vu.frame(n, 200))
-                    assert nic.recv_packet()[1][12:] == vu.frame(n, 200)[12:]
-                assert len(nic.misses) - misses <= 2 * 128, "what is there is not asked for again"
+                for n in range(70):
+                    there_and_back(100 + n, 200)
+                assert len(set(nic.misses)) - misses <= 4 * 70, "what is there is not asked for again"
                 # A buffer that is not mapped.
                 page = (nic.tx_free[-1] + 70000 * 64) // PAGE
                 nic.perm[page] = 0

@@ -34,10 +34,12 @@ REPEATS = [
     ('TestLinkUp', 'fast-ivshmem-11'), ('TestLinkUp', 'copy-ivshmem'), ('TestPlug', 'ivshmem-11'),
     ('TestMemory', 'fast-ivshmem-11'), ('TestMemory', 'copy-shmem'),
     ('TestTraffic', 'fast-shmem-11'), ('TestTraffic', 'copy-ivshmem-11'), ('TestHub', 'copy-shmem+copy-shmem'),
-    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'), ('test_files', 'shmem'),
+    ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'), ('test_files', '-shmem'),
     ('TestGrant', '6.12-11'), ('TestGrant', 'backports-11'), ('TestGrant::test_held', ''), ('TestGrant::test_driver', ''),
     ('TestGrant::test_device', ''), ('TestGrant::test_daemon', ''), ('TestGrant::test_lies', ''), ('TestGrant::test_many', ''),
+    ('test_kernel_driver_grant', 'strict'),
     ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
+    ('test_migrate', 'relay'), ('test_migrate', 'copy'), ('test_migrate', 'fast-11'), ('test_migrate_disk', 'fast'), ('test_to_and_fro', ''),
 ]
 
 
@@ -118,6 +120,7 @@ class Lab:
         self.dir = new_dir()
         self.vms = []
         self.others = []        # daemons beside the first
+        self.processes = []
         self._daemon = None
 
     @property
@@ -160,6 +163,9 @@ class Lab:
             m.kill()
         for d in self.others + ([self._daemon] if self._daemon else []):
             d.kill()
+        for p in self.processes:
+            p.kill()
+            p.wait()
         # The logs of what ended well would only be in the way of those of a later failure.
         if keep:
             return

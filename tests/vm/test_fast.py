@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fast and copy links between real VMs: the device VM processes the driver VM's queues through its vhost-pci port."""
 
+import base64
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import portlink
 import pytest
 import vhostpci_vm as v
+
+sys.path.append(os.path.join(v.TOP, 'tests/protocol'))
+import pcapng  # noqa: E402
 
 LINKS = [('fast', 'ivshmem', 'system'), ('fast', 'shmem', '11'), ('copy', 'ivshmem', 'system'), ('copy', 'shmem', '11')]
 IDS = ['%s-%s' % x[:2] for x in LINKS]
@@ -62,6 +69,40 @@ class TestPort:
         f, r = link.ensure().tcp('mib=32')
         v.note('TCP %.0f and %.0f Mbit/s, 32 MiB each, every byte right' % (f['mbps'], r['mbps']))
         assert f['bytes'] == r['bytes'] == 32 << 20
+
+    def test_seen_from_outside(self, link, tmp_path):
+        """Its packets are counted and can be captured: by the daemon, or, where it does not see them, in the device VM."""
+        link.ensure()
+        path, counted = tmp_path / 'x.pcapng', 'daemon'
+        if link.mode == 'fast':
+            counted = 'device-vm'
+            p = link.device.spawn('vhost-pci-agent --capture %s --write /run/x.pcapng --count 10 2>/run/capture.log' % link.tap, 60)
+            link.device.until('grep -q capturing /run/capture.log', 20)
+        else:
+            p = subprocess.Popen([link.daemon.cli, '--control', link.daemon.control, 'capture', link.name, '-w', str(path), '--count', '10'],
+                                 stderr=subprocess.PIPE, text=True)
+            assert p.stderr.readline().startswith('capturing')
+        assert v.ping(link.driver, link.addr_device, 8, 0.1) == 0
+        if link.mode == 'fast':
+            p.result()
+            path.write_bytes(base64.b64decode(link.device.sh('base64 /run/x.pcapng')))
+        else:
+            assert p.wait(v.limit(20)) == 0, p.stderr.read()
+            p.stderr.close()
+        f = pcapng.File(path.read_bytes())
+        # ICMP, and the address of who asks: requests go out of the driver VM, answers come in.
+        asks = [x.direction for x in f.packets if x.data[12:14] == b'\x08\x00' and x.data[23] == 1 and x.data[34] == 8]
+        answers = [x.direction for x in f.packets if x.data[12:14] == b'\x08\x00' and x.data[23] == 1 and x.data[34] == 0]
+        assert len(asks) >= 3 and set(asks) == {'out'} and len(answers) >= 3 and set(answers) == {'in'}
+        end = time.time() + v.limit(10)
+        while True:
+            s = link.daemon.ctl('stats', link.name)['links'][0]
+            sent = [s['sides'][x]['tx']['packets'] for x in ('driver', 'device')]
+            if s['counted_by'] == counted and min(sent) >= 5:
+                break
+            assert time.time() < end, s
+            time.sleep(0.1)
+        v.note('counted by the %s: %d packets from the driver VM, %d from the device VM' % (counted, *sent))
 
     def test_big_segments(self, link):
         """Segments of the sender's stack cross whole."""

@@ -52,7 +52,8 @@ CASES = {
     'relay-client': Case(daemon_connects=True),
     'copy-ivshmem': Case('copy', device=dict(PORT, Attachment='ivshmem', PoolSize='1G'), driver={'QMP': '{d}/driver,qmp', 'NIC': 'ua-nic'},
                          link={'Queues': 2}),
-    'fast-ivshmem': Case('fast', device=dict(PORT, Attachment='ivshmem', QMP='{d}/device.qmp', HotplugBus='w0 w1', PackedRings='yes')),
+    'fast-ivshmem': Case('fast', device=dict(PORT, Attachment='ivshmem', QMP='{d}/device.qmp', QMPMode='server',
+                                             HotplugBus='w0 w1', PackedRings='yes')),
     'copy-shmem': Case('copy', '11', device=dict(PORT, Attachment='shmem')),
     'grant-swiotlb': Case('grant', device=dict(PORT, Attachment='shmem')),
     'grant-viommu': Case('grant', '11', device=dict(PORT, Attachment='shmem'), driver={'Grant': 'viommu'}),
@@ -259,7 +260,7 @@ def test_the_howto_shows_what_is_printed(host):
         shown, = [b.text for _, blocks in docblocks.sections(f.read()) for b in blocks if b.lang == 'xml' and 'ivshmem-doorbell' in b.text]
     said = host.generate('--libvirt', '--device', '--driver-memory', '256M').stdout
     for ours, theirs in ((host.dir + '/a.b-1-device.sock', '/run/vhost-pci/ab.device.sock'), (host.dir + '/device.qmp', '/run/vhost-pci/b.qmp'),
-                         ("name='a.b-1'", "name='ab'")):
+                         ("name='a.b-1'", "name='ab'"), ('vp-a.b-1-qmp', 'vp-ab-qmp')):
         said = said.replace(ours, theirs)
     lines = iter(said.splitlines())
     for line in shown.splitlines():

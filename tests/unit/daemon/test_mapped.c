@@ -199,7 +199,8 @@ int main(void)
 {
 #define T(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_neighbours), T(test_twice), T(test_shares), T(test_memory_that_went), T(test_many), T(test_random),
+		T(test_neighbours), T(test_twice), T(test_shares), T(test_memory_that_went), T(test_many),
+		T(test_random),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
