@@ -18,6 +18,9 @@ CANARIES = 96       # MiB
 ROUNDS = 1000
 UNBIND = 'cd /sys/bus/virtio/drivers/virtio_net && d=$(ls -d virtio*) && echo $d >unbind && echo $d >bind'
 
+# The kernel of both VMs, QEMU of the driver VM, packed rings. The device VM runs on QEMU 11, for shmem.
+POINTS = [('6.1', 'system', False), ('6.12', '11', True), ('backports', '11', False)]
+
 
 class Grant(portlink.PortLink):
     """A PortLink of mode grant that can be put right again, whatever the test before left behind."""
