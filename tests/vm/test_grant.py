@@ -18,22 +18,22 @@ CANARIES = 96       # MiB
 ROUNDS = 1000
 UNBIND = 'cd /sys/bus/virtio/drivers/virtio_net && d=$(ls -d virtio*) && echo $d >unbind && echo $d >bind'
 
-# The kernel of both VMs, QEMU of the driver VM, packed rings. The device VM runs on QEMU 11, for shmem.
-POINTS = [('6.1', 'system', False), ('6.12', '11', True), ('backports', '11', False)]
+# The kernel of both VMs, QEMU of the driver VM. The device VM runs on QEMU 11, for shmem.
+POINTS = [('6.1', 'system'), ('6.12', '11'), ('backports', '11')]
 
 
 class Grant(portlink.PortLink):
     """A PortLink of mode grant that can be put right again, whatever the test before left behind."""
 
-    def __init__(self, lab, kernel, qemu, packed):
+    def __init__(self, lab, kernel, qemu):
         self.lab = lab
         tool = {'bin/canary': (image.program(os.path.join(v.TOP, 'tests/vm/canary.c')), 0o755)}
         # So that root of the device VM reaches all of the BAR, not the windows only. One that can change its kernel needs no such word.
         device = dict(files=tool, append='iomem=relaxed')
         try:
             super().__init__(lab.daemon, 'grant', 'shmem', qemu, '11', kernel=kernel,
-                             driver=dict(files=tool, append='swiotlb=%d,force' % SLOTS), device=device, net=dict(packed=packed),
-                             device_keys=dict(ApertureSize='%dM' % APERTURE, **({'PackedRings': 'yes'} if packed else {})))
+                             driver=dict(files=tool, append='swiotlb=%d,force' % SLOTS), device=device,
+                             device_keys=dict(ApertureSize='%dM' % APERTURE))
         except v.Unavailable as e:
             pytest.skip(str(e))
         lab.vms += self.vms
@@ -95,7 +95,7 @@ class Grant(portlink.PortLink):
         assert g['state'] == 'granted' and g['by'] == 'its channel'
         assert [(r['address'], r['size']) for r in g['ranges'] if r['what'] == 'pool'] == [(at, size)]
         rings = [r['size'] for r in g['ranges'] if r['what'] == 'ring']
-        assert rings and sum(rings) <= 6 * 8192, 'each ring has 8 KiB (split), or three pages (packed)'
+        assert rings and sum(rings) <= 2 * 8192, 'each ring has 8 KiB'
         assert sum(w['size'] for w in port['windows']) == g['bytes'] == size + sum(rings)
         return g
 
@@ -105,7 +105,7 @@ class Grant(portlink.PortLink):
                               'ls -S $d/resource[0-9] | head -n 1').strip()
 
 
-@pytest.fixture(scope='class', params=POINTS, ids=['%s-%s%s' % (p[0], p[1], '-packed' if p[2] else '') for p in POINTS])
+@pytest.fixture(scope='class', params=POINTS, ids=['%s-%s' % p for p in POINTS])
 def link(request, new_lab):
     with new_lab() as lab:
         yield Grant(lab, *request.param)
