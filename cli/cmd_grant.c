@@ -39,6 +39,7 @@ static bool range(const char *s, uint64_t *addr, uint64_t *size)
 
 static void show(const char *link, json_t *g)
 {
+	const char *message = json_string_value(json_object_get(g, "message"));
 	json_t *r, *age = json_object_get(g, "age_s");
 	size_t i;
 
@@ -50,8 +51,8 @@ static void show(const char *link, json_t *g)
 	json_array_foreach(json_object_get(g, "ranges"), i, r)
 		printf("  0x%llx+0x%llx  %s\n", (unsigned long long)cli_int(r, "address"),
 		       (unsigned long long)cli_int(r, "size"), cli_str(r, "what"));
-	if (cli_str(g, "message")[0])
-		printf("  %s\n", cli_str(g, "message"));
+	if (message && *message)
+		printf("  %s\n", message);
 }
 
 static int run(struct cli *c, int argc, char **argv)

@@ -17,6 +17,7 @@ static void show_who_may(const json_t *s)
 /* What the driver VM of a link of mode grant has granted; sizes in KiB, for windows are of whole pages. */
 static void show_grant(const json_t *g)
 {
+	const char *message = json_string_value(json_object_get(g, "message"));
 	json_t *r;
 	size_t i;
 
@@ -29,8 +30,8 @@ static void show_grant(const json_t *g)
 	json_array_foreach(json_object_get(g, "ranges"), i, r)
 		printf("             %-9s 0x%llx, %lld KiB\n", cli_str(r, "what"),
 		       (unsigned long long)cli_int(r, "address"), cli_int(r, "size") >> 10);
-	if (cli_str(g, "message")[0])
-		printf("             %s\n", cli_str(g, "message"));
+	if (message && *message)
+		printf("             %s\n", message);
 }
 
 static void show_side(const char *name, const json_t *s)
