@@ -19,7 +19,6 @@
 #define ATTACH_TIMEOUT_MS	5000u
 #define ATTACH_AGAIN_MS		1000u
 #define TORN_RETRY_MS		200u
-#define COUNT_MS		1050u	/* the specification allows one a second */
 #define MAX_PASSES		4
 
 struct agent *agent_new(struct port *port, struct datapath *dp)
@@ -379,43 +378,6 @@ static int session_begin(struct agent *a, bool *lost)
 	return 0;
 }
 
-/* ---- counters ------------------------------------------------------------------------------- */
-
-/* They count from here. */
-static void counters_begin(struct agent *a)
-{
-	memset(&a->count_base, 0, sizeof(a->count_base));
-	memset(&a->counted, 0, sizeof(a->counted));
-	if (a->dp->ops->counters)
-		a->dp->ops->counters(a->dp, &a->count_base);
-	a->count_ms = 0;
-}
-
-/* Once a second, where the daemon asks for them and they are others than before. */
-static void counters_tell(struct agent *a)
-{
-	uint64_t args[VHP_CMD_NARGS] = { 0 }, now = agent_now_ms();
-	struct dp_counters c;
-
-	if (!a->attached || !(a->s.flags & VHP_STATE_COUNT) || !a->dp->ops->counters)
-		return;
-	if (now < a->count_ms) {
-		agent_retry_at(a, a->count_ms);
-		return;
-	}
-	a->count_ms = now + COUNT_MS;
-	agent_retry_at(a, a->count_ms);
-	if (!a->dp->ops->counters(a->dp, &c))
-		return;
-	/* An interface that was made anew counts from 0. */
-	for (unsigned int i = 0; i < VHP_COUNTS; i++)
-		args[i] = c.n[i] >= a->count_base.n[i] ? c.n[i] - a->count_base.n[i] : c.n[i];
-	if (!memcmp(args, a->counted.n, sizeof(a->counted.n)))
-		return;
-	memcpy(a->counted.n, args, sizeof(a->counted.n));
-	port_command_all(a->port, VHP_CMD_COUNTERS, args, COMMAND_TIMEOUT_MS, NULL);
-}
-
 /* ---- attaching ------------------------------------------------------------------------------ */
 
 /* 1: attached just now, or described: read the state again. */
@@ -470,7 +432,7 @@ static int try_attach(struct agent *a)
 	a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
 	if (rc == VHP_ST_OK) {
 		a->attached = true;
-		counters_begin(a);
+		agent_counters_begin(a);
 		a->quiet = QUIET_NONE;
 		for (unsigned int i = 0; i < VHP_MAX_QUEUES; i++)
 			a->q[i].given_up = 0;
@@ -573,27 +535,6 @@ static void check_rings(struct agent *a, bool *lost)
 	}
 }
 
-/* Memory that the data path waits for. What is refused breaks its queue, in the next pass. */
-static void ask_for_memory(struct agent *a)
-{
-	struct dp_missing m[16];
-	unsigned int n = a->dp->ops->missing(a->dp, m, VP_ARRAY_SIZE(m));
-
-	for (unsigned int i = 0; i < n; i++) {
-		uint64_t args[4] = { [VHP_MAP_ADDR] = m[i].addr, [VHP_MAP_SIZE] = 1,
-				     [VHP_MAP_ACCESS] = m[i].write ? VHP_REGION_WRITE : VHP_REGION_READ };
-		int rc = port_command(a->port, VHP_CMD_MAP, args, COMMAND_TIMEOUT_MS, NULL);
-
-		if (rc == VHP_ST_REFUSED) {
-			vp_log(VP_LOG_WARNING, "%s: queue %u: the driver VM does not give the memory at %#llx",
-			       a->port->what, m[i].queue, (unsigned long long)m[i].addr);
-			a->broken[m[i].queue / 64] |= VP_BIT(m[i].queue % 64);
-		}
-	}
-	if (n)
-		agent_retry_at(a, agent_now_ms());
-}
-
 static void send_sync(struct agent *a)
 {
 	uint32_t using = a->map ? a->map->generation : a->s.regions_generation;
@@ -683,8 +624,8 @@ static int pass(struct agent *a)
 		dp_lost(a);
 	send_sync(a);
 	if (a->up && a->dp->ops->missing)
-		ask_for_memory(a);
-	counters_tell(a);
+		agent_ask_for_memory(a);
+	agent_counters_tell(a);
 	return 0;
 }
 

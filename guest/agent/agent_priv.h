@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of the engine share; for agent.c, complain.c and describe.c only. */
+/* What the files of the engine share; for agent.c, complain.c, describe.c and tell.c only. */
 #ifndef VHP_AGENT_AGENT_PRIV_H
 #define VHP_AGENT_AGENT_PRIV_H
 
@@ -32,5 +32,12 @@ void agent_retry_at(struct agent *a, uint64_t when);
 int agent_describe(struct agent *a);
 /* The driver VM's word about the config space, once for each back-end. */
 void agent_apply_set_config(struct agent *a);
+
+/* tell.c. Counters count from here. */
+void agent_counters_begin(struct agent *a);
+/* Once a second, where the daemon asks for them and they are others than before. */
+void agent_counters_tell(struct agent *a);
+/* Memory that the data path waits for. What is refused breaks its queue, in the next pass. */
+void agent_ask_for_memory(struct agent *a);
 
 #endif

@@ -12,9 +12,6 @@
 #include "engine/packet.h"
 #include "engine/tap.h"
 
-/* Pieces of requests that the device side has, beyond four for each. */
-#define SEGS 4096u
-
 /* Full lengths in a row, until a device side is taken to tell them always. */
 #define FULL 16u
 
@@ -633,78 +630,4 @@ out:
 		vp_req_drop(q, q->first);
 	q->pend_tail = q->pend_head;
 	return *failed && vp_vq_need_call(vq);
-}
-
-/* ---- setting up ---------------------------------------------------------------------------- */
-
-static bool area_ok(const struct vp_copyq_area *a)
-{
-	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
-}
-
-/* Chains of the driver need not be shorter than in a ring of its own. */
-static uint16_t shadow_size(uint16_t size)
-{
-	uint16_t n = 2 * VP_REQ_RUNS;
-
-	while (n < size && n < VP_REQ_MAX)
-		n *= 2;
-	return n;
-}
-
-int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
-{
-	uint64_t driver, device;
-	struct vp_reqq *q;
-	uint32_t nsegs;
-	int ret;
-
-	if (!c->rq->vq.size)
-		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
-	q = calloc(1, sizeof(*q));
-	if (!q)
-		return vp_err_set(e, -ENOMEM, "out of memory");
-	q->c = *c;
-	q->size = shadow_size(c->rq->vq.size);
-	q->n = q->size;
-	q->mask = q->size - 1;
-	q->open = true;
-	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->data.size < VP_REQ_BLOCK ||
-	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device) || c->out_head > VP_REQ_BLOCK ||
-	    c->in_head > VP_REQ_BLOCK) {
-		free(q);
-		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
-	}
-	/* Room for several chains of the longest kind, and four pieces of each of the rest. */
-	nsegs = SEGS + VP_CHAIN_DESCS + 4 * q->n;
-	ret = vp_runs_init(&q->blocks, (uint32_t)(c->data.size / VP_REQ_BLOCK));
-	if (!ret)
-		ret = vp_runs_init(&q->segs, nsegs);
-	q->req = calloc(q->n + 1, sizeof(*q->req));
-	q->seg = calloc(nsegs, sizeof(*q->seg));
-	q->pend = calloc(q->n, sizeof(*q->pend));
-	if (ret || !q->req || !q->seg || !q->pend) {
-		vp_reqq_free(q);
-		return vp_err_set(e, -ENOMEM, "out of memory");
-	}
-	q->first = q->last = q->regive = (uint16_t)q->n;
-	for (unsigned i = 0; i < q->n; i++)
-		q->req[i].next = (uint16_t)(i + 1);
-	q->n_heads = c->saved ? c->saved->n : 0;
-	*out = q;
-	return 0;
-}
-
-void vp_reqq_free(struct vp_reqq *q)
-{
-	if (!q)
-		return;
-	if (q->served)
-		vp_drvq_fini(&q->shadow);
-	vp_runs_fini(&q->blocks);
-	vp_runs_fini(&q->segs);
-	free(q->req);
-	free(q->seg);
-	free(q->pend);
-	free(q);
 }

@@ -3,7 +3,7 @@
  * A sorted array under a seqlock: readers search it without a lock and search again when the writer was
  * there. All its words are accessed atomically, so a torn reading is only ever a wrong answer that is thrown away.
  */
-#include "guestmem/iotlb.h"
+#include "guestmem/iotlb_priv.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -11,40 +11,6 @@
 #include <string.h>
 
 #include "base/cycles.h"
-
-#define GPA_SHIFT 4
-
-enum miss_state {
-	MISS_FREE,
-	MISS_FILLING,
-	MISS_NOTED,
-	MISS_SENT,
-	MISS_GRANTED, /* answered without an error, and the update that goes with it has not come */
-	MISS_SHORT,   /* an update came since, without the permission that was asked for */
-};
-
-struct entry {
-	uint64_t iova, last; /* inclusive */
-	uint64_t host;       /* our address of iova, as a number */
-	uint64_t gpa_perm;   /* guest physical address of iova << GPA_SHIFT | what is denied << 2 | permissions */
-};
-
-struct miss {
-	uint64_t iova;
-	uint32_t acc;
-	uint32_t state; /* enum miss_state */
-};
-
-struct vp_iotlb {
-	struct vp_iommu iommu;
-	uint32_t seq;
-	unsigned n, room;
-	struct entry *e;      /* replaced only while no reader is inside: see grow() */
-	struct miss miss[VP_IOTLB_MISSES];
-	void   (*wake)(void *arg);
-	void    *arg;
-	uint64_t updates, invalidations, misses, lookups;
-};
 
 #define LOOK_PAUSES 256 /* 10 us or so */
 
@@ -659,55 +625,4 @@ void vp_iotlb_stats(const struct vp_iotlb *t, struct vp_iotlb_stats *s)
 		.entries = t->n, .updates = t->updates, .invalidations = t->invalidations,
 		.misses = GET(t->misses), .lookups = GET(t->lookups),
 	};
-}
-
-/* ---- for another process ---------------------------------------------------------------------------- */
-
-struct entry_rec {
-	uint64_t iova, last, gpa_perm;
-};
-
-void vp_iotlb_save(const struct vp_iotlb *t, unsigned tag, struct vp_rec *r)
-{
-	vp_rec_begin(r, tag);
-	for (unsigned i = 0; i < t->n; i++)
-		vp_rec_put(r, 1, &(struct entry_rec){ t->e[i].iova, t->e[i].last, t->e[i].gpa_perm },
-			   sizeof(struct entry_rec));
-	vp_rec_end(r);
-}
-
-/* Where the entry leads in this process. False: nowhere. */
-static bool entry_place(struct entry *e, const struct vp_memtab *tab)
-{
-	uint64_t gpa = e->gpa_perm >> GPA_SHIFT, size = e->last - e->iova + 1;
-	int i;
-
-	if (!entry_perm(e))
-		return true;
-	i = tab ? vp_memtab_find(tab, gpa) : -1;
-	if (i < 0 || !tab->r[i].map || !vp_range_inside(gpa, size, tab->r[i].gpa, tab->r[i].size))
-		return false;
-	e->host = vp_gptr_addr(vp_gptr_add(tab->r[i].host, gpa - tab->r[i].gpa));
-	return true;
-}
-
-int vp_iotlb_restore(struct vp_iotlb *t, const struct vp_memtab *tab, const struct vp_rec_in *in)
-{
-	struct vp_rec_in rest = *in, body;
-	unsigned tag, n = 0;
-	struct entry_rec s;
-
-	while (vp_rec_next(&rest, &tag, &body)) {
-		struct entry e;
-
-		if (body.n != sizeof(s) || n == t->room)
-			return -EPROTO;
-		memcpy(&s, body.p, sizeof(s));
-		e = (struct entry){ .iova = s.iova, .last = s.last, .gpa_perm = s.gpa_perm };
-		if (e.last < e.iova || (n && e.iova <= t->e[n - 1].last) || !entry_place(&e, tab))
-			return -EPROTO;
-		t->e[n++] = e;
-	}
-	t->n = n;
-	return rest.n ? -EPROTO : 0;
 }
