@@ -168,7 +168,7 @@ def test_attach_refusals(fast):
         s = p.state()
         assert s.answer[4] == vu.bit(vu.EVENT_IDX) and s.reason == pc.BAD_FEATURES and not s.attached
         assert p.command(99) == pc.UNKNOWN
-        assert p.command(5) == pc.UNKNOWN
+        assert p.command(5) == pc.NOT_ATTACHED
         assert p.stopped(0, 1) == pc.NOT_ATTACHED
         assert p.attach(features=s.required) == pc.OK
         assert p.command(pc.SYNC, (p.state().regions_generation + 1) & 0xffffffff) == pc.INVALID
