@@ -191,6 +191,26 @@ def test_stop_is_answered_when_the_window_has_gone(lab):
         assert forward(p, 1)[0] == [vu.frame(5, 80)]
 
 
+def test_a_ring_waits_beside_one_that_was_given_up(shmem):
+    """The window of one is on its way, the other is there and nobody's: the daemon waits for the first and goes on."""
+    with shmem.nic() as nic, shmem.port() as p:
+        p.attach()
+        p.wait(lambda s: s.reason == GRANT)
+        shmem.give(nic)
+        s = started(p)
+        assert p.stopped(0, s.queues[0].run, 0, flags=1) == pc.OK
+        nic.send(vu.GET_VRING_BASE, struct.pack("<II", 1, 0), need_reply=False)
+        answer_stop(p, 1, 0)
+        while not select.select([nic.sock], [], [], 0)[0]:
+            p.command_raw(max(struct.unpack_from("<I", p.mem, pc.COMMAND)[0], p.state().answer[0]) + 1, pc.SYNC,
+                          p.state().regions_generation)
+            p.idle()
+        nic.recv_reply(vu.GET_VRING_BASE)
+        nic.start_ring(1, nic.rings[1], base=0)
+        assert shmem.d.call("daemon.version")
+        p.wait(lambda s: s.queues[1].flags & pc.STARTED)
+
+
 def test_last_ring_ends_the_grant(lab):
     with lab.nic() as nic, lab.port() as p, lab.channel() as ch:
         assert ch.readline() == "grant?\n"
