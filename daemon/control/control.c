@@ -235,7 +235,7 @@ static int client_lines(struct vp_client *cl)
 	int r = 0;
 
 	while (!r && !cl->closing && !cl->later && out_waiting(cl) < VP_CONTROL_OUT_PAUSE) {
-		char *nl = memchr(cl->in + done, '\n', cl->in_len - done);
+		char *nl = cl->in_len > done ? memchr(cl->in + done, '\n', cl->in_len - done) : NULL;
 
 		if (!nl)
 			break;

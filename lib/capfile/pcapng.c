@@ -67,7 +67,8 @@ static void block(FILE *f, uint32_t type, const void *fixed, uint32_t nfixed, co
 	fwrite(&type, sizeof(type), 1, f);
 	fwrite(&total, sizeof(total), 1, f);
 	fwrite(fixed, 1, nfixed, f);
-	fwrite(data, 1, ndata, f);
+	if (ndata)
+		fwrite(data, 1, ndata, f);
 	fwrite(zeroes, 1, pad, f);
 	fwrite(o->b, 1, o->n, f);
 	fwrite(&total, sizeof(total), 1, f);
