@@ -158,10 +158,16 @@ def measure(opt, ring_name, ring, seconds, n, cpus, step):
     return results
 
 
-def run(opt):
+def rings_of(opt):
+    """Split and packed, or the one that the options name."""
     rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
     if not rings:
         raise harness.BenchError("--only: choose one of " + ", ".join(r[0] for r in RINGS[:2]))
+    return rings
+
+
+def run(opt):
+    rings = rings_of(opt)
     seconds, n = (0.4, 3) if opt.quick else (1.0, opt.pairs)
     cpus = harness.two_cpus()
     harness.need_hugepages(230)

@@ -14,8 +14,7 @@ device VM is a process on the local attachment; a driver VM is DPDK's virtio-use
 core and the daemon on the other, those of fast and grant links on a core each, as in the question `copy`.
 """
 import harness
-from q_copy import SIZES, PortLink, parts
-from q_relay import RINGS
+from q_copy import SIZES, PortLink, parts, rings_of
 
 
 def rows(opt, ring_name, ring, seconds, n, cpus, step):
@@ -48,9 +47,7 @@ def rows(opt, ring_name, ring, seconds, n, cpus, step):
 
 
 def run(opt):
-    rings = [r for r in RINGS[:2] if opt.only in (None, r[0])]
-    if not rings:
-        raise harness.BenchError("--only: choose one of " + ", ".join(r[0] for r in RINGS[:2]))
+    rings = rings_of(opt)
     seconds, n = (0.3, 3) if opt.quick else (1.0, opt.pairs)
     cpus = harness.two_cpus()
     harness.need_hugepages(230)

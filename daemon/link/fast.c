@@ -143,7 +143,7 @@ static bool inflight_region(struct vp_plink *pl, const struct vp_memtab *t, stru
 
 static void fast_memory(struct vp_plink *pl)
 {
-	const struct vp_memtab *t = pl->closing ? NULL : vp_vdev_memory(pl->slot.v);
+	const struct vp_memtab *t = vp_plink_memory(pl);
 	struct vp_port_region *r = t ? calloc(t->n + 2, sizeof(*r)) : NULL;
 	struct vp_err e = { 0 };
 	unsigned n = r ? t->n : 0;
@@ -420,7 +420,7 @@ static void grant_profile(const struct vp_conf_link *c, struct vu_backend_cfg *c
 /* The region of the in-flight area, or NULL. */
 static const struct vp_port_region *extra(struct vp_plink *pl, struct vp_port_region *r)
 {
-	const struct vp_memtab *t = pl->closing || !pl->slot.v ? NULL : vp_vdev_memory(pl->slot.v);
+	const struct vp_memtab *t = vp_plink_memory(pl);
 
 	return t && inflight_region(pl, t, r) ? r : NULL;
 }

@@ -34,7 +34,6 @@ struct vp_grants {
 	char                     by[64];
 	char                     message[200]; /* why nothing is, or what is wrong */
 	bool                     dropping;  /* it goes as soon as the link is down */
-	uint64_t                 waits[VHP_MAX_QUEUES / 64]; /* queues that wait for their windows */
 	bool                     stale;     /* regions are to be shown anew, whatever they look like */
 	bool                     asked;     /* the driver VM was, since the last time that nothing was granted */
 	bool                     alarm;     /* a window does not go */
@@ -80,9 +79,7 @@ static void forget(struct vp_grants *g, const char *why)
 
 static const struct vp_memtab *table(const struct vp_grants *g)
 {
-	const struct vp_plink *pl = g->pl;
-
-	return pl->closing || !pl->slot.v ? NULL : vp_vdev_memory(pl->slot.v);
+	return vp_plink_memory(g->pl);
 }
 
 /* Index of the region of t that holds all of it, or -1. */
@@ -304,7 +301,7 @@ static bool buffers_inside(struct vp_grants *g, unsigned i)
 int vp_grants_may_begin(struct vp_grants *g, unsigned i)
 {
 	if (!ring_shown(g, &vp_vdev_ring(g->pl->slot.v, i)->rq.vq) || (g->viommu && vp_gv_revoking(g->viommu))) {
-		g->waits[i / 64] |= VP_BIT(i % 64);
+		g->pl->q[i].waits = true;
 		return VP_LATER;
 	}
 	return g->viommu || buffers_inside(g, i) ? 0 : -EPERM;
@@ -360,7 +357,7 @@ static bool may_go_on(const struct vp_grants *g)
 	if (g->viommu && vp_gv_revoking(g->viommu))
 		return false;
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
-		if (g->waits[i / 64] & VP_BIT(i % 64) && ring_counts(pl, i) && !pl->q[i].handed &&
+		if (pl->q[i].waits && ring_counts(pl, i) && !pl->q[i].handed &&
 		    ring_shown(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq))
 			return true;
 	return false;
@@ -383,7 +380,8 @@ void vp_grants_tidy(struct vp_grants *g)
 		vp_gv_tidy(g->viommu);
 	/* Only those that waited: another that stays behind for a reason of its own would be looked at without end. */
 	if (may_go_on(g)) {
-		memset(g->waits, 0, sizeof(g->waits));
+		for (unsigned i = 0; i < pl->n; i++)
+			pl->q[i].waits = false;
 		vp_plink_update(pl);
 	}
 }

@@ -114,6 +114,7 @@ struct vp_plink_queue {
 	bool rewire;      /* its fds may have changed */
 	bool draining;    /* the stop that is owed waits for requests that are under way */
 	bool gone;        /* it has stopped for good, whether its front-end was told or not */
+	bool waits;       /* grant mode: for the windows of its ring */
 };
 
 struct vp_plink {
@@ -147,6 +148,12 @@ struct vp_plink {
 	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
 	sd_event_source      *drain_timer;
 };
+
+/* The driver VM's memory, NULL = there is none, or it is going. */
+static inline const struct vp_memtab *vp_plink_memory(const struct vp_plink *pl)
+{
+	return pl->closing || !pl->slot.v ? NULL : vp_vdev_memory(pl->slot.v);
+}
 
 /* Is what the driver sends on queue i taken and dropped while nobody serves? */
 static inline bool vp_plink_drops(const struct vp_plink *pl, unsigned i)

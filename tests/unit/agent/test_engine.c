@@ -1,42 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* The engine against a port and a data path that are doubles: whatever happens on the page, what is applied follows. */
-#include "double.h"
+#include "fixture.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
-
-static struct fake_port f;
-static struct fake_dp d;
-static struct agent *a;
-
-static int setup(void **state)
-{
-	fake_init(&f, 4);
-	fake_dp_init(&d);
-	a = agent_new(&f.port, &d.dp);
-	return !a;
-}
-
-static int teardown(void **state)
-{
-	agent_free(a);
-	fake_free(&f);
-	return 0;
-}
-
-static void go(void)
-{
-	assert_int_equal(agent_reconcile(a), 0);
-}
-
-static void up(unsigned int n)
-{
-	fake_up(&f, n);
-	go();
-	assert_true(a->up);
-}
 
 static uint64_t level(int fd)
 {

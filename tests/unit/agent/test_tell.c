@@ -1,41 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /* What the agent tells the daemon beside the life of queues: what its back-end is, what it has counted. */
-#include "double.h"
+#include "fixture.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
-
-static struct fake_port f;
-static struct fake_dp d;
-static struct agent *a;
-
-static int setup(void **state)
-{
-	fake_init(&f, 4);
-	fake_dp_init(&d);
-	a = agent_new(&f.port, &d.dp);
-	return !a;
-}
-
-static int teardown(void **state)
-{
-	agent_free(a);
-	fake_free(&f);
-	return 0;
-}
-
-static void go(void)
-{
-	assert_int_equal(agent_reconcile(a), 0);
-}
-
-static void up(unsigned int n)
-{
-	fake_up(&f, n);
-	go();
-	assert_true(a->up);
-}
 
 static void disk(void)
 {
