@@ -18,6 +18,7 @@
 #include "handover/starter.h"
 #include "handover/takeover.h"
 #include "link/link.h"
+#include "sys/fds.h"
 #include "sys/log_sink.h"
 #include "sys/source.h"
 #include "sys/timer.h"
@@ -154,6 +155,8 @@ static _Noreturn void leave(struct vp_upgrade *u)
 	/* seccomp control: sendmsg */
 	sd_notifyf(0, "MAINPID=%d", (int)u->pid);
 	vp_log_sink_end();
+	/* The end of u->sock says that nobody listens here any more: it comes last. */
+	vp_fds_close_but(u->d->fd_dir, u->sock);
 	_exit(EXIT_SUCCESS);
 }
 

@@ -49,6 +49,22 @@ uint64_t vp_eventfd_id(int fd)
 	return at ? 1 + strtoull(at + sizeof(key) - 1, NULL, 10) : 0;
 }
 
+void vp_fds_close_but(DIR *own, int keep)
+{
+	struct dirent *f;
+
+	if (!own)
+		return;
+	rewinddir(own);
+	while ((f = readdir(own))) {
+		int fd = atoi(f->d_name);
+
+		/* seccomp control: getdents64 lseek close */
+		if (fd > 2 && fd != keep && fd != dirfd(own))
+			close(fd);
+	}
+}
+
 ssize_t vp_recv_plain(int sock, void *buf, size_t len)
 {
 	union {

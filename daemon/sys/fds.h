@@ -3,6 +3,7 @@
 #ifndef VP_DAEMON_FDS_H
 #define VP_DAEMON_FDS_H
 
+#include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -24,6 +25,12 @@ uint64_t vp_eventfd_id(int fd);
  * that lingers (base/foreign.h).
  */
 ssize_t vp_recv_plain(int sock, void *buf, size_t len);
+
+/*
+ * Close each fd of this process above 2 but keep. own: its /proc/self/fd, stays open. For a process that ends: the
+ * kernel closes in an order of its own, and one fd's end may be another process's sign that all of them are closed.
+ */
+void vp_fds_close_but(DIR *own, int keep);
 
 #define VP_SEND_FDS_MAX 32u
 /*
