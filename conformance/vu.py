@@ -408,7 +408,8 @@ class Nic(Frontend):
             ring = cls(self.mem, size)
             ring.in_order = bool(self.features >> IN_ORDER & 1)
             self.start_ring(q, ring)
-        self.tx_free = [self.mem.alloc(66000) for _ in range(64)]
+        self.tx_all = [self.mem.alloc(66000) for _ in range(64)]
+        self.tx_free = list(self.tx_all)
         if fill:
             for p in range(pairs):
                 self.fill_rx(size - 1 if size < 64 else 64, p)
