@@ -26,6 +26,7 @@
 #include "handover/guard.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
+#include "link/lane.h"
 #include "link/link.h"
 #include "options.h"
 #include "sandbox/isolate.h"
@@ -159,6 +160,7 @@ static int on_attention(sd_event_source *s, int fd, uint32_t revents, void *arg)
 
 	eventfd_read(fd, &n);
 	vp_links_reap(d->links);
+	vp_lanes_place(d->workers);
 	return 0;
 }
 

@@ -93,10 +93,10 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 
 		worker_pool_info(c->d->workers, i, &w);
 		json_array_append_new(threads,
-				      json_pack("{s:i,s:i,s:i,s:b,s:I,s:I,s:I,s:I}", "tid", w.tid, "cpu", w.cpu, "jobs",
-						(int)w.jobs, "awake", w.awake, "rounds", (json_int_t)w.rounds, "sleeps",
-						(json_int_t)w.sleeps, "busy_us", (json_int_t)w.busy_us, "cpu_us",
-						(json_int_t)w.cpu_us));
+				      json_pack("{s:i,s:i,s:i,s:i,s:b,s:I,s:I,s:I,s:I}", "tid", w.tid, "cpu", w.cpu,
+						"jobs", (int)w.jobs, "moved", (int)w.moved, "awake", w.awake, "rounds",
+						(json_int_t)w.rounds, "sleeps", (json_int_t)w.sleeps, "busy_us",
+						(json_int_t)w.busy_us, "cpu_us", (json_int_t)w.cpu_us));
 	}
 	sd_event_now(c->d->event, CLOCK_MONOTONIC, &now);
 	*result = json_pack("{s:s,s:i,s:o,s:i,s:i,s:i,s:i,s:I,s:s,s:s,s:s,s:o,s:o}", "version", VP_VERSION, "pid",

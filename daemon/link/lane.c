@@ -3,14 +3,17 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <urcu/urcu-qsbr.h>
 
+#include "base/log.h"
 #include "base/util.h"
 #include "base/watch.h"
 #include "guestmem/map.h"
 
 struct vp_lane {
 	struct worker_job job;       /* first: the ops get a pointer to it */
+	struct vp_lanes  *all;
 	struct vp_work   *work;      /* RCU; NULL = nothing to do */
 	/* the data thread's own */
 	unsigned          told;      /* trouble that attention was asked for */
@@ -87,6 +90,7 @@ struct vp_lanes *vp_lanes_new(struct worker_pool *p, unsigned n, unsigned fds)
 	ls->n = n;
 	ls->fds = fds;
 	for (unsigned i = 0; i < n; i++) {
+		ls->lane[i].all = ls;
 		ls->lane[i].job.ops = &lane_ops;
 		ls->lane[i].lost_seen = vp_map_lost_count();
 	}
@@ -180,6 +184,25 @@ void vp_lanes_free(struct vp_lanes *ls)
 	withdrawn_free(ls);
 	free(ls->watch);
 	free(ls);
+}
+
+void vp_lanes_place(struct worker_pool *p)
+{
+	unsigned to;
+	struct worker_job *j = worker_pool_uneven(p, &to);
+	struct vp_lane *ln = j ? vp_container_of(j, struct vp_lane, job) : NULL;
+	struct vp_lanes *ls;
+	int r;
+
+	if (!ln)
+		return;
+	ls = ln->all;
+	r = worker_job_move(p, j, to, &ls->watch[(size_t)(ln - ls->lane) * ls->fds], ln->n_watch);
+	if (r)
+		vp_log(VP_LOG_WARNING, "a queue cannot move to data thread %u, which has less to do than its own: %s",
+		       to, strerror(-r));
+	else
+		vp_log(VP_LOG_DEBUG, "a queue moved to data thread %u, which has less to do", to);
 }
 
 void vp_lanes_poke(struct vp_lanes *ls)

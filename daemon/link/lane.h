@@ -61,6 +61,12 @@ void vp_lane_withdraw(struct vp_lanes *ls, unsigned i);
 /* What was withdrawn is in no data thread's hands when this returns. A grace period, where anything was. */
 void vp_lanes_sync(struct vp_lanes *ls);
 
+/*
+ * Of all lanes of a pool: where a data thread is full and another one has room, move a lane there (one at a time). To
+ * be called when a data thread asks for attention.
+ */
+void vp_lanes_place(struct worker_pool *p);
+
 /* What they wait for may have come: all that have work run soon. */
 void vp_lanes_poke(struct vp_lanes *ls);
 

@@ -18,6 +18,7 @@
 #include "base/util.h"
 #include "base/watch.h"
 #include "engine/tap.h"
+#include "threads/worker_priv.h"
 
 #define WORKER_WAKE    UINT64_MAX /* epoll data of the thread's own eventfd */
 #define WORKER_EVENTS  64
@@ -26,48 +27,8 @@
 #define WORKER_LOOK_US 20         /* while busy, between looks at the other jobs' kicks */
 #define WORKER_LATER_MS 1         /* until a job whose work must wait is run again */
 #define WORKER_SKIPS   255        /* of a thrifty job: sleeps without polling, at most */
+#define WORKER_FULL_MS 1000       /* over which a thread looks how much of it was work */
 #define WORKER_RELAX   8          /* pauses after a round without work: the drivers' cores want their rings */
-
-/* Slots by number, replaced as a whole when it grows; read by the thread under RCU. */
-struct slot_table {
-	unsigned n;
-	struct worker_job *job[];
-};
-
-struct worker {
-	struct worker_pool *pool;
-	pthread_t thread;
-	int       epfd, wakefd, cpu, tid;
-	struct vp_watch *woken;         /* of wakefd */
-	unsigned  jobs, number;
-	uint64_t  busy_poll, look;      /* in vp_cycles() */
-	struct slot_table *slots;
-	bool      stop, poked;
-	struct vp_scratch *scratch;
-	uint64_t  call_seen;            /* of the supervisor */
-	/* the thread's own */
-	struct worker_job **active;
-	unsigned  nactive, active_room;
-	bool      awake;
-	uint64_t  later;                /* when jobs that sleep are to be run anyway, 0 = none is */
-	uint64_t  rounds, sleeps;
-	uint64_t  busy;                 /* vp_cycles() in rounds that did something */
-};
-
-struct worker_pool {
-	unsigned n;
-	int      attention;
-	pthread_t supervisor;
-	pthread_mutex_t lock;    /* of stop, for the supervisor only */
-	pthread_cond_t  cond;
-	bool     stop;
-	bool     paused;         /* written under lock */
-	pthread_cond_t  resumed;
-	pthread_t main;          /* may be in worker_call() */
-	struct worker_job *retired; /* main thread */
-	struct vp_scratch *scratch;
-	struct worker w[];
-};
 
 static void wake(struct worker *w)
 {
@@ -211,6 +172,7 @@ static void polled(struct worker_job *j, bool found)
 static unsigned run_active(struct worker *w)
 {
 	unsigned i = 0, work = 0;
+	uint64_t began = vp_cycles();
 
 	while (i < w->nactive) {
 		struct worker_job *j = w->active[i];
@@ -223,6 +185,8 @@ static unsigned run_active(struct worker *w)
 				polled(j, true);
 			j->idle = false;
 			j->last_work = vp_cycles();
+			__atomic_store_n(&j->busy, j->busy + (j->last_work - began), __ATOMIC_RELAXED);
+			began = j->last_work;
 			work++;
 		} else if (vp_cycles() - j->last_work >= poll_time(w, j)) {
 			enum worker_next next = j->ops->arm(j);
@@ -250,6 +214,19 @@ static unsigned run_active(struct worker *w)
 		w->active[i] = w->active[--w->nactive];
 	}
 	return work;
+}
+
+/* At work for half of a second: the main thread may find a thread that has less to do (placement.c). */
+static void tell_full(struct worker *w, uint64_t now)
+{
+	uint64_t passed = now - w->since;
+
+	if (w->pool->n < 2 || passed < vp_cycles_hz() / 1000 * WORKER_FULL_MS)
+		return;
+	if (w->busy - w->busy_since >= passed / 2)
+		eventfd_write(w->pool->attention, 1);
+	w->since = now;
+	w->busy_since = w->busy;
 }
 
 static void *worker_main(void *arg)
@@ -283,6 +260,7 @@ static void *worker_main(void *arg)
 			wait_kicks(w);
 			looked = now;
 			began = vp_cycles();
+			tell_full(w, began);
 		}
 		__atomic_store_n(&w->rounds, w->rounds + 1, __ATOMIC_RELAXED);
 		worked = run_active(w) > 0;
@@ -472,8 +450,7 @@ void worker_pool_resume(struct worker_pool *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
-/* A free slot, growing the table when there is none; the old table goes after a grace period. */
-static int slot_take(struct worker *w, struct worker_job *j)
+int worker_slot_find(struct worker *w, unsigned *slot)
 {
 	struct slot_table *old = w->slots, *t;
 	unsigned i, n = old ? old->n : 0;
@@ -493,8 +470,7 @@ static int slot_take(struct worker *w, struct worker_job *j)
 		urcu_qsbr_synchronize_rcu();
 		free(old);
 	}
-	j->slot = i;
-	__atomic_store_n(&w->slots->job[i], j, __ATOMIC_RELEASE);
+	*slot = i;
 	return 0;
 }
 
@@ -507,11 +483,12 @@ int worker_job_add(struct worker_pool *p, struct worker_job *j, const struct wor
 	for (i = 1; !near && i < p->n; i++)
 		if (p->w[i].jobs < w->jobs)
 			w = &p->w[i];
-	ret = slot_take(w, j);
+	ret = worker_slot_find(w, &j->slot);
 	if (ret)
 		return ret;
 	j->w = w;
 	w->jobs++;
+	__atomic_store_n(&w->slots->job[j->slot], j, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -592,6 +569,7 @@ void worker_pool_info(const struct worker_pool *p, unsigned i, struct worker_inf
 		.awake = __atomic_load_n(&w->awake, __ATOMIC_RELAXED),
 		.rounds = __atomic_load_n(&w->rounds, __ATOMIC_RELAXED),
 		.sleeps = __atomic_load_n(&w->sleeps, __ATOMIC_RELAXED),
+		.moved = w->moved,
 		.busy_us = __atomic_load_n(&w->busy, __ATOMIC_RELAXED) / VP_MAX(vp_cycles_hz() / 1000000, 1),
 		.cpu_us = (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000,
 		.cpu = w->cpu,

@@ -53,13 +53,16 @@ struct worker_job {
 	bool     thrifty;
 	/* notifications that were seen are added here, atomically: several jobs may share it. NULL = nobody counts */
 	uint64_t *wakes;
-	/* private to worker.c */
+	/* private to worker.c and placement.c */
 	struct worker *w;
-	uint32_t slot;
+	unsigned slot;
 	bool     dead, poked;
 	struct worker_job *retired; /* the next one of these */
 	bool     active, later, idle;
 	uint64_t last_work;
+	uint64_t busy;              /* vp_cycles() in runs that did something */
+	uint64_t weighed;           /* main thread: busy when last looked at */
+	unsigned settled;           /* main thread: looks until it may move again */
 	/* thrifty: sleeps without polling after the next poll in vain; and until the next poll */
 	unsigned skips, skip;
 };
@@ -100,6 +103,20 @@ void worker_job_retire(struct worker_pool *p, struct worker_job *j);
 void worker_jobs_reap(struct worker_pool *p);
 
 /*
+ * Is a thread full while another one has room? The job that is best moved, and where to; NULL: none is. To be called
+ * when attention was asked for: a thread that was at work for half of a second does. Looks at most once a second, and
+ * at what was done since the last time.
+ */
+struct worker_job *worker_pool_uneven(struct worker_pool *p, unsigned *to);
+/*
+ * Move a job to thread `to`, with the n watches of its fds (worker_job_watch(); NULLs among them are skipped). It
+ * stands still meanwhile: three grace periods at most. What is signalled then is seen there. 0; -errno: it is where it
+ * was.
+ */
+int worker_job_move(struct worker_pool *p, struct worker_job *j, unsigned to, struct vp_watch *const *watch,
+		    unsigned n);
+
+/*
  * Wake the job's thread when fd (a kick eventfd) is signalled, until vp_watch_end(out) (base/watch.h),
  * which comes before the job goes. The fd is watched edge-triggered and never read, so one that would
  * block, or is not an eventfd, does no harm. 0; -EPERM: the fd cannot be polled; -errno.
@@ -125,6 +142,7 @@ void worker_attention(struct worker_job *j);
 
 struct worker_info {
 	unsigned jobs;
+	unsigned moved;    /* jobs that came here because others had less to do, in all */
 	bool     awake;
 	uint64_t rounds, sleeps;
 	uint64_t busy_us;  /* in rounds that did something */

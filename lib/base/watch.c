@@ -44,3 +44,14 @@ void vp_watch_end(struct vp_watch **w)
 	free(*w);
 	*w = NULL;
 }
+
+int vp_watch_move(struct vp_watch *w, int epfd, uint32_t events, uint64_t data)
+{
+	struct epoll_event ev = { .events = events, .data.u64 = data };
+
+	if (epoll_ctl(epfd, EPOLL_CTL_ADD, w->fd, &ev) < 0)
+		return -errno;
+	epoll_ctl(w->epfd, EPOLL_CTL_DEL, w->fd, NULL);
+	w->epfd = epfd;
+	return 0;
+}

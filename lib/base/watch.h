@@ -29,6 +29,10 @@ int  vp_watch_add(struct vp_watch **out, int epfd, int fd, uint32_t events, uint
  * and may have been NULL.
  */
 void vp_watch_end(struct vp_watch **w);
-
+/*
+ * From now on another set reports it, with other data; what has come already it reports at once. What a thread has from
+ * epoll_wait() on the first set already may still report. -errno: it stays where it is.
+ */
+int  vp_watch_move(struct vp_watch *w, int epfd, uint32_t events, uint64_t data);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "base/cycles.h"
 #include "base/util.h"
 #include "link/lane.h"
 #include "sys/fds.h"
@@ -18,6 +19,8 @@
 struct thing {
 	struct vp_work work; /* first */
 	unsigned runs, trouble, freed;
+	unsigned work_us; /* each run takes so long, and has done something; 0: it has nothing to do */
+	int      tid;     /* of its last run */
 };
 
 static struct thing things[LANES];
@@ -27,10 +30,14 @@ static struct vp_lanes *lanes;
 static unsigned thing_run(struct vp_work *w, struct vp_scratch *s, unsigned *trouble)
 {
 	struct thing *t = (struct thing *)w;
+	unsigned us = __atomic_load_n(&t->work_us, __ATOMIC_RELAXED);
 
 	__atomic_fetch_add(&t->runs, 1, __ATOMIC_RELAXED);
 	*trouble = __atomic_load_n(&t->trouble, __ATOMIC_RELAXED);
-	return 0;
+	__atomic_store_n(&t->tid, (int)gettid(), __ATOMIC_RELAXED);
+	for (uint64_t end = vp_cycles() + vp_cycles_hz() / 1000000 * us; us && vp_cycles() < end;)
+		vp_relax();
+	return us > 0;
 }
 
 static enum worker_next thing_arm(struct vp_work *w)
@@ -168,11 +175,62 @@ static void test_signalled_runs(void **state)
 	close(fd);
 }
 
+/* Two that have always something to do came to one thread: one of them moves, with what it waits for. */
+static void test_full_thread_is_relieved(void **state)
+{
+	struct worker_info info;
+	unsigned n;
+	int fd = -1;
+
+	assert_int_equal(vp_eventfd_new(&fd), 0);
+	for (unsigned i = 0; i < LANES; i++) {
+		things[i].work_us = i % 2 ? 0 : 100;
+		assert_int_equal(vp_lane_watch(lanes, i, fd), 0);
+		vp_lane_publish(lanes, i, &things[i].work);
+		wait_run(i, 0);
+	}
+	assert_int_equal(things[0].tid, things[2].tid);
+	while (__atomic_load_n(&things[0].tid, __ATOMIC_RELAXED) == __atomic_load_n(&things[2].tid, __ATOMIC_RELAXED)) {
+		assert_true(attention(30000));
+		vp_lanes_place(pool);
+		/* Who has moved runs there. */
+		for (unsigned i = 0; i < LANES; i += 2)
+			wait_run(i, runs(i) + 1);
+	}
+	worker_pool_info(pool, 0, &info);
+	assert_int_equal(info.jobs, 1);
+	worker_pool_info(pool, 1, &info);
+	assert_int_equal(info.jobs, 3);
+	assert_int_equal(info.moved, 1);
+	/* It is even now. */
+	for (unsigned i = 0; i < 3; i++) {
+		assert_true(attention(30000));
+		vp_lanes_place(pool);
+	}
+	worker_pool_info(pool, 0, &info);
+	assert_int_equal(info.moved, 0);
+	/* Asleep, each wakes up where it is. */
+	for (unsigned i = 0; i < LANES; i++)
+		__atomic_store_n(&things[i].work_us, 0, __ATOMIC_RELAXED);
+	for (unsigned i = 0; i < LANES; i++) {
+		do
+			worker_pool_info(pool, 0, &info);
+		while (info.awake);
+		do
+			worker_pool_info(pool, 1, &info);
+		while (info.awake);
+		n = runs(i);
+		vp_eventfd_raise(fd);
+		wait_run(i, n);
+	}
+	close(fd);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = { T(test_withdrawn_is_left_alone), T(test_trouble_is_told_once),
-					    T(test_signalled_runs) };
+					    T(test_signalled_runs), T(test_full_thread_is_relieved) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
