@@ -308,6 +308,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_plink_queue *q = &pl->q[i];
 	bool lives = ring_lives(r), bad = q->handed && lives && spoiled(pl, i);
+	bool may;
 
 	if (!lives) {
 		q->given_up = q->gone = false;
@@ -337,9 +338,11 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	}
 	if (q->gone)
 		return;
-	if (r->usable && !q->handed && up && !q->given_up && may_have(r, i) &&
-	    vp_port_queue_await(pl->port, i) != VP_LATER)
+	may = r->usable && !q->handed && up && !q->given_up && may_have(r, i);
+	if (may && vp_port_queue_await(pl->port, i) != VP_LATER)
 		hand_over(pl, i);
+	else if (may)
+		vp_plink_withdraw(pl, i, 1);  /* the device VM gets it soon: what is in it waits */
 	else if (r->usable)
 		vp_plink_publish(pl, i);
 }

@@ -64,7 +64,7 @@ class Lab:
     def there_and_back(self, n, size=200, **kw):
         self.nic.send_packet(vu.frame(n, size), **kw)
         got = self.answer()
-        assert got == vu.frame(n, size), f"packet {n}: {got and len(got)} bytes came back"
+        assert got == vu.frame(n, size), f"packet {n}: {got and len(got)} bytes came back\n{self.d.call('link.stats', name='ab')}\n{self.d.show('ab')}\n{self.d.log()[-4000:]}"
 
     def queue(self, q):
         return self.d.show("ab")["sides"]["driver"]["queues"][q]
