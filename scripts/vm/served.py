@@ -47,6 +47,7 @@ class Served:
     kind, queues, model, props = None, 1, None, None
     driver_modules, device_modules = (), ()     # of the kernel, beyond those that every image has: INSERT loads them
     agent = '--vhost-user ' + SOCKET
+    device_keys = {}            # of the link file
     firmware_asks = False       # the driver VM's firmware asks the device, and waits for an answer
 
     def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', driver=None, device=None, profile=None):
@@ -62,7 +63,7 @@ class Served:
         self.vms = [self.driver, self.device]
         port = v.Port(daemon.path(LINK + '-device.sock'), attachment, queues=self.queues)
         socks = daemon.link(LINK, 'left', 'right', mode=mode, endpoint='port', Type=self.kind, profile_keys=profile,
-                            device_keys=port.link_keys(daemon.dir, 'right'))
+                            device_keys=dict(port.link_keys(daemon.dir, 'right'), **self.device_keys))
         self.device.nets.append(port)
         self.driver.nets.append(v.UserDevice(socks[0], self.model, self.props))
 
