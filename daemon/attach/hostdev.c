@@ -81,7 +81,7 @@ static int on_deadline(sd_event_source *s, uint64_t usec, void *arg)
 	struct hostdev *h = arg;
 	char nb[24], why[100];
 
-	if (!h->here || !h->s.waits)
+	if (!h->here || !(h->s.waits || h->s.moving))
 		return 0;
 	snprintf(why, sizeof(why), "it did not answer %s within %u ms",
 		 vu_msg_name(VU_FROM_FRONTEND, h->s.request, nb, sizeof(nb)), HOSTDEV_ANSWER_US / 1000);
@@ -95,7 +95,7 @@ void hostdev_rearm(struct hostdev *h)
 		return;
 	vp_source_events(h->io, EPOLLIN | (vu_conn_want_write(&h->main) ? EPOLLOUT : 0));
 	/* A queue that does not drain is a message without an answer, too. */
-	if (h->s.waits)
+	if (h->s.waits || h->s.moving)
 		vp_timer_in(h->c.d->event, &h->deadline, HOSTDEV_ANSWER_US, on_deadline, h, h->c.name);
 	else if (h->deadline)
 		sd_event_source_set_enabled(h->deadline, SD_EVENT_OFF);
@@ -135,6 +135,7 @@ void hostdev_drop(struct hostdev *h, bool fault, const char *why)
 	vp_foreign_from(h->c.who);
 	vp_source_end(&h->io);
 	vp_source_end(&h->req_io);
+	hostdev_state_stop(h);
 	vu_conn_close(&h->main);
 	vu_conn_close(&h->req);
 	vp_timer_end(&h->deadline);
@@ -473,6 +474,7 @@ static void hostdev_free(struct vp_attach *a)
 		return;
 	h->c.gone = NULL;
 	hostdev_drop(h, false, "the link is being taken away");
+	hostdev_state_forget(h);
 	vp_source_end(&h->listen_io);
 	sd_event_source_disable_unref(h->work);
 	sd_event_source_disable_unref(h->again);
@@ -539,7 +541,7 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	h->a.ops = &attach_ops;
 	h->c = *c;
 	h->port = p;
-	h->lfd = -1;
+	h->lfd = h->state.pipe = -1;
 	h->next_uva = UINT64_C(1) << 40;
 	h->retry_us = RETRY_MIN_US;
 	vu_conn_init(&h->main, -1, VU_FROM_FRONTEND, true);

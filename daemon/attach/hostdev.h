@@ -65,6 +65,8 @@ struct hostdev {
 	struct hostdev_session {
 		unsigned hello;        /* step of the introduction */
 		bool     online, described, attached, changed, set_up, waits, in_step;
+		bool     ran;          /* queues, so that there is a state */
+		bool     moving, saved; /* the state is under way; it is kept, and the back-end is to be left */
 		uint32_t request;      /* under way, if waits */
 		unsigned queue;        /* that it is about */
 		uint64_t offered, its_pf, pf, features, epoch, config_us, attach_us;
@@ -73,6 +75,15 @@ struct hostdev {
 		uint8_t  config[VU_MAX_CONFIG];
 		struct hostdev_queue q[VHP_MAX_QUEUES];
 	} s;
+	/* DEVICE_STATE, in hostdev_state.c: what a back-end knew when the link was taken down, for the next one */
+	struct hostdev_state {
+		uint8_t *data;
+		size_t   size, room, at; /* at: of what is being loaded */
+		uint64_t epoch;          /* of the driver VM that it is about */
+		bool     kept;           /* it is whole */
+		int      pipe;           /* our end, -1 = none */
+		struct vp_source *io;
+	} state;
 	uint64_t              n_conns, n_refused, n_cuts;
 	char                  last[160];
 };
@@ -88,6 +99,11 @@ void hostdev_session_run(struct hostdev *h);
 int hostdev_session_answer(struct hostdev *h, struct vp_err *e);
 /* A request of the back-end's is in h->req.rx. As above, but only its channel is closed. */
 int hostdev_session_request(struct hostdev *h, struct vp_err *e);
+
+/* The connection ends: so does what is under way. */
+void hostdev_state_stop(struct hostdev *h);
+/* Nobody will ask for it any more. */
+void hostdev_state_forget(struct hostdev *h);
 
 /* For the session. */
 uint64_t hostdev_now(void);

@@ -41,6 +41,13 @@ bool hostdev_send(struct hostdev *h, struct vu_msg *m, const int *fd);
 bool hostdev_send_u64(struct hostdev *h, uint32_t request, uint64_t v, const int *fd);
 bool hostdev_send_ring(struct hostdev *h, uint32_t request, unsigned q, uint32_t num);
 
+/* hostdev_state.c. Steps: true when something was done. */
+bool hostdev_step_load(struct hostdev *h);
+bool hostdev_step_save(struct hostdev *h);
+/* SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE were answered. */
+void hostdev_state_begun(struct hostdev *h, uint64_t answer);
+void hostdev_state_checked(struct hostdev *h, uint64_t answer);
+
 /* hostdev_queues.c */
 uint32_t hostdev_queue_flags(const struct hostdev *h, unsigned q);
 /* The run that the page shows as started is the one that we have. */

@@ -206,7 +206,8 @@ bool hostdev_step_start(struct hostdev *h, unsigned q)
 	if (!hq->running) {
 		if (!(flags & VHP_QUEUE_STARTED) || flags & VHP_QUEUE_STOP || hq->given_up == run)
 			return false;
-		hq->running = true;
+		hq->running = h->s.ran = true;
+		hostdev_state_forget(h);
 		hq->enabled = false;
 		hq->run = run;
 		hq->step = 0;

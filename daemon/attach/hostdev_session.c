@@ -23,7 +23,7 @@
 
 #define WANTED_PF                                                                                     \
 	(VP_BIT(VU_PF_MQ) | VP_BIT(VU_PF_REPLY_ACK) | VP_BIT(VU_PF_MTU) | VP_BIT(VU_PF_BACKEND_REQ) | \
-	 VP_BIT(VU_PF_CONFIG))
+	 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_DEVICE_STATE))
 
 /* What a back-end need not know of: the driver VM's VMM and this daemon provide it. As for the agent's data paths. */
 #define F_RING_RESET 40
@@ -38,7 +38,7 @@
 #define REFUSED_US      5000000u /* a back-end that does not fit is asked again what it has */
 #define ATTACH_AGAIN_US 1000000u
 
-enum { HELLO_OWNER, HELLO_FEATURES, HELLO_GET_PF, HELLO_SET_PF, HELLO_CHANNEL, HELLO_QUEUES, HELLO_DONE };
+enum { HELLO_OWNER, HELLO_FEATURES, HELLO_GET_PF, HELLO_SET_PF, HELLO_CHANNEL, HELLO_QUEUES, HELLO_STATE, HELLO_DONE };
 
 /* ---- messages -------------------------------------------------------------------------------- */
 
@@ -241,6 +241,9 @@ static bool introduce(struct hostdev *h)
 		return has_pf(h, VU_PF_BACKEND_REQ) ? send_channel(h) : true;
 	case HELLO_QUEUES:
 		return has_pf(h, VU_PF_MQ) && !is_net(h) ? send_empty(h, VU_GET_QUEUE_NUM, NULL) : true;
+	case HELLO_STATE:
+		hostdev_step_load(h);
+		return h->here;
 	default:
 		s->hello = HELLO_DONE;
 		s->online = s->changed = true;
@@ -358,6 +361,8 @@ static bool step(struct hostdev *h)
 	for (unsigned q = 0; q < h->n; q++)
 		if (step_stop(h, q))
 			return true;
+	if (hostdev_step_save(h))
+		return true;
 	if (is_fast(h) && s->set_up && (!page(h)->nregions || s->epoch != le64toh(page(h)->link_epoch)) &&
 	    !hostdev_runs(h)) {
 		hostdev_drop(h, false, "it is left, for the driver VM whose memory it has is gone");
@@ -388,8 +393,10 @@ void hostdev_session_run(struct hostdev *h)
 	 */
 	if (h->here && h->unclean)
 		hostdev_drop(h, false, "requests of a run that is over were open; connecting again");
-	while (h->here && !h->s.waits && !h->unclean && step(h))
+	while (h->here && !h->s.waits && !h->s.moving && !h->unclean && !h->s.saved && step(h))
 		;
+	if (h->here && h->s.saved && !h->s.waits)
+		hostdev_drop(h, false, "its state is kept for the next one");
 	h->s.in_step = false;
 }
 
@@ -426,6 +433,12 @@ static void done(struct hostdev *h, uint32_t request, const struct vu_msg *reply
 		s->config_size = reply->hdr.size == VU_CONFIG_HDR_SIZE + s->config_wanted ? s->config_wanted : 0;
 		memcpy(s->config, reply->p.config.data, s->config_size);
 		describe(h);
+		break;
+	case VU_SET_DEVICE_STATE_FD:
+		hostdev_state_begun(h, reply->p.u64);
+		break;
+	case VU_CHECK_DEVICE_STATE:
+		hostdev_state_checked(h, reply->p.u64);
 		break;
 	case VU_GET_VRING_BASE:
 		stopped(h, &reply->p.state);

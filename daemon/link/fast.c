@@ -185,21 +185,32 @@ static void deal_with_left(struct vp_plink *pl, unsigned i)
 	struct fast *f = fast_of(pl);
 	struct vp_err e = { 0 };
 	struct vp_burst b;
-	int n;
+	bool call = false;
+	int n = -ENODATA;
 
 	f->q[i].left = false;
 	/* Once more: a guest that had not let go has returned others since. */
 	if (!r->usable || r->rq.vq.broken || vp_vdev_ring_resume(pl->slot.v, i, false, 0, &e))
 		return;
-	n = pl->dev->left == VP_LEFT_BREAKS ? -ENODATA : vp_leftover_count(&r->rq.vq);
+	b.slow = true;
+	switch (pl->dev->left) {
+	case VP_LEFT_BREAKS:
+		n = -ENODATA;
+		break;
+	case VP_LEFT_AGAIN:
+		n = vp_leftover_count(&r->rq.vq);
+		break;
+	case VP_LEFT_FAILS:
+		n = vp_leftover_fail(&r->rq.vq, &b, &call);
+		break;
+	}
 	if (n < 0) {
 		lost(pl, i, "has gone");
 		return;
 	}
 	if (pl->dev->left == VP_LEFT_AGAIN || !n)
 		return;
-	b.slow = true;
-	if (vp_leftover_fail(&r->rq.vq, (unsigned)n, &b))
+	if (call)
 		worker_call(pl->l->d->workers, &r->rq);
 	f->failed += (unsigned)n;
 	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone: %d requests that it may have had have failed",

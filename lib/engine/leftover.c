@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "engine/leftover.h"
 
+#include <endian.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/util.h"
@@ -41,10 +43,9 @@ uint32_t vp_fuse_fail(struct vp_virtq *vq, uint64_t ask, uint32_t ask_len, uint6
 	return sizeof(h);
 }
 
-bool vp_leftover_fail(struct vp_virtq *vq, unsigned n, struct vp_burst *b)
+/* The first n fail. */
+static void fail_next(struct vp_virtq *vq, unsigned n, struct vp_burst *b)
 {
-	bool any = false;
-
 	while (n) {
 		unsigned got = vp_vq_fetch(vq, b, VP_MIN(n, VP_BURST));
 
@@ -61,7 +62,184 @@ bool vp_leftover_fail(struct vp_virtq *vq, unsigned n, struct vp_burst *b)
 		}
 		vp_vq_advance(vq, b, got);
 		n -= got;
-		any = true;
 	}
-	return any && !vq->broken && vp_vq_need_call(vq);
+}
+
+/* ---- in another order --------------------------------------------------------------------------------------- */
+
+#define FUSE_SIZE 1024u /* entries of a ring that is searched at most: it takes the square of it */
+#define TRIES     8u	/* the driver may make requests meanwhile, until the ring is full */
+#define OLD	  UINT32_MAX
+
+enum head_is {
+	HEAD_RETURNED, /* for certain, or it is the head of nothing */
+	HEAD_OPEN,     /* a request whose answer is not there */
+	HEAD_MAYBE,    /* one that is answered or wants no answer, and was not seen to be returned */
+};
+
+struct head {
+	uint32_t at;   /* how many have become available since, OLD: it does not show any more */
+	uint32_t used; /* the same in what was returned: returned after so many that are available by now */
+	int seen;      /* more often available than returned, as far as it shows */
+	uint64_t ask;  /* where the request is */
+	enum head_is is;
+};
+
+/* What the two halves of the ring show of each head. n: how many are open; a: the available index. */
+static void look_back(const struct vp_virtq *vq, struct head *h, uint16_t a, unsigned n)
+{
+	const unsigned size = vq->size, mask = size - 1;
+
+	for (unsigned i = 0; i < size; i++)
+		h[i] = (struct head){ .at = OLD, .used = OLD };
+	for (unsigned back = 0; back < size; back++) {
+		uint16_t id = vp_ld16(vq->driver, 4 + 2 * (size_t)((a - 1u - back) & mask));
+
+		if (id >= size)
+			continue;
+		h[id].at = VP_MIN(h[id].at, back);
+		h[id].seen++;
+	}
+	for (unsigned back = n; back < size; back++) {
+		uint32_t id = vp_ld32(vq->device, 4 + 8 * (size_t)((a - 1u - back) & mask));
+
+		if (id >= size)
+			continue;
+		h[id].used = VP_MIN(h[id].used, back);
+		h[id].seen--;
+	}
+}
+
+/* Is there a FUSE request at this head, and is it answered? @b is overwritten. */
+static enum head_is ask_request(const struct vp_virtq *vq, struct vp_burst *b, uint16_t id, struct head *h)
+{
+	struct vp_virtq probe = *vq; /* nothing that is wrong with an old descriptor breaks the queue */
+	const struct vp_chain *c = &b->chain[0];
+	const struct vp_seg *s;
+	uint8_t in[16], out[16];
+	uint32_t len;
+
+	vp_burst_clear(b);
+	if (!vp_split_chain(&probe, b, id) || b->n != 1 || !c->nout)
+		return HEAD_RETURNED;
+	s = &b->seg[c->seg];
+	if (s->len < 40 || vp_xlate_copy_in(&probe.xl, in, s->addr, sizeof(in)))
+		return HEAD_RETURNED;
+	memcpy(&len, in, sizeof(len));
+	if (le32toh(len) != c->out_len)
+		return HEAD_RETURNED;
+	h->ask = s->addr;
+	s += c->nout;
+	if (!c->nin)
+		return HEAD_MAYBE;
+	if (s->len < sizeof(out) || vp_xlate_copy_in(&probe.xl, out, s->addr, sizeof(out)))
+		return HEAD_RETURNED;
+	memcpy(&len, out, sizeof(len));
+	return le32toh(len) >= sizeof(out) && !memcmp(in + 8, out + 8, 8) ? HEAD_MAYBE : HEAD_OPEN;
+}
+
+/* Memory that a later request has is not that of an earlier one any more. */
+static void drop_reused(struct head *h, unsigned size)
+{
+	for (unsigned i = 0; i < size; i++)
+		for (unsigned k = 0; h[i].is == HEAD_OPEN && k < size; k++)
+			if (k != i && h[k].is == HEAD_OPEN && h[k].ask == h[i].ask && h[k].at < h[i].at)
+				h[i].is = HEAD_RETURNED;
+}
+
+/*
+ * Marks those that are open in h. False: it is not clear which they are, or how the driver made more of them.
+ * What was returned at place u was available then, and had been made so at place u or, out of order, at one of the
+ * next size - 1. So a head that became available at or before the place at which it was last returned is returned.
+ */
+static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct head *h, uint16_t a, unsigned n)
+{
+	unsigned open = 0, maybe = 0;
+
+	look_back(vq, h, a, n);
+	for (unsigned i = 0; i < vq->size; i++) {
+		/* One that became available too long ago to show did so before all those that show. */
+		bool returned = h[i].used != OLD && h[i].used <= h[i].at;
+
+		h[i].is = returned ? HEAD_RETURNED : ask_request(vq, b, (uint16_t)i, &h[i]);
+		if (h[i].is == HEAD_MAYBE && (h[i].at == OLD || h[i].seen < 1))
+			h[i].is = HEAD_RETURNED;
+	}
+	drop_reused(h, vq->size);
+	for (unsigned i = 0; i < vq->size; i++) {
+		open += h[i].is == HEAD_OPEN;
+		maybe += h[i].is == HEAD_MAYBE;
+	}
+	/* What the driver writes before it publishes an index looks open: once more then, with the new index. */
+	if (vp_ld16_acquire(vq->driver, 2) != a)
+		return false;
+	if (open + maybe == n)
+		return true;
+	for (unsigned i = 0; i < vq->size; i++)
+		if (h[i].is == HEAD_MAYBE)
+			h[i].is = HEAD_RETURNED;
+	return open == n;
+}
+
+/* All that were found: oldest first, as far as it shows. */
+static void fail_found(struct vp_virtq *vq, struct vp_burst *b, struct head *h, uint16_t a)
+{
+	for (;;) {
+		struct head *next = NULL;
+		struct vp_used u = { .slots = 1 };
+
+		for (unsigned i = 0; i < vq->size; i++)
+			if (h[i].is != HEAD_RETURNED && (!next || h[i].at > next->at))
+				next = &h[i];
+		if (!next)
+			break;
+		u.id = (uint16_t)(next - h);
+		next->is = HEAD_RETURNED;
+		vp_burst_clear(b);
+		if (vp_split_chain(vq, b, u.id) && b->chain[0].nout && b->chain[0].nin) {
+			const struct vp_seg *ask = &b->seg[b->chain[0].seg], *answer = ask + b->chain[0].nout;
+
+			u.len = vp_fuse_fail(vq, ask->addr, ask->len, answer->addr, answer->len);
+		}
+		vp_vq_complete(vq, &u, 1);
+	}
+	vq->last_avail = vq->avail_seen = a;
+}
+
+int vp_leftover_fail(struct vp_virtq *vq, struct vp_burst *b, bool *call)
+{
+	struct head *h = NULL;
+	int n = -ENODATA;
+
+	*call = false;
+	/* Old descriptors name what a vIOMMU, or a grant, may not have any more. */
+	if (!vq->packed && vq->size <= FUSE_SIZE && !vq->xl.iommu && !vq->xl.grows) {
+		h = calloc(vq->size, sizeof(*h));
+		if (!h)
+			return -ENOMEM;
+	}
+	for (unsigned i = 0; h && i < TRIES; i++) {
+		uint16_t a = vp_ld16_acquire(vq->driver, 2);
+		unsigned left = (uint16_t)(a - vq->used_idx);
+
+		if (left > vq->size)
+			break;
+		if (!find_open(vq, b, h, a, left))
+			continue;
+		n = (int)left;
+		fail_found(vq, b, h, a);
+		break;
+	}
+	if (n < 0) {
+		n = vp_leftover_count(vq);
+		/* The ring looks as if it was served in order, but for a request that has waited too long to show in it. */
+		for (unsigned i = 0; h && n >= 0 && i < vq->size; i++)
+			if (h[i].is == HEAD_OPEN && h[i].at >= (unsigned)n)
+				n = -ENODATA;
+		if (n > 0)
+			fail_next(vq, (unsigned)n, b);
+	}
+	free(h);
+	*call = n > 0 && !vq->broken && vp_vq_need_call(vq);
+	return n;
 }

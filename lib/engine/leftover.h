@@ -5,6 +5,11 @@
  * back in the order in which the driver made it available: they lie between what was returned and what is available.
  * How far back the two halves of the ring can be compared, they have to agree.
  *
+ * Where the order was another one, FUSE requests tell it themselves: a driver keeps what it asks in memory until it
+ * has the answer, and an answer has the request's number. So an open request is one whose answer has another number.
+ * Those that the driver holds for returned may lie in memory that it uses for something else by now: nothing is written
+ * into them, and unless all that is open has been found, nothing is written at all.
+ *
  * Security model: that of virtq.h. A driver that writes nonsense into its ring gets wrong answers, or a broken ring.
  */
 #ifndef VP_ENGINE_LEFTOVER_H
@@ -18,8 +23,11 @@
  */
 int vp_leftover_count(const struct vp_virtq *vq);
 
-/* The first n of them fail, as FUSE requests. True: the driver wants a call. */
-bool vp_leftover_fail(struct vp_virtq *vq, unsigned n, struct vp_burst *b);
+/*
+ * They fail, as FUSE requests: those that were available when this began. Returns how many; *call: the driver wants a
+ * call. -ENODATA: neither ring nor requests tell which they are, nothing was changed; -ENOMEM.
+ */
+int vp_leftover_fail(struct vp_virtq *vq, struct vp_burst *b, bool *call);
 
 /*
  * The answer -EIO to a FUSE request: its header is at the driver's address ask, the first buffer for the answer at

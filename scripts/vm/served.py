@@ -47,6 +47,7 @@ class Served:
     kind, queues, model, props = None, 1, None, None
     driver_modules, device_modules = (), ()     # of the kernel, beyond those that every image has: INSERT loads them
     agent = '--vhost-user ' + SOCKET
+    device_keys = {}            # of the link file
     firmware_asks = False       # the driver VM's firmware asks the device, and waits for an answer
 
     def __init__(self, daemon, mode, attachment, driver_qemu='system', device_qemu='system', driver=None, device=None, profile=None):
@@ -62,7 +63,7 @@ class Served:
         self.vms = [self.driver, self.device]
         port = v.Port(daemon.path(LINK + '-device.sock'), attachment, queues=self.queues)
         socks = daemon.link(LINK, 'left', 'right', mode=mode, endpoint='port', Type=self.kind, profile_keys=profile,
-                            device_keys=port.link_keys(daemon.dir, 'right'))
+                            device_keys=dict(port.link_keys(daemon.dir, 'right'), **self.device_keys))
         self.device.nets.append(port)
         self.driver.nets.append(v.UserDevice(socks[0], self.model, self.props))
 
@@ -206,13 +207,14 @@ class Vsock(Served):
 
 
 class Files(Served):
-    """virtiofsd of Debian 13 serves /srv of the device VM to a vhost-user-fs-pci."""
+    """virtiofsd of Debian 13 serves /srv of the device VM to a vhost-user-fs-pci, with so many threads in a pool (0: in order)."""
 
     kind, queues, model, props = 'fs', 2, 'vhost-user-fs-pci', 'tag=home,num-request-queues=1'
     under = '/opt/virtiofsd'
     agent = '--vhost-user %s --state /run/fs.state' % SOCKET
 
-    def __init__(self, daemon, *point, driver=None, written=True, **kw):
+    def __init__(self, daemon, *point, driver=None, written=True, threads=0, **kw):
+        self.threads = threads
         root = packages.tree('trixie', 'virtiofsd', 'libc6', 'libcap-ng0', 'libseccomp2', 'libgcc-s1')
         files = packages.files(root, self.under, '/usr/libexec/virtiofsd')
         for lib in ('libm.so.6', 'libgcc_s.so.1', 'libseccomp.so.2', 'libcap-ng.so.0'):
@@ -223,7 +225,8 @@ class Files(Served):
     def start_backend(self):
         self.device.sh('mkdir -p /srv; rm -f {s} {s}.pid; (setsid {u}/lib64/ld-linux-x86-64.so.2 --library-path {u}/lib/x86_64-linux-gnu '
                        '{u}/usr/libexec/virtiofsd --socket-path={s} --shared-dir=/srv --sandbox=none --seccomp=none '
-                       '--inode-file-handles=never >>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(u=self.under, s=SOCKET))
+                       '--inode-file-handles=never --thread-pool-size={n} >>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(
+                           u=self.under, s=SOCKET, n=self.threads))
         self.device.until('[ -S %s ]' % SOCKET, 20, 'cat /run/backend.log')
 
     def attach(self):

@@ -424,6 +424,58 @@ def test_disk_that_breaks_the_rules(make, what):
             assert f.wait(t2)[0] == blk.OK and f.wait(t)[0] == blk.OK
 
 
+@pytest.mark.parametrize("what", ["never given", "twice", "4 GiB"])
+def test_fast_disk_that_breaks_the_rules(make, what):
+    """In fast mode it writes the driver's own ring: the driver sees it as of any disk, and nobody else does. Once the driver has begun anew it is over."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t = f.request(blk.IN, 0, length=512)
+            got = disk.take()
+            head = got[0]
+            used = lambda n: struct.unpack_from("<II", p.view(p.state().queues[0].used, 4 + 8 * 16), 4 + 8 * n)  # noqa: E731
+            if what == "never given":
+                disk.back(head + 100, 512)
+                assert used(0) == (head + 100, 512)
+            elif what == "twice":
+                disk.answer(got)
+                assert f.wait(t)[0] == blk.OK
+                disk.back(head, 512)
+                assert used(1) == (head, 512)
+            else:
+                disk.answer(got, length=0xffffffff)
+                assert f.wait(t)[0] == blk.OK and f.done[t][2] == 0xffffffff
+            # Nobody on the host looks at it, and nothing breaks there.
+            d.stays(lambda: d.show("ab")["status"] == "up" and not d.show("ab")["sides"]["driver"]["queues"][0].get("error"), 0.2)
+            f.sock.settimeout(pc.limit(20))
+            f.send(vu.GET_VRING_BASE, struct.pack("<II", 0, 0), need_reply=False)
+            s = p.wait(lambda s: s.queues[0].flags & pc.STOP)
+            assert p.stopped(0, s.queues[0].run, 1) == pc.OK
+            f.recv_reply(vu.GET_VRING_BASE)
+            f.open.clear()
+            f.start_ring(0, vu.SplitRing(f.mem, 128))
+            disk.up()
+            t = f.request(blk.IN, 0, length=512)
+            disk.serve(1)
+            assert f.wait(t)[0] == blk.OK and d.show("ab")["status"] == "up"
+
+
+def test_fast_disk_that_says_too_much_and_goes(make):
+    """More returned than was ever there, or the same one twice, when a back-end without an account has gone: the queue breaks, by name."""
+    d = make("fast", Profile_Capacity="4M")
+    with Driver(drv(d)) as f:
+        with dev(d) as p:
+            disk = Disk(p).attach().up()
+            t = f.request(blk.IN, 0, length=512)
+            got = disk.take()
+            disk.answer(got)
+            f.wait(t)
+            disk.back(got[0], 512)
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        assert "had not answered" in d.show("ab")["sides"]["driver"]["queues"][0]["error"] and d.alive()
+
+
 def test_no_byte_outside_a_request(make):
     """Canaries: around every buffer, and in those that the device may only read."""
     d = make(Profile_Capacity="4M")

@@ -22,10 +22,10 @@ class Asks(Driver):
         super().__init__(path, vu.bit(vu.VERSION_1), queues=2, size=size)
         self.unique = 0
 
-    def fuse(self, q=1, answer=200):
+    def fuse(self, q=1, answer=200, length=40):
         self.unique += 2
         at = self.mem.alloc(256)
-        self.mem.map[at:at + 256] = struct.pack("<IIQ", 40, 26, self.unique) + b"\xee" * 240
+        self.mem.map[at:at + 256] = struct.pack("<IIQ", length, 26, self.unique) + b"\xee" * 240
         self.rings[q].add([(at, 40, False)] + ([(at + 48, answer, True)] if answer else []), at)
         self.kick(q)
         return at
@@ -115,18 +115,47 @@ def test_fs_requests_fail_and_the_next_back_end_serves(make, before):
             assert f.answers(1) == [(later, 0)]
 
 
-def test_fs_out_of_order_breaks(make):
-    """Nobody knows which are open: the queue breaks by name."""
+@pytest.mark.parametrize("others", [0, 3, 40])
+def test_fs_out_of_order(make, others):
+    """One waits while later ones are answered, as a thread pool does it, until it does not show in the ring any more. What is open fails, and nothing else."""
     d = fs(make)
     with Asks(drv(d)) as f:
         f.d = d
         with files(d) as b:
-            for _ in range(3):
-                f.fuse()
+            first = f.fuse()
+            b.take()
+            for _ in range(others):
+                at = f.fuse()
+                b.answer(b.take())
+                assert f.answers(1) == [(at, 0)]
+            at = [f.fuse() for _ in range(4)]
+            got = [b.take() for _ in at]
+            b.answer(got[2])
+            b.answer(got[0])
+            assert f.answers(2) == [(at[2], 0), (at[0], 0)]
+        assert sorted(f.answers(3)) == sorted((x, EIO) for x in (first, at[1], at[3]))
+        later = [f.fuse() for _ in range(2)]
+        with files(d) as b:
+            for x in later:
+                b.answer(b.take())
+                assert f.answers(1) == [(x, 0)]
+        assert d.show("ab")["sides"]["device"]["requests_failed"] == 3
+
+
+def test_fs_unclear_breaks(make):
+    """Out of order, and requests that FUSE does not know: nobody can tell which are open. The queue breaks by name, and nothing is written."""
+    d = fs(make)
+    with Asks(drv(d)) as f:
+        f.d = d
+        with files(d) as b:
+            at = [f.fuse(length=41) for _ in range(3)]
             got = [b.take() for _ in range(3)]
             b.answer(got[1])
         d.wait(lambda: d.show("ab")["status"] == "broken")
         assert "had not answered" in d.show("ab")["sides"]["driver"]["queues"][1]["error"]
+        assert f.answers(1) == [(at[1], 0)] and not f.collect(1, 1)
+        for x in (at[0], at[2]):
+            assert bytes(f.mem.map[x + 16:x + 256]) == b"\xee" * 240
 
 
 def test_used_index_that_cannot_be(make):

@@ -13,7 +13,8 @@ import vu
 from blk import Driver, pattern
 from clock import Clock
 from conftest import ControlError
-from vubackend import FEATURES, PF, Backend
+from test_control import ctl
+from vubackend import FEATURES, PF, PF_DEVICE_STATE, SET_DEVICE_STATE_FD, Backend
 
 FORMATS = [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED), vu.bit(vu.PACKED, vu.EVENT_IDX)]
 
@@ -330,6 +331,67 @@ def test_a_predecessor_cannot_touch_what_its_successor_has(make):
             f.write(8, pattern(65536, life))
             assert f.read(8, 65536) == pattern(65536, life)
         assert device(d)["queues_spoiled"] == 0 and device(d)["requests_failed"] == 0
+
+
+# ---- what a back-end knows beyond its rings -----------------------------------------------------
+
+
+STATE = PF | vu.bit(PF_DEVICE_STATE)
+
+
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+@pytest.mark.parametrize("size", [0, 11, 3000000])
+def test_state_goes_to_the_next_backend(make, keys, size):
+    """The link is taken down, the back-end is left, and whoever comes has what it knew before a queue starts."""
+    d = make(Profile_Capacity="4M", **keys)
+    backend = fast_backend if keys else Backend
+    state = os.urandom(size)
+    with Driver(drv(d)) as f:
+        with backend(dev(d), pf=STATE) as a:
+            a.state = state
+            f.write(0, pattern(4096, 1))
+            assert SET_DEVICE_STATE_FD not in a.seen
+            assert ctl(d, "down", "ab").returncode == 0
+            # It listens, and is the next one, too; and goes before the link is up again.
+            d.wait(lambda: a.loaded == [state] and device(d)["attached"])
+            again = a.seen[a.seen.index(SET_DEVICE_STATE_FD) + 2:]
+            assert a.sessions == 2 and again.count(SET_DEVICE_STATE_FD) == 1 and vu.SET_VRING_KICK not in again
+        with backend(dev(d), store=a.store, pf=STATE) as b:
+            d.wait(lambda: b.loaded == [state])
+            assert vu.SET_VRING_KICK not in b.seen
+            assert ctl(d, "up", "ab").returncode == 0
+            assert f.read(0, 4096) == pattern(4096, 1)
+        # It was killed when it had served: there is nothing to be given.
+        with backend(dev(d), store=a.store, pf=STATE) as c:
+            assert f.read(0, 4096) == pattern(4096, 1)
+        assert not c.loaded and SET_DEVICE_STATE_FD not in c.seen and device(d)["dropped"] == 0
+
+
+def test_state_of_another_driver(make):
+    """The driver VM has gone meanwhile: the next back-end gets nothing of it."""
+    d = make(Profile_Capacity="4M")
+    with Backend(dev(d), pf=STATE) as a, Driver(drv(d)) as f:
+        f.write(0, pattern(4096, 1))
+        assert ctl(d, "down", "ab").returncode == 0
+        d.wait(lambda: a.loaded)
+    with Driver(drv(d)) as f, Backend(dev(d), pf=STATE) as b:
+        d.wait(lambda: device(d)["attached"])
+        assert ctl(d, "up", "ab").returncode == 0
+        f.write(0, pattern(4096, 1))
+    assert not b.loaded and SET_DEVICE_STATE_FD not in b.seen
+
+
+def test_state_that_is_refused(make):
+    """It is lost, which the log says; link and back-end go on."""
+    d = make()
+    with Backend(dev(d), pf=STATE) as a, Driver(drv(d)) as f:
+        a.state_answer = 1
+        f.write(0, pattern(4096, 1))
+        assert ctl(d, "down", "ab").returncode == 0
+        d.wait_log("is lost: it refuses")
+        assert ctl(d, "up", "ab").returncode == 0
+        assert f.read(0, 4096) == pattern(4096, 1)
+    assert a.sessions == 1
 
 
 class EchoNic(Backend):

@@ -15,6 +15,7 @@ import time
 import blk
 import vu
 
+SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE, PF_DEVICE_STATE = 42, 43, 19
 PF = vu.bit(vu.PF_MQ, vu.PF_REPLY_ACK, vu.PF_BACKEND_REQ, vu.PF_CONFIG)
 FEATURES = blk.FEATURES | vu.bit(vu.VERSION_1, vu.PROTOCOL)
 
@@ -46,6 +47,8 @@ class Backend(threading.Thread):
         self.kept = []           # maps of sessions before: a process may keep them
         self.req = None
         self.account = None      # with INFLIGHT_SHMFD: the area, and bytes a queue
+        self.state, self.loaded = b"", []  # with DEVICE_STATE: what it saves; what it was given
+        self.state_answer = 0x100
         self.path, self.sock = path, None
         self.wake = os.pipe()
         if not connect:
@@ -156,6 +159,12 @@ class Backend(threading.Thread):
             size, off, _, entries = struct.unpack_from("<QQHH", data)
             self.account = mmap.mmap(fds[0], size, offset=off), 16 + 16 * entries + 63 & ~63
             os.close(fds[0])
+        elif req == SET_DEVICE_STATE_FD:
+            self.move_state(u64, fds[0])
+            return struct.pack("<Q", self.state_answer)
+        elif req == CHECK_DEVICE_STATE:
+            self.mover.join()
+            return struct.pack("<Q", 0)
         elif req == vu.SET_MEM_TABLE:
             self.kept += [m for _, _, _, m in self.regions]
             self.regions = []
@@ -167,6 +176,19 @@ class Backend(threading.Thread):
         elif vu.SET_VRING_NUM <= req <= vu.SET_VRING_CALL or req == vu.SET_VRING_ENABLE:
             return self.ring_message(req, data, fds)
         return None
+
+    def move_state(self, direction, fd):
+        """Direction 0: saves it. All in a thread, as a pipe is small."""
+        def move():
+            with open(fd, "rb" if direction else "wb") as f:
+                if self.state_answer != 0x100:
+                    return
+                if direction:
+                    self.loaded.append(f.read())
+                else:
+                    f.write(self.state)
+        self.mover = threading.Thread(target=move, daemon=True)
+        self.mover.start()
 
     def ring_message(self, req, data, fds):
         q, num = struct.unpack_from("<II", data)

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Unmodified vhost-user back-ends in the device VM, which the agent hands a link to: DPDK's testpmd, and passt."""
+"""vhost-user back-ends in the device VM, which the agent hands a link to: unmodified DPDK testpmd and passt; and one of a type given by its number."""
 
+import os
+import struct
+import time
+
+import image
 import packages
 import pytest
+import served
 import test_fast
 import vhostpci_vm as v
 
@@ -137,3 +143,86 @@ def test_backend(lab, kind, link):
     assert b.device.boots == 1 and b.daemon.alive()
     for vm in b.vms:
         assert 'Call Trace' not in vm.sh('dmesg')
+
+
+class Entropy(served.Served):
+    """Type=4: vhost-pci knows nothing of this device but that it has queues. Its bytes are words that count up (vhurng.c), to a vhost-user-rng-pci."""
+
+    kind, model, props = '4', 'vhost-user-rng-pci', ''
+    driver_modules = ('virtio_rng',)
+    device_keys = {'PlainRings': 'yes'}     # in fast mode the driver VM's rings are the back-end's
+    seed = 1 << 32
+
+    def __init__(self, daemon, *point, **kw):
+        program = image.program(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'vhurng.c'))
+        super().__init__(daemon, *point, device=dict(files={'bin/vhurng': (program, 0o755)}), profile={'Features': '0x0'}, **kw)
+
+    def start_backend(self):
+        self.device.sh('(setsid vhurng %s %d >>/run/backend.log 2>&1 & echo $! >/run/backend.pid)' % (served.SOCKET, self.seed))
+        self.seed += 1 << 32
+
+    def attach(self):
+        self.driver.sh(served.PATIENT + served.INSERT + '; [ -c /dev/hwrng ]', 120)
+
+    def read(self, size=4096):
+        """The words that the driver VM reads. Its kernel takes some, too."""
+        got = bytes.fromhex(self.driver.sh('dd if=/dev/hwrng bs=64 count=%d iflag=fullblock 2>/dev/null | hexdump -v -e \'1/1 "%%02x"\'' % (size // 64), 120))
+        words = struct.unpack('<%dQ' % (len(got) // 8), got)
+        assert len(words) == size // 8
+        assert all(a < b for a, b in zip(words, words[1:])), 'a word came twice, or too late'
+        return words
+
+    def wait_status(self, want):
+        end = time.time() + v.limit(30)
+        while self.status()['status'] != want:
+            if time.time() > end:
+                raise v.VMError('the link is %s, not %s' % (self.status()['status'], want))
+            time.sleep(0.1)
+
+    def wait_new(self, seed):
+        """Until words from @seed on come: what the driver's kernel had before that is used up."""
+        for _ in range(50):
+            if (w := self.read(64))[-1] >= seed:
+                return w
+        raise v.VMError('%#x: nothing of what is served now' % w[-1])
+
+
+NUMBER = [('copy', 'ivshmem', 'system', 'system'), ('fast', 'shmem', '11', '11')]
+
+
+@pytest.mark.parametrize('point', NUMBER, ids=['-'.join(p) for p in NUMBER])
+def test_type_by_number(lab, point):
+    """An entropy device, with the stock driver. In copy mode the next back-end gets the open buffer; in fast mode nobody knows what became of it."""
+    k = Entropy(lab.daemon, *point)
+    lab.vms += k.vms
+    k.daemon.start()
+    lab.boot(*k.vms)
+    try:
+        k.serve()
+        k.attach()
+        assert k.driver.sh('cat /sys/class/misc/hw_random/rng_current').strip().startswith('virtio_rng')
+        first = k.read()
+        assert first[0] >= 1 << 32 and first[-1] < 1 << 33
+        v.note('%d words read, all new and in order' % len(first))
+        k.device.sh('kill -STOP $(cat /run/backend.pid)')
+        job = k.driver.spawn('dd if=/dev/hwrng of=/dev/null bs=64 count=64 iflag=fullblock 2>/dev/null', 240)
+        k.driver.until('for p in $(pidof dd); do case $(cat /proc/$p/wchan) in 0) exit 1;; esac; done; pidof dd >/dev/null', 30)
+        k.kill_backend()
+        k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
+        if point[0] == 'fast':
+            k.wait_status('broken')
+            assert 'had not answered' in k.status()['sides']['driver']['queues'][0]['error']
+            k.start_backend()
+            # The driver starts anew.
+            k.driver.reset()
+            k.attach()
+        else:
+            k.start_backend()
+            job.result(60)
+            assert k.status()['sides']['device']['requests_given_again'] >= 1
+        second = k.wait_new(1 << 33)
+        k.read()
+        v.note('the back-end was killed with a request under way, and started again: words from %#x on' % second[-1])
+    except v.VMError as e:
+        raise v.VMError('%s\n%s' % (e, k.story()))
+    assert k.daemon.alive() and not k.driver.complaints()

@@ -12,6 +12,7 @@
 #include "rig.h"
 
 #define SIZE  16u
+#define NO_ANSWER 0xdd
 #define PLACE 0x1000u /* of each request: header, and 64 bytes further the answer */
 
 static struct {
@@ -20,6 +21,16 @@ static struct {
 	struct vp_virtq vq, gone; /* ours, and the back-end's */
 	struct vp_burst b;
 } t;
+
+/* What becomes of what the back-end left. */
+static int fails(void)
+{
+	bool call;
+	int n = vp_leftover_fail(&t.vq, &t.b, &call);
+
+	assert_int_equal(call, n > 0 && !t.vq.broken);
+	return n;
+}
 
 static void start(struct vp_virtq *vq, uint32_t base)
 {
@@ -49,19 +60,49 @@ static uint64_t place(int id)
 	return 0x10000 + PLACE * (uint64_t)id;
 }
 
+/* Requests are as FUSE has them, with their length, and the back-end writes answers. Else the ring alone tells. */
+static bool fuse;
+static uint64_t unique;
+
 /* A FUSE request with room for an answer of so many bytes; 0: it wants none. Its header has the number 1000 + id. */
-static int ask(uint32_t header, uint32_t answer)
+static int ask(uint32_t header, uint32_t room)
 {
-	struct drv_buf b[2] = { { 0, header, false }, { 0, answer, true } };
+	struct drv_buf b[2] = { { 0, header, false }, { 0, room, true } };
 	int id = t.d.free_head;
 
 	b[0].addr = place(id);
 	b[1].addr = b[0].addr + 64;
 	memset(drv_ptr(&t.m, b[0].addr), 0xee, 128);
-	drv_put64(&t.m, b[0].addr + 8, 1000 + (uint64_t)id);
-	RIG_MUST(drv_add(&t.d, b, answer ? 2 : 1, 0) == id);
+	drv_put64(&t.m, b[0].addr + 8, fuse ? ++unique : 1000 + (uint64_t)id);
+	if (fuse)
+		memcpy(drv_ptr(&t.m, b[0].addr), &header, 4);
+	if (!room)
+		*(uint8_t *)drv_ptr(&t.m, b[1].addr + 16) = NO_ANSWER;
+	RIG_MUST(drv_add(&t.d, b, room ? 2 : 1, 0) == id);
 	drv_publish(&t.d);
 	return id;
+}
+
+static void reap(void)
+{
+	uint16_t id;
+	uint32_t len;
+
+	while (drv_get_used(&t.d, &id, &len))
+		;
+}
+
+/* What a back-end writes. */
+static void answer(int id)
+{
+	uint8_t *h = drv_ptr(&t.m, place(id) + 64);
+	const uint32_t len = 16;
+
+	if (h[16] == NO_ANSWER)
+		return;
+	memcpy(h, &len, 4);
+	memset(h + 4, 0, 4);
+	memcpy(h + 8, drv_ptr(&t.m, place(id) + 8), 8);
 }
 
 /* The back-end returns the i-th of those that it fetches now, and none before it. */
@@ -75,26 +116,26 @@ static void give(unsigned i)
 	vp_vq_complete(&t.gone, &u, 1);
 }
 
+/* It answers and returns this one, whatever its turn, and the driver takes it. */
+static void serve(int id)
+{
+	struct vp_used u = { .id = (uint16_t)id, .len = 16, .slots = 1 };
+
+	answer(id);
+	vp_vq_complete(&t.gone, &u, 1);
+	reap();
+}
+
 static void next(void)
 {
 	give(0);
 	vp_vq_advance(&t.gone, &t.b, 1);
 }
 
-static void reap(void)
-{
-	uint16_t id;
-	uint32_t len;
-
-	while (drv_get_used(&t.d, &id, &len))
-		;
-}
-
-static void failed(int id, uint32_t answer)
+static void failed(int id, uint32_t room)
 {
 	const uint8_t *h = drv_ptr(&t.m, place(id) + 64);
-	uint64_t unique = 1000 + (uint64_t)id;
-	uint32_t len, want = answer >= 16 ? 16 : 0;
+	uint32_t len, want = room >= 16 ? 16 : 0;
 	int32_t error;
 	uint16_t got;
 
@@ -109,7 +150,7 @@ static void failed(int id, uint32_t answer)
 	memcpy(&error, h + 4, 4);
 	assert_int_equal(len, 16);
 	assert_int_equal(error, -EIO);
-	assert_memory_equal(h + 8, &unique, 8);
+	assert_memory_equal(h + 8, drv_ptr(&t.m, place(id) + 8), 8);
 	assert_int_equal(h[16], 0xee);
 }
 
@@ -132,7 +173,7 @@ static void test_in_order(void **state)
 				id[i] = ask(40, rooms[i % 4]);
 			start(&t.vq, before);
 			assert_int_equal(vp_leftover_count(&t.vq), open);
-			assert_int_equal(vp_leftover_fail(&t.vq, open, &t.b), open > 0);
+			assert_int_equal(fails(), open);
 			for (unsigned i = 0; i < open; i++)
 				failed(id[i], rooms[i % 4]);
 			assert_int_equal(vp_vq_base(&t.vq), before + open);
@@ -151,7 +192,7 @@ static void test_short_header(void **state)
 	begin(0);
 	ask(15, 64);
 	start(&t.vq, 0);
-	assert_true(vp_leftover_fail(&t.vq, 1, &t.b));
+	assert_int_equal(fails(), 1);
 	assert_true(drv_get_used(&t.d, &id, &len));
 	assert_int_equal(len, 0);
 	end();
@@ -166,10 +207,11 @@ static void test_out_of_order(void **state)
 	give(2);
 	start(&t.vq, 1);
 	assert_int_equal(vp_leftover_count(&t.vq), -ENODATA);
+	assert_int_equal(fails(), -ENODATA);
 	end();
 }
 
-/* Not more of them fail than the back-end may have had: the rest is for the next one. */
+/* What comes when they have failed is for the next one. */
 static void test_later_ones_stay(void **state)
 {
 	begin(0);
@@ -177,10 +219,121 @@ static void test_later_ones_stay(void **state)
 		ask(40, 16);
 	start(&t.vq, 0);
 	assert_int_equal(vp_leftover_count(&t.vq), 3);
-	ask(40, 16);
-	assert_true(vp_leftover_fail(&t.vq, 3, &t.b));
+	assert_int_equal(fails(), 3);
 	assert_int_equal(vp_vq_base(&t.vq), 3);
+	ask(40, 16);
 	assert_int_equal(vp_vq_fetch(&t.vq, &t.b, 8), 1);
+	end();
+}
+
+/* ---- FUSE requests, served in any order --------------------------------------------------------------------- */
+
+/* At every place of the ring: of five requests the back-end has returned those in the mask. */
+static void test_fuse_out_of_order(void **state)
+{
+	fuse = true;
+	for (unsigned before = 0; before < 3 * SIZE; before++) {
+		for (unsigned mask = 0; mask < 32; mask++) {
+			unsigned left = 5;
+			int id[5];
+
+			begin(0);
+			for (unsigned i = 0; i < before; i++) {
+				serve(ask(40, 16));
+			}
+			for (unsigned i = 0; i < 5; i++)
+				id[i] = ask(40, i == 3 ? 64 : 16);
+			for (unsigned i = 0; i < 5; i++) {
+				if (!(mask >> i & 1))
+					continue;
+				serve(id[i]);
+				left--;
+			}
+			start(&t.vq, before + 5 - left);
+			assert_int_equal(fails(), left);
+			for (unsigned i = 0; i < 5; i++)
+				if (!(mask >> i & 1))
+					failed(id[i], 64);
+			assert_int_equal(vp_vq_base(&t.vq), before + 5);
+			assert_int_equal(t.vq.used_idx, before + 5);
+			end();
+		}
+	}
+}
+
+/* One that waits for ever, while so many others pass that it does not show any more: on ids that are used again at once. */
+static void test_fuse_one_waits(void **state)
+{
+	fuse = true;
+	for (unsigned others = 0; others < 4 * SIZE; others++) {
+		int id;
+
+		begin(0);
+		id = ask(40, 16);
+		for (unsigned i = 0; i < others; i++)
+			serve(ask(40, 16));
+		start(&t.vq, others);
+		assert_int_equal(fails(), 1);
+		failed(id, 16);
+		end();
+	}
+}
+
+/* It has written the answer and was gone before it returned the request. */
+static void test_fuse_answered(void **state)
+{
+	int id[3];
+
+	fuse = true;
+	begin(0);
+	for (unsigned i = 0; i < 3; i++)
+		id[i] = ask(40, 16);
+	serve(id[1]);
+	answer(id[2]);
+	start(&t.vq, 1);
+	assert_int_equal(fails(), 2);
+	failed(id[0], 16);
+	failed(id[2], 16);
+	end();
+}
+
+/* Requests that want no answer: what the ring shows tells. */
+static void test_fuse_forget(void **state)
+{
+	int id[3];
+
+	fuse = true;
+	for (unsigned before = 0; before < 3 * SIZE; before++) {
+		begin(0);
+		for (unsigned i = 0; i < before; i++)
+			serve(ask(48, 0));
+		for (unsigned i = 0; i < 3; i++)
+			id[i] = ask(48, 0);
+		serve(id[1]);
+		start(&t.vq, before + 1);
+		assert_int_equal(fails(), 2);
+		failed(id[0], 0);
+		failed(id[2], 0);
+		end();
+	}
+}
+
+/* What has been returned is the driver's: not a byte of it is written, whatever its memory looks like by now. */
+static void test_fuse_returned_ones_stay(void **state)
+{
+	int old, id;
+
+	fuse = true;
+	begin(0);
+	old = ask(40, 16);
+	id = ask(40, 16);
+	serve(old);
+	/* As if it was never answered. */
+	memset(drv_ptr(&t.m, place(old) + 64), 0x77, 16);
+	start(&t.vq, 1);
+	assert_int_equal(fails(), 1);
+	failed(id, 16);
+	assert_int_equal(*(uint8_t *)drv_ptr(&t.m, place(old) + 64), 0x77);
 	end();
 }
 
@@ -201,7 +354,7 @@ static void test_nonsense(void **state)
 	assert_int_equal(vp_leftover_count(&t.vq), -ENODATA);
 	drv_set_avail(&t.d, 0, SIZE);
 	assert_int_equal(vp_leftover_count(&t.vq), 1);
-	assert_false(vp_leftover_fail(&t.vq, 1, &t.b));
+	assert_int_equal(fails(), 1);
 	assert_int_equal(t.vq.broken, VP_VQ_BAD_DESC);
 	end();
 }
@@ -212,6 +365,9 @@ int main(void)
 		cmocka_unit_test(test_in_order),	cmocka_unit_test(test_short_header),
 		cmocka_unit_test(test_out_of_order),	cmocka_unit_test(test_later_ones_stay),
 		cmocka_unit_test(test_packed),		cmocka_unit_test(test_nonsense),
+		cmocka_unit_test(test_fuse_out_of_order), cmocka_unit_test(test_fuse_one_waits),
+		cmocka_unit_test(test_fuse_answered),	cmocka_unit_test(test_fuse_forget),
+		cmocka_unit_test(test_fuse_returned_ones_stay),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
