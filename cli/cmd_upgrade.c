@@ -39,7 +39,7 @@ static int options(int *argc, char **argv, char *binary, bool *reload)
 
 static int run(struct cli *c, int argc, char **argv)
 {
-	char binary[PATH_MAX] = "";
+	char binary[PATH_MAX] = "", keep[] = "--keep";
 	bool reload = false;
 	json_t *result;
 	int n, r = options(&argc, argv, binary, &reload);
@@ -52,7 +52,7 @@ static int run(struct cli *c, int argc, char **argv)
 	r = cli_call(c, "daemon.upgrade", *binary ? json_pack("{s:s}", "binary", binary) : NULL, &result);
 	if (r == EXIT_REFUSED && reload) {
 		fputs("vhost-pcictl: reloading instead\n", stderr);
-		return cmd_reload.run(c, 1, argv);
+		return cmd_reload.run(c, 2, (char *[]){ argv[0], keep, NULL });
 	}
 	if (r)
 		return r;

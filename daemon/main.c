@@ -75,7 +75,7 @@ static int on_reload(sd_event_source *s, const struct signalfd_siginfo *si, void
 {
 	struct vp_err e;
 
-	vp_daemon_reload(arg, NULL, &e);
+	vp_daemon_reload(arg, VP_RELOAD_GENTLY, NULL, &e);
 	return 0;
 }
 

@@ -69,6 +69,13 @@ struct vp_attach_ops {
 	 */
 	void (*unclean)(struct vp_attach *a);
 	/*
+	 * Optional. QMP= or HotplugBus= have changed: l, the link's configuration, gets those values of next that may
+	 * change in place, and the port goes by them. An error leaves what could not be had.
+	 */
+	int  (*alter)(struct vp_attach *a, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e);
+	/* What the device VM has of it is a PCI device, which is of no use any more once the attachment has gone. */
+	bool plugged;
+	/*
 	 * The device side maps memory of ours as a process does. In a guest it lies in a PCI device instead: the
 	 * guest's kernel has no pages of it, and direct I/O on it fails.
 	 */

@@ -393,9 +393,15 @@ static void ivshmem_free(struct vp_attach *a)
 	free(v);
 }
 
+static int ivshmem_alter(struct vp_attach *a, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e)
+{
+	return vp_ivwins_alter(((struct ivshmem *)a)->wins, l, next, e);
+}
+
 static const struct vp_attach_ops attach_ops = {
 	.free = ivshmem_free, .wire = ivshmem_wire, .call_fd = ivshmem_call_fd, .show = ivshmem_show,
 	.signal_fd = ivshmem_signal_fd, .last_signal = ivshmem_last_signal, .direct = ivshmem_direct,
+	.alter = ivshmem_alter, .plugged = true,
 };
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

@@ -60,7 +60,7 @@ struct vp_ivwins {
 	struct vp_winids          *ids;    /* of the device VM */
 	struct wdev               *list;
 	char                       buses[VP_CONF_BUS_MAX];
-	const char                *bus[BUSES_MAX];
+	const char                *bus[BUSES_MAX + 1];  /* the last: of devices that are in none of them */
 	unsigned                   n_bus, next_bus;
 	char                       prefix[VP_CONF_NAME_MAX + 8];
 	uint64_t                   n_plugged, n_unplugged;
@@ -610,11 +610,54 @@ void vp_ivwins_show(struct vp_ivwins *w, json_t *o)
 			    json_string(vp_qmp_why(w->qmp)));
 }
 
+static void take_buses(struct vp_ivwins *w)
+{
+	char *save = NULL, *b;
+
+	w->n_bus = w->next_bus = 0;
+	w->bus[BUSES_MAX] = "?";
+	snprintf(w->buses, sizeof(w->buses), "%s", w->l->hotplug_bus);
+	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < BUSES_MAX; b = strtok_r(NULL, " ", &save))
+		w->bus[w->n_bus++] = b;
+}
+
+static int take_qmp(struct vp_ivwins *w, struct vp_err *e)
+{
+	mode_t mode = vp_conf_socket_file_mode(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm);
+
+	return !w->l->qmp[0] ? 0 : vp_qmp_new(&w->qmp, w->d->event, w->l->qmp,
+					      w->l->qmp_mode == VP_SOCKET_SERVER ? mode : 0, w->name, &qmp_ops, w, e);
+}
+
+int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e)
+{
+	char was[VP_CONF_BUS_MAX];
+
+	vp_qmp_free(w->qmp);
+	w->qmp = NULL;
+	on_down(w);
+	memcpy(was, w->buses, sizeof(was));
+	vp_conf_take(VP_CONF_LINK, l, next, VP_EFFECTS_IN_PLACE);
+	for (struct wdev *v = w->list; v; v = v->next)
+		if (v->bus >= 0)
+			v->bus = v->bus < BUSES_MAX ? (int)(w->bus[v->bus] - w->buses) : -2;
+	take_buses(w);
+	for (struct wdev *v = w->list; v; v = v->next) {
+		unsigned i = 0;
+
+		if (v->bus == -1)
+			continue;
+		while (i < w->n_bus && (v->bus < 0 || strcmp(w->bus[i], was + v->bus)))
+			i++;
+		v->bus = i < w->n_bus ? (int)i : BUSES_MAX;
+	}
+	return take_qmp(w, e);
+}
+
 int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
 		  struct vp_port *p, struct vp_err *e)
 {
 	struct vp_ivwins *w = calloc(1, sizeof(*w));
-	char *save = NULL, *b;
 	int r = 0;
 
 	if (!w)
@@ -624,18 +667,12 @@ int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_c
 	w->name = name;
 	w->port = p;
 	snprintf(w->prefix, sizeof(w->prefix), DEV_PREFIX "%s-", l->name);
-	snprintf(w->buses, sizeof(w->buses), "%s", l->hotplug_bus);
-	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < BUSES_MAX; b = strtok_r(NULL, " ", &save))
-		w->bus[w->n_bus++] = b;
+	take_buses(w);
 	w->ids = vp_winids_get(l->side[VP_SIDE_DEVICE].vm);
 	if (!w->ids)
 		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
-	if (!r && l->qmp[0])
-		r = vp_qmp_new(&w->qmp, d->event, l->qmp,
-			       l->qmp_mode == VP_SOCKET_SERVER ?
-				       vp_conf_socket_file_mode(d->conf, l->side[VP_SIDE_DEVICE].vm) :
-				       0,
-			       name, &qmp_ops, w, e);
+	if (!r)
+		r = take_qmp(w, e);
 	if (r) {
 		vp_winids_put(w->ids);
 		free(w);

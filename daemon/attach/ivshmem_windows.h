@@ -19,6 +19,11 @@ struct vp_ivwins;
 /* l and name are not owned. The results go to p (vp_port_window_given() and so on). */
 int  vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
 		   struct vp_port *p, struct vp_err *e);
+/*
+ * l, the link's configuration, gets those values of next that may change in place. QMP is connected anew if it has to
+ * be. What is plugged stays, also in a bus that HotplugBus= does not name any more.
+ */
+int  vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e);
 /* Ask for the removal of what is plugged, without waiting. The next daemon cleans up what remains. */
 void vp_ivwins_free(struct vp_ivwins *w);
 

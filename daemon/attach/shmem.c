@@ -605,7 +605,7 @@ static void shmem_free(struct vp_attach *a)
 
 static const struct vp_attach_ops attach_ops = {
 	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
-	.last_signal = shmem_last_signal,
+	.last_signal = shmem_last_signal, .plugged = true,
 };
 
 void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

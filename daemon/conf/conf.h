@@ -39,6 +39,19 @@ enum vp_socket_mode { VP_SOCKET_SERVER, VP_SOCKET_CLIENT };
 enum vp_side_id { VP_SIDE_DRIVER, VP_SIDE_DEVICE, VP_SIDES };
 enum vp_conf_kind { VP_CONF_DAEMON, VP_CONF_VM, VP_CONF_LINK };
 
+/*
+ * What a reload does where the value of a key has changed. The tables of keys have one for each, and the man pages say
+ * it of each key; a unit test (reload-keys) holds the two together.
+ */
+enum vp_conf_effect {
+	VP_EFFECT_LIVE,    /* it holds at once; links run on */
+	VP_EFFECT_OWNER,   /* it holds at once, for who connects from now on, and for the sockets' files */
+	VP_EFFECT_POLICY,  /* it holds at once; a link whose mode is another one with it is made anew */
+	VP_EFFECT_AGAIN,   /* front-ends have to connect again; a port stays plugged */
+	VP_EFFECT_ANEW,    /* the link is made anew: all connect again, and a port that is a PCI device dies */
+	VP_EFFECT_START,   /* nothing: another start, or an upgrade, is needed */
+};
+
 /* Offloads that a link may offer; the bits are ours, the link translates them to virtio features. */
 enum {
 	VP_OFFLOAD_CSUM   = 1 << 0,
@@ -48,6 +61,8 @@ enum {
 	VP_OFFLOAD_MRGBUF = 1 << 4,
 	VP_OFFLOAD_ALL    = (1 << 5) - 1,
 };
+
+#define VP_EFFECTS_IN_PLACE ((1u << VP_EFFECT_ANEW) - 1) /* those that do not make a link anew */
 
 struct vp_conf_vm {
 	char     name[VP_CONF_NAME_MAX];
@@ -187,6 +202,15 @@ const struct vp_conf_vm *vp_conf_vm_find(const struct vp_conf *c, const char *na
  */
 mode_t vp_conf_socket_file_mode(const struct vp_conf *c, const char *vm);
 const struct vp_conf_link *vp_conf_link_find(const struct vp_conf *c, const char *name);
+
+/*
+ * The next key by which two objects of a kind differ (of two names of one key the first), its section and effect; NULL
+ * = there is no further one. *i: 0 at first.
+ */
+const char *vp_conf_changed(enum vp_conf_kind kind, const void *a, const void *b, unsigned *i,
+			    enum vp_conf_effect *effect, const char **section);
+/* The values of all keys with one of these effects (1 << enum vp_conf_effect). */
+void vp_conf_take(enum vp_conf_kind kind, void *to, const void *from, unsigned effects);
 
 /* Defaults for a link called name. -EINVAL when it cannot be a name. */
 int vp_conf_link_init(struct vp_conf_link *l, const char *name, struct vp_err *e);

@@ -64,23 +64,6 @@ const char *vp_offloads_str(unsigned offloads, char *buf, size_t size)
 	return buf;
 }
 
-void vp_mac_str(const uint8_t m[6], char out[18])
-{
-	snprintf(out, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
-}
-
-bool vp_conf_name_ok(const char *name)
-{
-	size_t n = strlen(name);
-
-	if (!n || n >= VP_CONF_NAME_MAX || name[0] == '.' || name[0] == '-')
-		return false;
-	for (size_t i = 0; i < n; i++)
-		if (!isascii((unsigned char)name[i]) || (!isalnum((unsigned char)name[i]) && !strchr("_.-", name[i])))
-			return false;
-	return true;
-}
-
 /* ---- values ------------------------------------------------------------- */
 
 struct key;
@@ -89,8 +72,9 @@ typedef int (*parse_fn)(void *field, const struct key *k, const char *value, str
 struct key {
 	const char *section;
 	const char *name;
+	enum vp_conf_effect effect;
 	parse_fn    parse;
-	size_t      off;
+	size_t      off, at, len;      /* for parse; and the bytes of the object that hold the value */
 	uint32_t    min, max;          /* parse_u32 */
 	const char *const *words;      /* parse_enum */
 };
@@ -557,85 +541,89 @@ static int parse_cpus(void *field, const struct key *k, const char *v, struct vp
 
 /* ---- tables ------------------------------------------------------------- */
 
-#define D(f) offsetof(struct vp_conf_daemon, f)
-#define V(f) offsetof(struct vp_conf_vm, f)
-#define L(f) offsetof(struct vp_conf_link, f)
+#define SPAN(s, first, last) offsetof(s, first), offsetof(s, last) + sizeof(((s *)0)->last) - offsetof(s, first)
+#define FIELD(s, f) offsetof(s, f), SPAN(s, f, f)
+#define D(f) FIELD(struct vp_conf_daemon, f)
+#define V(f) FIELD(struct vp_conf_vm, f)
+#define L(f) FIELD(struct vp_conf_link, f)
+#define E(name) VP_EFFECT_##name
+#define MAC(s) offsetof(struct vp_conf_link, side[s]), SPAN(struct vp_conf_link, side[s].has_mac, side[s].mac)
 
 static const struct key daemon_keys[] = {
-	{ "Daemon", "Threads", parse_u32, D(threads), 1, VP_CONF_MAX_CPUS },
-	{ "Daemon", "CPUs", parse_cpus, 0 },
-	{ "Daemon", "BusyPollMicroseconds", parse_u32, D(busy_poll_us), 0, 1000000 },
-	{ "Daemon", "MaxLinks", parse_u32, D(max_links), 1, 65536 },
-	{ "Daemon", "RuntimeDirectory", parse_path, D(runtime_dir) },
-	{ "Daemon", "SocketDirectories", parse_dirs, D(socket_dirs) },
-	{ "Daemon", "User", parse_user, D(user) },
-	{ "Daemon", "AuditLog", parse_audit, D(audit_log) },
-	{ "Daemon", "StateDirectory", parse_path, D(state_dir) },
-	{ "Daemon", "UpgradeBinaries", parse_dirs, D(upgrade_binaries) },
-	{ "Daemon", "RequireIsolation", parse_stages, D(require) },
-	{ "Daemon", "SystemCallFilter", parse_not, D(no_filter) },
-	{ "Control", "Socket", parse_path, D(control_socket) },
-	{ "Control", "Group", parse_group, D(control_group) },
-	{ "Metrics", "Socket", parse_path, D(metrics_socket) },
-	{ "Metrics", "Group", parse_group, D(metrics_group) },
+	{ "Daemon", "Threads", E(START), parse_u32, D(threads), 1, VP_CONF_MAX_CPUS },
+	{ "Daemon", "CPUs", E(START), parse_cpus, 0, SPAN(struct vp_conf_daemon, cpus, n_cpus) },
+	{ "Daemon", "BusyPollMicroseconds", E(START), parse_u32, D(busy_poll_us), 0, 1000000 },
+	{ "Daemon", "MaxLinks", E(LIVE), parse_u32, D(max_links), 1, 65536 },
+	{ "Daemon", "RuntimeDirectory", E(START), parse_path, D(runtime_dir) },
+	{ "Daemon", "SocketDirectories", E(START), parse_dirs, D(socket_dirs) },
+	{ "Daemon", "User", E(START), parse_user, D(user) },
+	{ "Daemon", "AuditLog", E(START), parse_audit, D(audit_log) },
+	{ "Daemon", "StateDirectory", E(START), parse_path, D(state_dir) },
+	{ "Daemon", "UpgradeBinaries", E(START), parse_dirs, D(upgrade_binaries) },
+	{ "Daemon", "RequireIsolation", E(START), parse_stages, D(require) },
+	{ "Daemon", "SystemCallFilter", E(START), parse_not, D(no_filter) },
+	{ "Control", "Socket", E(START), parse_path, D(control_socket) },
+	{ "Control", "Group", E(START), parse_group, D(control_group) },
+	{ "Metrics", "Socket", E(START), parse_path, D(metrics_socket) },
+	{ "Metrics", "Group", E(START), parse_group, D(metrics_group) },
 	{ NULL }
 };
 
 static const struct key vm_keys[] = {
-	{ "VM", "TrustGroup", parse_name, V(trust_group) },
-	{ "VM", "User", parse_users, 0 },
-	{ "VM", "MaxLinks", parse_u32, V(max_links), 1, 65536 },
-	{ "VM", "MaxQueues", parse_u32, V(max_queues), 1, 65536 },
-	{ "VM", "MaxPool", parse_size, V(max_pool), 1, 1u << 23 },
-	{ "VM", "PacketsPerSecond", parse_u32, V(pps), 1, UINT32_MAX },
-	{ "VM", "MaxMemory", parse_bytes, V(max_memory), 1, 32u << 20 },
-	{ "VM", "AllowGrant", parse_bool, V(allow_grant) },
-	{ "VM", "MemoryFrom", parse_dirs, V(memory_from) },
+	{ "VM", "TrustGroup", E(POLICY), parse_name, V(trust_group) },
+	{ "VM", "User", E(OWNER), parse_users, 0, SPAN(struct vp_conf_vm, users, n_users) },
+	{ "VM", "MaxLinks", E(LIVE), parse_u32, V(max_links), 1, 65536 },
+	{ "VM", "MaxQueues", E(LIVE), parse_u32, V(max_queues), 1, 65536 },
+	{ "VM", "MaxPool", E(LIVE), parse_size, V(max_pool), 1, 1u << 23 },
+	{ "VM", "PacketsPerSecond", E(POLICY), parse_u32, V(pps), 1, UINT32_MAX },
+	{ "VM", "MaxMemory", E(LIVE), parse_bytes, V(max_memory), 1, 32u << 20 },
+	{ "VM", "AllowGrant", E(POLICY), parse_bool, V(allow_grant) },
+	{ "VM", "MemoryFrom", E(LIVE), parse_dirs, V(memory_from) },
 	{ NULL }
 };
 
 static const struct key link_keys[] = {
-	{ "Link", "Mode", parse_enum, L(mode), .words = mode_names },
-	{ "Link", "Type", parse_device_type, L(device_type) },
-	{ "Link", "DeviceType", parse_device_type, L(device_type) },
-	{ "Link", "Migration", parse_enum, L(migration), .words = migration_names },
-	{ "Link", "Queues", parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
-	{ "Link", "State", parse_state, L(start_down), .words = state_names },
-	{ "Link", "Description", parse_text, L(description) },
-	{ "Driver", "VM", parse_name, L(side[VP_SIDE_DRIVER].vm) },
-	{ "Driver", "Socket", parse_path, L(side[VP_SIDE_DRIVER].socket) },
-	{ "Driver", "SocketMode", parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
-	{ "Driver", "Grant", parse_enum, L(grant), .words = grant_names },
-	{ "Driver", "GrantSize", parse_bytes, L(grant_size), 1, 32u << 20 },
-	{ "Driver", "GrantSocket", parse_path, L(grant_socket) },
-	{ "Driver", "QMP", parse_path, L(driver_qmp) },
-	{ "Driver", "QMPMode", parse_enum, L(driver_qmp_mode), .words = socket_mode_names },
-	{ "Driver", "NIC", parse_name, L(nic) },
-	{ "Device", "VM", parse_name, L(side[VP_SIDE_DEVICE].vm) },
-	{ "Device", "Endpoint", parse_enum, L(endpoint), .words = endpoint_names },
-	{ "Device", "Socket", parse_path, L(side[VP_SIDE_DEVICE].socket) },
-	{ "Device", "SocketMode", parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = socket_mode_names },
-	{ "Device", "Attachment", parse_enum, L(attachment), .words = attachment_names },
-	{ "Device", "QMP", parse_path, L(qmp) },
-	{ "Device", "QMPMode", parse_enum, L(qmp_mode), .words = socket_mode_names },
-	{ "Device", "HotplugBus", parse_ids, L(hotplug_bus) },
-	{ "Device", "ApertureSize", parse_size, L(aperture), 512, 1u << 23 },
-	{ "Device", "PoolSize", parse_size, L(pool), 1, 4096 },
-	{ "Device", "PackedRings", parse_bool, L(packed) },
-	{ "Device", "PlainRings", parse_bool, L(plain) },
-	{ "Profile", "Capacity", parse_capacity, L(capacity) },
-	{ "Profile", "BlockSize", parse_u32, L(block_size), 512, 65536 },
-	{ "Profile", "ReadOnly", parse_bool, L(read_only) },
-	{ "Profile", "Tag", parse_tag, L(tag) },
-	{ "Profile", "CID", parse_u64, L(cid), 3, UINT32_MAX - 1 },
-	{ "Profile", "ConfigSize", parse_u32, L(config_size), 0, 256 },
-	{ "Profile", "Features", parse_features, 0 },
-	{ "Net", "DriverMAC", parse_mac, L(side[VP_SIDE_DRIVER]) },
-	{ "Net", "DeviceMAC", parse_mac, L(side[VP_SIDE_DEVICE]) },
-	{ "Net", "MTU", parse_u32, L(mtu), 68, 65535 },
-	{ "Net", "PacketsPerSecond", parse_u32, L(pps), 1, UINT32_MAX },
-	{ "Net", "BitsPerSecond", parse_bits, L(bps) },
-	{ "Net", "Offloads", parse_offloads, L(offloads) },
+	{ "Link", "Mode", E(ANEW), parse_enum, L(mode), .words = mode_names },
+	{ "Link", "Type", E(ANEW), parse_device_type, L(device_type) },
+	{ "Link", "DeviceType", E(ANEW), parse_device_type, L(device_type) },
+	{ "Link", "Migration", E(ANEW), parse_enum, L(migration), .words = migration_names },
+	{ "Link", "Queues", E(ANEW), parse_u32, L(pairs), 1, VP_CONF_MAX_PAIRS },
+	{ "Link", "State", E(LIVE), parse_state, L(start_down), .words = state_names },
+	{ "Link", "Description", E(LIVE), parse_text, L(description) },
+	{ "Driver", "VM", E(ANEW), parse_name, L(side[VP_SIDE_DRIVER].vm) },
+	{ "Driver", "Socket", E(ANEW), parse_path, L(side[VP_SIDE_DRIVER].socket) },
+	{ "Driver", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
+	{ "Driver", "Grant", E(ANEW), parse_enum, L(grant), .words = grant_names },
+	{ "Driver", "GrantSize", E(ANEW), parse_bytes, L(grant_size), 1, 32u << 20 },
+	{ "Driver", "GrantSocket", E(ANEW), parse_path, L(grant_socket) },
+	{ "Driver", "QMP", E(LIVE), parse_path, L(driver_qmp) },
+	{ "Driver", "QMPMode", E(LIVE), parse_enum, L(driver_qmp_mode), .words = socket_mode_names },
+	{ "Driver", "NIC", E(LIVE), parse_name, L(nic) },
+	{ "Device", "VM", E(ANEW), parse_name, L(side[VP_SIDE_DEVICE].vm) },
+	{ "Device", "Endpoint", E(ANEW), parse_enum, L(endpoint), .words = endpoint_names },
+	{ "Device", "Socket", E(ANEW), parse_path, L(side[VP_SIDE_DEVICE].socket) },
+	{ "Device", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = socket_mode_names },
+	{ "Device", "Attachment", E(ANEW), parse_enum, L(attachment), .words = attachment_names },
+	{ "Device", "QMP", E(LIVE), parse_path, L(qmp) },
+	{ "Device", "QMPMode", E(LIVE), parse_enum, L(qmp_mode), .words = socket_mode_names },
+	{ "Device", "HotplugBus", E(LIVE), parse_ids, L(hotplug_bus) },
+	{ "Device", "ApertureSize", E(ANEW), parse_size, L(aperture), 512, 1u << 23 },
+	{ "Device", "PoolSize", E(ANEW), parse_size, L(pool), 1, 4096 },
+	{ "Device", "PackedRings", E(ANEW), parse_bool, L(packed) },
+	{ "Device", "PlainRings", E(ANEW), parse_bool, L(plain) },
+	{ "Profile", "Capacity", E(ANEW), parse_capacity, L(capacity) },
+	{ "Profile", "BlockSize", E(ANEW), parse_u32, L(block_size), 512, 65536 },
+	{ "Profile", "ReadOnly", E(ANEW), parse_bool, L(read_only) },
+	{ "Profile", "Tag", E(ANEW), parse_tag, L(tag) },
+	{ "Profile", "CID", E(ANEW), parse_u64, L(cid), 3, UINT32_MAX - 1 },
+	{ "Profile", "ConfigSize", E(ANEW), parse_u32, L(config_size), 0, 256 },
+	{ "Profile", "Features", E(ANEW), parse_features, 0, SPAN(struct vp_conf_link, has_features, features) },
+	{ "Net", "DriverMAC", E(AGAIN), parse_mac, MAC(VP_SIDE_DRIVER) },
+	{ "Net", "DeviceMAC", E(AGAIN), parse_mac, MAC(VP_SIDE_DEVICE) },
+	{ "Net", "MTU", E(AGAIN), parse_u32, L(mtu), 68, 65535 },
+	{ "Net", "PacketsPerSecond", E(POLICY), parse_u32, L(pps), 1, UINT32_MAX },
+	{ "Net", "BitsPerSecond", E(POLICY), parse_bits, L(bps) },
+	{ "Net", "Offloads", E(ANEW), parse_offloads, L(offloads) },
 	{ NULL }
 };
 
@@ -687,4 +675,25 @@ int vp_conf_key_set(enum vp_conf_kind kind, void *object, const char *section, c
 		if (!strcmp(k->section, section))
 			n += snprintf(known + n, sizeof(known) - n, "%s%s", n ? ", " : "", k->name);
 	return vp_err_set(e, -ENOENT, "unknown key %.50s in [%s]; known: %s", key, section, known);
+}
+
+const char *vp_conf_changed(enum vp_conf_kind kind, const void *a, const void *b, unsigned *i,
+			    enum vp_conf_effect *effect, const char **section)
+{
+	for (const struct key *k; (k = &tables[kind][*i])->name;) {
+		++*i;
+		if (!memcmp((const char *)a + k->at, (const char *)b + k->at, k->len))
+			continue;
+		*effect = k->effect;
+		*section = k->section;
+		return k->name;
+	}
+	return NULL;
+}
+
+void vp_conf_take(enum vp_conf_kind kind, void *to, const void *from, unsigned effects)
+{
+	for (const struct key *k = tables[kind]; k->name; k++)
+		if (effects & 1u << k->effect)
+			memcpy((char *)to + k->at, (const char *)from + k->at, k->len);
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "conf/types.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <linux/virtio_ids.h>
 #include <stdio.h>
@@ -97,4 +98,21 @@ int vp_type_check(const struct vp_conf_link *l, struct vp_err *e)
 	if (l->device_type == VIRTIO_ID_VSOCK && l->pairs != 1)
 		return vp_err_set(e, -EINVAL, "Queues= is not for Type=vsock, which has one pair");
 	return check_profile(l, e);
+}
+
+void vp_mac_str(const uint8_t m[6], char out[18])
+{
+	snprintf(out, 18, "%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5]);
+}
+
+bool vp_conf_name_ok(const char *name)
+{
+	size_t n = strlen(name);
+
+	if (!n || n >= VP_CONF_NAME_MAX || name[0] == '.' || name[0] == '-')
+		return false;
+	for (size_t i = 0; i < n; i++)
+		if (!isascii((unsigned char)name[i]) || (!isalnum((unsigned char)name[i]) && !strchr("_.-", name[i])))
+			return false;
+	return true;
 }

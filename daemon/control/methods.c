@@ -37,6 +37,7 @@ struct call {
 	struct vp_link   *link;    /* found for methods with WANT_LINK */
 	bool              forget;  /* params.forget of link.profile */
 	const char       *binary;  /* params.binary of daemon.upgrade, NULL = left out */
+	enum vp_reload    reload;  /* params.replug of daemon.reload */
 	bool              drop;    /* params.drop of link.grant */
 	uint64_t          address, size;  /* of link.grant; size 0 = left out */
 	const char       *level;   /* params.level of daemon.log-level, NULL = left out */
@@ -112,11 +113,12 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 
 static int do_daemon_reload(struct call *c, json_t **result, struct vp_err *e)
 {
-	unsigned changed = 0;
-	int r = vp_daemon_reload(c->d, &changed, e);
+	struct vp_reloaded done = { 0 };
+	int r = vp_daemon_reload(c->d, c->reload, &done, e);
 
 	if (!r)
-		*result = json_pack("{s:i,s:i}", "changed", (int)changed, "links", (int)vp_links_count(c->d->links));
+		*result = json_pack("{s:i,s:i,s:i}", "changed", (int)done.links, "vms", (int)done.vms, "links",
+				    (int)vp_links_count(c->d->links));
 	return r;
 }
 
@@ -461,6 +463,12 @@ static int check_params(struct call *c, const struct method *m, struct vp_err *e
 			*(*k == 'a' ? &c->address : &c->size) = (uint64_t)json_integer_value(v);
 			if (!json_is_integer(v) || json_integer_value(v) < (*k == 's'))
 				return vp_err_set(e, -EINVAL, "%s: %s must be a number of bytes", m->name, k);
+		} else if (!strcmp(k, "replug") && m->fn == do_daemon_reload) {
+			const char *how = json_string_value(v);
+
+			if (!how || (strcmp(how, "ask") && strcmp(how, "yes") && strcmp(how, "keep")))
+				return vp_err_set(e, -EINVAL, "%s: replug must be ask, yes or keep", m->name);
+			c->reload = *how == 'a' ? VP_RELOAD_ASK : *how == 'y' ? VP_RELOAD_ALL : VP_RELOAD_GENTLY;
 		} else if (!strcmp(k, "level") && m->fn == do_log_level) {
 			c->level = json_string_value(v);
 			if (!c->level)

@@ -44,26 +44,50 @@ static void report(void *arg, const char *msg)
 	vp_log(VP_LOG_ERR, "%s", msg);
 }
 
-/* Settings that are fixed when the daemon starts. */
-static void warn_fixed(const struct vp_conf_daemon *a, const struct vp_conf_daemon *b)
+/* Settings that are fixed when the daemon starts: they stay as they are. */
+static void keep_fixed(const struct vp_conf_daemon *old, struct vp_conf_daemon *next)
 {
-	if (a->threads != b->threads || a->busy_poll_us != b->busy_poll_us || a->n_cpus != b->n_cpus ||
-	    memcmp(a->cpus, b->cpus, sizeof(a->cpus)) || strcmp(a->runtime_dir, b->runtime_dir) ||
-	    strcmp(a->control_socket, b->control_socket) || strcmp(a->control_group, b->control_group) ||
-	    strcmp(a->metrics_socket, b->metrics_socket) || strcmp(a->metrics_group, b->metrics_group) ||
-	    strcmp(a->socket_dirs, b->socket_dirs) || strcmp(a->user, b->user) || strcmp(a->audit_log, b->audit_log) ||
-	    a->require != b->require || a->no_filter != b->no_filter)
-		vp_log(VP_LOG_WARNING, "reload: threads, CPUs, polling, directories, user, isolation, the control "
-				       "socket and that of the metrics change only at a restart");
+	enum vp_conf_effect effect;
+	const char *key, *section;
+	char keys[160] = "";
+	unsigned i = 0;
+	size_t n = 0;
+
+	while ((key = vp_conf_changed(VP_CONF_DAEMON, old, next, &i, &effect, &section)))
+		if (effect == VP_EFFECT_START && n < sizeof(keys))
+			n += (size_t)snprintf(keys + n, sizeof(keys) - n, "%s[%s] %s=", n ? ", " : "", section, key);
+	if (n)
+		vp_log(VP_LOG_WARNING, "reload: %s: no reload changes that; restart or upgrade the daemon", keys);
+	vp_conf_take(VP_CONF_DAEMON, next, old, 1u << VP_EFFECT_START);
 }
 
-int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
+/* VMs of both whose settings are different. */
+static unsigned vms_changed(const struct vp_conf *old, const struct vp_conf *next)
+{
+	enum vp_conf_effect effect;
+	unsigned n = 0;
+
+	for (unsigned v = 0; v < next->n_vms; v++) {
+		const struct vp_conf_vm *was = vp_conf_vm_find(old, next->vms[v].name);
+		const char *key, *section;
+		unsigned i = 0, any = 0;
+
+		while (was && (key = vp_conf_changed(VP_CONF_VM, was, &next->vms[v], &i, &effect, &section))) {
+			vp_log(VP_LOG_INFO, "VM %s: %s= changed", was->name, key);
+			any = 1;
+		}
+		n += any;
+	}
+	return n;
+}
+
+int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, struct vp_reloaded *done, struct vp_err *e)
 {
 	struct first f = { .n = 0 };
 	struct vp_conf_report rep = { .fn = report, .arg = &f };
 	struct vp_conf *next, *old = d->conf;
 	uint64_t now = 0;
-	unsigned n;
+	unsigned n, vms;
 	int r;
 
 	sd_event_now(d->event, CLOCK_MONOTONIC, &now);
@@ -75,21 +99,24 @@ int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e)
 			   f.n ? f.msg : strerror(-r), f.n > 1 ? " (and more, see the log)" : "");
 		goto out;
 	}
-	warn_fixed(&old->daemon, &next->daemon);
-	/* Sockets that exist stay where they are. */
-	memcpy(next->daemon.runtime_dir, old->daemon.runtime_dir, sizeof(old->daemon.runtime_dir));
-	memcpy(next->daemon.control_socket, old->daemon.control_socket, sizeof(old->daemon.control_socket));
-	memcpy(next->daemon.metrics_socket, old->daemon.metrics_socket, sizeof(old->daemon.metrics_socket));
+	r = how == VP_RELOAD_ASK ? vp_links_apply_check(d->links, next, e) : 0;
+	if (r) {
+		vp_conf_free(next);
+		goto out;
+	}
+	keep_fixed(&old->daemon, &next->daemon);
+	vms = vms_changed(old, next);
 	d->conf = next;
 	vp_rate_apply(next);
 	vp_memory_apply(next);
 	vp_audit_reopen(d->audit);
-	n = vp_links_apply(d->links, next, &rep);
+	n = (how == VP_RELOAD_GENTLY ? vp_links_apply_gently : vp_links_apply)(d->links, next, &rep);
 	vp_conf_free(old);
 	d->reloads++;
-	if (changed)
-		*changed = n;
-	vp_log(VP_LOG_INFO, "reloaded: %u link%s changed, %u in all", n, n == 1 ? "" : "s", vp_links_count(d->links));
+	if (done)
+		*done = (struct vp_reloaded){ .links = n, .vms = vms };
+	vp_log(VP_LOG_INFO, "reloaded: %u link%s changed, %u in all, %u VM%s changed", n, n == 1 ? "" : "s",
+	       vp_links_count(d->links), vms, vms == 1 ? "" : "s");
 	vp_event_tell(d, "daemon.reloaded", json_pack("{s:i}", "changed", (int)n));
 	if (rep.errors)
 		r = vp_err_set(e, -EINVAL, "applied, but not all: %.200s", f.msg);

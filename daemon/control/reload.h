@@ -10,11 +10,22 @@
 /* Read the files; d->opt overrides them. As vp_conf_load(). */
 int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_conf_report *rep);
 
+/* What becomes of a link whose change would end a port that is plugged into a VM. */
+enum vp_reload {
+	VP_RELOAD_ASK,     /* nothing is applied at all: -EBUSY, and e names it */
+	VP_RELOAD_ALL,     /* it is made anew */
+	VP_RELOAD_GENTLY,  /* it goes on as it was, with a warning */
+};
+
+struct vp_reloaded {
+	unsigned links;  /* added, removed, made anew or changed as they ran */
+	unsigned vms;    /* VMs with other limits, rates, users or groups */
+};
+
 /*
  * Read the files again and apply the differences. An invalid configuration changes nothing: -EINVAL,
- * with the first problem in e and all of them in the log. *changed (may be NULL) counts links
- * added, removed and replaced.
+ * with the first problem in e and all of them in the log. done may be NULL.
  */
-int vp_daemon_reload(struct vp_daemon *d, unsigned *changed, struct vp_err *e);
+int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, struct vp_reloaded *done, struct vp_err *e);
 
 #endif

@@ -148,11 +148,19 @@ int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_lin
 		if (v->dev->use(q) != VP_QUEUE_SENDS)
 			continue;
 		v->ring[q].rq.shared = vp_rate_of(conf->side[side].vm);
-		v->ring[q].rq.bytes.rate = conf->bps ? VP_MAX(conf->bps / 8 / conf->pairs, 1) : 0;
-		v->ring[q].rq.own.rate = conf->pps ? VP_MAX(conf->pps / conf->pairs, 1) : 0;
+		vp_vdev_set_rates(v, q);
 	}
 	*out = v;
 	return 0;
+}
+
+void vp_vdev_set_rates(struct vp_vdev *v, unsigned q)
+{
+	const struct vp_conf_link *c = v->conf;
+	struct vp_queue *rq = &v->ring[q].rq;
+
+	__atomic_store_n(&rq->bytes.rate, c->bps ? VP_MAX(c->bps / 8 / c->pairs, 1) : 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&rq->own.rate, c->pps ? VP_MAX(c->pps / c->pairs, 1) : 0, __ATOMIC_RELAXED);
 }
 
 void vp_vdev_free(struct vp_vdev *v)

@@ -108,6 +108,8 @@ struct vp_vdev_slot {
 	struct vp_vdev *v;
 };
 
+/* The limits of queue q are those of the link's configuration, also while it runs. */
+void vp_vdev_set_rates(struct vp_vdev *v, unsigned q);
 unsigned vp_vdev_rings(const struct vp_vdev *v);
 /* Its virtio ID. */
 unsigned vp_vdev_type(const struct vp_vdev *v);

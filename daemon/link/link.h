@@ -42,6 +42,13 @@ struct vp_link_ops {
 	void (*stop)(struct vp_link *l);
 	/* l->up has changed. */
 	void (*admin_changed)(struct vp_link *l);
+	/*
+	 * l->conf gets those values of next that may change in place (VP_EFFECTS_IN_PLACE), and the link goes by them.
+	 * again: front-ends have to connect again for that. An error has a message; all the rest holds.
+	 */
+	int  (*alter)(struct vp_link *l, const struct vp_conf_link *next, bool again, struct vp_err *e);
+	/* ? Is a PCI device of a VM's plugged into it, which dies when the link ends? */
+	bool (*plugged)(const struct vp_link *l);
 	/* A data thread asked for attention: look for broken queues and lost memory. */
 	void (*reap)(struct vp_link *l);
 	/* Does anything need reap() at all? */
@@ -145,6 +152,10 @@ struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
  * touched.
  */
 unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
+/* The same, but leave links as they run whose ports would have to be plugged anew, and say so in the log. */
+unsigned vp_links_apply_gently(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
+/* -EBUSY: vp_links_apply() would end a port that is plugged; *e names the link, the key and the way out. */
+int vp_links_apply_check(struct vp_links *ls, const struct vp_conf *c, struct vp_err *e);
 
 /*
  * Hand-over (docs/handover.md). can: may all links be handed over? -EOPNOTSUPP: one is of a kind that cannot, -EBUSY:

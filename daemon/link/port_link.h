@@ -133,6 +133,7 @@ struct vp_plink {
 	bool                  log_owed; /* the front-end waits until all that is written is logged */
 	struct vp_lanes      *lanes;    /* n of them, while a front-end is connected */
 	bool                  inited, closing, in_update, again;
+	bool                  reoffer;    /* what a driver VM is offered changes when its session has ended */
 	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
 	bool                  guarded, guard_stale, leaving;
@@ -178,12 +179,16 @@ uint64_t vp_plink_handovers(const struct vp_link *l);
 struct vp_vdev *vp_plink_vdev(const struct vp_link *l, unsigned side);
 const struct vp_profile *vp_plink_profile(struct vp_link *l, bool forget);
 struct vp_grants *vp_plink_grants(const struct vp_link *l);
+/* port_alter.c */
+int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool again, struct vp_err *e);
+bool vp_plink_plugged(const struct vp_link *l);
 
 #define VP_PLINK_OPS(start_fn) { \
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
-	.grants = vp_plink_grants, .handovers = vp_plink_handovers, \
+	.grants = vp_plink_grants, .handovers = vp_plink_handovers, .alter = vp_plink_alter, \
+	.plugged = vp_plink_plugged, \
 }
 
 /*

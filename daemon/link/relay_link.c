@@ -326,6 +326,22 @@ static void relay_admin(struct vp_link *l)
 	relay_update(l->impl);
 }
 
+static int relay_alter(struct vp_link *l, const struct vp_conf_link *next, bool again, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+
+	vp_conf_take(VP_CONF_LINK, &l->conf, next, VP_EFFECTS_IN_PLACE);
+	for (unsigned s = 0; s < VP_SIDES; s++) {
+		struct vp_vdev *v = r->side[s].slot.v;
+
+		for (unsigned q = 1; v && q < vp_vdev_rings(v); q += 2)
+			vp_vdev_set_rates(v, q);
+		if (again)
+			vp_peer_kick_out(r->side[s].peer, "what it is offered has changed");
+	}
+	return 0;
+}
+
 static bool relay_busy(const struct vp_link *l)
 {
 	return ((struct relay *)l->impl)->lanes != NULL;
@@ -467,7 +483,8 @@ static int relay_restore_hot(struct vp_link *l, const struct vp_rec_in *in, stru
 }
 
 const struct vp_link_ops vp_link_relay_ops = {
-	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .reap = relay_reap, .busy = relay_busy,
+	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .alter = relay_alter,
+	.reap = relay_reap, .busy = relay_busy,
 	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
 	.at_rest = relay_at_rest, .save = relay_save, .restore = relay_restore,
 	.save_hot = relay_save_hot, .restore_hot = relay_restore_hot,

@@ -134,7 +134,7 @@ int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_
 	size_t len;
 	int r = 0;
 
-	if (q->state != QMP_UP && q->state != QMP_CAPS) {
+	if (!q || (q->state != QMP_UP && q->state != QMP_CAPS)) {
 		json_decref(args);
 		return -ENOTCONN;
 	}
@@ -438,7 +438,7 @@ void vp_qmp_free(struct vp_qmp *q)
 
 bool vp_qmp_is_up(const struct vp_qmp *q)
 {
-	return q->state == QMP_UP;
+	return q && q->state == QMP_UP;
 }
 
 const char *vp_qmp_why(const struct vp_qmp *q)

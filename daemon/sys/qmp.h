@@ -36,7 +36,7 @@ typedef void (*vp_qmp_done)(void *arg, json_t *ret, const char *err);
  */
 int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mode, const char *name,
 		const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e);
-/* Commands in flight are completed with an error first. down is not called. */
+/* Commands in flight are completed with an error first. down is not called. To the others NULL is one that is down. */
 void vp_qmp_free(struct vp_qmp *q);
 
 bool vp_qmp_is_up(const struct vp_qmp *q);

@@ -152,31 +152,32 @@ static bool bucket_owes(const struct vp_bucket *b, uint64_t now, uint64_t hz)
 #define BYTES_OWED_S      2
 
 /* Where the limit of bytes stands: the time up to which bytes are paid for. */
-static uint64_t bytes_from(const struct vp_bucket *b, uint64_t now, uint64_t hz, uint64_t *cost)
+static uint64_t bytes_from(const struct vp_bucket *b, uint64_t rate, uint64_t now, uint64_t hz, uint64_t *cost)
 {
 	uint64_t credit, owed = (hz * BYTES_OWED_S) << BUCKET_SHIFT;
 
-	*cost = ((hz << BUCKET_SHIFT) + b->rate - 1) / b->rate;
-	credit = *cost * BYTES_BURST(b->rate);
+	*cost = ((hz << BUCKET_SHIFT) + rate - 1) / rate;
+	credit = *cost * BYTES_BURST(rate);
 	now <<= BUCKET_SHIFT;
 	return b->due && b->due - now + credit <= credit + owed ? b->due : now - credit;
 }
 
 static bool bytes_owed(const struct vp_bucket *b, uint64_t now, uint64_t hz)
 {
-	uint64_t cost;
+	uint64_t cost, rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED);
 
-	return b->rate && (int64_t)((now << BUCKET_SHIFT) - bytes_from(b, now, hz, &cost)) < 0;
+	return rate && (int64_t)((now << BUCKET_SHIFT) - bytes_from(b, rate, now, hz, &cost)) < 0;
 }
 
 void vp_queue_spend(struct vp_queue *src, uint64_t now, uint64_t hz, uint64_t n)
 {
 	struct vp_bucket *b = &src->bytes;
 	uint64_t cost, from, most = (now + hz * BYTES_OWED_S) << BUCKET_SHIFT;
+	uint64_t rate = __atomic_load_n(&b->rate, __ATOMIC_RELAXED);
 
-	if (!b->rate || !n)
+	if (!rate || !n)
 		return;
-	from = bytes_from(b, now, hz, &cost);
+	from = bytes_from(b, rate, now, hz, &cost);
 	b->due = (int64_t)(most - from) / (int64_t)cost < (int64_t)n ? most : from + n * cost;
 }
 

@@ -91,7 +91,8 @@ static inline bool vp_queue_tapped(const struct vp_queue *q)
 /* Does any limit hold for what src sends? */
 static inline bool vp_queue_limited(const struct vp_queue *src)
 {
-	return src->own.rate || src->bytes.rate ||
+	return __atomic_load_n(&src->own.rate, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&src->bytes.rate, __ATOMIC_RELAXED) ||
 	       (src->shared && __atomic_load_n(&src->shared->rate, __ATOMIC_RELAXED));
 }
 

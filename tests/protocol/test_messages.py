@@ -167,10 +167,10 @@ def test_description(daemon):
     daemon.link("ab", Link_Description="the web server's way out")
     before = daemon.show("ab")
     with vu.Frontend(daemon.sock("ab", "driver")):
-        assert daemon.call("daemon.reload")["changed"] == 0
+        assert daemon.call("daemon.reload")["changed"] == 1
         now = daemon.show("ab")
         assert before["description"] is None and now["description"] == "the web server's way out"
-        daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["connected"])
+        assert daemon.show("ab")["sides"]["driver"]["sessions"] == 1
     assert "the web server's way out" in ctl(daemon, "show", "ab").stdout
 
 
