@@ -103,7 +103,9 @@ class Direct:
         n = r["requests"]
         return {"iops": n / r["seconds"], "p50": r["p50"], "p99": r["p99"], "cpu": (r["cpu"] + sum(spent)) / n / 1000,
                 "driver": r["cpu"] / n / 1000, "backend": spent[0] / n / 1000, "daemon": sum(spent[1:]) / n / 1000,
-                "disturbed": d.share()}
+                "waits": r["waits"] / n, "kicks": r["kicks"] / n,
+                # Nothing here stands still for long by itself: whose core it was taken.
+                "disturbed": max(d.share(), r["max"] / 1e6 / r["seconds"])}
 
     def end(self):
         self.load.end()

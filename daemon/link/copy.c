@@ -116,6 +116,7 @@ static unsigned request_run(struct vp_work *w, struct vp_scratch *s, unsigned *t
 	struct vp_reqq *r = queue_of(w)->r;
 	unsigned n = vp_reqq_run(r, s);
 
+	w->open = r->moved || !n ? vp_reqq_outstanding(r) : 0;
 	/* Also when a queue that is to be stopped has no more to do: somebody waits for that. */
 	*trouble = r->shadow.broken || r->c.rq->vq.broken ||
 		   (!__atomic_load_n(&r->open, __ATOMIC_RELAXED) && !vp_reqq_outstanding(r));

@@ -43,6 +43,7 @@ static unsigned lane_run(struct worker_job *j, struct vp_scratch *s)
 	if (!w)
 		return 0;
 	n = w->ops->run(w, s, &trouble);
+	j->open = w->open;
 	if (vp_unlikely(trouble != ln->told)) {
 		ln->told = trouble;
 		worker_attention(j);

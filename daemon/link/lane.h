@@ -34,6 +34,7 @@ struct vp_work_ops {
 /* Embedded in what is worked on, first. */
 struct vp_work {
 	const struct vp_work_ops *ops;
+	unsigned                  open;  /* answers that it waits for, after a run */
 	struct vp_work           *next;  /* private to lane.c */
 };
 

@@ -28,6 +28,12 @@
 #define WORKER_LATER_MS 1         /* until a job whose work must wait is run again */
 #define WORKER_SKIPS   255        /* of a thrifty job: sleeps without polling, at most */
 #define WORKER_FULL_MS 1000       /* over which a thread looks how much of it was work */
+/*
+ * A thrifty job that waits for so many answers polls once as long for each so many, so often at most: what a wake-up
+ * costs the other side's CPU is shared by that many of them.
+ */
+#define WORKER_ANSWERS 4
+#define WORKER_LONGER  4
 #define WORKER_RELAX   8          /* pauses after a round without work: the drivers' cores want their rings */
 
 static void wake(struct worker *w)
@@ -151,7 +157,11 @@ static void wait_kicks(struct worker *w)
 /* How long a job polls now. One that polled in vain sleeps at once the next time, the next 3 times, 7, and so on. */
 static uint64_t poll_time(const struct worker *w, const struct worker_job *j)
 {
-	return j->thrifty && j->skip ? 0 : w->busy_poll;
+	if (!j->thrifty)
+		return w->busy_poll;
+	if (j->skip)
+		return 0;
+	return w->busy_poll * (j->alone ? VP_MAX(1, VP_MIN(j->open / WORKER_ANSWERS, WORKER_LONGER)) : 1);
 }
 
 /* Polling ended with work, or with a sleep. */
@@ -159,6 +169,7 @@ static void polled(struct worker_job *j, bool found)
 {
 	if (!j->thrifty)
 		return;
+	j->alone = found && j->open;
 	if (found) {
 		j->skips = 0;
 	} else if (j->skip) {

@@ -51,6 +51,11 @@ struct worker_job {
 	const struct worker_job_ops *ops;
 	/* polls less often when polling finds nothing: what it waits for may need this very CPU */
 	bool     thrifty;
+	/*
+	 * thrifty: answers that it waits for, as its last run left it; 0: that run moved none. While polling finds
+	 * something, it polls longer for many of them.
+	 */
+	unsigned open;
 	/* notifications that were seen are added here, atomically: several jobs may share it. NULL = nobody counts */
 	uint64_t *wakes;
 	/* private to worker.c and placement.c */
@@ -65,6 +70,7 @@ struct worker_job {
 	unsigned settled;           /* main thread: looks until it may move again */
 	/* thrifty: sleeps without polling after the next poll in vain; and until the next poll */
 	unsigned skips, skip;
+	bool     alone; /* thrifty: the last poll found something, so that who made it has another CPU */
 };
 
 struct worker_pool_conf {

@@ -448,6 +448,7 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	unsigned back, gave, handed = 0;
 	bool tell;
 
+	q->moved = false;
 	if (vp_unlikely(!q->served || rq->vq.broken || q->shadow.broken))
 		return 0;
 	vp_xlate_sync(&rq->vq.xl);
@@ -458,6 +459,7 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 		q->owed_since = start;
 	q->n_owed += gave;
 	tell = call_due(q, start, s->hz);
+	q->moved = back || handed;
 	if (!back && !handed && !tell)
 		return 0;
 	if (handed)
