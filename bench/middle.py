@@ -90,6 +90,16 @@ class Daemon:
         self.log.close()
 
 
+def check_format(daemon, link, ring):
+    """Has every ring of the link the format that the driver's options (virtio-user's) ask for? A daemon that does not offer packed rings
+    gets split ones, and nothing else tells."""
+    want = "packed" if "packed_vq=1" in ring else "split"
+    for side in daemon.call("link.show", name=link)["sides"].values():
+        for q in side.get("queues", []):
+            if q.get("format", want) != want:
+                raise harness.BenchError("a ring of %s is %s, and %s was asked for" % (link, q["format"], want))
+
+
 def relay_link(a, b, queues=1):
     return {"Link": {"Mode": "relay", "Queues": queues}, "Driver": {"VM": "a", "Socket": a},
             "Device": {"VM": "b", "Endpoint": "virtio-net", "Socket": b}}
@@ -97,7 +107,7 @@ def relay_link(a, b, queues=1):
 
 def fast_link(driver, port, queues=1):
     return {"Link": {"Mode": "fast", "Queues": queues}, "Driver": {"VM": "a", "Socket": driver},
-            "Device": {"VM": "c", "Endpoint": "port", "Attachment": "local", "Socket": port}}
+            "Device": {"VM": "c", "Endpoint": "port", "Attachment": "local", "PackedRings": "yes", "Socket": port}}
 
 
 class Vpload(harness.Lines):
@@ -106,7 +116,7 @@ class Vpload(harness.Lines):
 
     def __init__(self, opt, cpu, ports=1, queues=1, name="lib"):
         at = [os.path.join(opt.workdir, "%s%d" % (name, i)) for i in range(ports)]
-        self.sockets = [a + ".driver" for a in at]
+        self.sockets, self.name = [a + ".driver" for a in at], name
         # The daemon has nothing to do, and no CPU of its own; what it does at the start must not wait behind the pollers.
         self.d = Daemon(opt, None, [("%s%d" % (name, i), fast_link(a + ".driver", a + ".port", queues))
                                     for i, a in enumerate(at)], name=name)
@@ -122,6 +132,10 @@ class Vpload(harness.Lines):
             if time.monotonic() > end:
                 raise harness.BenchError("a driver VM did not come up; see %s" % self.log.name)
             time.sleep(0.05)
+
+    def check_format(self, ring):
+        for i in range(len(self.sockets)):
+            check_format(self.d, "%s%d" % (self.name, i), ring)
 
     def run(self, mode, size=0):
         self.cmd("%s %d" % (mode, size))

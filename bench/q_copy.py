@@ -57,7 +57,7 @@ class PortLink:
         copy = mode == "copy"
         self.sockets = [os.path.join(opt.workdir, "%s%d.sock" % (mode, i)) for i in range(2)]
         link = {"Link": {"Mode": mode}, "Driver": {"VM": "a", "Socket": self.sockets[0]},
-                "Device": {"VM": "b" if copy else "c", "Endpoint": "port", "Attachment": "local",
+                "Device": {"VM": "b" if copy else "c", "Endpoint": "port", "Attachment": "local", "PackedRings": "yes",
                            "Socket": self.sockets[1]}}
         if mode == "grant":
             link["Driver"].update(Grant="memory", GrantSize="%dM" % MEMORY_MB)
@@ -73,6 +73,7 @@ class PortLink:
             if time.monotonic() > end:
                 raise harness.BenchError("the %s link does not come up; see %s" % (mode, self.d.dir))
             time.sleep(0.05)
+        middle.check_format(self.d, "bench", ring)
 
     def _mark(self):
         link = self.d.call("link.stats", name="bench")["links"][0]

@@ -52,6 +52,8 @@ class Hop:
                           for n, s in (("ours-driver", self.t_ours), ("peer-driver", self.t_peer))]
             self.ours.wait_up()
             self.t_ours.wait_up()
+            for x in (self.ours, self.t_ours):
+                x.check_format(ring)
             self.memif = None
             if with_memif:
                 room = 9216 if big else 2048

@@ -24,6 +24,8 @@ class Circle:
         self.drv = DriverVms(name + "-drivers", cpus[0], order or serve.sockets, workdir, ring, **kw)
         if hasattr(serve, "wait_up"):
             serve.wait_up()
+        if hasattr(serve, "check_format"):
+            serve.check_format(ring)
 
     def sample(self, size, seconds, mode="io", bursts=BURSTS):
         """Counters of both sides over a sample: packets that the driver VMs received, busy cycles; the same of the others."""

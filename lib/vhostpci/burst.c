@@ -81,6 +81,21 @@ static bool recv_slow(struct vhp_port *p, struct vhp_queue *q, const struct vp_c
 	return true;
 }
 
+/*
+ * Nothing to do: what an answer to the next packet needs comes near, once for each time that the ring runs dry. Most
+ * programs answer to the pair that the packet came from, and a pair belongs to one thread.
+ */
+VP_INLINE void prepare_answer(const struct vhp_port *p, unsigned pair, struct vhp_queue *q)
+{
+	struct vhp_queue *t = vhp_txq(p, pair);
+
+	if (q->answer_near)
+		return;
+	q->answer_near = true;
+	if (!ready(p, t))
+		vp_vq_near(&t->rq.vq);
+}
+
 int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned n)
 {
 	struct vhp_queue *q = vhp_rxq(p, pair);
@@ -94,8 +109,11 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 	if (vp_unlikely(ret))
 		return ret;
 	n = vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_READ);
-	if (!n)
+	if (!n) {
+		prepare_answer(p, pair, q);
 		return idle(p, q);
+	}
+	q->answer_near = false;
 	used = q->used;
 	for (i = 0; i < n; i++) {
 		const struct vp_chain *c = &q->burst->chain[i];

@@ -59,6 +59,20 @@ VP_INLINE void vp_packed_step(unsigned size, uint16_t *slot, bool *wrap, unsigne
 	*slot = (uint16_t)s;
 }
 
+/* As vp_split_near(). */
+VP_INLINE bool vp_packed_near(const struct vp_virtq *vq, vp_gptr *at)
+{
+	const struct vp_window *w = vq->xl.hot[VP_WRITE];
+	const uint64_t word = vp_packed_load(vq->desc, vq->last_avail);
+	const uint64_t addr = vp_ld64(vq->desc, 16 * (size_t)vq->last_avail);
+
+	if (!vp_packed_is_avail(word, vq->avail_wrap) ||
+	    !vp_xlate_window(&vq->xl, &w, addr, 2 * VP_CACHELINE, VP_WRITE, false))
+		return false;
+	*at = vp_gptr_add(w->host, addr - w->start);
+	return true;
+}
+
 VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				   enum vp_access hint)
 {

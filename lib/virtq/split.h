@@ -62,6 +62,25 @@ VP_INLINE unsigned vp_split_heads(struct vp_virtq *vq, uint16_t *head, unsigned 
 	return i;
 }
 
+/* For vp_vq_near(): where the next buffer lies; false: there is none, or it is not easily found. */
+VP_INLINE bool vp_split_near(struct vp_virtq *vq, vp_gptr *at)
+{
+	const struct vp_window *w = vq->xl.hot[VP_WRITE];
+	uint64_t addr;
+	uint16_t head;
+
+	if (!vp_split_avail(vq, 1))
+		return false;
+	head = vp_ld16(vq->driver, 4 + 2 * (size_t)(vq->last_avail & (vq->size - 1)));
+	if (head >= vq->size)
+		return false;
+	addr = vp_ld64(vq->desc, 16 * (size_t)head);
+	if (!vp_xlate_window(&vq->xl, &w, addr, 2 * VP_CACHELINE, VP_WRITE, false))
+		return false;
+	*at = vp_gptr_add(w->host, addr - w->start);
+	return true;
+}
+
 VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
 				  enum vp_access hint)
 {

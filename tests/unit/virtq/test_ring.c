@@ -576,6 +576,66 @@ static void test_iommu(void **state)
 	free(b);
 }
 
+/* What vp_vq_near() would bring near: 0 = nothing. It consumes nothing, and nothing breaks. */
+static uint64_t near_addr(const struct drv_mem *m, struct vp_virtq *vq)
+{
+	const uint16_t last = vq->last_avail, used = vq->used_idx;
+	vp_gptr at = VP_GPTR_NULL;
+	bool found;
+
+	vp_vq_near(vq);
+	found = vq->packed ? vp_packed_near(vq, &at) : vp_split_near(vq, &at);
+	assert_int_equal(vq->broken, VP_VQ_OK);
+	assert_int_equal(vq->last_avail, last);
+	assert_int_equal(vq->used_idx, used);
+	return found ? vp_gptr_addr(at) - vp_gptr_addr(m->tab->r[0].host) : 0;
+}
+
+static void test_near(void **state)
+{
+	/* The last one ends outside the memory. */
+	const uint64_t addr[] = { DATA, DATA + 4096, DATA + 64, MEM - 64 };
+	struct vp_err e = { 0 };
+	struct vp_vq_conf c;
+	struct vp_burst b = { 0 };
+	struct vp_virtq vq;
+	struct drv_mem m;
+	struct drv d;
+	unsigned f, i;
+
+	BOTH(f) {
+		drv_mem_init(&m, MEM, NULL, 0);
+		drv_init(&d, &m, 4, formats[f], 0x1000);
+		c = drv_conf(&d, first_base(f));
+		assert_int_equal(vp_vq_start(&vq, &c, &e), 0);
+		assert_int_equal(near_addr(&m, &vq), 0); /* nothing is offered */
+		for (i = 0; i < VP_ARRAY_SIZE(addr); i++) {
+			struct drv_buf buf = { addr[i], 512, true };
+			struct vp_used u = { .len = 512, .slots = 1 };
+			uint16_t id;
+			uint32_t len;
+
+			assert_true(drv_add(&d, &buf, 1, 0) >= 0);
+			drv_publish(&d);
+			assert_int_equal(near_addr(&m, &vq), i < 3 ? addr[i] : 0);
+			if (i >= 3)
+				break;
+			/* What comes behind finds the same chain. */
+			assert_int_equal(vp_vq_fetch_dir(&vq, &b, 64, VP_WRITE), 1);
+			assert_int_equal(b.seg[0].addr, addr[i]);
+			u.id = b.chain[0].id;
+			vp_vq_advance(&vq, &b, 1);
+			assert_int_equal(near_addr(&m, &vq), 0);
+			vp_vq_complete(&vq, &u, 1);
+			assert_true(drv_get_used(&d, &id, &len));
+		}
+		vp_vq_break(&vq, VP_VQ_BAD_DESC);
+		vp_vq_near(&vq); /* looks at nothing */
+		drv_free(&d);
+		drv_mem_free(&m);
+	}
+}
+
 static void test_broken_strings(void **state)
 {
 	unsigned i, j;
@@ -602,6 +662,7 @@ int main(void)
 		cmocka_unit_test(test_dirty_kick_fields),
 		cmocka_unit_test(test_rebind),
 		cmocka_unit_test(test_iommu),
+		cmocka_unit_test(test_near),
 		cmocka_unit_test(test_broken_strings),
 	};
 
