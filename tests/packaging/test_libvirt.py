@@ -4,6 +4,7 @@ defined with."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
