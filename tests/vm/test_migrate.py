@@ -15,6 +15,12 @@ MAC = '52:54:00:09:00:01'
 STOP = '/run/hot.stop'
 
 
+def loses_writes(qemu):
+    """Before 9.0, QEMU's emulation loses what a guest writes while it migrates, unless a block of its memory is no multiple of 64 pages: then it
+    takes another way through the dirty bitmap (findings/qemu-tcg-migration-loses-writes.sh)."""
+    return v.accel() == 'tcg' and v.qemu(qemu).version < (9, 0)
+
+
 class Moving:
     """Two hosts on one machine, each a daemon with a link `h0` or `h1`. The driver VM is on one of them, self.at.
 
@@ -33,7 +39,10 @@ class Moving:
 
     def driver(self, host, incoming):
         self.n += 1
-        return self.lab.vm('a%d' % self.n, qemu=self.qemus[host], machine='pc-q35-7.2', cpu='Nehalem', incoming=incoming, nets=[self.nic(host)])
+        kib = (256 << 10) + (8 if any(map(loses_writes, self.qemus)) else 0)
+        mem = ['-object', 'memory-backend-memfd,id=mem,size=%dK,share=on' % kib, '-m', '%dK' % kib]
+        return self.lab.vm('a%d' % self.n, qemu=self.qemus[host], machine='pc-q35-7.2,memory-backend=mem', mem_args=mem, cpu='Nehalem', incoming=incoming,
+                           nets=[self.nic(host)])
 
     def move(self, **kw):
         """To the other host. Returns query-migrate's answer; @kw as for VM.migrate()."""
@@ -163,6 +172,8 @@ POINTS = [('relay', 'system', 'system'), ('relay', '11', '11'), ('relay', 'syste
 
 @pytest.mark.parametrize('mode,one,other', POINTS, ids=['-'.join(p) for p in POINTS])
 def test_migrate(lab, mode, one, other):
+    if mode == 'fast' and loses_writes(one):
+        pytest.skip('the emulation of QEMU before 9.0 loses writes of a guest whose memory may be a window of ivshmem')
     h = Hosts(lab, mode, (one, other), link={'Migration': 'yes'} if mode == 'fast' else None)
     h.up()
     moved_quietly(h)
