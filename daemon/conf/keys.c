@@ -26,7 +26,7 @@
 static const char *const mode_names[] = { "auto", "relay", "fast", "copy", "grant", NULL };
 static const char *const grant_names[] = { "swiotlb", "viommu", "memory", NULL };
 static const char *const endpoint_names[] = { "virtio-net", "port", "vhost-user", NULL };
-static const char *const socket_mode_names[] = { "server", "client", NULL };
+static const char *const server_names[] = { "server", "client", NULL };
 static const char *const attachment_names[] = { "auto", "ivshmem", "shmem", "local", NULL };
 static const char *const migration_names[] = { "auto", "no", "yes", NULL };
 static const char *const side_names[] = { "driver", "device", NULL };
@@ -592,20 +592,20 @@ static const struct key link_keys[] = {
 	{ "Link", "Description", E(LIVE), parse_text, L(description) },
 	{ "Driver", "VM", E(ANEW), parse_name, L(side[VP_SIDE_DRIVER].vm) },
 	{ "Driver", "Socket", E(ANEW), parse_path, L(side[VP_SIDE_DRIVER].socket) },
-	{ "Driver", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = socket_mode_names },
+	{ "Driver", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DRIVER].socket_mode), .words = server_names },
 	{ "Driver", "Grant", E(ANEW), parse_enum, L(grant), .words = grant_names },
 	{ "Driver", "GrantSize", E(ANEW), parse_bytes, L(grant_size), 1, 32u << 20 },
 	{ "Driver", "GrantSocket", E(ANEW), parse_path, L(grant_socket) },
 	{ "Driver", "QMP", E(LIVE), parse_path, L(driver_qmp) },
-	{ "Driver", "QMPMode", E(LIVE), parse_enum, L(driver_qmp_mode), .words = socket_mode_names },
+	{ "Driver", "QMPMode", E(LIVE), parse_enum, L(driver_qmp_mode), .words = server_names },
 	{ "Driver", "NIC", E(LIVE), parse_name, L(nic) },
 	{ "Device", "VM", E(ANEW), parse_name, L(side[VP_SIDE_DEVICE].vm) },
 	{ "Device", "Endpoint", E(ANEW), parse_enum, L(endpoint), .words = endpoint_names },
 	{ "Device", "Socket", E(ANEW), parse_path, L(side[VP_SIDE_DEVICE].socket) },
-	{ "Device", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = socket_mode_names },
+	{ "Device", "SocketMode", E(ANEW), parse_enum, L(side[VP_SIDE_DEVICE].socket_mode), .words = server_names },
 	{ "Device", "Attachment", E(ANEW), parse_enum, L(attachment), .words = attachment_names },
 	{ "Device", "QMP", E(LIVE), parse_path, L(qmp) },
-	{ "Device", "QMPMode", E(LIVE), parse_enum, L(qmp_mode), .words = socket_mode_names },
+	{ "Device", "QMPMode", E(LIVE), parse_enum, L(qmp_mode), .words = server_names },
 	{ "Device", "HotplugBus", E(LIVE), parse_ids, L(hotplug_bus) },
 	{ "Device", "ApertureSize", E(ANEW), parse_size, L(aperture), 512, 1u << 23 },
 	{ "Device", "PoolSize", E(ANEW), parse_size, L(pool), 1, 4096 },
