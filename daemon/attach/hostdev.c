@@ -227,9 +227,13 @@ static int make_signals(struct hostdev *h)
 		if (!r)
 			r = vp_eventfd_new(&h->bell[i]);
 	}
-	/* Nobody else has them yet. A back-end that begins looks once. */
-	for (unsigned i = 0; i < h->n && !r; i++)
+	/* Nobody else has them yet. A back-end that begins looks once, and when its ring is enabled (hostdev_poke). */
+	for (unsigned i = 0; i < h->n && !r; i++) {
 		vp_eventfd_raise(h->sig[i]);
+		r = vp_eventfd_new(&h->poke_fd[i]);
+		if (!r)
+			r = vp_wire_new(&h->poke[i][0], h->c.f, h->poke_fd[i], h->sig[i], h->c.who);
+	}
 	return r;
 }
 

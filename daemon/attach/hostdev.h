@@ -53,9 +53,9 @@ struct hostdev {
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
 	/*
-	 * Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick and a call of ours to them
-	 * when a run begins. That is an eventfd which nobody else has: sig and bell may have been the back-end's
-	 * before, and block.
+	 * Fast mode: duplicates of the driver VM's own, -1 = none; and what carries a kick and a call of ours to them,
+	 * in copy mode a kick to sig, when a run begins. That is an eventfd which nobody else has: sig and bell may
+	 * have been the back-end's before, and block.
 	 */
 	int                  *drv_kick, *drv_call, *poke_fd;
 	struct vp_wire      *(*poke)[2];
@@ -112,7 +112,10 @@ void hostdev_later(struct hostdev *h, uint64_t us);
 void hostdev_drop(struct hostdev *h, bool fault, const char *why);
 /* The connection waits for an answer, or not any more; or wants to write. */
 void hostdev_rearm(struct hostdev *h);
-/* Fast mode: queue q was enabled. Whoever had it before may owe the driver VM a call, and missed a kick. */
+/*
+ * Queue q was enabled. Back-ends built on the vhost-user-backend crate (virtiofsd) take a kick that came before and do
+ * nothing. Fast mode: whoever had it before may owe the driver VM a call, too.
+ */
 void hostdev_poke(struct hostdev *h, unsigned q);
 /* The channel for its requests; *theirs is the caller's, to be sent. */
 int hostdev_channel(struct hostdev *h, int *theirs);

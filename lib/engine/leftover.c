@@ -232,7 +232,7 @@ int vp_leftover_fail(struct vp_virtq *vq, struct vp_burst *b, bool *call)
 	}
 	if (n < 0) {
 		n = vp_leftover_count(vq);
-		/* The ring looks as if it was served in order, but for a request that has waited too long to show in it. */
+		/* It looks as if it was served in order, but for a request that has waited too long to show there. */
 		for (unsigned i = 0; h && n >= 0 && i < vq->size; i++)
 			if (h[i].is == HEAD_OPEN && h[i].at >= (unsigned)n)
 				n = -ENODATA;

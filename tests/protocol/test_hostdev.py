@@ -64,6 +64,18 @@ MODES = [{}, FAST]
 NAMES = ["copy", "fast"]
 
 
+@pytest.mark.parametrize("keys", MODES, ids=NAMES)
+def test_kicks_before_a_ring_is_enabled(make, keys):
+    """A back-end takes them and does nothing: what waits then is served all the same."""
+    d = make(Profile_Capacity="4M", **keys)
+    with Driver(drv(d)) as f:
+        t = f.request(blk.IN, 0, length=512)
+        b = (fast_backend if keys else Backend)(dev(d))
+        b.drops_kicks = True
+        with b:
+            assert f.wait(t)[0] == blk.OK
+
+
 # In fast mode the scripted back-end, which has no packed rings and no indirect tables, serves the driver's own.
 @pytest.mark.parametrize("fmt,keys", [(f, {}) for f in FORMATS] + [(f, {**FAST, "Device_PlainRings": "yes" if not f else "no"}) for f in FORMATS[:2]])
 @pytest.mark.parametrize("mode", ["client", "server"])

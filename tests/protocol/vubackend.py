@@ -43,6 +43,7 @@ class Backend(threading.Thread):
         self.hook = None         # called with (ring, head, chain) instead of serving it; true: it has dealt with it
         self.seen, self.got_fds, self.regions, self.rings = [], [], [], {}
         self.kicked = set()      # queues
+        self.drops_kicks = False  # that come before a ring is enabled, and enabling looks at nothing: as virtiofsd
         self.sessions, self.errors, self.end = 0, [], False
         self.kept = []           # maps of sessions before: a process may keep them
         self.req = None
@@ -206,13 +207,16 @@ class Backend(threading.Thread):
             else:
                 self.recover(q & 0xff, r)
             r.kick = fds[0]
+            if self.drops_kicks and select.select([r.kick], [], [], 0.3)[0]:
+                os.read(r.kick, 8)
         elif req == vu.SET_VRING_CALL:
             if r.call >= 0:
                 os.close(r.call)
             r.call = fds[0]
         elif req == vu.SET_VRING_ENABLE:
             r.enabled = bool(num)
-            self.process(q)
+            if not self.drops_kicks:
+                self.process(q)
         elif req == vu.GET_VRING_BASE:
             if r.kick >= 0:
                 os.close(r.kick)

@@ -6,7 +6,8 @@
  *
  *   vhurng SOCKET SEED      listens there, serves one connection, ends with it
  *
- * The bytes are a pattern: 64-bit words that count up from SEED, so that a driver VM can see that all came, and in order.
+ * The bytes are a pattern: 64-bit words that count up from SEED, so that a driver VM can see that all are new and in
+ * order.
  */
 #include <errno.h>
 #include <poll.h>

@@ -261,7 +261,7 @@ static void test_fuse_out_of_order(void **state)
 	}
 }
 
-/* One that waits for ever, while so many others pass that it does not show any more: on ids that are used again at once. */
+/* One that waits while so many others pass that it does not show any more: on ids that are used again at once. */
 static void test_fuse_one_waits(void **state)
 {
 	fuse = true;
