@@ -3,7 +3,8 @@
 
 bench/blkload plays the driver VM: random reads and writes, one or 32 at a time. The back-end is qemu-storage-daemon, unmodified. Ours
 is a link with Endpoint=vhost-user, where the daemon copies each request through its pool ("copy"), or passes the driver VM's memory whole
-("fast"), or a fast link whose port has the attachment "local" ("local"; a script joins the back-end to it). The peer is the same driver and the same back-end joined directly, on the same cores:
+("fast"), or a fast link whose port has the attachment "local" ("local"; a script joins the back-end to it). The peer is the same driver
+and the same back-end joined directly, on the same cores:
 
   one-core    everything shares one core
   host-core   the driver has a core, as a VM has; back-end and daemon share the other
