@@ -209,8 +209,8 @@ static void run(bool write, uint32_t bytes, unsigned depth, bool sleeps, unsigne
 			publish();
 	}
 	qsort(took, n_took, sizeof(*took), by_value);
-	printf("{\"requests\": %llu, \"seconds\": %.6f, \"cpu\": %llu, \"waits\": %llu, \"kicks\": %llu, \"p50\": %.2f, "
-	       "\"p99\": %.2f, \"max\": %.2f}\n",
+	printf("{\"requests\": %llu, \"seconds\": %.6f, \"cpu\": %llu, \"waits\": %llu, \"kicks\": %llu, "
+	       "\"p50\": %.2f, \"p99\": %.2f, \"max\": %.2f}\n",
 	       (unsigned long long)done, (double)(t1 - t0) / (double)hz, (unsigned long long)(cpu_ns() - c0),
 	       (unsigned long long)wakes, (unsigned long long)kicks, took[n_took / 2] * us,
 	       took[n_took - 1 - n_took / 100] * us, took[n_took - 1] * us);

@@ -3,7 +3,8 @@
 
 bench/blkload plays the driver VM: random reads and writes, one or 32 at a time. The back-end is qemu-storage-daemon, unmodified. Ours
 is a link with Endpoint=vhost-user, where the daemon copies each request through its pool ("copy"), or passes the driver VM's memory whole
-("fast"). The peer is the same driver and the same back-end joined directly, on the same cores:
+("fast"), or a fast link whose port has the attachment "local" ("local"; a script joins the back-end to it). The peer is the same driver
+and the same back-end joined directly, on the same cores:
 
   one-core    everything shares one core
   host-core   the driver has a core, as a VM has; back-end and daemon share the other
@@ -24,13 +25,14 @@ import subprocess
 import time
 
 import harness
+import localagent
 import middle
 
 SIZES = [4096, 65536]
 DISK = 256 << 20
 DIRECT = "joined directly"
 CASES = ["ram one-core", "ram host-core", "ram own-core", "null one-core"]
-IDLE = 16
+IDLE = 100
 KEYS = {}  # of the daemon
 
 
@@ -52,21 +54,24 @@ def process_ns(pid):
 
 
 class Storage:
-    """qemu-storage-daemon with one export."""
+    """qemu-storage-daemon with one export, or several of the same disk."""
 
-    def __init__(self, opt, cpu, disk, name):
-        self.socket = os.path.join(opt.workdir, name + ".qsd.sock")
+    def __init__(self, opt, cpu, disk, name, exports=1):
+        self.sockets = [os.path.join(opt.workdir, "%s.qsd%d.sock" % (name, i)) for i in range(exports)]
+        self.socket = self.sockets[0]
         blockdev = {"ram": {"driver": "file", "filename": image(opt), "aio": "io_uring"},
                     "null": {"driver": "null-co", "size": DISK, "read-zeroes": True}}[disk]
-        argv = ["qemu-storage-daemon", "--blockdev", json.dumps(dict(blockdev, **{"node-name": "f"})), "--export",
-                "vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=%s,writable=on" % self.socket]
+        argv = ["qemu-storage-daemon", "--blockdev", json.dumps(dict(blockdev, **{"node-name": "f"}))]
+        for i, at in enumerate(self.sockets):
+            argv += ["--export", "vhost-user-blk,id=e%d,node-name=f,addr.type=unix,addr.path=%s,writable=%s"
+                     % (i, at, "on" if exports == 1 else "off")]
         self.log = open(os.path.join(opt.workdir, name + ".qsd.log"), "wb")
         try:
             self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         except FileNotFoundError:
             raise harness.BenchError("qemu-storage-daemon is not installed (Debian: qemu-system-common)")
         self.pid = self.p.pid
-        middle.wait_sockets(self.p, [self.socket])
+        middle.wait_sockets(self.p, self.sockets)
 
     def end(self):
         self.p.terminate()
@@ -123,6 +128,11 @@ def link(driver, socket, mode):
             "Device": {"VM": "c" if mode == "fast" else "b", "Endpoint": "vhost-user", "SocketMode": "client", "Socket": socket}}
 
 
+def local_link(driver, socket):
+    return {"Link": {"Mode": "fast", "Type": "blk"}, "Driver": {"VM": "a", "Socket": driver},
+            "Device": {"VM": "c", "Endpoint": "port", "Attachment": "local", "Socket": socket}}
+
+
 class Link(Direct):
     """The same through a link."""
 
@@ -130,13 +140,18 @@ class Link(Direct):
         self.name, self.cpus = mode, cpus
         self.store = Storage(opt, cpus[1], disk, mode + "-" + disk)
         self.driver = os.path.join(opt.workdir, "%s-%s.driver.sock" % (mode, disk))
-        self.d = middle.Daemon(opt, cpus[2], [("bench", link(self.driver, self.store.socket, mode))], KEYS, name="pcid-%s-%s" % (mode, disk))
+        port = os.path.join(opt.workdir, disk + ".port.sock")
+        of = local_link(self.driver, port) if mode == "local" else link(self.driver, self.store.socket, mode)
+        self.d = middle.Daemon(opt, cpus[2], [("bench", of)], KEYS, name="pcid-%s-%s" % (mode, disk))
         self.parts = [self.store, self.d]
         policy = self.d.call("link.show", name="bench")["policy"]
         if not policy["allowed"]:
             self.d.end()
             self.store.end()
             raise harness.BenchError(policy["why"])
+        if mode == "local":
+            middle.wait_sockets(self.d.p, [port])
+            self.agent = localagent.Agent(port, self.store.socket)
         middle.wait_sockets(self.d.p, [self.driver])
         end = time.monotonic() + 10
         while not self.d.call("link.show", name="bench")["sides"]["device"].get("connected"):
@@ -144,6 +159,13 @@ class Link(Direct):
                 raise harness.BenchError("the back-end of the %s link is not connected; see %s" % (mode, self.d.dir))
             time.sleep(0.02)
         self.load = Load(opt, cpus[0], self.driver, "%s-%s" % (mode, disk))
+        if mode == "local":
+            self.agent.up()
+
+    def end(self):
+        if self.name == "local":
+            self.agent.end()
+        super().end()
 
 
 def med(got, i, key):
@@ -187,36 +209,40 @@ def measure(case, subjects, ms, n, results, step):
 def try_links(opt, cpus, disk):
     """Those that there are: fast mode for a back-end on the host is not everybody's policy."""
     links = [Link(opt, cpus, disk, "copy")]
-    try:
-        links.append(Link(opt, cpus, disk, "fast"))
-    except harness.BenchError as e:
-        harness.say("blk: no figures of fast mode: %s" % e)
+    for mode in "fast", "local":
+        try:
+            links.append(Link(opt, cpus, disk, mode))
+        except harness.BenchError as e:
+            harness.say("blk: no figures of %s: %s" % (mode, e))
     return links
 
 
-def resident(pid):
-    """KiB that are this process's own, or files in memory that it has touched."""
-    words = (line.split() for line in harness.read("/proc/%d/status" % pid).splitlines())
-    return sum(int(w[1]) for w in words if w[0] in ("RssAnon:", "RssShmem:"))
+def memory(pid):
+    """KiB of this process: its own or of files in memory that it has touched; and its share, where others have them, too."""
+    words = [line.split() for line in harness.read("/proc/%d/status" % pid).splitlines()]
+    rolled = [line.split() for line in harness.read("/proc/%d/smaps_rollup" % pid).splitlines()]
+    return sum(int(w[1]) for w in words if w[0] in ("RssAnon:", "RssShmem:")), next(int(w[1]) for w in rolled if w[0] == "Pss:")
 
 
 def idle(opt, cpus):
     """What a link takes whose driver and back-end are there, and whose pool nobody has used yet."""
-    got = {}
+    got = []
     for n in (1, 1 + IDLE):
-        stores, loads, d = [], [], None
+        loads, parts = [], []
         try:
-            stores = [Storage(opt, cpus[1], "null", "idle%d-%d" % (n, i)) for i in range(n)]
+            parts.append(Storage(opt, cpus[1], "null", "idle%d" % n, exports=n))
             drivers = [os.path.join(opt.workdir, "idle%d-%d.driver.sock" % (n, i)) for i in range(n)]
-            d = middle.Daemon(opt, cpus[2], [("idle%d" % i, link(drivers[i], stores[i].socket, "copy")) for i in range(n)], name="pcid-idle%d" % n)
-            middle.wait_sockets(d.p, drivers)
+            of = [("idle%d" % i, link(drivers[i], at, "copy")) for i, at in enumerate(parts[0].sockets)]
+            parts.append(middle.Daemon(opt, cpus[2], of, name="pcid-idle%d" % n))
+            middle.wait_sockets(parts[1].p, drivers)
             loads = [Load(opt, cpus[0], s, "idle%d-%d" % (n, i)) for i, s in enumerate(drivers)]
             time.sleep(0.5)
-            got[n] = resident(d.pid)
+            got.append(memory(parts[1].pid))
         finally:
-            for x in loads + ([d] if d else []) + stores:
+            for x in loads + parts[::-1]:
                 x.end()
-    return harness.single("blk", "copy, an idle link with a driver and a back-end", "KiB of the daemon's", [(got[1 + IDLE] - got[1]) / IDLE])
+    return [harness.single("blk", "copy, each of %d idle links with a driver and a back-end" % IDLE, "KiB of the daemon's, " + what,
+                           [(got[1][i] - got[0][i]) / IDLE]) for i, what in enumerate(("resident", "PSS"))]
 
 
 def run(opt):
@@ -242,7 +268,7 @@ def run(opt):
                     s.end()
                 fill = []
         if not opt.only:
-            results.append(idle(opt, layout("host-core", cpus)))
+            results += idle(opt, layout("host-core", cpus))
     finally:
         if os.path.exists(image(opt)):
             os.unlink(image(opt))

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Data threads: how jobs share one, and what taking many of them off it costs. */
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <urcu/urcu-qsbr.h>
 
 #include <cmocka.h>
 
+#include "base/cycles.h"
 #include "base/util.h"
 #include "threads/worker.h"
 
@@ -146,13 +149,14 @@ static void test_turns(void **state)
 
 static struct {
 	struct worker_job j; /* first */
-	unsigned calls, arms, work;
+	unsigned calls, arms, work, open;
 } thrifty;
 
 static unsigned thrifty_run(struct worker_job *j, struct vp_scratch *s)
 {
 	unsigned n = __atomic_load_n(&thrifty.work, __ATOMIC_RELAXED);
 
+	j->open = thrifty.open;
 	/* It comes when polling has begun. */
 	if (__atomic_add_fetch(&thrifty.calls, 1, __ATOMIC_RELAXED) == n)
 		return 1;
@@ -210,12 +214,52 @@ static void test_thrift(void **state)
 	worker_pool_free(pool);
 }
 
+/* How long it looked after the last work, in milliseconds at least. */
+static unsigned looks_ms(void)
+{
+	uint64_t start = vp_cycles();
+
+	looks();
+	return (unsigned)((vp_cycles() - start) / (vp_cycles_hz() / 1000));
+}
+
+/* Many answers are worth a longer poll, but only while polling finds something. */
+static void test_longer(void **state)
+{
+	struct worker_pool_conf c = { .threads = 1, .busy_poll_us = 20000 };
+	unsigned least = UINT_MAX;
+
+	assert_int_equal(worker_pool_new(&pool, &c, NULL), 0);
+	memset(&thrifty, 0, sizeof(thrifty));
+	thrifty.j.ops = &thrifty_ops;
+	thrifty.j.thrifty = true;
+	thrifty.open = 16;
+	assert_int_equal(worker_job_add(pool, &thrifty.j, NULL), 0);
+	/* In vain: 1st, 3rd, 7th. Whoever takes our CPU may prolong one. */
+	for (unsigned i = 1; i <= 7; i++) {
+		unsigned ms = looks_ms();
+
+		if (!(i & (i + 1)))
+			least = VP_MIN(least, ms);
+	}
+	assert_in_range(least, 20, 79);
+	for (unsigned i = 8; i < 15; i++)
+		looks();
+	/* The 15th polls again, and finds. */
+	thrifty.work = 5;
+	assert_true(looks_ms() >= 80);
+	worker_job_retire(pool, &thrifty.j);
+	worker_jobs_reap(pool);
+	worker_pool_free(pool);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_leaving_together),
 		cmocka_unit_test(test_turns),
 		cmocka_unit_test(test_thrift),
+		cmocka_unit_test(test_longer),
 	};
 	int ret;
 
