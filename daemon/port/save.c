@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * A port as a record, for the daemon that goes on with it (docs/handover.md). There it has the same memory, says nothing
- * in it until vp_port_go_on(), and goes on where this one stopped: its guest sees nothing of that. Threat model:
- * base/record.h.
+ * A port as a record, for the daemon that goes on with it (docs/handover.md). There it has the same memory, says
+ * nothing in it until vp_port_go_on(), and goes on where this one stopped: its guest sees nothing of that. Threat
+ * model: base/record.h.
  */
 #include <endian.h>
 #include <errno.h>

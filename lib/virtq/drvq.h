@@ -71,8 +71,8 @@ void vp_drvq_fini(struct vp_drvq *q);
 
 /*
  * For another process that has the same memory (docs/handover.md), while nobody works with q. There the ring goes on
- * where it is; nothing is written. size and features are what vp_drvq_init() was told. -EPROTO: the record is malformed,
- * or of another ring; -ENOMEM.
+ * where it is; nothing is written. size and features are what vp_drvq_init() was told. -EPROTO: the record is
+ * malformed, or of another ring; -ENOMEM.
  */
 void vp_drvq_save(const struct vp_drvq *q, struct vp_rec *r);
 int  vp_drvq_restore(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, const struct vp_rec_in *in);

@@ -11,7 +11,7 @@ import portclient as pc
 import portlab
 import pytest
 import vu
-from test_upgrade import fd_kinds, real, refused, wrapper
+from test_upgrade import fd_kinds, real, refused
 
 PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
 DONE = [("copy", "local")]
@@ -257,5 +257,20 @@ def test_before_and_between(make_daemon, mode, attachment):
                 with ends(nic, p):
                     d.upgrade()
         assert d.stop() == 0
+    finally:
+        x.close()
+
+
+@pytest.mark.parametrize("mode,attachment", [x for x in portlab.ALL if x not in DONE],
+                         ids=[f"{m}-{a}" for m, a in portlab.ALL if (m, a) not in DONE])
+def test_others_are_refused(make_daemon, mode, attachment):
+    """What cannot be handed over yet is named, and nothing happens."""
+    d = make_daemon()
+    x = portlab.PortLab(d, mode, attachment)
+    d.start()
+    try:
+        pid = d.proc.pid
+        refused(d, "link ab cannot be handed over")
+        assert d.alive() and d.proc.pid == pid
     finally:
         x.close()
