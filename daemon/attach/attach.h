@@ -23,6 +23,7 @@ struct vp_attach_conf {
 	const struct vp_conf_link *link;
 	const char                *name;       /* "link a, device side": for messages; not owned */
 	uint64_t                   who;        /* the device VM, for base/blame.h */
+	bool                       heir;       /* restore_hot() follows: no sockets, no eventfds, no wires of its own */
 	/* The fds and places of signals changed: wire them anew. */
 	void                     (*wires_changed)(void *ctx);
 	/*
@@ -80,6 +81,18 @@ struct vp_attach_ops {
 	 * guest's kernel has no pages of it, and direct I/O on it fails.
 	 */
 	bool pages;
+	/*
+	 * For another daemon to go on with (docs/handover.md). save_hot NULL: it cannot. at_rest (may be NULL): false
+	 * while somebody is to answer. save and restore (may be NULL): the record of a device side (VP_LINK_REC_PEER),
+	 * while data threads run. save_hot, restore_hot: all else; the port is as it was. Until go_on() nothing is
+	 * done that others see.
+	 */
+	bool (*at_rest)(struct vp_attach *a);
+	void (*save)(struct vp_attach *a, struct vp_rec *r);
+	int  (*restore)(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
+	void (*save_hot)(struct vp_attach *a, struct vp_rec *r);
+	int  (*restore_hot)(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
+	void (*go_on)(struct vp_attach *a);
 };
 #define VP_ATTACH_KICK 1u
 

@@ -153,13 +153,10 @@ static int welcome(struct local *l, int fd)
 	return r;
 }
 
-static int client_begin(struct local *l, int fd)
+static int watch_client(struct local *l)
 {
-	int r = welcome(l, fd);
+	int r = vp_source_add(&l->io, l->c.d->event, l->fd, EPOLLIN, on_client, l);
 
-	l->fd = fd;
-	if (!r)
-		r = vp_source_add(&l->io, l->c.d->event, fd, EPOLLIN, on_client, l);
 	if (r >= 0)
 		vp_source_limit(l->io, 100000, 500);  /* it has nothing to say */
 	/* Edge-triggered and never read: the other end shares the file. */
@@ -167,6 +164,16 @@ static int client_begin(struct local *l, int fd)
 		r = vp_source_add(&l->bell_io, l->c.d->event, l->bell[0], EPOLLIN | EPOLLET, on_bell, l);
 	if (r >= 0)
 		vp_source_limit(l->bell_io, 100000, 500);
+	return r;
+}
+
+static int client_begin(struct local *l, int fd)
+{
+	int r = welcome(l, fd);
+
+	l->fd = fd;
+	if (!r)
+		r = watch_client(l);
 	if (r < 0) {
 		client_gone(l, strerror(-r));
 		return r;
@@ -215,6 +222,14 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	l->cred = cred;
 	client_begin(l, fd);
 	return 0;
+}
+
+static int listen_to(struct local *l, struct vp_err *e)
+{
+	int r = vp_source_add(&l->listen_io, l->c.d->event, l->lfd, EPOLLIN, on_accept, l);
+
+	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s",
+				  l->c.link->side[VP_SIDE_DEVICE].socket, strerror(-r)) : 0;
 }
 
 /* ---- towards the port -------------------------------------------------------------------------- */
@@ -356,7 +371,83 @@ static void local_free(struct vp_attach *a)
 	free(l);
 }
 
+/* ---- for another daemon ------------------------------------------------------------------------- */
+
+enum tag { TAG_LOCAL = 1, TAG_LISTENS, TAG_CONN, TAG_SIG0, TAG_SIGNAL, TAG_BELL, TAG_LAST };
+
+struct local_rec {
+	uint64_t n_conns, n_refused, key;
+	uint32_t pid, uid, gid, nsig;
+	uint64_t keys[VHP_MAX_WINDOWS];
+	uint8_t  direct[VHP_MAX_QUEUES];
+};
+
+static void local_save_hot(struct vp_attach *a, struct vp_rec *r)
+{
+	struct local *l = (struct local *)a;
+	struct local_rec s = {
+		.n_conns = l->n_conns, .n_refused = l->n_refused, .key = l->key, .pid = (uint32_t)l->cred.pid,
+		.uid = l->cred.uid, .gid = l->cred.gid, .nsig = l->nsig,
+	};
+
+	memcpy(s.keys, l->keys, sizeof(s.keys));
+	memcpy(s.direct, l->direct, sizeof(s.direct));
+	vp_rec_put(r, TAG_LOCAL, &s, sizeof(s));
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, l->lfd);
+	vp_rec_fd(r, TAG_CONN, VP_REC_FD_SOCKET, l->fd);
+	vp_rec_fd(r, TAG_SIG0, VP_REC_FD_EVENTFD, l->sig0);
+	vp_rec_str(r, TAG_LAST, l->last);
+	for (unsigned i = 0; l->fd >= 0 && i < l->nsig; i++) {
+		vp_rec_fd(r, TAG_SIGNAL, VP_REC_FD_EVENTFD, l->sig[i]);
+		vp_rec_fd(r, TAG_BELL, VP_REC_FD_EVENTFD, l->bell[i]);
+	}
+}
+
+static int local_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct local *l = (struct local *)a;
+	struct local_rec s;
+	int r;
+
+	if (vp_rec_get(in, TAG_LOCAL, &s, sizeof(s)) || s.nsig != l->nsig ||
+	    vp_rec_text(in, TAG_LAST, l->last, sizeof(l->last)))
+		return vp_err_set(e, -EPROTO, "the record of its attachment is malformed");
+	l->n_conns = s.n_conns;
+	l->n_refused = s.n_refused;
+	l->key = s.key;
+	l->cred = (struct ucred){ (pid_t)s.pid, s.uid, s.gid };
+	memcpy(l->keys, s.keys, sizeof(l->keys));
+	memcpy(l->direct, s.direct, sizeof(l->direct));
+	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &l->lfd, e);
+	if (!r)
+		r = vp_rec_take(in, TAG_SIG0, VP_REC_FD_EVENTFD, &l->sig0, e);
+	if (!r)
+		r = vp_rec_take(in, TAG_CONN, VP_REC_FD_SOCKET, &l->fd, e);
+	if (!r && (l->lfd < 0 || l->sig0 < 0))
+		r = vp_err_set(e, -EPROTO, "the record of its attachment lacks a socket");
+	if (!r)
+		r = vp_rec_take_all(in, TAG_SIGNAL, VP_REC_FD_EVENTFD, l->sig, l->fd >= 0 ? l->nsig : 0, e);
+	if (!r)
+		r = vp_rec_take_all(in, TAG_BELL, VP_REC_FD_EVENTFD, l->bell, l->fd >= 0 ? l->nsig : 0, e);
+	if (!r)
+		r = listen_to(l, e);
+	if (r || l->fd < 0)
+		return r;
+	r = watch_client(l);
+	return r < 0 ? vp_err_set(e, r, "its process cannot be watched: %s", strerror(-r)) : 0;
+}
+
+static void local_go_on(struct vp_attach *a)
+{
+	struct local *l = (struct local *)a;
+	int r = l->fd >= 0 ? vp_wire_new(&l->wire0, l->c.f, l->sig0, l->sig[0], l->c.who) : 0;
+
+	if (r)
+		client_gone(l, strerror(-r));
+}
+
 static const struct vp_attach_ops attach_ops = {
+	.save_hot = local_save_hot, .restore_hot = local_restore_hot, .go_on = local_go_on,
 	.free = local_free, .wire = local_wire, .call_fd = local_call_fd, .show = local_show,
 	.signal_fd = local_signal_fd, .last_signal = local_last_signal, .direct = local_direct,
 	.pages = true,
@@ -387,18 +478,15 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	l->lfd = l->fd = l->sig0 = -1;
 	l->sig = malloc(l->nsig * sizeof(int));
 	l->bell = malloc(l->nsig * sizeof(int));
-	r = l->sig && l->bell ? vp_eventfd_new(&l->sig0) : -ENOMEM;
+	r = !l->sig || !l->bell ? -ENOMEM : c->heir ? 0 : vp_eventfd_new(&l->sig0);
 	for (unsigned i = 0; !r && i < l->nsig; i++)
 		l->sig[i] = l->bell[i] = -1;
 	if (r)
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
-	else
+	else if (!c->heir)
 		r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(c->d->conf, side->vm), &l->lfd, e);
-	if (!r) {
-		r = vp_source_add(&l->listen_io, c->d->event, l->lfd, EPOLLIN, on_accept, l);
-		if (r < 0)
-			vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r));
-	}
+	if (!r && !c->heir)
+		r = listen_to(l, e);
 	if (r < 0) {
 		local_free(&l->a);
 		return r;

@@ -15,6 +15,7 @@
 #include "context/context.h"
 #include "control/control.h"
 #include "control/scrape.h"
+#include "handover/guard.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
 #include "link/link.h"
@@ -22,6 +23,7 @@
 #include "sys/log_sink.h"
 #include "sys/source.h"
 #include "sys/timer.h"
+#include "threads/forward.h"
 #include "threads/rates.h"
 #include "threads/worker.h"
 
@@ -85,8 +87,10 @@ static void drop_successor(struct vp_upgrade *u)
 	vp_close(&u->sock);
 	vp_rec_free(&u->first);
 	u->hello = u->ready = false;
-	if (u->paused_us)
+	if (u->paused_us) {
+		vp_forward_resume(u->d->forward);
 		worker_pool_resume(u->d->workers);
+	}
 	u->paused_us = 0;
 }
 
@@ -154,6 +158,8 @@ static _Noreturn void leave(struct vp_upgrade *u)
 	vp_log(VP_LOG_INFO, "upgrade: pid %d, version %s, has taken over", (int)u->pid, u->who.build);
 	/* seccomp control: sendmsg */
 	sd_notifyf(0, "MAINPID=%d", (int)u->pid);
+	/* Its own guard has them. */
+	vp_guard_leave(u->d->guard);
 	vp_log_sink_end();
 	/* The end of u->sock says that nobody listens here any more: it comes last. */
 	vp_fds_close_but(u->d->fd_dir, u->sock);
@@ -166,6 +172,7 @@ static void stand_still(struct vp_upgrade *u)
 		return;
 	u->paused_us = clock_us();
 	worker_pool_pause(u->d->workers);
+	vp_forward_pause(u->d->forward);
 }
 
 /* Traffic stands still until then at most. */
@@ -469,6 +476,7 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 
 	if (r)
 		return r;
+	vp_links_go_on(d->links);
 	worker_pool_resume(d->workers);
 	*stall_us = clock_us() - t->daemon.paused_us;
 	vp_log(VP_LOG_INFO, "upgrade: taken over, %u links, in %llu us", vp_links_count(d->links),
@@ -478,6 +486,8 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 	free(t);
 	/* Sockets of links that changed are free when neither process has them any more. */
 	vp_takeover_await_end(d->opt.take_over, 2000);
+	/* Now it is we whom the service manager listens to. */
+	vp_guard_keep_heir(d->guard);
 	for (unsigned i = 0; i < 2000 && vp_foreign_closing(); i++)
 		usleep(1000);
 	vp_close(&d->opt.take_over);

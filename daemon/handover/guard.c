@@ -23,7 +23,7 @@ struct vp_guard {
 	pid_t            pid;
 	uint64_t         last_id;
 	struct vp_source *io;
-	bool             kept, deaf;
+	bool             kept, deaf, later;
 };
 
 static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
@@ -168,6 +168,12 @@ void vp_guard_see_off(struct vp_guard *g, uint64_t id)
 	tell(g, GUARD_SEE_OFF, id);
 }
 
+void vp_guard_leave(struct vp_guard *g)
+{
+	if (g)
+		tell(g, GUARD_LEAVE, 0);
+}
+
 pid_t vp_guard_pid(const struct vp_guard *g)
 {
 	return g ? g->pid : 0;
@@ -192,4 +198,17 @@ void vp_guard_keep(struct vp_guard *g)
 	if (!g->kept)
 		vp_fdstore_put("", "guard", g->pidfd);
 	g->kept = true;
+}
+
+void vp_guard_keep_later(struct vp_guard *g)
+{
+	g->later = true;
+}
+
+void vp_guard_keep_heir(struct vp_guard *g)
+{
+	if (!g || !g->later)
+		return;
+	vp_fdstore_drop("", "guard");
+	vp_guard_keep(g);
 }

@@ -61,6 +61,9 @@ void vp_guard_drop(struct vp_guard *g, uint64_t id);
 /* The daemon has done its part for the ward: see it off. */
 void vp_guard_see_off(struct vp_guard *g, uint64_t id);
 
+/* Another daemon's guard has all wards: forget them, and end when this daemon does. */
+void vp_guard_leave(struct vp_guard *g);
+
 /* For daemon.show; 0 when the guard is gone. */
 pid_t vp_guard_pid(const struct vp_guard *g);
 
@@ -71,5 +74,11 @@ pid_t vp_guard_pid(const struct vp_guard *g);
 void vp_guard_await_last(struct vp_activation *a);
 /* There is a port that the next daemon may have. */
 void vp_guard_keep(struct vp_guard *g);
+/*
+ * The same, where the port was handed over (docs/handover.md), with another guard. keep_heir() when the daemon before
+ * has ended.
+ */
+void vp_guard_keep_later(struct vp_guard *g);
+void vp_guard_keep_heir(struct vp_guard *g);
 
 #endif

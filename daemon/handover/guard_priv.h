@@ -17,7 +17,7 @@
 /* The guard's end of the socket, and the only fd of the daemon's that it begins with but for the log. */
 #define GUARD_SOCK_FD 3
 
-enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF };
+enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF, GUARD_LEAVE };
 
 /* What a ward consists of, in this order; those behind GUARD_RECORD may be missing. */
 enum { GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_RAM, GUARD_FDS };

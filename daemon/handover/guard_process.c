@@ -188,6 +188,13 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 		vp_log(VP_LOG_ERR,
 		       "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=",
 		       m->name, n, (unsigned)__builtin_popcount(m->fds));
+	/* Those that are being seen off were taken away before that; their connections are nobody else's. */
+	for (at = list; m->op == GUARD_LEAVE && *at;)
+		if ((*at)->orphan)
+			at = &(*at)->next;
+		else
+			ward_free(at);
+	at = find(list, m->id);
 	if (m->op == GUARD_DROP && *at)
 		ward_free(at);
 	else if (m->op == GUARD_SEE_OFF)

@@ -67,6 +67,9 @@ struct copy {
 	bool               shown;    /* the device VM has it */
 };
 
+/* Of its record. */
+enum tag { TAG_POOL = 1, TAG_PACKETS, TAG_REQUESTS };
+
 static struct copy *copy_of(struct vp_plink *pl)
 {
 	return pl->copy;
@@ -247,6 +250,7 @@ bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_reg
 static int pool_make(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
+	struct vp_rec_in heir;
 	uint64_t off, size;
 	int fd, r;
 
@@ -265,8 +269,10 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 		/*
 		 * An attachment that shows no more than the control block of the port's file: it is given as a window.
 		 */
-		if (pool_file(cl->pool_size, &cl->own_fd, e))
-			return e->code;
+		r = vp_plink_heir_mode(pl, &heir) ? vp_rec_take(&heir, TAG_POOL, VP_REC_FD_FILE, &cl->own_fd, e) :
+		    pool_file(cl->pool_size, &cl->own_fd, e);
+		if (r)
+			return r;
 		fd = cl->own_fd;
 	}
 	r = vp_shared_map(&cl->pool, fd, off, cl->pool_size);
@@ -274,7 +280,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 		return vp_err_set(e, r, "pool of %llu bytes cannot be mapped: %s", (unsigned long long)cl->pool_size,
 				  strerror(-r));
 	/* That of an earlier process holds what its driver VM left. */
-	if (vp_port_was_kept(pl->port))
+	if (vp_port_was_kept(pl->port) && !vp_port_is_silent(pl->port))
 		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
 	cl->shown = !beside_memory(pl);
 	cl->pool_addr = beside_memory(pl) ? POOL_BESIDE_ADDR : VHP_CTRL_POOL_OFF;
@@ -379,16 +385,44 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 	return 0;
 }
 
+static struct vp_copyq_conf packet_conf(struct vp_plink *pl, unsigned i)
+{
+	struct copy *cl = copy_of(pl);
+
+	return (struct vp_copyq_conf){
+		.rq = &vp_vdev_ring(pl->slot.v, i)->rq, .features = vp_plink_features(pl), .pool = cl->pool.p,
+		.pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data_area(cl, i), .early = i & 1,
+		.kick_fd = cl->q[i].kick_fd, .kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
+	};
+}
+
+/* Packets per second hold in each direction. */
+static void packet_rates(struct vp_plink *pl, unsigned i)
+{
+	struct vp_queue *rq = &vp_vdev_ring(pl->slot.v, i)->rq;
+
+	if (i & 1)
+		return;
+	rq->shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
+	if (pl->l->conf.bps)
+		rq->bytes.rate = VP_MAX(pl->l->conf.bps / 8 / pl->l->conf.pairs, 1);
+	if (pl->l->conf.pps)
+		rq->own.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
+}
+
+static void work_set(struct vp_plink *pl, unsigned i)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+
+	q->work.work.ops = pl->dev->waits ? &request_ops : &packet_ops;
+	pl->q[i].work = &q->work;
+}
+
 static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 {
 	struct copy *cl = copy_of(pl);
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct copy_queue *q = &cl->q[i];
-	struct vp_copyq_conf bc = {
-		.rq = &r->rq, .features = vp_plink_features(pl), .pool = cl->pool.p, .pool_addr = cl->pool_addr,
-		.ring = ring_area(cl, i), .data = data_area(cl, i), .early = i & 1, .kick_fd = q->kick_fd,
-		.kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
-	};
+	struct vp_copyq_conf bc;
 	struct vp_err e = { 0 };
 	int ret;
 
@@ -399,21 +433,15 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	}
 	if (q->stale)
 		queue_scrub(cl, i);
-	q->work.work.ops = pl->dev->waits ? &request_ops : &packet_ops;
-	pl->q[i].work = &q->work;
+	work_set(pl, i);
 	if (pl->dev->waits) {
 		ret = request_begin(pl, i, pr, &e);
 		if (ret)
 			vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
 		return ret;
 	}
-	/* Packets per second hold in each direction. */
-	if (!(i & 1))
-		r->rq.shared = vp_rate_of(pl->l->conf.side[VP_SIDE_DEVICE].vm);
-	if (!(i & 1) && pl->l->conf.bps)
-		r->rq.bytes.rate = VP_MAX(pl->l->conf.bps / 8 / pl->l->conf.pairs, 1);
-	if (!(i & 1) && pl->l->conf.pps)
-		r->rq.own.rate = VP_MAX(pl->l->conf.pps / pl->l->conf.pairs, 1);
+	packet_rates(pl, i);
+	bc = packet_conf(pl, i);
 	ret = vp_copyq_new(&q->b, &bc, &e);
 	if (ret) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
@@ -541,15 +569,62 @@ static void copy_fini(struct vp_plink *pl)
 	pl->copy = NULL;
 }
 
+static uint64_t copy_signals(struct vp_plink *pl)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; pl->copy && i < pl->n; i++)
+		n += vp_plink_wire_count(pl->copy->q[i].kick);
+	return n;
+}
+
+/* ---- for another daemon ------------------------------------------------------------------------------- */
+
+static void copy_save(struct vp_plink *pl, struct vp_rec *r)
+{
+	vp_rec_fd(r, TAG_POOL, VP_REC_FD_FILE, copy_of(pl)->own_fd);
+}
+
+static void copy_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+
+	if (!q->b)
+		return;
+	vp_rec_begin(r, TAG_PACKETS);
+	vp_copyq_save(q->b, r);
+	vp_rec_end(r);
+}
+
+static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+	struct vp_rec_in body;
+	struct vp_copyq_conf bc;
+	int r;
+
+	if (!pl->q[i].handed)
+		return 0;
+	work_set(pl, i);
+	if (!vp_rec_find(in, TAG_PACKETS, &body))
+		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
+	packet_rates(pl, i);
+	bc = packet_conf(pl, i);
+	r = vp_copyq_restore(&q->b, &bc, &body, e);
+	/* What it raised may be on its way still. */
+	if (!r)
+		vp_eventfd_raise(q->kick_fd);
+	return r;
+}
+
 static void copy_show(struct vp_plink *pl, json_t *o)
 {
 	struct copy *cl = copy_of(pl);
-	uint64_t signals = pl->signals;
+	uint64_t signals = pl->signals + copy_signals(pl);
 	uint64_t open = 0, again = 0, failed = 0;
 	unsigned straight = 0;
 
 	for (unsigned i = 0; i < pl->n; i++) {
-		signals += vp_plink_wire_count(cl->q[i].kick);
 		straight += (cl->q[i].b || cl->q[i].r) && cl->q[i].straight;
 		open += cl->q[i].r ? vp_reqq_outstanding(cl->q[i].r) : 0;
 		again += cl->q[i].r ? cl->q[i].r->regiven : 0;
@@ -585,6 +660,10 @@ const struct vp_plink_mode vp_plink_copy = {
 	.show = copy_show,
 	.drained = copy_drained,
 	.finish = copy_finish,
+	.signals = copy_signals,
+	.save = copy_save,
+	.save_queue = copy_save_queue,
+	.restore_queue = copy_restore_queue,
 };
 
 uint64_t vp_plink_pool_in_port(const struct vp_link *l)

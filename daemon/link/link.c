@@ -142,7 +142,7 @@ static int refused(const struct vp_policy_decision *dec, struct vp_err *e)
 
 /* Into the registry, and start it. */
 static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
-		 const struct vp_policy_decision *dec, struct vp_err *e)
+		 const struct vp_policy_decision *dec, const struct vp_rec_in *heir, struct vp_err *e)
 {
 	struct vp_link *l;
 	unsigned at;
@@ -169,7 +169,9 @@ static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_l
 	l->ops = mode_ops[dec->mode];
 	l->state_us = l->since_us;
 	l->state = l->up ? VP_LINK_WAITING : VP_LINK_DOWN;
+	l->heir = heir;
 	r = l->ops->start(l, e);
+	l->heir = NULL;
 	if (r) {
 		free(l);
 		return r;
@@ -191,7 +193,7 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 		return refused(dec, e);
 	r = check_new(ls, conf, rule, e);
 	if (!r)
-		r = start(ls, conf, origin, dec, e);
+		r = start(ls, conf, origin, dec, NULL, e);
 	if (r)
 		return r;
 	vp_log(VP_LOG_DEBUG, "link %s: added, mode %s (%s)", conf->name, vp_mode_name(dec->mode), dec->rule);
@@ -200,11 +202,11 @@ static int add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_lin
 }
 
 int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
-			const struct vp_policy_decision *dec, struct vp_err *e)
+			const struct vp_policy_decision *dec, const struct vp_rec_in *in, struct vp_err *e)
 {
 	if (vp_link_find(ls, conf->name))
 		return vp_err_set(e, -EEXIST, "it is there twice");
-	return start(ls, conf, origin, dec, e);
+	return start(ls, conf, origin, dec, in, e);
 }
 
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e)

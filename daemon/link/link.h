@@ -76,12 +76,15 @@ struct vp_link_ops {
 	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
 	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
+	bool (*can_hand_over)(const struct vp_link *l); /* ? NULL: where save is there */
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
 	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
 	/* What data threads change, while none runs; all else is as it was saved. */
 	void (*save_hot)(struct vp_link *l, struct vp_rec *r);
 	int (*restore_hot)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+	/* ? From now on it is ours: what others see may be touched. Before data threads run. */
+	void (*go_on)(struct vp_link *l);
 };
 
 struct vp_link {
@@ -93,6 +96,7 @@ struct vp_link {
 	uint64_t                   since_us;
 	const struct vp_link_ops  *ops;
 	void                      *impl;
+	const struct vp_rec_in    *heir;        /* while it starts again: what save() has written; else NULL */
 	char                      *given;       /* of a runtime link: the config of link.add, as JSON; NULL = lost */
 	enum vp_link_state         state;       /* when last looked at */
 	uint64_t                   state_us;    /* since when, CLOCK_MONOTONIC */
@@ -133,9 +137,12 @@ void vp_links_free(struct vp_links *ls);  /* removes them all */
 int vp_link_add(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin, struct vp_err *e);
 /* The sections and keys of a .link file, as JSON, into l. */
 int vp_link_config_read(struct vp_conf_link *l, json_t *config, struct vp_err *e);
-/* One that another daemon had added with that decision: neither held against others, nor told to anybody. */
+/*
+ * One that another daemon had added with that decision: neither held against others, nor told to anybody. in: what its
+ * ops->save() has written.
+ */
 int vp_link_start_again(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_link_origin origin,
-			const struct vp_policy_decision *dec, struct vp_err *e);
+			const struct vp_policy_decision *dec, const struct vp_rec_in *in, struct vp_err *e);
 void vp_link_remove(struct vp_links *ls, struct vp_link *l);
 struct vp_link *vp_link_find(struct vp_links *ls, const char *name);
 void vp_link_set_up(struct vp_link *l, bool up);
@@ -171,6 +178,7 @@ void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
  */
 int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
 int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);
+void vp_links_go_on(struct vp_links *ls);
 /* In what ops->save() writes: a side (the first, + 1 for the second), and in that the record of its vp_peer. */
 enum { VP_LINK_REC_SIDE = 1, VP_LINK_REC_PEER = 8 };
 

@@ -26,7 +26,7 @@ int vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e)
 	struct vp_link *l;
 
 	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
-		if (!l->ops->save)
+		if (l->ops->can_hand_over ? !l->ops->can_hand_over(l) : !l->ops->save)
 			return vp_err_set(e, -EOPNOTSUPP,
 					  "link %s cannot be handed over: links in %s mode with Endpoint=%s cannot "
 					  "yet; restart the daemon instead, or remove the link first",
@@ -213,7 +213,7 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	probe.conf.start_down = !s.up;
 	r = adopt_sockets(d, name, &impl, &why);
 	if (!r)
-		r = vp_link_start_again(ls, &probe.conf, probe.origin, &probe.decision, &why);
+		r = vp_link_start_again(ls, &probe.conf, probe.origin, &probe.decision, &impl, &why);
 	if (r) {
 		free(probe.given);
 		return vp_err_set(e, r, "link %s: %.200s", name, why.msg);
@@ -268,4 +268,13 @@ int vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct
 			return vp_err_set(e, -EPROTO, "link %s: %.200s", name, why.msg);
 	}
 	return !r && rest.n ? vp_err_set(e, -EPROTO, "the record of what links do is cut short") : r;
+}
+
+void vp_links_go_on(struct vp_links *ls)
+{
+	struct vp_link *l;
+
+	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
+		if (l->ops->go_on)
+			l->ops->go_on(l);
 }

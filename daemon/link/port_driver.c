@@ -207,8 +207,23 @@ static bool drv_hold(void *ctx)
 	return true;
 }
 
+static void drv_save(void *ctx, struct vp_rec *r)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_vdev_save(pl->slot.v, r);
+}
+
+static int drv_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_plink *pl = ctx;
+
+	return vp_vdev_restore(pl->slot.v, in, e);
+}
+
 static const struct vp_peer_ops peer_ops = {
 	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .hold = drv_hold, .closed = drv_closed,
+	.save = drv_save, .restore = drv_restore,
 };
 
 /* The driver VM may connect. Without a profile its VMM cannot be answered: there is no socket yet. */

@@ -16,7 +16,7 @@
 
 /* ---- events ------------------------------------------------------------------------------------ */
 
-static void remember(struct vp_plink *pl)
+void vp_plink_remember(struct vp_plink *pl)
 {
 	pl->said = vp_plink_status(pl->l);
 	pl->said_online = vp_port_is_online(pl->port);
@@ -24,7 +24,7 @@ static void remember(struct vp_plink *pl)
 
 void vp_plink_say(struct vp_plink *pl, const char *why)
 {
-	remember(pl);
+	vp_plink_remember(pl);
 	vp_link_event(pl->l, "link.state", why);
 }
 
@@ -38,7 +38,7 @@ void vp_plink_changed(void *ctx)
 	if (pl->port && pl->m->tidy)
 		pl->m->tidy(pl);
 	/* Not with the driver's queues: without a carrier they do not run. */
-	if (pl->port)
+	if (pl->port && !vp_port_is_silent(pl->port))
 		vp_carrier_set(pl->carrier, pl->l->up && vp_port_attached(pl->port));
 	if (pl->quiet || pl->closing)
 		return;
@@ -119,6 +119,7 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 		.gone = device_gone,
 		.ctx = pl,
 		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
+		.heir = pl->l->heir != NULL,
 	};
 	int r;
 
@@ -126,8 +127,10 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 	attachments[conf->attachment].conf(ac.d, conf, &pc);
 	/* What data threads move they count themselves. */
 	pc.count = !pl->m->lanes && !pl->dev->waits;
-	r = vp_port_new(&pl->port, ac.d->event, &pc, &vp_plink_port_ops, pl, e);
-	if (r && pc.kept) {
+	r = ac.heir ? vp_plink_heir_port(pl, &pc, e) : 0;
+	if (!r)
+		r = vp_port_new(&pl->port, ac.d->event, &pc, &vp_plink_port_ops, pl, e);
+	if (r && pc.kept && !ac.heir) {
 		vp_log(VP_LOG_WARNING, "%s: the port cannot be taken over from the daemon before this one: %s",
 		       pl->dev_name, e->msg);
 		pc.kept = false;
@@ -177,6 +180,8 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	pl->q = calloc(pl->n, sizeof(*pl->q));
 	if (!pl->q)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
+	if (!r && l->heir)
+		r = vp_plink_heir_profile(pl, e);
 	for (unsigned i = 0; !r && i < pl->n; i++)
 		pl->q[i].m = m;
 	if (!r && !l->d->forward)
@@ -194,7 +199,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 		vp_plink_stop(l);
 	} else {
 		pl->quiet = 0;
-		remember(pl);
+		vp_plink_remember(pl);
 	}
 	return r;
 }
@@ -221,7 +226,7 @@ void vp_plink_admin(struct vp_link *l)
 	pl->quiet++;
 	vp_plink_set_hold(pl);
 	pl->quiet--;
-	remember(pl);
+	vp_plink_remember(pl);
 }
 
 bool vp_plink_busy(const struct vp_link *l)

@@ -2,7 +2,8 @@
 /*
  * Inside of port links. What all have in common: port_link.c, start and end, the port and its attachment, events;
  * port_hands.c, whose hands a queue is in; port_driver.c, the driver side's session; port_lane.c, what data threads do;
- * port_profile.c, what is known of the back-end; port_guard.c, what the guard is told; port_show.c, what is shown.
+ * port_profile.c, what is known of the back-end; port_guard.c, what the guard is told; port_show.c, what is shown;
+ * port_save.c, all of it for another daemon.
  * fast.c and copy.c have what differs, grant.c what grant mode adds to fast. For these files only.
  *
  * A queue that the driver VM has started is in one of two hands:
@@ -86,6 +87,19 @@ struct vp_plink_mode {
 	 */
 	void (*wire)(struct vp_plink *pl, unsigned i);
 	void (*show)(struct vp_plink *pl, json_t *o);
+	/* Signals that its wires have passed. */
+	uint64_t (*signals)(struct vp_plink *pl);
+
+	/*
+	 * ? For another daemon (port_save.c): what init() is to find there (vp_plink_heir_mode()), and a queue, whoever
+	 * has it. restore_queue: the driver's ring, the port and its attachment are there; nothing is written, and what
+	 * `begin` sets is set if q->handed. NULL save_queue: links of this mode cannot be handed over. save_requests:
+	 * nor can, without it, those of device types whose requests wait.
+	 */
+	void (*save)(struct vp_plink *pl, struct vp_rec *r);
+	void (*save_queue)(struct vp_plink *pl, unsigned i, struct vp_rec *r);
+	int  (*restore_queue)(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e);
+	bool save_requests;
 
 	/*
 	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for
@@ -183,12 +197,27 @@ struct vp_grants *vp_plink_grants(const struct vp_link *l);
 int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool again, struct vp_err *e);
 bool vp_plink_plugged(const struct vp_link *l);
 
+/* port_save.c: the link's operations for another daemon. */
+bool vp_plink_can_hand_over(const struct vp_link *l);
+bool vp_plink_at_rest(const struct vp_link *l);
+void vp_plink_save(struct vp_link *l, struct vp_rec *r);
+int  vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+void vp_plink_save_hot(struct vp_link *l, struct vp_rec *r);
+int  vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+void vp_plink_go_on(struct vp_link *l);
+/* While the link starts with l->heir: what it is to begin with. */
+int  vp_plink_heir_port(const struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e);
+int  vp_plink_heir_profile(struct vp_plink *pl, struct vp_err *e);
+bool vp_plink_heir_mode(const struct vp_plink *pl, struct vp_rec_in *mode);
+
 #define VP_PLINK_OPS(start_fn) { \
 	.start = start_fn, .stop = vp_plink_stop, .admin_changed = vp_plink_admin, .reap = vp_plink_reap, \
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
 	.grants = vp_plink_grants, .handovers = vp_plink_handovers, .alter = vp_plink_alter, \
-	.plugged = vp_plink_plugged, \
+	.plugged = vp_plink_plugged, .can_hand_over = vp_plink_can_hand_over, \
+	.at_rest = vp_plink_at_rest, .save = vp_plink_save, .restore = vp_plink_restore, \
+	.save_hot = vp_plink_save_hot, .restore_hot = vp_plink_restore_hot, .go_on = vp_plink_go_on, \
 }
 
 /*
@@ -206,6 +235,8 @@ bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_reg
  * than was said last.
  */
 void vp_plink_say(struct vp_plink *pl, const char *why);
+/* The present status has been said, or needs not to be. */
+void vp_plink_remember(struct vp_plink *pl);
 void vp_plink_changed(void *ctx);
 
 /* port_hands.c */

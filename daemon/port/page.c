@@ -81,6 +81,8 @@ int port_page_make(struct vp_port *p, struct vp_err *e)
 	r = port_record_make(p, e);
 	if (r)
 		return r;
+	if (p->silent)
+		return 0;
 	if (p->conf.kept)
 		blank_state(p);
 	p->st.abi_version = htole32(VHP_ABI_VERSION);
@@ -130,7 +132,7 @@ void vp_port_begin(struct vp_port *p)
 static void publish(struct vp_port *p)
 {
 	p->regions_dirty = false;
-	if (p->gone)
+	if (p->gone || p->silent)
 		return;
 	if (!p->touched && !memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
 		return;

@@ -155,6 +155,7 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 		return vp_err_set(e, -ENOMEM, "port %.32s: out of memory", conf->name);
 	p->event = event;
 	p->conf = *conf;
+	p->silent = conf->silent;
 	if (!p->conf.nsignals)
 		p->conf.nsignals = 1 + conf->max_queues;
 	if (!p->conf.answer_timeout_us)
@@ -179,7 +180,7 @@ int vp_port_new(struct vp_port **out, sd_event *event, const struct vp_port_conf
 
 void vp_port_goodbye(struct vp_port *p)
 {
-	if (!p || !p->record || p->gone)
+	if (!p || !p->record || p->gone || p->silent)
 		return;
 	vp_port_begin(p);
 	/*

@@ -24,6 +24,7 @@
 #include <systemd/sd-event.h>
 
 #include "base/err.h"
+#include "base/record.h"
 #include "vhost-pci/abi.h"
 
 struct vp_port;
@@ -49,6 +50,7 @@ struct vp_port_conf {
 	 */
 	bool     kept;
 	int      kept_memfd, kept_state;
+	bool     silent;              /* kept, and nothing is written to it before vp_port_go_on() */
 };
 
 /* ---- towards the attachment ------------------------------------------------------------------ */
@@ -278,6 +280,21 @@ void vp_port_commit(struct vp_port *p);
  * Something that is not in the page has changed (an eventfd was replaced): a new generation and signal 0 all the same.
  */
 void vp_port_touch(struct vp_port *p);
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+/*
+ * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment. save: its
+ * memory; hot: all else. There vp_port_record_memory() finds the memory before the port is made, which is silent then.
+ * It has its own regions, as vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
+ */
+bool vp_port_at_rest(const struct vp_port *p);
+void vp_port_save(struct vp_port *p, struct vp_rec *r);
+void vp_port_save_hot(struct vp_port *p, struct vp_rec *r);
+int  vp_port_record_memory(const struct vp_rec_in *in, struct vp_port_conf *pc, struct vp_err *e);
+int  vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp_err *e);
+void vp_port_go_on(struct vp_port *p);
+bool vp_port_is_silent(const struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */
 

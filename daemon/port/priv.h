@@ -110,6 +110,7 @@ struct vp_port {
 	bool                          was_running;  /* in the process before us */
 	bool                          left_running; /* for the process behind us */
 	bool                          gone;         /* goodbye was said */
+	bool                          silent;       /* the page is still another daemon's */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
 	/* the guest's word on what it has moved: VHP_COUNT_*, of all attachments; of this one, as told last */

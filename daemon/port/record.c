@@ -75,7 +75,8 @@ int port_record_make(struct vp_port *p, struct vp_err *e)
 				  p->record->version != PORT_RECORD_VERSION
 					  ? "the port's record was written by another version of the daemon"
 					  : "the port's memory is to have another size than the device VM's device");
-	restore(p);
+	if (!p->silent)
+		restore(p);
 	return 0;
 }
 

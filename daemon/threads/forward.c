@@ -45,6 +45,7 @@ struct vp_forward {
 	pthread_t       thread, supervisor;
 	bool            started, supervised, stop;
 	uint64_t        seq;          /* odd while in a write */
+	pthread_mutex_t gate;         /* held while signals are passed; nothing else waits for it */
 	pthread_mutex_t lock;         /* of graveyard, and of stop for the supervisor */
 	pthread_cond_t  cond;
 	struct vp_wire *graveyard;
@@ -115,12 +116,14 @@ static void *forward_main(void *arg)
 		/* seccomp signal: epoll_wait epoll_pwait */
 		int n = epoll_wait(f->epfd, ev, FORWARD_EVENTS, -1);
 
+		pthread_mutex_lock(&f->gate);
 		for (int i = 0; i < n; i++) {
 			struct vp_wire *w = (void *)(uintptr_t)ev[i].data.u64;
 
 			if (w && !__atomic_load_n(&w->dead, __ATOMIC_RELAXED))
 				fire(f, w);
 		}
+		pthread_mutex_unlock(&f->gate);
 		if (__atomic_load_n(&f->any_dead, __ATOMIC_RELAXED))
 			bury(f);
 	}
@@ -169,6 +172,7 @@ int vp_forward_new(struct vp_forward **out, struct vp_err *e)
 
 	if (!f)
 		return vp_err_set(e, -ENOMEM, "signal forwarder: out of memory");
+	pthread_mutex_init(&f->gate, NULL);
 	pthread_mutex_init(&f->lock, NULL);
 	pthread_cond_init(&f->cond, NULL);
 	f->epfd = epoll_create1(EPOLL_CLOEXEC);
@@ -196,6 +200,18 @@ fail:
 	return r;
 }
 
+void vp_forward_pause(struct vp_forward *f)
+{
+	if (f)
+		pthread_mutex_lock(&f->gate);
+}
+
+void vp_forward_resume(struct vp_forward *f)
+{
+	if (f)
+		pthread_mutex_unlock(&f->gate);
+}
+
 void vp_forward_free(struct vp_forward *f)
 {
 	if (!f)
@@ -221,6 +237,7 @@ void vp_forward_free(struct vp_forward *f)
 	vp_watch_end(&f->woken);
 	vp_close(&f->epfd);
 	vp_close(&f->wakefd);
+	pthread_mutex_destroy(&f->gate);
 	pthread_mutex_destroy(&f->lock);
 	pthread_cond_destroy(&f->cond);
 	free(f);

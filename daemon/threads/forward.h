@@ -23,6 +23,12 @@ struct vp_wire;
 
 /* Start the thread. */
 int  vp_forward_new(struct vp_forward **out, struct vp_err *e);
+/*
+ * For a while no signal is passed: when pause() returns, none is, nor does any fn run. resume() follows, or this
+ * process ends. A write that hangs is waited for, a second at most. NULL is allowed.
+ */
+void vp_forward_pause(struct vp_forward *f);
+void vp_forward_resume(struct vp_forward *f);
 /* Stop it, after all wires. */
 void vp_forward_free(struct vp_forward *f);
 

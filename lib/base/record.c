@@ -244,3 +244,18 @@ int vp_rec_take(const struct vp_rec_in *in, unsigned tag, enum vp_rec_fd kind, i
 	*fd = -1;
 	return vp_rec_find(in, tag, &b) ? vp_rec_take_this(&b, kind, fd, e) : 0;
 }
+
+int vp_rec_take_all(const struct vp_rec_in *in, unsigned tag, enum vp_rec_fd kind, int *fd, unsigned n,
+		    struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body;
+	unsigned t, i = 0;
+	int r = 0;
+
+	for (unsigned k = 0; k < n; k++)
+		fd[k] = -1;
+	while (!r && i < n && vp_rec_next(&rest, &t, &body))
+		if (t == tag)
+			r = vp_rec_take_this(&body, kind, &fd[i++], e);
+	return !r && i < n ? vp_err_set(e, -EPROTO, "a record lacks file descriptors: %u of %u are there", i, n) : r;
+}

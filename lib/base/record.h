@@ -78,5 +78,8 @@ int  vp_rec_text(const struct vp_rec_in *in, unsigned tag, char *buf, size_t n);
 int  vp_rec_take(const struct vp_rec_in *in, unsigned tag, enum vp_rec_fd kind, int *fd, struct vp_err *e);
 /* The same of the element that body is of. */
 int  vp_rec_take_this(const struct vp_rec_in *body, enum vp_rec_fd kind, int *fd, struct vp_err *e);
+/* Those of the first n such elements, into fd[n]; -1 where an error came first, which fewer than n are too. */
+int  vp_rec_take_all(const struct vp_rec_in *in, unsigned tag, enum vp_rec_fd kind, int *fd, unsigned n,
+		     struct vp_err *e);
 
 #endif

@@ -14,9 +14,6 @@
 /* A FIFO that is not full begins anew here, so that light traffic stays in the cache. */
 #define SOFT_WRAP (128u << 10)
 
-/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
-#define SEGS 4096u
-
 /* ---- FIFO ------------------------------------------------------------------ */
 
 /* n > 0 contiguous units at *at; what was taken of the FIFO (> 0), or 0 = no room. */
@@ -604,87 +601,4 @@ bool vp_copyq_stop(struct vp_copyq *b, bool reachable)
 	b->tail = b->pend_tail = b->pend_head = b->order = b->head;
 	b->again = b->stalled = b->held = false;
 	return any && !vq->broken && vp_vq_need_call(vq);
-}
-
-/* ---- setting up -------------------------------------------------------------------- */
-
-uint64_t vp_copyq_ring_bytes(void)
-{
-	uint64_t driver, device;
-
-	/* The split layout is the larger. */
-	return vp_align_up(vp_drvq_layout(VP_COPYQ_RING_MAX, false, &driver, &device), 4096);
-}
-
-uint32_t vp_copyq_base(const struct vp_copyq *b)
-{
-	return b->shadow.packed ? 0x80008000u : 0;
-}
-
-static bool area_ok(const struct vp_copyq_area *a)
-{
-	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
-}
-
-int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e)
-{
-	bool packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED);
-	uint16_t size = VP_MIN(c->rq->vq.size, VP_COPYQ_RING_MAX);
-	uint64_t driver, device, bytes;
-	struct vp_copyq *b;
-	unsigned slots = 1;
-	int ret;
-
-	if (!size)
-		return vp_err_set(e, -EINVAL, "the driver's ring is not started");
-	/* A packed driver's ring may have any size, a split shadow may not. */
-	while (!packed && !vp_is_pow2(size))
-		size = (uint16_t)(size & (size - 1));
-	bytes = vp_drvq_layout(size, packed, &driver, &device);
-	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->ring.size < bytes || !c->data.size)
-		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", size);
-	while (slots < size)
-		slots *= 2;
-	b = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*b), VP_CACHELINE));
-	if (!b)
-		return vp_err_set(e, -ENOMEM, "out of memory");
-	*b = (struct vp_copyq){
-		.c = *c, .mask = slots - 1, .open = true,
-		.data.size = (uint32_t)c->data.size,
-		.hdr_len = (uint16_t)vp_net_hdr_len(c->rq->features),
-		.in_order = c->rq->features & VP_BIT(VIRTIO_F_IN_ORDER),
-		.mergeable = !c->early && c->rq->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
-		.desc_addr = c->pool_addr + c->ring.off,
-		.avail_addr = c->pool_addr + c->ring.off + driver,
-		.used_addr = c->pool_addr + c->ring.off + device,
-	};
-	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
-	b->segs.size = !c->early ? SEGS + VP_BURST + 2u * slots : 0;
-	b->slot = calloc(slots, sizeof(*b->slot));
-	b->pend = calloc(slots, sizeof(*b->pend));
-	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
-	/* One packet takes at most as many as there are slots; a burst comes on top. */
-	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
-	ret = b->slot && b->pend && b->seg && b->given ?
-		vp_drvq_init(&b->shadow, size, c->features, vp_gptr_add(c->pool, c->ring.off)) : -ENOMEM;
-	if (ret) {
-		vp_copyq_free(b);
-		return vp_err_set(e, ret, "shadow ring of %u: %s", size,
-				  ret == -ENOMEM ? "out of memory" : "invalid size");
-	}
-	vp_drvq_disable_calls(&b->shadow);
-	*out = b;
-	return 0;
-}
-
-void vp_copyq_free(struct vp_copyq *b)
-{
-	if (!b)
-		return;
-	vp_drvq_fini(&b->shadow);
-	free(b->slot);
-	free(b->pend);
-	free(b->seg);
-	free(b->given);
-	free(b);
 }

@@ -114,6 +114,13 @@ uint64_t vp_copyq_ring_bytes(void);
  */
 int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e);
 void vp_copyq_free(struct vp_copyq *b);
+/*
+ * For another process (docs/handover.md), while no thread works with b. There, with the driver's queue where it was,
+ * the same pool and the same c but for its features: the engine goes on, and nothing was written. -EPROTO; -ENOMEM.
+ */
+void vp_copyq_save(const struct vp_copyq *b, struct vp_rec *r);
+int  vp_copyq_restore(struct vp_copyq **out, const struct vp_copyq_conf *c, const struct vp_rec_in *in,
+		      struct vp_err *e);
 
 /*
  * Move what there is to move, both ways, bounded; notify both ends where they want it. How many chains

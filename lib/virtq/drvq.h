@@ -16,6 +16,7 @@
 
 #include <linux/virtio_ring.h>
 
+#include "base/record.h"
 #include "guestmem/access.h"
 
 /* A buffer id's private state; chains of an id are ndesc descriptors. */
@@ -67,6 +68,14 @@ uint64_t vp_drvq_layout(uint16_t size, bool packed, uint64_t *driver, uint64_t *
  */
 int vp_drvq_init(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem);
 void vp_drvq_fini(struct vp_drvq *q);
+
+/*
+ * For another process that has the same memory (docs/handover.md), while nobody works with q. There the ring goes on
+ * where it is; nothing is written. size and features are what vp_drvq_init() was told. -EPROTO: the record is
+ * malformed, or of another ring; -ENOMEM.
+ */
+void vp_drvq_save(const struct vp_drvq *q, struct vp_rec *r);
+int  vp_drvq_restore(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, const struct vp_rec_in *in);
 
 /*
  * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers. Returns its id, or -ENOSPC. The device does not
