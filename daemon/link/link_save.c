@@ -54,13 +54,17 @@ static char *shape(const struct vp_link *l)
 	return s;
 }
 
-/* What changes nothing in a running link. */
+/* Keys that a running link takes. */
+#define RUNNING (1u << VP_EFFECT_LIVE | 1u << VP_EFFECT_POLICY)
+
+/* Without them. */
 static struct vp_conf_link normal(const struct vp_conf_link *c)
 {
+	static const struct vp_conf_link none;
 	struct vp_conf_link n = *c;
 
+	vp_conf_take(VP_CONF_LINK, &n, &none, RUNNING);
 	n.start_down = false;
-	memset(n.description, 0, sizeof(n.description));
 	return n;
 }
 
@@ -70,14 +74,13 @@ static void link_save(struct vp_link *l, struct vp_rec *r)
 		.mode = l->decision.mode, .runtime = l->origin == VP_ORIGIN_RUNTIME, .up = l->up, .state = l->state,
 		.since_us = l->since_us, .state_us = l->state_us,
 	};
-	const struct vp_conf_link c = normal(&l->conf);
 	char *text = shape(l);
 
 	memcpy(s.state_sum, l->state_sum, sizeof(s.state_sum));
 	vp_rec_begin(r, TAG_LINK);
 	vp_rec_str(r, TAG_NAME, l->conf.name);
 	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
-	vp_rec_put(r, TAG_CONF, &c, sizeof(c));
+	vp_rec_put(r, TAG_CONF, &l->conf, sizeof(l->conf));
 	vp_rec_str(r, TAG_SHAPE, text ? text : "");
 	if (s.runtime)
 		vp_rec_str(r, TAG_GIVEN, l->given);
@@ -128,17 +131,22 @@ static int given_conf(struct vp_daemon *d, const char *name, const struct vp_rec
 	return r;
 }
 
-static bool same_conf(const struct vp_link *l, const struct vp_rec_in *in)
+/* What a running link can change it has as it was: the link changes it when it runs here (apply.c). */
+static bool same_conf(struct vp_link *l, const struct vp_rec_in *in)
 {
-	const struct vp_conf_link c = normal(&l->conf);
+	struct vp_conf_link was, now = normal(&l->conf);
 	struct vp_rec_in conf;
 	char *text;
 	bool same;
 
 	if (!vp_rec_find(in, TAG_CONF, &conf))
 		return false;
-	if (conf.n == sizeof(c))
-		return !memcmp(conf.p, &c, sizeof(c));
+	if (conf.n == sizeof(was)) {
+		memcpy(&was, conf.p, sizeof(was));
+		vp_conf_take(VP_CONF_LINK, &l->conf, &was, RUNNING);
+		was = normal(&was);
+		return !memcmp(&was, &now, sizeof(was));
+	}
 	text = shape(l);
 	same = text && vp_rec_find(in, TAG_SHAPE, &conf) && conf.n == strlen(text) && !memcmp(conf.p, text, conf.n);
 	free(text);

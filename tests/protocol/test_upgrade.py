@@ -311,6 +311,24 @@ def test_changed_link(nics):
     both_ways(a, b)
 
 
+def test_changed_rate(nics):
+    """Keys that a reload changes in a running link an upgrade changes, too."""
+    d, a, b = nics
+    d.link("cd", driver="c", device="d", Net_PacketsPerSecond="1000", Link_Description="two")
+    with vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        d.upgrade()
+        both_ways(c, e, (64,))
+        assert d.show("cd")["packets_per_second"] == 1000 and d.show("cd")["description"] == "two"
+        end = time.monotonic() + 1
+        n = 0
+        while time.monotonic() < end:
+            c.send_packet(vu.frame(1, 64))
+            n += 1
+            e.poll_packet()
+        d.wait(lambda: d.stats("cd")["driver"]["tx"]["drops"]["rate"] or d.stats("cd")["driver"]["tx"]["packets"] < n)
+    both_ways(a, b)
+
+
 def test_rate_goes_on(make_daemon):
     """A limit does not begin anew with each daemon."""
     d = make_daemon()
