@@ -233,7 +233,7 @@ class Host(Backend):
 
 def lap(d, drv, r, wild):
     """wild: no rule holds. Else all is served, and what the pool holds is looked at meanwhile."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90
     came, n = drv.came, 0
     while drv.came < came + 30 if not wild else n < 60:
         n += 1
