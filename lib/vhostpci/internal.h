@@ -81,6 +81,7 @@ struct vhp_queue {
 	bool     started, enabled;
 	bool     reported;            /* the daemon knows that it is broken */
 	bool     asked;               /* MAP was sent for what it waits for, since regions[] changed last */
+	bool     refused;             /* and was refused, which is why it is broken */
 	unsigned lost_seen;           /* vp_map_lost_count() when last looked */
 	int      kick_fd;
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
