@@ -30,6 +30,8 @@ static void show_grant(const json_t *g)
 	json_array_foreach(json_object_get(g, "ranges"), i, r)
 		printf("             %-9s 0x%llx, %lld KiB\n", cli_str(r, "what"),
 		       (unsigned long long)cli_int(r, "address"), cli_int(r, "size") >> 10);
+	json_array_foreach(json_object_get(g, "copied"), i, r)
+		printf("             queue %lld is copied\n", (long long)json_integer_value(r));
 	if (message && *message)
 		printf("             %s\n", message);
 }

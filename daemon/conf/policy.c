@@ -214,7 +214,8 @@ static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const
 		u->pairs += l->pairs;
 		vp_policy_decide(c, l, &d);
 		if (d.allowed && (d.mode == VP_MODE_COPY ||
-				  (d.mode == VP_MODE_FAST && l->migration == VP_MIGRATION_YES)))
+				  (d.mode == VP_MODE_FAST && l->migration == VP_MIGRATION_YES) ||
+				  (d.mode == VP_MODE_GRANT && l->grant == VP_GRANT_VIOMMU)))
 			u->pool += vp_conf_link_pool(l);
 	}
 }

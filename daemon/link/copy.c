@@ -41,9 +41,6 @@
 /* Of those, what shadow rings have when the data path supports it. */
 #define SHADOW_BITS (VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_RING_F_EVENT_IDX))
 
-/* Where a fast link's pool lies, beside the driver VM's memory: beyond what any processor of a VM can address. */
-#define POOL_BESIDE_ADDR (UINT64_C(1) << 52)
-
 #define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
 
 struct copy_queue {
@@ -75,7 +72,7 @@ static struct copy *copy_of(struct vp_plink *pl)
 	return pl->copy;
 }
 
-/* A fast link, whose queues are copied only while the driver VM migrates. */
+/* A fast link, whose queues are copied only while the driver VM migrates; or a grant link. */
 static bool beside_memory(const struct vp_plink *pl)
 {
 	return pl->m != &vp_plink_copy;
@@ -247,6 +244,13 @@ bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_reg
 	return cl->shown;
 }
 
+bool vp_plink_pool_there(const struct vp_plink *pl)
+{
+	const struct copy *cl = pl->copy;
+
+	return cl->shown && vp_port_shows_whole(pl->port, cl->pool_addr, vp_align_up(cl->pool_size, 4096));
+}
+
 static int pool_make(struct vp_plink *pl, struct vp_err *e)
 {
 	struct copy *cl = copy_of(pl);
@@ -283,7 +287,7 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 	if (vp_port_was_kept(pl->port) && !vp_port_is_silent(pl->port))
 		vp_shared_scrub(&cl->pool, 0, cl->pool_size);
 	cl->shown = !beside_memory(pl);
-	cl->pool_addr = beside_memory(pl) ? POOL_BESIDE_ADDR : VHP_CTRL_POOL_OFF;
+	cl->pool_addr = beside_memory(pl) ? VP_PLINK_POOL_ADDR : VHP_CTRL_POOL_OFF;
 	return beside_memory(pl) ? 0 : pool_publish(pl, e);
 }
 
@@ -430,6 +434,10 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 		vp_log(VP_LOG_WARNING, "%s: queue %u rests: the memory of the driver VM leaves no place for the pool",
 		       pl->name, i);
 		return -E2BIG;
+	}
+	if (beside_memory(pl) && !vp_plink_pool_there(pl)) {
+		pl->q[i].waits = true;
+		return VP_LATER;
 	}
 	if (q->stale)
 		queue_scrub(cl, i);

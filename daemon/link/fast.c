@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The port link, fast mode and grant mode: the driver VM's virtqueues are processed by the device VM, in the driver
- * VM's memory, all of it or what was granted (grant.h). Not a byte of data passes through here.
+ * VM's memory, all of it or what was granted (grant.h). Not a byte of data passes through here, but for queues that are
+ * copied for a time (copy.c).
  *
  * Signals go straight through where the attachment can arrange it (attach.h, `direct`), otherwise by the
  * forwarder. The device VM learns of new fds some time after us: until then it uses what it had. So our own
@@ -45,6 +46,7 @@ struct fast {
 	int                nudge_fd;  /* eventfd of ours, wired to calls that changed lately */
 	unsigned           shots;     /* of it still to come */
 	struct vp_grants  *grants;    /* grant mode; else NULL */
+	struct vp_port_region extra;  /* grant mode: that of the in-flight area; size 0 = none */
 	sd_event_source   *timer;
 	uint64_t           failed;    /* requests that a back-end left */
 };
@@ -62,6 +64,12 @@ static bool may_log(const struct vp_conf_link *c)
 	return c->mode != VP_MODE_GRANT && c->migration == VP_MIGRATION_YES;
 }
 
+/* There is a pool, for queues that are copied. */
+static bool may_copy(const struct vp_conf_link *c)
+{
+	return may_log(c) || (c->mode == VP_MODE_GRANT && c->grant == VP_GRANT_VIOMMU);
+}
+
 static int fast_init(struct vp_plink *pl, struct vp_err *e)
 {
 	struct fast *f = fast_of(pl);
@@ -72,7 +80,7 @@ static int fast_init(struct vp_plink *pl, struct vp_err *e)
 	r = f->q ? vp_eventfd_new(&f->nudge_fd) : -ENOMEM;
 	if (r)
 		return vp_err_set(e, r, "%s", strerror(-r));
-	return may_log(&pl->l->conf) ? vp_plink_copy.init(pl, e) : 0;
+	return may_copy(&pl->l->conf) ? vp_plink_copy.init(pl, e) : 0;
 }
 
 static void fast_unwire(struct vp_plink *pl, unsigned i)
@@ -294,7 +302,7 @@ static void fast_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 		return;
 	}
 	vp_vdev_ring_resume(pl->slot.v, i, s->base_known, s->base, &e);
-	if (!s->broken) {
+	if (!s->broken || (fast_of(pl)->grants && vp_grants_gave_up(fast_of(pl)->grants, i))) {
 		look_for_open(pl, i);
 		return;
 	}
@@ -379,7 +387,7 @@ static void fast_show(struct vp_plink *pl, json_t *o)
 		json_object_set_new(o, "pool_size", json_integer((json_int_t)vp_conf_link_pool(&pl->l->conf)));
 }
 
-/* The pool's part of what happens: there is one if the driver VM may migrate. */
+/* The pool's part of what happens, where there is one. */
 static void fast_gone(struct vp_plink *pl)
 {
 	if (pl->copy)
@@ -408,7 +416,7 @@ static const struct vp_plink_mode fast_mode = {
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &fast_mode, may_log(&l->conf) ? vp_plink_pool_in_port(l) : 0, e);
+	return vp_plink_start(l, &fast_mode, may_copy(&l->conf) ? vp_plink_pool_in_port(l) : 0, e);
 }
 
 const struct vp_link_ops vp_link_fast_ops = VP_PLINK_OPS(fast_start);
@@ -429,23 +437,27 @@ static void grant_profile(const struct vp_conf_link *c, struct vu_backend_cfg *c
 }
 
 /* The region of the in-flight area, or NULL. */
-static const struct vp_port_region *extra(struct vp_plink *pl, struct vp_port_region *r)
+static const struct vp_port_region *extra(const struct vp_plink *pl)
 {
-	const struct vp_memtab *t = vp_plink_memory(pl);
+	const struct fast *f = vp_container_of(pl, const struct fast, pl);
 
-	return t && inflight_region(pl, t, r) ? r : NULL;
+	return f->extra.size && vp_plink_memory(pl) ? &f->extra : NULL;
 }
 
 static void grant_rings(struct vp_plink *pl)
 {
-	struct vp_port_region r;
-
-	vp_grants_update(fast_of(pl)->grants, extra(pl, &r));
+	vp_grants_update(fast_of(pl)->grants, extra(pl));
 }
 
+/* Also when the front-end has given its in-flight area. */
 static void grant_memory(struct vp_plink *pl)
 {
-	vp_grants_memory_changed(fast_of(pl)->grants);
+	struct fast *f = fast_of(pl);
+	const struct vp_memtab *t = vp_plink_memory(pl);
+
+	if (!t || !inflight_region(pl, t, &f->extra))
+		f->extra.size = 0;
+	vp_grants_memory_changed(f->grants);
 	grant_rings(pl);
 }
 
@@ -458,14 +470,12 @@ static int grant_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 
 static int grant_leave(struct vp_plink *pl, unsigned i)
 {
-	struct vp_port_region r;
-
-	return vp_grants_leave(fast_of(pl)->grants, i, extra(pl, &r));
+	return vp_grants_leave(fast_of(pl)->grants, i, extra(pl));
 }
 
 static void grant_tidy(struct vp_plink *pl)
 {
-	tidy_left(pl);
+	fast_tidy(pl);
 	if (fast_of(pl)->grants)
 		vp_grants_tidy(fast_of(pl)->grants);
 }
@@ -478,6 +488,7 @@ static struct vp_grants *grant_grants(struct vp_plink *pl)
 static const struct vp_plink_mode grant_mode = {
 	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
 	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
+	.gone = fast_gone, .fresh = fast_fresh,
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
 	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
 	.grants = grant_grants, .wire = fast_wire, .show = fast_show,
@@ -485,7 +496,7 @@ static const struct vp_plink_mode grant_mode = {
 
 static int grant_start(struct vp_link *l, struct vp_err *e)
 {
-	return vp_plink_start(l, &grant_mode, 0, e);
+	return vp_plink_start(l, &grant_mode, may_copy(&l->conf) ? vp_plink_pool_in_port(l) : 0, e);
 }
 
 const struct vp_link_ops vp_link_grant_ops = VP_PLINK_OPS(grant_start);

@@ -35,6 +35,7 @@ struct vp_grants {
 	char                     message[200]; /* why nothing is, or what is wrong */
 	bool                     dropping;  /* it goes as soon as the link is down */
 	bool                     stale;     /* regions are to be shown anew, whatever they look like */
+	bool                     pool;      /* the pool is shown: some queue of this front-end was copied */
 	bool                     asked;     /* the driver VM was, since the last time that nothing was granted */
 	bool                     alarm;     /* a window does not go */
 	sd_event_source         *timer;
@@ -182,8 +183,16 @@ static unsigned regions(struct vp_grants *g, struct vp_port_region *r)
 	struct vp_plink *pl = g->pl;
 	unsigned n = 0;
 
-	if (g->viommu && table(g))
-		return vp_gv_regions(g->viommu, table(g), r);
+	if (g->viommu && table(g)) {
+		n = vp_gv_regions(g->viommu, table(g), r);
+		g->pool |= vp_gv_copies(g->viommu);
+		if (g->pool && vp_plink_pool_region(pl, n ? r[n - 1].addr + r[n - 1].size : 0, &r[n])) {
+			r[n].own = r[n].fd >= 0;
+			r[n++].late = true;
+		}
+		return n;
+	}
+	g->pool = false;
 	if (!g->size || !table(g))
 		return 0;
 	add(g, r, &n, g->addr, g->addr + g->size);
@@ -208,7 +217,8 @@ static bool same(const struct vp_grants *g, const struct vp_port_region *r, unsi
 static void hold(struct vp_grants *g)
 {
 	struct vp_plink *pl = g->pl;
-	bool without = g->alarm || (g->viommu ? !vp_gv_gives(g->viommu) : !g->size || g->dropping);
+	bool without = g->alarm || (g->viommu ? !vp_gv_gives(g->viommu) && !vp_gv_copies(g->viommu) :
+				    !g->size || g->dropping);
 
 	if (pl->ungranted == without)
 		return;
@@ -358,7 +368,8 @@ static bool may_go_on(const struct vp_grants *g)
 		return false;
 	for (unsigned i = 0; pl->slot.v && !pl->closing && i < pl->n; i++)
 		if (pl->q[i].waits && ring_counts(pl, i) && !pl->q[i].handed &&
-		    ring_shown(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq))
+		    (pl->q[i].copied ? vp_plink_pool_there(pl) :
+				       ring_shown(g, &vp_vdev_ring(pl->slot.v, i)->rq.vq)))
 			return true;
 	return false;
 }
@@ -387,6 +398,11 @@ void vp_grants_tidy(struct vp_grants *g)
 }
 
 /* ---- Grant=viommu: the device VM asks, the driver VM's vIOMMU takes back ----------------------------------- */
+
+bool vp_grants_gave_up(struct vp_grants *g, unsigned i)
+{
+	return g->viommu && vp_gv_gave_up(g->viommu, i);
+}
 
 uint32_t vp_grants_map(struct vp_grants *g, uint64_t addr, uint64_t size, bool *covered)
 {
@@ -557,13 +573,13 @@ static const char *way_out(const struct vp_grants *g)
 
 json_t *vp_grants_json(const struct vp_grants *g)
 {
-	json_t *ranges = json_array();
+	json_t *ranges = json_array(), *copied = json_array();
 	uint64_t bytes = 0, since = g->since_us;
 	bool gives = g->viommu ? vp_gv_gives(g->viommu) : g->size;
 
 	for (unsigned i = 0; i < g->n_now; i++) {
 		const struct vp_port_region *r = &g->now[i];
-		const char *what = g->viommu ? "mapped" : "ring";
+		const char *what = !g->viommu ? "ring" : r->addr == VP_PLINK_POOL_ADDR ? "copy" : "mapped";
 		bool pool = g->size && r->addr <= g->addr && r->addr + r->size >= g->addr + g->size;
 
 		bytes += r->size;
@@ -575,12 +591,17 @@ json_t *vp_grants_json(const struct vp_grants *g)
 	}
 	if (g->viommu)
 		bytes = vp_gv_bytes(g->viommu, &since);
-	return json_pack("{s:s,s:s,s:I,s:o,s:o,s:s,s:s,s:o}", "source", vp_grant_name(g->pl->l->conf.grant), "state",
+	for (unsigned i = 0; g->pl->slot.v && i < g->pl->n; i++)
+		if (g->pl->q[i].copied)
+			json_array_append_new(copied, json_integer(i));
+	return json_pack("{s:s,s:s,s:I,s:o,s:o,s:o,s:s,s:s,s:o}", "source", vp_grant_name(g->pl->l->conf.grant),
+			 "state",
 			 g->alarm      ? "stuck"
 			 : g->dropping ? "ending"
+			 : g->viommu && vp_gv_copies_all(g->viommu) ? "copied"
 			 : gives       ? "granted"
 				       : "none",
-			 "bytes", (json_int_t)bytes, "ranges", ranges, "age_s",
+			 "bytes", (json_int_t)bytes, "ranges", ranges, "copied", copied, "age_s",
 			 gives ? json_integer((json_int_t)((now_us(g) - since) / 1000000)) : json_null(), "by",
 			 g->viommu && gives ? "its vIOMMU"
 			 : g->size	    ? g->by

@@ -39,6 +39,10 @@ void vp_grants_memory_changed(struct vp_grants *g);
 int  vp_grants_may_begin(struct vp_grants *g, unsigned i);
 /* Queue i's ring is not granted any more (q->gone). 0, or VP_LATER: vp_grants_tidy() answers its stop. */
 int  vp_grants_leave(struct vp_grants *g, unsigned i, const struct vp_port_region *extra);
+/*
+ * The device VM has given queue i up: is it gone on with all the same, as one that is copied? Its ring is resumed.
+ */
+bool vp_grants_gave_up(struct vp_grants *g, unsigned i);
 /* The port has changed: windows may have come or gone. */
 void vp_grants_tidy(struct vp_grants *g);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Threat model: the driver VM's front-end sends mappings as it likes; mapped.c bounds what is kept, and who takes back
- * what it has given all the time is not given windows any more. The device VM asks for what it likes: it is given only
+ * Threat model: the driver VM's front-end sends mappings as it likes; mapped.c bounds what is kept, and of who takes
+ * back what it has given all the time no more windows are made. The device VM asks for what it likes: it is given only
  * what the vIOMMU maps for this device, and at most MAX_ASKED questions are open. A device VM that does not let go is
  * cut by the port; its VMM is waited for (grant.c raises the alarm).
  */
@@ -91,6 +91,12 @@ static bool lives(const struct vp_grant_viommu *v, unsigned i)
 	return (r->usable || r->wait == VP_VDEV_WAIT_REBIND) && !v->pl->q[i].gone;
 }
 
+/* And the device VM has it, or is to have it, in the driver VM's own memory. */
+static bool granted(const struct vp_grant_viommu *v, unsigned i)
+{
+	return lives(v, i) && !v->pl->q[i].copied;
+}
+
 static bool runs(const struct vp_grant_viommu *v)
 {
 	for (unsigned i = 0; device(v) && i < v->pl->n; i++)
@@ -113,6 +119,8 @@ static int take(struct vp_grant_viommu *v, uint64_t addr, uint64_t size)
 		if (v->revoking || !device(v))
 			return -EAGAIN;
 		ret = vp_vdev_mapping(device(v), at, &x);
+		if (!ret && x.size > VP_PLINK_POOL_ADDR - VP_MIN(x.iova, VP_PLINK_POOL_ADDR))
+			return -EFAULT;
 		if (!ret && !v->m.n)
 			v->since_us = now_us(v);
 		if (!ret)
@@ -136,19 +144,99 @@ static void refused(struct vp_grant_viommu *v, int ret, uint64_t addr, const cha
 	bool said = v->message[0];
 
 	if (ret == -ENOSPC)
-		snprintf(
-			v->message, sizeof(v->message),
-			"the driver VM has mapped its memory in more than %u pieces; give its driver hugepages, or use "
-			"Mode=copy",
-			VP_MAPPED_MAX);
+		snprintf(v->message, sizeof(v->message),
+			 "the driver VM has mapped its memory in more than %u pieces; what is more is copied; give its "
+			 "driver hugepages",
+			 VP_MAPPED_MAX);
+	else if (ret == -EBUSY)
+		snprintf(v->message, sizeof(v->message),
+			 "the driver VM's vIOMMU takes mappings back as fast as packets go, which is what a kernel's "
+			 "driver does; queues that need more are copied");
 	else
 		snprintf(v->message, sizeof(v->message),
 			 "%s at 0x%" PRIx64
-			 " is not mapped by the driver VM's vIOMMU for reading and writing; a driver that "
-			 "maps each buffer for itself wants Mode=copy",
+			 " is not mapped by the driver VM's vIOMMU for reading and writing, which is what a kernel's "
+			 "driver does; queues with such memory are copied",
 			 what, addr);
 	if (!said)
-		vp_log(VP_LOG_WARNING, "%s: %s", v->pl->name, v->message);
+		vp_log(VP_LOG_NOTICE, "%s: %s", v->pl->name, v->message);
+}
+
+/* ---- queues that are copied -------------------------------------------------------------------------------- */
+
+/* Mappings that were given were taken back again so often lately that no more are given. */
+static bool short_lived(const struct vp_grant_viommu *v)
+{
+	return v->storm >= STORM && now_us(v) - v->storm_us <= STORM_US;
+}
+
+static bool some(const struct vp_grant_viommu *v, bool (*is)(const struct vp_grant_viommu *v, unsigned i))
+{
+	for (unsigned i = 0; device(v) && i < v->pl->n; i++)
+		if (is(v, i))
+			return true;
+	return false;
+}
+
+static bool copied(const struct vp_grant_viommu *v, unsigned i)
+{
+	return lives(v, i) && v->pl->q[i].copied;
+}
+
+/* The device VM works in the driver VM's memory, though it may be asked not to. */
+static bool at_work(const struct vp_grant_viommu *v, unsigned i)
+{
+	return v->pl->q[i].handed && !v->pl->q[i].m->lanes;
+}
+
+bool vp_gv_copies(const struct vp_grant_viommu *v)
+{
+	return !v->unfit && some(v, copied);
+}
+
+bool vp_gv_copies_all(const struct vp_grant_viommu *v)
+{
+	return vp_gv_copies(v) && !some(v, granted);
+}
+
+static void copy_instead(struct vp_grant_viommu *v, unsigned i)
+{
+	v->pl->q[i].copied = true;
+	vp_log(VP_LOG_NOTICE, "%s: queue %u is copied until its driver starts it anew", v->pl->name, i);
+}
+
+/* Ring areas of a queue that is granted lie in windows that end with [first, last]. */
+static bool needed(const struct vp_grant_viommu *v, uint64_t first, uint64_t last)
+{
+	uint64_t a[3][2];
+
+	for (unsigned i = 0; device(v) && i < v->pl->n; i++) {
+		if (!granted(v, i) && !at_work(v, i))
+			continue;
+		areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
+		for (unsigned k = 0; k < 3; k++)
+			if (vp_mapped_shares(&v->m, a[k][0], a[k][1], first, last))
+				return true;
+	}
+	return false;
+}
+
+/* It is nobody's now. What else lies in the pages of its ring is asked for again. */
+bool vp_gv_gave_up(struct vp_grant_viommu *v, unsigned i)
+{
+	uint64_t a[3][2];
+
+	if (v->unfit || !device(v) || !lives(v, i))
+		return false;
+	copy_instead(v, i);
+	areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
+	for (unsigned k = 0; !v->revoking && k < 3; k++) {
+		uint64_t first = a[k][0] & ~UINT64_C(4095), last = (a[k][0] + a[k][1] - 1) | 4095;
+
+		if (!needed(v, first, last))
+			vp_mapped_cut(&v->m, first, last);
+	}
+	return true;
 }
 
 void vp_gv_update(struct vp_grant_viommu *v)
@@ -170,17 +258,23 @@ void vp_gv_update(struct vp_grant_viommu *v)
 		return;
 	}
 	for (unsigned i = 0; i < v->pl->n; i++) {
-		if (!lives(v, i) || !vp_vdev_ring(device(v), i)->usable)
+		if (!granted(v, i) || !vp_vdev_ring(device(v), i)->usable)
 			continue;
 		areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
-		for (unsigned k = 0; k < 3; k++) {
+		for (unsigned k = 0; k < 3 && !v->pl->q[i].copied; k++) {
 			ret = take(v, a[k][0], a[k][1]);
 			if (!ret)
 				vp_mapped_together(&v->m, a[k][0], a[k][1]);
 			v->rings_wait |= ret == -EAGAIN;
-			if (ret && ret != -EAGAIN)
+			if (ret && ret != -EAGAIN) {
 				refused(v, ret, a[k][0], "a ring");
+				copy_instead(v, i);
+			}
 		}
+	}
+	if (!v->revoking && !some(v, granted) && !some(v, at_work)) {
+		vp_mapped_clear(&v->m);
+		v->n_asked = 0;
 	}
 }
 
@@ -227,9 +321,9 @@ uint32_t vp_gv_map(struct vp_grant_viommu *v, uint64_t addr, uint64_t size, bool
 	*covered = vp_port_shows(v->pl->port, addr, size);
 	if (*covered)
 		return VHP_ST_OK;
-	if (v->unfit || !runs(v))
+	if (v->unfit || !some(v, granted))
 		return VHP_ST_REFUSED;
-	ret = take(v, addr, size);
+	ret = short_lived(v) ? -EBUSY : take(v, addr, size);
 	if (ret && ret != -EAGAIN) {
 		refused(v, ret, addr, "a buffer");
 		return VHP_ST_REFUSED;
@@ -249,19 +343,7 @@ uint32_t vp_gv_map(struct vp_grant_viommu *v, uint64_t addr, uint64_t size, bool
 
 void vp_gv_unmap(struct vp_grant_viommu *v, uint64_t addr, uint64_t size)
 {
-	uint64_t a[3][2];
-
-	if (v->revoking)
-		return;
-	for (unsigned i = 0; device(v) && i < v->pl->n; i++) {
-		if (!lives(v, i))
-			continue;
-		areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
-		for (unsigned k = 0; k < 3; k++)
-			if (vp_mapped_shares(&v->m, a[k][0], a[k][1], addr, addr + (size - 1)))
-				return;
-	}
-	if (vp_mapped_cut(&v->m, addr, addr + (size - 1)))
+	if (!v->revoking && !needed(v, addr, addr + (size - 1)) && vp_mapped_cut(&v->m, addr, addr + (size - 1)))
 		v->show(v->pl);
 }
 
@@ -292,7 +374,7 @@ static bool in_the_way(const struct vp_grant_viommu *v, unsigned i)
 {
 	uint64_t a[3][2];
 
-	if (!v->pl->q[i].handed)
+	if (!at_work(v, i))
 		return false;
 	areas(&vp_vdev_ring(device(v), i)->rq.vq, a);
 	for (unsigned k = 0; k < 3; k++)
@@ -323,10 +405,7 @@ static void count(struct vp_grant_viommu *v)
 		v->storm_us = now;
 		v->storm = 0;
 	}
-	if (++v->storm == STORM && !v->unfit)
-		vp_gv_drop(v,
-			   "the driver VM's vIOMMU takes mappings back as fast as packets go, which is what a kernel's "
-			   "driver does; use Mode=copy");
+	v->storm++;
 }
 
 int vp_gv_revoke(struct vp_grant_viommu *v, uint64_t iova, uint64_t last, bool remap, uint64_t uva)
@@ -344,6 +423,8 @@ int vp_gv_revoke(struct vp_grant_viommu *v, uint64_t iova, uint64_t last, bool r
 	vp_port_begin(pl->port);
 	for (unsigned i = 0; i < pl->n; i++)
 		if (in_the_way(v, i)) {
+			if (short_lived(v) && !pl->q[i].copied)
+				copy_instead(v, i);
 			pl->q[i].taken = true;
 			vp_port_queue_stop(pl->port, i);
 		}

@@ -5,6 +5,10 @@
  * rings that run are asked for by ourselves. Nothing is asked for that nobody needs: a question for an address that is
  * not mapped leaves a fault in the driver VM's log.
  *
+ * A window is of no use for what the driver maps for a packet only, or not for both: a kernel's driver does that. The
+ * queue of such a buffer is copied (vp_plink_queue.copied) from then until its ring stops, and none of its memory is
+ * given. The device VM tells which queue that is: the one that it gives up when MAP is refused.
+ *
  * For grant.c only, which shows what is here to the port. Main thread only.
  */
 #ifndef VP_DAEMON_LINK_GRANT_VIOMMU_H
@@ -25,6 +29,11 @@ void vp_gv_update(struct vp_grant_viommu *v);
 unsigned vp_gv_regions(struct vp_grant_viommu *v, const struct vp_memtab *t, struct vp_port_region *out);
 /* Something is granted, and not to be taken away. */
 bool vp_gv_gives(const struct vp_grant_viommu *v);
+/* Some queue that runs is copied, and nothing was taken away. all: all that run. */
+bool vp_gv_copies(const struct vp_grant_viommu *v);
+bool vp_gv_copies_all(const struct vp_grant_viommu *v);
+/* As vp_grants_gave_up(). */
+bool vp_gv_gave_up(struct vp_grant_viommu *v, unsigned i);
 /* Bytes of memory, and since when (CLOCK_MONOTONIC). */
 uint64_t vp_gv_bytes(const struct vp_grant_viommu *v, uint64_t *since_us);
 /* Why not, for people; "" = nothing to say. */

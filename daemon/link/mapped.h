@@ -12,8 +12,8 @@
 #include "guestmem/memtab.h"
 #include "port/port.h"
 
-/* Room for the in-flight area's region is left. */
-#define VP_MAPPED_MAX (VHP_MAX_REGIONS - 1)
+/* Room for the regions of the pool and of the in-flight area is left. */
+#define VP_MAPPED_MAX (VHP_MAX_REGIONS - 2)
 /* Pieces beyond which neighbours are joined: that many new ones come before it is done again. */
 #define VP_MAPPED_JOIN 64
 

@@ -66,19 +66,25 @@ void vp_plink_wires_changed(void *ctx)
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
-/* In which mode a queue is handed over now. */
-static const struct vp_plink_mode *mode_now(const struct vp_plink *pl)
+/* What is written to the driver VM's memory has to be logged: all queues are copied. */
+static bool logged(const struct vp_plink *pl)
 {
-	return pl->copy && pl->slot.v && vp_vdev_logging(pl->slot.v) ? &vp_plink_copy : pl->m;
+	return pl->copy && pl->m != &vp_plink_copy && pl->slot.v && vp_vdev_logging(pl->slot.v);
+}
+
+/* In which mode queue i is handed over now. */
+static const struct vp_plink_mode *mode_now(const struct vp_plink *pl, unsigned i)
+{
+	return logged(pl) || (pl->copy && pl->q[i].copied) ? &vp_plink_copy : pl->m;
 }
 
 /*
  * Requests that the device VM has are answered also when the driver has disabled the queue, which QEMU does before it
  * stops it: our data threads see to it that no new ones come.
  */
-static bool stays_enabled(const struct vp_plink *pl, const struct vp_vdev_ring *r)
+static bool stays_enabled(const struct vp_plink *pl, unsigned i)
 {
-	return r->enabled || (pl->dev->waits && mode_now(pl)->lanes);
+	return vp_vdev_ring(pl->slot.v, i)->enabled || (pl->dev->waits && mode_now(pl, i)->lanes);
 }
 
 static void finish(struct vp_plink *pl, unsigned i)
@@ -91,17 +97,17 @@ static void hand_over(struct vp_plink *pl, unsigned i)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_plink_queue *q = &pl->q[i];
-	struct vp_port_ring pr = { .enabled = stays_enabled(pl, r) };
+	struct vp_port_ring pr = { .enabled = stays_enabled(pl, i) };
 
 	int ret;
 
 	vp_plink_withdraw(pl, i, 1);
-	if (q->m != mode_now(pl)) {
+	if (q->m != mode_now(pl, i)) {
 		/* What the old mode still knows of the ring is brought to an end first. */
 		if (q->m->tidy)
 			q->m->tidy(pl);
 		finish(pl, i);
-		q->m = mode_now(pl);
+		q->m = mode_now(pl, i);
 	}
 	if (r->rq.vq.broken)
 		return;
@@ -146,7 +152,8 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 	vp_plink_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = q->draining = false;
 	q->m->end(pl, i, s, alive);
-	q->given_up = q->spoiled || (!s->lost && !owed && !q->taken);
+	/* Not one that is to be gone on with in another mode. */
+	q->given_up = q->spoiled || (!s->lost && !owed && !q->taken && q->m == mode_now(pl, i));
 	q->spoiled = q->taken = false;
 	if (!alive)
 		return;
@@ -267,7 +274,7 @@ static bool spoiled(struct vp_plink *pl, unsigned i)
 
 static bool drain(struct vp_plink *pl, unsigned i);
 
-/* Logging has begun or ended: the device VM lets go of the queue, and is given it again in the other mode. */
+/* The device VM lets go of the queue, and is given it again in the other mode: logging has begun or ended. */
 static void change_mode(struct vp_plink *pl, unsigned i)
 {
 	pl->q[i].taken = true;
@@ -311,7 +318,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	bool may;
 
 	if (!lives) {
-		q->given_up = q->gone = false;
+		q->given_up = q->gone = q->copied = false;
 		if (!q->handed)
 			finish(pl, i);
 	}
@@ -327,10 +334,10 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	}
 	if (q->handed && !may_have(r, i) && vp_port_queue_stop(pl->port, i) == VP_LATER)
 		q->taken = true;
-	if (q->handed && q->m != mode_now(pl) && !q->taken && !q->stop_owed)
+	if (q->handed && q->m != mode_now(pl, i) && !q->taken && !q->stop_owed)
 		change_mode(pl, i);
 	if (q->handed) {
-		vp_port_queue_enable(pl->port, i, stays_enabled(pl, r));
+		vp_port_queue_enable(pl->port, i, stays_enabled(pl, i));
 		if (q->m->open)
 			q->m->open(pl, i, r->enabled && !q->stop_owed && !q->taken);
 		if (q->rewire)
@@ -356,7 +363,7 @@ static void update_once(struct vp_plink *pl)
 	if (pl->m->rings)
 		pl->m->rings(pl);
 	vp_port_set_driver(pl->port, driver_state(pl), v && !pl->closing ? vp_plink_features(pl) : 0);
-	vp_port_set_mode(pl->port, mode_now(pl)->mode, mode_now(pl) != pl->m);
+	vp_port_set_mode(pl->port, logged(pl) ? vp_plink_copy.mode : pl->m->mode, logged(pl));
 	up = vp_port_is_up(pl->port);
 	for (unsigned i = 0; v && pl->lanes && !pl->closing && i < pl->n; i++)
 		update_queue(pl, i, up);

@@ -119,7 +119,7 @@ struct vp_plink_work {
 
 struct vp_plink_queue {
 	struct vp_plink_work *work;  /* the mode's; with lanes, while handed */
-	const struct vp_plink_mode *m; /* in which it was handed over last: the link's, or copy while that is logged */
+	const struct vp_plink_mode *m; /* in which it was handed over last: the link's, or copy (mode_now()) */
 	bool handed;      /* the device VM has it */
 	bool stop_owed;   /* the front-end waits for GET_VRING_BASE's answer */
 	bool taken;       /* it is asked to stop, because the driver disabled the queue, or to go on in another mode */
@@ -128,7 +128,8 @@ struct vp_plink_queue {
 	bool rewire;      /* its fds may have changed */
 	bool draining;    /* the stop that is owed waits for requests that are under way */
 	bool gone;        /* it has stopped for good, whether its front-end was told or not */
-	bool waits;       /* grant mode: for the windows of its ring */
+	bool waits;       /* grant mode: for the windows of its ring, or of the pool */
+	bool copied;      /* grant mode: until its ring stops it is copied: windows are of no use for it */
 };
 
 struct vp_plink {
@@ -143,7 +144,8 @@ struct vp_plink {
 	char                  name[VP_CONF_NAME_MAX + 24], dev_name[VP_CONF_NAME_MAX + 24];
 	unsigned              n;        /* queues */
 	struct vp_plink_queue *q;
-	struct copy          *copy;     /* copy.c; of a fast link too, if its driver VM may migrate, else NULL */
+	/* copy.c; of a fast link too, if its driver VM may migrate, and of one with Grant=viommu; else NULL */
+	struct copy          *copy;
 	bool                  log_owed; /* the front-end waits until all that is written is logged */
 	struct vp_lanes      *lanes;    /* n of them, while a front-end is connected */
 	bool                  inited, closing, in_update, again;
@@ -222,13 +224,18 @@ bool vp_plink_heir_mode(const struct vp_plink *pl, struct vp_rec_in *mode);
 
 /*
  * copy.c. A fast link's queues are in this mode while what is written to the driver VM's memory is logged: the daemon
- * writes it then. The pool lies beside that memory.
+ * writes it then. So is a queue of a grant link whose buffers are mapped too briefly for windows. The pool lies beside
+ * that memory.
  */
 extern const struct vp_plink_mode vp_plink_copy;
 /* Bytes of the pool that belong to the port's own memory. */
 uint64_t vp_plink_pool_in_port(const struct vp_link *l);
-/* The pool of a fast link as one region, which begins at from or above; else false. */
+/* The pool of a fast or grant link as one region, which begins at from or above; else false. */
 bool vp_plink_pool_region(struct vp_plink *pl, uint64_t from, struct vp_port_region *r);
+/* It is there: the device VM has it, and can be given a queue. */
+bool vp_plink_pool_there(const struct vp_plink *pl);
+/* The link address where such a pool lies. */
+#define VP_PLINK_POOL_ADDR (UINT64_C(1) << 52)
 
 /*
  * port_link.c. An event with this reason; vp_plink_changed(), of vp_port_ops: one where the link's status is another

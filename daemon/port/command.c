@@ -108,7 +108,7 @@ static void queue_stopped(struct vp_port *p)
 		answer(p, VHP_ST_NOT_ATTACHED, 0, 0);
 		return;
 	}
-	if (q >= p->nqueues || flags & ~(VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE)) {
+	if (q >= p->nqueues || flags & ~(VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE | VHP_STOPPED_F_REFUSED)) {
 		answer(p, VHP_ST_INVALID, 0, 0);
 		return;
 	}
@@ -116,7 +116,7 @@ static void queue_stopped(struct vp_port *p)
 		answer(p, VHP_ST_STALE, 0, 0);
 		return;
 	}
-	s.base_known = !(flags & (VHP_STOPPED_F_BROKEN | VHP_STOPPED_F_NO_BASE));
+	s.base_known = !(flags & VHP_STOPPED_F_NO_BASE) && (!s.broken || flags & VHP_STOPPED_F_REFUSED);
 	size = le32toh(port_queue_entry(p, (unsigned)q)->size);
 	if (s.base_known &&
 	    (p->features & VP_BIT(VIRTIO_F_RING_PACKED) ?

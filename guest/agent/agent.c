@@ -477,14 +477,15 @@ static void apply_stops(struct agent *a, bool *lost)
 		struct agent_queue *q = &a->q[i];
 		bool mine = run_current(a, i, q->run);
 		uint32_t flags = i < a->s.nqueues ? sq->flags : 0;
-		bool bad = a->broken[i / 64] >> (i % 64) & 1;
+		bool bad = a->broken[i / 64] >> (i % 64) & 1, unmapped = a->unmapped[i / 64] >> (i % 64) & 1;
 
 		if (q->running && mine && bad && !(flags & VHP_QUEUE_STOP) && a->s.link_status == VHP_LINK_UP) {
-			vp_log(VP_LOG_ERR,
-			       "%s: queue %u is broken until the driver VM starts it anew: the data path found "
-			       "the ring malformed",
-			       a->port->what, i);
-			queue_give_up(a, i, VHP_STOPPED_F_BROKEN, lost);
+			if (!unmapped)
+				vp_log(VP_LOG_ERR,
+				       "%s: queue %u is broken until the driver VM starts it anew: the data path found "
+				       "the ring malformed",
+				       a->port->what, i);
+			queue_give_up(a, i, VHP_STOPPED_F_BROKEN | (unmapped ? VHP_STOPPED_F_REFUSED : 0), lost);
 			continue;
 		}
 		if (q->running && (!mine || flags & (VHP_QUEUE_STOP | VHP_QUEUE_BROKEN)))
@@ -496,7 +497,8 @@ static void apply_stops(struct agent *a, bool *lost)
 		else
 			report_stopped(a, i, sq->run, sq->base, 0);
 	}
-	a->broken[0] = a->broken[1] = 0;
+	memset(a->broken, 0, sizeof(a->broken));
+	memset(a->unmapped, 0, sizeof(a->unmapped));
 }
 
 static void apply_queues(struct agent *a, bool *lost)

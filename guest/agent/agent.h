@@ -48,6 +48,7 @@ struct agent {
 	struct dp_counters count_base, counted; /* when it attached; as told last */
 	uint64_t count_ms;	/* not before: COUNTERS */
 	uint64_t broken[2];	/* queues that the data path complained of, to be looked at */
+	uint64_t unmapped[2];	/* of these, those whose memory was refused (MAP) */
 	uint64_t refused[2];	/* required features that ATTACH was not sent for, to say so once */
 	int quiet;		/* last complaint that was logged, to say it once: enum in agent.c */
 	uint32_t down_reason;	/* last reason that was logged */

@@ -52,9 +52,10 @@ void agent_ask_for_memory(struct agent *a)
 		int rc = port_command(a->port, VHP_CMD_MAP, args, COMMAND_TIMEOUT_MS, NULL);
 
 		if (rc == VHP_ST_REFUSED) {
-			vp_log(VP_LOG_WARNING, "%s: queue %u: the driver VM does not give the memory at %#llx",
+			vp_log(VP_LOG_INFO, "%s: queue %u: the driver VM does not give the memory at %#llx",
 			       a->port->what, m[i].queue, (unsigned long long)m[i].addr);
 			a->broken[m[i].queue / 64] |= VP_BIT(m[i].queue % 64);
+			a->unmapped[m[i].queue / 64] |= VP_BIT(m[i].queue % 64);
 		}
 	}
 	if (n)

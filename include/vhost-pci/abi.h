@@ -251,8 +251,9 @@ struct vhp_abi_state {
 #define VHP_STOPPED_BASE	2u	/**< next index, encoded as VHOST_GET_VRING_BASE */
 #define VHP_STOPPED_FLAGS	3u
 
-#define VHP_STOPPED_F_BROKEN	(1ull << 0)	/**< the ring is malformed; base is not meaningful */
+#define VHP_STOPPED_F_BROKEN	(1ull << 0)	/**< the ring is malformed; base is not meaningful, but with REFUSED */
 #define VHP_STOPPED_F_NO_BASE	(1ull << 1)	/**< base is unknown: the daemon uses the used index */
+#define VHP_STOPPED_F_REFUSED	(1ull << 2)	/**< with BROKEN: for no more than that VHP_CMD_MAP was refused */
 
 /* VHP_CMD_SYNC: args[]. The guest uses nothing older than this regions_generation any more. */
 #define VHP_SYNC_REGIONS	0u

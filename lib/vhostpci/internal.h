@@ -82,6 +82,7 @@ struct vhp_queue {
 	bool     reported;            /* the daemon knows that it is broken */
 	bool     asked;               /* MAP was sent for what it waits for, since regions[] changed last */
 	bool     answer_near;         /* vp_vq_near() was called since the last packet came */
+	bool     refused;             /* and was refused, which is why it is broken */
 	unsigned lost_seen;           /* vp_map_lost_count() when last looked */
 	int      kick_fd;
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */

@@ -173,6 +173,13 @@ static int report_stopped(struct vhp_port *p, unsigned i, uint64_t flags, struct
 	return p->t->ops->command(p->t, VHP_CMD_QUEUE_STOPPED, args, 4, &status, NULL, e);
 }
 
+static uint64_t broken_flags(const struct vhp_queue *q)
+{
+	if (!q->rq.vq.broken)
+		return 0;
+	return VHP_STOPPED_F_BROKEN | (q->refused ? VHP_STOPPED_F_REFUSED : 0);
+}
+
 static void queue_stop(struct vhp_port *p, struct vhp_queue *q)
 {
 	vhp_loans_end(q, p->maps);
@@ -204,7 +211,7 @@ static int queue_start(struct vhp_port *p, unsigned i, const struct vp_state *s,
 			return vp_err_set(e, -ENOMEM, "out of memory");
 	}
 	q->run = pq->run;
-	q->reported = q->asked = false;
+	q->reported = q->asked = q->refused = false;
 	ret = vp_vq_start(&q->rq.vq, &c, e);
 	if (ret) {
 		vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
@@ -245,15 +252,16 @@ static int stop_queues(struct vhp_port *p, const struct vp_state *s, struct vp_e
 		bool stop = run && (pq->flags & VHP_QUEUE_STOP);
 		const uint32_t both = VHP_QUEUE_STARTED | VHP_QUEUE_STOP;
 		bool broken = q->rq.vq.broken;
+		uint64_t flags = broken_flags(q);
 
 		if (q->started && (!same || stop)) {
 			queue_stop(p, q);
 			if (stop)
-				ret = report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, e);
+				ret = report_stopped(p, i, flags, e);
 		} else if (q->started && broken && !q->reported) {
 			queue_stop(p, q);
 			q->reported = true;
-			ret = report_stopped(p, i, VHP_STOPPED_F_BROKEN, e);
+			ret = report_stopped(p, i, flags, e);
 		} else if (i < s->nqueues && (pq->flags & both) == both && pq->run != q->run) {
 			/* Started and stopped before we looked: it stands where it stood, and the answer is awaited. */
 			uint64_t args[4] = { i, pq->run, pq->base, 0 };
@@ -309,7 +317,8 @@ static int ask_for_memory(struct vhp_port *p, struct vp_err *e)
 			continue;
 		q->asked = true;
 		ret = p->t->ops->command(p->t, VHP_CMD_MAP, args, 3, &status, NULL, e);
-		if (!ret && status != VHP_ST_OK && status != VHP_ST_LIMIT)
+		q->refused = !ret && status != VHP_ST_OK && status != VHP_ST_LIMIT;
+		if (q->refused)
 			vp_vq_break(&q->rq.vq, VP_VQ_BAD_ADDR);
 	}
 	return ret;
@@ -583,12 +592,12 @@ fail:
 /* Of a port that ends: ret says whether the daemon can still be told. */
 static int stop_last(struct vhp_port *p, unsigned i, int ret)
 {
-	bool broken = p->q[i].rq.vq.broken;
+	uint64_t flags = broken_flags(&p->q[i]);
 	struct vp_err e;
 	VHP_GATE(p);
 
 	queue_stop(p, &p->q[i]);
-	return ret ? ret : report_stopped(p, i, broken ? VHP_STOPPED_F_BROKEN : 0, &e);
+	return ret ? ret : report_stopped(p, i, flags, &e);
 }
 
 void vhp_close(struct vhp_port *p)

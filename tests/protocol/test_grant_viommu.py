@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Grant=viommu: what the driver VM's vIOMMU has mapped comes as windows when it is asked for, and goes before the answer."""
+"""
+Grant=viommu: what the driver VM's vIOMMU has mapped comes as windows when it is asked for, and goes before the answer. Queues for which
+windows are of no use are copied.
+"""
 import os
 import pathlib
 import select
 import struct
 import subprocess
+import time
 
 import pytest
 
@@ -19,6 +23,8 @@ MAP, UNMAP, REFUSED, LIMIT = 5, 6, 11, 9
 READ, WRITE = 1, 2
 MAP_FLAG = 4
 GRANT = 14
+BROKEN, GIVEN_UP = 1, 4
+POOL = 1 << 52  # beyond any address of a driver VM: rings and buffers of queues that are copied
 
 
 class Lab:
@@ -91,6 +97,20 @@ def sync(p):
     assert p.command(pc.SYNC, p.state().regions_generation) == pc.OK
 
 
+def obey(p, nic, what):
+    """As wait(), and the guest says SYNC whenever memory changes."""
+    said = None
+
+    def look(s):
+        nonlocal said
+        nic.serve()
+        if said != s.regions_generation:
+            said = s.regions_generation
+            sync(p)
+        return what(s)
+    return p.wait(look)
+
+
 def send_later(nic, kind, page, n=1, uaddr=0, perm=0):
     """An IOTLB message whose answer is looked for later."""
     nic.send(vu.IOTLB_MSG, struct.pack("<QQQBB6x", IOVA + page * PAGE, n * PAGE, uaddr, perm, kind), need_reply=False)
@@ -121,7 +141,10 @@ def forward(p, nic, n=1, base=None):
     while len(out) < n:
         got = p.take(q, i)
         if got is None:
-            assert pc.raised(p.signals[q.kick_signal], pc.limit(2)), "no kick"
+            deadline = time.monotonic() + pc.limit(2)
+            while not pc.raised(p.signals[q.kick_signal], 0.002):
+                nic.serve()
+                assert time.monotonic() < deadline, "no kick"
             continue
         bufs, head = got
         for a, l, _ in bufs:
@@ -159,6 +182,14 @@ def free_page(nic):
     return nic.tx_free[0] // PAGE + 1
 
 
+def ring_pages(nic):
+    pages = set()
+    for r in nic.rings.values():
+        for off, n in (r.desc, 16 * r.size), (r.avail, 6 + 2 * r.size), (r.used, 6 + 8 * r.size):
+            pages |= set(range(off // PAGE, (off + n - 1) // PAGE + 1))
+    return pages
+
+
 def shown(p):
     return sum(size for size, _, _, kind, _ in p.state().windows if kind)
 
@@ -167,10 +198,9 @@ def test_nothing_but_the_rings_at_first(lab):
     with lab.nic() as nic, lab.port() as p:
         s = up(p, nic)
         assert s.flags & MAP_FLAG and s.mode == 2
-        rings = set()
+        rings = ring_pages(nic)
         for r in nic.rings.values():
             for off, n in (r.desc, 16 * r.size), (r.avail, 6 + 2 * r.size), (r.used, 6 + 8 * r.size):
-                rings |= set(range(off // PAGE, (off + n - 1) // PAGE + 1))
                 assert covers(s, IOVA + off, n)
         assert shown(p) == len(rings) * PAGE
         assert {page_of(iova) for iova, _ in nic.misses} == rings, "nothing else was asked for"
@@ -236,7 +266,7 @@ def test_refused(lab, perm):
     """Not mapped, or not for both reading and writing: a window can be read and written."""
     with lab.nic() as nic, lab.port() as p:
         up(p, nic)
-        page = free_page(nic)
+        page = free_page(nic) + 100
         nic.perm[page] = perm
         gen = p.state().regions_generation
         before = len(nic.misses)
@@ -245,10 +275,15 @@ def test_refused(lab, perm):
         assert not covers(s, IOVA + page * PAGE, 100)
         assert p.command(MAP, IOVA + page * PAGE, 100, READ) == REFUSED
         assert {page_of(a) for a, _ in nic.misses[before:]} == {page}, "its neighbours were not asked for"
-        assert "Mode=copy" in lab.grant()["message"]
-        q = p.state().queues[1]
-        assert p.stopped(1, q.run, 0, 1) == pc.OK
-        assert p.state().up and p.state().queues[0].flags & pc.STARTED, "the other queue goes on"
+        assert "not mapped by the driver VM's vIOMMU for reading and writing" in lab.grant()["message"]
+        old = p.state().queues
+        assert p.stopped(1, old[1].run, 0, 1) == pc.OK
+        s = obey(p, nic, lambda s: s.queues[1].flags & pc.STARTED)
+        assert s.up and s.queues[0].run == old[0].run and s.queues[1].run == old[1].run + 1, "the other queue goes on"
+        assert s.queues[1].desc >= POOL and not covers(s, old[1].desc, 16), "it is copied, and its ring is not shown any more"
+        assert lab.grant()["copied"] == [1] and lab.grant()["state"] == "granted"
+        nic.send_packet(vu.frame(3, 500))
+        assert forward(p, nic, 1)[0] == [vu.frame(3, 500)]
 
 
 @pytest.mark.parametrize("how", ["invalidate", "elsewhere", "less"])
@@ -369,25 +404,207 @@ def test_map_while_something_is_taken_back(lab):
         wait(p, nic, lambda s: covers(s, IOVA + page * PAGE, 1))
 
 
+def kernels_driver(nic):
+    """Buffers are mapped to be read or to be written only, but for those that share a page with a ring. Returns one of each."""
+    some, rx = {}, nic.rings[0]
+    posted = [struct.unpack_from("<Q", nic.mem.map, rx.desc + 16 * head)[0] for head in range(rx.size)]
+    for perm, addrs in (WO, [a for a in posted if a]), (RO, [IOVA + off for off in nic.tx_free]):
+        for page in {page_of(a) for a in addrs} - ring_pages(nic):
+            nic.perm[page] = perm
+            some[perm] = IOVA + page * PAGE
+    return some
+
+
+def give_up(p, nic, q, base=None):
+    """What a guest does whose MAP was refused. Returns its next run."""
+    old = p.state().queues[q]
+    assert p.stopped(q, old.run, old.base if base is None else base, BROKEN | GIVEN_UP) == pc.OK
+    s = obey(p, nic, lambda s: s.queues[q].flags & pc.STARTED)
+    assert s.queues[q].run != old.run and s.queues[q].desc >= POOL and s.up
+    sync(p)
+    return s.queues[q]
+
+
+def answer_packet(p, nic, frame):
+    q = p.state().queues[0]
+    bufs, head = p.take(q, q.base)
+    write(p, bufs[0][0], bytes(10) + b"\1\0" + frame)
+    p.give_back(q, q.base, head, 12 + len(frame))
+    pc.one(p.doorbells[q.doorbell])
+    assert nic.recv_packet()[1] == frame
+
+
+def refused(p, nic, addr, access):
+    """MAP of what is not mapped for both."""
+    gen = p.state().regions_generation
+    if p.command(MAP, addr, 1, access) == pc.OK:
+        wait(p, nic, lambda s: s.regions_generation != gen)
+        sync(p)
+        assert p.command(MAP, addr, 1, access) == REFUSED
+
+
+def test_kernels_driver(lab):
+    """Both queues are copied; of its memory nothing is shown; each packet's mapping comes and goes. The next driver is granted."""
+    with lab.nic(bufsize=4096) as nic, lab.port() as p:
+        some = kernels_driver(nic)
+        up(p, nic)
+        for q, perm, access in (1, RO, READ), (0, WO, WRITE):
+            refused(p, nic, some[perm], access)
+            give_up(p, nic, q)
+        s = p.wait(lambda s: len(s.regions) == 1)
+        g = lab.grant()
+        assert g["state"] == "copied" and g["copied"] == [0, 1] and g["bytes"] == 0
+        assert [r["what"] for r in g["ranges"]] == ["copy"] and s.regions[0][0] >= POOL and s.mode == 2
+        nic.send_packet(vu.frame(0, 300))
+        (got,), base = forward(p, nic, 1)
+        assert got == vu.frame(0, 300)
+        for n in range(1, 41):
+            nic.reclaim()
+            for page in {off // PAGE for off in nic.tx_free} if n % 10 == 0 else ():
+                nic.invalidate(page)
+            nic.send_packet(vu.frame(n, 60 + n))
+            (got,), base = forward(p, nic, 1, base)
+            assert got == vu.frame(n, 60 + n)
+        answer_packet(p, nic, vu.frame(7, 99))
+        assert p.command(MAP, IOVA + nic.tx_free[0], 1, READ) == REFUSED, "whose mappings nobody needs"
+        # Another driver, or the same one again.
+        for q in 0, 1:
+            nic.send(vu.GET_VRING_BASE, struct.pack("<II", q, 0), need_reply=False)
+            p.wait(lambda s: nic.serve() or s.queues[q].flags & pc.STOP)
+            assert p.stopped(q, p.state().queues[q].run, p.state().queues[q].base) == pc.OK
+            p.wait(lambda s: nic.serve() or sync(p) or answered(nic))
+            _, base = struct.unpack("<II", nic.recv_reply(vu.GET_VRING_BASE))
+            assert base == (41 if q else 1)
+        nic.perm.clear()
+        for q in 0, 1:
+            nic.start_ring(q, nic.rings[q], base=41 if q else 1)
+        s = wait(p, nic, lambda s: s.up and all(q.flags & pc.STARTED and q.desc < POOL for q in s.queues))
+        assert lab.grant()["state"] == "granted" and lab.grant()["copied"] == [] and lab.grant()["message"] == ""
+        sync(p)
+        nic.send_packet(vu.frame(1, 100))
+        assert forward(p, nic, 1)[0] == [vu.frame(1, 100)]
+
+
+def test_one_queue_is_copied(lab):
+    """Receive buffers are pooled, and keep their windows; what is sent is mapped for the packet."""
+    with lab.nic() as nic, lab.port() as p:
+        s = up(p, nic)
+        bufs, _ = p.take(s.queues[0], s.queues[0].base)
+        want(p, nic, bufs[0][0], bufs[0][1], WRITE)
+        page = free_page(nic) + 100
+        nic.perm[page] = RO
+        refused(p, nic, IOVA + page * PAGE, READ)
+        give_up(p, nic, 1)
+        assert lab.grant()["copied"] == [1]
+        for n in range(20):
+            nic.send_packet(vu.frame(n, 900))
+        assert forward(p, nic, 20)[0] == [vu.frame(n, 900) for n in range(20)]
+        s = p.state()
+        assert s.queues[0].desc < POOL and covers(s, bufs[0][0], bufs[0][1]) and s.queues[0].run == 1
+        answer_packet(p, nic, vu.frame(5, 600))
+
+
+def test_packed_rings_are_copied(make_daemon):
+    """Where it stood the ring does not tell: the guest has said so."""
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="grant", Driver_Grant="viommu", Device_PackedRings="yes")
+    d.start()
+    lab = Lab.__new__(Lab)
+    lab.d, lab.attachment = d, "local"
+    echo = subprocess.Popen([ECHO, "unix:" + d.sock("ab", "device")])
+    try:
+        with lab.nic(vu.BASIC | vu.bit(vu.NET_MRG_RXBUF, vu.PACKED)) as nic:
+            d.wait(lambda: nic.serve() or d.show("ab")["status"] == "up")
+            for page in {off // PAGE for off in nic.tx_free[20:]} - ring_pages(nic):
+                nic.perm[page] = RO
+            for n in range(60):
+                sent, end = vu.frame(n, 200), time.monotonic() + pc.limit(5)
+                back = sent[6:12] + sent[:6] + sent[12:]
+                got = None
+                while got is None or got[1] != back:
+                    assert time.monotonic() < end, "packet %d did not come back" % n
+                    nic.reclaim()
+                    nic.send_packet(sent)
+                    got = nic.recv_packet(timeout=0.1)
+            assert lab.grant()["copied"] == [1]
+    finally:
+        echo.kill()
+        echo.wait()
+
+
+def test_ring_that_is_broken_indeed(lab):
+    """Copied, it is found to be that: once, and in the daemon's own words."""
+    with lab.nic() as nic, lab.port() as p:
+        s = up(p, nic)
+        nic.rings[1].add([(IOVA + nic.tx_free[0], 100, False)], 7)
+        struct.pack_into("<H", nic.mem.map, nic.rings[1].avail + 4, 9999)
+        nic.kick(1)
+        assert p.stopped(1, s.queues[1].run, 0, 1) == pc.OK
+        obey(p, nic, lambda s: lab.d.show("ab")["status"] == "broken" and s.queues[1].flags & pc.STOP)
+        q = p.state().queues[1]
+        assert q.run == s.queues[1].run + 1 and p.stopped(1, q.run, q.base) == pc.OK
+        assert not p.state().queues[1].flags & pc.STARTED and p.state().queues[0].run == 1
+
+
+def test_guest_that_gives_everything_up(lab):
+    """It may do so once for a run of the driver's ring in its memory; then it is left without."""
+    with lab.nic() as nic, lab.port() as p:
+        up(p, nic)
+        new = give_up(p, nic, 1)
+        assert p.stopped(1, new.run, new.base, 1) == pc.OK
+        lab.d.wait(lambda: nic.serve() or lab.d.show("ab")["status"] == "partial")
+        assert not p.state().queues[1].flags & pc.STARTED
+
+
+def test_everything_is_flushed(shmem):
+    """As a kernel in lazy mode does, rings included: after some time the queues are copied, and flushes pass by them."""
+    with shmem.nic() as nic, shmem.port() as p:
+        up(p, nic)
+        n = 0
+        while shmem.grant()["state"] != "copied":
+            n += 1
+            assert n < 100
+            send_later(nic, INVALIDATE, 0, nic.mem.size // PAGE)
+            def look(s):
+                if not answered(nic):
+                    p.let_go()
+                    sync(p)
+                return answered(nic)
+            p.wait(look)
+            assert take_answer(nic) == 0
+            wait(p, nic, lambda s: s.up and all(q.flags & pc.STARTED for q in s.queues))
+            sync(p)
+        assert 60 < n < 80
+        runs = [q.run for q in p.state().queues]
+        for _ in range(50):
+            nic.invalidate(0, nic.mem.size // PAGE)
+        nic.send_packet(vu.frame(1, 100))
+        assert forward(p, nic, 1)[0] == [vu.frame(1, 100)]
+        assert [q.run for q in p.state().queues] == runs and p.state().up
+
+
 def test_short_lived_mappings(lab):
     """A driver that maps each buffer for itself is told from one that maps its memory once."""
     with lab.nic() as nic, lab.port() as p:
         up(p, nic)
         page = free_page(nic)
+        runs = [q.run for q in p.state().queues]
         for i in range(100):
-            s = p.state()
-            if any(q.flags & pc.STOP for q in s.queues) or not s.up:
+            gen = p.state().regions_generation
+            if p.command(MAP, IOVA + page * PAGE, 1, READ) == REFUSED:
                 break
+            wait(p, nic, lambda s: s.regions_generation != gen)
             want(p, nic, IOVA + page * PAGE, 1)
             send_later(nic, INVALIDATE, page)
             p.wait(lambda s: p.let_go() and False or (sync(p) or True) and answered(nic))
             assert take_answer(nic) == 0
         assert 60 <= i < 70
-        p.let_go()
-        s = p.wait(lambda s: not s.up and s.reason == GRANT)
-        sync(p)
-        assert "takes mappings back" in lab.grant()["message"] and "Mode=copy" in lab.grant()["message"]
-        p.wait(lambda s: not shown(p))
+        assert "takes mappings back" in lab.grant()["message"]
+        assert [q.run for q in p.state().queues] == runs, "who needs no more goes on"
+        give_up(p, nic, 1)
+        nic.send_packet(vu.frame(1, 100))
+        assert forward(p, nic, 1)[0] == [vu.frame(1, 100)]
+        assert lab.grant()["copied"] == [1] and p.state().queues[0].run == runs[0]
 
 
 def test_unaligned_updates(lab):
@@ -535,7 +752,7 @@ def test_a_program_on_the_library(make_daemon, ring, grain):
                 nic.kick(1)
                 lab.d.wait(lambda: nic.serve() or lab.d.show("ab")["status"] == "broken")
                 assert echo.poll() is None
-                queues = lab.d.show("ab")["sides"]["device"]
-                assert "Mode=copy" in lab.grant()["message"], queues
+                queues = lab.d.show("ab")["sides"]["device"]["queues"]
+                assert "not mapped" in lab.grant()["message"] and lab.grant()["copied"] == [1], queues
             finally:
                 echo.kill()

@@ -163,7 +163,7 @@ static void test_runs(void **state)
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 2, 9, 0), VHP_ST_STALE);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, UINT64_MAX, 1, 9, 0), VHP_ST_INVALID);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 0x10000, 0), VHP_ST_INVALID);
-	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 9, 4), VHP_ST_INVALID);
+	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 9, 8), VHP_ST_INVALID);
 	assert_int_equal(f->stops, 0);
 	assert_int_equal(command(f, VHP_CMD_QUEUE_STOPPED, 0, 1, 9, 0), VHP_ST_OK);
 	assert_int_equal(f->stops, 1);
