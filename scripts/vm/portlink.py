@@ -42,6 +42,11 @@ def grant_binary(builddir):
 BOUNCING = dict(append='swiotlb=force', maxmem='4G')
 BOUNCED = dict(props='iommu_platform=on,disable-legacy=on')
 
+# What a link with Grant=viommu takes: the driver VM has an IOMMU, and its device translates. A kernel's driver, and strict: each buffer
+# is mapped for as long as it is in use.
+BEHIND_VIOMMU = dict(driver=dict(append='intel_iommu=on iommu.strict=1', extra=['-device', 'intel-iommu,device-iotlb=on,intremap=off']),
+                     net=dict(props='iommu_platform=on,ats=on,disable-legacy=on'), driver_keys={'Grant': 'viommu'})
+
 # The helper's log and pid file in the driver VM.
 GRANT_LOG, GRANT_PID = '/run/grant.log', '/run/grant.pid'
 
