@@ -206,7 +206,7 @@ def test_type_by_number(lab, point):
         v.note('%d words read, all new and in order' % len(first))
         k.device.sh('kill -STOP $(cat /run/backend.pid)')
         job = k.driver.spawn('dd if=/dev/hwrng of=/dev/null bs=64 count=64 iflag=fullblock 2>/dev/null', 240)
-        k.driver.until('for p in $(pidof dd); do case $(cat /proc/$p/wchan) in 0) exit 1;; esac; done; pidof dd >/dev/null', 30)
+        k.driver.until('(for p in $(pidof dd); do case $(cat /proc/$p/wchan) in 0) exit 1;; esac; done) && pidof dd >/dev/null', 30)
         k.kill_backend()
         k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
         if point[0] == 'fast':

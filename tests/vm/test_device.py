@@ -211,7 +211,7 @@ def test_files(lab, each, point):
             d.until('grep -q open /run/hold.%d' % n, 20)
         k.device.sh('kill -STOP $(cat /run/backend.pid)')
         # Neither between two reads nor on a CPU: each has a request under way.
-        d.until('for p in $(pidof fsops); do case $(cat /proc/$p/wchan) in 0|*sleep*) exit 1;; esac; done', 30, 'cat /proc/[0-9]*/wchan')
+        d.until('(for p in $(pidof fsops); do case $(cat /proc/$p/wchan) in 0|*sleep*) exit 1;; esac; done)', 30, 'cat /proc/[0-9]*/wchan')
         k.kill_backend()
         k.device.until('! kill -0 $(cat /run/backend.pid) 2>/dev/null', 10)
         k.start_backend()
