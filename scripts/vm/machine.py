@@ -508,7 +508,7 @@ class VM:
     def until(self, condition, timeout=20, otherwise=''):
         """Wait until a shell condition holds in the guest. @otherwise: commands that say more when it does not in time."""
         n = int(limit(timeout) * 10)
-        self.sh('for i in $(seq %d); do { %s; } && exit 0; sleep 0.1; done; %s exit 1' % (n, condition, otherwise and otherwise + ';'),
+        self.sh('for i in $(seq %d); do (%s) && exit 0; sleep 0.1; done; %s exit 1' % (n, condition, otherwise and otherwise + ';'),
                 2 * timeout + 30)
 
     def status(self, text, timeout=30):
