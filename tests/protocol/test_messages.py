@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What somebody did wrong, and what must be said: the thing by its name, and the way out."""
+import contextlib
+import json
 import os
+import pathlib
+import socket
 import struct
 import subprocess
+import threading
 
 import pytest
 
@@ -241,3 +246,51 @@ def test_device_of_a_user_who_may_not(make_daemon):
                        text=True, timeout=90)
     assert r.stdout == str(struct.pack("<q", -1)) + "\n", r  # a version that no QEMU knows
     d.wait_log("this user may not run the VM; add it to User= in b.vm")
+
+
+class Monitor:
+    """A QMP socket that somebody else has (a connection is closed unheard), or whose QEMU ends once the daemon has said its first word."""
+
+    def __init__(self, path, greets):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.greets = greets
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                with self.listener.accept()[0] as c:
+                    if self.greets:
+                        c.sendall(b'{"QMP":{"version":{"qemu":{"major":7,"minor":2,"micro":0},"package":""},"capabilities":[]}}\n')
+                        f = c.makefile("rb")
+                        m = json.loads(f.readline())
+                        c.sendall(json.dumps({"return": {}, "id": m["id"]}).encode() + b"\n")
+                        f.readline()
+                        f.close()
+
+
+ENDS = {True: "closed: its QEMU has ended", False: "QMP serves one client at a time, give the daemon a -qmp of its own"}
+
+
+@pytest.mark.parametrize("greets", ENDS, ids=["qemu ended", "taken"])
+def test_monitor_that_closes(make_daemon, greets):
+    """A QEMU that has ended is told from a monitor that another program has."""
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    d.link("ab", Link_Mode="fast", Device_Endpoint="port", Device_Attachment="local", Driver_QMP=path, Driver_NIC="d0")
+    m = Monitor(path, greets)
+    try:
+        d.start()
+        d.wait_log(ENDS[greets])
+        assert ENDS[not greets] not in d.log()
+    finally:
+        m.listener.close()
+
+
+@pytest.mark.parametrize("key", ["PoolSize=", "Attachment=", "PackedRings=", "ApertureSize="])
+def test_default_is_in_the_man_page(key):
+    page = (pathlib.Path(__file__).parents[2] / "docs/man/vhost-pci.link.5").read_text()
+    part, = [x for x in page.split(".TP\n") if x.startswith(f".B {key}\n")]
+    assert "default" in part.lower()
