@@ -156,9 +156,11 @@ def pooled(d, link, a, b, addr_a):
     except v.VMError as e:
         raise v.VMError('%s\n%s\n%s' % (e, a.sh('tail -n 30 /run/testpmd.log; dmesg | tail -n 5', check=False), d.tail()))
     iommu = lambda: d.ctl('show', link)['sides']['driver']['iommu']
-    assert v.ping(b, addr_a, 200, 0.01) == 0
+    lost = v.ping(b, addr_a, 200, 0.01)
+    assert lost == 0, '%s\n%s\n%s' % (lost, d.ctl('show', link), d.tail())
     before = iommu()
-    assert v.ping(b, addr_a, 200, 0.01) == 0
+    lost = v.ping(b, addr_a, 200, 0.01)
+    assert lost == 0, '%s\n%s\n%s' % (lost, d.ctl('show', link), d.tail())
     out = b.sh('ping -q -c 20 -i 0.05 -s 1400 ' + addr_a)
     assert ' 0% packet loss' in out, out
     v.note('IOTLB: %s, then %s' % (before, iommu()))
