@@ -373,7 +373,8 @@ def test_state_goes_to_the_next_backend(make, keys, size):
             assert vu.SET_VRING_KICK not in b.seen
             assert ctl(d, "up", "ab").returncode == 0
             assert f.read(0, 4096) == pattern(4096, 1)
-        # It was killed when it had served: there is nothing to be given.
+        # It was killed when it had served: there is nothing to be given. What comes before that is seen counts as given to it.
+        d.wait(lambda: not device(d)["connected"])
         with backend(dev(d), store=a.store, pf=STATE) as c:
             assert f.read(0, 4096) == pattern(4096, 1)
         assert not c.loaded and SET_DEVICE_STATE_FD not in c.seen and device(d)["dropped"] == 0
