@@ -10,6 +10,8 @@ import pytest
 TOP = pathlib.Path(__file__).parents[2]
 sys.path.append(str(TOP / "tests/protocol"))  # box.py
 
+import debtree  # noqa: E402
+
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="also run what takes long, or fetches much")
@@ -33,7 +35,11 @@ def debs(tmp_path_factory):
     out = os.environ.get("VHOST_PCI_DEBS")
     if not out:
         out = str(tmp_path_factory.mktemp("deb"))
-        r = subprocess.run([str(TOP / "scripts/deb"), out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            system = [] if debtree.SUITE == debtree.HERE else ["--root", str(debtree.build_tree(debtree.SUITE))]
+        except debtree.Unavailable as e:
+            pytest.skip(str(e))
+        r = subprocess.run([str(TOP / "scripts/deb"), *system, out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if r.returncode == 3:
             pytest.skip(r.stdout.strip().splitlines()[-1])
         assert not r.returncode, r.stdout

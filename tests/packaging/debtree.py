@@ -14,8 +14,9 @@ sys.path.append(str(TOP / "scripts/vm"))
 
 from deb import Lock, Unavailable, cache_dir, mirrors, progress  # noqa: E402
 
-# Packages are made for this Debian. Another one is for who wants to know how far that goes.
-SUITE = os.environ.get("VHOST_PCI_DEB_SUITE") or dict(x.split("=", 1) for x in open("/etc/os-release").read().split() if "=" in x).get("VERSION_CODENAME")
+# Packages are made for, and in, the Debian that this runs on, or another one.
+HERE = dict(x.split("=", 1) for x in open("/etc/os-release").read().split() if "=" in x).get("VERSION_CODENAME")
+SUITE = os.environ.get("VHOST_PCI_DEB_SUITE") or HERE
 APT = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "--no-install-recommends"]
 
 
@@ -56,8 +57,8 @@ def tree(suite):
     return where
 
 
-def tree_with(suite, name, packages):
-    """As tree(), with these packages installed; @name is short for them."""
+def tree_with(suite, name, packages, how="install"):
+    """As tree(), with these packages installed; @name is short for them. @how: apt-get's command."""
     base = tree(suite)
     where = pathlib.Path(cache_dir()) / f"{suite}-{name}"
     with Lock(where.name):
@@ -68,12 +69,20 @@ def tree_with(suite, name, packages):
         _run("cp", "-a", "--reflink=auto", str(base), str(where))
         (where / ".complete").unlink()
         _apt(where, "update")
-        _apt(where, "-o", "Dpkg::Options::=--force-unsafe-io", "--no-install-recommends", "install", *packages)
+        _apt(where, "-o", "Dpkg::Options::=--force-unsafe-io", "--no-install-recommends", how, *packages)
         _run("chroot", str(where), "apt-get", "clean")
         for mark in where.glob(".fetched-*"):
             mark.unlink()
         (where / ".complete").touch()
     return where
+
+
+def build_tree(suite):
+    """As tree(), with what the packages are made of and checked with, also the kernel module's."""
+    control = (TOP / "packaging/debian/control").read_text()
+    wanted = re.search(r"^Build-Depends:\n((?: .*\n)+)", control, re.M)[1].rstrip("\n,") + ", build-essential, dkms, linux-headers-amd64, lintian"
+    wanted = " ".join(wanted.replace("<!nocheck>", "").split())
+    return tree_with(suite, "build-" + hashlib.sha256(wanted.encode()).hexdigest()[:12], [wanted], "satisfy")
 
 
 def needs(debs):
