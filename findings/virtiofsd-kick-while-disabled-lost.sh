@@ -14,7 +14,7 @@
 # A guest has no reason to kick again: it has one request out and waits for it. QEMU sends SET_VRING_KICK and SET_VRING_ENABLE one
 # behind the other while the guest may already write to its doorbell, so a mount hangs once in a while. Why it matters to vhost-pci: a
 # daemon that stands between a VM and such a back-end kicks each ring itself when it has enabled it (daemon/attach/hostdev.c,
-# guest/agent/dp_vhostuser.c).
+# guest/agent/agent.c).
 #
 # Needs apt that knows a Debian mirror, 100 MB of space in TMPDIR and about half a minute. Installs nothing on this machine.
 set -eu
