@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import select
 import socket
 import struct
 import threading
@@ -19,7 +20,7 @@ from test_restart import service  # noqa: F401 pylint: disable=unused-import
 from test_upgrade import fd_kinds, real, refused
 
 PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
-DONE = [("copy", "local"), ("copy", "ivshmem")]
+DONE = [("copy", "local"), ("copy", "ivshmem"), ("copy", "shmem")]
 IDS = [f"{m}-{a}" for m, a in DONE]
 
 
@@ -462,3 +463,146 @@ def test_ivshmem_kept_fds(service):
             d.start()
             assert not p.state().attached and d.show("ab")["sides"]["device"]["online"]
             assert p.state().generation > s.generation
+
+
+# ---- shmem ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def shmem_lab(make_daemon):
+    d = make_daemon()
+    x = portlab.PortLab(d, "copy", "shmem")
+    d.start()
+    with vu.Nic(x.drv()) as nic, x.connect() as p:
+        yield d, nic, p
+
+
+def test_shmem_requests_without_an_answer(make_daemon):
+    """What the VMM was asked before is answered to the next daemon: a window comes, one goes, a guest detaches."""
+    with shmem_lab(make_daemon) as (d, nic, p):
+        p.idle = lambda: time.sleep(0.002)  # the VMM takes its time
+        assert p.attach(PATH) == pc.OK
+        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
+        d.upgrade()
+        assert not p.state().up and p.state().attached
+        p.serve()
+        portlab.started(p)
+        with ends(nic, p):
+            d.upgrade()
+        before = len(p.log)
+        p.command_raw(p.state().answer[0] + 1, pc.DETACH)
+        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to unmap the pool")
+        d.upgrade()
+        seq = p.state().answer[0]
+        p.serve()
+        p.wait(lambda s: s.answer[0] == seq + 1 and s.answer[2] == pc.OK)
+        assert [r[0] for r in p.log[before:]] == [10] and list(p.live) == [(0, 0)]
+        del p.idle
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p):
+            d.upgrade()
+        shown = d.show("ab")["sides"]["device"]
+        assert (shown["maps"], shown["unmaps"], shown["maps_failed"], shown["starts"]) == (2, 1, 0, 1)
+
+
+def test_shmem_answer_of_an_earlier_start(make_daemon):
+    """A device that stopped and started meanwhile: what it was asked before is nobody's."""
+    with shmem_lab(make_daemon) as (d, nic, p):
+        p.idle = lambda: time.sleep(0.002)
+        assert p.attach(PATH) == pc.OK
+        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
+        for q in range(p.nq):
+            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 0)
+        d.wait(lambda: not d.show("ab")["sides"]["device"]["device_started"])
+        d.upgrade()
+        p.live.clear()
+        for q in range(p.nq):
+            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 1)
+        d.wait(lambda: d.show("ab")["sides"]["device"]["device_started"])
+        d.upgrade()
+        p.refuse = True
+        p.serve()
+        p.refuse = False
+        p.serve()
+        p.mem = p.live[0, 0][1]
+        del p.idle
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p):
+            d.upgrade()
+        assert d.show("ab")["sides"]["device"]["maps_failed"] == 0
+
+
+def test_shmem_memory_and_stop(make_daemon):
+    """The device's rings go on in another table of memory, and it is known where they stop."""
+    with shmem_lab(make_daemon) as (d, nic, p):
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p) as e:
+            for _ in range(3):
+                p.fe.set_memory(p.fe.mem)
+                d.upgrade()
+                e.more()
+        used = [p.fe.mem.r("H", r.used + 2) for r in p.rings]
+        assert used[0], "no signal has passed"
+        d.upgrade()
+        for q in range(p.nq):
+            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 0)
+        d.upgrade()
+        at = [p.fe.stop_ring(q) for q in range(p.nq)]
+        assert [p.fe.mem.r("H", r.used + 2) for r in p.rings] == at and all(a >= u for a, u in zip(at, used))
+        p.started = False
+        d.upgrade()
+        p.live.clear()
+        p.start()
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p):
+            d.upgrade()
+
+
+def test_shmem_half_a_message(make_daemon):
+    """The VMM's messages and its answers are half read by one daemon, and the rest by the next."""
+    with shmem_lab(make_daemon) as (d, nic, p):
+        p.idle = lambda: time.sleep(0.002)
+        assert p.attach(PATH) == pc.OK
+        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
+        whole = []
+        back, p.back = p.back, Halves(p.back, whole)
+        p.serve()
+        p.back = back
+        back.sendall(whole[0][:9])
+        d.call("daemon.version")
+        d.upgrade()
+        assert not p.state().up
+        back.sendall(whole[0][9:])
+        portlab.started(p)
+        call = vu.eventfd()
+        p.fe.fds.append(call)
+        whole = struct.pack("<IIIQ", vu.SET_VRING_CALL, 1 | 8, 8, 0)
+        p.fe.raw(whole[:14], [call])
+        d.call("daemon.version")
+        with ends(nic, p) as e:
+            d.upgrade()
+            p.fe.raw(whole[14:])
+            assert struct.unpack("<Q", p.fe.recv_reply(vu.SET_VRING_CALL)) == (0,)
+            d.upgrade()
+            e.more()
+        del p.idle
+        p.signals[0] = call
+        nic.tell_state(vu.SET_VRING_ENABLE, 0, 0)
+        assert pc.raised(call), "its signals do not go where they should"
+
+
+class Halves:
+    """A socket whose answers are not sent."""
+
+    def __init__(self, sock, kept):
+        self.sock, self.kept = sock, kept
+
+    def recvmsg(self, *args):
+        return self.sock.recvmsg(*args)
+
+    def sendall(self, data):
+        self.kept.append(data)
