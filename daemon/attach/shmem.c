@@ -67,6 +67,26 @@ static void online(struct shmem *s, bool on)
 		vp_eventfd_raise(s->sig0);
 }
 
+static int ask_unmap(struct shmem *s, unsigned slot);
+
+/* Nobody may believe that it has gone: whoever waits for that waits until the VMM has ended, or its device. */
+static void not_taken(struct shmem *s, unsigned slot, int why)
+{
+	if (!s->stuck)
+		vp_log(VP_LOG_ERR,
+		       "%s: the VMM has not unmapped window %u: %s; the window counts as there until its device stops",
+		       s->c.name, slot,
+		       why == -EREMOTEIO ? "it refused" : "its request channel has gone");
+	s->stuck = true;
+}
+
+static void ask_owed(struct shmem *s)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS && s->started; i++)
+		if (s->ext[i].owed && ask_unmap(s, i))
+			break;
+}
+
 void vp_shmem_request_done(void *arg, int result)
 {
 	struct request *q = arg;
@@ -88,13 +108,14 @@ void vp_shmem_request_done(void *arg, int result)
 		if (result)
 			s->ext[slot].len = 0;
 		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
+	} else if (result) {
+		not_taken(s, slot, result);
 	} else {
-		if (result)
-			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot,
-			       strerror(-result));
 		s->ext[slot].len = 0;
 		vp_port_window_taken(s->port, slot);
 	}
+	if (result != -ECANCELED)
+		ask_owed(s);
 }
 
 static struct request *request_new(struct shmem *s, unsigned slot, bool map)
@@ -179,22 +200,32 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 	return VP_LATER;
 }
 
+/* 0: asked, or it never will be; else the request waits for the answer of another one. */
+static int ask_unmap(struct shmem *s, unsigned slot)
+{
+	struct request *q = request_new(s, slot, false);
+	int r = -ENOMEM;
+
+	if (q)
+		r = vu_backend_shmem_unmap(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
+					   s->ext[slot].len, vp_shmem_request_done, q);
+	vp_peer_rearm(s->peer);
+	s->ext[slot].owed = r == -EBUSY || r == -ENOBUFS || r == -ENOMEM || r == -EMFILE;
+	s->n_unmaps += !r;
+	if (r)
+		free(q);
+	if (r && !s->ext[slot].owed)
+		not_taken(s, slot, r);
+	return s->ext[slot].owed ? r : 0;
+}
+
 static int take(void *att, unsigned slot)
 {
 	struct shmem *s = att;
-	struct request *q;
 
 	if (!s->started || !s->ext[slot].len)
 		return 0;
-	q = request_new(s, slot, false);
-	if (!q || vu_backend_shmem_unmap(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
-					 s->ext[slot].len, vp_shmem_request_done, q)) {
-		free(q);
-		vp_peer_kick_out(s->peer, "a window cannot be withdrawn");
-		return 0;
-	}
-	vp_peer_rearm(s->peer);
-	s->n_unmaps++;
+	ask_unmap(s, slot);
 	return VP_LATER;
 }
 
@@ -231,7 +262,7 @@ static void stopped(struct shmem *s)
 {
 	if (!s->started)
 		return;
-	s->started = false;
+	s->started = s->stuck = false;
 	s->epoch++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has stopped", s->c.name);
 	online(s, false);

@@ -26,6 +26,7 @@ struct sring {
 
 struct extent {
 	uint64_t off, len;         /* in region 1; len 0 = slot has none */
+	bool     owed;             /* UNMAP is to be sent when there is room for a request */
 };
 
 struct shmem {
@@ -42,6 +43,7 @@ struct shmem {
 	struct extent         ext[VHP_MAX_WINDOWS];
 	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
 	bool                  started, mapped;
+	bool                  stuck;  /* a window of this start will not go; logged */
 	struct vp_source     *bell_io;
 	int                   sig0;
 	struct vp_wire       *wire0;

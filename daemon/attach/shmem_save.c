@@ -40,7 +40,7 @@ struct request_rec {
 
 struct shmem_rec {
 	uint64_t n_starts, n_maps, n_unmaps, n_failed;
-	uint32_t started, mapped, nsig, pad;
+	uint32_t started, mapped, nsig, stuck;
 	struct extent ext[VHP_MAX_WINDOWS];
 };
 
@@ -108,7 +108,7 @@ void vp_shmem_save_hot(struct vp_attach *a, struct vp_rec *r)
 	struct shmem *s = (struct shmem *)a;
 	struct shmem_rec h = {
 		.n_starts = s->n_starts, .n_maps = s->n_maps, .n_unmaps = s->n_unmaps, .n_failed = s->n_failed,
-		.started = s->started, .mapped = s->mapped, .nsig = s->nsig,
+		.started = s->started, .mapped = s->mapped, .nsig = s->nsig, .stuck = s->stuck,
 	};
 
 	memcpy(h.ext, s->ext, sizeof(h.ext));
@@ -261,6 +261,7 @@ int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct
 	s->n_failed = h.n_failed;
 	s->started = h.started;
 	s->mapped = h.mapped;
+	s->stuck = h.stuck;
 	memcpy(s->ext, h.ext, sizeof(s->ext));
 	r = vp_rec_take(in, TAG_SIG0, VP_REC_FD_EVENTFD, &s->sig0, e);
 	if (!r && s->sig0 < 0)
