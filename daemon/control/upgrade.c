@@ -35,7 +35,7 @@
 #define TRIES       3         /* with VMMs that speak in between; then everything stands still from the start */
 
 /* The first part has the links; the second all else, and what data threads have changed. */
-enum tag { TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES, TAG_HOT };
+enum tag { TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES, TAG_HOT, TAG_VERDICT };
 
 struct daemon_rec {
 	uint64_t started_us, paused_us;
@@ -57,6 +57,7 @@ struct vp_upgrade {
 	uint64_t           paused_us; /* 0 = not */
 	uint64_t           until_us;  /* at rest by then */
 	char              *path;
+	struct vp_verdict *verdict;   /* of this successor */
 	struct vp_takeover_hello who;
 };
 
@@ -86,6 +87,10 @@ static void drop_successor(struct vp_upgrade *u)
 	vp_timer_end(&u->timer);
 	vp_close(&u->sock);
 	vp_rec_free(&u->first);
+	if (u->verdict)
+		vp_verdict_for_old(u->verdict);
+	vp_verdict_free(u->verdict);
+	u->verdict = NULL;
 	u->hello = u->ready = false;
 	if (u->paused_us) {
 		vp_forward_resume(u->d->forward);
@@ -130,7 +135,7 @@ static void save_first(struct vp_daemon *d, struct vp_rec *r)
 	vp_rec_end(r);
 }
 
-static void save_second(struct vp_daemon *d, uint64_t paused_us, struct vp_rec *r)
+static void save_second(struct vp_daemon *d, uint64_t paused_us, const struct vp_verdict *v, struct vp_rec *r)
 {
 	const struct daemon_rec s = {
 		.started_us = d->started_us, .paused_us = paused_us, .reloads = d->reloads, .upgrades = d->upgrades,
@@ -150,6 +155,7 @@ static void save_second(struct vp_daemon *d, uint64_t paused_us, struct vp_rec *
 	vp_rec_begin(r, TAG_HOT);
 	vp_links_save_hot(d->links, r);
 	vp_rec_end(r);
+	vp_rec_fd(r, TAG_VERDICT, VP_REC_FD_FILE, vp_verdict_fd(v));
 }
 
 /* Another process is the daemon now. Nothing here may be touched any more, not even to be closed in order. */
@@ -222,13 +228,15 @@ static void hand_over(struct vp_upgrade *u)
 		try_again(u);
 		return;
 	}
-	save_second(u->d, u->paused_us, &rec);
+	/* Before the successor can decide. */
+	vp_guard_heir(u->d->guard, u->verdict);
+	save_second(u->d, u->paused_us, u->verdict, &rec);
 	if (rec.failed)
 		vp_err_set(&e, -ENOMEM, "out of memory");
 	else
 		vp_takeover_send(u->sock, &rec, deadline, &e);
 	/* Also after an error: it has to be sure that the successor cannot take over any more. */
-	r = vp_takeover_wait(u->sock, deadline, &e);
+	r = vp_takeover_wait(u->sock, u->verdict, deadline, &e);
 	if (!r)
 		leave(u);
 	vp_rec_free(&rec);
@@ -339,6 +347,9 @@ static int start(struct vp_upgrade *u, struct vp_err *e)
 	if (r)
 		return r;
 	u->until_us = 0;
+	r = vp_verdict_new(&u->verdict);
+	if (r)
+		return vp_err_set(e, r, "the new daemon cannot be told that it goes on: %s", strerror(-r));
 	r = vp_source_add(&u->io, d->event, u->sock, EPOLLIN, on_successor, u);
 	if (r >= 0)
 		r = vp_timer_in(d->event, &u->timer, START_US, on_time, u, "upgrade");
@@ -387,6 +398,7 @@ struct part {
 struct vp_taken {
 	struct part       first, second;
 	struct daemon_rec daemon;
+	struct vp_verdict *verdict;   /* NULL: the daemon before knows none */
 };
 
 static void part_free(struct part *p)
@@ -427,6 +439,21 @@ int vp_upgrade_links(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
 	return vp_links_restore(d->links, d, &in, e);
 }
 
+/* From here on our guard takes what the other one's has. */
+static int take_verdict(struct vp_taken *t, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e)
+{
+	int fd, r = vp_rec_take(in, TAG_VERDICT, VP_REC_FD_FILE, &fd, e);
+
+	if (r || fd < 0)
+		return r;
+	r = vp_verdict_map(&t->verdict, fd);
+	vp_close(&fd);
+	if (r)
+		return vp_err_set(e, -EPROTO, "the record of the verdict is none: %s", strerror(-r));
+	vp_guard_born(d->guard, t->verdict);
+	return 0;
+}
+
 int vp_upgrade_rest(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
 {
 	struct part *p = &t->second;
@@ -445,7 +472,9 @@ int vp_upgrade_rest(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
 		vp_log_set_level(t->daemon.log_level);
 	if (!find(p, TAG_HOT, &in))
 		return vp_err_set(e, -EPROTO, "the records lack what the links do");
-	r = vp_links_restore_hot(d->links, &in, e);
+	r = take_verdict(t, d, &(const struct vp_rec_in){ p->bytes, p->n, &p->fds }, e);
+	if (!r)
+		r = vp_links_restore_hot(d->links, &in, e);
 	if (!r && find(p, TAG_RATES, &in))
 		vp_rate_restore(&in);
 	if (!r && !find(p, TAG_CONTROL, &in))
@@ -472,17 +501,20 @@ int vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e
 
 int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_us)
 {
-	int r = vp_takeover_done(d->opt.take_over);
+	int r = vp_takeover_done(d->opt.take_over, t->verdict);
 
 	if (r)
 		return r;
+	vp_takeover_behind();
 	vp_links_go_on(d->links);
 	worker_pool_resume(d->workers);
+	vp_takeover_behind();
 	*stall_us = clock_us() - t->daemon.paused_us;
 	vp_log(VP_LOG_INFO, "upgrade: taken over, %u links, in %llu us", vp_links_count(d->links),
 	       (unsigned long long)*stall_us);
 	part_free(&t->first);
 	part_free(&t->second);
+	vp_verdict_free(t->verdict);
 	free(t);
 	/* Sockets of links that changed are free when neither process has them any more. */
 	vp_takeover_await_end(d->opt.take_over, 2000);

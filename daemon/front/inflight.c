@@ -201,3 +201,49 @@ void vp_vdev_inflight_free(struct vp_vdev *v)
 	vp_close(&v->inflight_fd);
 	vp_map_unref(v->inflight);
 }
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+enum tag { TAG_PLACE = 1, TAG_FILE };
+
+struct area_rec {
+	uint64_t offset, bytes;
+	uint32_t queues, entries, own, pad;
+};
+
+void vp_vdev_inflight_save(const struct vp_vdev *v, unsigned tag, struct vp_rec *r)
+{
+	const struct area_rec s = {
+		.offset = v->inflight_off, .bytes = v->inflight_bytes, .queues = v->inflight_queues,
+		.entries = v->inflight_size, .own = v->inflight_own,
+	};
+
+	if (!v->inflight)
+		return;
+	vp_rec_begin(r, tag);
+	vp_rec_put(r, TAG_PLACE, &s, sizeof(s));
+	vp_rec_fd(r, TAG_FILE, VP_REC_FD_FILE, v->inflight->fd);
+	vp_rec_end(r);
+}
+
+int vp_vdev_inflight_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_map *map = NULL;
+	struct area_rec s;
+	int fd, r;
+
+	if (vp_rec_get(in, TAG_PLACE, &s, sizeof(s)) || s.offset & 63 || s.entries > UINT16_MAX ||
+	    s.bytes / vp_inflight_bytes((uint16_t)s.entries, false) < s.queues)
+		return vp_err_set(e, -EPROTO, "the record of an in-flight area is malformed");
+	r = vp_rec_take(in, TAG_FILE, VP_REC_FD_FILE, &fd, e);
+	if (!r && fd < 0)
+		r = vp_err_set(e, -EPROTO, "the record of an in-flight area has no file");
+	if (!r)
+		r = vp_map_new(&map, fd, s.offset, s.bytes, 0, e);
+	vp_close(&fd);
+	if (r)
+		return r;
+	take_area(v, map, s.offset, s.bytes, s.queues, s.entries);
+	v->inflight_own = s.own;
+	return 0;
+}

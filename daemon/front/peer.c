@@ -510,7 +510,7 @@ struct peer_rec {
 
 bool vp_peer_at_rest(const struct vp_peer *p)
 {
-	return (!p->vu || vu_backend_at_rest(p->vu)) && !p->kick_why[0];
+	return (!p->vu || vu_backend_at_rest(p->vu)) && !p->kick_why[0] && p->past_fd < 0;
 }
 
 void vp_peer_save(struct vp_peer *p, struct vp_rec *r)

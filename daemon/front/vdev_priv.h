@@ -99,6 +99,9 @@ int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struc
 /* Ring q has just been set up: find what is open, and go on behind it. */
 int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_inflight_free(struct vp_vdev *v);
+/* The area as an element of a record, if there is one; and from its body. Accounts stay as they are. */
+void vp_vdev_inflight_save(const struct vp_vdev *v, unsigned tag, struct vp_rec *r);
+int  vp_vdev_inflight_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);

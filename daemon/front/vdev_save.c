@@ -15,8 +15,8 @@
 #include "conf/policy.h"
 
 enum tag {
-	TAG_DEVICE = 1, TAG_REGION, TAG_LOG, TAG_IOTLB, TAG_RING,
-	/* of a region, and of the log */
+	TAG_DEVICE = 1, TAG_REGION, TAG_LOG, TAG_IOTLB, TAG_RING, TAG_INFLIGHT, TAG_INFLIGHT_MADE,
+	/* of a region, of the log, and of the in-flight area */
 	TAG_PLACE = 32, TAG_FILE,
 	/* of a ring */
 	TAG_STATE = 64, TAG_KICK, TAG_CALL, TAG_ERROR,
@@ -38,7 +38,7 @@ struct place_rec {
 enum { R_SET_UP = 1, R_ENABLED = 2, R_WAITS = 4, R_BROKEN = 8 };
 
 struct ring_rec {
-	uint32_t flags, starts;
+	uint32_t flags, starts, kick_serial, call_serial;
 };
 
 struct ring_hot {
@@ -69,7 +69,7 @@ static void save_ring(const struct vp_vdev_ring *v, struct vp_rec *r)
 	const struct ring_rec s = {
 		.flags = (has_place(v) ? R_SET_UP : 0) | (v->enabled ? R_ENABLED : 0) | (v->wait ? R_WAITS : 0) |
 			 (has_place(v) && v->reported ? R_BROKEN : 0),
-		.starts = v->starts,
+		.starts = v->starts, .kick_serial = v->kick_serial, .call_serial = v->call_serial,
 	};
 
 	vp_rec_begin(r, TAG_RING);
@@ -126,6 +126,8 @@ void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r)
 			 &(struct place_rec){ .size = v->log.map->size, .uva = v->log.pages, .offset = v->log_offset });
 	if (v->iotlb)
 		vp_iotlb_save(v->iotlb, TAG_IOTLB, r);
+	vp_vdev_inflight_save(v, TAG_INFLIGHT, r);
+	vp_rec_fd(r, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, v->inflight_fd);
 	for (unsigned q = 0; q < v->n; q++) {
 		struct vp_vdev_ring *ring = &v->ring[q];
 
@@ -218,6 +220,8 @@ static int load_ring(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, 
 	}
 	ring->starts = s.starts;
 	ring->enabled = s.flags & R_ENABLED;
+	ring->kick_serial = VP_MAX(s.kick_serial, 1);
+	ring->call_serial = VP_MAX(s.call_serial, 1);
 	return 0;
 }
 
@@ -286,5 +290,10 @@ int vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err
 		if (tag == TAG_RING)
 			r = q < v->n ? load_ring(v, q++, &body, e) :
 			    vp_err_set(e, -EPROTO, "the record of a device has too many rings");
+	/* Behind the rings, which begin no account anew. */
+	if (!r)
+		r = vp_rec_take(in, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, &v->inflight_fd, e);
+	if (!r && vp_rec_find(in, TAG_INFLIGHT, &body))
+		r = vp_vdev_inflight_restore(v, &body, e);
 	return r;
 }

@@ -174,6 +174,25 @@ void vp_guard_leave(struct vp_guard *g)
 		tell(g, GUARD_LEAVE, 0);
 }
 
+static void tell_verdict(struct vp_guard *g, enum guard_op op, const struct vp_verdict *v)
+{
+	struct guard_msg m = { .op = op };
+	int fd = vp_verdict_fd(v);
+
+	if (g)
+		say(g, &m, &fd, 1);
+}
+
+void vp_guard_born(struct vp_guard *g, const struct vp_verdict *v)
+{
+	tell_verdict(g, GUARD_BORN, v);
+}
+
+void vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v)
+{
+	tell_verdict(g, GUARD_HEIR, v);
+}
+
 pid_t vp_guard_pid(const struct vp_guard *g)
 {
 	return g ? g->pid : 0;

@@ -24,6 +24,7 @@
 #include "base/err.h"
 #include "conf/conf.h"
 #include "handover/lastsig.h"
+#include "handover/verdict.h"
 #include "sys/activation.h"
 
 struct vp_guard;
@@ -63,6 +64,13 @@ void vp_guard_see_off(struct vp_guard *g, uint64_t id);
 
 /* Another daemon's guard has all wards: forget them, and end when this daemon does. */
 void vp_guard_leave(struct vp_guard *g);
+/*
+ * A hand-over (docs/handover.md): the guards of both daemons have the same wards for a moment, and the verdict says
+ * whose they are when a daemon has gone. born: this one is the successor; before vp_guard_take(). heir: this one has a
+ * successor, which can decide from now on; the last one counts. NULL for g is allowed.
+ */
+void vp_guard_born(struct vp_guard *g, const struct vp_verdict *v);
+void vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v);
 
 /* For daemon.show; 0 when the guard is gone. */
 pid_t vp_guard_pid(const struct vp_guard *g);

@@ -17,12 +17,15 @@
 /* The guard's end of the socket, and the only fd of the daemon's that it begins with but for the log. */
 #define GUARD_SOCK_FD 3
 
-enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF, GUARD_LEAVE };
+enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF, GUARD_LEAVE, GUARD_BORN, GUARD_HEIR };
 
 /* What a ward consists of, in this order; those behind GUARD_RECORD may be missing. */
 enum { GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_RAM, GUARD_FDS };
 
-/* One packet of a SEQPACKET socket. TAKE comes with the fds of the mask. The guard sends one byte, when it is ready. */
+/*
+ * One packet of a SEQPACKET socket. TAKE comes with the fds of the mask, BORN and HEIR with that of a verdict. The
+ * guard sends one byte, when it is ready.
+ */
 struct guard_msg {
 	uint32_t op, fds;
 	uint64_t id;

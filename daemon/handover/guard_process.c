@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "guestmem/map.h"
+#include "handover/verdict.h"
 #include "sandbox/isolate.h"
 #include "port/orphan.h"
 #include "sys/sock.h"
@@ -39,6 +40,14 @@ struct ward {
 	struct vp_orphan *orphan;       /* NULL = the daemon has it */
 	struct vp_lastsig *signal;
 	uint64_t          since_ms;
+};
+
+struct guard {
+	struct ward       *list;
+	struct vp_verdict *born, *heir;  /* of the hand-over to our daemon, and of that to the next; NULL = none */
+	bool               daemon_lives;
+	bool               decided;      /* the daemon has gone, and whose the wards are is known */
+	uint64_t           gone_ms;
 };
 
 static uint64_t now_ms(void)
@@ -168,11 +177,32 @@ static void see_off(struct ward **at)
 		ward_free(at);
 }
 
+/* Those that are being seen off were taken away before that; their connections are nobody else's. */
+static void forget_all(struct ward **at)
+{
+	while (*at)
+		if ((*at)->orphan)
+			at = &(*at)->next;
+		else
+			ward_free(at);
+}
+
+static void take_verdict(struct vp_verdict **v, int fd)
+{
+	int r;
+
+	vp_verdict_free(*v);
+	*v = NULL;
+	r = vp_verdict_map(v, fd);
+	if (r)
+		vp_log(VP_LOG_ERR, "guard: the verdict of a hand-over cannot be read: %s", strerror(-r));
+}
+
 /* fd[GUARD_FDS]: n that came, then -1. */
-static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigned n)
+static void obey(struct guard *g, const struct guard_msg *m, int *fd, unsigned n)
 {
 	const uint32_t must = 1u << GUARD_DRIVER | 1u << GUARD_MEM | 1u << GUARD_RECORD, may = (1u << GUARD_FDS) - 1;
-	struct ward **at = find(list, m->id);
+	struct ward **list = &g->list, **at = find(list, m->id);
 
 	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) &&
 	    n == (unsigned)__builtin_popcount(m->fds)) {
@@ -182,18 +212,16 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 		take(list, m, fd);
 		return;
 	}
+	if (n == 1 && (m->op == GUARD_BORN || m->op == GUARD_HEIR))
+		take_verdict(m->op == GUARD_BORN ? &g->born : &g->heir, fd[0]);
 	for (unsigned i = 0; i < n; i++)
 		close(fd[i]);
 	if (m->op == GUARD_TAKE)
 		vp_log(VP_LOG_ERR,
 		       "guard: link %.31s is not guarded: %u of its %u file descriptors came; raise LimitNOFILE=",
 		       m->name, n, (unsigned)__builtin_popcount(m->fds));
-	/* Those that are being seen off were taken away before that; their connections are nobody else's. */
-	for (at = list; m->op == GUARD_LEAVE && *at;)
-		if ((*at)->orphan)
-			at = &(*at)->next;
-		else
-			ward_free(at);
+	if (m->op == GUARD_LEAVE)
+		forget_all(list);
 	at = find(list, m->id);
 	if (m->op == GUARD_DROP && *at)
 		ward_free(at);
@@ -202,7 +230,7 @@ static void obey(struct ward **list, const struct guard_msg *m, int *fd, unsigne
 }
 
 /* False: the daemon has gone. */
-static bool listen_to_daemon(struct ward **list)
+static bool listen_to_daemon(struct guard *g)
 {
 	union {
 		struct cmsghdr align;
@@ -231,15 +259,54 @@ static bool listen_to_daemon(struct ward **list)
 		return false;
 	if (len != sizeof(m))
 		m.op = 0;
-	obey(list, &m, fd, n);
+	obey(g, &m, fd, n);
 	return true;
+}
+
+/*
+ * The daemon has gone. Somebody may have what it had: the one before it, which never heard that this one takes over, or
+ * its successor. That may be about to say so; it is not waited for longer than a guest would be.
+ */
+static enum vp_verdict_is whose(struct guard *g)
+{
+	/* Ours, or that of whom our daemon meant to follow. */
+	if (g->born && vp_verdict_for_old(g->born) == VP_VERDICT_OLD)
+		return VP_VERDICT_NEW;
+	if (!g->heir)
+		return VP_VERDICT_OLD;
+	return now_ms() - g->gone_ms < GUARD_PATIENCE_MS ? vp_verdict_look(g->heir) : vp_verdict_for_old(g->heir);
+}
+
+static void daemon_gone(struct guard *g)
+{
+	enum vp_verdict_is is = whose(g);
+
+	if (is == VP_VERDICT_OPEN)
+		return;
+	g->decided = true;
+	if (is == VP_VERDICT_NEW) {
+		forget_all(&g->list);
+		return;
+	}
+	for (struct ward **at = &g->list; *at;) {
+		struct ward *w = *at;
+
+		if (!w->orphan) {
+			vp_log(VP_LOG_NOTICE,
+			       "guard: link %s: the daemon has gone; the device VM is asked to let go of the driver "
+			       "VM's rings",
+			       w->name);
+			see_off(at);
+		}
+		if (*at == w)
+			at = &w->next;
+	}
 }
 
 _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 {
 	struct sigaction sa = { .sa_handler = on_alarm };  /* no SA_RESTART: that is the point */
-	struct ward *list = NULL, **at;
-	bool daemon_lives = true;
+	struct guard g = { .daemon_lives = true };
 	struct vp_err e = { 0 };
 	sigset_t set;
 
@@ -259,31 +326,21 @@ _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 	}
 	if (write(GUARD_SOCK_FD, "", 1) != 1)
 		_exit(1);
-	while (daemon_lives || list) {
-		struct pollfd p = { .fd = daemon_lives ? GUARD_SOCK_FD : -1, .events = POLLIN };
-		bool waiting = false;
+	while (g.daemon_lives || g.list) {
+		struct pollfd p = { .fd = g.daemon_lives ? GUARD_SOCK_FD : -1, .events = POLLIN };
+		bool waiting = !g.daemon_lives && !g.decided;
 
-		for (const struct ward *w = list; w; w = w->next)
+		for (const struct ward *w = g.list; w; w = w->next)
 			waiting |= w->orphan != NULL;
 		if (!waiting)
 			interrupt(false);
-		if (poll(&p, 1, waiting ? LOOK_MS : -1) == 1 && !listen_to_daemon(&list)) {
-			daemon_lives = false;
-			for (at = &list; *at;) {
-				struct ward *w = *at;
-
-				if (!w->orphan) {
-					vp_log(VP_LOG_NOTICE,
-					       "guard: link %s: the daemon has gone; the device VM is asked to let go "
-					       "of the driver VM's rings",
-					       w->name);
-					see_off(at);
-				}
-				if (*at == w)
-					at = &w->next;
-			}
+		if (poll(&p, 1, waiting ? LOOK_MS : -1) == 1 && !listen_to_daemon(&g)) {
+			g.daemon_lives = false;
+			g.gone_ms = now_ms();
 		}
-		for (at = &list; *at;) {
+		if (!g.daemon_lives && !g.decided)
+			daemon_gone(&g);
+		for (struct ward **at = &g.list; *at;) {
 			if ((*at)->orphan && over(*at))
 				ward_free(at);
 			else

@@ -26,6 +26,7 @@
 #define ROOM_FDS   65536u
 #define HELLO_MS   60000
 #define RECORD_MS  30000
+#define POINT_MS   2000
 
 enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT, READY };
 
@@ -198,7 +199,7 @@ int vp_takeover_send(int sock, const struct vp_rec *rec, int64_t deadline_ms, st
 	return r;
 }
 
-int vp_takeover_wait(int sock, int64_t deadline_ms, struct vp_err *e)
+static int wait_done(int sock, int64_t deadline_ms, struct vp_err *e)
 {
 	struct packet p;
 	bool shut = false;
@@ -230,22 +231,54 @@ int vp_takeover_wait(int sock, int64_t deadline_ms, struct vp_err *e)
 	}
 }
 
+int vp_takeover_wait(int sock, struct vp_verdict *v, int64_t deadline_ms, struct vp_err *e)
+{
+	int r = wait_done(sock, deadline_ms, e);
+
+	/* One of a version that knows no verdict says DONE all the same. */
+	if (!r)
+		return vp_verdict_for_new(v) == VP_VERDICT_NEW ? 0 : -ECANCELED;
+	return vp_verdict_for_old(v) == VP_VERDICT_NEW ? 0 : r;
+}
+
 /* ---- the successor ------------------------------------------------------------------------------- */
 
-static long exit_at, points;
+/* Points before the verdict count from 1 up, those behind it from -1 down. */
+static long exit_at, wait_at, points, behind;
+
+static long from_env(const char *name)
+{
+	const char *at = getenv(name);
+
+	return at ? atol(at) : 0;
+}
 
 void vp_takeover_points(void)
 {
-	const char *at = getenv("VHOST_PCI_TAKEOVER_EXIT");
+	exit_at = from_env("VHOST_PCI_TAKEOVER_EXIT");
+	wait_at = from_env("VHOST_PCI_TAKEOVER_WAIT");
+	points = behind = 0;
+}
 
-	exit_at = at ? atol(at) : 0;
-	points = 0;
+static void point(long n)
+{
+	if (n == exit_at)
+		_exit(99);
+	if (wait_at)
+		vp_log(VP_LOG_DEBUG, "upgrade: at point %ld%s", n, n == wait_at ? ", and waits" : "");
+	if (n != wait_at)
+		return;
+	poll(NULL, 0, POINT_MS);
 }
 
 void vp_takeover_point(void)
 {
-	if (exit_at && ++points == exit_at)
-		_exit(99);
+	point(++points);
+}
+
+void vp_takeover_behind(void)
+{
+	point(--behind);
 }
 
 void vp_takeover_prepare(void)
@@ -336,13 +369,21 @@ int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct
 	return r;
 }
 
-int vp_takeover_done(int sock)
+int vp_takeover_done(int sock, struct vp_verdict *v)
 {
 	struct packet p;
 	unsigned n;
 	int r;
 
 	vp_takeover_point();
+	if (v && vp_verdict_for_new(v) != VP_VERDICT_NEW)
+		return -ECANCELED;
+	vp_takeover_behind();
+	if (v) {
+		/* It may be gone. */
+		send_packet(sock, DONE, NULL, 0, NULL, 0);
+		return 0;
+	}
 	if (!send_packet(sock, DONE, NULL, 0, NULL, 0))
 		return 0;
 	/* It has said that it goes on; or it is gone, at rest, and nobody else has what it had. */

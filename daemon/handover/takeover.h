@@ -12,8 +12,10 @@
  *   or FAILED why       ────────►  goes on
  *                       ◄────────  ABORT, and no more can be sent: the successor ends
  *
- * The moment at which DONE is sent decides: before it the daemon may take the way back, by shutting the socket down, so
- * that DONE cannot be sent any more. After it nothing of the old daemon touches anything again.
+ * The verdict (verdict.h), which comes with the second part, decides: the successor gives it just before it says DONE.
+ * Before that the daemon may take the way back, by giving it first. After it nothing of the old daemon touches anything
+ * again. A daemon of a version without verdicts takes the way back by shutting the socket down, so that DONE cannot be
+ * sent any more.
  *
  * Main thread only.
  */
@@ -25,6 +27,7 @@
 
 #include "base/err.h"
 #include "base/record.h"
+#include "handover/verdict.h"
 
 struct vp_takeover_hello {
 	uint32_t version;  /* VP_RECORD_VERSION of the successor */
@@ -39,8 +42,8 @@ int vp_takeover_hello(int sock, struct vp_takeover_hello *h, struct vp_err *e);
 int vp_takeover_ready(int sock, struct vp_err *e);
 /* Send all of it; waits for the reader until deadline_ms (CLOCK_MONOTONIC). */
 int vp_takeover_send(int sock, const struct vp_rec *r, int64_t deadline_ms, struct vp_err *e);
-/* Wait for DONE: 0, and the successor has it all. Otherwise it has nothing, and cannot say DONE any more; e: why. */
-int vp_takeover_wait(int sock, int64_t deadline_ms, struct vp_err *e);
+/* Wait for DONE: 0, and the successor has it all. Otherwise it has nothing, and cannot take it any more; e: why. */
+int vp_takeover_wait(int sock, struct vp_verdict *v, int64_t deadline_ms, struct vp_err *e);
 int64_t vp_takeover_ms(void);
 /* Until it has said something, or that time has come. */
 void vp_takeover_pause(int sock, int64_t deadline_ms);
@@ -54,17 +57,22 @@ void vp_takeover_pause(int sock, int64_t deadline_ms);
 void vp_takeover_prepare(void);
 /* Say HELLO (first), or READY, and wait for a whole part. fds and *bytes are the caller's. */
 int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e);
-/* Say DONE. 0: we are the daemon now. -ECANCELED: the other one goes on. It has gone: 0. */
-int vp_takeover_done(int sock);
+/*
+ * Say DONE. 0: we are the daemon now. -ECANCELED: the other one goes on. It has gone: 0. v NULL: the other one knows no
+ * verdict.
+ */
+int vp_takeover_done(int sock, struct vp_verdict *v);
 void vp_takeover_failed(int sock, const char *why);
 /* Until the other one has ended, `ms` at most. */
 void vp_takeover_await_end(int sock, int ms);
 
 /*
- * A test may have the successor end at a point of the take-over: VHOST_PCI_TAKEOVER_EXIT has its number, from 1. Counts
- * the points; does nothing without that, or when nothing is taken over.
+ * A test may have the successor end at a point of the take-over (VHOST_PCI_TAKEOVER_EXIT has its number, from 1), or
+ * wait there for two seconds (VHOST_PCI_TAKEOVER_WAIT). Those behind the verdict count from -1 down. Counts the points;
+ * does nothing without that, or when nothing is taken over.
  */
 void vp_takeover_points(void);
 void vp_takeover_point(void);
+void vp_takeover_behind(void);
 
 #endif

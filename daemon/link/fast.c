@@ -38,6 +38,9 @@ struct fast_queue {
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
 	bool            account;               /* who has it keeps the account of its open requests */
 	bool            left;                  /* what its back-end left is to be dealt with, when that has let go */
+	uint64_t        failed;                /* requests that back-ends left */
+	/* taken over: its account is to be opened before anybody gets it; its call changed just before that */
+	bool            reopen, moved;
 };
 
 struct fast {
@@ -48,7 +51,6 @@ struct fast {
 	struct vp_grants  *grants;    /* grant mode; else NULL */
 	struct vp_port_region extra;  /* grant mode: that of the in-flight area; size 0 = none */
 	sd_event_source   *timer;
-	uint64_t           failed;    /* requests that a back-end left */
 };
 
 static const uint32_t nudge_us[] = { 500000, 500000, 50000, 5000 };  /* behind each, from the last one to the first */
@@ -220,7 +222,7 @@ static void deal_with_left(struct vp_plink *pl, unsigned i)
 		return;
 	if (call)
 		worker_call(pl->l->d->workers, &r->rq);
-	f->failed += (unsigned)n;
+	f->q[i].failed += (unsigned)n;
 	vp_log(VP_LOG_WARNING, "%s: queue %u: its back-end has gone: %d requests that it may have had have failed",
 	       pl->name, i, n);
 }
@@ -233,12 +235,24 @@ static void tidy_left(struct vp_plink *pl)
 			deal_with_left(pl, i);
 }
 
+/* The daemon before had opened its account, and nobody has had the queue since. */
+static void open_again(struct vp_plink *pl, unsigned i)
+{
+	struct fast_queue *q = &fast_of(pl)->q[i];
+	struct vp_err e = { 0 };
+
+	if (q->reopen)
+		vp_vdev_ring_reopen(pl->slot.v, i, &e);
+	q->reopen = false;
+}
+
 static int fast_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 {
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	const struct vp_virtq *vq = &r->rq.vq;
 	struct fast_queue *q = &fast_of(pl)->q[i];
 
+	open_again(pl, i);
 	if (q->left)
 		deal_with_left(pl, i);
 	if (vq->broken)
@@ -316,6 +330,7 @@ static void fast_finish(struct vp_plink *pl, unsigned i)
 {
 	struct fast_queue *q = &fast_of(pl)->q[i];
 
+	open_again(pl, i);
 	if (q->left && vp_vdev_ring(pl->slot.v, i)->usable)
 		lost(pl, i, "has gone");
 	q->left = false;
@@ -352,7 +367,7 @@ static void fast_wire(struct vp_plink *pl, unsigned i)
 	struct fast *f = fast_of(pl);
 	struct fast_queue *q = &f->q[i];
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	bool moved = q->call_seen && q->call_seen != r->call_serial;
+	bool moved = q->moved || (q->call_seen && q->call_seen != r->call_serial);
 	int kick = r->kick_fd;
 	int ret;
 
@@ -362,6 +377,7 @@ static void fast_wire(struct vp_plink *pl, unsigned i)
 		nudge(f, i, r->rq.call_fd);
 	q->kick_seen = r->kick_serial;
 	q->call_seen = r->call_serial;
+	q->moved = false;
 	vp_plink_unwire(pl, &q->kick);
 	ret = kick >= 0 && !(q->direct & VP_ATTACH_KICK) ? pl->att->ops->wire(pl->att, 1 + i, kick, &q->kick) : 0;
 	if (ret && ret != -ENOTCONN)
@@ -369,17 +385,27 @@ static void fast_wire(struct vp_plink *pl, unsigned i)
 	vp_plink_wire(pl, &q->call, pl->att->ops->call_fd(pl->att, 1 + i), r->rq.call_fd, "calls");
 }
 
+static uint64_t fast_signals(struct vp_plink *pl)
+{
+	const struct fast *f = fast_of(pl);
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < pl->n; i++)
+		n += vp_plink_wire_count(f->q[i].kick) + vp_plink_wire_count(f->q[i].call) +
+		     vp_plink_wire_count(f->q[i].late);
+	return n;
+}
+
 static void fast_show(struct vp_plink *pl, json_t *o)
 {
 	struct fast *f = fast_of(pl);
-	uint64_t signals = pl->signals;
+	uint64_t failed = 0;
 
 	for (unsigned i = 0; i < pl->n; i++)
-		signals += vp_plink_wire_count(f->q[i].kick) + vp_plink_wire_count(f->q[i].call) +
-			   vp_plink_wire_count(f->q[i].late);
+		failed += f->q[i].failed;
 	if (pl->dev->waits)
-		json_object_set_new(o, "requests_failed", json_integer((json_int_t)f->failed));
-	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)signals));
+		json_object_set_new(o, "requests_failed", json_integer((json_int_t)failed));
+	json_object_set_new(o, "signals_forwarded", json_integer((json_int_t)(pl->signals + fast_signals(pl))));
 	/* An attachment with straight-through signals says how many there are. */
 	json_object_set_new(o, "kicks_direct", json_integer(0));
 	json_object_set_new(o, "calls_direct", json_integer(0));
@@ -406,12 +432,63 @@ static void fast_fresh(struct vp_plink *pl)
 		vp_plink_copy.fresh(pl);
 }
 
+/* ---- for another daemon ------------------------------------------------------------------------------------ */
+
+enum tag { TAG_QUEUE = 1 };
+
+enum { Q_ACCOUNT = 1, Q_LEFT = 2, Q_REOPEN = 4, Q_MOVED = 8 };
+
+struct queue_rec {
+	uint32_t flags, kick_seen, call_seen, direct;
+	uint64_t failed;
+};
+
+/* The pool's file, where there is one. */
+static void fast_save(struct vp_plink *pl, struct vp_rec *r)
+{
+	if (pl->copy)
+		vp_plink_copy.save(pl, r);
+}
+
+static void fast_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
+{
+	const struct fast_queue *q = &fast_of(pl)->q[i];
+	bool account = pl->slot.v && vp_vdev_ring(pl->slot.v, i)->inflight.on;
+	const struct queue_rec s = {
+		.flags = (q->account ? Q_ACCOUNT : 0) | (q->left ? Q_LEFT : 0) | (q->late ? Q_MOVED : 0) |
+			 (q->reopen || (account && !pl->q[i].handed) ? Q_REOPEN : 0),
+		.kick_seen = q->kick_seen, .call_seen = q->call_seen, .direct = q->direct, .failed = q->failed,
+	};
+
+	vp_rec_put(r, TAG_QUEUE, &s, sizeof(s));
+}
+
+static int fast_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct fast_queue *q = &fast_of(pl)->q[i];
+	struct queue_rec s;
+
+	if (vp_rec_get(in, TAG_QUEUE, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
+	q->account = s.flags & Q_ACCOUNT;
+	q->left = s.flags & Q_LEFT;
+	q->reopen = s.flags & Q_REOPEN && pl->slot.v && !pl->q[i].handed;
+	q->moved = s.flags & Q_MOVED;
+	q->failed = s.failed;
+	/* What the device side was told it has been told: it keeps the fds that it has. */
+	q->kick_seen = s.kick_seen;
+	q->call_seen = s.call_seen;
+	q->direct = s.direct;
+	return 0;
+}
+
 static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
 	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
 	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
-	.show = fast_show,
+	.show = fast_show, .signals = fast_signals,
+	.save = fast_save, .save_queue = fast_save_queue, .restore_queue = fast_restore_queue, .save_requests = true,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
@@ -491,7 +568,7 @@ static const struct vp_plink_mode grant_mode = {
 	.gone = fast_gone, .fresh = fast_fresh,
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
 	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
-	.grants = grant_grants, .wire = fast_wire, .show = fast_show,
+	.grants = grant_grants, .wire = fast_wire, .show = fast_show, .signals = fast_signals,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -76,7 +76,8 @@ struct vp_link_ops {
 	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
 	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
-	bool (*can_hand_over)(const struct vp_link *l); /* ? NULL: where save is there */
+	/* ? NULL: where save is there. *why: what is in the way for now, where it is not the kind of link. */
+	bool (*can_hand_over)(const struct vp_link *l, const char **why);
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
 	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);

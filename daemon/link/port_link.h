@@ -93,8 +93,9 @@ struct vp_plink_mode {
 	/*
 	 * ? For another daemon (port_save.c): what init() is to find there (vp_plink_heir_mode()), and a queue, whoever
 	 * has it. restore_queue: the driver's ring, the port and its attachment are there; nothing is written, and what
-	 * `begin` sets is set if q->handed. NULL save_queue: links of this mode cannot be handed over. save_requests:
-	 * nor can, without it, those of device types whose requests wait.
+	 * `begin` sets is set if q->handed. A queue that is in another mode for now is saved by both. NULL save_queue:
+	 * links of this mode cannot be handed over. save_requests: nor can, without it, those of device types whose
+	 * requests wait.
 	 */
 	void (*save)(struct vp_plink *pl, struct vp_rec *r);
 	void (*save_queue)(struct vp_plink *pl, unsigned i, struct vp_rec *r);
@@ -200,7 +201,7 @@ int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool agai
 bool vp_plink_plugged(const struct vp_link *l);
 
 /* port_save.c: the link's operations for another daemon. */
-bool vp_plink_can_hand_over(const struct vp_link *l);
+bool vp_plink_can_hand_over(const struct vp_link *l, const char **why);
 bool vp_plink_at_rest(const struct vp_link *l);
 void vp_plink_save(struct vp_link *l, struct vp_rec *r);
 int  vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);

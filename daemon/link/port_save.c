@@ -15,7 +15,7 @@
 enum tag {
 	TAG_PORT = 16, TAG_PROFILE, TAG_MODE, TAG_ATTACHMENT,
 	/* of the second part */
-	TAG_LINK, TAG_MISFIT, TAG_QUEUE, TAG_STATE,
+	TAG_LINK, TAG_MISFIT, TAG_QUEUE, TAG_STATE, TAG_MODE_NOW,
 };
 
 struct link_rec {
@@ -33,11 +33,25 @@ struct profile_rec {
 
 /* ---- writing ------------------------------------------------------------------------------- */
 
-bool vp_plink_can_hand_over(const struct vp_link *l)
+/* Its queue is in another mode than the link's, for a time. */
+static bool elsewhere(const struct vp_plink *pl, unsigned i)
+{
+	return pl->q[i].m != pl->m;
+}
+
+bool vp_plink_can_hand_over(const struct vp_link *l, const char **why)
 {
 	const struct vp_plink *pl = l->impl;
 
-	return pl->m->save_queue && pl->att->ops->save_hot && (!pl->dev->waits || pl->m->save_requests);
+	if (!pl->m->save_queue || !pl->att->ops->save_hot || (pl->dev->waits && !pl->m->save_requests))
+		return false;
+	for (unsigned i = 0; i < pl->n; i++) {
+		if (!elsewhere(pl, i) || !pl->dev->waits || pl->q[i].m->save_requests)
+			continue;
+		*why = "its requests are copied for now; try again when its driver VM has migrated";
+		return false;
+	}
+	return true;
 }
 
 bool vp_plink_at_rest(const struct vp_link *l)
@@ -88,13 +102,18 @@ static void save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
 	const struct vp_plink_queue *q = &pl->q[i];
 	const uint32_t flags = (q->handed ? Q_HANDED : 0) | (q->taken ? Q_TAKEN : 0) | (q->spoiled ? Q_SPOILED : 0) |
 			       (q->given_up ? Q_GIVEN_UP : 0) | (q->gone ? Q_GONE : 0) |
-			       (q->m != pl->m ? Q_COPIED : 0);
+			       (elsewhere(pl, i) ? Q_COPIED : 0);
 
 	vp_rec_begin(r, TAG_QUEUE);
 	vp_rec_put(r, TAG_STATE, &flags, sizeof(flags));
 	vp_rec_begin(r, TAG_MODE);
-	q->m->save_queue(pl, i, r);
+	pl->m->save_queue(pl, i, r);
 	vp_rec_end(r);
+	if (elsewhere(pl, i)) {
+		vp_rec_begin(r, TAG_MODE_NOW);
+		q->m->save_queue(pl, i, r);
+		vp_rec_end(r);
+	}
 	vp_rec_end(r);
 }
 
@@ -176,11 +195,13 @@ int vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_er
 static int load_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_plink_queue *q = &pl->q[i];
-	struct vp_rec_in mode;
+	struct vp_rec_in mode, now;
 	uint32_t flags;
+	int r;
 
 	if (vp_rec_get(in, TAG_STATE, &flags, sizeof(flags)) || !vp_rec_find(in, TAG_MODE, &mode) ||
-	    (flags & Q_HANDED && !pl->slot.v) || (flags & Q_COPIED && !pl->copy))
+	    (flags & Q_HANDED && !pl->slot.v) ||
+	    (flags & Q_COPIED && (!pl->copy || pl->m == &vp_plink_copy || !vp_rec_find(in, TAG_MODE_NOW, &now))))
 		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
 	q->taken = flags & Q_TAKEN;
 	q->spoiled = flags & Q_SPOILED;
@@ -190,7 +211,8 @@ static int load_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *i
 	q->handed = flags & Q_HANDED;
 	/* Wires and lanes follow when that daemon has gone. */
 	q->rewire = q->handed;
-	return q->m->restore_queue(pl, i, &mode, e);
+	r = pl->m->restore_queue(pl, i, &mode, e);
+	return !r && elsewhere(pl, i) ? q->m->restore_queue(pl, i, &now, e) : r;
 }
 
 int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
@@ -221,7 +243,12 @@ int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct v
 		if (tag == TAG_QUEUE)
 			r = i < pl->n ? load_queue(pl, i++, &body, e) :
 			    vp_err_set(e, -EPROTO, "the record of its queues has too many");
-	return !r && i != pl->n ? vp_err_set(e, -EPROTO, "the record of its queues lacks some") : r;
+	if (!r && i != pl->n)
+		r = vp_err_set(e, -EPROTO, "the record of its queues lacks some");
+	/* From now on until that daemon's guard hears of the verdict both have it. */
+	if (!r)
+		vp_plink_guard_update(pl);
+	return r;
 }
 
 void vp_plink_go_on(struct vp_link *l)

@@ -611,6 +611,9 @@ def give(d, *parts, end=True):
     content.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The daemon went on, when these records were taken: here that is open again.
+    for fd in (fd for _, fds, _ in parts for fd in fds if "vhost-pci verdict" in os.readlink(f"/proc/self/fd/{fd}")):
+        os.pwrite(fd, bytes(4), 0)
     with open(d.tmp / "log", "ab") as log:
         p = subprocess.Popen(d.command("--take-over", str(theirs.fileno())), pass_fds=[theirs.fileno()], stderr=log)
     theirs.close()

@@ -20,7 +20,12 @@ from test_restart import service  # noqa: F401 pylint: disable=unused-import
 from test_upgrade import fd_kinds, real, refused
 
 PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
-DONE = [("copy", "local"), ("copy", "ivshmem"), ("copy", "shmem")]
+DONE = [
+    ("copy", "local"),
+    ("copy", "ivshmem"),
+    ("copy", "shmem"),
+    ("fast", "local"),
+]
 IDS = [f"{m}-{a}" for m, a in DONE]
 
 
@@ -184,7 +189,7 @@ def test_counters_go_on(make_daemon, mode, attachment):
                d.stats("ab")["device"]["tx"]["packets"] == e.sent[1])
 
 
-TIMES = int(os.environ.get("VHOST_PCI_UPGRADES", 15))
+TIMES = int(os.environ.get("VHOST_PCI_UPGRADES", 20))
 
 
 @pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
