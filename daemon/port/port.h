@@ -285,8 +285,9 @@ void vp_port_touch(struct vp_port *p);
 
 /*
  * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment, or
- * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There vp_port_record_memory() finds the memory before the port is made, which is silent then.
- * It has its own regions, as vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
+ * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There
+ * vp_port_record_memory() finds the memory before the port is made, which is silent then. It has its own regions, as
+ * vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
  */
 bool vp_port_at_rest(const struct vp_port *p, bool on_their_way);
 void vp_port_save(struct vp_port *p, struct vp_rec *r);
