@@ -11,10 +11,43 @@ import time
 import conftest
 import portclient as pc
 import portlab
+import pytest
 import vu
 from portflow import PATH, ends
 from portside import eventfd_id
 from test_restart import service  # noqa: F401 pylint: disable=unused-import
+
+
+@pytest.mark.parametrize("attachment", ["ivshmem", "shmem"])
+def test_changed_link(make_daemon, attachment):
+    """A device that would have to be plugged anew is not ended silently; a link that goes, or has no device, is as by a reload."""
+    d = make_daemon()
+    x = portlab.PortLab(d, "copy", attachment)
+    d.start()
+
+    with vu.Nic(x.drv()) as nic, x.connect() as p:
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p) as e:
+            text = (d.conf / "ab.link").read_text() + "[Net]\nPacketsPerSecond=1000000\n"
+            d.write("ab.link", text)
+            d.upgrade()
+            assert d.show("ab")["packets_per_second"] == 1000000
+            d.write("ab.link", text.replace("PoolSize=4M", "PoolSize=8M"))
+            pid = d.proc.pid
+            with pytest.raises(conftest.ControlError) as err:
+                d.call("daemon.upgrade")
+            assert "its device in VM b may have to be plugged anew" in err.value.message
+            assert d.alive() and d.proc.pid == pid
+            e.more()
+    d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
+    d.upgrade()
+    with vu.Nic(x.drv()), x.connect() as p:
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        os.remove(d.conf / "ab.link")
+        d.upgrade()
+        assert not d.call("link.list")["links"]
 
 
 # ---- ivshmem -------------------------------------------------------------------------------------
