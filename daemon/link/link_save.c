@@ -217,9 +217,9 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	if (!r && !same && s.plugged && *probe.conf.name) {
 		free(probe.given);
 		return vp_err_set(e, -EBUSY,
-				  "link %s: its configuration has changed, and its device in VM %s may have to be plugged "
-				  "anew for that; run vhost-pcictl reload first, which says so", name,
-				  probe.conf.side[VP_SIDE_DEVICE].vm);
+				  "link %s: its configuration has changed, and its device in VM %s may have to be "
+				  "plugged anew for that; run vhost-pcictl reload first, which says so",
+				  name, probe.conf.side[VP_SIDE_DEVICE].vm);
 	}
 	if (r || !same) {
 		vp_log(VP_LOG_NOTICE, "link %s: it is not handed over, for %s", name,
