@@ -19,6 +19,7 @@ struct link_rec {
 	uint32_t mode, runtime, up, state;
 	uint64_t since_us, state_us;
 	uint64_t state_sum[VP_LINK_STATES];
+	uint32_t plugged, pad;
 };
 
 int vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e)
@@ -78,7 +79,7 @@ static void link_save(struct vp_link *l, struct vp_rec *r)
 {
 	struct link_rec s = {
 		.mode = l->decision.mode, .runtime = l->origin == VP_ORIGIN_RUNTIME, .up = l->up, .state = l->state,
-		.since_us = l->since_us, .state_us = l->state_us,
+		.since_us = l->since_us, .state_us = l->state_us, .plugged = l->ops->plugged && l->ops->plugged(l),
 	};
 	char *text = shape(l);
 
@@ -218,6 +219,14 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	    s.state >= VP_LINK_STATES || !vp_rec_find(in, TAG_IMPL, &impl))
 		return vp_err_set(e, -EPROTO, "the record of link %.63s is malformed, or of another version", name);
 	r = conf_now(ls, d, in, &s, &probe, name, &same, &why);
+	/* As a reload without --yes, this ends no device of a running VM that is wanted still. */
+	if (!r && !same && s.plugged && *probe.conf.name) {
+		free(probe.given);
+		return vp_err_set(e, -EBUSY,
+				  "link %s: its configuration has changed, and its device in VM %s may have to be "
+				  "plugged anew for that; run vhost-pcictl reload first, which says so",
+				  name, probe.conf.side[VP_SIDE_DEVICE].vm);
+	}
 	if (r || !same) {
 		vp_log(VP_LOG_NOTICE, "link %s: it is not handed over, for %s", name,
 		       r ? why.msg : "its configuration has changed");

@@ -89,7 +89,8 @@ static bool slots_ok(const struct vp_copyq *b)
 	const uint32_t n = b->mask + 1;
 
 	if (b->head - b->tail > n || b->pend_head - b->pend_tail > n ||
-	    (b->in_order && b->order - b->tail > b->head - b->tail) ||
+	    /* An early queue has nothing to put in order. */
+	    (b->in_order && !b->c.early && b->order - b->tail > b->head - b->tail) ||
 	    b->data.head > b->data.size || b->data.used > b->data.size || b->segs.head > b->segs.size ||
 	    b->segs.used > b->segs.size)
 		return false;
