@@ -30,6 +30,7 @@
 #include "context/context.h"
 #include "device/device.h"
 #include "front/peer.h"
+#include "sys/slow.h"
 #include "sys/source.h"
 #include "conf/policy.h"
 #include "port/sring.h"
@@ -78,6 +79,7 @@ struct request {
 	uint32_t      epoch;
 	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
 	bool          map;
+	struct vp_slow slow;
 };
 
 /* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
@@ -123,6 +125,7 @@ static void request_done(void *arg, int result)
 	unsigned slot = q->slot;
 	bool map = q->map, mine = q->epoch == s->epoch && s->started;
 
+	vp_slow_end(&q->slow);
 	free(q);
 	if (!mine)
 		return;
@@ -155,6 +158,19 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	return q;
 }
 
+/* It was sent. */
+static void request_await(struct request *q)
+{
+	static const char way[] = "the device VM's VMM is stopped or busy, look at that process; the link waits for it";
+	const char *verb = q->map ? "SHMEM_MAP" : "SHMEM_UNMAP";
+	struct shmem *s = q->s;
+
+	if (q->slot == VHP_MAX_WINDOWS)
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of the control block", s->c.name, verb);
+	else
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of window %u", s->c.name, verb, q->slot);
+}
+
 static void map_control(struct shmem *s)
 {
 	struct request *q = request_new(s, VHP_MAX_WINDOWS, true);
@@ -171,7 +187,9 @@ static void map_control(struct shmem *s)
 		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared "
 		       "memory regions",
 		       s->c.name, strerror(-r));
+		return;
 	}
+	request_await(q);
 }
 
 /*
@@ -221,6 +239,7 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 		free(q);
 		return vp_err_set(e, r, "the VMM cannot be asked to map it: %s", strerror(-r));
 	}
+	request_await(q);
 	s->n_maps++;
 	s->ext[w->slot] = (struct extent){ at, w->size };
 	*kind = VHP_WINDOW_SHMEM;
@@ -242,6 +261,7 @@ static int take(void *att, unsigned slot)
 		vp_peer_kick_out(s->peer, "a window cannot be withdrawn");
 		return 0;
 	}
+	request_await(q);
 	vp_peer_rearm(s->peer);
 	s->n_unmaps++;
 	return VP_LATER;
