@@ -30,6 +30,7 @@
 #include "device/device.h"
 #include "conf/policy.h"
 #include "port/sring.h"
+#include "sys/slow.h"
 
 /* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
 
@@ -94,6 +95,7 @@ void vp_shmem_request_done(void *arg, int result)
 	unsigned slot = q->slot;
 	bool map = q->map, mine = q->epoch == s->epoch && s->started;
 
+	vp_slow_end(&q->slow);
 	free(q);
 	if (!mine)
 		return;
@@ -127,6 +129,19 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	return q;
 }
 
+/* It was sent. */
+static void request_await(struct request *q)
+{
+	static const char way[] = "the device VM's VMM is stopped or busy, look at that process; the link waits for it";
+	const char *verb = q->map ? "SHMEM_MAP" : "SHMEM_UNMAP";
+	struct shmem *s = q->s;
+
+	if (q->slot == VHP_MAX_WINDOWS)
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of the control block", s->c.name, verb);
+	else
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of window %u", s->c.name, verb, q->slot);
+}
+
 static void map_control(struct shmem *s)
 {
 	struct request *q = request_new(s, VHP_MAX_WINDOWS, true);
@@ -143,7 +158,9 @@ static void map_control(struct shmem *s)
 		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared "
 		       "memory regions",
 		       s->c.name, strerror(-r));
+		return;
 	}
+	request_await(q);
 }
 
 /*
@@ -193,6 +210,7 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 		free(q);
 		return vp_err_set(e, r, "the VMM cannot be asked to map it: %s", strerror(-r));
 	}
+	request_await(q);
 	s->n_maps++;
 	s->ext[w->slot] = (struct extent){ at, w->size };
 	*kind = VHP_WINDOW_SHMEM;
@@ -214,6 +232,8 @@ static int ask_unmap(struct shmem *s, unsigned slot)
 	s->n_unmaps += !r;
 	if (r)
 		free(q);
+	else
+		request_await(q);
 	if (r && !s->ext[slot].owed)
 		not_taken(s, slot, r);
 	return s->ext[slot].owed ? r : 0;

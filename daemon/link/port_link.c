@@ -81,6 +81,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (pl->inited)
 		pl->m->fini(pl);
 	sd_event_source_disable_unref(pl->drain_timer);
+	vp_slow_end(&pl->drain_slow);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);
 	free(pl->q);

@@ -25,6 +25,7 @@
 #include "attach/attach.h"
 #include "threads/forward.h"
 #include "port/port.h"
+#include "sys/slow.h"
 #include "front/stats.h"
 #include "front/vdev.h"
 
@@ -165,6 +166,7 @@ struct vp_plink {
 	struct vp_profile     profile;
 	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
 	sd_event_source      *drain_timer;
+	struct vp_slow        drain_slow;
 };
 
 /* The driver VM's memory, NULL = there is none, or it is going. */
