@@ -154,7 +154,7 @@ struct vp_plink {
 	bool                  reoffer;    /* what a driver VM is offered changes when its session has ended */
 	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
-	bool                  guarded, guard_stale, leaving;
+	bool                  guarded, guards_driver, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	/* no events for what changes now: one is to follow, or nobody may know of the link */
