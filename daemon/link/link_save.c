@@ -81,21 +81,22 @@ static void link_save(struct vp_link *l, struct vp_rec *r)
 		.mode = l->decision.mode, .runtime = l->origin == VP_ORIGIN_RUNTIME, .up = l->up, .state = l->state,
 		.since_us = l->since_us, .state_us = l->state_us, .plugged = l->ops->plugged && l->ops->plugged(l),
 	};
-	char *text = shape(l);
 
+	/* Kept, for it is written again while traffic stands still. */
+	if (!l->shape)
+		l->shape = shape(l);
 	memcpy(s.state_sum, l->state_sum, sizeof(s.state_sum));
 	vp_rec_begin(r, TAG_LINK);
 	vp_rec_str(r, TAG_NAME, l->conf.name);
 	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
 	vp_rec_put(r, TAG_CONF, &l->conf, sizeof(l->conf));
-	vp_rec_str(r, TAG_SHAPE, text ? text : "");
+	vp_rec_str(r, TAG_SHAPE, l->shape ? l->shape : "");
 	if (s.runtime)
 		vp_rec_str(r, TAG_GIVEN, l->given);
 	vp_rec_begin(r, TAG_IMPL);
 	l->ops->save(l, r);
 	vp_rec_end(r);
 	vp_rec_end(r);
-	free(text);
 }
 
 void vp_links_save(struct vp_links *ls, struct vp_rec *r)
