@@ -265,10 +265,11 @@ def test_requests_that_are_logged(make):
 # ---- open requests -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", ["fast", "grant"])
 @pytest.mark.parametrize("vmm", ["keeps the area", "has none"])
-def test_account_of_requests(make, vmm):
+def test_account_of_requests(make, vmm, mode):
     """The area goes over, with what is open: whether somebody has the queue, or nobody has."""
-    d = make("fast", Profile_Capacity="4M")
+    d = make(mode, Profile_Capacity="4M")
     store = bytearray(4 << 20)
     protocol = blk.PF if vmm == "keeps the area" else blk.PF & ~vu.bit(blk.PF_INFLIGHT)
     with Driver(drv(d), protocol=protocol) as f:
