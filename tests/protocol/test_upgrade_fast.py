@@ -137,13 +137,6 @@ def held_until_let_go(d, nic, p):
     assert d.log().count("is asked to let go") == 1 and "has not let go" not in d.log()
 
 
-def goes_on(d, nic, p, page):
-    assert d.call("daemon.show")["pid"] == d.proc.pid
-    assert page_of(p) == page and not hung_up(nic.sock)
-    with ends(nic, p):
-        d.upgrade()
-
-
 def kill(*procs):
     for p in procs:
         p.kill()
@@ -159,15 +152,14 @@ def test_old_one_is_killed(make_daemon, hooked, at):
         old, new = hooked.begin(d, {"first part": 2, "all told": n, "verdict given": -1}[at])
         kill(old)
         hooked.close()
-        if at == "first part":
-            new.wait(60)
-        else:
+        if at != "first part":
             d.proc, d.control = new, conftest.Control(d.run / "control.sock")
             assert page_of(p) == page and not hung_up(nic.sock)
             with ends(nic, p):
                 d.upgrade()
             kill(d.proc)
         held_until_let_go(d, nic, p)
+        new.wait(60)
 
 
 @pytest.mark.parametrize("at", ["first part", "all told"])
