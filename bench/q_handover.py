@@ -1,185 +1,107 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""handover: for how long a busy link stands still in an upgrade, against a restart of the same build.
+"""handover: for how long busy links stand still in an upgrade, against a restart.
 
-Numbered packets go from driver to driver; the longest time between two that arrive is what an end sees. After a restart the
-front-ends connect again as soon as they can, and, as QEMU does with reconnect=1, a second after they have lost the connection.
+Numbered packets go both ways on every busy link; the longest time between two that arrive is what an end sees. The peer is what had to be
+done before there was an upgrade: the daemon ends and is started again, with the same links, front-ends and traffic. Its front-ends connect
+again after 10 ms; the second table row of a restart adds the second that QEMU waits with reconnect=1 before it tries. --before names the
+build of a revision that had no upgrade; without it this build is restarted.
 """
-import ctypes
-import os
-import signal
-import sys
-import threading
-import time
+import statistics
 
 import harness
-import middle
-from frontend import IdleVm
+from fleet import Fleet
 from q_scale import need_files
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "conformance"))
-
-import vu  # noqa: E402
-
-TARGET_MS = {16: 10.0}
-PEER = "restart of the same build"
-
-
-class Busy(threading.Thread):
-    """One link's two ends, and packets from the one to the other."""
-
-    def __init__(self, paths, memory=8 << 20):
-        super().__init__(daemon=True)
-        self.paths, self.memory = paths, memory
-        self.ending, self.wait_s, self.last = False, 0, None
-        self.gap, self.wrong = 0.0, None
-        self.connect()
-
-    def connect(self):
-        end = time.monotonic() + 30
-        while True:
-            try:
-                self.a, self.b = (vu.Nic(p, mem=vu.Memory(self.memory)) for p in self.paths)
-                for nic in (self.a, self.b):
-                    nic.sock.settimeout(None)
-                return
-            except (OSError, vu.Gone):
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.001)
-
-    def lost(self):
-        """A front-end sees the end of its connection; looked at now and then, and when nothing comes."""
-        for nic in (self.a, self.b):
-            try:
-                if nic.sock.recv(1, 0x40) == b"":  # MSG_DONTWAIT
-                    return True
-            except BlockingIOError:
-                pass
-            except OSError:
-                return True
-        return False
-
-    def run(self):
-        try:
-            self.packets()
-        except Exception as err:  # pylint: disable=broad-except
-            self.wrong = err
-
-    def packets(self):
-        sent = got = 0
-        while not self.ending:
-            if sent - got < 16:
-                self.a.send_packet(vu.frame(sent, 64))
-                sent += 1
-            p = self.b.poll_packet()
-            now = time.monotonic()
-            if p is not None:
-                if p[1] != vu.frame(got, 64):
-                    raise harness.BenchError("packet %d did not arrive" % got)
-                got += 1
-                if self.last is not None:
-                    self.gap = max(self.gap, now - self.last)
-                self.last = now
-            elif self.last is not None and now - self.last > 0.005:
-                if self.lost():
-                    time.sleep(self.wait_s)
-                    self.a.close()
-                    self.b.close()
-                    self.connect()
-                    sent = got = 0
-                time.sleep(0.0005)
-            else:
-                time.sleep(0.00005)
-
-    def end(self):
-        self.ending = True
-        self.join()
-        self.a.close()
-        self.b.close()
-        if self.wrong:
-            raise self.wrong
+RELAY, COPY = ("relay", None, {}), ("copy", "local", {})
+TARGET_MS = {16: 10.0, 1000: 100.0}
+RATIO_TARGET = 50
+BUSY = 16
+QEMU_WAITS_MS = 1000.0
 
 
-def links(opt, n):
-    return {"l%d" % i: [os.path.join(opt.workdir, "l%d%s" % (i, s)) for s in "ab"] for i in range(n)}
+def busy_links():
+    return [("busy%d" % i, *(COPY if i % 2 else RELAY)) for i in range(BUSY)]
 
 
-class Lab:
-    def __init__(self, opt, n, cpu):
-        self.opt, self.cpu, self.paths = opt, cpu, links(opt, n)
-        self.start()
-        self.busy = Busy(self.paths["l0"])
-        self.idle = [IdleVm(p) for name, pair in self.paths.items() if name != "l0" for p in pair]
-        self.busy.start()
+def gaps(seen, mode):
+    return max(s.gap_ms for s in seen if s.link.mode == mode)
 
-    def start(self):
-        self.d = middle.Daemon(self.opt, self.cpu, [(name, middle.relay_link(*pair)) for name, pair in self.paths.items()],
-                               {"MaxLinks": 4096})
-        middle.wait_sockets(self.d.p, [p for pair in self.paths.values() for p in pair])
 
-    def settle(self):
-        mark = time.monotonic()
-        while self.busy.last is None or self.busy.last < mark + 0.2:
-            if self.busy.wrong or time.monotonic() > mark + 60:
-                raise harness.BenchError("no packets: %s" % self.busy.wrong)
-            time.sleep(0.01)
-        self.busy.gap = 0.0
+def percentiles(v):
+    v = sorted(v)
+    return {"p50": round(statistics.median(v), 2), "p90": round(v[len(v) * 9 // 10], 2), "worst": round(v[-1], 2)}
 
-    def upgrade(self):
-        self.settle()
-        got = self.d.call("daemon.upgrade")
-        time.sleep(0.3)
-        self.d.pid = got["pid"]
-        return self.busy.gap * 1000, got["stall_us"] / 1000
 
-    def restart(self, wait_s):
-        self.settle()
-        self.busy.wait_s = wait_s
-        self.end_daemon()
-        self.start()
-        mark = time.monotonic()
-        while self.busy.last < mark:
-            if self.busy.wrong or time.monotonic() > mark + 60:
-                raise harness.BenchError("no packets after the restart: %s" % self.busy.wrong)
-            time.sleep(0.01)
-        return self.busy.gap * 1000
+def note(values, target=None):
+    p = percentiles(values)
+    text = "90 %%: %.3g, worst: %.3g" % (p["p90"], p["worst"])
+    if target:
+        text += "; target %g: %s" % (target, "met" if p["p50"] <= target else "missed")
+    return text
 
-    def end_daemon(self):
-        """It may be another process than the one that was started, and then it is our child by adoption."""
-        os.kill(self.d.pid, signal.SIGTERM)
-        os.waitpid(self.d.pid, 0)
-        self.d.sock.close()
 
-    def end(self):
-        self.busy.end()
-        for vm in self.idle:
-            vm.close()
-        self.end_daemon()
+def figure(case, values, target=None):
+    return harness.single("handover", case, "ms", values, note=note(values, target), **percentiles(values))
+
+
+def look(opt, links, results, samples, ours_gap):
+    """This build: upgrades."""
+    what = "%d links, %d busy" % (links, BUSY)
+    need_files(40 * links + 400)
+    fleet = Fleet(opt, "ours%d" % links, busy_links(), links - BUSY)
+    try:
+        still = [fleet.nothing()[0] for _ in range(3)]
+        seen = [fleet.upgrade() for _ in range(3 if opt.quick else max(20, opt.pairs))]
+    finally:
+        fleet.end()
+    stalls = [s for _, s in seen]
+    samples["%d links" % links] = stalls
+    results.append(figure(what + ", the daemon says", stalls, TARGET_MS[links]))
+    for mode in ("relay", "copy"):
+        ours_gap[links, mode] = [gaps(s, mode) for s, _ in seen]
+        results.append(figure("%s, an end of %s sees" % (what, mode), ours_gap[links, mode]))
+        results.append(figure("%s, an end of %s sees without an upgrade" % (what, mode), [gaps(s, mode) for s in still]))
+    lost, again = (sum(getattr(s, f) for seen_one, _ in seen for s in seen_one) for f in ("lost", "reconnects"))
+    results.append(harness.single("handover", what + ", packets lost, reconnects", "count", [lost + again],
+                                  note="%d lost, %d connected again in %d upgrades" % (lost, again, len(seen))))
+
+
+def peer(opt, links, results, ours_gap):
+    fleet = Fleet(opt, "peer%d" % links, busy_links(), links - BUSY, build=opt.before)
+    try:
+        seen = [fleet.again()[0] for _ in range(2 if opt.quick else 5)]
+    finally:
+        fleet.end()
+    name = "restart of the build before" if opt.before else "restart of the same build"
+    for mode in ("relay", "copy"):
+        ours = statistics.median(ours_gap[links, mode])
+        for text, more in ("front-ends connect at once", 0), ("QEMU, reconnect=1", QEMU_WAITS_MS):
+            values = [gaps(s, mode) + more for s in seen]
+            lo, mid, hi = harness.quartiles(values)
+            target = "; target %d: %s" % (RATIO_TARGET, "met" if mid / ours >= RATIO_TARGET else "missed") if mode == "relay" else ""
+            results.append({"question": "handover", "case": "%d links, %d busy, %s, %s" % (links, BUSY, mode, text), "unit": "ms",
+                            "ours": ours, "peer": mid, "peer_name": name, "ratio": round(mid / ours, 1), "runs": len(values),
+                            "spread": round((hi - lo) / mid, 3), "note": note(values) + target})
+
+
+def plot(opt, samples):
+    rows = {name: "".join("%g %g\n" % (v, (i + 1) / len(s)) for i, v in enumerate(sorted(s))) for name, s in samples.items()}
+    parts = ["'handover-%d.dat' using 1:(100*$2) with steps lw 2 title '%s'" % (i, name) for i, name in enumerate(rows)]
+    harness.gnuplot(opt.outdir, "handover", """
+set title "For how long traffic stands still in an upgrade, %d links busy"
+set logscale x
+set xlabel "ms"
+set ylabel "%% of the upgrades"
+set yrange [0:100]
+plot %s
+""" % (BUSY, ", ".join(parts)), {"handover-%d.dat" % i: text for i, text in enumerate(rows.values())})
 
 
 def run(opt):
-    results = []
-    # Successors have no parent: they are to be ours, so that they can be waited for.
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    cpus = harness.two_cpus()
-    for n in [1, 16] if opt.quick else [1, 16, 200]:
-        need_files(24 * n + 200)
-        with_lab = Lab(opt, n, cpus[0])
-        try:
-            seen = [with_lab.upgrade() for _ in range(3 if opt.quick else opt.pairs)]
-            peer = {w: [with_lab.restart(w) for _ in range(2 if opt.quick else 3)] for w in (0, 1)} if n == 1 else {}
-        finally:
-            with_lab.end()
-        gaps = [g for g, _ in seen]
-        target = TARGET_MS.get(n)
-        note = "target at most %g ms: %s" % (target, "met" if sorted(gaps)[len(gaps) // 2] <= target else "missed") if target else None
-        results.append(harness.single("handover", "%d links, an end sees" % n, "ms", gaps, note=note))
-        results.append(harness.single("handover", "%d links, the daemon says" % n, "ms", [s for _, s in seen]))
-        for w, values in peer.items():
-            lo, mid, hi = harness.quartiles(values)
-            ours = harness.quartiles(gaps)[1]
-            results.append({"question": "handover", "case": "1 link, against a restart, reconnect %s" % ("after 1 s" if w else "at once"),
-                            "unit": "ms", "ours": ours, "peer": mid, "peer_name": PEER, "ratio": mid / ours if ours else None,
-                            "runs": len(values), "spread": round((hi - lo) / mid, 3) if mid else 0})
+    results, samples, ours = [], {}, {}
+    for links in [BUSY] if opt.quick else [BUSY, 1000]:
+        look(opt, links, results, samples, ours)
+        peer(opt, links, results, ours)
+    plot(opt, samples)
     harness.table(results)
     return results

@@ -26,6 +26,7 @@
 #include "handover/guard.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
+#include "link/begin.h"
 #include "link/lane.h"
 #include "link/link.h"
 #include "options.h"
@@ -73,9 +74,13 @@ static int load_config(struct vp_daemon *d, struct vp_err *e)
 
 static int on_reload(sd_event_source *s, const struct signalfd_siginfo *si, void *arg)
 {
+	struct vp_daemon *d = arg;
 	struct vp_err e;
 
-	vp_daemon_reload(arg, VP_RELOAD_GENTLY, NULL, &e);
+	if (d->begin)
+		d->reload_late = true;
+	else
+		vp_daemon_reload(d, VP_RELOAD_GENTLY, NULL, &e);
 	return 0;
 }
 
@@ -196,7 +201,7 @@ static void apply_links(struct vp_daemon *d)
 	vp_links_apply(d->links, d->conf, &rep);
 }
 
-static int open_links(struct vp_daemon *d, struct vp_taken *t, struct vp_err *e)
+static int open_registry(struct vp_daemon *d, struct vp_err *e)
 {
 	int r = vp_links_new(&d->links, d);
 
@@ -205,9 +210,6 @@ static int open_links(struct vp_daemon *d, struct vp_taken *t, struct vp_err *e)
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
 	vp_memory_apply(d->conf);
-	if (t)
-		return vp_upgrade_links(t, d, e);
-	apply_links(d);
 	return 0;
 }
 
@@ -241,6 +243,7 @@ static void announce(struct vp_daemon *d)
 static void close_all(struct vp_daemon *d)
 {
 	vp_upgrade_end(d);
+	vp_begin_free(d->begin);
 	vp_scrapes_free(d->scrapes);
 	d->scrapes = NULL;
 	vp_control_free(d->control);
@@ -310,7 +313,9 @@ static int take_over(struct vp_daemon *d, struct vp_err *e)
 	int r = vp_upgrade_receive(&t, d, e);
 
 	if (!r)
-		r = open_links(d, t, e);
+		r = open_registry(d, e);
+	if (!r)
+		r = vp_upgrade_links(t, d, e);
 	if (!r)
 		r = vp_upgrade_rest(t, d, e);
 	if (!r)
@@ -322,6 +327,7 @@ static int take_over(struct vp_daemon *d, struct vp_err *e)
 	if (!r) {
 		apply_links(d);
 		vp_upgrade_answer(d, stall_us);
+		announce(d);
 		return 0;
 	}
 	vp_takeover_failed(d->opt.take_over, e->msg);
@@ -330,10 +336,44 @@ static int take_over(struct vp_daemon *d, struct vp_err *e)
 	_exit(EXIT_FAILURE);
 }
 
+/* ---- a daemon that begins anew ---- */
+
+struct fresh {
+	struct vp_daemon *d;
+	struct vp_err    *e;
+};
+
+static void on_links_made(void *arg)
+{
+	struct fresh *f = arg;
+	struct vp_daemon *d = f->d;
+	struct vp_err e;
+	int r;
+
+	vp_begin_free(d->begin);
+	d->begin = NULL;
+	r = open_control(d, f->e);
+	if (r) {
+		sd_event_exit(d->event, r);
+		return;
+	}
+	announce(d);
+	if (d->reload_late)
+		vp_daemon_reload(d, VP_RELOAD_GENTLY, NULL, &e);
+}
+
+static int begin(struct fresh *f)
+{
+	int r = open_registry(f->d, f->e);
+
+	return r ? r : vp_begin_new(&f->d->begin, f->d, on_links_made, f, f->e);
+}
+
 int main(int argc, char **argv)
 {
 	struct vp_daemon d = { .spare_fd = -1 };
 	struct vp_err e = { 0 };
+	struct fresh fresh = { &d, &e };
 	bool done;
 	int r = vp_options_parse(&d.opt, argc, argv, &done);
 
@@ -359,17 +399,11 @@ int main(int argc, char **argv)
 		r = isolate(&d, &e);
 	if (!r)
 		r = start_workers(&d, &e);
-	if (!r && d.opt.take_over >= 0) {
-		r = take_over(&d, &e);
-	} else if (!r) {
-		r = open_links(&d, NULL, &e);
-		if (!r)
-			r = open_control(&d, &e);
-	}
+	if (!r)
+		r = d.opt.take_over >= 0 ? take_over(&d, &e) : begin(&fresh);
 	if (!r) {
-		announce(&d);
 		r = sd_event_loop(d.event);
-		if (r < 0)
+		if (r < 0 && !e.code)
 			vp_err_set(&e, r, "the event loop failed: %s", strerror(-r));
 	}
 	if (r < 0 && d.opt.take_over >= 0)

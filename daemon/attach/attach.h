@@ -85,7 +85,8 @@ struct vp_attach_ops {
 	 * For another daemon to go on with (docs/handover.md). save_hot NULL: it cannot. at_rest (may be NULL): false
 	 * while somebody is to answer. save and restore (may be NULL): the record of a device side (VP_LINK_REC_PEER),
 	 * while data threads run. save_hot, restore_hot: all else; the port is as it was. Until go_on() nothing is
-	 * done that others see.
+	 * done that others see. windows_on_their_way: that may be while its VMM is still asked to give windows or take
+	 * them away; the next daemon's attachment hears of the answer.
 	 */
 	bool (*at_rest)(struct vp_attach *a);
 	void (*save)(struct vp_attach *a, struct vp_rec *r);
@@ -93,6 +94,7 @@ struct vp_attach_ops {
 	void (*save_hot)(struct vp_attach *a, struct vp_rec *r);
 	int  (*restore_hot)(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
 	void (*go_on)(struct vp_attach *a);
+	bool windows_on_their_way;
 };
 #define VP_ATTACH_KICK 1u
 

@@ -149,11 +149,31 @@ static int on_client(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int watch_client(struct ivshmem *v, uint32_t events)
+{
+	int r = vp_source_add(&v->io, v->c.d->event, v->fd, events, on_client, v);
+
+	if (r >= 0)
+		vp_source_limit(v->io, 100000, 500);  /* it has nothing to say */
+	return r;
+}
+
 static int on_bell(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct ivshmem *v = arg;
 
 	vp_port_command(v->port);
+	return 0;
+}
+
+static int watch_bell(struct ivshmem *v, struct vp_err *e)
+{
+	/* Edge-triggered and never read: the other end shares the file. */
+	int r = vp_source_add(&v->bell_io, v->c.d->event, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);
+
+	if (r < 0)
+		return vp_err_set(e, r, "%s: %s", v->c.name, strerror(-r));
+	vp_source_limit(v->bell_io, 100000, 500);
 	return 0;
 }
 
@@ -239,14 +259,20 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	v->cred = cred;
 	v->sent = 0;
 	v->n_conns++;
-	r = vp_source_add(&v->io, v->c.d->event, fd, EPOLLIN, on_client, v);
-	if (r >= 0) {
-		vp_source_limit(v->io, 100000, 500);  /* it has nothing to say */
+	r = watch_client(v, EPOLLIN);
+	if (r >= 0)
 		r = go_on(v);
-	}
 	if (r < 0)
 		client_gone(v, strerror(-r));
 	return 0;
+}
+
+static int listen_to(struct ivshmem *v, struct vp_err *e)
+{
+	int r = vp_source_add(&v->listen_io, v->c.d->event, v->lfd, EPOLLIN, on_accept, v);
+
+	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s",
+				  v->c.link->side[VP_SIDE_DEVICE].socket, strerror(-r)) : 0;
 }
 
 /* ---- towards the port -------------------------------------------------------------------------------------- */
@@ -398,7 +424,103 @@ static int ivshmem_alter(struct vp_attach *a, struct vp_conf_link *l, const stru
 	return vp_ivwins_alter(((struct ivshmem *)a)->wins, l, next, e);
 }
 
+/* ---- for another daemon ------------------------------------------------------------------------- */
+
+enum tag { TAG_IVSHMEM = 1, TAG_LISTENS, TAG_CONN, TAG_SIG0, TAG_SIGNAL, TAG_BELL, TAG_LAST, TAG_DIRECT, TAG_WINDOWS };
+
+struct ivshmem_rec {
+	uint64_t n_conns, n_refused;
+	uint32_t pid, uid, gid, nsig;
+	uint32_t sent, complete, had_device, pad;
+};
+
+static void ivshmem_save_hot(struct vp_attach *a, struct vp_rec *r)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+	const struct ivshmem_rec s = {
+		.n_conns = v->n_conns, .n_refused = v->n_refused, .pid = (uint32_t)v->cred.pid, .uid = v->cred.uid,
+		.gid = v->cred.gid, .nsig = v->nsig, .sent = v->sent, .complete = v->complete,
+		.had_device = v->had_device,
+	};
+
+	vp_rec_put(r, TAG_IVSHMEM, &s, sizeof(s));
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, v->lfd);
+	vp_rec_fd(r, TAG_CONN, VP_REC_FD_SOCKET, v->fd);
+	vp_rec_fd(r, TAG_SIG0, VP_REC_FD_EVENTFD, v->sig0);
+	vp_rec_str(r, TAG_LAST, v->last);
+	for (unsigned i = 0; i < v->nsig; i++) {
+		vp_rec_fd(r, TAG_SIGNAL, VP_REC_FD_EVENTFD, v->sig[i]);
+		vp_rec_fd(r, TAG_BELL, VP_REC_FD_EVENTFD, v->bell[i]);
+	}
+	vp_rec_begin(r, TAG_DIRECT);
+	vp_ivdirect_save(v->direct, r);
+	vp_rec_end(r);
+	vp_rec_begin(r, TAG_WINDOWS);
+	vp_ivwins_save(v->wins, r);
+	vp_rec_end(r);
+}
+
+static int take_fds(struct ivshmem *v, const struct vp_rec_in *in, struct vp_err *e)
+{
+	int r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &v->lfd, e);
+
+	if (!r)
+		r = vp_rec_take(in, TAG_CONN, VP_REC_FD_SOCKET, &v->fd, e);
+	if (!r)
+		r = vp_rec_take(in, TAG_SIG0, VP_REC_FD_EVENTFD, &v->sig0, e);
+	if (!r && (v->lfd < 0 || v->sig0 < 0))
+		r = vp_err_set(e, -EPROTO, "the record of its attachment lacks a socket");
+	if (!r)
+		r = vp_rec_take_all(in, TAG_SIGNAL, VP_REC_FD_EVENTFD, v->sig, v->nsig, e);
+	if (!r)
+		r = vp_rec_take_all(in, TAG_BELL, VP_REC_FD_EVENTFD, v->bell, v->nsig, e);
+	return r;
+}
+
+static int ivshmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+	struct vp_rec_in direct, windows;
+	struct ivshmem_rec s;
+	int r;
+
+	if (vp_rec_get(in, TAG_IVSHMEM, &s, sizeof(s)) || s.nsig != v->nsig || s.sent > HELLO + 2 * v->nsig ||
+	    vp_rec_text(in, TAG_LAST, v->last, sizeof(v->last)) || !vp_rec_find(in, TAG_DIRECT, &direct) ||
+	    !vp_rec_find(in, TAG_WINDOWS, &windows))
+		return vp_err_set(e, -EPROTO, "the record of its attachment is malformed");
+	v->n_conns = s.n_conns;
+	v->n_refused = s.n_refused;
+	v->cred = (struct ucred){ (pid_t)s.pid, s.uid, s.gid };
+	v->sent = s.sent;
+	v->complete = s.complete;
+	v->had_device = s.had_device;
+	r = take_fds(v, in, e);
+	if (!r && s.complete && v->fd < 0)
+		r = vp_err_set(e, -EPROTO, "the record of its attachment is malformed");
+	if (!r)
+		r = watch_bell(v, e);
+	if (!r)
+		r = listen_to(v, e);
+	if (!r && v->fd >= 0 && watch_client(v, v->complete ? EPOLLIN : EPOLLIN | EPOLLOUT) < 0)
+		r = vp_err_set(e, -ENOMEM, "its device cannot be watched");
+	if (!r)
+		r = vp_ivdirect_restore(v->direct, v->complete ? v->fd : -1, &direct, e);
+	return r ? r : vp_ivwins_restore(v->wins, &windows, e);
+}
+
+/* The service manager has all of it already, under the same names. */
+static void ivshmem_go_on(struct vp_attach *a)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+	int r = vp_wire_new(&v->wire0, v->c.f, v->sig0, v->sig[0], v->c.who);
+
+	if (r)
+		vp_log(VP_LOG_ERR, "%s: its guest cannot be signalled: %s", v->c.name, strerror(-r));
+}
+
 static const struct vp_attach_ops attach_ops = {
+	.save_hot = ivshmem_save_hot, .restore_hot = ivshmem_restore_hot, .go_on = ivshmem_go_on,
+	.windows_on_their_way = true,
 	.free = ivshmem_free, .wire = ivshmem_wire, .call_fd = ivshmem_call_fd, .show = ivshmem_show,
 	.signal_fd = ivshmem_signal_fd, .last_signal = ivshmem_last_signal, .direct = ivshmem_direct,
 	.alter = ivshmem_alter, .plugged = true,
@@ -451,10 +573,6 @@ static int make_signals(struct ivshmem *v, bool *kept)
 {
 	int r;
 
-	v->sig = malloc(v->nsig * sizeof(int));
-	v->bell = malloc(v->nsig * sizeof(int));
-	if (!v->sig || !v->bell)
-		return -ENOMEM;
 	*kept = kept_signals(v);
 	r = vp_eventfd_new(&v->sig0);
 	for (unsigned i = 0; i < v->nsig && !r && !*kept; i++) {
@@ -486,7 +604,7 @@ static int take_over(struct ivshmem *v, bool kept)
 	v->fd = fd;
 	v->had_device = true;
 	v->sent = HELLO + 2 * v->nsig;
-	r = vp_source_add(&v->io, v->c.d->event, fd, EPOLLIN, on_client, v);
+	r = watch_client(v, EPOLLIN);
 	if (r < 0)
 		return r;
 	vp_log(VP_LOG_INFO, "%s: device taken over (pid %d, user %u)", v->c.name, (int)v->cred.pid, v->cred.uid);
@@ -494,9 +612,23 @@ static int take_over(struct ivshmem *v, bool kept)
 	return 0;
 }
 
+/* What every daemon makes that has it from nobody. */
+static int begin(struct ivshmem *v, bool *kept, struct vp_err *e)
+{
+	const struct vp_conf_side *side = &v->c.link->side[VP_SIDE_DEVICE];
+	int r = make_signals(v, kept);
+
+	v->had_device = *kept;
+	if (r)
+		return vp_err_set(e, r, "%s: %s", v->c.name, strerror(-r));
+	r = watch_bell(v, e);
+	if (!r)
+		r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(v->c.d->conf, side->vm), &v->lfd, e);
+	return r ? r : listen_to(v, e);
+}
+
 int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)
 {
-	const struct vp_conf_side *side = &c->link->side[VP_SIDE_DEVICE];
 	struct ivshmem *v = calloc(1, sizeof(*v));
 	bool kept = false;
 	int r;
@@ -508,33 +640,30 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->port = p;
 	v->nsig = 1 + vp_device_queues(c->link);
 	v->lfd = v->fd = v->sig0 = -1;
-	r = make_signals(v, &kept);
-	v->had_device = kept;
+	v->sig = malloc(v->nsig * sizeof(int));
+	v->bell = malloc(v->nsig * sizeof(int));
+	for (unsigned i = 0; v->sig && v->bell && i < v->nsig; i++)
+		v->sig[i] = v->bell[i] = -1;
+	r = v->sig && v->bell ? 0 : -ENOMEM;
 	if (!r)
-		r = vp_ivdirect_new(&v->direct, c->d->event, side->vm, c->name, p, FREE_ID, v->nsig,
-				    VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
-	/* Edge-triggered and never read: the other end shares the file. */
-	if (!r)
-		r = vp_source_add(&v->bell_io, c->d->event, v->bell[0], EPOLLIN | EPOLLET, on_bell, v);
-	if (r < 0) {
+		r = vp_ivdirect_new(&v->direct, c->d->event, c->link->side[VP_SIDE_DEVICE].vm, c->name, p, FREE_ID,
+				    v->nsig, VHP_IVSHMEM_DOORBELL(DAEMON_ID, 1));
+	if (r < 0)
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
-	} else {
-		vp_source_limit(v->bell_io, 100000, 500);
-		r = vp_ivwins_new(&v->wins, c->d, c->link, c->name, p, e);
-	}
-	if (!r)
-		r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(c->d->conf, side->vm), &v->lfd, e);
-	if (!r) {
-		r = vp_source_add(&v->listen_io, c->d->event, v->lfd, EPOLLIN, on_accept, v);
-		if (r < 0)
-			vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r));
-	}
+	else
+		r = vp_ivwins_new(&v->wins, c->d, c->link, c->name, p, c->heir, e);
+	if (!r && !c->heir)
+		r = begin(v, &kept, e);
 	if (r < 0) {
 		ivshmem_free(&v->a);
 		return r;
 	}
 	vp_port_set_attachment(p, &port_ops, v);
 	*out = &v->a;
+	if (c->heir) {
+		vp_guard_keep_later(c->d->guard);
+		return 0;
+	}
 	vp_guard_keep(c->d->guard);
 	kept &= vp_port_was_kept(p);
 	if (!kept) {

@@ -245,3 +245,86 @@ void vp_ivdirect_free(struct vp_ivdirect *x)
 		forget(&x->q[q]);
 	free(x);
 }
+
+/* ---- for another daemon ------------------------------------------------------------------------- */
+
+enum tag { TAG_DIRECT = 1, TAG_QUEUE, /* of a queue */ TAG_STATE = 32, TAG_CALL = 33 };
+
+struct direct_rec {
+	uint32_t waiting, full;
+};
+
+struct queue_rec {
+	uint32_t queue, want, straight, next;
+	uint32_t doorbell[CACHE]; /* 0 = none */
+};
+
+static void save_queue(const struct vp_ivdirect *x, unsigned q, struct vp_rec *r)
+{
+	const struct dqueue *d = &x->q[q];
+	struct queue_rec s = { .queue = q, .want = d->want, .straight = d->straight, .next = d->next };
+	bool any = d->want || d->straight;
+
+	for (unsigned i = 0; i < CACHE; i++) {
+		s.doorbell[i] = d->k[i].fd >= 0 ? d->k[i].doorbell : 0;
+		any |= s.doorbell[i] != 0;
+	}
+	if (!any)
+		return;
+	vp_rec_begin(r, TAG_QUEUE);
+	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
+	for (unsigned i = 0; i < CACHE; i++)
+		if (s.doorbell[i])
+			vp_rec_fd(r, TAG_CALL + i, VP_REC_FD_EVENTFD, d->k[i].fd);
+	vp_rec_end(r);
+}
+
+void vp_ivdirect_save(const struct vp_ivdirect *x, struct vp_rec *r)
+{
+	const struct direct_rec s = { .waiting = x->waiting, .full = x->full };
+
+	vp_rec_put(r, TAG_DIRECT, &s, sizeof(s));
+	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
+		save_queue(x, q, r);
+}
+
+static int load_queue(struct vp_ivdirect *x, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct queue_rec s;
+	struct dqueue *d;
+	int r = 0;
+
+	if (vp_rec_get(in, TAG_STATE, &s, sizeof(s)) || s.queue >= VHP_MAX_QUEUES)
+		return vp_err_set(e, -EPROTO, "the record of its doorbells is malformed");
+	d = &x->q[s.queue];
+	d->want = s.want;
+	d->straight = s.straight;
+	d->next = s.next % CACHE;
+	for (unsigned i = 0; !r && i < CACHE; i++) {
+		if (!s.doorbell[i] || d->k[i].fd >= 0)
+			continue;
+		r = vp_rec_take(in, TAG_CALL + i, VP_REC_FD_EVENTFD, &d->k[i].fd, e);
+		d->k[i].id = r ? 0 : vp_eventfd_id(d->k[i].fd);
+		d->k[i].doorbell = s.doorbell[i];
+	}
+	return r;
+}
+
+int vp_ivdirect_restore(struct vp_ivdirect *x, int sock, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body;
+	struct direct_rec s;
+	unsigned tag;
+	int r = 0;
+
+	if (vp_rec_get(in, TAG_DIRECT, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of its doorbells is malformed");
+	x->sock = sock;
+	x->full = s.full;
+	while (!r && vp_rec_next(&rest, &tag, &body))
+		if (tag == TAG_QUEUE)
+			r = load_queue(x, &body, e);
+	if (!r && s.waiting)
+		look_later(x);
+	return r;
+}

@@ -41,4 +41,9 @@ void vp_ivdirect_set(struct vp_ivdirect *x, unsigned q, int call);
 /* Queues whose calls go straight through now; *used: doorbells given out. */
 unsigned vp_ivdirect_count(const struct vp_ivdirect *x, unsigned *used);
 
+/* For another daemon (docs/handover.md): the doorbells go on, and so do those that QEMU has not read yet. */
+void vp_ivdirect_save(const struct vp_ivdirect *x, struct vp_rec *r);
+/* sock: as in vp_ivdirect_device(). */
+int  vp_ivdirect_restore(struct vp_ivdirect *x, int sock, const struct vp_rec_in *in, struct vp_err *e);
+
 #endif

@@ -5,7 +5,7 @@
  * 11.1) a memory size that is not a power of two, a peer's disconnect message, or a server that is
  * silent.
  */
-#include "attach/ivshmem_windows.h"
+#include "attach/ivshmem_windows_priv.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -21,52 +21,14 @@
 #include "context/context.h"
 #include "sys/fds.h"
 #include "conf/policy.h"
-#include "sys/qmp.h"
 #include "sys/timer.h"
 #include "port/winid.h"
 
 #define DEV_PREFIX   "vhp-"     /* then the link's name, a dash, the id */
-#define BUSES_MAX    64
-#define LEFT_MAX     64         /* devices of an earlier daemon: it had no more buses */
 #define LIST_MAX     4096       /* devices of a VM that are looked at */
 #define BAR_LOOK_US  200000u
 #define BAR_LOOKS    25         /* 5 s in all */
 #define DEL_AGAIN_US 5000000u   /* an unplug request that the guest did not honour is repeated */
-
-enum wstate { W_ADDING, W_PLUGGED, W_REMOVING, W_CHARDEV };
-
-struct wdev {
-	struct vp_ivwins *w;
-	struct wdev      *next;
-	int               slot;      /* -1 = nobody's any more */
-	uint32_t          id;        /* of w->ids; 0 = none yet */
-	enum wstate       state;
-	bool              unwanted;  /* remove it as soon as that can be asked for */
-	bool              seen;      /* scratch of on_list() */
-	int               sock;      /* our end, kept open as long as the device exists */
-	int               bus;       /* -1 = unknown */
-	unsigned          looks, asks;
-	sd_event_source  *timer;
-	char              dev[VP_CONF_NAME_MAX + 16], chr[VP_CONF_NAME_MAX + 20];
-	char              error[180];
-};
-
-struct vp_ivwins {
-	struct vp_daemon          *d;
-	const struct vp_conf_link *l;
-	const char                *name;
-	struct vp_port            *port;
-	struct vp_qmp             *qmp;    /* NULL = not configured */
-	struct vp_winids          *ids;    /* of the device VM */
-	struct wdev               *list;
-	char                       buses[VP_CONF_BUS_MAX];
-	const char                *bus[BUSES_MAX + 1];  /* the last: of devices that are in none of them */
-	unsigned                   n_bus, next_bus;
-	char                       prefix[VP_CONF_NAME_MAX + 8];
-	uint64_t                   n_plugged, n_unplugged;
-	bool                       listed;  /* what an earlier daemon left plugged is in the list */
-	bool                       freeing;
-};
 
 int vp_ivshmem_send(int sock, int64_t value, int fd)
 {
@@ -77,7 +39,7 @@ int vp_ivshmem_send(int sock, int64_t value, int fd)
 
 /* ---- one device ------------------------------------------------------------------------------------------ */
 
-static struct wdev *wdev_new(struct vp_ivwins *w, int slot)
+struct wdev *vp_ivwins_wdev(struct vp_ivwins *w, int slot)
 {
 	struct wdev *v = calloc(1, sizeof(*v));
 
@@ -89,6 +51,11 @@ static struct wdev *wdev_new(struct vp_ivwins *w, int slot)
 	v->next = w->list;
 	w->list = v;
 	return v;
+}
+
+void vp_ivwins_name_chardev(struct wdev *v)
+{
+	snprintf(v->chr, sizeof(v->chr), "c%s", v->dev);
 }
 
 /* gone: there is no such device in the VM; else there may be. */
@@ -391,7 +358,7 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 	id = vp_winid_take(w->ids);
 	if (!id)
 		return vp_err_set(e, -ENOSPC, "the device VM has a device for every window id there is");
-	v = wdev_new(w, (int)req->slot);
+	v = vp_ivwins_wdev(w, (int)req->slot);
 	if (!v) {
 		vp_winid_release(w->ids, id);
 		return -ENOMEM;
@@ -400,7 +367,7 @@ int vp_ivwins_give(struct vp_ivwins *w, const struct vp_port_window *req, uint64
 	v->id = id;
 	v->state = W_ADDING;
 	snprintf(v->dev, sizeof(v->dev), "%s%04x", w->prefix, v->id);
-	snprintf(v->chr, sizeof(v->chr), "c%s", v->dev);
+	vp_ivwins_name_chardev(v);
 	r = handshake(v, req->fd, &theirs, e);
 	if (!r)
 		r = vp_qmp_call(w->qmp, "getfd", json_pack("{s:s}", "fdname", v->chr), theirs, step_done, v);
@@ -484,7 +451,7 @@ static uint32_t id_of(const char *name)
 /* A device of the VM that an earlier daemon plugged in, and that nobody here knows. */
 static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 {
-	struct wdev *v = wdev_new(w, -1);
+	struct wdev *v = vp_ivwins_wdev(w, -1);
 
 	if (!v)
 		return NULL;
@@ -493,7 +460,7 @@ static struct wdev *adopt(struct vp_ivwins *w, const char *name)
 	v->id = id_of(name);
 	vp_winid_adopt(w->ids, v->id);
 	snprintf(v->dev, sizeof(v->dev), "%s", name);
-	snprintf(v->chr, sizeof(v->chr), "c%.70s", name);
+	vp_ivwins_name_chardev(v);
 	vp_log(VP_LOG_INFO, "%s: removing window device %s of an earlier daemon", w->name, name);
 	return v;
 }
@@ -525,19 +492,19 @@ static void mark_seen(struct vp_ivwins *w, json_t *ret)
 		for (v = w->list; v; v = v->next)
 			if (!strcmp(v->dev, name))
 				break;
-		if (!v && n_left++ < LEFT_MAX)
+		if (!v && n_left++ < VP_IVWINS_LEFT)
 			v = adopt(w, name);
 		if (v)
 			v->seen = true;
 	}
-	if (n_left > LEFT_MAX || json_array_size(ret) > LIST_MAX)
+	if (n_left > VP_IVWINS_LEFT || json_array_size(ret) > LIST_MAX)
 		vp_log(VP_LOG_WARNING,
 		       "%s: the device VM says that it has %zu devices, %u of them windows of an earlier daemon; only "
 		       "the first %u are removed",
-		       w->name, json_array_size(ret), n_left, LEFT_MAX);
+		       w->name, json_array_size(ret), n_left, VP_IVWINS_LEFT);
 }
 
-static void on_list(void *arg, json_t *ret, const char *err)
+void vp_ivwins_on_list(void *arg, json_t *ret, const char *err)
 {
 	struct vp_ivwins *w = arg;
 	struct wdev *v, *next;
@@ -562,7 +529,7 @@ static void on_up(void *ctx)
 {
 	struct vp_ivwins *w = ctx;
 
-	vp_qmp_call(w->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, on_list, w);
+	vp_qmp_call(w->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, vp_ivwins_on_list, w);
 }
 
 /* Commands in flight have failed by now. Whether the VM is gone too is seen on the port's own connection. */
@@ -577,7 +544,7 @@ static void on_down(void *ctx)
 		if (v->state == W_ADDING)
 			wdev_free(v, false);  /* its device_add was never answered */
 		else if (v->slot < 0)
-			wdev_free(v, false);  /* found again by on_list() if it still exists */
+			wdev_free(v, false);  /* found again by vp_ivwins_on_list() if it still exists */
 		else
 			sd_event_source_disable_unref(v->timer), v->timer = NULL;
 	}
@@ -590,7 +557,20 @@ static bool on_allowed(void *ctx, uid_t uid)
 	return vp_policy_user_ok(vp_conf_vm_find(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm), uid, geteuid());
 }
 
-static const struct vp_qmp_ops qmp_ops = { .up = on_up, .down = on_down, .event = on_event, .allowed = on_allowed };
+const struct vp_qmp_ops vp_ivwins_qmp_ops = {
+	.up = on_up, .down = on_down, .event = on_event, .allowed = on_allowed,
+};
+
+/* In the record of another version these stand for the same. */
+const vp_qmp_done vp_ivwins_calls[VP_IVWINS_CALLS] = { step_done, device_added, looked, del_done, chardev_removed };
+
+void vp_ivwins_wait_on(struct wdev *v)
+{
+	if (v->state == W_PLUGGED)
+		arm(v, BAR_LOOK_US, on_look);
+	else if (v->state == W_REMOVING)
+		arm(v, DEL_AGAIN_US, on_del_again);
+}
 
 void vp_ivwins_show(struct vp_ivwins *w, json_t *o)
 {
@@ -615,9 +595,9 @@ static void take_buses(struct vp_ivwins *w)
 	char *save = NULL, *b;
 
 	w->n_bus = w->next_bus = 0;
-	w->bus[BUSES_MAX] = "?";
+	w->bus[VP_IVWINS_BUSES] = "?";
 	snprintf(w->buses, sizeof(w->buses), "%s", w->l->hotplug_bus);
-	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < BUSES_MAX; b = strtok_r(NULL, " ", &save))
+	for (b = strtok_r(w->buses, " ", &save); b && w->n_bus < VP_IVWINS_BUSES; b = strtok_r(NULL, " ", &save))
 		w->bus[w->n_bus++] = b;
 }
 
@@ -626,7 +606,7 @@ static int take_qmp(struct vp_ivwins *w, struct vp_err *e)
 	mode_t mode = vp_conf_socket_file_mode(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm);
 
 	return !w->l->qmp[0] ? 0 : vp_qmp_new(&w->qmp, w->d->event, w->l->qmp,
-					      w->l->qmp_mode == VP_SOCKET_SERVER ? mode : 0, w->name, &qmp_ops, w, e);
+					      w->l->qmp_mode == VP_SOCKET_SERVER ? mode : 0, w->name, &vp_ivwins_qmp_ops, w, e);
 }
 
 int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e)
@@ -640,7 +620,7 @@ int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp
 	vp_conf_take(VP_CONF_LINK, l, next, VP_EFFECTS_IN_PLACE);
 	for (struct wdev *v = w->list; v; v = v->next)
 		if (v->bus >= 0)
-			v->bus = v->bus < BUSES_MAX ? (int)(w->bus[v->bus] - w->buses) : -2;
+			v->bus = v->bus < VP_IVWINS_BUSES ? (int)(w->bus[v->bus] - w->buses) : -2;
 	take_buses(w);
 	for (struct wdev *v = w->list; v; v = v->next) {
 		unsigned i = 0;
@@ -649,13 +629,13 @@ int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp
 			continue;
 		while (i < w->n_bus && (v->bus < 0 || strcmp(w->bus[i], was + v->bus)))
 			i++;
-		v->bus = i < w->n_bus ? (int)i : BUSES_MAX;
+		v->bus = i < w->n_bus ? (int)i : VP_IVWINS_BUSES;
 	}
 	return take_qmp(w, e);
 }
 
 int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
-		  struct vp_port *p, struct vp_err *e)
+		  struct vp_port *p, bool heir, struct vp_err *e)
 {
 	struct vp_ivwins *w = calloc(1, sizeof(*w));
 	int r = 0;
@@ -671,7 +651,7 @@ int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_c
 	w->ids = vp_winids_get(l->side[VP_SIDE_DEVICE].vm);
 	if (!w->ids)
 		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
-	if (!r)
+	if (!r && !heir)
 		r = take_qmp(w, e);
 	if (r) {
 		vp_winids_put(w->ids);

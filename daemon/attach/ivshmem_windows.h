@@ -16,9 +16,12 @@
 struct vp_daemon;
 struct vp_ivwins;
 
-/* l and name are not owned. The results go to p (vp_port_window_given() and so on). */
+/*
+ * l and name are not owned. The results go to p (vp_port_window_given() and so on). heir: vp_ivwins_restore() follows,
+ * nobody is connected to or waited for.
+ */
 int  vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
-		   struct vp_port *p, struct vp_err *e);
+		   struct vp_port *p, bool heir, struct vp_err *e);
 /*
  * l, the link's configuration, gets those values of next that may change in place. QMP is connected anew if it has to
  * be. What is plugged stays, also in a bus that HotplugBus= does not name any more.
@@ -33,6 +36,10 @@ int  vp_ivwins_take(struct vp_ivwins *w, unsigned slot);
 /* The port's device has gone: its windows belong to nobody any more, and are removed. */
 void vp_ivwins_lost(struct vp_ivwins *w);
 void vp_ivwins_show(struct vp_ivwins *w, json_t *o);
+
+/* For another daemon (docs/handover.md): also windows that are on their way, and what QEMU was asked about them. */
+void vp_ivwins_save(const struct vp_ivwins *w, struct vp_rec *r);
+int  vp_ivwins_restore(struct vp_ivwins *w, const struct vp_rec_in *in, struct vp_err *e);
 
 /* The server's side of an ivshmem handshake: one 64-bit message, an fd with it when fd >= 0. 0 or -errno (-EAGAIN). */
 int  vp_ivshmem_send(int sock, int64_t value, int fd);

@@ -14,7 +14,6 @@
  */
 #include <errno.h>
 #include <linux/virtio_config.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,63 +21,15 @@
 #include <systemd/sd-event.h>
 #include <unistd.h>
 
-#include "attach/attach.h"
+#include "attach/shmem_priv.h"
 #include "base/blame.h"
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
 #include "context/context.h"
 #include "device/device.h"
-#include "front/peer.h"
-#include "sys/source.h"
 #include "conf/policy.h"
 #include "port/sring.h"
-#include "front/vdev.h"
-#include "vhostuser/backend.h"
-#include "virtq/virtq.h"
-
-struct sring {
-	struct shmem   *s;
-	unsigned        i;
-	/* under s->lock: */
-	struct vp_virtq vq;
-	int             call_fd;
-	bool            live;      /* vq may be used */
-	/* main thread */
-	int             kick_fd;
-	bool            started, enabled;
-};
-
-struct extent {
-	uint64_t off, len;         /* in region 1; len 0 = slot has none */
-};
-
-struct shmem {
-	struct vp_attach      a;
-	struct vp_attach_conf c;
-	struct vp_port       *port;
-	struct vp_peer       *peer;
-	unsigned              nsig;
-	struct sring         *ring;
-	pthread_mutex_t       lock;   /* rings against the forwarder */
-	struct vp_memtab     *tab;
-	char                  unmapped[200];  /* why some of its memory is not; "" = none */
-	struct vp_burst      *burst;  /* the forwarder's, under lock */
-	struct extent         ext[VHP_MAX_WINDOWS];
-	uint32_t              epoch;  /* starts of the device; requests of earlier ones are forgotten */
-	bool                  started, mapped;
-	struct vp_source     *bell_io;
-	int                   sig0;
-	struct vp_wire       *wire0;
-	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
-};
-
-struct request {
-	struct shmem *s;
-	uint32_t      epoch;
-	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
-	bool          map;
-};
 
 /* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
 
@@ -116,7 +67,27 @@ static void online(struct shmem *s, bool on)
 		vp_eventfd_raise(s->sig0);
 }
 
-static void request_done(void *arg, int result)
+static int ask_unmap(struct shmem *s, unsigned slot);
+
+/* Nobody may believe that it has gone: whoever waits for that waits until the VMM has ended, or its device. */
+static void not_taken(struct shmem *s, unsigned slot, int why)
+{
+	if (!s->stuck)
+		vp_log(VP_LOG_ERR,
+		       "%s: the VMM has not unmapped window %u: %s; the window counts as there until its device stops",
+		       s->c.name, slot,
+		       why == -EREMOTEIO ? "it refused" : "its request channel has gone");
+	s->stuck = true;
+}
+
+static void ask_owed(struct shmem *s)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS && s->started; i++)
+		if (s->ext[i].owed && ask_unmap(s, i))
+			break;
+}
+
+void vp_shmem_request_done(void *arg, int result)
 {
 	struct request *q = arg;
 	struct shmem *s = q->s;
@@ -137,13 +108,14 @@ static void request_done(void *arg, int result)
 		if (result)
 			s->ext[slot].len = 0;
 		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
+	} else if (result) {
+		not_taken(s, slot, result);
 	} else {
-		if (result)
-			vp_log(VP_LOG_WARNING, "%s: the VMM refused to unmap window %u: %s", s->c.name, slot,
-			       strerror(-result));
 		s->ext[slot].len = 0;
 		vp_port_window_taken(s->port, slot);
 	}
+	if (result != -ECANCELED)
+		ask_owed(s);
 }
 
 static struct request *request_new(struct shmem *s, unsigned slot, bool map)
@@ -162,8 +134,8 @@ static void map_control(struct shmem *s)
 
 	if (!q)
 		return;
-	r = vu_backend_shmem_map(vp_peer_session(s->peer), VHP_SHMEM_REGION_CTRL, vp_port_memfd(s->port, NULL), 0, 0,
-				 VHP_CTRL_SIZE, VU_SHMEM_MAP_RW, request_done, q);
+	r = vu_backend_shmem_map(vp_shmem_session(s), VHP_SHMEM_REGION_CTRL, vp_port_memfd(s->port, NULL), 0, 0,
+				 VHP_CTRL_SIZE, VU_SHMEM_MAP_RW, vp_shmem_request_done, q);
 	vp_peer_rearm(s->peer);
 	if (r) {
 		free(q);
@@ -214,8 +186,8 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 		free(q);
 		return -ENOTCONN;
 	}
-	r = vu_backend_shmem_map(vp_peer_session(s->peer), VHP_SHMEM_REGION_APERTURE, w->fd, w->offset, at, w->size,
-				 VU_SHMEM_MAP_RW, request_done, q);
+	r = vu_backend_shmem_map(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, w->fd, w->offset, at, w->size,
+				 VU_SHMEM_MAP_RW, vp_shmem_request_done, q);
 	vp_peer_rearm(s->peer);
 	if (r) {
 		free(q);
@@ -228,22 +200,32 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 	return VP_LATER;
 }
 
+/* 0: asked, or it never will be; else the request waits for the answer of another one. */
+static int ask_unmap(struct shmem *s, unsigned slot)
+{
+	struct request *q = request_new(s, slot, false);
+	int r = -ENOMEM;
+
+	if (q)
+		r = vu_backend_shmem_unmap(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
+					   s->ext[slot].len, vp_shmem_request_done, q);
+	vp_peer_rearm(s->peer);
+	s->ext[slot].owed = r == -EBUSY || r == -ENOBUFS || r == -ENOMEM || r == -EMFILE;
+	s->n_unmaps += !r;
+	if (r)
+		free(q);
+	if (r && !s->ext[slot].owed)
+		not_taken(s, slot, r);
+	return s->ext[slot].owed ? r : 0;
+}
+
 static int take(void *att, unsigned slot)
 {
 	struct shmem *s = att;
-	struct request *q;
 
 	if (!s->started || !s->ext[slot].len)
 		return 0;
-	q = request_new(s, slot, false);
-	if (!q || vu_backend_shmem_unmap(vp_peer_session(s->peer), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
-					 s->ext[slot].len, request_done, q)) {
-		free(q);
-		vp_peer_kick_out(s->peer, "a window cannot be withdrawn");
-		return 0;
-	}
-	vp_peer_rearm(s->peer);
-	s->n_unmaps++;
+	ask_unmap(s, slot);
 	return VP_LATER;
 }
 
@@ -259,11 +241,6 @@ static const struct vp_port_att_ops port_ops = { .give = give, .take = take, .si
 
 /* ---- the device's rings ------------------------------------------------------------------------------------ */
 
-static struct vu_backend *session(struct shmem *s)
-{
-	return vp_peer_session(s->peer);
-}
-
 static int on_bell(sd_event_source *src, int fd, uint32_t revents, void *arg)
 {
 	struct shmem *s = arg;
@@ -272,8 +249,7 @@ static int on_bell(sd_event_source *src, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
-/* The kick fd of ring 0 is a new one. */
-static void watch_bell(struct shmem *s)
+void vp_shmem_watch_bell(struct shmem *s)
 {
 	vp_source_end(&s->bell_io);
 	/* Edge-triggered and never read: the other end shares the file. */
@@ -286,7 +262,7 @@ static void stopped(struct shmem *s)
 {
 	if (!s->started)
 		return;
-	s->started = false;
+	s->started = s->stuck = false;
 	s->epoch++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has stopped", s->c.name);
 	online(s, false);
@@ -304,13 +280,13 @@ static void maybe_started(struct shmem *s)
 	s->epoch++;
 	s->n_starts++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has started", s->c.name);
-	watch_bell(s);
+	vp_shmem_watch_bell(s);
 	map_control(s);
 }
 
 static int take_fd(struct shmem *s, unsigned i, enum vu_ring_change which, int *slot, struct vp_err *e)
 {
-	int fd = vu_backend_take_fd(session(s), i, which);
+	int fd = vu_backend_take_fd(vp_shmem_session(s), i, which);
 
 	if (fd >= 0 && !vp_is_eventfd(fd)) {
 		vp_close_foreign(&fd);
@@ -321,8 +297,7 @@ static int take_fd(struct shmem *s, unsigned i, enum vu_ring_change which, int *
 	return 0;
 }
 
-/* Under the lock. */
-static int ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, struct vp_err *e)
+int vp_shmem_ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, struct vp_err *e)
 {
 	struct sring *r = &s->ring[i];
 	struct vp_vq_conf c = {
@@ -345,7 +320,7 @@ static int ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, stru
 static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *e)
 {
 	struct shmem *s = ctx;
-	const struct vu_ring *vr = vu_backend_ring(session(s), i);
+	const struct vu_ring *vr = vu_backend_ring(vp_shmem_session(s), i);
 	struct sring *r;
 	bool started = s->started;
 	int ret = 0;
@@ -360,7 +335,7 @@ static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *
 		ret = take_fd(s, i, VU_RING_KICK, &r->kick_fd, e);
 	if (!ret && what & VU_RING_STARTED) {
 		r->live = false;
-		ret = ring_bind(s, i, vr, e);
+		ret = vp_shmem_ring_bind(s, i, vr, e);
 		r->started = !ret;
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -372,7 +347,7 @@ static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *
 	maybe_started(s);
 	if (started && s->started && what & VU_RING_KICK) {
 		if (!i)
-			watch_bell(s);
+			vp_shmem_watch_bell(s);
 		s->c.wires_changed(s->c.ctx);
 	}
 	return ret;
@@ -439,7 +414,7 @@ static int on_mem_table(void *ctx, const struct vu_mem_region *m, int *fds, unsi
 	for (unsigned i = 0; i < s->nsig; i++) {
 		struct vp_err re = { 0 };
 
-		if (s->ring[i].live && ring_bind(s, i, vu_backend_ring(session(s), i), &re))
+		if (s->ring[i].live && vp_shmem_ring_bind(s, i, vu_backend_ring(vp_shmem_session(s), i), &re))
 			vp_log(VP_LOG_WARNING, "%s: %s", s->c.name, re.msg);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -531,6 +506,7 @@ static void dev_closed(void *ctx, const char *why)
 
 static const struct vp_peer_ops peer_ops = {
 	.open = dev_open, .opened = dev_opened, .closing = dev_closing, .closed = dev_closed,
+	.save = vp_shmem_save_device, .restore = vp_shmem_restore_device,
 };
 
 /* ---- towards the link ------------------------------------------------------------------------------------------ */
@@ -561,7 +537,7 @@ static void shmem_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 	if (!m || !m->map)
 		return;
 	c->call = r->call_fd;
-	c->hold = vu_backend_fd(session(s));
+	c->hold = vu_backend_fd(vp_shmem_session(s));
 	c->ram = m->map->fd;
 	c->num = r->vq.size;
 	c->gpa = m->gpa;
@@ -603,7 +579,19 @@ static void shmem_free(struct vp_attach *a)
 	free(s);
 }
 
+static void shmem_go_on(struct vp_attach *a)
+{
+	struct shmem *s = (struct shmem *)a;
+	int r = vp_wire_new_fn(&s->wire0, s->c.f, s->sig0, fire, &s->ring[0]);
+
+	if (r)
+		vp_log(VP_LOG_ERR, "%s: its guest cannot be signalled: %s", s->c.name, strerror(-r));
+}
+
 static const struct vp_attach_ops attach_ops = {
+	.at_rest = vp_shmem_at_rest, .save = vp_shmem_save, .restore = vp_shmem_restore,
+	.save_hot = vp_shmem_save_hot, .restore_hot = vp_shmem_restore_hot, .go_on = shmem_go_on,
+	.windows_on_their_way = true,
 	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
 	.last_signal = shmem_last_signal, .plugged = true,
 };
@@ -637,9 +625,9 @@ int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 		s->ring[i] = (struct sring){ .s = s, .i = i, .call_fd = -1, .kick_fd = -1 };
 	if (!s->ring || !s->burst)
 		r = -ENOMEM;
-	if (!r)
+	if (!r && !c->heir)
 		r = vp_eventfd_new(&s->sig0);
-	if (!r)
+	if (!r && !c->heir)
 		r = vp_wire_new_fn(&s->wire0, c->f, s->sig0, fire, &s->ring[0]);
 	if (r) {
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));

@@ -22,6 +22,7 @@ struct worker_pool;
 struct vp_links;
 struct vp_forward;
 struct vp_audit;
+struct vp_begin;
 struct vp_guard;
 struct vp_source;
 struct vp_upgrade;
@@ -50,6 +51,7 @@ struct vp_daemon {
 	struct vp_audit      *audit;
 	struct vp_guard      *guard;
 	struct vp_upgrade    *upgrade;  /* while a successor starts */
+	struct vp_begin      *begin;    /* while the links of the start are made */
 	void                (*on_event)(void *arg, const char *event, json_t *data);  /* events.h */
 	void                 *on_event_arg;
 	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */
@@ -59,6 +61,7 @@ struct vp_daemon {
 	int                   spare_fd;    /* given up when fds run out */
 	uint64_t              last_shed_us;
 	bool                  stopping;
+	bool                  reload_late;  /* asked for while begin was there */
 };
 
 /* "keep.LINK.WHAT" */

@@ -68,6 +68,8 @@ void vp_peer_free(struct vp_peer *p);
  * The listening socket, the session and who waits, for another daemon, while no data thread runs. There vp_peer_new()
  * finds the socket among the activation sockets, and then vp_peer_restore() goes on with the session, if there was one.
  */
+/* In the record of a side: that of its vp_peer. */
+enum { VP_LINK_REC_PEER = 8 };
 bool vp_peer_at_rest(const struct vp_peer *p);
 void vp_peer_save(struct vp_peer *p, struct vp_rec *r);
 int  vp_peer_restore(struct vp_peer *p, const struct vp_rec_in *in, struct vp_err *e);

@@ -226,8 +226,10 @@ void vp_guard_keep_later(struct vp_guard *g)
 
 void vp_guard_keep_heir(struct vp_guard *g)
 {
-	if (!g || !g->later)
+	if (!g)
 		return;
+	/* That of the daemon before, also where its ports were not handed over. */
 	vp_fdstore_drop("", "guard");
-	vp_guard_keep(g);
+	if (g->later)
+		vp_guard_keep(g);
 }

@@ -97,15 +97,22 @@ struct vp_link *vp_link_find(struct vp_links *ls, const char *name)
 	return i < ls->n && !strcmp(ls->v[i]->conf.name, name) ? ls->v[i] : NULL;
 }
 
-/* Is vm the device VM of a port? */
+static bool is_port(const struct vp_conf_link *c, const char *vm)
+{
+	return c->endpoint == VP_ENDPOINT_PORT && !strcmp(c->side[VP_SIDE_DEVICE].vm, vm);
+}
+
+/* Is vm the device VM of a port, or will it be when all links are made? */
 static bool has_port(const struct vp_links *ls, const char *vm)
 {
-	for (unsigned i = 0; i < ls->n; i++) {
-		const struct vp_conf_link *c = &ls->v[i]->conf;
+	const struct vp_conf *c = ls->d->conf;
 
-		if (c->endpoint == VP_ENDPOINT_PORT && !strcmp(c->side[VP_SIDE_DEVICE].vm, vm))
+	for (unsigned i = 0; i < ls->n; i++)
+		if (is_port(&ls->v[i]->conf, vm))
 			return true;
-	}
+	for (unsigned i = 0; i < c->n_links; i++)
+		if (is_port(&c->links[i], vm))
+			return true;
 	return false;
 }
 

@@ -180,8 +180,8 @@ void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
 int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
 int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);
 void vp_links_go_on(struct vp_links *ls);
-/* In what ops->save() writes: a side (the first, + 1 for the second), and in that the record of its vp_peer. */
-enum { VP_LINK_REC_SIDE = 1, VP_LINK_REC_PEER = 8 };
+/* In what ops->save() writes: a side (the first, + 1 for the second), and in that VP_LINK_REC_PEER. */
+enum { VP_LINK_REC_SIDE = 1 };
 
 /* Called when data threads want attention. */
 void vp_links_reap(struct vp_links *ls);

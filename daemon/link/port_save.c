@@ -66,7 +66,8 @@ bool vp_plink_at_rest(const struct vp_link *l)
 		if (pl->q[i].stop_owed || pl->q[i].draining)
 			return false;
 	return !pl->log_owed && (!pl->peer || vp_peer_at_rest(pl->peer)) &&
-	       (!pl->slot.v || vp_vdev_at_rest(pl->slot.v)) && vp_port_at_rest(pl->port) &&
+	       (!pl->slot.v || vp_vdev_at_rest(pl->slot.v)) &&
+	       vp_port_at_rest(pl->port, pl->att->ops->windows_on_their_way) &&
 	       (!pl->att->ops->at_rest || pl->att->ops->at_rest(pl->att));
 }
 

@@ -284,11 +284,11 @@ void vp_port_touch(struct vp_port *p);
 /* ---- for another daemon ---------------------------------------------------------------------- */
 
 /*
- * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment. save: its
- * memory; hot: all else. There vp_port_record_memory() finds the memory before the port is made, which is silent then.
+ * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment, or
+ * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There vp_port_record_memory() finds the memory before the port is made, which is silent then.
  * It has its own regions, as vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
  */
-bool vp_port_at_rest(const struct vp_port *p);
+bool vp_port_at_rest(const struct vp_port *p, bool on_their_way);
 void vp_port_save(struct vp_port *p, struct vp_rec *r);
 void vp_port_save_hot(struct vp_port *p, struct vp_rec *r);
 int  vp_port_record_memory(const struct vp_rec_in *in, struct vp_port_conf *pc, struct vp_err *e);

@@ -16,7 +16,7 @@
 enum tag {
 	TAG_MEMORY = 1, TAG_RECORD,
 	/* of the second part */
-	TAG_PORT, TAG_PAGE, TAG_TOLD, TAG_QUEUE, TAG_WINDOW,
+	TAG_PORT, TAG_PAGE, TAG_TOLD, TAG_QUEUE, TAG_WINDOW, TAG_BUSY,
 	/* of a window */
 	TAG_PLACE = 32, TAG_FILE, TAG_ERROR,
 };
@@ -40,18 +40,28 @@ struct queue_rec {
 	uint64_t deadline, await;
 };
 
-enum { W_TRUNCATABLE = 1, W_DEAD = 2 };
+enum { W_TRUNCATABLE = 1, W_DEAD = 2, W_CANCEL = 4 };
 
 struct window_rec {
 	uint32_t slot, state, flags, serial, kind, gen;
 	uint64_t offset, size, locator, deadline;
 };
 
+/* A command that waits for windows. */
+struct busy_rec {
+	uint64_t deadline;
+	struct vhp_abi_command cmd;
+};
+
 /* ---- writing ------------------------------------------------------------------------------- */
 
-bool vp_port_at_rest(const struct vp_port *p)
+bool vp_port_at_rest(const struct vp_port *p, bool on_their_way)
 {
-	if (p->busy || p->settle_deadline || p->depth)
+	if (p->settle_deadline || p->depth)
+		return false;
+	if (on_their_way)
+		return true;
+	if (p->busy)
 		return false;
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		if (p->win[i].state == WIN_GIVING || p->win[i].state == WIN_TAKING)
@@ -70,7 +80,8 @@ static void save_window(struct vp_port *p, unsigned slot, struct vp_rec *r)
 	const struct port_win *w = &p->win[slot];
 	const struct window_rec s = {
 		.slot = slot, .state = w->state, .serial = w->serial, .kind = w->kind, .gen = w->gen,
-		.flags = (w->truncatable ? W_TRUNCATABLE : 0) | (w->dead ? W_DEAD : 0),
+		.flags = (w->truncatable ? W_TRUNCATABLE : 0) | (w->dead ? W_DEAD : 0) |
+			 (w->cancel ? W_CANCEL : 0),
 		.offset = w->offset, .size = w->size, .locator = w->locator, .deadline = w->deadline,
 	};
 
@@ -113,6 +124,11 @@ void vp_port_save_hot(struct vp_port *p, struct vp_rec *r)
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		if (p->win[i].state != WIN_FREE)
 			save_window(p, i, r);
+	if (p->busy) {
+		const struct busy_rec b = { .deadline = p->busy_deadline, .cmd = p->cmd };
+
+		vp_rec_put(r, TAG_BUSY, &b, sizeof(b));
+	}
 }
 
 /* ---- reading ------------------------------------------------------------------------------- */
@@ -139,7 +155,7 @@ static int load_window(struct vp_port *p, const struct vp_rec_in *in, struct vp_
 
 	if (vp_rec_get(in, TAG_PLACE, &s, sizeof(s)) || s.slot >= VHP_MAX_WINDOWS ||
 	    p->win[s.slot].state != WIN_FREE ||
-	    (s.state != WIN_READY && s.state != WIN_REVOKING && s.state != WIN_FAILED))
+	    s.state == WIN_FREE || s.state > WIN_FAILED)
 		return vp_err_set(e, -EPROTO, "the record of a window is malformed");
 	w = &p->win[s.slot];
 	r = vp_rec_take(in, TAG_FILE, VP_REC_FD_FILE, &w->fd, e);
@@ -155,6 +171,7 @@ static int load_window(struct vp_port *p, const struct vp_rec_in *in, struct vp_
 	w->state = (enum win_state)s.state;
 	w->truncatable = s.flags & W_TRUNCATABLE;
 	w->dead = s.flags & W_DEAD;
+	w->cancel = s.flags & W_CANCEL;
 	w->offset = s.offset;
 	w->size = s.size;
 	w->locator = s.locator;
@@ -227,6 +244,7 @@ int vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp
 	struct vp_rec_in rest = *in, body;
 	struct vhp_abi_state page;
 	struct port_rec s;
+	struct busy_rec b;
 	unsigned tag, q = 0;
 	int r = 0;
 
@@ -248,6 +266,13 @@ int vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp
 		r = vp_err_set(e, -EPROTO, "the record of a port's queues lacks some");
 	if (r)
 		return r;
+	r = vp_rec_get(in, TAG_BUSY, &b, sizeof(b));
+	if (r == -EPROTO)
+		return vp_err_set(e, r, "the record of a port's command is malformed");
+	p->busy = !r;
+	p->busy_deadline = r ? 0 : b.deadline;
+	if (!r)
+		p->cmd = b.cmd;
 	load_port(p, &s);
 	p->st = page;
 	p->pub = page;

@@ -5,6 +5,7 @@
  */
 #include "port/winid.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,4 +121,38 @@ void vp_winids_listed(struct vp_winids *s)
 void vp_winid_seen(struct vp_winids *s, uint32_t id)
 {
 	set(s->others, id, true);
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+/* The one given last, then those in use. */
+void vp_winids_save(const struct vp_winids *s, unsigned tag, struct vp_rec *r)
+{
+	uint16_t list[1 + IDS];
+	unsigned n = 0;
+
+	list[n++] = (uint16_t)s->at;
+	for (uint32_t i = 0; i < IDS; i++)
+		if (get(s->others, i))
+			list[n++] = (uint16_t)i;
+	vp_rec_put(r, tag, list, n * sizeof(*list));
+}
+
+int vp_winids_restore(struct vp_winids *s, unsigned tag, const struct vp_rec_in *in)
+{
+	struct vp_rec_in body;
+	uint16_t i;
+
+	if (!vp_rec_find(in, tag, &body) || body.n < sizeof(i) || body.n % sizeof(i))
+		return -EPROTO;
+	for (size_t at = 0; at < body.n; at += sizeof(i)) {
+		memcpy(&i, body.p + at, sizeof(i));
+		if (i >= IDS)
+			return -EPROTO;
+		if (at)
+			set(s->others, VHP_IVSHMEM_WINDOW_ID + i, true);
+		else
+			s->at = i;
+	}
+	return 0;
 }

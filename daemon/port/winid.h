@@ -13,6 +13,8 @@
 
 #include <stdint.h>
 
+#include "base/record.h"
+
 struct vp_winids;
 
 /* NULL: no memory. vp_winids_put() for each; NULL is allowed there. */
@@ -37,5 +39,12 @@ void     vp_winid_lose(struct vp_winids *s, uint32_t id);
  */
 void     vp_winids_listed(struct vp_winids *s);
 void     vp_winid_seen(struct vp_winids *s, uint32_t id);
+
+/*
+ * Ids that nobody here has taken and that may be in use, for another daemon (docs/handover.md), as the element tag;
+ * restore: beside those that are known already. -EPROTO.
+ */
+void     vp_winids_save(const struct vp_winids *s, unsigned tag, struct vp_rec *r);
+int      vp_winids_restore(struct vp_winids *s, unsigned tag, const struct vp_rec_in *in);
 
 #endif

@@ -313,6 +313,15 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int watch(struct vp_qmp *q)
+{
+	int r = vp_source_add(&q->io, q->event, q->fd, EPOLLIN, on_io, q);
+
+	if (r >= 0)
+		vp_source_limit(q->io, 100000, 1000);  /* of reads that bring a byte each */
+	return r;
+}
+
 /* There is a connection: who is it? */
 static void greet(struct vp_qmp *q)
 {
@@ -327,11 +336,9 @@ static void greet(struct vp_qmp *q)
 		return;
 	}
 	q->state = QMP_GREETING;
-	r = vp_source_add(&q->io, q->event, q->fd, EPOLLIN, on_io, q);
+	r = watch(q);
 	if (r < 0)
 		disconnect(q, strerror(-r));
-	else
-		vp_source_limit(q->io, 100000, 1000);  /* of reads that bring a byte each */
 }
 
 static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
@@ -369,31 +376,39 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int failed(struct vp_qmp *q, int r, struct vp_err *e)
+{
+	return r < 0 ? vp_err_set(e, r, "%s: QMP: %s", q->name, strerror(-r)) : 0;
+}
+
+static int listen_to(struct vp_qmp *q, struct vp_err *e)
+{
+	int r = vp_source_add(&q->listen_io, q->event, q->lfd, EPOLLIN, on_accept, q);
+
+	if (r >= 0)
+		vp_source_limit(q->listen_io, 1000000, 20);
+	return failed(q, r, e);
+}
+
 static int start(struct vp_qmp *q, mode_t mode, struct vp_err *e)
 {
 	int r;
 
-	if (!mode) {
-		r = vp_timer_in(q->event, &q->timer, 0, on_retry, q, q->name);
-	} else {
-		r = vp_sock_listen(q->path, mode, &q->lfd, e);
-		if (r)
-			return r;
-		r = vp_source_add(&q->listen_io, q->event, q->lfd, EPOLLIN, on_accept, q);
-		if (r >= 0)
-			vp_source_limit(q->listen_io, 1000000, 20);
-	}
-	return r < 0 ? vp_err_set(e, r, "%s: QMP: %s", q->name, strerror(-r)) : 0;
+	if (!mode)
+		return failed(q, vp_timer_in(q->event, &q->timer, 0, on_retry, q, q->name), e);
+	r = vp_sock_listen(q->path, mode, &q->lfd, e);
+	return r ? r : listen_to(q, e);
 }
 
-int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mode, const char *name,
-	       const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e)
+static struct vp_qmp *make(sd_event *event, const char *path, const char *name, const struct vp_qmp_ops *ops,
+			   void *ctx, struct vp_err *e)
 {
 	struct vp_qmp *q = calloc(1, sizeof(*q));
-	int r;
 
-	if (!q)
-		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
+	if (!q) {
+		vp_err_set(e, -ENOMEM, "%s: out of memory", name);
+		return NULL;
+	}
 	*q = (struct vp_qmp){
 		.event = event,
 		.path = path,
@@ -407,6 +422,17 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mo
 		.budget = QMP_PER_S,
 	};
 	q->refill_us = now_us(q);
+	return q;
+}
+
+int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mode, const char *name,
+	       const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e)
+{
+	struct vp_qmp *q = make(event, path, name, ops, ctx, e);
+	int r;
+
+	if (!q)
+		return -ENOMEM;
 	r = start(q, mode, e);
 	if (r) {
 		vp_qmp_free(q);
@@ -444,4 +470,121 @@ bool vp_qmp_is_up(const struct vp_qmp *q)
 const char *vp_qmp_why(const struct vp_qmp *q)
 {
 	return q->why;
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+enum tag { TAG_QMP = 1, TAG_CONN, TAG_LISTENS, TAG_READ, TAG_CALL, TAG_WHY };
+
+struct qmp_rec {
+	uint32_t state, logged, retry_us, pad;
+	int64_t  budget, next_id;
+	uint64_t refill_us, up_us;
+};
+
+struct call_rec {
+	int64_t  id;
+	uint64_t number;
+};
+
+void vp_qmp_save(const struct vp_qmp *q, vp_qmp_number number, struct vp_rec *r)
+{
+	const struct qmp_rec s = {
+		.state = q->state, .logged = q->logged, .retry_us = q->retry_us, .budget = q->budget,
+		.next_id = q->next_id, .refill_us = q->refill_us, .up_us = q->up_us,
+	};
+
+	vp_rec_put(r, TAG_QMP, &s, sizeof(s));
+	vp_rec_fd(r, TAG_CONN, VP_REC_FD_SOCKET, q->fd);
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, q->lfd);
+	vp_rec_put(r, TAG_READ, q->buf, q->len);
+	vp_rec_str(r, TAG_WHY, q->why);
+	for (unsigned i = 0; i < q->n; i++) {
+		const struct call *c = &q->call[(q->head + i) % QMP_INFLIGHT];
+		/* That of the greeting is ours. */
+		const struct call_rec cr = {
+			.id = c->id, .number = c->done && c->done != caps_done ? number(q->ctx, c->done, c->arg) : 0,
+		};
+
+		vp_rec_put(r, TAG_CALL, &cr, sizeof(cr));
+	}
+}
+
+static int load_call(struct vp_qmp *q, const struct vp_rec_in *in, vp_qmp_find find)
+{
+	struct call *c = &q->call[q->n];
+	struct call_rec s = { 0 };
+
+	if (q->n == QMP_INFLIGHT || in->n > sizeof(s))
+		return -EPROTO;
+	memcpy(&s, in->p, in->n);
+	*c = (struct call){ .id = s.id };
+	if (q->state == QMP_CAPS) {
+		c->done = caps_done;
+		c->arg = q;
+	} else if (s.number && !find(q->ctx, s.number, &c->done, &c->arg)) {
+		return -EPROTO;
+	}
+	q->n++;
+	return 0;
+}
+
+static int load(struct vp_qmp *q, const struct vp_rec_in *in, vp_qmp_find find, struct vp_err *e)
+{
+	struct vp_rec_in rest = *in, body;
+	struct qmp_rec s;
+	unsigned tag;
+	int r;
+
+	if (vp_rec_get(in, TAG_QMP, &s, sizeof(s)) || s.state > QMP_UP || s.budget > QMP_PER_S ||
+	    vp_rec_text(in, TAG_WHY, q->why, sizeof(q->why)) || !vp_rec_find(in, TAG_READ, &body) ||
+	    body.n > QMP_LINE_MAX)
+		return vp_err_set(e, -EPROTO, "the record of its QMP connection is malformed");
+	q->state = s.state;
+	q->logged = s.logged;
+	q->retry_us = VP_MIN(VP_MAX(s.retry_us, RETRY_MIN_US), RETRY_MAX_US);
+	q->budget = s.budget;
+	q->next_id = s.next_id;
+	q->refill_us = s.refill_us;
+	q->up_us = s.up_us;
+	/* Doubled, as make_room() does. */
+	for (q->cap = body.n ? 2 * QMP_TURN : 0; q->cap < body.n; q->cap *= 2)
+		;
+	q->buf = q->cap ? malloc(q->cap) : NULL;
+	if (q->cap && !q->buf)
+		return vp_err_set(e, -ENOMEM, "out of memory");
+	if (body.n)
+		memcpy(q->buf, body.p, body.n);
+	/* No whole line is left when a turn is over. */
+	q->len = q->seen = body.n;
+	r = vp_rec_take(in, TAG_CONN, VP_REC_FD_SOCKET, &q->fd, e);
+	if (!r)
+		r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &q->lfd, e);
+	if (!r && (q->fd >= 0) != (q->state != QMP_DOWN))
+		r = vp_err_set(e, -EPROTO, "the record of its QMP connection is malformed");
+	while (!r && vp_rec_next(&rest, &tag, &body))
+		if (tag == TAG_CALL && load_call(q, &body, find))
+			r = vp_err_set(e, -EPROTO, "the record of its QMP commands is malformed");
+	return r;
+}
+
+int vp_qmp_restore(struct vp_qmp **out, sd_event *event, const char *path, const char *name,
+		   const struct vp_qmp_ops *ops, void *ctx, const struct vp_rec_in *in, vp_qmp_find find,
+		   struct vp_err *e)
+{
+	struct vp_qmp *q = make(event, path, name, ops, ctx, e);
+	int r;
+
+	if (!q)
+		return -ENOMEM;
+	/* The caller's from here on: if the rest fails this process ends, and says nothing to anybody. */
+	*out = q;
+	r = load(q, in, find, e);
+	if (!r && q->lfd >= 0)
+		r = listen_to(q, e);
+	if (!r && q->fd >= 0)
+		r = failed(q, watch(q), e);
+	else if (!r && q->lfd < 0)
+		r = failed(q, vp_timer_in(q->event, &q->timer, q->retry_us, on_retry, q, q->name), e);
+	return r;
 }

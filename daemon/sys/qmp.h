@@ -13,6 +13,7 @@
 #include <systemd/sd-event.h>
 
 #include "base/err.h"
+#include "base/record.h"
 
 struct vp_qmp;
 
@@ -49,5 +50,17 @@ const char *vp_qmp_why(const struct vp_qmp *q);
  * and args is released.
  */
 int  vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_qmp_done done, void *arg);
+
+/*
+ * The connection for another daemon to go on with (docs/handover.md), with what is half read and the commands that are
+ * under way. save: who gives a command a number of its own. restore: makes the client as vp_qmp_new() does, without a
+ * word to anybody; who finds the command of a number: false, there is none.
+ */
+typedef uint64_t (*vp_qmp_number)(void *ctx, vp_qmp_done done, void *arg);
+typedef bool (*vp_qmp_find)(void *ctx, uint64_t number, vp_qmp_done *done, void **arg);
+void vp_qmp_save(const struct vp_qmp *q, vp_qmp_number number, struct vp_rec *r);
+int  vp_qmp_restore(struct vp_qmp **out, sd_event *event, const char *path, const char *name,
+		    const struct vp_qmp_ops *ops, void *ctx, const struct vp_rec_in *in, vp_qmp_find find,
+		    struct vp_err *e);
 
 #endif

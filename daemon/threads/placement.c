@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <urcu/urcu-qsbr.h>
 
 #include "base/cycles.h"
 #include "base/util.h"
@@ -113,24 +112,19 @@ int worker_job_move(struct worker_pool *p, struct worker_job *j, unsigned to, st
 
 	if (r || w == old)
 		return r;
-	__atomic_store_n(&old->slots->job[j->slot], NULL, __ATOMIC_RELEASE);
-	__atomic_store_n(&j->dead, true, __ATOMIC_RELEASE);
-	/* As worker_jobs_reap(): one until every round sees it dead, one until all have let go. */
-	urcu_qsbr_synchronize_rcu();
-	urcu_qsbr_synchronize_rcu();
+	worker_job_retire(p, j);
+	worker_jobs_reap(p);
 	r = watches_to(watch, n, w->epfd, slot, &done);
 	if (r) {
 		watches_to(watch, done, old->epfd, j->slot, &ignored);
 		w = old;
 		slot = j->slot;
 	}
-	old->jobs--;
 	w->jobs++;
 	w->moved += !r;
 	j->w = w;
 	j->slot = slot;
 	j->settled = SETTLE;
-	j->dead = j->active = j->later = false;
 	__atomic_store_n(&w->slots->job[slot], j, __ATOMIC_RELEASE);
 	worker_poke(j);
 	return r;

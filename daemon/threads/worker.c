@@ -227,15 +227,24 @@ static unsigned run_active(struct worker *w)
 	return work;
 }
 
+static void draw_attention(struct worker_pool *p)
+{
+	uint64_t one = 1;
+
+	/* Full: the main thread has not looked yet, and will. */
+	if (write(p->attention, &one, sizeof(one)) < 0)
+		return;
+}
+
 /* At work for half of a second: the main thread may find a thread that has less to do (placement.c). */
 static void tell_full(struct worker *w, uint64_t now)
 {
 	uint64_t passed = now - w->since;
 
-	if (w->pool->n < 2 || passed < vp_cycles_hz() / 1000 * WORKER_FULL_MS)
+	if (w->pool->n < 2 || passed < w->full)
 		return;
 	if (w->busy - w->busy_since >= passed / 2)
-		eventfd_write(w->pool->attention, 1);
+		draw_attention(w->pool);
 	w->since = now;
 	w->busy_since = w->busy;
 }
@@ -331,6 +340,7 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	w->cpu = c->ncpus ? c->cpus[i % c->ncpus] : -1;
 	w->busy_poll = vp_cycles_hz() / 1000000 * c->busy_poll_us;
 	w->look = vp_cycles_hz() / 1000000 * WORKER_LOOK_US;
+	w->full = vp_cycles_hz() / 1000 * WORKER_FULL_MS;
 	w->scratch = vp_scratch_new();
 	/* seccomp control: epoll_create1 eventfd2 */
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
@@ -555,10 +565,7 @@ int worker_attention_fd(const struct worker_pool *p)
 
 void worker_attention(struct worker_job *j)
 {
-	uint64_t one = 1;
-
-	if (write(j->w->pool->attention, &one, sizeof(one)) < 0)
-		return;
+	draw_attention(j->w->pool);
 }
 
 unsigned worker_pool_size(const struct worker_pool *p)

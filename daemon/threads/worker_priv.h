@@ -20,7 +20,7 @@ struct worker {
 	struct vp_watch *woken;         /* of wakefd */
 	unsigned  jobs, number;
 	unsigned  moved;                /* jobs that came here because others had less to do */
-	uint64_t  busy_poll, look;      /* in vp_cycles() */
+	uint64_t  busy_poll, look, full; /* in vp_cycles() */
 	struct slot_table *slots;
 	bool      stop, poked;
 	struct vp_scratch *scratch;

@@ -167,6 +167,13 @@ struct vu_backend_cfg {
 struct vu_backend *vu_backend_new(int fd, const struct vu_backend_cfg *cfg, const struct vu_backend_ops *ops,
 				  void *ctx, struct vp_err *e);
 
+/*
+ * The result of a request: 0, -EREMOTEIO (the front-end answered with an error), -ECANCELED (channel or
+ * session closed). Without REPLY_ACK there are no answers: done gets 0 as soon as the message has been
+ * sent, inside the call. done may make more requests; it never calls vu_backend_destroy.
+ */
+typedef void (*vu_req_done)(void *arg, int result);
+
 /* Has the front-end said which features it takes? */
 bool vu_backend_negotiated(const struct vu_backend *b);
 /* The front-end negotiated and never sent any memory. */
@@ -174,13 +181,18 @@ bool vu_backend_no_memory(const struct vu_backend *b);
 /*
  * The session for another process to go on with (docs/handover.md), and how that process makes it: in the place of
  * vu_backend_new(), without any callback. Where a started ring is, the owner knows: it says so first. A session with an
- * answer owed (VP_LATER) is not at rest and cannot be saved. Nobody hears of the answers to requests that were open.
+ * answer owed (VP_LATER) is not at rest and cannot be saved. Nobody hears of the answers to requests that were open,
+ * unless the owner says so: vu_backend_pending(), the arg of the i-th of them, oldest first, says what it was to the
+ * process that saves; vu_backend_await() says who hears of it in the other one. -ENOENT: they are fewer.
  */
 bool vu_backend_at_rest(const struct vu_backend *b);
 void vu_backend_note_base(struct vu_backend *b, unsigned int q, uint32_t base);
+void *vu_backend_pending(const struct vu_backend *b, unsigned int i);
 void vu_backend_save(const struct vu_backend *b, struct vp_rec *r);
 struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct vu_backend_cfg *cfg,
 				      const struct vu_backend_ops *ops, void *ctx, struct vp_err *e);
+
+int vu_backend_await(struct vu_backend *b, unsigned int i, vu_req_done done, void *arg);
 
 /*
  * Close all fds that the session owns, and complete outstanding requests with -ECANCELED. There is no
@@ -249,13 +261,6 @@ struct vu_backend_info {
 void vu_backend_get_info(const struct vu_backend *b, struct vu_backend_info *info);
 
 /* --- requests to the front-end, on the channel of SET_BACKEND_REQ_FD --- */
-
-/*
- * The result of a request: 0, -EREMOTEIO (the front-end answered with an error), -ECANCELED (channel or
- * session closed). Without REPLY_ACK there are no answers: done gets 0 as soon as the message has been
- * sent, inside the call. done may make more requests; it never calls vu_backend_destroy.
- */
-typedef void (*vu_req_done)(void *arg, int result);
 
 #define VU_MAX_REQS 256     /* unanswered requests of one session */
 

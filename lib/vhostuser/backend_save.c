@@ -99,6 +99,11 @@ void vu_backend_note_base(struct vu_backend *b, unsigned int q, uint32_t base)
 	b->rings[q].base = base;
 }
 
+void *vu_backend_pending(const struct vu_backend *b, unsigned int i)
+{
+	return i < b->req_len ? b->reqs[(b->req_head + i) % VU_MAX_REQS].arg : NULL;
+}
+
 void vu_backend_save(const struct vu_backend *b, struct vp_rec *r)
 {
 	const struct session_rec s = {
@@ -253,7 +258,7 @@ static int load_arrays(struct vu_backend *b, const struct vp_rec_in *in)
 	if (body.n > sizeof(ids) || body.n % sizeof(ids[0]))
 		return -EPROTO;
 	memcpy(ids, body.p, body.n);
-	/* Who asked has gone: the answers are read, and nobody hears of them. */
+	/* Who asked has gone: the answers are read, and nobody hears of them but who says so. */
 	for (b->req_len = 0; b->req_len < body.n / sizeof(ids[0]); b->req_len++) {
 		if (!vu_msg_info(VU_FROM_BACKEND, ids[b->req_len]))
 			return -EPROTO;
@@ -320,4 +325,15 @@ struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct v
 	b->seen_req_events = vu_backend_req_events(b);
 	b->seen_req = b->req_serial;
 	return b;
+}
+
+int vu_backend_await(struct vu_backend *b, unsigned int i, vu_req_done done, void *arg)
+{
+	struct vu_req *q = &b->reqs[(b->req_head + i) % VU_MAX_REQS];
+
+	if (i >= b->req_len)
+		return -ENOENT;
+	q->done = done;
+	q->arg = arg;
+	return 0;
 }

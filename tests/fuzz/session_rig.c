@@ -46,6 +46,7 @@ void vp_guard_drop(struct vp_guard *g, uint64_t id) { }
 void vp_guard_see_off(struct vp_guard *g, uint64_t id) { }
 pid_t vp_guard_pid(const struct vp_guard *g) { return 0; }
 void vp_guard_keep(struct vp_guard *g) { }
+void vp_guard_keep_later(struct vp_guard *g) { }
 
 /* Nor is a sink: the text is made and thrown away. */
 void vp_log_sink_long(int level, const char *head, const char *text, const char *fields);

@@ -8,6 +8,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import io
+import json
 import os
 import subprocess
 import sys
@@ -99,6 +100,11 @@ def passes_at_the_second_attempt(root, tmp):
         log = f.read()
     assert 'the first time' in log and 'test_flaky FAILED' in log, log
     assert summary.splitlines()[-1].endswith('0 failed, 0 skipped'), summary
+    with open(os.path.join(tmp, 'check.json')) as f:
+        told = json.load(f)
+    found, = told['findings']
+    assert found == {'test': m.second[0][0], 'why': m.reason(m.second[0][1]), 'log': m.second[0][2]}, told
+    assert 'the first time' in found['why'] and told['failed'] == [] and told['passed'] == m.passed, told
 
 
 def strict_has_no_second_attempt(root, tmp):
@@ -170,6 +176,8 @@ def stages(root, tmp):
     assert names == ['stage unit', 'stage faults', 'stage san'], names
     assert 'a stage that crashed' in out and '60 minutes are over' in out, out
     assert out.splitlines()[-1] == '0 passed, 3 failed, 0 skipped', out
+    with open(os.path.join(tmp, 'check.json')) as f:
+        assert [x['test'] for x in json.load(f)['failed']] == names
 
 
 def main():
