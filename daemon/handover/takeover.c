@@ -26,7 +26,7 @@
 #define ROOM_FDS   65536u
 #define HELLO_MS   60000
 #define RECORD_MS  30000
-#define POINT_MS   2000
+#define POINT_MS   1500
 
 enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT, READY };
 

@@ -68,7 +68,7 @@ void vp_takeover_await_end(int sock, int ms);
 
 /*
  * A test may have the successor end at a point of the take-over (VHOST_PCI_TAKEOVER_EXIT has its number, from 1), or
- * wait there for two seconds (VHOST_PCI_TAKEOVER_WAIT). Those behind the verdict count from -1 down. Counts the points;
+ * wait there for a moment (VHOST_PCI_TAKEOVER_WAIT). Those behind the verdict count from -1 down. Counts the points;
  * does nothing without that, or when nothing is taken over.
  */
 void vp_takeover_points(void);

@@ -443,11 +443,13 @@ struct queue_rec {
 	uint64_t failed;
 };
 
-/* The pool's file, where there is one. */
+/* Files and sockets: of the pool, where there is one, and of what the driver VM grants. */
 static void fast_save(struct vp_plink *pl, struct vp_rec *r)
 {
 	if (pl->copy)
 		vp_plink_copy.save(pl, r);
+	if (fast_of(pl)->grants)
+		vp_grants_save(fast_of(pl)->grants, r);
 }
 
 static void fast_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
@@ -557,6 +559,16 @@ static void grant_tidy(struct vp_plink *pl)
 		vp_grants_tidy(fast_of(pl)->grants);
 }
 
+static void grant_save_all(struct vp_plink *pl, struct vp_rec *r)
+{
+	vp_grants_save_hot(fast_of(pl)->grants, r);
+}
+
+static int grant_restore_all(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e)
+{
+	return vp_grants_restore_hot(fast_of(pl)->grants, in, e);
+}
+
 static struct vp_grants *grant_grants(struct vp_plink *pl)
 {
 	return fast_of(pl)->grants;
@@ -569,6 +581,8 @@ static const struct vp_plink_mode grant_mode = {
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
 	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
 	.grants = grant_grants, .wire = fast_wire, .show = fast_show, .signals = fast_signals,
+	.save = fast_save, .save_all = grant_save_all, .restore_all = grant_restore_all,
+	.save_queue = fast_save_queue, .restore_queue = fast_restore_queue, .save_requests = true,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -67,6 +67,14 @@ static bool rings_run(const struct vp_plink *pl)
 	return false;
 }
 
+static bool some_handed(const struct vp_plink *pl)
+{
+	for (unsigned i = 0; i < pl->n; i++)
+		if (pl->q[i].handed)
+			return true;
+	return false;
+}
+
 static void forget(struct vp_grants *g, const char *why)
 {
 	if (!g->size)
@@ -238,7 +246,8 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 	if (g->size && (!run || whole(t, g->addr, g->size) < 0))
 		forget(g, run ? "it is no piece of the driver VM's memory any more"
 			      : "the driver VM's rings have stopped");
-	if (g->dropping && !vp_port_is_up(pl->port))
+	/* Not with the first queue that has stopped: the device VM may be at work on the next one. */
+	if (g->dropping && !vp_port_is_up(pl->port) && !some_handed(pl))
 		forget(g, "it was dropped");
 	if (!run)
 		g->asked = false;
@@ -507,6 +516,86 @@ static bool wants(void *ctx)
 	return !g->size && table(g) && rings_run(g->pl);
 }
 
+/* ---- for another daemon ------------------------------------------------------------------------------------ */
+
+/* Of the first part, beside those of copy.c; and of the second. */
+enum tag { TAG_SOCKET = 16, TAG_GRANT = 1, TAG_BY, TAG_MESSAGE, TAG_CHANNEL, TAG_VIOMMU };
+
+enum { G_DROPPING = 1, G_POOL = 2, G_ASKED = 4, G_UNGRANTED = 8 };
+
+struct grant_rec {
+	uint64_t addr, size, since_us;
+	uint32_t flags, pad;
+};
+
+void vp_grants_save(const struct vp_grants *g, struct vp_rec *r)
+{
+	if (!g->channel)
+		return;
+	vp_rec_begin(r, TAG_SOCKET);
+	vp_grant_channel_save(g->channel, r);
+	vp_rec_end(r);
+}
+
+/* The socket of the daemon before, to where the channel looks for it. */
+static int adopt_channel(struct vp_plink *pl, struct vp_err *e)
+{
+	struct vp_rec_in mode, channel;
+
+	return vp_plink_heir_mode(pl, &mode) && vp_rec_find(&mode, TAG_SOCKET, &channel) ?
+		       vp_grant_channel_adopt(pl->l->d, &pl->l->conf, &channel, e) : 0;
+}
+
+void vp_grants_save_hot(const struct vp_grants *g, struct vp_rec *r)
+{
+	const struct grant_rec s = {
+		.addr = g->addr, .size = g->size, .since_us = g->since_us,
+		.flags = (g->dropping ? G_DROPPING : 0) | (g->pool ? G_POOL : 0) | (g->asked ? G_ASKED : 0) |
+			 (g->pl->ungranted ? G_UNGRANTED : 0),
+	};
+
+	vp_rec_put(r, TAG_GRANT, &s, sizeof(s));
+	vp_rec_str(r, TAG_BY, g->by);
+	vp_rec_str(r, TAG_MESSAGE, g->message);
+	if (g->channel) {
+		vp_rec_begin(r, TAG_CHANNEL);
+		vp_grant_channel_save_hot(g->channel, r);
+		vp_rec_end(r);
+	}
+	if (g->viommu) {
+		vp_rec_begin(r, TAG_VIOMMU);
+		vp_gv_save(g->viommu, r);
+		vp_rec_end(r);
+	}
+}
+
+int vp_grants_restore_hot(struct vp_grants *g, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in body;
+	struct grant_rec s;
+	int r = 0;
+
+	if (vp_rec_get(in, TAG_GRANT, &s, sizeof(s)) || (s.addr | s.size) & 4095 ||
+	    vp_rec_text(in, TAG_BY, g->by, sizeof(g->by)) ||
+	    vp_rec_text(in, TAG_MESSAGE, g->message, sizeof(g->message)))
+		return vp_err_set(e, -EPROTO, "the record of what is granted is malformed");
+	g->addr = s.addr;
+	g->size = s.size;
+	g->since_us = s.since_us;
+	g->dropping = s.flags & G_DROPPING;
+	g->pool = s.flags & G_POOL;
+	g->asked = s.flags & G_ASKED;
+	if (g->channel && vp_rec_find(in, TAG_CHANNEL, &body))
+		r = vp_grant_channel_restore_hot(g->channel, &body, e);
+	if (!r && g->viommu)
+		r = vp_rec_find(in, TAG_VIOMMU, &body) ? vp_gv_restore(g->viommu, &body, e) :
+		    vp_err_set(e, -EPROTO, "the record of what its vIOMMU gives is missing");
+	/* Before the port is as it was: it would take windows away that nobody is to miss. */
+	g->pl->ungranted = s.flags & G_UNGRANTED;
+	vp_plink_set_hold(g->pl);
+	return r;
+}
+
 /* ---- start, end, show --------------------------------------------------------------------------------------- */
 
 /* As grant_rings() of fast.c. */
@@ -529,6 +618,8 @@ int vp_grants_new(struct vp_grants **out, struct vp_plink *pl, struct vp_err *e)
 	g->now = calloc(g->room, sizeof(*g->now));
 	if (!g->now)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
+	if (!r)
+		r = adopt_channel(pl, e);
 	if (!r && pl->l->conf.grant == VP_GRANT_SWIOTLB)
 		r = vp_grant_channel_new(&g->channel, pl->l->d, &pl->l->conf, &ops, g, e);
 	if (!r && pl->l->conf.grant == VP_GRANT_VIOMMU)

@@ -60,6 +60,14 @@ int  vp_grants_revoke(struct vp_grants *g, uint64_t iova, uint64_t last, bool re
 /* It grants nothing any more: queues are stopped first. */
 void vp_grants_drop(struct vp_grants *g, const char *by);
 
+/*
+ * For another daemon (docs/handover.md): sockets, which vp_grants_new() finds there (vp_plink_heir_mode()); and what is
+ * granted, while the link's device is there and its port is not yet.
+ */
+void vp_grants_save(const struct vp_grants *g, struct vp_rec *r);
+void vp_grants_save_hot(const struct vp_grants *g, struct vp_rec *r);
+int  vp_grants_restore_hot(struct vp_grants *g, const struct vp_rec_in *in, struct vp_err *e);
+
 /* New reference. */
 json_t *vp_grants_json(const struct vp_grants *g);
 

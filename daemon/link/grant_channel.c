@@ -144,6 +144,15 @@ static int on_input(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int watch(struct vp_grant_channel *c)
+{
+	int r = vp_source_add(&c->io, c->d->event, c->fd, EPOLLIN, on_input, c);
+
+	if (r >= 0)
+		vp_source_limit(c->io, 100000, 100);
+	return r;
+}
+
 static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct vp_grant_channel *c = arg;
@@ -167,24 +176,30 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	}
 	/* A VMM connects anew when it was restarted: the last one counts. */
 	hang_up(c, "the VMM connected anew");
-	if (vp_source_add(&c->io, c->d->event, fd, EPOLLIN, on_input, c) < 0) {
-		close(fd);
+	c->fd = fd;
+	if (watch(c) < 0) {
+		vp_close(&c->fd);
 		return 0;
 	}
-	c->fd = fd;
 	c->cred = cred;
 	c->n_conns++;
-	vp_source_limit(c->io, 100000, 100);
 	if (c->ops->wants(c->ctx))
 		vp_grant_channel_ask(c);
 	return 0;
+}
+
+#define ACT_MAX (VP_CONF_NAME_MAX + 16)
+
+static void activation_name(const struct vp_conf_link *link, char name[ACT_MAX])
+{
+	snprintf(name, ACT_MAX, "%s.grant", link->name);
 }
 
 int vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, const struct vp_conf_link *link,
 			 const struct vp_grant_channel_ops *ops, void *ctx, struct vp_err *e)
 {
 	struct vp_grant_channel *c = calloc(1, sizeof(*c));
-	char act[VP_CONF_NAME_MAX + 16];
+	char act[ACT_MAX];
 	int r = 0;
 
 	*out = c;
@@ -196,8 +211,8 @@ int vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, con
 	c->ctx = ctx;
 	c->fd = -1;
 	snprintf(c->name, sizeof(c->name), "link %s, channel for grants", link->name);
-	snprintf(act, sizeof(act), "%s.grant", link->name);
-	c->lfd = vp_activation_take(&d->activation, act);
+	activation_name(link, act);
+	c->lfd = vp_activation_take_ours(&d->activation, act, &c->unlink_path);
 	if (c->lfd < 0) {
 		r = vp_sock_listen(link->grant_socket,
 				   vp_conf_socket_file_mode(d->conf, link->side[VP_SIDE_DRIVER].vm), &c->lfd, e);
@@ -228,6 +243,77 @@ void vp_grant_channel_free(struct vp_grant_channel *c)
 	if (c->unlink_path)
 		unlink(c->link->grant_socket);
 	free(c);
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------- */
+
+enum tag { TAG_CHANNEL = 1, TAG_LISTENS, TAG_CONN, TAG_LINE };
+
+struct channel_rec {
+	uint64_t n_conns, n_refused;
+	uint32_t pid, uid, gid, ours;
+};
+
+void vp_grant_channel_save(const struct vp_grant_channel *c, struct vp_rec *r)
+{
+	const struct channel_rec s = { .ours = c->unlink_path };
+
+	vp_rec_put(r, TAG_CHANNEL, &s, sizeof(s));
+	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, c->lfd);
+}
+
+int vp_grant_channel_adopt(struct vp_daemon *d, const struct vp_conf_link *link, const struct vp_rec_in *in,
+			   struct vp_err *e)
+{
+	char act[ACT_MAX];
+	struct channel_rec s;
+	int fd, r;
+
+	if (vp_rec_get(in, TAG_CHANNEL, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of its channel for grants is malformed");
+	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &fd, e);
+	if (r || fd < 0)
+		return r;
+	activation_name(link, act);
+	return vp_activation_add(&d->activation, act, fd, s.ours);
+}
+
+void vp_grant_channel_save_hot(const struct vp_grant_channel *c, struct vp_rec *r)
+{
+	const struct channel_rec s = {
+		.n_conns = c->n_conns, .n_refused = c->n_refused, .pid = (uint32_t)c->cred.pid, .uid = c->cred.uid,
+		.gid = c->cred.gid,
+	};
+
+	vp_rec_put(r, TAG_CHANNEL, &s, sizeof(s));
+	vp_rec_fd(r, TAG_CONN, VP_REC_FD_SOCKET, c->fd);
+	if (c->n)
+		vp_rec_put(r, TAG_LINE, c->line, c->n);
+}
+
+int vp_grant_channel_restore_hot(struct vp_grant_channel *c, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in line;
+	struct channel_rec s;
+	int r;
+
+	if (vp_rec_get(in, TAG_CHANNEL, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of its channel for grants is malformed");
+	r = vp_rec_take(in, TAG_CONN, VP_REC_FD_SOCKET, &c->fd, e);
+	if (r)
+		return r;
+	c->n_conns = s.n_conns;
+	c->n_refused = s.n_refused;
+	c->cred = (struct ucred){ (pid_t)s.pid, s.uid, s.gid };
+	/* One that is half read. */
+	if (vp_rec_find(in, TAG_LINE, &line)) {
+		if (line.n >= sizeof(c->line))
+			return vp_err_set(e, -EPROTO, "the record of its channel for grants is malformed");
+		memcpy(c->line, line.p, line.n);
+		c->n = (unsigned)line.n;
+	}
+	r = c->fd >= 0 ? watch(c) : 0;
+	return r < 0 ? vp_err_set(e, r, "its channel for grants cannot be watched: %s", strerror(-r)) : 0;
 }
 
 json_t *vp_grant_channel_json(const struct vp_grant_channel *c)

@@ -18,6 +18,7 @@
 #include <jansson.h>
 
 #include "base/err.h"
+#include "base/record.h"
 #include "conf/conf.h"
 
 struct vp_daemon;
@@ -35,6 +36,14 @@ struct vp_grant_channel_ops {
 int  vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, const struct vp_conf_link *link,
 			  const struct vp_grant_channel_ops *ops, void *ctx, struct vp_err *e);
 void vp_grant_channel_free(struct vp_grant_channel *c);  /* NULL is allowed */
+/*
+ * For another daemon: the listening socket, which vp_grant_channel_new() takes there when it was adopted; and all else.
+ */
+void vp_grant_channel_save(const struct vp_grant_channel *c, struct vp_rec *r);
+int  vp_grant_channel_adopt(struct vp_daemon *d, const struct vp_conf_link *link, const struct vp_rec_in *in,
+			    struct vp_err *e);
+void vp_grant_channel_save_hot(const struct vp_grant_channel *c, struct vp_rec *r);
+int  vp_grant_channel_restore_hot(struct vp_grant_channel *c, const struct vp_rec_in *in, struct vp_err *e);
 /* Ask the driver VM, if it is there. */
 void vp_grant_channel_ask(struct vp_grant_channel *c);
 /* New reference; null for NULL. */

@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "context/context.h"
@@ -26,7 +27,7 @@ struct vp_grant_viommu {
 	void           (*show)(struct vp_plink *pl);
 	struct vp_mapped m;
 	uint64_t         since_us;
-	struct {
+	struct asked {
 		uint64_t addr, size;
 	}                asked[MAX_ASKED];  /* MAP, without an answer of the vIOMMU */
 	unsigned         n_asked;
@@ -253,7 +254,7 @@ void vp_gv_update(struct vp_grant_viommu *v)
 		return;
 	}
 	if (v->unfit) {
-		if (!vp_port_is_up(v->pl->port))
+		if (!vp_port_is_up(v->pl->port) && !some(v, at_work))
 			vp_mapped_clear(&v->m);
 		return;
 	}
@@ -458,4 +459,46 @@ void vp_gv_tidy(struct vp_grant_viommu *v)
 	vp_peer_rearm(pl->peer);
 	/* What was asked for meanwhile. */
 	vp_gv_translated(v);
+}
+
+/* ---- for another daemon ---------------------------------------------------------------------------------------- */
+
+enum tag { TAG_STATE = 1, TAG_MAPPED, TAG_ASKED, TAG_MESSAGE };
+
+struct state_rec {
+	uint64_t since_us, storm_us;
+	uint32_t storm, unfit;
+};
+
+void vp_gv_save(const struct vp_grant_viommu *v, struct vp_rec *r)
+{
+	const struct state_rec s = {
+		.since_us = v->since_us, .storm_us = v->storm_us, .storm = v->storm, .unfit = v->unfit,
+	};
+
+	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
+	vp_rec_begin(r, TAG_MAPPED);
+	vp_mapped_save(&v->m, r);
+	vp_rec_end(r);
+	vp_rec_put(r, TAG_ASKED, v->asked, v->n_asked * sizeof(v->asked[0]));
+	vp_rec_str(r, TAG_MESSAGE, v->message);
+}
+
+int vp_gv_restore(struct vp_grant_viommu *v, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in mapped, asked;
+	struct state_rec s;
+
+	if (vp_rec_get(in, TAG_STATE, &s, sizeof(s)) || !vp_rec_find(in, TAG_MAPPED, &mapped) ||
+	    vp_mapped_restore(&v->m, &mapped) || !vp_rec_find(in, TAG_ASKED, &asked) ||
+	    asked.n > sizeof(v->asked) || asked.n % sizeof(v->asked[0]) ||
+	    vp_rec_text(in, TAG_MESSAGE, v->message, sizeof(v->message)))
+		return vp_err_set(e, -EPROTO, "the record of what its vIOMMU gives is malformed");
+	v->since_us = s.since_us;
+	v->storm_us = s.storm_us;
+	v->storm = s.storm;
+	v->unfit = s.unfit;
+	memcpy(v->asked, asked.p, asked.n);
+	v->n_asked = (unsigned)(asked.n / sizeof(v->asked[0]));
+	return 0;
 }

@@ -53,4 +53,8 @@ bool vp_gv_revoking(const struct vp_grant_viommu *v);
 /* Queues may have stopped, windows may have gone. */
 void vp_gv_tidy(struct vp_grant_viommu *v);
 
+/* For another daemon, as vp_grants_save_hot(), while no answer is owed. vp_gv_translated() follows there. */
+void vp_gv_save(const struct vp_grant_viommu *v, struct vp_rec *r);
+int  vp_gv_restore(struct vp_grant_viommu *v, const struct vp_rec_in *in, struct vp_err *e);
+
 #endif

@@ -359,3 +359,54 @@ unsigned vp_mapped_regions(struct vp_mapped *m, const struct vp_memtab *t, struc
 	}
 	return n;
 }
+
+/* ---- for another daemon ------------------------------------------------------------------------------- */
+
+enum tag { TAG_RANGES = 1, TAG_PIECES, TAG_JOIN };
+
+void vp_mapped_save(const struct vp_mapped *m, struct vp_rec *r)
+{
+	vp_rec_put(r, TAG_RANGES, m->range, m->n * sizeof(m->range[0]));
+	vp_rec_put(r, TAG_PIECES, m->piece, m->n_pieces * sizeof(m->piece[0]));
+	vp_rec_u64(r, TAG_JOIN, m->join);
+}
+
+static bool pages(uint64_t at, uint64_t size)
+{
+	uint64_t end;
+
+	return size && !((at | size) & 4095) && !vp_add_overflow(at, size, &end);
+}
+
+static bool sane(const struct vp_mapped *m)
+{
+	for (unsigned i = 0; i < m->n; i++)
+		if (!pages(m->range[i].iova, m->range[i].size) || !pages(m->range[i].uva, m->range[i].size) ||
+		    (i && m->range[i].iova <= last_of(&m->range[i - 1])))
+			return false;
+	for (unsigned i = 0; i < m->n_pieces; i++)
+		if (!pages(m->piece[i].uva, m->piece[i].size) ||
+		    (i && m->piece[i].uva < m->piece[i - 1].uva + m->piece[i - 1].size))
+			return false;
+	return true;
+}
+
+int vp_mapped_restore(struct vp_mapped *m, const struct vp_rec_in *in)
+{
+	struct vp_rec_in ranges, pieces;
+
+	vp_mapped_clear(m);
+	if (!vp_rec_find(in, TAG_RANGES, &ranges) || ranges.n > sizeof(m->range) ||
+	    ranges.n % sizeof(m->range[0]) || !vp_rec_find(in, TAG_PIECES, &pieces) ||
+	    pieces.n > sizeof(m->piece) || pieces.n % sizeof(m->piece[0]))
+		return -EPROTO;
+	memcpy(m->range, ranges.p, ranges.n);
+	memcpy(m->piece, pieces.p, pieces.n);
+	m->n = (unsigned)(ranges.n / sizeof(m->range[0]));
+	m->n_pieces = (unsigned)(pieces.n / sizeof(m->piece[0]));
+	m->join = (unsigned)VP_MIN(vp_rec_num(in, TAG_JOIN, VP_MAPPED_JOIN), (uint64_t)VP_MAPPED_MAX + VP_MAPPED_JOIN);
+	if (sane(m))
+		return 0;
+	vp_mapped_clear(m);
+	return -EPROTO;
+}

@@ -9,6 +9,7 @@
 #ifndef VP_DAEMON_LINK_MAPPED_H
 #define VP_DAEMON_LINK_MAPPED_H
 
+#include "base/record.h"
 #include "guestmem/memtab.h"
 #include "port/port.h"
 
@@ -60,5 +61,9 @@ bool vp_mapped_cut(struct vp_mapped *m, uint64_t first, uint64_t last);
  * by address, each with the window that it is to be in. fds stay t's.
  */
 unsigned vp_mapped_regions(struct vp_mapped *m, const struct vp_memtab *t, struct vp_port_region *out);
+
+/* As a record, for another daemon. restore: -EPROTO, and nothing is there. */
+void vp_mapped_save(const struct vp_mapped *m, struct vp_rec *r);
+int  vp_mapped_restore(struct vp_mapped *m, const struct vp_rec_in *in);
 
 #endif

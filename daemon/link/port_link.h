@@ -99,6 +99,9 @@ struct vp_plink_mode {
 	 * requests wait.
 	 */
 	void (*save)(struct vp_plink *pl, struct vp_rec *r);
+	/* ? What else there is that is no queue's. restore_all: the driver's device is there, its port is not yet. */
+	void (*save_all)(struct vp_plink *pl, struct vp_rec *r);
+	int  (*restore_all)(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e);
 	void (*save_queue)(struct vp_plink *pl, unsigned i, struct vp_rec *r);
 	int  (*restore_queue)(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e);
 	bool save_requests;

@@ -3,6 +3,7 @@
  * Port links as records, for the daemon that goes on with them (docs/handover.md). Queues stay in the hands that they
  * are in: the device VM is not asked for anything, and sees nothing. Threat model: base/record.h.
  */
+#include "link/grant.h"
 #include "link/port_link.h"
 
 #include <errno.h>
@@ -15,7 +16,7 @@
 enum tag {
 	TAG_PORT = 16, TAG_PROFILE, TAG_MODE, TAG_ATTACHMENT,
 	/* of the second part */
-	TAG_LINK, TAG_MISFIT, TAG_QUEUE, TAG_STATE, TAG_MODE_NOW,
+	TAG_LINK, TAG_MISFIT, TAG_QUEUE, TAG_STATE, TAG_MODE_NOW, TAG_ALL,
 };
 
 struct link_rec {
@@ -23,7 +24,10 @@ struct link_rec {
 	struct vp_queue_stats past, past_back;
 };
 
-enum { Q_HANDED = 1, Q_TAKEN = 2, Q_SPOILED = 4, Q_GIVEN_UP = 8, Q_GONE = 16, Q_COPIED = 32 };
+enum {
+	Q_HANDED = 1, Q_TAKEN = 2, Q_SPOILED = 4, Q_GIVEN_UP = 8, Q_GONE = 16, Q_COPIED = 32, Q_WAITS = 64,
+	Q_COPIED_INSTEAD = 128,
+};
 
 struct profile_rec {
 	uint64_t features;
@@ -59,7 +63,7 @@ bool vp_plink_at_rest(const struct vp_link *l)
 	const struct vp_plink *pl = l->impl;
 
 	for (unsigned i = 0; i < pl->n; i++)
-		if (pl->q[i].stop_owed || pl->q[i].draining || pl->q[i].waits)
+		if (pl->q[i].stop_owed || pl->q[i].draining)
 			return false;
 	return !pl->log_owed && (!pl->peer || vp_peer_at_rest(pl->peer)) &&
 	       (!pl->slot.v || vp_vdev_at_rest(pl->slot.v)) &&
@@ -102,7 +106,8 @@ static void save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
 	const struct vp_plink_queue *q = &pl->q[i];
 	const uint32_t flags = (q->handed ? Q_HANDED : 0) | (q->taken ? Q_TAKEN : 0) | (q->spoiled ? Q_SPOILED : 0) |
 			       (q->given_up ? Q_GIVEN_UP : 0) | (q->gone ? Q_GONE : 0) |
-			       (elsewhere(pl, i) ? Q_COPIED : 0);
+			       (elsewhere(pl, i) ? Q_COPIED : 0) | (q->waits ? Q_WAITS : 0) |
+			       (q->copied ? Q_COPIED_INSTEAD : 0);
 
 	vp_rec_begin(r, TAG_QUEUE);
 	vp_rec_put(r, TAG_STATE, &flags, sizeof(flags));
@@ -131,6 +136,11 @@ void vp_plink_save_hot(struct vp_link *l, struct vp_rec *r)
 	if (pl->slot.v)
 		vp_vdev_save_hot(pl->slot.v, r);
 	vp_rec_end(r);
+	if (pl->m->save_all) {
+		vp_rec_begin(r, TAG_ALL);
+		pl->m->save_all(pl, r);
+		vp_rec_end(r);
+	}
 	vp_rec_begin(r, TAG_PORT);
 	vp_port_save_hot(pl->port, r);
 	vp_rec_end(r);
@@ -207,12 +217,27 @@ static int load_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *i
 	q->spoiled = flags & Q_SPOILED;
 	q->given_up = flags & Q_GIVEN_UP;
 	q->gone = flags & Q_GONE;
+	q->waits = flags & Q_WAITS;
+	q->copied = flags & Q_COPIED_INSTEAD;
 	q->m = flags & Q_COPIED ? &vp_plink_copy : pl->m;
 	q->handed = flags & Q_HANDED;
 	/* Wires and lanes follow when that daemon has gone. */
 	q->rewire = q->handed;
 	r = pl->m->restore_queue(pl, i, &mode, e);
 	return !r && elsewhere(pl, i) ? q->m->restore_queue(pl, i, &now, e) : r;
+}
+
+static int restore_all(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in body;
+	int r;
+
+	if (!vp_rec_find(in, TAG_ALL, &body))
+		return vp_err_set(e, -EPROTO, "the record of its mode is missing");
+	pl->quiet++;
+	r = pl->m->restore_all(pl, &body, e);
+	pl->quiet--;
+	return r;
 }
 
 int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
@@ -233,6 +258,8 @@ int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct v
 		return vp_err_set(e, -EPROTO, "the record of its driver side's queues is missing");
 	if (pl->slot.v)
 		r = vp_vdev_restore_hot(pl->slot.v, &body, e);
+	if (!r && pl->m->restore_all)
+		r = restore_all(pl, in, e);
 	if (!r)
 		r = vp_rec_find(in, TAG_PORT, &body) ? vp_port_restore_hot(pl->port, &body, e) :
 		    vp_err_set(e, -EPROTO, "the record of its port is missing");
@@ -264,6 +291,9 @@ void vp_plink_go_on(struct vp_link *l)
 		pl->m->memory(pl);
 	pl->att->ops->go_on(pl->att);
 	vp_plink_update(pl);
+	/* Who asked the driver VM's VMM for something does not hear its answer. */
+	if (pl->m->grants)
+		vp_grants_translated(pl->m->grants(pl));
 	vp_port_command(pl->port);
 	/* It knows what is so, and asks the driver VM's VMM for it when that is connected. */
 	vp_carrier_set(pl->carrier, l->up && vp_port_attached(pl->port));

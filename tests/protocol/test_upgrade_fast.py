@@ -137,13 +137,6 @@ def held_until_let_go(d, nic, p):
     assert d.log().count("is asked to let go") == 1 and "has not let go" not in d.log()
 
 
-def goes_on(d, nic, p, page):
-    assert d.call("daemon.show")["pid"] == d.proc.pid
-    assert page_of(p) == page and not hung_up(nic.sock)
-    with ends(nic, p):
-        d.upgrade()
-
-
 def kill(*procs):
     for p in procs:
         p.kill()
@@ -159,15 +152,14 @@ def test_old_one_is_killed(make_daemon, hooked, at):
         old, new = hooked.begin(d, {"first part": 2, "all told": n, "verdict given": -1}[at])
         kill(old)
         hooked.close()
-        if at == "first part":
-            new.wait(60)
-        else:
+        if at != "first part":
             d.proc, d.control = new, conftest.Control(d.run / "control.sock")
             assert page_of(p) == page and not hung_up(nic.sock)
             with ends(nic, p):
                 d.upgrade()
             kill(d.proc)
         held_until_let_go(d, nic, p)
+        new.wait(60)
 
 
 @pytest.mark.parametrize("at", ["first part", "all told"])
@@ -265,10 +257,11 @@ def test_requests_that_are_logged(make):
 # ---- open requests -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", ["fast", "grant"])
 @pytest.mark.parametrize("vmm", ["keeps the area", "has none"])
-def test_account_of_requests(make, vmm):
+def test_account_of_requests(make, vmm, mode):
     """The area goes over, with what is open: whether somebody has the queue, or nobody has."""
-    d = make("fast", Profile_Capacity="4M")
+    d = make(mode, Profile_Capacity="4M")
     store = bytearray(4 << 20)
     protocol = blk.PF if vmm == "keeps the area" else blk.PF & ~vu.bit(blk.PF_INFLIGHT)
     with Driver(drv(d), protocol=protocol) as f:
