@@ -152,6 +152,8 @@ void hostdev_drop(struct hostdev *h, bool fault, const char *why)
 	vp_timer_end(&h->later);
 	/* Data threads may be using the eventfds until the runs have ended. */
 	vp_port_online(h->port, false);
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		h->win[i].fd = -1;
 	close_signals(h);
 	h->c.wires_changed(h->c.ctx);
 	if (h->c.gone)
@@ -210,6 +212,24 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	return 0;
 }
 
+static int watch_main(struct hostdev *h)
+{
+	int r = vp_source_add(&h->io, h->c.d->event, h->main.fd, EPOLLIN, on_main, h);
+
+	if (r >= 0)
+		vp_source_limit(h->io, 100000, 2000);
+	return r;
+}
+
+static int watch_requests(struct hostdev *h)
+{
+	int r = vp_source_add(&h->req_io, h->c.d->event, h->req.fd, EPOLLIN, on_req, h);
+
+	if (r >= 0)
+		vp_source_limit(h->req_io, 100000, 100);
+	return r;
+}
+
 int hostdev_channel(struct hostdev *h, int *theirs)
 {
 	int sv[2], r;
@@ -218,12 +238,11 @@ int hostdev_channel(struct hostdev *h, int *theirs)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
 		return -errno;
 	vu_conn_init(&h->req, sv[0], VU_FROM_BACKEND, false);
-	r = vp_source_add(&h->req_io, h->c.d->event, sv[0], EPOLLIN, on_req, h);
+	r = watch_requests(h);
 	if (r < 0) {
 		close(sv[1]);
 		return r;
 	}
-	vp_source_limit(h->req_io, 100000, 100);
 	*theirs = sv[1];
 	return 0;
 }
@@ -255,13 +274,12 @@ static int backend_begin(struct hostdev *h, int fd)
 	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);
 	r = make_signals(h);
 	if (!r)
-		r = vp_source_add(&h->io, h->c.d->event, fd, EPOLLIN, on_main, h);
+		r = watch_main(h);
 	if (r < 0) {
 		close_signals(h);
 		vu_conn_close(&h->main);
 		return r;
 	}
-	vp_source_limit(h->io, 100000, 2000);
 	h->here = true;
 	h->unclean = false;
 	h->n_conns++;
@@ -508,10 +526,51 @@ static void hostdev_free(struct vp_attach *a)
 	free(h);
 }
 
+/* ---- for another daemon -------------------------------------------------------------------------- */
+
+int hostdev_listen(struct hostdev *h, struct vp_err *e)
+{
+	int r = h->lfd >= 0 ? vp_source_add(&h->listen_io, h->c.d->event, h->lfd, EPOLLIN, on_accept, h) : 0;
+
+	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s",
+				  h->c.link->side[VP_SIDE_DEVICE].socket, strerror(-r)) : 0;
+}
+
+int hostdev_watch(struct hostdev *h, struct vp_err *e)
+{
+	int r = watch_main(h);
+
+	if (r >= 0 && h->req.fd >= 0)
+		r = watch_requests(h);
+	return r < 0 ? vp_err_set(e, r, "its back-end cannot be watched: %s", strerror(-r)) : 0;
+}
+
+static void hostdev_go_on(struct vp_attach *a)
+{
+	struct hostdev *h = (struct hostdev *)a;
+	int r = 0;
+
+	if (!h->here) {
+		if (h->c.link->side[VP_SIDE_DEVICE].socket_mode == VP_SOCKET_CLIENT)
+			vp_timer_at(h->c.d->event, &h->again, h->again_us, on_connect, h, h->c.name);
+		return;
+	}
+	for (unsigned i = 0; i < h->n && !r; i++)
+		r = vp_wire_new(&h->poke[i][0], h->c.f, h->poke_fd[i], h->sig[i], h->c.who);
+	if (r) {
+		hostdev_drop(h, false, strerror(-r));
+		return;
+	}
+	/* What its times are due for it finds again. */
+	hostdev_rearm(h);
+	work_soon(h);
+}
+
 static const struct vp_attach_ops attach_ops = {
 	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
 	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal, .direct = hostdev_direct,
-	.unclean = hostdev_unclean, .pages = true,
+	.unclean = hostdev_unclean, .pages = true, .at_rest = hostdev_at_rest, .save_hot = hostdev_save_hot,
+	.restore_hot = hostdev_restore_hot, .go_on = hostdev_go_on,
 };
 
 void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
@@ -535,14 +594,13 @@ static int begin(struct hostdev *h, struct vp_err *e)
 	if (at == MAP_FAILED)
 		return vp_err_set(e, -errno, "%s: the control block cannot be mapped: %m", h->c.name);
 	h->ctrl = at;
+	if (h->c.heir)
+		return 0;
 	if (side->socket_mode == VP_SOCKET_CLIENT)
 		return vp_timer_in(h->c.d->event, &h->again, 0, on_connect, h, h->c.name) < 0 ?
 		       vp_err_set(e, -ENOMEM, "%s: out of memory", h->c.name) : 0;
 	r = vp_sock_listen(side->socket, vp_conf_socket_file_mode(h->c.d->conf, side->vm), &h->lfd, e);
-	if (r)
-		return r;
-	r = vp_source_add(&h->listen_io, h->c.d->event, h->lfd, EPOLLIN, on_accept, h);
-	return r < 0 ? vp_err_set(e, r, "%s: cannot wait for connections: %s", side->socket, strerror(-r)) : 0;
+	return r ? r : hostdev_listen(h, e);
 }
 
 int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e)

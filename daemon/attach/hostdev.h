@@ -50,7 +50,7 @@ struct hostdev {
 	struct vp_source     *listen_io, *io, *req_io;
 	sd_event_source      *work, *again, *deadline, *later;
 	struct vp_slow        slow;   /* the answer that is awaited */
-	uint64_t              retry_us;
+	uint64_t              retry_us, again_us; /* again_us: when, of one that another daemon has left */
 	bool                  retry_logged;
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
@@ -121,5 +121,13 @@ void hostdev_rearm(struct hostdev *h);
 void hostdev_poke(struct hostdev *h, unsigned q);
 /* The channel for its requests; *theirs is the caller's, to be sent. */
 int hostdev_channel(struct hostdev *h, int *theirs);
+
+/* hostdev_save.c: the attachment's operations for another daemon. */
+bool hostdev_at_rest(struct vp_attach *a);
+void hostdev_save_hot(struct vp_attach *a, struct vp_rec *r);
+int  hostdev_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
+/* For these: the listening socket, and the connection with its channel, are waited for. */
+int  hostdev_listen(struct hostdev *h, struct vp_err *e);
+int  hostdev_watch(struct hostdev *h, struct vp_err *e);
 
 #endif

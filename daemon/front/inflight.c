@@ -62,11 +62,21 @@ static void take_area(struct vp_vdev *v, struct vp_map *map, uint64_t off, uint6
 	v->inflight_size = entries;
 }
 
+int vp_vdev_inflight_take(struct vp_vdev *v, int fd, uint64_t offset, uint64_t bytes, unsigned queues, unsigned entries,
+			  struct vp_err *e)
+{
+	struct vp_map *map = NULL;
+	int r = vp_map_new(&map, fd, offset, bytes, 0, e);
+
+	if (!r)
+		take_area(v, map, offset, bytes, queues, entries);
+	return r;
+}
+
 int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e)
 {
 	struct vp_vdev *v = vdev_of(ctx);
 	bool packed = v->features & VP_BIT(VIRTIO_F_RING_PACKED);
-	struct vp_map *map = NULL;
 	int r;
 
 	for (unsigned q = 0; q < v->n; q++)
@@ -78,10 +88,9 @@ int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struc
 	if (in->mmap_size < in->num_queues * vp_inflight_bytes(in->queue_size, packed))
 		return vp_err_set(e, -EINVAL, "an in-flight area of %llu bytes does not hold %u queues of %u entries",
 				  (unsigned long long)in->mmap_size, in->num_queues, in->queue_size);
-	r = vp_map_new(&map, *fd, in->mmap_offset, in->mmap_size, 0, e);
+	r = vp_vdev_inflight_take(v, *fd, in->mmap_offset, in->mmap_size, in->num_queues, in->queue_size, e);
 	if (r)
 		return r;
-	take_area(v, map, in->mmap_offset, in->mmap_size, in->num_queues, in->queue_size);
 	v->inflight_own = false;
 	if (v->ops->memory)
 		v->ops->memory(v->ctx);
@@ -135,6 +144,22 @@ static vp_gptr account_of(const struct vp_vdev *v, unsigned q, uint64_t *bytes)
 	return vp_gptr_add(v->inflight->host, q * *bytes);
 }
 
+static bool has_account(const struct vp_vdev *v, unsigned q)
+{
+	return v->inflight && q < v->inflight_queues && v->ring[q].rq.vq.size <= v->inflight_size;
+}
+
+vp_gptr vp_vdev_inflight_at(const struct vp_vdev *v, unsigned q)
+{
+	uint64_t bytes;
+	vp_gptr mem;
+
+	if (!has_account(v, q))
+		return VP_GPTR_NULL;
+	mem = account_of(v, q, &bytes);
+	return (q + 1) * bytes <= v->inflight_bytes ? mem : VP_GPTR_NULL;
+}
+
 static int account_open(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
 	struct vp_vdev_ring *r = &v->ring[q];
@@ -144,7 +169,7 @@ static int account_open(struct vp_vdev *v, unsigned q, struct vp_err *e)
 
 	vp_inflight_saved_free(&r->saved);
 	r->inflight.on = false;
-	if (!v->inflight || q >= v->inflight_queues || r->rq.vq.size > v->inflight_size)
+	if (!has_account(v, q))
 		return 0;
 	mem = account_of(v, q, &bytes);
 	/* The front-end may have acknowledged packed rings after it gave the area. */
@@ -200,50 +225,4 @@ void vp_vdev_inflight_free(struct vp_vdev *v)
 		vp_inflight_saved_free(&v->ring[q].saved);
 	vp_close(&v->inflight_fd);
 	vp_map_unref(v->inflight);
-}
-
-/* ---- for another daemon ---------------------------------------------------------------------- */
-
-enum tag { TAG_PLACE = 1, TAG_FILE };
-
-struct area_rec {
-	uint64_t offset, bytes;
-	uint32_t queues, entries, own, pad;
-};
-
-void vp_vdev_inflight_save(const struct vp_vdev *v, unsigned tag, struct vp_rec *r)
-{
-	const struct area_rec s = {
-		.offset = v->inflight_off, .bytes = v->inflight_bytes, .queues = v->inflight_queues,
-		.entries = v->inflight_size, .own = v->inflight_own,
-	};
-
-	if (!v->inflight)
-		return;
-	vp_rec_begin(r, tag);
-	vp_rec_put(r, TAG_PLACE, &s, sizeof(s));
-	vp_rec_fd(r, TAG_FILE, VP_REC_FD_FILE, v->inflight->fd);
-	vp_rec_end(r);
-}
-
-int vp_vdev_inflight_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)
-{
-	struct vp_map *map = NULL;
-	struct area_rec s;
-	int fd, r;
-
-	if (vp_rec_get(in, TAG_PLACE, &s, sizeof(s)) || s.offset & 63 || s.entries > UINT16_MAX ||
-	    s.bytes / vp_inflight_bytes((uint16_t)s.entries, false) < s.queues)
-		return vp_err_set(e, -EPROTO, "the record of an in-flight area is malformed");
-	r = vp_rec_take(in, TAG_FILE, VP_REC_FD_FILE, &fd, e);
-	if (!r && fd < 0)
-		r = vp_err_set(e, -EPROTO, "the record of an in-flight area has no file");
-	if (!r)
-		r = vp_map_new(&map, fd, s.offset, s.bytes, 0, e);
-	vp_close(&fd);
-	if (r)
-		return r;
-	take_area(v, map, s.offset, s.bytes, s.queues, s.entries);
-	v->inflight_own = s.own;
-	return 0;
 }

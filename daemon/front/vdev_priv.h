@@ -67,6 +67,11 @@ int  vp_vdev_on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *
 int  vp_vdev_on_reset(void *ctx, struct vp_err *e);
 /* The session has all that a ring needs, and its fds are here. 0 also when it waits for its translation. */
 int  vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/*
+ * The same for one that another daemon has started: it goes on when its translation comes, and its account of open
+ * requests is left as it is (vp_vdev_restore_hot()).
+ */
+int  vp_vdev_ring_inherit(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_ring_release(struct vp_vdev *v, unsigned q);
 int vp_vdev_ring_addrs(struct vp_vdev *v, const struct vu_ring *vr, bool packed, struct vp_vq_conf *c,
 		       struct vp_err *e);
@@ -96,12 +101,14 @@ int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp
 /* inflight.c */
 int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);
 int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e);
+/* The front-end's area, for that many queues of so many entries, while no ring runs. fd stays the caller's. */
+int vp_vdev_inflight_take(struct vp_vdev *v, int fd, uint64_t offset, uint64_t bytes, unsigned queues, unsigned entries,
+			  struct vp_err *e);
 /* Ring q has just been set up: find what is open, and go on behind it. */
 int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_inflight_free(struct vp_vdev *v);
-/* The area as an element of a record, if there is one; and from its body. Accounts stay as they are. */
-void vp_vdev_inflight_save(const struct vp_vdev *v, unsigned tag, struct vp_rec *r);
-int  vp_vdev_inflight_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
+/* Where ring q's account is, which is set up; VP_GPTR_NULL: it can have none. */
+vp_gptr vp_vdev_inflight_at(const struct vp_vdev *v, unsigned q);
 
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);

@@ -116,7 +116,7 @@ static void say_not_shared(struct vp_vdev *v, unsigned q)
 	       v->name, q);
 }
 
-int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
+static int ring_start(struct vp_vdev *v, unsigned q, bool heir, struct vp_err *e)
 {
 	const struct vu_ring *vr = vu_ring_of(v, q);
 	struct vp_vdev_ring *r = &v->ring[q];
@@ -144,11 +144,12 @@ int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 		ret = vp_vq_start(&r->rq.vq, &c, e);
 	}
 	if (ret == -EAGAIN) {
-		r->wait = VP_VDEV_WAIT_START;
+		r->wait = heir ? VP_VDEV_WAIT_REBIND : VP_VDEV_WAIT_START;
+		r->rq.features = v->features;
 		return 0;
 	}
 	r->wait = VP_VDEV_WAIT_NONE;
-	if (!ret)
+	if (!ret && !heir)
 		ret = vp_vdev_inflight_start(v, q, e);
 	if (ret) {
 		if (!e->code)
@@ -168,6 +169,16 @@ int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 	       packed ? "packed" : "split", vr->num, c.base & (packed ? 0x7fff : 0xffff),
 	       vr->enabled ? "" : ", disabled");
 	return 0;
+}
+
+int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	return ring_start(v, q, false, e);
+}
+
+int vp_vdev_ring_inherit(struct vp_vdev *v, unsigned q, struct vp_err *e)
+{
+	return ring_start(v, q, true, e);
 }
 
 int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)

@@ -15,13 +15,15 @@
 #include "conf/policy.h"
 
 enum tag {
-	TAG_DEVICE = 1, TAG_REGION, TAG_LOG, TAG_IOTLB, TAG_RING, TAG_INFLIGHT, TAG_INFLIGHT_MADE,
+	TAG_DEVICE = 1, TAG_REGION, TAG_LOG, TAG_IOTLB, TAG_RING,
 	/* of a region, of the log, and of the in-flight area */
 	TAG_PLACE = 32, TAG_FILE,
 	/* of a ring */
 	TAG_STATE = 64, TAG_KICK, TAG_CALL, TAG_ERROR,
 	/* of a ring, what data threads change */
-	TAG_PLACE_OF, TAG_STATS,
+	TAG_PLACE_OF, TAG_STATS, TAG_ACCOUNT,
+	/* the account of open requests, and the area that was made for the front-end to keep it in */
+	TAG_INFLIGHT = 128, TAG_INFLIGHT_MADE, TAG_INFLIGHT_STATE,
 };
 
 struct device_rec {
@@ -33,6 +35,10 @@ struct device_rec {
 
 struct place_rec {
 	uint64_t gpa, size, uva, offset;
+};
+
+struct inflight_rec {
+	uint32_t own, queues, entries, pad;
 };
 
 enum { R_SET_UP = 1, R_ENABLED = 2, R_WAITS = 4, R_BROKEN = 8 };
@@ -95,8 +101,27 @@ void vp_vdev_save_hot(const struct vp_vdev *v, struct vp_rec *r)
 		vp_rec_begin(r, TAG_RING);
 		vp_rec_put(r, TAG_PLACE_OF, &s, sizeof(s));
 		vp_rec_put(r, TAG_STATS, &rq->stats, sizeof(rq->stats));
+		if (v->ring[q].inflight.on) {
+			vp_rec_begin(r, TAG_ACCOUNT);
+			vp_inflight_save(&v->ring[q].inflight, &v->ring[q].saved, 0, v->ring[q].saved.n, 0, r);
+			vp_rec_end(r);
+		}
 		vp_rec_end(r);
 	}
+}
+
+static void save_inflight(const struct vp_vdev *v, struct vp_rec *r)
+{
+	const struct inflight_rec s = {
+		.own = v->inflight_own, .queues = v->inflight_queues, .entries = v->inflight_size,
+	};
+
+	vp_rec_fd(r, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, v->inflight_fd);
+	if (!v->inflight)
+		return;
+	vp_rec_put(r, TAG_INFLIGHT_STATE, &s, sizeof(s));
+	save_map(r, TAG_INFLIGHT, v->inflight,
+		 &(struct place_rec){ .size = v->inflight_bytes, .offset = v->inflight_off });
 }
 
 bool vp_vdev_at_rest(const struct vp_vdev *v)
@@ -124,10 +149,9 @@ void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r)
 	if (v->log.map)
 		save_map(r, TAG_LOG, v->log.map,
 			 &(struct place_rec){ .size = v->log.map->size, .uva = v->log.pages, .offset = v->log_offset });
+	save_inflight(v, r);
 	if (v->iotlb)
 		vp_iotlb_save(v->iotlb, TAG_IOTLB, r);
-	vp_vdev_inflight_save(v, TAG_INFLIGHT, r);
-	vp_rec_fd(r, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, v->inflight_fd);
 	for (unsigned q = 0; q < v->n; q++) {
 		struct vp_vdev_ring *ring = &v->ring[q];
 
@@ -196,6 +220,41 @@ static int load_memory(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_
 	return r;
 }
 
+static int load_inflight(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_rec_in body;
+	struct inflight_rec s;
+	struct place_rec p;
+	int fd = -1, r = vp_rec_take(in, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, &v->inflight_fd, e);
+
+	if (r || !vp_rec_find(in, TAG_INFLIGHT, &body))
+		return r;
+	if (vp_rec_get(in, TAG_INFLIGHT_STATE, &s, sizeof(s)) || vp_rec_get(&body, TAG_PLACE, &p, sizeof(p)) ||
+	    s.entries > UINT16_MAX || p.offset & 63)
+		return vp_err_set(e, -EPROTO, "the record of an in-flight area is malformed");
+	r = vp_rec_take(&body, TAG_FILE, VP_REC_FD_FILE, &fd, e);
+	if (!r && fd < 0)
+		r = vp_err_set(e, -EPROTO, "the record of an in-flight area has no file");
+	if (!r)
+		r = vp_vdev_inflight_take(v, fd, p.offset, p.size, s.queues, s.entries, e);
+	v->inflight_own = s.own;
+	vp_close(&fd);
+	return r;
+}
+
+/* Its account, where the daemon before left off: not opened, which writes to it. */
+static int load_account(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_vdev_ring *ring = &v->ring[q];
+	struct vp_rec_in body;
+	int r;
+
+	if (!vp_rec_find(in, TAG_ACCOUNT, &body))
+		return 0;
+	r = vp_inflight_restore(&ring->inflight, &ring->saved, vp_vdev_inflight_at(v, q), &ring->rq.vq, &body);
+	return r ? vp_err_set(e, r, "the record of what queue %u has open is malformed", q) : 0;
+}
+
 static int load_ring(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_vdev_ring *ring = &v->ring[q];
@@ -214,7 +273,7 @@ static int load_ring(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, 
 		return r;
 	/* A broken one stays where it is: its place is in the session, and why it broke in its error. */
 	if (vu_ring_of(v, q)->started && s.flags & (R_SET_UP | R_WAITS) && !(s.flags & R_BROKEN)) {
-		r = vp_vdev_ring_start(v, q, &why);
+		r = s.flags & R_SET_UP ? vp_vdev_ring_inherit(v, q, &why) : vp_vdev_ring_start(v, q, &why);
 		if (r)
 			return vp_err_set(e, r, "queue %u cannot go on: %.200s", q, why.msg);
 	}
@@ -245,11 +304,11 @@ static int load_hot(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, s
 	vq->used_idx = s.used_idx;
 	vq->avail_wrap = s.avail_wrap;
 	vq->used_wrap = s.used_wrap;
-	/* Also for one whose translation is not known here: it begins there, when that comes. */
+	/* Also for one whose translation is not known here. */
 	vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(vq));
 	if (s.broken)
 		vp_vq_break(vq, s.broken);
-	return 0;
+	return load_account(v, q, in, e);
 }
 
 int vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e)
@@ -284,16 +343,13 @@ int vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err
 	memcpy(v->written, s.written, sizeof(v->written));
 	memcpy(v->wrote, s.wrote, sizeof(v->wrote));
 	r = load_memory(v, in, e);
+	if (!r)
+		r = load_inflight(v, in, e);
 	if (!r && v->iotlb && vp_rec_find(in, TAG_IOTLB, &body) && vp_iotlb_restore(v->iotlb, v->tab, &body))
 		r = vp_err_set(e, -EPROTO, "the record of an IOTLB is malformed");
 	while (!r && vp_rec_next(&rest, &tag, &body))
 		if (tag == TAG_RING)
 			r = q < v->n ? load_ring(v, q++, &body, e) :
 			    vp_err_set(e, -EPROTO, "the record of a device has too many rings");
-	/* Behind the rings, which begin no account anew. */
-	if (!r)
-		r = vp_rec_take(in, TAG_INFLIGHT_MADE, VP_REC_FD_FILE, &v->inflight_fd, e);
-	if (!r && vp_rec_find(in, TAG_INFLIGHT, &body))
-		r = vp_vdev_inflight_restore(v, &body, e);
 	return r;
 }

@@ -65,7 +65,7 @@ struct copy {
 };
 
 /* Of its record. */
-enum tag { TAG_POOL = 1, TAG_PACKETS, TAG_REQUESTS };
+enum tag { TAG_POOL = 1, TAG_PACKETS, TAG_REQUESTS, TAG_STALE };
 
 static struct copy *copy_of(struct vp_plink *pl)
 {
@@ -347,19 +347,17 @@ static void copy_wire(struct vp_plink *pl, unsigned i)
 
 /* ---- from hand to hand -------------------------------------------------------------------------------- */
 
-/* Requests: the record of what is open was made when the first device side came. */
-static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr, struct vp_err *e)
+static struct vp_reqq_conf request_conf(struct vp_plink *pl, unsigned i)
 {
 	struct copy *cl = copy_of(pl);
 	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
-	struct copy_queue *q = &cl->q[i];
-	struct vp_copyq_area data = data_area(cl, i);
-	struct vp_reqq_conf rc = {
+
+	return (struct vp_reqq_conf){
 		.rq = &r->rq,
 		.pool = cl->pool.p,
 		.pool_addr = cl->pool_addr,
 		.ring = ring_area(cl, i),
-		.data = data,
+		.data = data_area(cl, i),
 		.trust_len = pl->dev->trust_len,
 		.once = pl->dev->once,
 		.fail_status = pl->dev->fail_status,
@@ -371,6 +369,16 @@ static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *p
 		.inflight = r->inflight,
 		.saved = &r->saved,
 	};
+}
+
+/* Requests: the record of what is open was made when the first device side came. */
+static int request_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr, struct vp_err *e)
+{
+	struct copy *cl = copy_of(pl);
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct copy_queue *q = &cl->q[i];
+	struct vp_copyq_area data = data_area(cl, i);
+	struct vp_reqq_conf rc = request_conf(pl, i);
 	int ret = q->r ? 0 : vp_reqq_new(&q->r, &rc, e);
 
 	if (ret)
@@ -597,28 +605,59 @@ static void copy_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
 {
 	struct copy_queue *q = &copy_of(pl)->q[i];
 
-	if (!q->b)
+	vp_rec_u64(r, TAG_STALE, q->stale);
+	if (!q->b && !q->r)
 		return;
-	vp_rec_begin(r, TAG_PACKETS);
-	vp_copyq_save(q->b, r);
+	vp_rec_begin(r, q->b ? TAG_PACKETS : TAG_REQUESTS);
+	if (q->b)
+		vp_copyq_save(q->b, r);
+	else
+		vp_reqq_save(q->r, r);
 	vp_rec_end(r);
+}
+
+static int packets_restore(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_copyq_conf bc;
+
+	packet_rates(pl, i);
+	bc = packet_conf(pl, i);
+	return vp_copyq_restore(&copy_of(pl)->q[i].b, &bc, in, e);
+}
+
+static int requests_restore(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+	struct vp_reqq_conf rc = request_conf(pl, i);
+	int ret = vp_reqq_restore(&q->r, &rc, q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), in, e);
+
+	if (ret)
+		return ret;
+	/* They are the engine's. */
+	r->inflight = q->r->c.inflight;
+	r->saved.n = 0;
+	return 0;
 }
 
 static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct copy_queue *q = &copy_of(pl)->q[i];
+	const unsigned tag = pl->dev->waits ? TAG_REQUESTS : TAG_PACKETS;
 	struct vp_rec_in body;
-	struct vp_copyq_conf bc;
+	bool there = vp_rec_find(in, tag, &body), handed = pl->q[i].handed;
 	int r;
 
-	if (!pl->q[i].handed)
+	q->stale = vp_rec_num(in, TAG_STALE, 0);
+	/* What waits for a device side is kept; of a ring that broke nothing can be given back any more. */
+	if (!handed && (!there || !pl->dev->waits || !pl->slot.v || !vp_vdev_ring(pl->slot.v, i)->rq.vq.size))
 		return 0;
 	work_set(pl, i);
-	if (!vp_rec_find(in, TAG_PACKETS, &body))
+	if (!there)
 		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
-	packet_rates(pl, i);
-	bc = packet_conf(pl, i);
-	r = vp_copyq_restore(&q->b, &bc, &body, e);
+	r = pl->dev->waits ? requests_restore(pl, i, &body, e) : packets_restore(pl, i, &body, e);
+	if (!r && handed && pl->dev->waits && !q->r->served)
+		r = vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
 	/* What it raised may be on its way still. */
 	if (!r)
 		vp_eventfd_raise(q->kick_fd);
@@ -672,6 +711,7 @@ const struct vp_plink_mode vp_plink_copy = {
 	.save = copy_save,
 	.save_queue = copy_save_queue,
 	.restore_queue = copy_restore_queue,
+	.save_requests = true,
 };
 
 uint64_t vp_plink_pool_in_port(const struct vp_link *l)

@@ -77,7 +77,7 @@ struct vp_link_ops {
 	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
 	/* ? NULL: where save is there. *why: what is in the way for now, where it is not the kind of link. */
-	bool (*can_hand_over)(const struct vp_link *l, const char **why);
+	bool (*can_hand_over)(const struct vp_link *l);
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
 	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);

@@ -24,14 +24,11 @@ struct link_rec {
 
 int vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e)
 {
-	const char *why = NULL;
 	struct vp_link *l;
 
 	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
-		if (l->ops->can_hand_over ? l->ops->can_hand_over(l, &why) : l->ops->save != NULL)
+		if (l->ops->can_hand_over ? l->ops->can_hand_over(l) : l->ops->save != NULL)
 			continue;
-		else if (why)
-			return vp_err_set(e, -EOPNOTSUPP, "link %s cannot be handed over now: %s", l->conf.name, why);
 		else
 			return vp_err_set(e, -EOPNOTSUPP,
 					  "link %s cannot be handed over: links in %s mode with Endpoint=%s cannot "

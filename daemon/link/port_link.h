@@ -206,7 +206,7 @@ int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool agai
 bool vp_plink_plugged(const struct vp_link *l);
 
 /* port_save.c: the link's operations for another daemon. */
-bool vp_plink_can_hand_over(const struct vp_link *l, const char **why);
+bool vp_plink_can_hand_over(const struct vp_link *l);
 bool vp_plink_at_rest(const struct vp_link *l);
 void vp_plink_save(struct vp_link *l, struct vp_rec *r);
 int  vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);

@@ -43,19 +43,19 @@ static bool elsewhere(const struct vp_plink *pl, unsigned i)
 	return pl->q[i].m != pl->m;
 }
 
-bool vp_plink_can_hand_over(const struct vp_link *l, const char **why)
+bool vp_plink_can_hand_over(const struct vp_link *l)
 {
 	const struct vp_plink *pl = l->impl;
 
-	if (!pl->m->save_queue || !pl->att->ops->save_hot || (pl->dev->waits && !pl->m->save_requests))
-		return false;
-	for (unsigned i = 0; i < pl->n; i++) {
-		if (!elsewhere(pl, i) || !pl->dev->waits || pl->q[i].m->save_requests)
-			continue;
-		*why = "its requests are copied for now; try again when its driver VM has migrated";
-		return false;
-	}
-	return true;
+	/* To a back-end on the host that has the driver VM's memory, nobody could say that nothing has changed. */
+	return pl->m->save_queue && pl->att->ops->save_hot && (!pl->dev->waits || pl->m->save_requests) &&
+	       (pl->m->lanes || l->conf.attachment != VP_ATTACH_HOSTDEV);
+}
+
+/* Its ring has broken, and the device side lets go of it soon. */
+static bool breaks(const struct vp_plink *pl, unsigned i)
+{
+	return pl->slot.v && pl->q[i].handed && vp_vdev_ring(pl->slot.v, i)->rq.vq.broken;
 }
 
 bool vp_plink_at_rest(const struct vp_link *l)
@@ -63,7 +63,7 @@ bool vp_plink_at_rest(const struct vp_link *l)
 	const struct vp_plink *pl = l->impl;
 
 	for (unsigned i = 0; i < pl->n; i++)
-		if (pl->q[i].stop_owed || pl->q[i].draining)
+		if (pl->q[i].stop_owed || pl->q[i].draining || breaks(pl, i))
 			return false;
 	return !pl->log_owed && (!pl->peer || vp_peer_at_rest(pl->peer)) &&
 	       (!pl->slot.v || vp_vdev_at_rest(pl->slot.v)) &&

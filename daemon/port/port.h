@@ -304,6 +304,8 @@ void vp_port_save_hot(struct vp_port *p, struct vp_rec *r);
 int  vp_port_record_memory(const struct vp_rec_in *in, struct vp_port_conf *pc, struct vp_err *e);
 int  vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp_err *e);
 void vp_port_go_on(struct vp_port *p);
+/* The file of a window that was restored, still the port's; -1: there is none. */
+int  vp_port_window_fd(const struct vp_port *p, unsigned slot);
 bool vp_port_is_silent(const struct vp_port *p);
 
 /* ---- to look at ------------------------------------------------------------------------------ */

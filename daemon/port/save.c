@@ -357,6 +357,11 @@ void vp_port_go_on(struct vp_port *p)
 	port_arm(p);
 }
 
+int vp_port_window_fd(const struct vp_port *p, unsigned slot)
+{
+	return slot < VHP_MAX_WINDOWS ? p->win[slot].fd : -1;
+}
+
 bool vp_port_is_silent(const struct vp_port *p)
 {
 	return p->silent;

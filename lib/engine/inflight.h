@@ -11,6 +11,7 @@
 #ifndef VP_ENGINE_INFLIGHT_H
 #define VP_ENGINE_INFLIGHT_H
 
+#include "base/record.h"
 #include "virtq/virtq.h"
 
 struct vp_inflight {
@@ -44,6 +45,17 @@ uint64_t vp_inflight_bytes(uint16_t size, bool packed);
  */
 int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, struct vp_virtq *vq);
 void vp_inflight_saved_free(struct vp_inflight_saved *s);
+
+/*
+ * For another process that has the same memory (docs/handover.md), while nobody works with f. Of what was open when it
+ * was opened, entries [from, to) are still to be taken; desc: where the descriptors of the first of them are. There the
+ * account goes on where it is, s has those entries, what either had before is freed, and nothing is written to mem. vq:
+ * the queue, set up; VP_GPTR_NULL: it has no account. -EPROTO; -ENOMEM.
+ */
+void vp_inflight_save(const struct vp_inflight *f, const struct vp_inflight_saved *s, unsigned from, unsigned to,
+		      unsigned desc, struct vp_rec *r);
+int  vp_inflight_restore(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, const struct vp_virtq *vq,
+			 const struct vp_rec_in *in);
 
 /*
  * Packed: descriptors [slot, slot + n) of vq were taken as one request, n <= n_free. Its entry, for `giving` and

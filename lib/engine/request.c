@@ -29,7 +29,7 @@
 
 /* ---- records ------------------------------------------------------------------ */
 
-static void list_add(struct vp_reqq *q, uint16_t i)
+void vp_req_list_add(struct vp_reqq *q, uint16_t i)
 {
 	struct vp_req *r = &q->req[i];
 
@@ -302,7 +302,7 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		goto undo;
 	q->free = r->next;
 	r->seq = q->seq++;
-	list_add(q, i);
+	vp_req_list_add(q, i);
 	return TAKEN;
 undo:
 	for (unsigned k = 0; k < r->nruns; k++)
@@ -510,31 +510,41 @@ uint32_t vp_reqq_base(const struct vp_reqq *q)
 	return q->shadow.packed ? 0x80008000u : 0;
 }
 
+void vp_req_ring_at(struct vp_reqq *q)
+{
+	uint64_t driver, device;
+
+	vp_drvq_layout(q->size, q->shadow.packed, &driver, &device);
+	q->desc_addr = q->c.pool_addr + q->c.ring.off;
+	q->avail_addr = q->desc_addr + driver;
+	q->used_addr = q->desc_addr + device;
+}
+
+void vp_req_find_waiting(struct vp_reqq *q)
+{
+	q->regive = q->first;
+	while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS)
+		q->regive = q->req[q->regive].next;
+}
+
 int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t kick_who, struct vp_err *e)
 {
-	bool packed = features & VP_BIT(VIRTIO_F_RING_PACKED);
-	uint64_t driver, device;
 	int ret;
 
 	if (q->served)
 		return vp_err_set(e, -EBUSY, "it is served already");
-	vp_drvq_layout(q->size, packed, &driver, &device);
 	ret = vp_drvq_init(&q->shadow, q->size, features & ~VP_BIT(VIRTIO_F_IN_ORDER),
 			   vp_gptr_add(q->c.pool, q->c.ring.off));
 	if (ret)
 		return vp_err_set(e, ret, "shadow ring of %u: %s", q->size,
 				  ret == -ENOMEM ? "out of memory" : "invalid size");
-	q->desc_addr = q->c.pool_addr + q->c.ring.off;
-	q->avail_addr = q->desc_addr + driver;
-	q->used_addr = q->desc_addr + device;
+	vp_req_ring_at(q);
 	q->kick_fd = kick_fd;
 	q->kick_who = kick_who;
 	q->served = true;
 	q->blocked = q->stalled = false;
 	q->full = 0;
-	q->regive = q->first;
-	while (q->regive != q->n && q->req[q->regive].state != VP_REQ_WAITS)
-		q->regive = q->req[q->regive].next;
+	vp_req_find_waiting(q);
 	vp_drvq_disable_calls(&q->shadow);
 	return 0;
 }

@@ -129,6 +129,15 @@ struct vp_reqq {
  */
 int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e);
 void vp_reqq_free(struct vp_reqq *q);
+/*
+ * For another process (docs/handover.md), while no thread works with q. There, with the driver's queue where it was,
+ * the same pool, and c as vp_reqq_new() was told (inflight and saved as vp_inflight_restore() made them): the engine
+ * goes on, also one that nobody serves, and nothing was written. kick_fd, kick_who: as for vp_reqq_begin(). What is in
+ * c->saved is the engine's then. -EPROTO; -ENOMEM.
+ */
+void vp_reqq_save(const struct vp_reqq *q, struct vp_rec *r);
+int  vp_reqq_restore(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick_fd, uint64_t kick_who,
+		     const struct vp_rec_in *in, struct vp_err *e);
 
 /*
  * A device side has come: an empty shadow ring at desc_addr and so on, of q->size entries. It first

@@ -46,6 +46,13 @@ vp_gptr vp_req_piece(const struct vp_reqq *q, const struct vp_req *r, uint32_t a
 /* Zero its writable part. */
 void vp_req_scrub(const struct vp_reqq *q, const struct vp_req *r);
 
+/* It is out, the newest of all. */
+void vp_req_list_add(struct vp_reqq *q, uint16_t i);
+/* Served: the oldest that waits for the device side is given to it next. */
+void vp_req_find_waiting(struct vp_reqq *q);
+/* The link addresses of the shadow ring, which is set up. */
+void vp_req_ring_at(struct vp_reqq *q);
+
 /* Forget a request, with all that it has. */
 void vp_req_drop(struct vp_reqq *q, uint16_t i);
 

@@ -112,3 +112,12 @@ void vp_runs_give(struct vp_runs *r, const struct vp_run *run)
 	r->free += run->n;
 	r->low = VP_MIN(r->low, run->at / 64);
 }
+
+bool vp_runs_claim(struct vp_runs *r, const struct vp_run *run)
+{
+	if (!run->n || run->at >= r->n || run->n > r->n - run->at || run_length(r, run->at, run->n) != run->n)
+		return false;
+	mark(r, run->at, run->n, false);
+	r->free -= run->n;
+	return true;
+}

@@ -30,5 +30,7 @@ void vp_runs_fini(struct vp_runs *r);
  */
 unsigned vp_runs_take(struct vp_runs *r, uint32_t n, struct vp_run *out, unsigned max);
 void vp_runs_give(struct vp_runs *r, const struct vp_run *run);
+/* Take these very blocks. False: they are not all there, and free. */
+bool vp_runs_claim(struct vp_runs *r, const struct vp_run *run);
 
 #endif

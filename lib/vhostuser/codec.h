@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/record.h"
 #include "vhostuser/proto.h"
 
 /* Who sends the request. */
@@ -129,6 +130,13 @@ int vu_conn_send(struct vu_conn *c, const struct vu_msg *m, const int *fds, unsi
 
 /* Call when writable. 0 or -errno with *e set. */
 int vu_conn_flush(struct vu_conn *c, struct vp_err *e);
+
+/*
+ * For another process that goes on with it (docs/handover.md): an element of that tag, none of a closed one. There into
+ * a connection that was made without a socket; after an error close it. -EPROTO, -EBADF, -ENOMEM.
+ */
+void vu_conn_save(const struct vu_conn *c, unsigned int tag, struct vp_rec *r);
+int vu_conn_restore(struct vu_conn *c, const struct vp_rec_in *in, struct vp_err *e);
 
 static inline bool vu_conn_want_write(const struct vu_conn *c)
 {
