@@ -76,7 +76,7 @@ struct vp_link_ops {
 	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
 	 * what start() has made goes on as the record says; *e names what is wrong with it.
 	 */
-	/* ? NULL: where save is there. *why: what is in the way for now, where it is not the kind of link. */
+	/* ? NULL: where save is there. */
 	bool (*can_hand_over)(const struct vp_link *l);
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
