@@ -24,8 +24,10 @@
 #include "control/upgrade.h"
 #include "guestmem/map.h"
 #include "handover/guard.h"
+#include "handover/holder.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
+#include "link/keep.h"
 #include "link/lane.h"
 #include "link/link.h"
 #include "options.h"
@@ -35,6 +37,7 @@
 #include "threads/forward.h"
 #include "threads/rates.h"
 #include "sys/source.h"
+#include "sys/timer.h"
 #include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
@@ -173,7 +176,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 		.busy_poll_us = c->busy_poll_us,
 		.cpus = c->n_cpus ? cpus : NULL,
 		.ncpus = c->n_cpus,
-		.paused = d->opt.take_over >= 0,
+		.paused = d->opt.take_over >= 0 || vp_keeps_there(d),
 	};
 	int r;
 
@@ -205,8 +208,13 @@ static int open_links(struct vp_daemon *d, struct vp_taken *t, struct vp_err *e)
 	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
 	vp_memory_apply(d->conf);
+	vp_keeps_hook();
 	if (t)
 		return vp_upgrade_links(t, d, e);
+	if (vp_keeps_there(d)) {
+		vp_keeps_restore(d);
+		worker_pool_resume(d->workers);
+	}
 	apply_links(d);
 	return 0;
 }
@@ -241,6 +249,11 @@ static void announce(struct vp_daemon *d)
 static void close_all(struct vp_daemon *d)
 {
 	vp_upgrade_end(d);
+	if (d->links && vp_fdstore_there()) {
+		worker_pool_pause(d->workers);
+		vp_keeps_leave(d);
+		worker_pool_resume(d->workers);
+	}
 	vp_scrapes_free(d->scrapes);
 	d->scrapes = NULL;
 	vp_control_free(d->control);
@@ -250,7 +263,9 @@ static void close_all(struct vp_daemon *d)
 	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
+	vp_holder_end();
 	vp_starter_end();
+	vp_timer_end(&d->keep_timer);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		vp_close(&d->activation.s[i].fd);
 	free(d->activation.s);
@@ -289,13 +304,17 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 			       "the runtime directory %s: %s; make it, writable for user %s, or name another one in "
 			       "RuntimeDirectory= or --runtime-dir",
 			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
-	/* Before processes cannot be made any more. */
+	/* Before processes cannot be made any more. A daemon before us that lives still has the holder. */
+	if (!r && d->opt.take_over < 0 && !getenv("NOTIFY_SOCKET"))
+		r = vp_holder_start(c, d->opt.hold, &d->activation, e);
 	if (!r)
 		r = vp_guard_start(&d->guard, c, e);
 	if (!r)
 		r = vp_isolate_calls(c, e);
 	if (!r)
 		r = vp_guard_watch(d->guard, d->event, e);
+	if (!r)
+		r = vp_holder_watch(d->event, e);
 	return r;
 }
 

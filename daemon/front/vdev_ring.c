@@ -156,6 +156,7 @@ int vp_vdev_ring_start(struct vp_vdev *v, unsigned q, struct vp_err *e)
 		vp_vdev_ring_failed(v, q, e->msg);
 		return ret;
 	}
+	vp_vdev_place_begin(v, q);
 	r->rq.features = v->features;
 	r->rq.blocked_since = 0;
 	r->usable = true;

@@ -16,6 +16,7 @@
 #include "engine/queue.h"
 #include "front/vdev.h"
 #include "link/capture.h"
+#include "link/keep.h"
 #include "sys/log_sink.h"
 #include "sys/sock.h"
 
@@ -173,6 +174,7 @@ static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_l
 	r = l->ops->start(l, e);
 	l->heir = NULL;
 	if (r) {
+		vp_keep_free(l);
 		free(l);
 		return r;
 	}
@@ -231,6 +233,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_keep_free(l);
 	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
