@@ -123,6 +123,11 @@ struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side)
 	return l->keep ? (struct vp_place *)(l->keep->head + 1) + side * l->keep->head->rings : NULL;
 }
 
+bool vp_keep_good(const struct vp_link *l)
+{
+	return l->keep && l->keep->put && !l->keep->dirty;
+}
+
 static int on_time(sd_event_source *s, uint64_t usec, void *arg);
 
 void vp_keep_touch(struct vp_link *l)

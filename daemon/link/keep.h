@@ -26,6 +26,9 @@ struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side);
  */
 void vp_keep_touch(struct vp_link *l);
 
+/* If the daemon ended now, could the next one go on with the link? */
+bool vp_keep_good(const struct vp_link *l);
+
 /* For tests: VHOST_PCI_CRASH_AT=P,N (virtq/place.h). */
 void vp_keeps_hook(void);
 /* Has the daemon before us left links? */

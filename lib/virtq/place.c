@@ -13,12 +13,15 @@
 
 unsigned vp_place_crash_at, vp_place_crash_n;
 
+bool vp_place_crash_due(void)
+{
+	return vp_place_crash_n <= 1 || !vp_place_crash_n--;
+}
+
 void vp_place_crash(void)
 {
 	/* seccomp all: tgkill */
-	if (vp_place_crash_n <= 1)
-		raise(SIGKILL);
-	vp_place_crash_n--;
+	raise(SIGKILL);
 }
 
 void vp_place_reset(struct vp_place *p, const struct vp_virtq *vq)

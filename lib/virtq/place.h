@@ -72,11 +72,13 @@ enum vp_place_point {
 	VP_POINTS
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;
+/* It is that time: the caller calls vp_place_crash(). */
+bool vp_place_crash_due(void);
 void vp_place_crash(void);
 
 static inline void vp_place_point(enum vp_place_point p)
 {
-	if (__builtin_expect(vp_place_crash_at == (unsigned)p, 0))
+	if (__builtin_expect(vp_place_crash_at == (unsigned)p, 0) && vp_place_crash_due())
 		vp_place_crash();
 }
 
