@@ -44,8 +44,8 @@ int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct 
 				       vp_net_hdr_len(v->features));
 		if (ret)
 			return vp_err_set(e, ret, "queue %u: %s", q,
-					  ret == -ENODATA ? "it was in the middle of a burst that is not written down" :
-					  "where it was makes no sense");
+					  ret == -ENODATA ? "it was in the middle of a burst that is not written down"
+							  : "where it was makes no sense");
 		vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(&r->rq.vq));
 	}
 	return 0;

@@ -15,7 +15,7 @@
 #include "base/util.h"
 #include "handover/takeover.h"
 
-/* Closing it asks nobody: memory, and what the kernel alone has, but for sockets of other families, which may linger. */
+/* Closing it asks nobody: memory, and what the kernel alone has, but for sockets of other families, which linger. */
 static bool harmless(int fd)
 {
 	enum vp_foreign_kind kind = vp_foreign_kind(fd, NULL, NULL);
@@ -28,13 +28,12 @@ static bool harmless(int fd)
 	if (fstat(fd, &st))
 		return false;
 	/* seccomp control: getsockopt */
-	return !S_ISSOCK(st.st_mode) ||
-	       (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n) && domain == AF_UNIX);
+	return !S_ISSOCK(st.st_mode) || (!getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n) && domain == AF_UNIX);
 }
 
 int vp_box_make(const struct vp_rec *r, int *fd, struct vp_err *e)
 {
-	const int room = 1 << 22;  /* as much as there is */
+	const int room = 1 << 22; /* as much as there is */
 	int sv[2], ret;
 
 	if (r->failed)

@@ -22,12 +22,22 @@
 #include "sys/sock.h"
 #include "sys/source.h"
 
-#define WAIT_MS 5000
+#define WAIT_MS 5000 /* for all that it has */
+#define SAY_MS  1000
 
 static struct {
-	int               sock;
+	int sock;
 	struct vp_source *io;
 } me = { .sock = -1 };
+
+static void gone(const char *why)
+{
+	vp_log(VP_LOG_ERR,
+	       "the holder %s: when this daemon ends, VMMs have to connect again; stop the daemon and start it to have "
+	       "another holder",
+	       why);
+	vp_holder_end();
+}
 
 static int say(const struct hold_msg *m, int fd)
 {
@@ -35,10 +45,12 @@ static int say(const struct hold_msg *m, int fd)
 	int r;
 
 	if (me.sock < 0)
-		return -EPIPE;
-	/* It has nothing else to do, and will have read what is there in a moment. */
-	while ((r = vp_send_fds(me.sock, m, sizeof(*m), &fd, fd >= 0)) == -EAGAIN && poll(&p, 1, WAIT_MS) == 1)
+		return -ENOTCONN;
+	/* It has nothing else to do, and will have read what is there in a moment. Somebody may have stopped it. */
+	while ((r = vp_send_fds(me.sock, m, sizeof(*m), &fd, fd >= 0)) == -EAGAIN && poll(&p, 1, SAY_MS) == 1)
 		;
+	if (r == -EAGAIN)
+		gone("takes no messages");
 	return r;
 }
 
@@ -77,7 +89,10 @@ static int hear(int sock, struct hold_msg *m, int *fd)
 	} ctl;
 	struct iovec io = { m, sizeof(*m) };
 	struct msghdr h = {
-		.msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = sizeof(ctl.buf),
+		.msg_iov = &io,
+		.msg_iovlen = 1,
+		.msg_control = ctl.buf,
+		.msg_controllen = sizeof(ctl.buf),
 	};
 	struct pollfd p = { .fd = sock, .events = POLLIN };
 	struct cmsghdr *cm;
@@ -165,8 +180,11 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 	int sock, r;
 
 	if ((size_t)snprintf(at.sun_path, sizeof(at.sun_path), "%s/hold.sock", c->runtime_dir) >= sizeof(at.sun_path))
-		return seconds ? vp_err_set(e, -ENAMETOOLONG, "%s/hold.sock: longer than a UNIX socket's path may be; "
-					    "use a shorter runtime directory", c->runtime_dir) : 0;
+		return seconds ? vp_err_set(e, -ENAMETOOLONG,
+					    "%s/hold.sock: longer than a UNIX socket's path may be; "
+					    "use a shorter runtime directory",
+					    c->runtime_dir)
+			       : 0;
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (sock < 0)
 		return vp_err_set(e, -errno, "cannot make a socket: %s", strerror(errno));
@@ -189,15 +207,13 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 		return 0;
 	r = make(c, &at, seconds);
 	return r ? vp_err_set(e, r, "--hold: cannot start the process that keeps sessions: %s: %s", at.sun_path,
-			      strerror(-r)) : 0;
+			      strerror(-r))
+		 : 0;
 }
 
 static int on_death(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
-	vp_log(VP_LOG_ERR,
-	       "the holder has gone: when this daemon ends, VMMs have to connect again; stop the daemon and start it to "
-	       "have another holder");
-	vp_holder_end();
+	gone("has gone");
 	return 0;
 }
 

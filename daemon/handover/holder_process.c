@@ -24,18 +24,18 @@
 #include "sandbox/isolate.h"
 
 #define INTERRUPT_US 100000
-#define GIVE_SECONDS 5  /* that a daemon may take to read what it is given */
+#define GIVE_SECONDS 5 /* that a daemon may take to read what it is given */
 
 struct kept {
 	char name[VP_ACTIVATION_NAME_MAX];
-	int  fd;
+	int fd;
 };
 
 static struct {
 	struct kept *v;
-	unsigned     n, cap;
-	uint32_t     seconds;
-	int          daemon;  /* -1 = it has gone */
+	unsigned n, cap;
+	uint32_t seconds;
+	int daemon; /* -1 = it has gone */
 } me = { .daemon = HOLD_DAEMON_FD };
 
 static int64_t now_ms(void)
@@ -157,8 +157,9 @@ static bool obey(bool *end)
 	struct hold_msg m;
 	struct iovec io = { &m, sizeof(m) };
 	/* CMSG_LEN: the padding of CMSG_SPACE would have room for one more. */
-	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf,
-			    .msg_controllen = CMSG_LEN(sizeof(int)) };
+	struct msghdr h = {
+		.msg_iov = &io, .msg_iovlen = 1, .msg_control = ctl.buf, .msg_controllen = CMSG_LEN(sizeof(int))
+	};
 	/* seccomp holder: recvmsg */
 	ssize_t n = recvmsg(me.daemon, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	struct cmsghdr *cm = n >= 0 ? CMSG_FIRSTHDR(&h) : NULL;
@@ -189,7 +190,7 @@ static bool obey(bool *end)
 
 _Noreturn void vp_holder_main(const struct vp_conf_daemon *c, const char *path, uint32_t seconds)
 {
-	struct sigaction sa = { .sa_handler = on_alarm };  /* no SA_RESTART: that is the point */
+	struct sigaction sa = { .sa_handler = on_alarm }; /* no SA_RESTART: that is the point */
 	struct vp_err e = { 0 };
 	int64_t until = 0;
 	bool end = false;

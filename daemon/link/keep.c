@@ -21,8 +21,8 @@
 #include "sys/fdstore.h"
 #include "sys/timer.h"
 
-#define MAGIC    0x7670706cu
-#define SOON_US  5000   /* what a VMM says comes in bursts */
+#define MAGIC	 0x7670706cu
+#define SOON_US	 5000 /* what a VMM says comes in bursts */
 #define CLOSE_MS 2000
 
 enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK };
@@ -34,19 +34,19 @@ struct keep_rec {
 
 /* The first line of the places. */
 struct head {
-	uint32_t magic, rings;  /* of each side */
-	uint64_t serial;        /* of the box that is with the keeper */
-	uint32_t dirty;         /* what is in it is not so any more, or will not be in a moment */
+	uint32_t magic, rings; /* of each side */
+	uint64_t serial;       /* of the box that is with the keeper */
+	uint32_t dirty;	       /* what is in it is not so any more, or will not be in a moment */
 } __attribute__((aligned(64)));
 
 struct vp_keep {
-	int           fd;
-	struct head  *head;
-	size_t        size;
-	uint64_t      serial;
-	unsigned      which;    /* box0 or box1: where the next one goes */
-	bool          put;      /* the keeper has the other one */
-	bool          dirty, silent;
+	int fd;
+	struct head *head;
+	size_t size;
+	uint64_t serial;
+	unsigned which; /* box0 or box1: where the next one goes */
+	bool put;	/* the keeper has the other one */
+	bool dirty, silent;
 };
 
 static const char *const boxes[] = { "box0", "box1" };
@@ -125,7 +125,7 @@ struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side)
 
 bool vp_keep_good(const struct vp_link *l)
 {
-	return l->keep && l->keep->put && !l->keep->dirty;
+	return l->keep && l->keep->put && !l->keep->dirty && vp_fdstore_there();
 }
 
 static int on_time(sd_event_source *s, uint64_t usec, void *arg);
@@ -176,6 +176,8 @@ static int commit(struct vp_link *l)
 		r = box_of(l, &fd, &e);
 	if (!r)
 		r = vp_fdstore_try(l->conf.name, boxes[k->which], fd);
+	if (r == -ENOTCONN)
+		vp_err_set(&e, r, "the holder has gone");
 	vp_close(&fd);
 	k->dirty = false;
 	if (r < 0) {
@@ -258,10 +260,10 @@ void vp_keeps_hook(void)
 
 /* What is in a box, and its places. */
 struct found {
-	uint8_t          *bytes;
-	size_t            n;
+	uint8_t *bytes;
+	size_t n;
 	struct vp_rec_fds fds;
-	struct head      *head;  /* a copy, with the lines behind it */
+	struct head *head; /* a copy, with the lines behind it */
 };
 
 bool vp_keeps_there(const struct vp_daemon *d)
@@ -318,7 +320,8 @@ static int open_box(int fd, struct found *f, struct vp_err *e)
 	if (!r && s.serial != f->head->serial)
 		return vp_err_set(e, -ESTALE, "its record is out of date");
 	if (!r && f->head->dirty)
-		return vp_err_set(e, -ESTALE, "it was about to change, or waited for an answer, when that daemon ended");
+		return vp_err_set(e, -ESTALE,
+				  "it was about to change, or waited for an answer, when that daemon ended");
 	return r;
 }
 
@@ -335,7 +338,7 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 	r = vp_links_restore(d->links, d, &body, e);
 	l = vp_link_find(d->links, name);
 	if (!r && !l)
-		return 0;  /* it is another one now, which has been said */
+		return 0; /* it is another one now, which has been said */
 	if (!r && (!l->keep || f->head->rings != l->keep->head->rings))
 		r = vp_err_set(e, -EPROTO, "it had another number of rings");
 	if (!r)
@@ -370,7 +373,8 @@ static bool restore(struct vp_daemon *d, const char *name)
 	}
 	if (r)
 		vp_log(VP_LOG_WARNING,
-		       "link %s: this daemon cannot go on with it where the one before ended: %s; its VMMs connect again",
+		       "link %s: this daemon cannot go on with it where the one before ended: %s; its VMMs connect "
+		       "again",
 		       name, why.code ? why.msg : strerror(-r));
 	return !r;
 }

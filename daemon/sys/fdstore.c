@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "sys/fdstore.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,13 +39,15 @@ int vp_fdstore_try(const char *link, const char *what, int fd)
 {
 	struct keep_name n = name_of(link, what);
 	char msg[sizeof(n.s) + 32];
+	int r;
 
 	if (other)
 		return other->put(n.s, fd);
 	/* seccomp control: sendmsg close */
 	/* A socket whose other end is closed is not to be forgotten for that. */
 	snprintf(msg, sizeof(msg), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", n.s);
-	return sd_pid_notify_with_fds(0, 0, msg, &fd, 1);
+	r = sd_pid_notify_with_fds(0, 0, msg, &fd, 1);
+	return r > 0 ? 0 : r ? r : -ENOTCONN;
 }
 
 void vp_fdstore_put(const char *link, const char *what, int fd)

@@ -38,7 +38,7 @@ int  vp_fdstore_take(struct vp_activation *a, const char *link, const char *what
 void vp_fdstore_drop(const char *link, const char *what);
 /* The name of each link that has a WHAT, in what the daemon before us had kept: the next one behind *at, from 0. */
 bool vp_fdstore_next(const struct vp_activation *a, const char *what, unsigned *at, char *link, unsigned size);
-/* As vp_fdstore_put(); says nothing, but 0 or -errno. */
+/* As vp_fdstore_put(); says nothing, but 0 or -errno. -ENOTCONN: there is nobody who keeps fds. */
 int  vp_fdstore_try(const char *link, const char *what, int fd);
 /* Drop and close what nobody took: its link is no longer configured. */
 void vp_fdstore_rest(struct vp_activation *a);

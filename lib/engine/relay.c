@@ -70,7 +70,7 @@ static void give_back(struct vp_queue *src, const struct vp_used *u, unsigned n)
 		return;
 	}
 	if (!n) {
-		src->vq.place->intent = 0;  /* of a packet whose receiver broke */
+		src->vq.place->intent = 0; /* of a packet whose receiver broke */
 		return;
 	}
 	vp_vq_note(&src->vq, u, n);
@@ -424,7 +424,9 @@ unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
 	}
 	r.src_hlen = vp_net_hdr_len(src->features);
 	r.rx = (struct vp_rxfill){
-		.vq = &dst->vq, .b = &s->dst, .used = s->used_dst,
+		.vq = &dst->vq,
+		.b = &s->dst,
+		.used = s->used_dst,
 		.hdr_len = vp_net_hdr_len(dst->features),
 		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
 		.early = relay_early,

@@ -258,7 +258,8 @@ VP_INLINE struct vp_shown vp_packed_write(struct vp_virtq *vq, const struct vp_u
 		       wrote = (uint64_t)VRING_DESC_F_WRITE << 48;
 	const unsigned first = vq->used_idx, size = vq->size;
 	uint64_t flags = vq->used_wrap ? used : 0, head = 0;
-	const bool log = vq->log, half = vp_unlikely(vp_place_crash_at == VP_POINT_HALF) && vq->place && vp_place_crash_due();
+	const bool log = vq->log;
+	const bool half = vp_unlikely(vp_place_crash_at == VP_POINT_HALF) && vq->place && vp_place_crash_due();
 	const vp_gptr desc = vq->desc;
 	unsigned slot = first, i;
 

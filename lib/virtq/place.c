@@ -36,7 +36,7 @@ static int split_recover(struct vp_virtq *vq, const struct vp_place *own, const 
 	uint16_t to = vq->used_idx;
 
 	if (as_receiver && (uint16_t)(as_receiver->intent >> 16) == to) {
-		to = (uint16_t)as_receiver->intent;  /* its entries are all written */
+		to = (uint16_t)as_receiver->intent; /* its entries are all written */
 	} else if (own->intent && (uint16_t)(own->intent >> 48) == to) {
 		struct vp_used u[VP_BURST];
 		unsigned n;
@@ -157,13 +157,12 @@ static int packed_recover(struct vp_virtq *vq, const struct vp_place *own, const
 	return own->how == VP_PLACE_NONE ? 0 : packed_give_back(vq, own, runt, NULL);
 }
 
-int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const struct vp_place *as_receiver,
-		     uint32_t runt)
+int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const struct vp_place *as_receiver, uint32_t runt)
 {
 	struct vp_place *line = vq->place;
 	int r;
 
-	vq->place = NULL;  /* what is finished here is no burst of ours */
+	vq->place = NULL; /* what is finished here is no burst of ours */
 	if (as_receiver && (uint16_t)(as_receiver->intent >> 16) == (uint16_t)as_receiver->intent)
 		as_receiver = NULL;
 	r = vq->packed ? packed_recover(vq, own, as_receiver, runt) : split_recover(vq, own, as_receiver);

@@ -32,7 +32,10 @@ enum vp_place_how {
 
 /* A position: index of a split ring; slot and, in bit 15, the wrap counter of a packed one. */
 struct vp_place {
-	/* of a ring that sends: from, to (its own), from, to (the receiver's; the same: nothing), 16 bits each; 0 = none */
+	/*
+	 * Of a ring that sends: from, to (its own), from, to (the receiver's; the same: nothing), 16 bits each; 0 =
+	 * none.
+	 */
 	uint64_t intent;
 	uint64_t head;      /* packed: the first descriptor's second word, when all others are written */
 	uint16_t pos;       /* packed: both places, between bursts */
@@ -53,8 +56,8 @@ void vp_place_reset(struct vp_place *p, const struct vp_virtq *vq);
 /*
  * A ring that was just set up goes on where its line says, and all that was not finished is finished. own: its line.
  * as_receiver: the line of the ring that sends to it and has an intent about it, or NULL. runt: bytes that a buffer
- * which goes back unused is said to have. -EPROTO: the lines contradict each other, or the ring; -ENODATA: it was in the
- * middle of what is not written down.
+ * which goes back unused is said to have. -EPROTO: the lines contradict each other, or the ring; -ENODATA: it was in
+ * the middle of what is not written down.
  */
 int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const struct vp_place *as_receiver,
 		     uint32_t runt);

@@ -203,11 +203,11 @@ def test_how_fast(held):
         with flows((a, b)) as more:
             for _ in range(5):
                 d.kill()
+                flow = more.flows[0]
+                d.rest(lambda: flow.next, 0.02)
                 began = time.monotonic()
                 d.start()
                 more(1)
-                flow = more.flows[0]
-                # The first that came after the start.
                 took.append(flow.first_since(began))
     print("seconds from start to traffic:", took)
     assert min(took) < 1
@@ -335,7 +335,8 @@ def test_holder_killed(held):
         d.wait_log("the holder has gone")
         more()
         d.call("link.down", name="cd")
-        assert not d.show("cd")["kept"]
+        d.wait_log("link cd: it does not outlive this process")
+        assert not d.show("cd")["kept"] and not d.show("ab")["kept"]
         d.call("link.up", name="cd")
         more()
     with vu.Nic(d.sock("ab", "driver")) as a:
