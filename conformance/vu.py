@@ -451,7 +451,8 @@ class Nic(Frontend):
         data = self.mem.map[off:off + length]
         hdr, data = data[:self.hdr], data[self.hdr:]
         offs = [off]
-        if self.hdr == 12 and self.features >> NET_MRG_RXBUF & 1:
+        # As real drivers do: what is too short for a frame is dropped before its header is looked at.
+        if self.hdr == 12 and self.features >> NET_MRG_RXBUF & 1 and length > self.hdr:
             for _ in range(struct.unpack_from("<H", hdr, 10)[0] - 1):
                 more = ring.get()
                 assert more is not None, "merged buffers must become visible together"

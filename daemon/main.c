@@ -24,9 +24,11 @@
 #include "control/upgrade.h"
 #include "guestmem/map.h"
 #include "handover/guard.h"
+#include "handover/holder.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
 #include "link/begin.h"
+#include "link/keep.h"
 #include "link/lane.h"
 #include "link/link.h"
 #include "options.h"
@@ -36,6 +38,7 @@
 #include "threads/forward.h"
 #include "threads/rates.h"
 #include "sys/source.h"
+#include "sys/timer.h"
 #include "threads/worker.h"
 
 static void print_problem(void *arg, const char *msg)
@@ -178,7 +181,7 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 		.busy_poll_us = c->busy_poll_us,
 		.cpus = c->n_cpus ? cpus : NULL,
 		.ncpus = c->n_cpus,
-		.paused = d->opt.take_over >= 0,
+		.paused = d->opt.take_over >= 0 || vp_keeps_there(d),
 	};
 	int r;
 
@@ -244,6 +247,11 @@ static void close_all(struct vp_daemon *d)
 {
 	vp_upgrade_end(d);
 	vp_begin_free(d->begin);
+	if (d->links && vp_fdstore_there()) {
+		worker_pool_pause(d->workers);
+		vp_keeps_leave(d);
+		worker_pool_resume(d->workers);
+	}
 	vp_scrapes_free(d->scrapes);
 	d->scrapes = NULL;
 	vp_control_free(d->control);
@@ -253,7 +261,9 @@ static void close_all(struct vp_daemon *d)
 	vp_source_end(&d->attention);
 	worker_pool_free(d->workers);
 	vp_guard_free(d->guard);
+	vp_holder_end();
 	vp_starter_end();
+	vp_timer_end(&d->keep_timer);
 	for (unsigned i = 0; i < d->activation.n; i++)
 		vp_close(&d->activation.s[i].fd);
 	free(d->activation.s);
@@ -292,13 +302,17 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 			       "the runtime directory %s: %s; make it, writable for user %s, or name another one in "
 			       "RuntimeDirectory= or --runtime-dir",
 			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
-	/* Before processes cannot be made any more. */
+	/* Before processes cannot be made any more. A daemon before us that lives still has the holder. */
+	if (!r && d->opt.take_over < 0 && !getenv("NOTIFY_SOCKET"))
+		r = vp_holder_start(c, d->opt.hold, &d->activation, e);
 	if (!r)
 		r = vp_guard_start(&d->guard, c, e);
 	if (!r)
 		r = vp_isolate_calls(c, e);
 	if (!r)
 		r = vp_guard_watch(d->guard, d->event, e);
+	if (!r)
+		r = vp_holder_watch(d->event, e);
 	return r;
 }
 
@@ -341,6 +355,7 @@ static int take_over(struct vp_daemon *d, struct vp_err *e)
 struct fresh {
 	struct vp_daemon *d;
 	struct vp_err    *e;
+	bool              went_on;  /* with links of the daemon before, which may be none of the files' */
 };
 
 static void on_links_made(void *arg)
@@ -352,6 +367,8 @@ static void on_links_made(void *arg)
 
 	vp_begin_free(d->begin);
 	d->begin = NULL;
+	if (f->went_on)
+		apply_links(d);
 	r = open_control(d, f->e);
 	if (r) {
 		sd_event_exit(d->event, r);
@@ -366,6 +383,12 @@ static int begin(struct fresh *f)
 {
 	int r = open_registry(f->d, f->e);
 
+	vp_keeps_hook();
+	f->went_on = !r && vp_keeps_there(f->d);
+	if (f->went_on) {
+		vp_keeps_restore(f->d);
+		worker_pool_resume(f->d->workers);
+	}
 	return r ? r : vp_begin_new(&f->d->begin, f->d, on_links_made, f, f->e);
 }
 
@@ -373,7 +396,7 @@ int main(int argc, char **argv)
 {
 	struct vp_daemon d = { .spare_fd = -1 };
 	struct vp_err e = { 0 };
-	struct fresh fresh = { &d, &e };
+	struct fresh fresh = { .d = &d, .e = &e };
 	bool done;
 	int r = vp_options_parse(&d.opt, argc, argv, &done);
 

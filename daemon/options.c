@@ -25,6 +25,9 @@ static const char usage[] =
 	"  --threads N        data threads (default: Threads= of vhost-pci.conf, or 1)\n"
 	"  --cpus LIST        CPUs for the data threads, such as 2-5,8\n"
 	"  --runas USER       become USER when started as root (default: User= of vhost-pci.conf)\n"
+	"  --hold[=SECONDS]   a process keeps the sessions of relay links for the next daemon, for so\n"
+	"                     long (default: 5) after this one has ended, crashed or been killed;\n"
+	"                     for a daemon that no service manager starts\n"
 	"  --log-level LEVEL  error, warning, notice, info (default) or debug\n"
 	"  --help, --version\n";
 
@@ -36,6 +39,7 @@ enum {
 	OPT_THREADS,
 	OPT_CPUS,
 	OPT_RUNAS,
+	OPT_HOLD,
 	OPT_LOG,
 	OPT_TAKE_OVER,
 	OPT_HELP,
@@ -50,6 +54,7 @@ static const struct option options[] = {
 	{ "threads", required_argument, NULL, OPT_THREADS },
 	{ "cpus", required_argument, NULL, OPT_CPUS },
 	{ "runas", required_argument, NULL, OPT_RUNAS },
+	{ "hold", optional_argument, NULL, OPT_HOLD },
 	{ "log-level", required_argument, NULL, OPT_LOG },
 	{ "take-over", required_argument, NULL, OPT_TAKE_OVER },
 	{ "help", no_argument, NULL, OPT_HELP },
@@ -67,6 +72,17 @@ static int log_level(struct vp_options *o, const char *word)
 {
 	o->log_level = vp_log_level_of(word);
 	return o->log_level < 0 ? bad("--log-level", word, "use error, warning, notice, info or debug") : 0;
+}
+
+static int hold_time(struct vp_options *o, const char *value)
+{
+	char *end;
+	unsigned long n = value ? strtoul(value, &end, 10) : 5;
+
+	if (value && (!*value || *value == '-' || *end || n < 1 || n > 3600))
+		return bad("--hold", value, "give seconds, 1 to 3600");
+	o->hold = (unsigned)n;
+	return 0;
 }
 
 /* The socket and directory paths must fit sun_path; absolute, since the daemon's directory is nobody's business. */
@@ -119,6 +135,9 @@ int vp_options_parse(struct vp_options *o, int argc, char **argv, bool *done)
 			o->user = optarg;
 			if (vp_conf_key_set(VP_CONF_DAEMON, &scratch, "Daemon", "User", optarg, &e) < 0)
 				return bad("--runas", optarg, e.msg);
+			break;
+		case OPT_HOLD:
+			r = hold_time(o, optarg);
 			break;
 		case OPT_LOG:
 			r = log_level(o, optarg);

@@ -34,6 +34,7 @@ struct vp_options {
 	const char *user;
 	int         log_level;
 	bool        check_config;
+	unsigned    hold;       /* seconds without a daemon, 0 = nobody keeps fds for the next one (holder.h) */
 	int         take_over;  /* socket to the daemon before us, -1 = there is none */
 };
 
@@ -52,6 +53,8 @@ struct vp_daemon {
 	struct vp_guard      *guard;
 	struct vp_upgrade    *upgrade;  /* while a successor starts */
 	struct vp_begin      *begin;    /* while the links of the start are made */
+	sd_event_source      *keep_timer; /* link/keep.h */
+	bool                  keep_waits; /* it is on */
 	void                (*on_event)(void *arg, const char *event, json_t *data);  /* events.h */
 	void                 *on_event_arg;
 	const struct ucred   *actor;       /* the control client that is being served; NULL = nobody asked */

@@ -16,8 +16,10 @@
 #include "control/control.h"
 #include "control/scrape.h"
 #include "handover/guard.h"
+#include "handover/holder.h"
 #include "handover/starter.h"
 #include "handover/takeover.h"
+#include "link/keep.h"
 #include "link/link.h"
 #include "sys/fds.h"
 #include "sys/log_sink.h"
@@ -35,7 +37,9 @@
 #define TRIES       3         /* with VMMs that speak in between; then everything stands still from the start */
 
 /* The first part has the links; the second all else, and what data threads have changed. */
-enum tag { TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES, TAG_HOT, TAG_VERDICT };
+enum tag {
+	TAG_DAEMON = 1, TAG_RATES, TAG_LINKS, TAG_CONTROL, TAG_SCRAPES, TAG_HOT, TAG_VERDICT, TAG_HOLDER,
+};
 
 struct daemon_rec {
 	uint64_t started_us, paused_us;
@@ -133,6 +137,7 @@ static void save_first(struct vp_daemon *d, struct vp_rec *r)
 	vp_rec_begin(r, TAG_LINKS);
 	vp_links_save(d->links, r);
 	vp_rec_end(r);
+	vp_rec_fd(r, TAG_HOLDER, VP_REC_FD_SOCKET, vp_holder_fd());
 }
 
 static void save_second(struct vp_daemon *d, uint64_t paused_us, const struct vp_verdict *v, struct vp_rec *r)
@@ -230,6 +235,8 @@ static void hand_over(struct vp_upgrade *u)
 	}
 	/* Before the successor can decide. */
 	vp_guard_heir(u->d->guard, u->verdict);
+	/* Whoever starts when the successor has ended must not go on with what is so now. */
+	vp_keeps_disown(u->d, true);
 	save_second(u->d, u->paused_us, u->verdict, &rec);
 	if (rec.failed)
 		vp_err_set(&e, -ENOMEM, "out of memory");
@@ -240,6 +247,7 @@ static void hand_over(struct vp_upgrade *u)
 	if (!r)
 		leave(u);
 	vp_rec_free(&rec);
+	vp_keeps_disown(u->d, false);
 	give_up(u, &e);
 }
 
@@ -432,8 +440,15 @@ int vp_upgrade_receive(struct vp_taken **out, struct vp_daemon *d, struct vp_err
 
 int vp_upgrade_links(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)
 {
+	const struct vp_rec_in all = { t->first.bytes, t->first.n, &t->first.fds };
 	struct vp_rec_in in;
+	int fd, r = vp_rec_take(&all, TAG_HOLDER, VP_REC_FD_SOCKET, &fd, e);
 
+	/* Links look for who keeps them when they are made. */
+	if (!r && fd >= 0)
+		r = vp_holder_adopt(d->event, fd, e);
+	if (r)
+		return r;
 	if (!find(&t->first, TAG_LINKS, &in))
 		return vp_err_set(e, -EPROTO, "the records lack that of the links");
 	return vp_links_restore(d->links, d, &in, e);
@@ -507,6 +522,7 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 		return r;
 	vp_takeover_behind();
 	vp_links_go_on(d->links);
+	vp_keeps_inherit(d);
 	worker_pool_resume(d->workers);
 	vp_takeover_behind();
 	*stall_us = clock_us() - t->daemon.paused_us;

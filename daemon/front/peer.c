@@ -58,6 +58,7 @@ struct vp_peer {
 	struct vp_source           *vu_io, *req_io;
 	unsigned                    req_seen;  /* vu_backend_req_serial() of the channel of req_io */
 	sd_event_source            *defer;
+	bool                        leaving;
 	uint64_t                    begun_us, brief_said_us;
 	unsigned                    n_brief, n_brief_untold;  /* brief sessions in a row; since that was said */
 	unsigned                    queues;    /* that its link has, as the session is told */
@@ -67,6 +68,12 @@ struct vp_peer {
 
 static void session_end(struct vp_peer *p, const char *why, bool quiet);
 static int session_begin(struct vp_peer *p, int fd, const struct ucred *cred);
+
+static void touch(struct vp_peer *p)
+{
+	if (p->ops->touch)
+		p->ops->touch(p->ctx);
+}
 
 static uint64_t now_us(struct vp_peer *p)
 {
@@ -115,6 +122,7 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 	struct vp_err e = { 0 };
 	int fd = -1, r;
 
+	touch(p);
 	r = vp_sock_connect(p->conf->socket, &fd, &e);
 	if (!r)
 		r = vp_sock_peer(fd, &cred);
@@ -153,6 +161,7 @@ static int on_hold_end(sd_event_source *s, uint64_t usec, void *arg)
 
 	if (p->held_fd < 0)
 		return 0;
+	touch(p);
 	p->info.refused++;
 	p->n_second++;
 	if (!p->last_second_us || now_us(p) - p->last_second_us >= SECOND_EVERY_US) {
@@ -171,8 +180,11 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 	struct ucred cred;
+	int fd;
+
+	touch(p);
 	/* seccomp control: accept4 */
-	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	if (fd < 0) {
 		if (errno == EMFILE || errno == ENFILE)
@@ -221,6 +233,7 @@ static int on_next(sd_event_source *s, void *arg)
 	struct vp_peer *p = arg;
 	int fd = p->held_fd;
 
+	touch(p);
 	if (p->kick_why[0] && p->vu)
 		session_end(p, p->kick_why, false);
 	p->kick_why[0] = 0;
@@ -288,6 +301,7 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	struct vp_err e = { 0 };
 	int r = 0;
 
+	touch(p);
 	vp_foreign_from(who(p));
 	if (revents & EPOLLOUT)
 		r = vu_backend_writable(p->vu, &e);
@@ -317,6 +331,7 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 
+	touch(p);
 	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);
@@ -398,7 +413,7 @@ static void session_end(struct vp_peer *p, const char *why, bool quiet)
 	if (!p->vu)
 		return;
 	snprintf(p->info.last, sizeof(p->info.last), "%.150s", why);
-	vp_log(in_flood(p) && quiet ? VP_LOG_DEBUG : quiet ? VP_LOG_INFO : VP_LOG_WARNING,
+	vp_log(p->leaving || (in_flood(p) && quiet) ? VP_LOG_DEBUG : quiet ? VP_LOG_INFO : VP_LOG_WARNING,
 	       "%s: session with pid %d ended: %s", p->name, (int)p->info.pid, p->info.last);
 	vp_foreign_from(who(p));
 	p->ops->closing(p->ctx);
@@ -480,6 +495,15 @@ int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, con
 	}
 	*out = p;
 	return 0;
+}
+
+void vp_peer_leave(struct vp_peer *p)
+{
+	if (!p)
+		return;
+	p->leaving = true;
+	p->unlink_path = false;
+	vp_peer_free(p);
 }
 
 void vp_peer_free(struct vp_peer *p)

@@ -21,6 +21,8 @@ struct vp_peer;
 struct vp_peer_ops {
 	/* A front-end is there: fill cfg and make room. An error turns the front-end away. */
 	int (*open)(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e);
+	/* Optional. What vp_peer_save() writes is about to change, before anything else does. */
+	void (*touch)(void *ctx);
 	/* The session exists (vp_peer_session()). */
 	void (*opened)(void *ctx);
 	/* The session is over: stop everything that uses its rings and memory. The session still exists. */
@@ -63,6 +65,8 @@ int vp_peer_new(struct vp_peer **out, struct vp_daemon *d, const char *name, con
  * the session.
  */
 void vp_peer_free(struct vp_peer *p);
+/* The same, but another process has the sockets: none of them is shut down, or its file removed. */
+void vp_peer_leave(struct vp_peer *p);
 
 /*
  * The listening socket, the session and who waits, for another daemon, while no data thread runs. There vp_peer_new()

@@ -102,6 +102,15 @@ int  vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_er
 void vp_vdev_save_hot(const struct vp_vdev *v, struct vp_rec *r);
 int  vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 
+/* Where its rings are, data threads write there from now on, a line for each (virtq/place.h). Not owned. */
+void vp_vdev_set_places(struct vp_vdev *v, struct vp_place *lines);
+/*
+ * vp_vdev_restore_hot() for a daemon whose predecessor ended anywhere: own, n of them, are the lines of this device's
+ * rings, other those of the other side. While no data thread runs.
+ */
+int  vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
+		     struct vp_err *e);
+
 extern const struct vu_backend_ops vp_vdev_vu_ops;  /* their ctx is found by vp_vdev_ctx */
 /* The sessions' ctx is a pointer to a slot that holds the device: the device comes and goes, the slot stays. */
 struct vp_vdev_slot {

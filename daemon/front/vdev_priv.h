@@ -41,6 +41,7 @@ struct vp_vdev {
 	bool                       inflight_own;
 	uint64_t                   inflight_off, inflight_bytes;
 	unsigned                   inflight_queues, inflight_size;
+	struct vp_place           *places;       /* a line for each ring; NULL = nobody keeps them */
 	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
@@ -81,6 +82,9 @@ void vp_vdev_ring_set_log(struct vp_vdev *v, unsigned q);
 int vp_vdev_ask_logged(struct vp_vdev *v);
 /* A waiting ring tries to start, or to go on. 0 also when it waits still. */
 int  vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
+
+/* vdev_place.c: the ring has just been set up. */
+void vp_vdev_place_begin(struct vp_vdev *v, unsigned q);
 
 /* vdev_config.c */
 int  vp_vdev_on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e);

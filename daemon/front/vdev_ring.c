@@ -157,6 +157,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, bool heir, struct vp_err *e
 		vp_vdev_ring_failed(v, q, e->msg);
 		return ret;
 	}
+	vp_vdev_place_begin(v, q);
 	r->rq.features = v->features;
 	r->rq.blocked_since = 0;
 	r->usable = true;

@@ -291,7 +291,7 @@ void vp_takeover_prepare(void)
 	vp_close(&fd);
 }
 
-static int check_peer(int sock, struct vp_err *e)
+int vp_takeover_check_user(int sock, struct vp_err *e)
 {
 	struct ucred cred;
 
@@ -324,7 +324,7 @@ int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct
 {
 	struct vp_takeover_hello hello = { .version = VP_RECORD_VERSION, .pid = getpid(), .build = VP_VERSION };
 	int64_t deadline = vp_takeover_ms() + HELLO_MS;
-	int got[PIECE_FDS], r = first ? check_peer(sock, e) : 0;
+	int got[PIECE_FDS], r = first ? vp_takeover_check_user(sock, e) : 0;
 	struct packet p;
 	unsigned n_got;
 
@@ -367,6 +367,27 @@ int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct
 		close_all(got, n_got);
 	}
 	return r;
+}
+
+int vp_takeover_collect(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds)
+{
+	int got[PIECE_FDS], r;
+	struct packet p;
+	unsigned n_got;
+
+	for (;;) {
+		r = get_packet(sock, &p, got, &n_got);
+		if (!r && p.h.type == END)
+			return p.h.bytes == *n && p.h.fds == fds->n ? 0 : -EPROTO;
+		if (!r && p.h.type != DATA)
+			r = -EPROTO;
+		if (!r)
+			r = keep_piece(&p, got, n_got, bytes, n, fds);
+		if (r) {
+			close_all(got, n_got);
+			return r;
+		}
+	}
 }
 
 int vp_takeover_done(int sock, struct vp_verdict *v)

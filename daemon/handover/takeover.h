@@ -57,6 +57,10 @@ void vp_takeover_pause(int sock, int64_t deadline_ms);
 void vp_takeover_prepare(void);
 /* Say HELLO (first), or READY, and wait for a whole part. fds and *bytes are the caller's. */
 int vp_takeover_receive(int sock, bool first, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e);
+/* The other end's user is neither root nor ours: -EPERM. */
+int vp_takeover_check_user(int sock, struct vp_err *e);
+/* What vp_takeover_send() has sent, all of which is there already: 0; -EAGAIN, -EPIPE: there is less; -EPROTO. */
+int vp_takeover_collect(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds);
 /*
  * Say DONE. 0: we are the daemon now. -ECANCELED: the other one goes on. It has gone: 0. v NULL: the other one knows no
  * verdict.

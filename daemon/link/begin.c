@@ -36,8 +36,11 @@ static void make(struct vp_begin *b)
 {
 	const struct vp_conf_link *c = &b->d->conf->links[b->next++];
 	struct vp_err e = { 0 };
-	int r = vp_link_add(b->d->links, c, VP_ORIGIN_FILE, &e);
+	int r = 0;
 
+	/* It may go on from the daemon before (keep.h). */
+	if (!vp_link_find(b->d->links, c->name))
+		r = vp_link_add(b->d->links, c, VP_ORIGIN_FILE, &e);
 	if (r)
 		vp_log(VP_LOG_ERR, "link %s: %s", c->name, e.code ? e.msg : strerror(-r));
 }

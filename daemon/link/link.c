@@ -16,6 +16,7 @@
 #include "engine/queue.h"
 #include "front/vdev.h"
 #include "link/capture.h"
+#include "link/keep.h"
 #include "sys/log_sink.h"
 #include "sys/sock.h"
 
@@ -180,6 +181,7 @@ static int start(struct vp_links *ls, const struct vp_conf_link *conf, enum vp_l
 	r = l->ops->start(l, e);
 	l->heir = NULL;
 	if (r) {
+		vp_keep_free(l);
 		free(l);
 		return r;
 	}
@@ -238,6 +240,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	unsigned at = place(ls, l->conf.name);
 
 	l->ops->stop(l);
+	vp_keep_free(l);
 	vp_captures_end(l, "the link was removed");
 	vp_event_tell(ls->d, "link.removed", json_pack("{s:s}", "link", l->conf.name));
 	vp_log(VP_LOG_DEBUG, "link %s: removed", l->conf.name);
@@ -397,6 +400,7 @@ json_t *vp_link_detail(struct vp_link *l)
 	json_object_set_new(o, "origin", json_string(l->origin == VP_ORIGIN_FILE ? "file" : "runtime"));
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
 	json_object_set_new(o, "migratable", json_boolean(vp_conf_link_migrates(&l->conf, l->decision.mode)));
+	json_object_set_new(o, "kept", json_boolean(vp_keep_good(l)));
 	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());

@@ -24,6 +24,8 @@ enum vp_link_state { VP_LINK_WAITING, VP_LINK_PARTIAL, VP_LINK_UP, VP_LINK_DOWN,
 
 struct vp_capture;
 struct vp_grants;
+struct vp_keep;
+struct vp_place;
 struct vp_queue_stats;
 struct vp_tap;
 struct vp_vdev;
@@ -84,6 +86,12 @@ struct vp_link_ops {
 	/* What data threads change, while none runs; all else is as it was saved. */
 	void (*save_hot)(struct vp_link *l, struct vp_rec *r);
 	int (*restore_hot)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
+	/*
+	 * ? For a daemon that comes when this one has ended anywhere (keep.h): 0, or why not, in words. recover: in the
+	 * place of restore_hot(); old: the lines of both sides' rings, n of each.
+	 */
+	int (*can_keep)(const struct vp_link *l, struct vp_err *e);
+	int (*recover)(struct vp_link *l, const struct vp_place *old, unsigned n, struct vp_err *e);
 	/* ? From now on it is ours: what others see may be touched. Before data threads run. */
 	void (*go_on)(struct vp_link *l);
 };
@@ -94,6 +102,8 @@ struct vp_link {
 	struct vp_policy_decision  decision;
 	enum vp_link_origin        origin;
 	bool                       up;     /* administrative */
+	bool                       leaving; /* it ends here only: another process has, or will have, its sockets */
+	struct vp_keep            *keep;   /* keep.h; NULL = nobody keeps it */
 	uint64_t                   since_us;
 	const struct vp_link_ops  *ops;
 	void                      *impl;
@@ -173,6 +183,7 @@ int vp_links_apply_check(struct vp_links *ls, const struct vp_conf *c, struct vp
  */
 int  vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e);
 void vp_links_save(struct vp_links *ls, struct vp_rec *r);
+void vp_link_save(struct vp_link *l, struct vp_rec *r); /* as if it were the only one */
 void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
 /*
  * There, with the configuration that was just read: links that it still describes as they are go on. The others stay

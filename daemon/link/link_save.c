@@ -72,7 +72,7 @@ static struct vp_conf_link normal(const struct vp_conf_link *c)
 	return n;
 }
 
-static void link_save(struct vp_link *l, struct vp_rec *r)
+void vp_link_save(struct vp_link *l, struct vp_rec *r)
 {
 	struct link_rec s = {
 		.mode = l->decision.mode, .runtime = l->origin == VP_ORIGIN_RUNTIME, .up = l->up, .state = l->state,
@@ -101,7 +101,7 @@ void vp_links_save(struct vp_links *ls, struct vp_rec *r)
 	struct vp_link *l;
 
 	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
-		link_save(l, r);
+		vp_link_save(l, r);
 }
 
 void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r)

@@ -10,6 +10,7 @@
  * as lane.h says.
  */
 #include <errno.h>
+#include <linux/virtio_config.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include "base/util.h"
 #include "context/context.h"
 #include "link/capture.h"
+#include "link/keep.h"
 #include "link/link.h"
 #include "link/view.h"
 #include "front/peer.h"
@@ -50,7 +52,7 @@ static struct vp_view *view_make(struct relay *r, unsigned to, unsigned i)
 	unsigned receivers = dst && r->l->up ? vp_vdev_active_pairs(dst) : 0;
 	struct vp_view *v;
 
-	if (!src)
+	if (!src || r->l->leaving)
 		return NULL;
 	v = vp_view_new(r->n_lanes);
 	if (!v)
@@ -75,6 +77,9 @@ static struct vp_view *view_make(struct relay *r, unsigned to, unsigned i)
 
 static void carriers(struct relay *r)
 {
+	/* No VMM is to see that. */
+	if (r->l->leaving)
+		return;
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		struct vp_vdev *v = r->side[s].slot.v, *other = r->side[!s].slot.v;
 
@@ -88,6 +93,7 @@ static void relay_update(struct relay *r)
 {
 	struct vp_view **want;
 
+	vp_keep_touch(r->l);
 	if (!r->lanes)
 		return;
 	want = calloc(2 * r->n_lanes, sizeof(*want));
@@ -106,9 +112,13 @@ static void relay_update(struct relay *r)
 		vp_lane_withdraw(r->lanes, k);
 	}
 	vp_lanes_sync(r->lanes);
-	for (unsigned k = 0; k < 2 * r->n_lanes; k++)
+	for (unsigned k = 0; k < 2 * r->n_lanes; k++) {
+		for (unsigned i = 0; want[k] && i < want[k]->n; i++)
+			if (want[k]->src[i].rq->vq.place)
+				want[k]->src[i].rq->vq.place->receiver = (uint16_t)(2 * (k % r->n_lanes));
 		if (want[k])
 			vp_view_publish(r->lanes, k, want[k]);
+	}
 	free(want);
 	carriers(r);
 	vp_link_look(r->l);
@@ -203,6 +213,13 @@ static const struct vp_vdev_ops side_vdev_ops = {
 	.session = side_session,
 };
 
+static void side_touch(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	vp_keep_touch(side->r->l);
+}
+
 static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 {
 	struct relay_side *side = ctx;
@@ -215,6 +232,7 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
 	if (ret)
 		return vp_err_set(e, ret, "out of memory");
+	vp_vdev_set_places(side->slot.v, vp_keep_places(side->r->l, side->id));
 	vp_captures_apply(side->r->l);
 	return 0;
 }
@@ -276,7 +294,7 @@ static int side_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
 
 static const struct vp_peer_ops side_peer_ops = {
 	.open = side_open, .opened = side_opened, .closing = side_closing, .closed = side_closed, .save = side_save,
-	.restore = side_restore,
+	.restore = side_restore, .touch = side_touch,
 };
 
 /* ---- link ops ---------------------------------------------------------------- */
@@ -288,7 +306,7 @@ static void relay_stop(struct vp_link *l)
 	if (!r)
 		return;
 	for (unsigned s = 0; s < VP_SIDES; s++) {
-		vp_peer_free(r->side[s].peer);
+		(l->leaving ? vp_peer_leave : vp_peer_free)(r->side[s].peer);
 		r->side[s].peer = NULL;
 	}
 	lanes_free(r);
@@ -306,6 +324,7 @@ static int relay_start(struct vp_link *l, struct vp_err *e)
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	r->l = l;
 	l->impl = r;
+	vp_keep_new(l, 2 * l->conf.pairs);
 	for (unsigned s = 0; s < VP_SIDES && !ret; s++) {
 		struct relay_side *side = &r->side[s];
 
@@ -330,6 +349,7 @@ static int relay_alter(struct vp_link *l, const struct vp_conf_link *next, bool 
 {
 	struct relay *r = l->impl;
 
+	vp_keep_touch(l);
 	vp_conf_take(VP_CONF_LINK, &l->conf, next, VP_EFFECTS_IN_PLACE);
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		struct vp_vdev *v = r->side[s].slot.v;
@@ -357,6 +377,8 @@ static void relay_reap(struct vp_link *l)
 			broke |= vp_vdev_check_memory(r->side[s].slot.v);
 			broke |= vp_vdev_reap(r->side[s].slot.v);
 		}
+	if (broke)
+		vp_keep_touch(l);
 	if (broke)
 		vp_link_event(l, "link.state", "a queue broke; see link.show");
 }
@@ -482,10 +504,40 @@ static int relay_restore_hot(struct vp_link *l, const struct vp_rec_in *in, stru
 	return ret;
 }
 
+static int relay_can_keep(const struct vp_link *l, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		if (r->side[s].slot.v && vp_vdev_features(r->side[s].slot.v) & VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
+			return vp_err_set(e, -EOPNOTSUPP, "a VM of it has a vIOMMU");
+	return 0;
+}
+
+static int relay_recover(struct vp_link *l, const struct vp_place *old, unsigned n, struct vp_err *e)
+{
+	struct relay *r = l->impl;
+	int ret = 0;
+
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++)
+		if (r->side[s].slot.v)
+			ret = vp_vdev_recover(r->side[s].slot.v, old + s * n, old + !s * n, n, e);
+	/* Whether a driver was notified of what it last got back is not known. */
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++)
+		for (unsigned q = 0; r->side[s].slot.v && q < vp_vdev_rings(r->side[s].slot.v); q++) {
+			struct vp_vdev_ring *ring = vp_vdev_ring(r->side[s].slot.v, q);
+
+			if (ring->usable && !ring->rq.vq.broken)
+				worker_call(l->d->workers, &ring->rq);
+		}
+	return ret;
+}
+
 const struct vp_link_ops vp_link_relay_ops = {
 	.start = relay_start, .stop = relay_stop, .admin_changed = relay_admin, .alter = relay_alter,
 	.reap = relay_reap, .busy = relay_busy,
 	.status = relay_status, .sides = relay_sides, .sent = relay_sent, .vdev = relay_vdev,
 	.at_rest = relay_at_rest, .save = relay_save, .restore = relay_restore,
 	.save_hot = relay_save_hot, .restore_hot = relay_restore_hot,
+	.can_keep = relay_can_keep, .recover = relay_recover,
 };

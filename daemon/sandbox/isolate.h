@@ -43,6 +43,8 @@ int vp_isolate_files(const struct vp_conf *c, const struct vp_conf_paths *paths,
 int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e);
 /* The guard's process (guard.h), made between stages 4 and 5: no capabilities, and its own list of calls. */
 int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e);
+/* The same for the holder's (holder.h). */
+int vp_isolate_holder(const struct vp_conf_daemon *c, struct vp_err *e);
 
 /* "namespaces" */
 const char *vp_isolate_stage_name(enum vp_isolate_stage s);

@@ -85,6 +85,7 @@ static const struct {
 	[VP_THREAD_DATA] = { calls_data, VP_ARRAY_SIZE(calls_data), "data" },
 	[VP_THREAD_SIGNAL] = { calls_signal, VP_ARRAY_SIZE(calls_signal), "signal" },
 	[VP_THREAD_GUARD] = { calls_guard, VP_ARRAY_SIZE(calls_guard), "guard" },
+	[VP_THREAD_HOLDER] = { calls_holder, VP_ARRAY_SIZE(calls_holder), "holder" },
 };
 
 static struct sock_fprog prog[VP_THREADS];
@@ -263,7 +264,7 @@ int vp_isolate_calls(const struct vp_conf_daemon *c, struct vp_err *e)
 	return 0;
 }
 
-int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
+static int alone(enum vp_thread_kind kind, const struct vp_conf_daemon *c, struct vp_err *e)
 {
 	int r;
 
@@ -279,13 +280,23 @@ int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
 #endif
 	if (c->no_filter)
 		return 0;
-	r = build(VP_THREAD_GUARD, e);
+	r = build(kind, e);
 	if (r)
 		return r;
 	trap_denied();
-	r = load(VP_THREAD_GUARD);
+	r = load(kind);
 	/* A kernel without filters is the daemon's to speak of. */
 	return !r || r == -EINVAL || r == -ENOSYS
 		       ? 0
 		       : vp_err_set(e, r, "seccomp: the filter cannot be loaded: %s", strerror(-r));
+}
+
+int vp_isolate_guard(const struct vp_conf_daemon *c, struct vp_err *e)
+{
+	return alone(VP_THREAD_GUARD, c, e);
+}
+
+int vp_isolate_holder(const struct vp_conf_daemon *c, struct vp_err *e)
+{
+	return alone(VP_THREAD_HOLDER, c, e);
 }

@@ -6,7 +6,7 @@ A source file says so in a comment beside the code that makes the call:
 
     /* seccomp control: accept4 socket(arg0 == AF_UNIX); data: write */
 
-Lists: control (the main thread), data (data threads), signal (forwarder and supervisors), guard (the guard process), all (each of them).
+Lists: control (the main thread), data (data threads), signal (forwarder and supervisors), guard and holder (these processes), all (each of them).
 An entry is a call's name, optionally with one condition on an argument, optionally followed by ->ERRNO: then the call
 is not made and fails with that error instead of ending the process. Conditions: argN == V, argN & MASK == V.
 
@@ -16,7 +16,7 @@ import os
 import re
 import sys
 
-LISTS = ('control', 'data', 'signal', 'guard')
+LISTS = ('control', 'data', 'signal', 'guard', 'holder')
 COMMENT = re.compile(r'/\*\s*seccomp\s+(.*?)\*/', re.S)
 ENTRY = re.compile(r'([a-z0-9_]+)(?:\(([^)]*)\))?(?:->(E[A-Z0-9]+))?(?=\s|$)')
 CONDITION = re.compile(r'arg([0-5])\s*(?:&\s*(\w+)\s*)?==\s*(\w+)$')
@@ -33,7 +33,7 @@ def parse(text, where):
         which, colon, entries = part.partition(':')
         which = which.strip()
         if not colon or which not in LISTS + ('all',):
-            fail(where, "seccomp comment: '%s' is not a list; use control, data, signal, guard or all" % which)
+            fail(where, "seccomp comment: '%s' is not a list; use control, data, signal, guard, holder or all" % which)
         pos, entries = 0, entries.strip()
         while pos < len(entries):
             m = ENTRY.match(entries, pos)

@@ -18,6 +18,7 @@ enum vp_thread_kind {
 	VP_THREAD_DATA,     /* touches peers' memory and rings */
 	VP_THREAD_SIGNAL,   /* passes signals on, or watches those that do */
 	VP_THREAD_GUARD,    /* the only one of a process of its own */
+	VP_THREAD_HOLDER,   /* likewise */
 	VP_THREADS
 };
 

@@ -204,6 +204,8 @@ static __attribute__((noinline)) int put_long(struct vp_rxfill *f, const struct 
 		vp_vq_break(f->vq, VP_VQ_BAD_CHAIN); /* its buffers shrank meanwhile */
 		return -EIO;
 	}
+	if (f->early)
+		f->early(f);
 	vp_vq_advance(f->vq, f->b, at);
 	vp_vq_complete(f->vq, used, chains);
 	vp_burst_clear(f->b);

@@ -128,6 +128,8 @@ struct vp_rxfill {
 	unsigned         hdr_len;   /* 10 or 12 */
 	bool             mergeable; /* a packet may take several chains */
 	bool             direct;    /* chains were given back already, without vp_rxfill_flush() */
+	/* ? Chains are about to be given back before their packet's is: it counts as sent from now on. */
+	void           (*early)(struct vp_rxfill *f);
 };
 
 /*

@@ -37,9 +37,90 @@ struct run {
 	uint64_t reworked;   /* bytes of packets that were reworked */
 	unsigned segments;   /* that packets were cut into, beyond one for each */
 	uint64_t lost;       /* bit i: chain i was dropped, for s->why[i] */
+	unsigned settled, at; /* chains of the sender that were given back; the one that is looked at */
 };
 
 static const struct virtio_net_hdr no_offload;
+
+/* ---- giving back what a next daemon can finish (place.h) ---- */
+
+/* What becomes of both rings is decided here, by one store. */
+static void intend(struct vp_queue *src, uint16_t to, uint16_t rx_from, uint16_t rx_to)
+{
+	struct vp_place *p = src->vq.place;
+
+	VP_PLACE_ORDER();
+	p->intent = vp_place_intent(vp_vq_pos(&src->vq), to, rx_from, rx_to);
+	VP_PLACE_ORDER();
+	vp_place_point(VP_POINT_INTENT);
+}
+
+static void intend_no_more(struct vp_queue *src)
+{
+	VP_PLACE_ORDER();
+	src->vq.place->intent = 0;
+	vp_place_point(VP_POINT_OVER);
+}
+
+/* n chains of the sender alone. */
+static void give_back(struct vp_queue *src, const struct vp_used *u, unsigned n)
+{
+	if (!src->vq.place) {
+		vp_vq_complete(&src->vq, u, n);
+		return;
+	}
+	if (!n) {
+		src->vq.place->intent = 0; /* of a packet whose receiver broke */
+		return;
+	}
+	vp_vq_note(&src->vq, u, n);
+	intend(src, vp_vq_pos_behind(&src->vq, u, n), 0, 0);
+	vp_vq_show(&src->vq, vp_vq_write(&src->vq, u, n));
+	intend_no_more(src);
+}
+
+/* As struct vp_rxfill says: the packet, and all before it that are not given back, count as sent. */
+static void relay_early(struct vp_rxfill *f)
+{
+	struct run *r = vp_container_of(f, struct run, rx);
+	struct vp_queue *src = r->src;
+	const struct vp_used *u = r->s->used_src + r->settled;
+	const struct vp_chain *c = &r->s->src.chain[r->at];
+	unsigned n = r->at + 1 - r->settled;
+
+	if (!src->vq.place)
+		return;
+	r->s->used_src[r->at] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
+	vp_vq_note(&src->vq, u, n);
+	intend(src, vp_vq_pos_behind(&src->vq, u, n), 0, 0);
+	vp_place_point(VP_POINT_EARLY);
+}
+
+/* n chains of the sender, more than 0, and what was taken of the receiver's burst, more than 0. */
+static void give_back_both(struct run *r, const struct vp_used *u, unsigned n)
+{
+	struct vp_virtq *src = &r->src->vq, *dst = &r->dst->vq;
+	uint16_t from = vp_vq_pos(dst);
+	struct vp_shown s;
+
+	vp_vq_advance(dst, &r->s->dst, r->rx.taken);
+	vp_vq_note(dst, r->rx.used, r->rx.taken);
+	s = vp_vq_write(dst, r->rx.used, r->rx.taken);
+	dst->place->head = s.head;
+	vp_place_point(VP_POINT_WRITTEN);
+	vp_vq_note(src, u, n);
+	intend(r->src, vp_vq_pos_behind(src, u, n), from, vp_vq_pos(dst));
+	vp_vq_show(src, vp_vq_write(src, u, n));
+	vp_place_point(VP_POINT_SENT);
+	vp_vq_show(dst, s);
+	vp_place_point(VP_POINT_DONE);
+	intend_no_more(r->src);
+	r->rx.taken = 0;
+	r->rx.direct = false;
+	r->filled = true;
+}
+
+/* ---- packets ---- */
 
 /*
  * More segments than a burst of buffers: counted first, so that all go or none; only a receiver that takes its buffers
@@ -57,6 +138,7 @@ static int rework_long(struct run *r, struct vp_gso *g)
 	while ((n = vp_gso_next(g, r->s->seg))) {
 		ret = vp_pkt_put(&r->rx, &no_offload, NULL, r->s->seg, n);
 		if (ret == -EAGAIN) {
+			relay_early(&r->rx);
 			r->filled |= vp_rxfill_flush(&r->rx);
 			/*
 			 * What a burst has left is fetched again: less than was used, unless it is not what was
@@ -213,19 +295,27 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = s->src.chain[i].id,
 						   .slots = s->src.chain[i].slots };
 	vp_vq_advance(&r->src->vq, &s->src, n);
-	vp_vq_complete(&r->src->vq, s->used_src, n);
+	give_back(r->src, s->used_src, n);
 	stat_add(&r->src->stats.drops[why], n);
 }
 
 /*
- * Publish what was moved: the sender's chains [from, to), then the receiver's buffers. A daemon that is killed
- * between the two loses these packets; the other way round, its successor would deliver them again.
+ * Publish what was moved: the sender's chains up to `to`, then the receiver's buffers. A daemon that is killed between
+ * the two loses these packets, unless another one finishes it; the other way round, that would deliver them again.
  */
-static void settle(struct run *r, unsigned from, unsigned to)
+static void settle(struct run *r, unsigned to)
 {
+	const struct vp_used *u = r->s->used_src + r->settled;
+	unsigned n = to - r->settled;
+
 	if (vp_unlikely(vp_queue_tapped(r->src)))
-		vp_tap_burst(r->src, &r->s->src, from, to, r->lost, r->s->why);
-	vp_vq_complete(&r->src->vq, r->s->used_src + from, to - from);
+		vp_tap_burst(r->src, &r->s->src, r->settled, to, r->lost, r->s->why);
+	r->settled = to;
+	if (n && r->rx.taken && r->src->vq.place && r->dst->vq.place) {
+		give_back_both(r, u, n);
+		return;
+	}
+	give_back(r->src, u, n);
 	r->filled |= vp_rxfill_flush(&r->rx);
 }
 
@@ -243,7 +333,7 @@ static unsigned forward(struct run *r, unsigned n)
 	struct vp_queue *src = r->src, *dst = r->dst;
 	struct vp_scratch *s = r->s;
 	uint64_t bytes = 0, sent = 0, left;
-	unsigned i, settled = 0, want = n;
+	unsigned i, want = n;
 
 	vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 	for (i = 0; i < n; i++) {
@@ -265,13 +355,13 @@ static unsigned forward(struct run *r, unsigned n)
 		if (i == n || (k && !budget(r, bytes)))
 			break;
 		c = &s->src.chain[i];
+		r->at = i;
 		ret = forward_slow(r, c, &plen, &why);
 		if (ret == -EAGAIN) {
 			/* Packets that take several buffers each: look once whether there are more. */
 			if ((s->dst.n < want && !s->dst.more) || want == VP_BURST || dst->vq.broken)
 				break;
-			settle(r, settled, i);
-			settled = i;
+			settle(r, i);
 			want = VP_BURST;
 			vp_vq_fetch_dir(&dst->vq, &s->dst, want, VP_WRITE);
 			i--;
@@ -289,7 +379,7 @@ static unsigned forward(struct run *r, unsigned n)
 		}
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
 	}
-	settle(r, settled, i);
+	settle(r, i);
 	if (i) {
 		vp_vq_advance(&src->vq, &s->src, i);
 		stat_add(&src->stats.packets, sent);
@@ -334,9 +424,12 @@ unsigned vp_relay_run(struct vp_queue *src, struct vp_queue *dst,
 	}
 	r.src_hlen = vp_net_hdr_len(src->features);
 	r.rx = (struct vp_rxfill){
-		.vq = &dst->vq, .b = &s->dst, .used = s->used_dst,
+		.vq = &dst->vq,
+		.b = &s->dst,
+		.used = s->used_dst,
 		.hdr_len = vp_net_hdr_len(dst->features),
 		.mergeable = dst->features & VP_BIT(VIRTIO_NET_F_MRG_RXBUF),
+		.early = relay_early,
 	};
 	done = forward(&r, n);
 	if (limited) {

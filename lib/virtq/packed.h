@@ -232,16 +232,39 @@ static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst 
 	vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, slots);
 }
 
-static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+/* What is written next, for who finds it half done (place.h). */
+VP_INLINE void vp_packed_note(struct vp_place *p, const struct vp_used *u, unsigned n)
+{
+	unsigned i, all = 0, most = 0;
+
+	for (i = 0; i < n; i++) {
+		all += u[i].slots;
+		most |= u[i].slots;
+		if (i < VP_PLACE_SLOTS)
+			p->slots[i] = (uint8_t)u[i].slots;
+	}
+	p->n = (uint8_t)n;
+	VP_PLACE_ORDER();
+	p->how = all == n && n <= VP_PLACE_SINGLE ? VP_PLACE_ONES :
+		 most <= UINT8_MAX && n <= VP_PLACE_SLOTS ? VP_PLACE_MANY : VP_PLACE_UNKNOWN;
+	VP_PLACE_ORDER();
+	vp_place_point(VP_POINT_NOTED);
+}
+
+/* All but the first descriptor: the driver, which looks at that one next, sees nothing yet. */
+VP_INLINE struct vp_shown vp_packed_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
 {
 	const uint64_t used = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48,
 		       wrote = (uint64_t)VRING_DESC_F_WRITE << 48;
 	const unsigned first = vq->used_idx, size = vq->size;
 	uint64_t flags = vq->used_wrap ? used : 0, head = 0;
 	const bool log = vq->log;
+	const bool half = vp_unlikely(vp_place_crash_at == VP_POINT_HALF) && vq->place && vp_place_crash_due();
 	const vp_gptr desc = vq->desc;
 	unsigned slot = first, i;
 
+	if (vp_unlikely(half))
+		n = (n + 1) / 2;
 	for (i = 0; i < n; i++) {
 		const uint64_t word = u[i].len | (uint64_t)u[i].id << 32 | flags | (u[i].len ? wrote : 0);
 
@@ -257,15 +280,37 @@ static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used 
 			flags ^= used;
 		}
 	}
+	if (vp_unlikely(half))
+		vp_place_crash();
+	vq->used_idx = (uint16_t)slot;
+	vq->used_wrap = flags != 0;
+	return (struct vp_shown){ .head = head, .first = (uint16_t)first, .n = (uint16_t)n };
+}
+
+VP_INLINE void vp_packed_show(struct vp_virtq *vq, struct vp_shown s)
+{
+	struct vp_place *p = vq->place;
+
 	/*
 	 * The first one last: the driver, which looks at this slot next, sees all or
 	 * none. Pairs with the driver's read barrier behind its test of the flags.
 	 */
-	vp_st64_release(desc, 16 * (size_t)first + 8, head);
-	if (vp_unlikely(log))
-		vp_packed_log_used(vq, (uint16_t)first);
-	vq->used_idx = (uint16_t)slot;
-	vq->used_wrap = flags != 0;
+	vp_st64_release(vq->desc, 16 * (size_t)s.first + 8, s.head);
+	if (vp_unlikely(vq->log))
+		vp_packed_log_used(vq, s.first);
+	if (!p)
+		return;
+	VP_PLACE_ORDER();
+	p->pos = vp_vq_pos(vq);
+	VP_PLACE_ORDER();
+	p->how = VP_PLACE_NONE;
+}
+
+static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	if (vq->place)
+		vp_packed_note(vq->place, u, n);
+	vp_packed_show(vq, vp_packed_write(vq, u, n));
 }
 
 #endif

@@ -162,8 +162,9 @@ VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p,
 	return vp_likely(i == avail) ? i : vp_split_plain(vq, p, head, i, avail, hint, true);
 }
 
-static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+VP_INLINE struct vp_shown vp_split_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
 {
+	const struct vp_shown s = { .first = vq->used_idx, .n = (uint16_t)n };
 	unsigned i, mask = vq->size - 1;
 
 	for (i = 0; i < n; i++) {
@@ -173,11 +174,16 @@ static inline void vp_split_complete(struct vp_virtq *vq, const struct vp_used *
 		vp_st32(vq->device, at + 4, u[i].len);
 	}
 	vq->used_idx = (uint16_t)(vq->used_idx + n);
+	return s;
+}
+
+VP_INLINE void vp_split_show(struct vp_virtq *vq, struct vp_shown s)
+{
 	/* Pairs with the driver's read barrier after it loads the index. */
 	vp_st16_release(vq->device, 2, vq->used_idx);
 	/* After the index: a page that is marked before its change may be copied, and cleared, too early. */
 	if (vp_unlikely(vq->log))
-		vp_split_log_used(vq, (uint16_t)(vq->used_idx - n), n);
+		vp_split_log_used(vq, s.first, s.n);
 }
 
 #endif

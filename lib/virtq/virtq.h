@@ -16,6 +16,7 @@
 #define VP_VIRTQ_VIRTQ_H
 
 #include "guestmem/memtab.h"
+#include "virtq/place.h"
 
 #define VP_VQ_MAX_SIZE   32768 /* virtio 1.3, 2.7: the largest queue size */
 #define VP_BURST         64    /* chains per burst at most */
@@ -120,6 +121,7 @@ struct vp_virtq {
 	bool     signalled_valid;
 	bool     kicks_on;      /* we asked for notifications */
 	bool     stalled;       /* the last fetch ended at a miss: what is available waits for an update */
+	struct vp_place *place; /* its line in memory that outlives us, NULL = none (place.h) */
 	struct vp_xlate xl;
 	/* rarely used */
 	const struct vp_dirty_log *log;  /* NULL = not logging */
@@ -213,6 +215,26 @@ static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, 
 /* Give n chains back; they become visible to the driver together. */
 static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
 
+/*
+ * The same in steps, for a queue that has a line (place.h), n > 0: note what is to be given back; write it, so that
+ * the driver sees nothing yet; show it.
+ */
+struct vp_shown {
+	uint64_t head;   /* packed */
+	uint16_t first;  /* packed: slot of head; split: the used index before */
+	uint16_t n;
+};
+static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+static inline void vp_vq_show(struct vp_virtq *vq, struct vp_shown s);
+
+/* Where the used index is, and where n chains further it will be: a position (place.h). */
+static inline uint16_t vp_vq_pos(const struct vp_virtq *vq)
+{
+	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
+}
+static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+
 /* Does the driver want to be notified of what was completed since the last time this said yes? */
 bool vp_vq_need_call(struct vp_virtq *vq);
 /* The same without its fence, for callers that look at several queues after one (__ATOMIC_SEQ_CST) fence. */
@@ -284,7 +306,38 @@ static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, 
 	if (vq->packed)
 		vp_packed_complete(vq, u, n);
 	else
-		vp_split_complete(vq, u, n);
+		vp_split_show(vq, vp_split_write(vq, u, n));
+}
+
+static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	if (vq->packed)
+		vp_packed_note(vq->place, u, n);
+}
+
+static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	return vq->packed ? vp_packed_write(vq, u, n) : vp_split_write(vq, u, n);
+}
+
+static inline void vp_vq_show(struct vp_virtq *vq, struct vp_shown s)
+{
+	if (vq->packed)
+		vp_packed_show(vq, s);
+	else
+		vp_split_show(vq, s);
+}
+
+static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	uint16_t slot = vq->used_idx;
+	bool wrap = vq->used_wrap;
+
+	if (!vq->packed)
+		return (uint16_t)(slot + n);
+	for (unsigned i = 0; i < n; i++)
+		vp_packed_step(vq->size, &slot, &wrap, u[i].slots);
+	return wrap ? slot | 0x8000u : slot;
 }
 
 VP_INLINE unsigned vp_vq_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)

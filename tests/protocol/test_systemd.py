@@ -97,6 +97,39 @@ def test_reload_takes_over(box):
     box.ok("systemctl", "reload", "vhost-pcid")
 
 
+def test_relay_outlives_the_daemon(box):
+    """A restart, SIGKILL, a hang that the watchdog ends: front-ends of a relay link stay connected. After a stop they do not."""
+    for vm in ("g", "h"):
+        box.write(f"etc/vhost-pci/{vm}.vm", "[VM]\nTrustGroup=blue\n")
+    box.write("etc/vhost-pci/gh.link", "[Link]\nMode=relay\n[Driver]\nVM=g\n[Device]\nVM=h\nEndpoint=virtio-net\n")
+    box.write(DROP_IN, "[Service]\nWatchdogSec=8\nRestartSec=100ms\n")
+    box.ok("systemctl", "daemon-reload")
+    box.ok("systemctl", "restart", "vhost-pcid")
+    paths = [str(box.root / f"run/vhost-pci/gh.{side}.sock") for side in ("driver", "device")]
+    box.wait(lambda: all(os.path.exists(p) for p in paths), "no sockets")
+    features = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
+    with vu.Nic(paths[0], features | vu.bit(vu.PACKED)) as a, vu.Nic(paths[1], features) as b:
+        for n, how in enumerate(("restart", "SIGKILL", "restart", "SIGSTOP")):
+            a.send_packet(vu.frame(n))
+            assert b.recv_packet()[1] == vu.frame(n)
+            box.wait(lambda: box.ctl("show", "gh")["kept"], "it is not kept")
+            pid = box.unit("MainPID")
+            if how == "restart":
+                box.ok("systemctl", "restart", "vhost-pcid")
+            else:
+                box.ok("systemctl", "kill", "--kill-whom=main", "-s", how, "vhost-pcid")
+            box.wait(lambda was=pid: box.unit("MainPID") not in (was, "0") and box.unit("ActiveState") == "active", f"not up after {how}")
+            b.send_packet(vu.frame(n + 100))
+            assert a.recv_packet()[1] == vu.frame(n + 100)
+            assert box.ctl("show", "gh")["sides"]["driver"]["sessions"] == 1
+            assert int(box.unit("NFileDescriptorStore")) < 8
+        box.ok("systemctl", "stop", "vhost-pcid")
+        box.wait(lambda: test_guard.hung_up(a.sock) and test_guard.hung_up(b.sock), "after the stop they are still connected")
+    box.ok("systemctl", "start", "vhost-pcid")
+    box.do("rm", "-f", "/etc/vhost-pci/gh.link", "/etc/vhost-pci/g.vm", "/etc/vhost-pci/h.vm")
+    box.ok("systemctl", "reload", "vhost-pcid")
+
+
 def test_port_outlives_the_daemon(box):
     """Reload, traffic, SIGKILL, a hang that the watchdog ends: the device VM's port goes on through all of it."""
     for vm, group in (("a", "blue"), ("b", "red")):

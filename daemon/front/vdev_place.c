@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Where the rings of a device are, in memory that outlives this process. Threat model: virtq/place.c. */
+#include <errno.h>
+#include <string.h>
+
+#include "front/vdev_priv.h"
+#include "net/offload.h"
+#include "virtq/place.h"
+
+void vp_vdev_set_places(struct vp_vdev *v, struct vp_place *lines)
+{
+	v->places = lines;
+}
+
+void vp_vdev_place_begin(struct vp_vdev *v, unsigned q)
+{
+	struct vp_virtq *vq = &v->ring[q].rq.vq;
+
+	vq->place = v->places ? &v->places[q] : NULL;
+	if (vq->place)
+		vp_place_reset(vq->place, vq);
+}
+
+/* The line of a ring of the other side that was about to give buffers back in this one. */
+static const struct vp_place *sender_of(const struct vp_place *other, unsigned n, unsigned q)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (other[i].intent && other[i].receiver == q)
+			return &other[i];
+	return NULL;
+}
+
+int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
+		    struct vp_err *e)
+{
+	for (unsigned q = 0; q < v->n && q < n; q++) {
+		struct vp_vdev_ring *r = &v->ring[q];
+		bool sends = v->dev->use(q) == VP_QUEUE_SENDS;
+		int ret;
+
+		if (!r->usable || r->rq.vq.broken)
+			continue;
+		ret = vp_place_recover(&r->rq.vq, &own[q], sends ? NULL : sender_of(other, n, q),
+				       vp_net_hdr_len(v->features));
+		if (ret)
+			return vp_err_set(e, ret, "queue %u: %s", q,
+					  ret == -ENODATA ? "it was in the middle of a burst that is not written down"
+							  : "where it was makes no sense");
+		vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(&r->rq.vq));
+	}
+	return 0;
+}

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Threat model of the reader: base/record.h. The places are held against the rings in virtq/place.c.
+ */
+#include "link/keep.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/foreign.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "context/context.h"
+#include "handover/box.h"
+#include "sys/fdstore.h"
+#include "sys/timer.h"
+
+#define MAGIC	 0x7670706cu
+#define SOON_US	 5000 /* what a VMM says comes in bursts */
+#define CLOSE_MS 2000
+
+enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK };
+
+struct keep_rec {
+	uint32_t version, pad;
+	uint64_t serial;
+};
+
+/* The first line of the places. */
+struct head {
+	uint32_t magic, rings; /* of each side */
+	uint64_t serial;       /* of the box that is with the keeper */
+	uint32_t dirty;	       /* what is in it is not so any more, or will not be in a moment */
+} __attribute__((aligned(64)));
+
+struct vp_keep {
+	int fd;
+	struct head *head;
+	size_t size;
+	uint64_t serial;
+	unsigned which; /* box0 or box1: where the next one goes */
+	bool put;	/* the keeper has the other one */
+	bool dirty, silent;
+};
+
+static const char *const boxes[] = { "box0", "box1" };
+
+static size_t size_of(unsigned rings)
+{
+	return sizeof(struct head) + (size_t)VP_SIDES * rings * sizeof(struct vp_place);
+}
+
+/* ---- writing --------------------------------------------------------------------------------- */
+
+static int places_make(struct vp_keep *k)
+{
+	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
+	k->fd = memfd_create("places", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (k->fd < 0 || ftruncate(k->fd, (off_t)k->size) ||
+	    fcntl(k->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+		return -errno;
+	k->head = mmap(NULL, k->size, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0);
+	return k->head == MAP_FAILED ? -errno : 0;
+}
+
+void vp_keep_new(struct vp_link *l, unsigned rings)
+{
+	struct vp_keep *k;
+	int r = -ENOMEM;
+
+	if (!vp_fdstore_there())
+		return;
+	k = calloc(1, sizeof(*k));
+	if (k) {
+		k->size = size_of(rings);
+		r = places_make(k);
+	}
+	if (r) {
+		vp_log(VP_LOG_WARNING, "link %s: it does not outlive this process: %s", l->conf.name, strerror(-r));
+		if (k)
+			vp_close(&k->fd);
+		free(k);
+		return;
+	}
+	*k->head = (struct head){ .magic = MAGIC, .rings = rings, .dirty = 1 };
+	l->keep = k;
+	vp_keep_touch(l);
+}
+
+static void forget(struct vp_link *l)
+{
+	struct vp_keep *k = l->keep;
+
+	if (k->put)
+		vp_fdstore_drop(l->conf.name, boxes[!k->which]);
+	k->put = false;
+}
+
+void vp_keep_free(struct vp_link *l)
+{
+	struct vp_keep *k = l->keep;
+
+	if (!k)
+		return;
+	if (!l->leaving) {
+		__atomic_store_n(&k->head->dirty, 1, __ATOMIC_RELEASE);
+		forget(l);
+	}
+	munmap(k->head, k->size);
+	vp_close(&k->fd);
+	free(k);
+	l->keep = NULL;
+}
+
+struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side)
+{
+	return l->keep ? (struct vp_place *)(l->keep->head + 1) + side * l->keep->head->rings : NULL;
+}
+
+bool vp_keep_good(const struct vp_link *l)
+{
+	return l->keep && l->keep->put && !l->keep->dirty && vp_fdstore_there();
+}
+
+static int on_time(sd_event_source *s, uint64_t usec, void *arg);
+
+void vp_keep_touch(struct vp_link *l)
+{
+	struct vp_keep *k = l->keep;
+
+	if (!k || l->leaving)
+		return;
+	__atomic_store_n(&k->head->dirty, 1, __ATOMIC_RELEASE);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (!k->dirty && !l->d->keep_waits) {
+		l->d->keep_waits = true;
+		vp_timer_in(l->d->event, &l->d->keep_timer, SOON_US, on_time, l->d, "keep");
+	}
+	k->dirty = true;
+}
+
+static int box_of(struct vp_link *l, int *fd, struct vp_err *e)
+{
+	const struct keep_rec s = { .version = VP_RECORD_VERSION, .serial = l->keep->serial + 1 };
+	struct vp_rec r = { 0 };
+	int ret;
+
+	vp_rec_put(&r, TAG_KEEP, &s, sizeof(s));
+	vp_rec_fd(&r, TAG_PLACES, VP_REC_FD_FILE, l->keep->fd);
+	vp_rec_begin(&r, TAG_LINK);
+	vp_link_save(l, &r);
+	vp_rec_end(&r);
+	ret = vp_box_make(&r, fd, e);
+	vp_rec_free(&r);
+	return ret;
+}
+
+/* Into a new box. -EAGAIN: not yet. */
+static int commit(struct vp_link *l)
+{
+	struct vp_keep *k = l->keep;
+	struct vp_err e = { 0 };
+	int fd = -1, r = 0;
+
+	if (!l->ops->at_rest(l))
+		return -EAGAIN;
+	if (l->ops->can_keep(l, &e))
+		r = -EOPNOTSUPP;
+	if (!r)
+		r = box_of(l, &fd, &e);
+	if (!r)
+		r = vp_fdstore_try(l->conf.name, boxes[k->which], fd);
+	if (r == -ENOTCONN)
+		vp_err_set(&e, r, "the holder has gone");
+	vp_close(&fd);
+	k->dirty = false;
+	if (r < 0) {
+		if (!k->silent)
+			vp_log(VP_LOG_INFO, "link %s: it does not outlive this process: %s", l->conf.name,
+			       e.code ? e.msg : strerror(-r));
+		k->silent = true;
+		forget(l);
+		return 0;
+	}
+	k->silent = false;
+	forget(l);
+	k->which = !k->which;
+	k->put = true;
+	k->serial++;
+	k->head->serial = k->serial;
+	__atomic_store_n(&k->head->dirty, 0, __ATOMIC_RELEASE);
+	return 0;
+}
+
+static int on_time(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct vp_daemon *d = arg;
+	struct vp_link *l;
+	bool more = false;
+
+	d->keep_waits = false;
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
+		if (l->keep && l->keep->dirty)
+			more |= commit(l) == -EAGAIN;
+	if (more) {
+		d->keep_waits = true;
+		vp_timer_in(d->event, &d->keep_timer, SOON_US, on_time, d, "keep");
+	}
+	return 0;
+}
+
+void vp_keeps_leave(struct vp_daemon *d)
+{
+	struct vp_link *l;
+
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
+		if (l->keep && (!l->keep->dirty || !commit(l)))
+			l->leaving = l->keep->put;
+}
+
+void vp_keeps_inherit(struct vp_daemon *d)
+{
+	struct vp_link *l;
+
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++) {
+		if (!l->keep)
+			continue;
+		for (unsigned b = 0; b < VP_ARRAY_SIZE(boxes); b++)
+			vp_fdstore_drop(l->conf.name, boxes[b]);
+		commit(l);
+	}
+}
+
+void vp_keeps_disown(struct vp_daemon *d, bool disown)
+{
+	struct vp_link *l;
+
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
+		if (l->keep && disown)
+			__atomic_store_n(&l->keep->head->dirty, 1, __ATOMIC_RELEASE);
+		else
+			vp_keep_touch(l);
+}
+
+void vp_keeps_hook(void)
+{
+	const char *at = getenv("VHOST_PCI_CRASH_AT");
+
+	if (at && sscanf(at, "%u,%u", &vp_place_crash_at, &vp_place_crash_n) != 2)
+		vp_place_crash_at = 0;
+}
+
+/* ---- reading --------------------------------------------------------------------------------- */
+
+/* What is in a box, and its places. */
+struct found {
+	uint8_t *bytes;
+	size_t n;
+	struct vp_rec_fds fds;
+	struct head *head; /* a copy, with the lines behind it */
+};
+
+bool vp_keeps_there(const struct vp_daemon *d)
+{
+	char name[VP_CONF_NAME_MAX];
+	unsigned at[2] = { 0 };
+
+	return vp_fdstore_next(&d->activation, boxes[0], &at[0], name, sizeof(name)) ||
+	       vp_fdstore_next(&d->activation, boxes[1], &at[1], name, sizeof(name));
+}
+
+static void found_free(struct found *f)
+{
+	vp_rec_fds_close(&f->fds);
+	free(f->bytes);
+	free(f->head);
+	memset(f, 0, sizeof(*f));
+}
+
+static int read_places(struct found *f, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct stat st;
+	int fd, r = vp_rec_take(in, TAG_PLACES, VP_REC_FD_FILE, &fd, e);
+
+	if (r)
+		return r;
+	if (fd < 0 || fstat(fd, &st) || st.st_size < (off_t)sizeof(*f->head) || st.st_size > 1 << 24)
+		r = vp_err_set(e, -EPROTO, "where its rings were is missing, or malformed");
+	f->head = r ? NULL : aligned_alloc(64, vp_align_up((size_t)st.st_size, 64));
+	if (!r && !f->head)
+		r = vp_err_set(e, -ENOMEM, "out of memory");
+	if (!r && (pread(fd, f->head, (size_t)st.st_size, 0) != st.st_size || f->head->magic != MAGIC ||
+		   f->head->rings > 1 << 16 || (size_t)st.st_size != size_of(f->head->rings)))
+		r = vp_err_set(e, -EPROTO, "where its rings were is malformed");
+	vp_close(&fd);
+	return r;
+}
+
+/* Empty the box. 0: it is the last one of a daemon that was at rest. */
+static int open_box(int fd, struct found *f, struct vp_err *e)
+{
+	int r = vp_box_open(fd, &f->bytes, &f->n, &f->fds, e);
+	const struct vp_rec_in in = { f->bytes, f->n, &f->fds };
+	struct keep_rec s;
+
+	if (r)
+		return r;
+	if (vp_rec_get(&in, TAG_KEEP, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "its record is malformed, or of a newer version");
+	if (s.version > VP_RECORD_VERSION)
+		return vp_err_set(e, -EPROTONOSUPPORT, "its record is of version %u, and this daemon reads %u",
+				  s.version, VP_RECORD_VERSION);
+	r = read_places(f, &in, e);
+	if (!r && s.serial != f->head->serial)
+		return vp_err_set(e, -ESTALE, "its record is out of date");
+	if (!r && f->head->dirty)
+		return vp_err_set(e, -ESTALE,
+				  "it was about to change, or waited for an answer, when that daemon ended");
+	return r;
+}
+
+/* The link of that record, with its rings where they were. */
+static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct vp_err *e)
+{
+	const struct vp_rec_in in = { f->bytes, f->n, &f->fds };
+	struct vp_link *l;
+	struct vp_rec_in body;
+	int r;
+
+	if (!vp_rec_find(&in, TAG_LINK, &body))
+		return vp_err_set(e, -EPROTO, "its record is malformed");
+	r = vp_links_restore(d->links, d, &body, e);
+	l = vp_link_find(d->links, name);
+	if (!r && !l)
+		return 0; /* it is another one now, which has been said */
+	if (!r && (!l->keep || f->head->rings != l->keep->head->rings))
+		r = vp_err_set(e, -EPROTO, "it had another number of rings");
+	if (!r)
+		r = l->ops->recover(l, (const struct vp_place *)(f->head + 1), f->head->rings, e);
+	if (!r)
+		commit(l);
+	else if (l)
+		vp_link_remove(d->links, l);
+	return r;
+}
+
+static bool restore(struct vp_daemon *d, const char *name)
+{
+	struct vp_err e = { 0 }, why = { 0 };
+	struct found f[2] = { { 0 } };
+	int r = -ENOENT;
+
+	for (unsigned i = 0; i < 2; i++) {
+		int fd = vp_fdstore_take(&d->activation, name, boxes[i]);
+		int ret = fd < 0 ? -ENOENT : open_box(fd, &f[i], &e);
+
+		if (fd >= 0)
+			vp_fdstore_drop(name, boxes[i]);
+		vp_close(&fd);
+		if (!ret && r)
+			r = go_on(d, name, &f[i], &e);
+		/* Of two boxes one is out of date. */
+		if (e.code && (!why.code || why.code == -ESTALE))
+			why = e;
+		memset(&e, 0, sizeof(e));
+		found_free(&f[i]);
+	}
+	if (r)
+		vp_log(VP_LOG_WARNING,
+		       "link %s: this daemon cannot go on with it where the one before ended: %s; its VMMs connect "
+		       "again",
+		       name, why.code ? why.msg : strerror(-r));
+	return !r;
+}
+
+void vp_keeps_restore(struct vp_daemon *d)
+{
+	char name[VP_CONF_NAME_MAX];
+	unsigned n = 0, lost = 0;
+
+	if (!vp_keeps_there(d))
+		return;
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(boxes); i++)
+		for (unsigned at = 0; vp_fdstore_next(&d->activation, boxes[i], &at, name, sizeof(name));)
+			*(restore(d, name) ? &n : &lost) += 1;
+	/* Sockets of those that start anew are free when nobody has them any more. */
+	for (unsigned i = 0; i < CLOSE_MS && vp_foreign_closing(); i++)
+		usleep(1000);
+	vp_log(VP_LOG_INFO, "went on with %u links of the daemon before, %u start anew", n, lost);
+}

@@ -1,0 +1,628 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A daemon is killed, crashes or is stopped, and the next one goes on with its sessions: no VMM notices (docs/handover.md)."""
+import contextlib
+import os
+import pathlib
+import random
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+
+import conftest
+import pytest
+import vu
+from test_relay import FORMATS, both_ways
+from test_restart import Manager, Service
+
+MAGIC = 0x76706872
+
+BASE = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
+
+
+class Flow(threading.Thread):
+    """Numbered packets from nic to nic: none comes twice, in another order or changed. Those that do not come are counted."""
+
+    def __init__(self, a, b, window=48, size=200, pair=0, **how):
+        super().__init__(daemon=True)
+        self.a, self.b, self.window, self.size, self.pair, self.how = a, b, window, size, pair, how
+        self.sent = self.next = self.lost = self.empty = 0
+        self.ending, self.wrong, self.came = False, None, []
+
+    def step(self):
+        moved = False
+        self.a.reclaim(self.pair)
+        while not self.ending and self.sent - self.next < self.window and self.a.tx_free:
+            self.a.send_packet(vu.frame(self.sent, self.size), pair=self.pair, **self.how)
+            self.sent += 1
+            moved = True
+        while (p := self.b.poll_packet(self.pair)) is not None:
+            if not p[1]:
+                self.empty += 1
+                continue
+            n = struct.unpack_from("<I", p[1], 14)[0]
+            assert n >= self.next, f"packet {n} came twice, or late: {self.next} is next"
+            assert n < self.sent and p[1] == vu.frame(n, self.size), f"packet {n} is not as it was sent"
+            self.lost += n - self.next
+            self.next = n + 1
+            self.came.append(time.monotonic())
+            moved = True
+        return moved
+
+    def first_since(self, t):
+        """Seconds from t to the first packet behind it."""
+        return next(c for c in self.came if c > t) - t
+
+    def run(self):
+        try:
+            idle = time.monotonic()
+            while not self.ending or self.next < self.sent:
+                now = time.monotonic()
+                if self.step():
+                    idle = now
+                elif self.ending and now - idle > 1:
+                    self.lost += self.sent - self.next
+                    break
+                elif now - idle > conftest.PATIENCE:
+                    raise AssertionError(f"nothing moves: {self.sent} sent, {self.next} is next")
+                else:
+                    time.sleep(0.0002)
+        except Exception as err:  # pylint: disable=broad-except
+            self.wrong = err
+
+    def end(self):
+        self.ending = True
+        self.join()
+        assert not self.wrong, repr(self.wrong)
+
+
+@contextlib.contextmanager
+def flows(*pairs, lost=0, **how):
+    """While the body runs; at least a few packets before and behind it. No more than @lost may be lost in all."""
+    all_of = [Flow(a, b, **how) for a, b in pairs]
+    for f in all_of:
+        f.start()
+
+    def more(n=50):
+        want = [f.next + n for f in all_of]
+        deadline = time.monotonic() + conftest.PATIENCE
+        while any(f.next < w for f, w in zip(all_of, want)):
+            assert not any(f.wrong for f in all_of), [repr(f.wrong) for f in all_of]
+            assert time.monotonic() < deadline, [(f.sent, f.next) for f in all_of]
+            time.sleep(0.002)
+
+    more.flows = all_of
+    more()
+    try:
+        yield more
+        more()
+    finally:
+        for f in all_of:
+            f.end()
+    assert sum(f.lost for f in all_of) <= lost, [(f.lost, f.empty, f.sent) for f in all_of]
+
+
+def hung_up(nic):
+    p = select.poll()
+    p.register(nic.sock, select.POLLRDHUP)
+    return bool(p.poll(0))
+
+
+def rest(d, link="ab"):
+    """Until what the last message has changed is kept."""
+    d.wait(lambda: d.show(link)["kept"])
+
+
+def next_one(d):
+    """The next daemon; seconds from its start until it is ready."""
+    began = time.monotonic()
+    d.start()
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def held(make_daemon):
+    """A daemon with a holder, and the links ab and cd."""
+    d = make_daemon("--hold=3")
+    d.link("ab")
+    d.link("cd", driver="c", device="d")
+    return d.start()
+
+
+def holder_pid(d):
+    """The one that listens in its directory."""
+    for p in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (p / "comm").read_text().strip() == "vhost-pci-hold" and str(d.run) in (p / "cmdline").read_text():
+                return int(p.name)
+    return None
+
+
+@contextlib.contextmanager
+def two(d, fa="split", fb="split", **kw):
+    with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fa], **kw) as a, vu.Nic(d.sock("ab", "device"), BASE | FORMATS[fb], **kw) as b:
+        both_ways(a, b, (64,))
+        rest(d)
+        yield a, b
+        assert not hung_up(a) and not hung_up(b)
+
+
+@pytest.mark.parametrize("fa,fb", [("split", "split"), ("split-event", "packed"), ("packed-event", "split"), ("packed", "packed-inorder")])
+def test_killed(held, fa, fb):
+    d = held
+    with two(d, fa, fb) as (a, b):
+        with flows((a, b), (b, a)) as more:
+            for _ in range(3):
+                d.kill()
+                next_one(d)
+                more()
+        shown = d.show("ab")
+        assert shown["status"] == "up" and [s["sessions"] for s in shown["sides"].values()] == [1, 1]
+        # Where the rings stand is known: they stop, and go on from there.
+        for nic in (a, b):
+            for q in (0, 1):
+                nic.start_ring(q, nic.rings[q], base=nic.stop_ring(q))
+        both_ways(a, b)
+    assert d.log().count("went on with 2 links of the daemon before, 0 start anew") == 3, d.log()
+
+
+# VHOST_PCI_CRASHES=1000: as many, by hand.
+TIMES = int(os.environ.get("VHOST_PCI_CRASHES", 50))
+
+
+def fd_count(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_again_and_again(held):
+    """One behind the other, with traffic both ways; what one daemon and its holder have open, the next ones have, and nothing more."""
+    d = held
+    with two(d, "packed", "split-event") as (a, b):
+        fds, counts = d.fds(), None
+        with flows((a, b), (b, a)) as more:
+            for i in range(TIMES):
+                d.kill()
+                next_one(d)
+                more(20)
+                if i == 0:
+                    counts = fd_count(holder_pid(d))
+        d.wait_fds(fds)
+        assert fd_count(holder_pid(d)) <= counts
+        assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+
+
+def test_how_fast(held):
+    """From the start of the next daemon to the first packet that it moves."""
+    d, took = held, []
+    with two(d) as (a, b):
+        with flows((a, b)) as more:
+            for _ in range(5):
+                d.kill()
+                flow = more.flows[0]
+                d.rest(lambda: flow.next, 0.02)
+                began = time.monotonic()
+                d.start()
+                more(1)
+                took.append(flow.first_since(began))
+    print("seconds from start to traffic:", took)
+    assert min(took) < 1
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGABRT, signal.SIGSEGV])
+def test_stopped(held, sig):
+    """An end in order, or one by a fault, is as a kill for who is connected; sockets wait for the next daemon."""
+    d = held
+    with two(d, "packed") as (a, b):
+        with flows((a, b), (b, a)) as more:
+            d.hang_up()
+            d.proc.send_signal(sig)
+            code = d.proc.wait(60)
+            assert code == (0 if sig in (signal.SIGTERM, signal.SIGINT) else -sig)
+            late = vu.Frontend(d.sock("cd", "driver"))
+            next_one(d)
+            more()
+        assert late.ask_u64(vu.GET_FEATURES)
+        late.close()
+        assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+
+
+POINTS = {"noted": 1, "half": 2, "written": 3, "intent": 4, "sent": 5, "done": 6, "over": 7}
+
+
+def crashes(d, point, n):
+    """A daemon that is killed, perhaps before it is ready, when it passes that point for the nth time."""
+    with open(d.log_path, "ab") as log, pytest.MonkeyPatch.context() as env:
+        env.setenv("VHOST_PCI_CRASH_AT", f"{point},{n}")
+        d.proc = d.spawn(log)
+    assert d.proc.wait(conftest.PATIENCE) == -signal.SIGKILL, d.log()
+    d.hang_up()
+
+
+@pytest.mark.parametrize("fa,fb", [("split", "split"), ("packed", "split"), ("split", "packed"), ("packed-event", "packed")])
+def test_at_each_point(held, fa, fb):
+    """Killed between any two stores of a burst: nothing is lost, nothing comes twice, and the rings go on."""
+    d, hit = held, []
+    with two(d, fa, fb, size=128) as (a, b):
+        with flows((a, b), (b, a), window=40) as more:
+            for name, point in POINTS.items():
+                if "packed" not in fa + fb and point <= 2:
+                    continue
+                for n in (1, 7, 50):
+                    d.kill()
+                    crashes(d, point, n)
+                    next_one(d)
+                    more(40)
+                    hit.append((name, n, [f.empty for f in more.flows]))
+        assert d.show("ab")["sides"]["driver"]["sessions"] == d.show("ab")["sides"]["device"]["sessions"] == 1
+    print(hit[-1])
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_several_descriptors(held, fmt):
+    """Chains of several descriptors, sent and received: their places in a packed ring are written down, too."""
+    d = held
+    with two(d, fmt, fmt, bufsize=300) as (a, b):
+        # 4 buffers each: there are always enough.
+        with flows((a, b), window=12, size=900, cut=[12, 100, 500]) as more:
+            for point in POINTS.values():
+                if fmt == "split" and point <= 2:
+                    continue
+                d.kill()
+                crashes(d, point, 9)
+                next_one(d)
+                more(40)
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_early(held, fmt):
+    """A packet that takes more receive buffers than a burst has: one is lost at most, and the ring goes on, or its session ends."""
+    d = held
+    with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt]) as a, \
+            vu.Nic(d.sock("ab", "device"), BASE | FORMATS[fmt], size=256, bufsize=128) as b:
+        b.fill_rx(170)
+        both_ways(a, b, (64,))
+        rest(d)
+        with flows((a, b), window=2, size=9000, lost=2) as more:
+            for n in (1, 5):
+                d.kill()
+                crashes(d, 8, n)
+                next_one(d)
+                more(10)
+        assert not hung_up(a) and not hung_up(b)
+
+
+# ---- what is not gone on with --------------------------------------------------------------------
+
+
+def gone(nic):
+    deadline = time.monotonic() + conftest.PATIENCE
+    while not hung_up(nic):
+        assert time.monotonic() < deadline, "its session goes on"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_no_next_one(make_daemon, how):
+    """Without a next daemon the VMMs see the end when the time is over, and the holder ends."""
+    d = make_daemon("--hold=1")
+    d.link("ab")
+    d.start()
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        both_ways(a, b, (64,))
+        rest(d)
+        pid, began = holder_pid(d), time.monotonic()
+        getattr(d, how)()
+        assert not hung_up(a) and not hung_up(b)
+        gone(a)
+        gone(b)
+        assert time.monotonic() - began >= 0.9
+        d.wait(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert "no daemon has come in 1 s" in d.log()
+        assert not (d.run / "hold.sock").exists()
+    d.proc = None
+
+
+def test_holder_killed(held):
+    """The daemon says so and goes on; its end is seen, as without a holder."""
+    d = held
+    with two(d) as (a, b), flows((a, b)) as more:
+        os.kill(holder_pid(d), signal.SIGKILL)
+        d.wait_log("the holder has gone")
+        more()
+        d.call("link.down", name="cd")
+        d.wait_log("link cd: it does not outlive this process")
+        assert not d.show("cd")["kept"] and not d.show("ab")["kept"]
+        d.call("link.up", name="cd")
+        more()
+    with vu.Nic(d.sock("ab", "driver")) as a:
+        d.kill()
+        gone(a)
+    d.start()
+
+
+def test_two_at_once(held):
+    """A second daemon gets nothing while the first one lives; of two that come at once one has it all."""
+    d = held
+    with two(d) as (a, b), flows((a, b), (b, a)) as more:
+        other = subprocess.run(d.command(), capture_output=True, text=True, timeout=60, check=False)
+        assert "belongs to another daemon" in other.stderr and other.returncode
+        more()
+        d.kill()
+        with open(d.log_path, "ab") as log:
+            one, two_ = d.spawn(log), d.spawn(log)
+        more()
+        # The control socket is one's only.
+        d.wait(lambda: one.poll() is not None or two_.poll() is not None)
+        d.proc = two_ if one.poll() is not None else one
+        d.wait_log("ready:")
+        d.control = conftest.Control(d.run / "control.sock")
+        more()
+        assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+
+
+def test_without_hold(held):
+    """The next daemon does not want it: the holder ends at once, and all links start anew."""
+    d = held
+    with vu.Nic(d.sock("ab", "driver")) as a:
+        rest(d)
+        d.kill()
+        d.args = []
+        d.start()
+        gone(a)
+        assert "went on" not in d.log()
+        d.wait(lambda: not holder_pid(d))
+        with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+            both_ways(a, b, (64,))
+
+
+def test_changed_link(held):
+    """A link whose file has changed starts anew; one that was added at run time, and one that is down, go on."""
+    d = held
+    d.call("link.add", name="rt", config={"Driver": {"VM": "c"}, "Device": {"VM": "b"}, "Net": {"MTU": 1400}})
+    with two(d) as (a, b), vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("rt", "driver")) as x, vu.Nic(d.sock("rt", "device")) as y:
+        both_ways(x, y, (64,))
+        d.call("link.down", name="ab")
+        for link in ("ab", "cd", "rt"):
+            rest(d, link)
+        d.kill()
+        d.link("cd", driver="c", device="d", Net_MTU="1300")
+        d.start()
+        gone(c)
+        both_ways(x, y)
+        assert not d.show("ab")["up"] and d.show("cd")["mtu"] == 1300 and d.show("rt")["origin"] == "runtime"
+        d.call("link.up", name="ab")
+        both_ways(a, b)
+        with vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+            both_ways(c, e, (64,))
+        d.call("link.remove", name="rt")
+
+
+def test_upgraded_in_between(held):
+    """An upgrade takes the holder along."""
+    d = held
+    with two(d, "packed") as (a, b), flows((a, b), (b, a)) as more:
+        for _ in range(2):
+            d.upgrade()
+            more()
+            d.control = conftest.Control(d.run / "control.sock")
+            rest(d)
+            d.kill()
+            next_one(d)
+            more()
+
+
+def test_half_a_message(held):
+    """The first half of a message, with its fd, was read by one daemon, the rest by the next."""
+    d = held
+    with two(d) as (a, b):
+        kick = vu.eventfd()
+        a.fds.append(kick)
+        whole = struct.pack("<IIIQ", vu.SET_VRING_KICK, 1 | 8, 8, 1)
+        a.raw(whole[:14], [kick])
+        msgs = d.call("daemon.version")
+        assert msgs
+        rest(d)
+        d.kill()
+        next_one(d)
+        a.raw(whole[14:])
+        assert struct.unpack("<Q", a.recv_reply(vu.SET_VRING_KICK)) == (0,)
+        a.rings[1].kick_fd = kick
+        both_ways(a, b)
+
+
+def test_killed_while_it_is_spoken_to(held):
+    """At any moment of a message: the session goes on with its answer, or it ends and says why. Never anything between."""
+    d = held
+    for i in range(12):
+        with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+            both_ways(a, b, (64,))
+            rest(d)
+            went_on = False
+            with contextlib.suppress(vu.Gone, OSError):
+                with d.stopped():
+                    a.raw(struct.pack("<IIIII", vu.GET_VRING_BASE, 1, 8, 1, 0))
+                    timer = threading.Timer(i * 0.001, d.proc.kill)
+                timer.start()
+                timer.join()
+                d.kill()
+                next_one(d)
+                base = struct.unpack("<II", a.recv_reply(vu.GET_VRING_BASE))[1]
+                a.start_ring(1, a.rings[1], base=base)
+                both_ways(a, b, (64,))
+                went_on = True
+            if not went_on:
+                gone(a)
+                assert "it was about to change" in d.log() or "out of date" in d.log()
+        d.wait(lambda: d.show("ab")["status"] == "waiting")
+
+
+# ---- boxes that are wrong: from a service manager that has had its hands in them ---------------------
+
+
+def open_box(fd):
+    """The record and the fds of a box, which is empty then."""
+    s = socket.socket(fileno=os.dup(fd))
+    got, fds = b"", []
+    while True:
+        data, some, _, _ = socket.recv_fds(s, 100000, 64)
+        kind = struct.unpack_from("<II", data)[1]
+        fds += some
+        if kind == 3:
+            s.close()
+            return got, fds
+        got += data[24:]
+
+
+def make_box(got, fds, end=True, total=None):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    n = total or (len(got), len(fds))
+    while got or fds:
+        socket.send_fds(ours, [struct.pack("<IIQQ", MAGIC, 2, len(got[:30000]), len(fds[:30])) + got[:30000]], fds[:30])
+        got, fds = got[30000:], fds[30:]
+    if end:
+        ours.send(struct.pack("<IIQQ", MAGIC, 3, *n))
+    ours.close()
+    return theirs.detach()
+
+
+def others_box(got, fds):
+    os.setresuid(65534, 65534, 0)
+    try:
+        return make_box(got, fds)
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def rehead(got, fds, word, value):
+    """The places say something else."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            if "places" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.pwrite(fd, value, word)
+    return make_box(got, fds)
+
+
+BAD = {
+    "cut": (lambda g, f: make_box(g[:len(g) // 2], f, total=(len(g), len(f))), "cut short"),
+    "no end": (lambda g, f: make_box(g, f, end=False), "cut short"),
+    "nothing": (lambda g, f: make_box(b"", [], end=False), "has begun to read it"),
+    "no bytes": (lambda g, f: make_box(b"", f), "malformed, or of a newer version"),
+    "newer": (lambda g, f: make_box(g[:8] + struct.pack("<I", 99) + g[12:], f), "is of version 99"),
+    "longer": (lambda g, f: make_box(struct.pack("<II", 1, 24) + g[8:24] + bytes(8) + g[24:], f), "of a newer version"),
+    "an fd missing": (lambda g, f: make_box(g, f[:-1]), "is missing"),
+    "no fds": (lambda g, f: make_box(g, []), "is missing"),
+    "swapped": (lambda g, f: make_box(g, f[:1] + f[:0:-1]), "is not what the record says"),
+    "another user's": (others_box, "come from user 65534"),
+    "out of date": (lambda g, f: rehead(g, f, 8, struct.pack("<Q", 1 << 40)), "out of date"),
+    "in the middle": (lambda g, f: rehead(g, f, 16, struct.pack("<I", 1)), "about to change"),
+    "other rings": (lambda g, f: rehead(g, f, 4, struct.pack("<I", 3)), "where its rings were is malformed"),
+    # The line of the driver's second ring: a position outside.
+    "a place outside": (lambda g, f: rehead(g, f, 64 + 64 + 16, struct.pack("<H", 0x7000)), "where it was makes no sense"),
+}
+
+
+@pytest.fixture
+def service():
+    tmp = pathlib.Path(tempfile.mkdtemp(prefix="vp"))
+    d = Service(tmp)
+    d.manager = Manager(str(tmp / "notify"))
+    d.link("ab")
+    d.link("cd", driver="c", device="d")
+    yield d.start()
+    try:
+        assert d.stop() == 0, d.log()
+        assert "AddressSanitizer" not in d.log()
+    finally:
+        d.manager.close()
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_service_manager(service, how):
+    """The service manager has the boxes: one for each link, whatever it has been through."""
+    d = service
+    with two(d, "packed", "split") as (a, b):
+        with flows((a, b), (b, a)) as more:
+            for _ in range(3):
+                getattr(d, how)()
+                next_one(d)
+                more()
+        d.wait(lambda: len(d.manager.names()) == 2)
+        assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+        d.upgrade()
+        d.control = conftest.Control(d.run / "control.sock")
+        rest(d)
+        d.wait(lambda: len(d.manager.names()) == 2)
+        both_ways(a, b)
+        d.kill()
+        next_one(d)
+        both_ways(a, b)
+    d.call("link.remove", name="cd")
+    d.wait(lambda: len(d.manager.names()) == 1)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_box(service, bad):
+    """One line says why; the VMM connects again, and another link is not touched by it."""
+    d = service
+    make, says = BAD[bad]
+    if bad == "another user's" and os.geteuid():
+        pytest.skip("needs another user")
+    with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS["packed"]) as a, vu.Nic(d.sock("ab", "device"), BASE | FORMATS["packed"]) as b, \
+            vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        both_ways(a, b, (64,))
+        both_ways(c, e, (64,))
+        rest(d)
+        rest(d, "cd")
+        d.kill()
+        d.wait(lambda: len(d.manager.names()) == 2)
+        with d.manager.lock:
+            at = next(i for i, (name, _) in enumerate(d.manager.store) if name.startswith("keep.ab."))
+            name, fd = d.manager.store[at]
+            got, fds = open_box(fd)
+            os.close(fd)
+            d.manager.store[at] = (name, make(got, fds))
+            for f in fds:
+                os.close(f)
+        next_one(d)
+        gone(a)
+        gone(b)
+        both_ways(c, e)
+        lines = [line for line in d.log().splitlines() if "link ab: this daemon cannot go on" in line]
+        assert len(lines) == 1 and says in lines[0], lines or d.log()
+        with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+            both_ways(a, b, (64,))
+
+
+def test_bytes_that_lie(service):
+    """Any one byte of a record, or of the places, is another one: the link goes on or not, and the daemon never crashes."""
+    d = service
+    rng = random.Random(5)
+    for i in range(24):
+        with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS["packed"]) as a, vu.Nic(d.sock("ab", "device")) as b:
+            both_ways(a, b, (64,))
+            rest(d)
+            d.kill()
+            d.wait(lambda: len(d.manager.names()) == 2)
+            with d.manager.lock:
+                at = next(k for k, (name, _) in enumerate(d.manager.store) if name.startswith("keep.ab."))
+                name, fd = d.manager.store[at]
+                got, fds = open_box(fd)
+                os.close(fd)
+                if i % 2:
+                    where = 64 + rng.randrange(4 * 64)
+                    box = rehead(got, fds, where, bytes([rng.randrange(256)]))
+                else:
+                    where = rng.randrange(len(got))
+                    box = make_box(got[:where] + bytes([got[where] ^ 0xff]) + got[where + 1:], fds)
+                d.manager.store[at] = (name, box)
+                for f in fds:
+                    os.close(f)
+            next_one(d)
+            assert d.alive()
+        d.wait(lambda: not d.show("ab")["sides"]["driver"]["connected"])
