@@ -157,6 +157,9 @@ def lab(make_daemon, mode, attachment, conf="", path=PATH, nic=None, **more):
         with vu.Nic(x.drv(), **nic or {}) as nic, x.connect() as p:
             assert p.attach(path) == pc.OK
             portlab.started(p)
+            if (mode, attachment) == ("fast", "ivshmem"):
+                # Doorbells of the driver VM's are shown a moment later than the queues.
+                p.wait(lambda s: all(q.doorbell >> 16 >= 16 for q in s.queues))
             yield d, nic, p
     finally:
         x.close()
