@@ -309,8 +309,8 @@ def signals_pass(nic, p):
 
 @pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
 def test_signals(make_daemon, mode, attachment):
-    # In fast mode the device side has what the driver has.
-    path = PATH if mode == "fast" else PATH & ~vu.bit(vu.EVENT_IDX)
+    # In copy mode the shadow ring would have event indices, which the scripted device side does not write.
+    path = PATH & ~vu.bit(vu.EVENT_IDX) if mode == "copy" else PATH
     with lab(make_daemon, mode, attachment, path=path) as (d, nic, p):
         for _ in range(3):
             d.upgrade()
