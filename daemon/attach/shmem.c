@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <systemd/sd-event.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "attach/attach.h"
@@ -73,6 +74,7 @@ struct shmem {
 	int                   sig0;
 	struct vp_wire       *wire0;
 	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
+	uint64_t              map_ns, unmap_ns;  /* from requests to answers, all together */
 };
 
 struct request {
@@ -80,6 +82,7 @@ struct request {
 	uint32_t      epoch;
 	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
 	bool          map;
+	uint64_t      asked_ns;
 };
 
 /* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
@@ -120,6 +123,14 @@ static void online(struct shmem *s, bool on)
 
 static int ask_unmap(struct shmem *s, unsigned slot);
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 static void extent_free(struct shmem *s, unsigned slot)
 {
 	s->ext[slot].len = 0;
@@ -149,12 +160,14 @@ static void request_done(void *arg, int result)
 	struct request *q = arg;
 	struct shmem *s = q->s;
 	unsigned slot = q->slot;
+	uint64_t asked_ns = q->asked_ns;
 	bool map = q->map, mine = q->epoch == s->epoch && s->started;
 
 	free(q);
 	if (!mine)
 		return;
 	s->n_failed += result != 0;
+	*(map ? &s->map_ns : &s->unmap_ns) += slot < VHP_MAX_WINDOWS ? now_ns() - asked_ns : 0;
 	/* No answer: it may have mapped it or not. */
 	if (result == -ECANCELED && slot < VHP_MAX_WINDOWS) {
 		not_taken(s, slot, result);
@@ -184,7 +197,9 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	struct request *q = malloc(sizeof(*q));
 
 	if (q)
-		*q = (struct request){ .s = s, .epoch = s->epoch, .slot = slot, .map = map };
+		*q = (struct request){
+			.s = s, .epoch = s->epoch, .slot = slot, .map = map, .asked_ns = now_ns()
+		};
 	return q;
 }
 
@@ -641,6 +656,8 @@ static void shmem_show(struct vp_attach *a, json_t *o)
 	json_object_set_new(o, "starts", json_integer((json_int_t)s->n_starts));
 	json_object_set_new(o, "maps", json_integer((json_int_t)s->n_maps));
 	json_object_set_new(o, "unmaps", json_integer((json_int_t)s->n_unmaps));
+	json_object_set_new(o, "map_us", json_integer((json_int_t)(s->map_ns / 1000)));
+	json_object_set_new(o, "unmap_us", json_integer((json_int_t)(s->unmap_ns / 1000)));
 	json_object_set_new(o, "maps_failed", json_integer((json_int_t)s->n_failed));
 }
 
