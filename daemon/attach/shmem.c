@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <systemd/sd-event.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "attach/shmem_priv.h"
@@ -70,6 +71,14 @@ static void online(struct shmem *s, bool on)
 
 static int ask_unmap(struct shmem *s, unsigned slot);
 
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 static void extent_free(struct shmem *s, unsigned slot)
 {
 	s->ext[slot].len = 0;
@@ -99,6 +108,7 @@ void vp_shmem_request_done(void *arg, int result)
 	struct request *q = arg;
 	struct shmem *s = q->s;
 	unsigned slot = q->slot;
+	uint64_t asked_ns = q->asked_ns;
 	bool map = q->map, mine = q->epoch == s->epoch && s->started;
 
 	vp_slow_end(&q->slow);
@@ -106,6 +116,7 @@ void vp_shmem_request_done(void *arg, int result)
 	if (!mine)
 		return;
 	s->n_failed += result != 0;
+	*(map ? &s->map_ns : &s->unmap_ns) += slot < VHP_MAX_WINDOWS ? now_ns() - asked_ns : 0;
 	/* No answer: it may have mapped it or not. */
 	if (result == -ECANCELED && slot < VHP_MAX_WINDOWS) {
 		not_taken(s, slot, result);
@@ -135,7 +146,9 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	struct request *q = malloc(sizeof(*q));
 
 	if (q)
-		*q = (struct request){ .s = s, .epoch = s->epoch, .slot = slot, .map = map };
+		*q = (struct request){
+			.s = s, .epoch = s->epoch, .slot = slot, .map = map, .asked_ns = now_ns()
+		};
 	return q;
 }
 
@@ -604,6 +617,8 @@ static void shmem_show(struct vp_attach *a, json_t *o)
 	json_object_set_new(o, "starts", json_integer((json_int_t)s->n_starts));
 	json_object_set_new(o, "maps", json_integer((json_int_t)s->n_maps));
 	json_object_set_new(o, "unmaps", json_integer((json_int_t)s->n_unmaps));
+	json_object_set_new(o, "map_us", json_integer((json_int_t)(s->map_ns / 1000)));
+	json_object_set_new(o, "unmap_us", json_integer((json_int_t)(s->unmap_ns / 1000)));
 	json_object_set_new(o, "maps_failed", json_integer((json_int_t)s->n_failed));
 }
 

@@ -49,6 +49,7 @@ struct shmem {
 	int                   sig0;
 	struct vp_wire       *wire0;
 	uint64_t              n_starts, n_maps, n_unmaps, n_failed;
+	uint64_t              map_ns, unmap_ns;  /* from requests to answers, all together */
 };
 
 struct request {
@@ -56,6 +57,7 @@ struct request {
 	uint32_t      epoch;
 	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
 	bool          map;
+	uint64_t      asked_ns;
 	struct vp_slow slow;
 };
 

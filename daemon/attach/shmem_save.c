@@ -36,10 +36,11 @@ struct ring_hot {
 
 struct request_rec {
 	uint32_t slot, map, mine, pad;
+	uint64_t asked_ns;
 };
 
 struct shmem_rec {
-	uint64_t n_starts, n_maps, n_unmaps, n_failed;
+	uint64_t n_starts, n_maps, n_unmaps, n_failed, map_ns, unmap_ns;
 	uint32_t started, mapped, nsig, stuck;
 	struct extent ext[VHP_MAX_WINDOWS];
 };
@@ -97,6 +98,7 @@ void vp_shmem_save_device(void *ctx, struct vp_rec *r)
 	for (unsigned i = 0; (q = vu_backend_pending(vp_shmem_session(s), i)); i++) {
 		const struct request_rec qr = {
 			.slot = q->slot, .map = q->map, .mine = q->epoch == s->epoch && s->started,
+			.asked_ns = q->asked_ns,
 		};
 
 		vp_rec_put(r, TAG_REQUEST, &qr, sizeof(qr));
@@ -108,6 +110,7 @@ void vp_shmem_save_hot(struct vp_attach *a, struct vp_rec *r)
 	struct shmem *s = (struct shmem *)a;
 	struct shmem_rec h = {
 		.n_starts = s->n_starts, .n_maps = s->n_maps, .n_unmaps = s->n_unmaps, .n_failed = s->n_failed,
+		.map_ns = s->map_ns, .unmap_ns = s->unmap_ns,
 		.started = s->started, .mapped = s->mapped, .nsig = s->nsig, .stuck = s->stuck,
 	};
 
@@ -206,7 +209,9 @@ static int load_request(struct shmem *s, unsigned i, const struct vp_rec_in *in,
 	q = malloc(sizeof(*q));
 	if (!q)
 		return vp_err_set(e, -ENOMEM, "out of memory");
-	*q = (struct request){ .s = s, .epoch = s->epoch - !qr.mine, .slot = qr.slot, .map = qr.map };
+	*q = (struct request){
+		.s = s, .epoch = s->epoch - !qr.mine, .slot = qr.slot, .map = qr.map, .asked_ns = qr.asked_ns,
+	};
 	if (vu_backend_await(vp_shmem_session(s), i, vp_shmem_request_done, q)) {
 		free(q);
 		return vp_err_set(e, -EPROTO, "the record of its requests has too many");
@@ -259,6 +264,8 @@ int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct
 	s->n_maps = h.n_maps;
 	s->n_unmaps = h.n_unmaps;
 	s->n_failed = h.n_failed;
+	s->map_ns = h.map_ns;
+	s->unmap_ns = h.unmap_ns;
 	s->started = h.started;
 	s->mapped = h.mapped;
 	s->stuck = h.stuck;
