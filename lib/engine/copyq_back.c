@@ -248,6 +248,7 @@ static int give_slow(struct vp_copyq *b, struct giving *g)
  */
 VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, const unsigned hlen)
 {
+	const struct vp_memtab *const direct = b->c.rq->vq.xl.direct;
 	const struct vp_window *w = b->c.rq->vq.xl.hot[VP_WRITE];
 	const unsigned count = VP_MIN(b->pend_head - b->pend_tail, max);
 	const vp_gptr area = vp_gptr_add(b->c.pool, b->c.data.off);
@@ -267,7 +268,7 @@ VP_INLINE void give_plain(struct vp_copyq *b, struct giving *g, unsigned max, co
 		vp_gptr to;
 
 		if (vp_unlikely(len < hlen + VP_PKT_MIN || plen > VP_PKT_MAX || sl->nseg != 1 ||
-				!vp_xlate_window(&b->c.rq->vq.xl, &w, sl->addr, len, VP_WRITE, true)))
+				!vp_xlate_window(direct, &w, sl->addr, len, VP_WRITE)))
 			break;
 		/* flags and gso_type, loaded together; when both are zero, nothing else in the header counts. */
 		if (vp_unlikely(vp_ld16(from, 0) || (mergeable && vp_ld16(from, 10) > 1)))

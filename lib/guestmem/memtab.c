@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 const struct vp_window vp_window_none;
 
@@ -13,45 +14,73 @@ static int region_cmp(const void *a, const void *b)
 	return x->gpa < y->gpa ? -1 : x->gpa > y->gpa;
 }
 
-/* Granules for each region: the more there are, the fewer have two borders in them. */
+/* Granules for each region at most: the more there are, the fewer have two regions in them. */
 #define GRANULES_PER_REGION 16
+
+static uint64_t last_of(const struct vp_region *r)
+{
+	return r->gpa + (r->size - 1);
+}
+
+static bool shares_granule(const struct vp_memtab *t)
+{
+	for (unsigned i = 1; i < t->n; i++)
+		if (last_of(&t->r[i - 1]) >> t->shift == t->r[i].gpa >> t->shift)
+			return true;
+	return false;
+}
+
+/* Into the granules of the region; where there are two, the larger one first. */
+static void index_put(struct vp_memtab *t, struct vp_window *win, const struct vp_region *r)
+{
+	const uint64_t first = r->gpa >> t->shift, n = (last_of(r) >> t->shift) - first + 1;
+
+	for (uint64_t i = 0; i < n; i++) {
+		struct vp_window *at = &win[(first + i) & t->mask], was = *at;
+		struct vp_window w = { .start = r->gpa, .size = r->size, .host = r->host };
+
+		if (w.size > was.size) {
+			*at = w;
+			w = was;
+		}
+		if (w.size > at[t->second].size)
+			at[t->second] = w;
+	}
+}
 
 static bool index_build(struct vp_memtab *t)
 {
-	uint64_t last, want = GRANULES_PER_REGION, at;
-	unsigned i = 0;
-	size_t bytes;
+	uint64_t granules = 2, windows;
+	bool shared;
 
 	if (!t->n)
 		return true;
-	t->base = t->r[0].gpa;
-	last = t->r[t->n - 1].gpa - t->base + (t->r[t->n - 1].size - 1);
-	while (want < GRANULES_PER_REGION * t->n)
-		want *= 2;
-	while (last >> t->shift >= want)
-		t->shift++;
-	t->granules = (last >> t->shift) + 1;
-	bytes = 2 * (t->n + 1) * sizeof(struct vp_window) + t->granules * sizeof(t->first[0]);
-	t->win[VP_READ] = aligned_alloc(VP_CACHELINE, vp_align_up(bytes, VP_CACHELINE));
+	while (granules < t->n)
+		granules *= 2;
+	for (;; granules *= 2) {
+		t->shift = 0;
+		while ((last_of(&t->r[t->n - 1]) >> t->shift) - (t->r[0].gpa >> t->shift) >= granules)
+			t->shift++;
+		shared = shares_granule(t);
+		if (!shared || granules >= GRANULES_PER_REGION * t->n)
+			break;
+	}
+	t->mask = (uint32_t)granules - 1;
+	t->second = shared ? (uint32_t)granules : 0;
+	windows = granules + t->second;
+	t->win[VP_READ] = aligned_alloc(VP_CACHELINE, 2 * windows * sizeof(struct vp_window));
 	if (!t->win[VP_READ])
 		return false;
-	t->win[VP_WRITE] = t->win[VP_READ] + t->n + 1;
-	t->first = (uint16_t *)(t->win[VP_WRITE] + t->n + 1);
-	for (at = 0; at < t->granules; at++) {
-		while (t->r[i].gpa - t->base + (t->r[i].size - 1) < at << t->shift)
-			i++;
-		t->first[at] = (uint16_t)i;
-	}
-	for (i = 0; i < t->n; i++) {
+	t->win[VP_WRITE] = t->win[VP_READ] + windows;
+	memset(t->win[VP_READ], 0, 2 * windows * sizeof(struct vp_window));
+	for (unsigned i = 0; i < t->n; i++) {
 		const struct vp_region *r = &t->r[i];
-		struct vp_window w = { .start = r->gpa, .size = r->map ? r->size : 0, .host = r->host };
 
-		t->win[VP_READ][i] = w;
-		if (r->map && !r->map->writable)
-			w.size = 0;
-		t->win[VP_WRITE][i] = w;
+		if (r->map)
+			index_put(t, t->win[VP_READ], r);
+		if (r->map && r->map->writable)
+			index_put(t, t->win[VP_WRITE], r);
 	}
-	t->win[VP_READ][i] = t->win[VP_WRITE][i] = vp_window_none;
 	return true;
 }
 
@@ -124,14 +153,8 @@ void vp_memtab_free(struct vp_memtab *t)
 
 int vp_memtab_find(const struct vp_memtab *t, uint64_t gpa)
 {
-	const uint64_t g = (gpa - t->base) >> t->shift;
-	unsigned lo, hi;
+	unsigned lo = 0, hi = t->n;
 
-	if (!t->n || g >= t->granules)
-		return -1;
-	/* Those that end in the granule, and the one that goes on behind it. */
-	lo = t->first[g];
-	hi = g + 1 < t->granules ? t->first[g + 1] + 1u : t->n;
 	while (lo < hi) {
 		unsigned mid = lo + (hi - lo) / 2;
 
@@ -211,6 +234,17 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 		*span = VP_MIN(len, w.size - off);
 		return 0;
 	}
+	if (x->direct) {
+		const struct vp_window *named = vp_memtab_window(x->direct, addr, acc);
+
+		off = addr - named->start;
+		if (vp_likely(off < named->size)) {
+			x->hot[acc] = named;
+			*host = vp_gptr_add(named->host, off);
+			*span = VP_MIN(len, named->size - off);
+			return 0;
+		}
+	}
 	i = x->tab ? vp_memtab_find(x->tab, addr) : -1;
 	if (i < 0 && x->grows) {
 		x->miss = (struct vp_miss){ .addr = addr, .size = len, .acc = acc };
@@ -221,10 +255,12 @@ int vp_xlate_piece(struct vp_xlate *x, uint64_t addr, uint64_t len, enum vp_acce
 	r = &x->tab->r[i];
 	if (!r->map || (acc == VP_WRITE && !r->map->writable))
 		return -EFAULT;
+	/* The third region of a granule, or one that is smaller still. */
+	x->own[acc] = (struct vp_window){ .start = r->gpa, .size = r->size, .host = r->host };
+	x->hot[acc] = &x->own[acc];
 	off = addr - r->gpa;
 	*host = vp_gptr_add(r->host, off);
 	*span = VP_MIN(len, r->size - off);
-	x->hot[acc] = &x->tab->win[acc][i];
 	return 0;
 }
 

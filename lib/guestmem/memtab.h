@@ -36,18 +36,19 @@ struct vp_window {
 } __attribute__((aligned(32))); /* one line, and an index that is a shift */
 
 /*
- * The span of all regions is cut into granules, so many more than there are regions that few granules have more than
- * one border in them. So a look-up costs the same however many regions there are.
+ * The span of all regions is cut into granules of one size, the largest for which no granule has two regions in it (or
+ * the smallest that there may be). Each granule has the window of its region: a look-up loads one line, however many
+ * regions there are. An address outside the span names the wrong window: a window is right only when it holds the
+ * address.
  */
 struct vp_memtab {
 	unsigned         n;
-	unsigned         shift;    /* a granule has 1 << shift bytes */
-	uint64_t         base;     /* the first granule's address */
-	uint64_t         granules;
-	uint16_t        *first;    /* [granules]: the first region that ends in or behind the granule */
-	/* By enum vp_access, [n + 1]: as r[], empty where the access is not allowed or nothing is mapped here. */
+	unsigned         shift;  /* a granule has 1 << shift bytes */
+	uint32_t         mask;   /* granules - 1: a power of two less one */
+	uint32_t         second; /* how far behind a granule's window that of its second region is; 0: none has one */
+	/* By enum vp_access, by (gpa >> shift) & mask. 0 bytes: access not allowed, or nothing is mapped here. */
 	struct vp_window *win[2];
-	struct vp_region r[];      /* sorted by gpa, disjoint */
+	struct vp_region r[];    /* sorted by gpa, disjoint */
 };
 
 /* One region to add; map may be NULL for a region that is translated but not mapped here. */
@@ -101,7 +102,7 @@ struct vp_iommu {
  */
 struct vp_xlate {
 	const struct vp_window *hot[2]; /* by enum vp_access; never NULL */
-	struct vp_window        own[2]; /* what hot[] points at, where it is the iommu's */
+	struct vp_window        own[2]; /* what hot[] points at, where that is not one of the table's */
 	const struct vp_memtab *tab;
 	const struct vp_memtab *direct; /* tab, or NULL where addresses are not guest physical, or tab has no regions */
 	struct vp_iommu        *iommu;  /* NULL = addresses are guest physical */
@@ -156,29 +157,29 @@ VP_INLINE bool vp_window_holds(const struct vp_window *w, uint64_t off, uint32_t
 	return off < w->size && (uint64_t)len - 1 < w->size - off;
 }
 
-/*
- * For the loops of the fast path, which keep the hot window in *w: does it hold [addr, addr + len)? With `any` the
- * window is looked for in the table first, and becomes *w. A loop without goes by the hot window alone, and one with
- * follows it from the first address on that lies elsewhere: so buffers in one region cost no look-up, and buffers in
- * many no wrong guess. False leaves all to vp_xlate_piece(): there may be a third region in the granule.
- */
-VP_INLINE bool vp_xlate_window(const struct vp_xlate *x, const struct vp_window **w, uint64_t addr, uint32_t len,
-			       enum vp_access acc, const bool any)
+/* The window that holds addr, if the table names it: the caller looks whether it does. */
+VP_INLINE const struct vp_window *vp_memtab_window(const struct vp_memtab *t, uint64_t addr, enum vp_access acc)
 {
-	const struct vp_memtab *const t = x->direct;
-	const struct vp_window *c = *w;
+	const struct vp_window *w = &t->win[acc][(addr >> t->shift) & t->mask];
 
-	if (any && vp_likely(t)) {
-		const uint64_t g = (addr - t->base) >> t->shift;
+	if (vp_unlikely(addr - w->start >= w->size))
+		w += t->second;
+	return w;
+}
 
-		if (vp_unlikely(g >= t->granules))
-			return false;
-		c = &t->win[acc][t->first[g]];
-		if (vp_unlikely(addr - c->start >= c->size))
-			c++;
-		*w = c;
-	}
-	return vp_window_holds(c, addr - c->start, len);
+/*
+ * For the loops of the fast path, which keep the hot window in *w: does it hold [addr, addr + len)? With a table (that
+ * of vp_xlate.direct) the window is looked for there first, and becomes *w. A loop without goes by the hot window
+ * alone, and one with follows it from the first address on that lies elsewhere: so buffers in one region cost no
+ * look-up, and buffers in many no wrong guess. False leaves all to vp_xlate_piece(): there may be a third region in
+ * the granule.
+ */
+VP_INLINE bool vp_xlate_window(const struct vp_memtab *direct, const struct vp_window **w, uint64_t addr, uint32_t len,
+			       enum vp_access acc)
+{
+	if (direct)
+		*w = vp_memtab_window(direct, addr, acc);
+	return vp_window_holds(*w, addr - (*w)->start, len);
 }
 
 /* The slow half: one contiguous piece at addr; *span <= len. -EFAULT, -EAGAIN. */

@@ -39,14 +39,14 @@ VP_INLINE void vp_seg_prefetch(vp_gptr p, uint32_t len, bool write)
  * has seen. This checks that it lies in one region, see vp_xlate_window(). The caller passes in everything
  * that the fetch loops keep in registers. False leaves all to the slow path.
  */
-VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_xlate *x,
+VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, const struct vp_memtab *direct,
 			       const struct vp_window **w, uint64_t addr, uint32_t len, enum vp_access hint,
-			       uint16_t id, const bool any)
+			       uint16_t id)
 {
 	struct vp_chain *c = &b->chain[n];
 	struct vp_seg *s = &b->seg[nseg];
 
-	if (vp_unlikely(!vp_xlate_window(x, w, addr, len, hint, any)))
+	if (vp_unlikely(!vp_xlate_window(direct, w, addr, len, hint)))
 		return false;
 	s->p = vp_gptr_add((*w)->host, addr - (*w)->start);
 	s->addr = addr;
@@ -63,10 +63,10 @@ VP_INLINE bool vp_chain_single(struct vp_burst *b, unsigned n, unsigned nseg, co
 }
 
 /* The same for vp_vq_fetch_plain(). */
-VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_xlate *x, const struct vp_window **w, uint64_t addr,
-			      uint32_t len, enum vp_access hint, uint16_t id, const bool any)
+VP_INLINE bool vp_chain_plain(struct vp_plain *o, const struct vp_memtab *direct, const struct vp_window **w,
+			      uint64_t addr, uint32_t len, enum vp_access hint, uint16_t id)
 {
-	if (vp_unlikely(!vp_xlate_window(x, w, addr, len, hint, any)))
+	if (vp_unlikely(!vp_xlate_window(direct, w, addr, len, hint)))
 		return false;
 	o->p = vp_gptr_add((*w)->host, addr - (*w)->start);
 	o->addr = addr;

@@ -43,6 +43,91 @@ bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uin
 	return vp_chain_end(vq, b, c, packed_walk(vq, b, c, slot, w));
 }
 
+VP_INLINE unsigned packed_rest(struct vp_virtq *vq, struct vp_burst *b, struct vp_packed_at *at, unsigned n,
+			       unsigned max, enum vp_access hint)
+{
+	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
+	const struct vp_memtab *const direct = vq->xl.direct;
+	const struct vp_window *w = vq->xl.hot[hint];
+	const unsigned size = vq->size;
+	const vp_gptr desc = vq->desc;
+	unsigned more = 0, nseg; /* more: slots of chains beyond their first */
+	uint64_t usual;
+	uint16_t slot;
+	bool wrap;
+
+	/* From the first chain on that has another region. */
+	if (direct)
+		n = vp_packed_usual(vq, b, at, n, max, direct, &w, hint);
+	nseg = n;
+	slot = at->slot;
+	wrap = at->wrap;
+	usual = at->usual;
+	/* And from the first one on that is of another kind. */
+	while (n < max) {
+		uint64_t word = vp_packed_load(desc, slot), addr;
+		unsigned slots;
+
+		if (!(slot & 3) && vp_likely(vp_packed_is_avail(word, wrap)))
+			vp_prefetch(desc, 16 * (size_t)slot + 256);
+		if (vp_likely((word & look) == usual)) {
+			addr = vp_ld64(desc, 16 * (size_t)slot);
+			if (vp_likely(vp_chain_single(b, n, nseg, direct, &w, addr, VP_PACKED_LEN(word), hint,
+						      VP_PACKED_ID(word)))) {
+				nseg++;
+				n++;
+				if (vp_unlikely(++slot == size)) {
+					slot = 0;
+					wrap = !wrap;
+					usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+				}
+				continue;
+			}
+		}
+		if (!vp_packed_is_avail(word, wrap))
+			break;
+		b->n = n;
+		b->nseg = nseg;
+		vq->xl.hot[hint] = w;
+		if (!vp_packed_chain(vq, b, slot, word))
+			return n;
+		nseg = b->nseg;
+		slots = b->chain[n].slots;
+		w = vq->xl.hot[hint];
+		/* A driver that offers more than its ring holds laps itself. */
+		if (n + more + slots > size) {
+			vp_vq_break(vq, VP_VQ_BAD_CHAIN);
+			break;
+		}
+		n++;
+		more += slots - 1;
+		max = VP_MIN(max, size - more);
+		vp_packed_step(size, &slot, &wrap, slots);
+		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) |
+			(uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
+	}
+	vq->xl.hot[hint] = w;
+	b->n = n;
+	b->nseg = nseg;
+	return n;
+}
+
+unsigned vp_packed_rest(struct vp_virtq *vq, struct vp_burst *b, struct vp_packed_at *at, unsigned n, unsigned max,
+			enum vp_access hint)
+{
+	return hint == VP_WRITE ? packed_rest(vq, b, at, n, max, VP_WRITE) : packed_rest(vq, b, at, n, max, VP_READ);
+}
+
+unsigned vp_packed_plain_rest(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max, enum vp_access hint)
+{
+	const struct vp_memtab *const direct = vq->xl.direct;
+
+	if (!direct)
+		return n;
+	return hint == VP_WRITE ? vp_packed_plain(vq, p, n, max, direct, VP_WRITE) :
+				  vp_packed_plain(vq, p, n, max, direct, VP_READ);
+}
+
 static int saved_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, const struct vp_packed_saved *d,
 		      unsigned n)
 {

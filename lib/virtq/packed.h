@@ -14,6 +14,17 @@
 #define VP_PACKED_AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
 #define VP_PACKED_USED  (1u << VRING_PACKED_DESC_F_USED)
 
+/* Where a fetch of packed descriptors is. */
+struct vp_packed_at {
+	uint16_t slot;
+	bool     wrap;
+	uint64_t usual; /* the flags of the usual chain: available, one descriptor, in the usual direction */
+};
+
+/* As vp_split_rest(); the chain at *at is available. */
+unsigned vp_packed_rest(struct vp_virtq *vq, struct vp_burst *b, struct vp_packed_at *at, unsigned n, unsigned max,
+			enum vp_access hint);
+unsigned vp_packed_plain_rest(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max, enum vp_access hint);
 /* Everything but the one-descriptor chain, starting at slot. As vp_chain_end(). */
 bool vp_packed_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t slot, uint64_t w);
 
@@ -67,97 +78,71 @@ VP_INLINE bool vp_packed_near(const struct vp_virtq *vq, vp_gptr *at)
 	const uint64_t addr = vp_ld64(vq->desc, 16 * (size_t)vq->last_avail);
 
 	if (!vp_packed_is_avail(word, vq->avail_wrap) ||
-	    !vp_xlate_window(&vq->xl, &w, addr, 2 * VP_CACHELINE, VP_WRITE, false))
+	    !vp_xlate_window(NULL, &w, addr, 2 * VP_CACHELINE, VP_WRITE))
 		return false;
 	*at = vp_gptr_add(w->host, addr - w->start);
 	return true;
 }
 
-VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+VP_INLINE struct vp_packed_at vp_packed_begin(const struct vp_virtq *vq, enum vp_access hint)
+{
+	struct vp_packed_at at = { .slot = vq->last_avail, .wrap = vq->avail_wrap };
+
+	at.usual = ((at.wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
+		    (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
+	return at;
+}
+
+/* As vp_split_usual(), from chain n on, which is at *at. */
+VP_INLINE unsigned vp_packed_usual(const struct vp_virtq *vq, struct vp_burst *b, struct vp_packed_at *at, unsigned n,
+				   unsigned max, const struct vp_memtab *direct, const struct vp_window **w,
 				   enum vp_access hint)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
-	const struct vp_window *w = vq->xl.hot[hint];
 	const unsigned size = vq->size;
 	const vp_gptr desc = vq->desc;
-	unsigned more = 0, n = 0, nseg = 0; /* more: slots of chains beyond their first */
-	uint16_t slot = vq->last_avail;
-	bool wrap = vq->avail_wrap;
-	/* What the flags of the usual chain are: available, one descriptor, in the usual direction. */
-	uint64_t usual = ((wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
-			  (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
+	struct vp_packed_at a = *at;
+
+	for (; n < max; n++) {
+		const uint64_t word = vp_packed_load(desc, a.slot);
+
+		if (vp_unlikely((word & look) != a.usual))
+			break;
+		if (!(a.slot & 3))
+			vp_prefetch(desc, 16 * (size_t)a.slot + 256);
+		if (vp_unlikely(!vp_chain_single(b, n, n, direct, w, vp_ld64(desc, 16 * (size_t)a.slot),
+						 VP_PACKED_LEN(word), hint, VP_PACKED_ID(word))))
+			break;
+		if (vp_unlikely(++a.slot == size)) {
+			a.slot = 0;
+			a.wrap = !a.wrap;
+			a.usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
+		}
+	}
+	*at = a;
+	return n;
+}
+
+VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				   enum vp_access hint)
+{
+	const struct vp_window *w = vq->xl.hot[hint];
+	struct vp_packed_at at = vp_packed_begin(vq, hint);
+	unsigned n;
 
 	/* A ring holds size descriptors. */
-	max = VP_MIN(VP_MIN(max, VP_BURST), size);
-	for (; n < max; n++) {
-		uint64_t word = vp_packed_load(desc, slot);
-
-		if (vp_unlikely((word & look) != usual))
-			break;
-		if (!(slot & 3))
-			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		if (vp_unlikely(!vp_chain_single(b, n, n, &vq->xl, &w, vp_ld64(desc, 16 * (size_t)slot),
-						 VP_PACKED_LEN(word), hint, VP_PACKED_ID(word), false)))
-			break;
-		if (vp_unlikely(++slot == size)) {
-			slot = 0;
-			wrap = !wrap;
-			usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
-		}
-	}
-	nseg = n;
-	/* The same again from the first chain on that has another region, or is of another kind. */
-	while (n < max) {
-		uint64_t word = vp_packed_load(desc, slot), addr;
-		unsigned slots;
-
-		if (!(slot & 3) && vp_likely(vp_packed_is_avail(word, wrap)))
-			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		if (vp_likely((word & look) == usual)) {
-			addr = vp_ld64(desc, 16 * (size_t)slot);
-			if (vp_likely(vp_chain_single(b, n, nseg, &vq->xl, &w, addr, VP_PACKED_LEN(word), hint,
-						      VP_PACKED_ID(word), true))) {
-				nseg++;
-				n++;
-				if (vp_unlikely(++slot == size)) {
-					slot = 0;
-					wrap = !wrap;
-					usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
-				}
-				continue;
-			}
-		}
-		if (!vp_packed_is_avail(word, wrap))
-			break;
-		b->n = n;
-		b->nseg = nseg;
-		vq->xl.hot[hint] = w;
-		if (!vp_packed_chain(vq, b, slot, word))
-			return n;
-		nseg = b->nseg;
-		slots = b->chain[n].slots;
-		w = vq->xl.hot[hint];
-		/* A driver that offers more than its ring holds laps itself. */
-		if (n + more + slots > size) {
-			vp_vq_break(vq, VP_VQ_BAD_CHAIN);
-			break;
-		}
-		n++;
-		more += slots - 1;
-		max = VP_MIN(max, size - more);
-		vp_packed_step(size, &slot, &wrap, slots);
-		usual = (usual & (uint64_t)VRING_DESC_F_WRITE << 48) |
-			(uint64_t)(wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) << 48;
-	}
-	vq->xl.hot[hint] = w;
+	max = VP_MIN(VP_MIN(max, VP_BURST), vq->size);
+	n = vp_packed_usual(vq, b, &at, 0, max, NULL, &w, hint);
+	if (vp_unlikely(n < max && vp_packed_is_avail(vp_packed_load(vq->desc, at.slot), at.wrap)))
+		return vp_packed_rest(vq, b, &at, n, max, hint);
 	b->n = n;
-	b->nseg = nseg;
+	b->nseg = n;
 	return n;
 }
 
 /* From chain n on, which is slots behind the first one: as vp_packed_fetch_plain(). */
 VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max,
-				   enum vp_access hint, const bool any)
+				   const struct vp_memtab *direct, enum vp_access hint)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
 	const struct vp_window *w = vq->xl.hot[hint];
@@ -178,8 +163,8 @@ VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsi
 			break;
 		if (!(slot & 3))
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
-		if (!vp_chain_plain(&p[n], &vq->xl, &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
-				    VP_PACKED_ID(word), any))
+		if (!vp_chain_plain(&p[n], direct, &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
+				    VP_PACKED_ID(word)))
 			break;
 		if (vp_unlikely(++slot == size)) {
 			slot = 0;
@@ -195,9 +180,9 @@ VP_INLINE unsigned vp_packed_fetch_plain(struct vp_virtq *vq, struct vp_plain *p
 	unsigned n;
 
 	max = VP_MIN(max, vq->size);
-	n = vp_packed_plain(vq, p, 0, max, hint, false);
+	n = vp_packed_plain(vq, p, 0, max, NULL, hint);
 	/* Another region, or (usually) no more: then this ends at once. */
-	return vp_likely(n == max) ? n : vp_packed_plain(vq, p, n, max, hint, true);
+	return vp_likely(n == max) ? n : vp_packed_plain_rest(vq, p, n, max, hint);
 }
 
 VP_INLINE void vp_packed_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n)

@@ -39,6 +39,63 @@ bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head)
 	return vp_chain_end(vq, b, c, split_walk(vq, b, c, head));
 }
 
+VP_INLINE unsigned split_rest(struct vp_virtq *vq, struct vp_burst *b, const uint16_t *head, unsigned i,
+			      unsigned avail, enum vp_access hint)
+{
+	const struct vp_memtab *const direct = vq->xl.direct;
+	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
+	const struct vp_window *w = vq->xl.hot[hint];
+	const vp_gptr desc = vq->desc;
+	unsigned n, nseg;
+
+	/* From the first chain on that has another region. */
+	if (direct)
+		i = vp_split_usual(vq, b, head, i, avail, direct, &w, hint);
+	n = nseg = i;
+	/* And from the first one on that is of another kind. */
+	for (; i < avail; i++) {
+		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
+
+		if (vp_likely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) == usual &&
+			      vp_chain_single(b, n, nseg, direct, &w, addr, VP_SPLIT_LEN(word), hint, head[i]))) {
+			n++;
+			nseg++;
+			continue;
+		}
+		b->n = n;
+		b->nseg = nseg;
+		vq->xl.hot[hint] = w;
+		if (!vp_split_chain(vq, b, head[i]))
+			return n;
+		n = b->n;
+		nseg = b->nseg;
+		w = vq->xl.hot[hint];
+	}
+	vq->xl.hot[hint] = w;
+	b->n = n;
+	b->nseg = nseg;
+	return n;
+}
+
+unsigned vp_split_rest(struct vp_virtq *vq, struct vp_burst *b, const uint16_t *head, unsigned i, unsigned avail,
+		       enum vp_access hint)
+{
+	return hint == VP_WRITE ? split_rest(vq, b, head, i, avail, VP_WRITE) :
+				  split_rest(vq, b, head, i, avail, VP_READ);
+}
+
+unsigned vp_split_plain_rest(struct vp_virtq *vq, struct vp_plain *p, const uint16_t *head, unsigned i, unsigned avail,
+			     enum vp_access hint)
+{
+	const struct vp_memtab *const direct = vq->xl.direct;
+
+	if (!direct)
+		return i;
+	return hint == VP_WRITE ? vp_split_plain(vq, p, head, i, avail, direct, VP_WRITE) :
+				  vp_split_plain(vq, p, head, i, avail, direct, VP_READ);
+}
+
 void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n)
 {
 	unsigned i;

@@ -9,6 +9,12 @@
 
 #include "virtq/chain.h"
 
+/* The chains from number i on, in any region and of any kind. The number of all of the burst, as vp_split_fetch(). */
+unsigned vp_split_rest(struct vp_virtq *vq, struct vp_burst *b, const uint16_t *head, unsigned i, unsigned avail,
+		       enum vp_access hint);
+/* The same for vp_split_fetch_plain(): in any region, of the usual kind. */
+unsigned vp_split_plain_rest(struct vp_virtq *vq, struct vp_plain *p, const uint16_t *head, unsigned i, unsigned avail,
+			     enum vp_access hint);
 /* Everything but the one-descriptor chain. As vp_chain_end(). */
 bool vp_split_chain(struct vp_virtq *vq, struct vp_burst *b, uint16_t head);
 void vp_split_log_used(struct vp_virtq *vq, uint16_t from, unsigned n);
@@ -75,64 +81,53 @@ VP_INLINE bool vp_split_near(struct vp_virtq *vq, vp_gptr *at)
 	if (head >= vq->size)
 		return false;
 	addr = vp_ld64(vq->desc, 16 * (size_t)head);
-	if (!vp_xlate_window(&vq->xl, &w, addr, 2 * VP_CACHELINE, VP_WRITE, false))
+	if (!vp_xlate_window(NULL, &w, addr, 2 * VP_CACHELINE, VP_WRITE))
 		return false;
 	*at = vp_gptr_add(w->host, addr - w->start);
 	return true;
 }
 
-VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+/* From chain i on, as long as they are of the usual kind; direct as vp_xlate_window(). The first one that is not. */
+VP_INLINE unsigned vp_split_usual(const struct vp_virtq *vq, struct vp_burst *b, const uint16_t *head, unsigned i,
+				  unsigned avail, const struct vp_memtab *direct, const struct vp_window **w,
 				  enum vp_access hint)
 {
 	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
 	const vp_gptr desc = vq->desc;
+
+	for (; i < avail; i++) {
+		const uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
+		const uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
+
+		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual ||
+				!vp_chain_single(b, i, i, direct, w, addr, VP_SPLIT_LEN(word), hint, head[i])))
+			break;
+	}
+	return i;
+}
+
+VP_INLINE unsigned vp_split_fetch(struct vp_virtq *vq, struct vp_burst *b, unsigned max,
+				  enum vp_access hint)
+{
 	const struct vp_window *w = vq->xl.hot[hint];
-	unsigned i, avail, n, nseg;
 	uint16_t head[VP_BURST];
+	unsigned n, avail;
 	bool bad;
 
 	avail = vp_split_heads(vq, head, max, &bad);
 	if (vp_unlikely(bad))
 		vp_vq_break(vq, VP_VQ_BAD_DESC);
-	for (i = 0; i < avail; i++) {
-		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
-		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
-
-		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual ||
-				!vp_chain_single(b, i, i, &vq->xl, &w, addr, VP_SPLIT_LEN(word), hint, head[i], false)))
-			break;
-	}
-	n = nseg = i;
-	/* The same again from the first chain on that has another region, or is of another kind. */
-	for (; i < avail; i++) {
-		uint64_t word = vp_ld64(desc, 16 * (size_t)head[i] + 8);
-		uint64_t addr = vp_ld64(desc, 16 * (size_t)head[i]);
-
-		if (vp_likely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) == usual &&
-			      vp_chain_single(b, n, nseg, &vq->xl, &w, addr, VP_SPLIT_LEN(word), hint, head[i],
-					      true))) {
-			n++;
-			nseg++;
-			continue;
-		}
-		b->n = n;
-		b->nseg = nseg;
-		vq->xl.hot[hint] = w;
-		if (!vp_split_chain(vq, b, head[i]))
-			return n;
-		n = b->n;
-		nseg = b->nseg;
-		w = vq->xl.hot[hint];
-	}
-	vq->xl.hot[hint] = w;
+	n = vp_split_usual(vq, b, head, 0, avail, NULL, &w, hint);
+	if (vp_unlikely(n < avail))
+		return vp_split_rest(vq, b, head, n, avail, hint);
 	b->n = n;
-	b->nseg = nseg;
+	b->nseg = n;
 	return n;
 }
 
 /* From chain i on: as vp_split_fetch_plain(). */
 VP_INLINE unsigned vp_split_plain(struct vp_virtq *vq, struct vp_plain *p, const uint16_t *head, unsigned i,
-				  unsigned avail, enum vp_access hint, const bool any)
+				  unsigned avail, const struct vp_memtab *direct, enum vp_access hint)
 {
 	const unsigned usual = hint == VP_WRITE ? VRING_DESC_F_WRITE : 0;
 	const struct vp_window *w = vq->xl.hot[hint];
@@ -143,8 +138,8 @@ VP_INLINE unsigned vp_split_plain(struct vp_virtq *vq, struct vp_plain *p, const
 
 		if (vp_unlikely((VP_SPLIT_FLAGS(word) & VP_DESC_FLAGS) != usual))
 			break;
-		if (!vp_chain_plain(&p[i], &vq->xl, &w, vp_ld64(desc, 16 * (size_t)head[i]), VP_SPLIT_LEN(word), hint,
-				    head[i], any))
+		if (!vp_chain_plain(&p[i], direct, &w, vp_ld64(desc, 16 * (size_t)head[i]), VP_SPLIT_LEN(word), hint,
+				    head[i]))
 			break;
 	}
 	vq->xl.hot[hint] = w;
@@ -158,8 +153,8 @@ VP_INLINE unsigned vp_split_fetch_plain(struct vp_virtq *vq, struct vp_plain *p,
 	bool bad; /* left to vp_split_fetch() */
 
 	avail = vp_split_heads(vq, head, max, &bad);
-	i = vp_split_plain(vq, p, head, 0, avail, hint, false);
-	return vp_likely(i == avail) ? i : vp_split_plain(vq, p, head, i, avail, hint, true);
+	i = vp_split_plain(vq, p, head, 0, avail, NULL, hint);
+	return vp_likely(i == avail) ? i : vp_split_plain_rest(vq, p, head, i, avail, hint);
 }
 
 VP_INLINE struct vp_shown vp_split_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)

@@ -148,7 +148,7 @@ static bool check_named(struct vp_xlate *x, uint64_t addr, uint32_t len, const s
 	const struct vp_window *w = x->hot[acc];
 	int m = model_find(d, n, addr);
 
-	if (!vp_xlate_window(x, &w, addr, len, acc, true))
+	if (!vp_xlate_window(x->direct, &w, addr, len, acc))
 		return false;
 	assert_true(len && m >= 0 && d[m].map && w->start == d[m].gpa && w->size == d[m].size);
 	assert_true(len <= d[m].size - (addr - d[m].gpa));
@@ -239,6 +239,78 @@ static void random_table(uint64_t *seed, unsigned n)
 	for (i = 0; i < n; i++)
 		vp_map_unref(d[i].map);
 	free(d);
+}
+
+/* A table with one writable map behind all regions: which addresses within three bytes of a border are named? */
+static unsigned borders_missed(const struct vp_region_desc *d, unsigned n)
+{
+	struct vp_xlate x = { .grows = false };
+	struct vp_memtab *t;
+	unsigned missed = 0;
+
+	assert_int_equal(vp_memtab_build(&t, d, n, NULL), 0);
+	vp_xlate_init(&x, t, NULL);
+	for (unsigned i = 0; i < n; i++) {
+		for (int k = 0; k < 12; k++) {
+			const uint64_t addr = d[i].gpa + (k < 6 ? 0 : d[i].size) + (uint64_t)(k % 6 - 3);
+
+			for (uint32_t len = 1; len < 5; len++) {
+				const int m = model_find(d, n, addr);
+				const bool inside = m >= 0 && len <= d[m].size - (addr - d[m].gpa);
+
+				missed += check_named(&x, addr, len, d, n, k & 1) != inside;
+			}
+		}
+	}
+	vp_memtab_free(t);
+	return missed;
+}
+
+/* Layouts as virtual machines have them: the index names every address, and the slow way is for none. */
+static void test_usual_layouts(void **state)
+{
+	struct vp_region_desc d[VP_MEMTAB_MAX] = { 0 }, low[3] = {
+		{ .gpa = 0, .size = 0xa0000, .map = whole },
+		{ .gpa = 0xc0000, .size = 0x700000, .map = whole },
+		{ .gpa = UINT64_C(0x100000000), .size = 0x800000, .map = whole },
+	};
+
+	assert_int_equal(borders_missed(low, 1), 0);
+	assert_int_equal(borders_missed(low, 2), 0);
+	assert_int_equal(borders_missed(low, 3), 0);
+	for (unsigned hole = 0; hole < 2; hole++) {
+		for (unsigned i = 0; i < VP_MEMTAB_MAX; i++) /* memory modules of one size */
+			d[i] = (struct vp_region_desc){ .gpa = 0x40000000 + (uint64_t)i * (0x200000u << hole),
+							.size = 0x200000, .map = whole };
+		assert_int_equal(borders_missed(d, VP_MEMTAB_MAX), 0);
+		assert_int_equal(borders_missed(d, 65), 0);
+	}
+}
+
+/* Of three regions in a granule the smallest is left to the slow way, which finds it. */
+static void test_three_in_a_granule(void **state)
+{
+	struct vp_region_desc d[] = {
+		{ .gpa = 0x1000, .size = 0x3000, .map = whole },
+		{ .gpa = 0x4000, .size = 0x1000, .map = whole },
+		{ .gpa = 0x5000, .size = 0x2000, .map = whole },
+		{ .gpa = UINT64_C(1) << 40, .size = 0x1000, .map = whole },
+	};
+	struct vp_xlate x = { .grows = false };
+	struct vp_memtab *t;
+	uint64_t span;
+	vp_gptr g;
+
+	assert_int_equal(vp_memtab_build(&t, d, VP_ARRAY_SIZE(d), NULL), 0);
+	vp_xlate_init(&x, t, NULL);
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(d); i++) {
+		assert_int_equal(check_named(&x, d[i].gpa, 0x1000, d, VP_ARRAY_SIZE(d), VP_READ), i != 1);
+		assert_int_equal(vp_xlate_piece(&x, d[i].gpa + 1, 0x10000, VP_READ, &g, &span), 0);
+		assert_int_equal(span, d[i].size - 1);
+		check_window(&x, d, VP_ARRAY_SIZE(d), VP_READ);
+	}
+	assert_int_equal(vp_xlate_piece(&x, 0x7000, 1, VP_READ, &g, &span), -EFAULT);
+	vp_memtab_free(t);
 }
 
 static void test_random_tables(void **state)
@@ -394,6 +466,8 @@ int main(void)
 		cmocka_unit_test(test_overlap),
 		cmocka_unit_test(test_too_many),
 		cmocka_unit_test(test_references),
+		cmocka_unit_test(test_usual_layouts),
+		cmocka_unit_test(test_three_in_a_granule),
 		cmocka_unit_test(test_random_tables),
 		cmocka_unit_test(test_not_contiguous),
 		cmocka_unit_test(test_window_forgotten),
