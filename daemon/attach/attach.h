@@ -70,6 +70,11 @@ struct vp_attach_ops {
 	 */
 	void (*unclean)(struct vp_attach *a);
 	/*
+	 * Optional. What the device side knows beyond its rings is saved when an administrator takes the link down, for
+	 * which its requests have to come to an end first.
+	 */
+	bool (*saves)(struct vp_attach *a);
+	/*
 	 * Optional. QMP= or HotplugBus= have changed: l, the link's configuration, gets those values of next that may
 	 * change in place, and the port goes by them. An error leaves what could not be had.
 	 */

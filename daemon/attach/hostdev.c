@@ -427,6 +427,13 @@ static void hostdev_unclean(struct vp_attach *a)
 	work_soon(h);
 }
 
+static bool hostdev_saves(struct vp_attach *a)
+{
+	const struct hostdev *h = (struct hostdev *)a;
+
+	return h->here && h->s.ran && h->s.pf >> VU_PF_DEVICE_STATE & 1;
+}
+
 /* Who can make either block is whoever has them: the driver VM's VMM, and now the back-end. */
 static int poke_wires(struct hostdev *h, unsigned q)
 {
@@ -569,8 +576,8 @@ static void hostdev_go_on(struct vp_attach *a)
 static const struct vp_attach_ops attach_ops = {
 	.free = hostdev_free, .wire = hostdev_wire, .call_fd = hostdev_call_fd, .show = hostdev_show,
 	.signal_fd = hostdev_signal_fd, .last_signal = hostdev_last_signal, .direct = hostdev_direct,
-	.unclean = hostdev_unclean, .pages = true, .at_rest = hostdev_at_rest, .save_hot = hostdev_save_hot,
-	.restore_hot = hostdev_restore_hot, .go_on = hostdev_go_on,
+	.unclean = hostdev_unclean, .saves = hostdev_saves, .pages = true, .at_rest = hostdev_at_rest,
+	.save_hot = hostdev_save_hot, .restore_hot = hostdev_restore_hot, .go_on = hostdev_go_on,
 };
 
 void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)

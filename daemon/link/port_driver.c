@@ -174,6 +174,7 @@ static void drv_gone(struct vp_plink *pl)
 		pl->m->gone(pl);
 	vp_plink_guard_update(pl);
 	pl->closing = false;
+	vp_plink_drained(pl, false);
 	if (pl->reoffer)
 		vp_plink_publish_profile(pl);
 	pl->reoffer = false;

@@ -283,6 +283,8 @@ static bool spoiled(struct vp_plink *pl, unsigned i)
 }
 
 static bool drain(struct vp_plink *pl, unsigned i);
+static bool undrained(struct vp_plink *pl);
+static void go_down(struct vp_plink *pl);
 
 /* The device VM lets go of the queue, and is given it again in the other mode: logging has begun or ended. */
 static void change_mode(struct vp_plink *pl, unsigned i)
@@ -349,7 +351,7 @@ static void update_queue(struct vp_plink *pl, unsigned i, bool up)
 	if (q->handed) {
 		vp_port_queue_enable(pl->port, i, stays_enabled(pl, i));
 		if (q->m->open)
-			q->m->open(pl, i, r->enabled && !q->stop_owed && !q->taken);
+			q->m->open(pl, i, vp_plink_takes(pl, i));
 		if (q->rewire)
 			wire(pl, i);
 	}
@@ -396,6 +398,9 @@ void vp_plink_update(struct vp_plink *pl)
 	pl->in_update = false;
 	vp_plink_guard_update(pl);
 	answer_log(pl);
+	/* The queues that it waits for may have gone another way. */
+	if (pl->down_owed && !undrained(pl))
+		go_down(pl);
 	if (!pl->closing)
 		vp_link_look(pl->l);
 }
@@ -405,12 +410,56 @@ void vp_plink_update(struct vp_plink *pl)
 /* Longer than a disk takes for what was under way; the driver VM's VMM, and its guest, wait meanwhile. */
 #define DRAIN_US 5000000u
 
+/* Some queue of the device VM's has requests that are not answered. */
+static bool undrained(struct vp_plink *pl)
+{
+	for (unsigned i = 0; i < pl->n; i++)
+		if (pl->q[i].handed && pl->q[i].m->drained && !pl->q[i].m->drained(pl, i))
+			return true;
+	return false;
+}
+
+static void go_down(struct vp_plink *pl)
+{
+	pl->down_owed = false;
+	vp_timer_end(&pl->down_timer);
+	vp_plink_set_hold(pl);
+}
+
+static int on_down(sd_event_source *s, uint64_t usec, void *arg)
+{
+	struct vp_plink *pl = arg;
+
+	vp_log(VP_LOG_WARNING,
+	       "%s: requests are still under way %u s after the link was set down; its queues are stopped all the "
+	       "same, and what the driver VM has open in the back-end may be lost",
+	       pl->dev_name, DRAIN_US / 1000000);
+	go_down(pl);
+	return 0;
+}
+
+void vp_plink_down(struct vp_plink *pl)
+{
+	bool was = pl->down_owed;
+
+	pl->down_owed = !pl->l->up && !pl->closing && pl->dev->waits && pl->att->ops->saves &&
+			pl->att->ops->saves(pl->att) && undrained(pl) &&
+			vp_timer_in(pl->l->d->event, &pl->down_timer, DRAIN_US, on_down, pl, pl->name) >= 0;
+	if (!pl->down_owed)
+		go_down(pl);
+	/* Queues take no new requests from now on, or take them again. */
+	if (was || pl->down_owed)
+		vp_plink_update(pl);
+}
+
 /*
  * Requests of queues that are to be stopped have been answered, or (all) have had their time: now the device VM is
  * asked to stop.
  */
 void vp_plink_drained(struct vp_plink *pl, bool all)
 {
+	if (pl->down_owed && !undrained(pl))
+		go_down(pl);
 	for (unsigned i = 0; i < pl->n; i++) {
 		if (!pl->q[i].draining || !(all || pl->q[i].m->drained(pl, i)))
 			continue;

@@ -72,7 +72,7 @@ static void publish_work(struct vp_plink *pl, unsigned i, struct vp_vdev_ring *r
 	if (bell >= 0)
 		vp_lane_watch(pl->lanes, i, bell);
 	if (pl->q[i].m->open)
-		pl->q[i].m->open(pl, i, r->enabled && !pl->q[i].stop_owed && !pl->q[i].taken);
+		pl->q[i].m->open(pl, i, vp_plink_takes(pl, i));
 	vp_lane_publish(pl->lanes, i, &w->work);
 }
 

@@ -69,6 +69,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (!pl)
 		return;
 	pl->quiet++;
+	pl->down_owed = false;
 	vp_plink_guard_leave(pl);
 	vp_port_leave(pl->port);
 	vp_peer_free(pl->peer);
@@ -84,6 +85,7 @@ void vp_plink_stop(struct vp_link *l)
 		pl->m->fini(pl);
 	sd_event_source_disable_unref(pl->drain_timer);
 	vp_slow_end(&pl->drain_slow);
+	sd_event_source_disable_unref(pl->down_timer);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);
 	free(pl->q);
@@ -209,7 +211,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 
 void vp_plink_set_hold(struct vp_plink *pl)
 {
-	vp_port_set_hold(pl->port, (pl->l->up ? 0 : VP_PORT_HOLD_ADMIN) |
+	vp_port_set_hold(pl->port, (pl->l->up || pl->down_owed ? 0 : VP_PORT_HOLD_ADMIN) |
 				   (pl->profile.known ? 0 : VP_PORT_HOLD_PROFILE) |
 				   (pl->ungranted ? VP_PORT_HOLD_GRANT : 0));
 }
@@ -227,7 +229,7 @@ void vp_plink_admin(struct vp_link *l)
 	struct vp_plink *pl = l->impl;
 
 	pl->quiet++;
-	vp_plink_set_hold(pl);
+	vp_plink_down(pl);
 	pl->quiet--;
 	vp_plink_remember(pl);
 }

@@ -168,8 +168,10 @@ struct vp_plink {
 	struct vp_queue_stats past, past_back;
 	struct vp_profile     profile;
 	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
-	sd_event_source      *drain_timer;
+	sd_event_source      *drain_timer, *down_timer;
 	struct vp_slow        drain_slow;
+	/* the link is down for its administrator, and for its queues when their requests have been answered */
+	bool                  down_owed;
 };
 
 /* The driver VM's memory, NULL = there is none, or it is going. */
@@ -182,6 +184,12 @@ static inline const struct vp_memtab *vp_plink_memory(const struct vp_plink *pl)
 static inline bool vp_plink_drops(const struct vp_plink *pl, unsigned i)
 {
 	return !pl->dev->waits && pl->dev->use(i) == VP_QUEUE_SENDS;
+}
+
+/* May what the driver makes available on queue i go to the device VM, which has the queue? */
+static inline bool vp_plink_takes(const struct vp_plink *pl, unsigned i)
+{
+	return vp_vdev_ring(pl->slot.v, i)->enabled && !pl->q[i].stop_owed && !pl->q[i].taken && !pl->down_owed;
 }
 
 /*
@@ -267,6 +275,11 @@ int  vp_plink_stop_queue(struct vp_plink *pl, unsigned i);
  * asked to stop.
  */
 void vp_plink_drained(struct vp_plink *pl, bool all);
+/*
+ * The administrator takes the link down: where the device side's state is to be saved, what is under way is answered
+ * first, for so long as a queue's stop waits for it. Or has taken it up again.
+ */
+void vp_plink_down(struct vp_plink *pl);
 /* Replace *w by a wire to (src, dst), or by none when one of them is -1. What the old one has passed is counted. */
 void vp_plink_wire(struct vp_plink *pl, struct vp_wire **w, int src, int dst, const char *what);
 void vp_plink_unwire(struct vp_plink *pl, struct vp_wire **w);

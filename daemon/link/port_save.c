@@ -65,7 +65,7 @@ bool vp_plink_at_rest(const struct vp_link *l)
 	for (unsigned i = 0; i < pl->n; i++)
 		if (pl->q[i].stop_owed || pl->q[i].draining || breaks(pl, i))
 			return false;
-	return !pl->log_owed && (!pl->peer || vp_peer_at_rest(pl->peer)) &&
+	return !pl->log_owed && !pl->down_owed && (!pl->peer || vp_peer_at_rest(pl->peer)) &&
 	       (!pl->slot.v || vp_vdev_at_rest(pl->slot.v)) &&
 	       vp_port_at_rest(pl->port, pl->att->ops->windows_on_their_way) &&
 	       (!pl->att->ops->at_rest || pl->att->ops->at_rest(pl->att));

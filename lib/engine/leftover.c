@@ -67,8 +67,12 @@ static void fail_next(struct vp_virtq *vq, unsigned n, struct vp_burst *b)
 
 /* ---- in another order --------------------------------------------------------------------------------------- */
 
-#define FUSE_SIZE 1024u /* entries of a ring that is searched at most: it takes the square of it */
 #define TRIES     8u	/* the driver may make requests meanwhile, until the ring is full */
+/*
+ * Descriptors that all tries together look at: what a driver can make of a large ring would take seconds. Of one that
+ * is used as it is meant to be, a head has some hundreds at most, and most heads are none.
+ */
+#define LOOKS     (4u << 20)
 #define OLD	  UINT32_MAX
 
 enum head_is {
@@ -110,6 +114,13 @@ static void look_back(const struct vp_virtq *vq, struct head *h, uint16_t a, uns
 	}
 }
 
+/* The heads of a ring, and the order in which they are gone through. */
+struct search {
+	struct head *h;
+	uint32_t *order;
+	unsigned looked; /* descriptors */
+};
+
 /* Is there a FUSE request at this head, and is it answered? @b is overwritten. */
 static enum head_is ask_request(const struct vp_virtq *vq, struct vp_burst *b, uint16_t id, struct head *h)
 {
@@ -138,13 +149,54 @@ static enum head_is ask_request(const struct vp_virtq *vq, struct vp_burst *b, u
 	return le32toh(len) >= sizeof(out) && !memcmp(in + 8, out + 8, 8) ? HEAD_MAYBE : HEAD_OPEN;
 }
 
-/* Memory that a later request has is not that of an earlier one any more. */
-static void drop_reused(struct head *h, unsigned size)
+/* By where the request is, then the newest first. */
+static int cmp_ask(const void *a, const void *b, void *heads)
 {
+	const struct head *h = heads, *x = &h[*(const uint32_t *)a], *y = &h[*(const uint32_t *)b];
+
+	if (x->ask != y->ask)
+		return x->ask < y->ask ? -1 : 1;
+	return x->at < y->at ? -1 : x->at > y->at;
+}
+
+/* The oldest first, as far as it shows. */
+static int cmp_age(const void *a, const void *b, void *heads)
+{
+	const struct head *h = heads;
+	uint32_t i = *(const uint32_t *)a, k = *(const uint32_t *)b;
+
+	if (h[i].at != h[k].at)
+		return h[i].at > h[k].at ? -1 : 1;
+	return i < k ? -1 : i > k;
+}
+
+/* Those that are open, or (maybe) may be, in that order. Their number. */
+static unsigned sorted(const struct search *s, unsigned size, bool maybe,
+		       int (*cmp)(const void *, const void *, void *))
+{
+	unsigned n = 0;
+
 	for (unsigned i = 0; i < size; i++)
-		for (unsigned k = 0; h[i].is == HEAD_OPEN && k < size; k++)
-			if (k != i && h[k].is == HEAD_OPEN && h[k].ask == h[i].ask && h[k].at < h[i].at)
-				h[i].is = HEAD_RETURNED;
+		if (s->h[i].is == HEAD_OPEN || (maybe && s->h[i].is == HEAD_MAYBE))
+			s->order[n++] = i;
+	qsort_r(s->order, n, sizeof(s->order[0]), cmp, s->h);
+	return n;
+}
+
+/* Memory that a later request has is not that of an earlier one any more. */
+static void drop_reused(const struct search *s, unsigned size)
+{
+	const unsigned n = sorted(s, size, false, cmp_ask);
+	const struct head *newest = NULL;
+
+	for (unsigned k = 0; k < n; k++) {
+		struct head *h = &s->h[s->order[k]];
+
+		if (!newest || newest->ask != h->ask)
+			newest = h;
+		else if (h->at > newest->at)
+			h->is = HEAD_RETURNED;
+	}
 }
 
 /*
@@ -152,8 +204,9 @@ static void drop_reused(struct head *h, unsigned size)
  * What was returned at place u was available then, and had been made so at place u or, out of order, at one of the
  * next size - 1. So a head that became available at or before the place at which it was last returned is returned.
  */
-static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct head *h, uint16_t a, unsigned n)
+static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct search *s, uint16_t a, unsigned n)
 {
+	struct head *h = s->h;
 	unsigned open = 0, maybe = 0;
 
 	look_back(vq, h, a, n);
@@ -161,11 +214,14 @@ static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct head *h, u
 		/* One that became available too long ago to show did so before all those that show. */
 		bool returned = h[i].used != OLD && h[i].used <= h[i].at;
 
+		if (s->looked > LOOKS)
+			return false;
 		h[i].is = returned ? HEAD_RETURNED : ask_request(vq, b, (uint16_t)i, &h[i]);
+		s->looked += returned ? 0 : 1 + vp_burst_looked(b);
 		if (h[i].is == HEAD_MAYBE && (h[i].at == OLD || h[i].seen < 1))
 			h[i].is = HEAD_RETURNED;
 	}
-	drop_reused(h, vq->size);
+	drop_reused(s, vq->size);
 	for (unsigned i = 0; i < vq->size; i++) {
 		open += h[i].is == HEAD_OPEN;
 		maybe += h[i].is == HEAD_MAYBE;
@@ -182,19 +238,14 @@ static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct head *h, u
 }
 
 /* All that were found: oldest first, as far as it shows. */
-static void fail_found(struct vp_virtq *vq, struct vp_burst *b, struct head *h, uint16_t a)
+static void fail_found(struct vp_virtq *vq, struct vp_burst *b, const struct search *s, uint16_t a)
 {
-	for (;;) {
-		struct head *next = NULL;
-		struct vp_used u = { .slots = 1 };
+	const unsigned n = sorted(s, vq->size, true, cmp_age);
 
-		for (unsigned i = 0; i < vq->size; i++)
-			if (h[i].is != HEAD_RETURNED && (!next || h[i].at > next->at))
-				next = &h[i];
-		if (!next)
-			break;
-		u.id = (uint16_t)(next - h);
-		next->is = HEAD_RETURNED;
+	for (unsigned k = 0; k < n; k++) {
+		struct vp_used u = { .slots = 1, .id = (uint16_t)s->order[k] };
+
+		s->h[u.id].is = HEAD_RETURNED;
 		vp_burst_clear(b);
 		if (vp_split_chain(vq, b, u.id) && b->chain[0].nout && b->chain[0].nin) {
 			const struct vp_seg *ask = &b->seg[b->chain[0].seg], *answer = ask + b->chain[0].nout;
@@ -208,38 +259,43 @@ static void fail_found(struct vp_virtq *vq, struct vp_burst *b, struct head *h, 
 
 int vp_leftover_fail(struct vp_virtq *vq, struct vp_burst *b, bool *call)
 {
-	struct head *h = NULL;
+	struct search s = { 0 };
 	int n = -ENODATA;
 
 	*call = false;
 	/* Old descriptors name what a vIOMMU, or a grant, may not have any more. */
-	if (!vq->packed && vq->size <= FUSE_SIZE && !vq->xl.iommu && !vq->xl.grows) {
-		h = calloc(vq->size, sizeof(*h));
-		if (!h)
+	if (!vq->packed && !vq->xl.iommu && !vq->xl.grows) {
+		s.h = calloc(vq->size, sizeof(*s.h));
+		s.order = calloc(vq->size, sizeof(*s.order));
+		if (!s.h || !s.order) {
+			free(s.h);
+			free(s.order);
 			return -ENOMEM;
+		}
 	}
-	for (unsigned i = 0; h && i < TRIES; i++) {
+	for (unsigned i = 0; s.h && i < TRIES && s.looked <= LOOKS; i++) {
 		uint16_t a = vp_ld16_acquire(vq->driver, 2);
 		unsigned left = (uint16_t)(a - vq->used_idx);
 
 		if (left > vq->size)
 			break;
-		if (!find_open(vq, b, h, a, left))
+		if (!find_open(vq, b, &s, a, left))
 			continue;
 		n = (int)left;
-		fail_found(vq, b, h, a);
+		fail_found(vq, b, &s, a);
 		break;
 	}
 	if (n < 0) {
 		n = vp_leftover_count(vq);
 		/* It looks as if it was served in order, but for a request that has waited too long to show there. */
-		for (unsigned i = 0; h && n >= 0 && i < vq->size; i++)
-			if (h[i].is == HEAD_OPEN && h[i].at >= (unsigned)n)
+		for (unsigned i = 0; s.h && n >= 0 && i < vq->size; i++)
+			if (s.h[i].is == HEAD_OPEN && s.h[i].at >= (unsigned)n)
 				n = -ENODATA;
 		if (n > 0)
 			fail_next(vq, (unsigned)n, b);
 	}
-	free(h);
+	free(s.h);
+	free(s.order);
 	*call = n > 0 && !vq->broken && vp_vq_need_call(vq);
 	return n;
 }

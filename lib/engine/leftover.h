@@ -8,7 +8,8 @@
  * Where the order was another one, FUSE requests tell it themselves: a driver keeps what it asks in memory until it
  * has the answer, and an answer has the request's number. So an open request is one whose answer has another number.
  * Those that the driver holds for returned may lie in memory that it uses for something else by now: nothing is written
- * into them, and unless all that is open has been found, nothing is written at all.
+ * into them, and unless all that is open has been found, nothing is written at all. With a vIOMMU, or grants, that is
+ * not looked for: what an old descriptor names may be another's by now.
  *
  * Security model: that of virtq.h. A driver that writes nonsense into its ring gets wrong answers, or a broken ring.
  */

@@ -407,6 +407,87 @@ def test_state_that_is_refused(make):
     assert a.sessions == 1
 
 
+def hold_one(b):
+    """It keeps the next request. A function that answers it."""
+    held = []
+
+    def keep(r, head, chain):
+        b.hook = None
+        held.append((r, head, chain))
+        return True
+
+    b.hook = keep
+    return held, lambda: b.back(held[0][0], held[0][1], b.request(held[0][2]))
+
+
+def test_state_waits_for_what_is_under_way(make):
+    """The link is taken down: no new request goes to the back-end, and when the last one is answered its state is saved."""
+    d = make(Profile_Capacity="4M")
+    state = os.urandom(4000)
+    with Driver(drv(d)) as f, Backend(dev(d), pf=STATE) as a:
+        a.state = state
+        f.write(0, pattern(4096, 1))
+        held, answer = hold_one(a)
+        t = f.request(blk.OUT, 8, pattern(4096, 2))
+        d.wait(lambda: held)
+        assert ctl(d, "down", "ab").returncode == 0 and d.show("ab")["status"] == "down"
+        late = f.request(blk.OUT, 16, pattern(4096, 3))
+        d.stays(lambda: f.reap() or (late in f.open and vu.GET_VRING_BASE not in a.seen), 0.3)
+        answer()
+        assert f.wait(t)[0] == blk.OK
+        # It listens, and is the next one, too.
+        d.wait(lambda: a.loaded == [state])
+        assert late in f.open and device(d)["requests_failed"] == device(d)["requests_given_again"] == 0
+        assert ctl(d, "up", "ab").returncode == 0
+        assert f.wait(late)[0] == blk.OK and f.read(8, 8192) == pattern(4096, 2) + pattern(4096, 3)
+        # Up again before it is answered: nothing was stopped.
+        held, answer = hold_one(a)
+        t, gets = f.request(blk.OUT, 8, pattern(4096, 4)), a.seen.count(vu.GET_VRING_BASE)
+        d.wait(lambda: held)
+        assert ctl(d, "down", "ab").returncode == 0 and ctl(d, "up", "ab").returncode == 0
+        assert f.read(0, 4096) == pattern(4096, 1) and a.seen.count(vu.GET_VRING_BASE) == gets
+        answer()
+        assert f.wait(t)[0] == blk.OK and a.loaded == [state]
+
+
+def test_state_waits_no_longer_than_that(make):
+    """It is under way for 5 s: the log says so, the back-end is left, and the next one gets the request again."""
+    d = make(Profile_Capacity="4M")
+    with Driver(drv(d)) as f, Backend(dev(d), pf=STATE) as a:
+        a.state = b"state"
+        f.write(0, pattern(4096, 1))
+        held, _ = hold_one(a)
+        t = f.request(blk.OUT, 8, pattern(4096, 2))
+        d.wait(lambda: held)
+        begun = time.monotonic()
+        assert ctl(d, "down", "ab").returncode == 0
+        d.wait_log("requests are still under way 5 s after the link was set down")
+        assert time.monotonic() - begun > 4.9
+        d.wait(lambda: a.sessions == 2)
+        assert not a.loaded and t in f.open
+        assert ctl(d, "up", "ab").returncode == 0
+        assert f.wait(t)[0] == blk.OK and device(d)["requests_given_again"] == 1
+
+
+def test_driver_goes_while_that_is_waited_for(make):
+    """Its driver VM goes, or the back-end does: the link is down at once."""
+    d = make(Profile_Capacity="4M")
+    with Backend(dev(d), pf=STATE) as a:
+        for who in ("driver", "back-end"):
+            with Driver(drv(d)) as f:
+                f.write(0, pattern(4096, 1))
+                held, _ = hold_one(a)
+                f.request(blk.OUT, 8, pattern(4096, 2))
+                d.wait(lambda: held)
+                n = a.sessions
+                assert ctl(d, "down", "ab").returncode == 0
+                if who == "back-end":
+                    a.sock.shutdown(socket.SHUT_RDWR)
+                    d.wait(lambda: a.sessions > n)
+            assert ctl(d, "up", "ab").returncode == 0
+    assert "still under way" not in d.log()
+
+
 class EchoNic(Backend):
     """What the driver sends comes back to it."""
 

@@ -41,12 +41,19 @@ static void start(struct vp_virtq *vq, uint32_t base)
 	RIG_MUST(!vp_vq_start(vq, &c, &e));
 }
 
-static void begin(uint64_t features)
+static uint64_t first_place = 0x10000;
+
+static void begin_large(unsigned size, uint64_t bytes, uint64_t features)
 {
 	t.b.slow = true;
-	drv_mem_init(&t.m, 4 << 20, NULL, 0);
-	drv_init(&t.d, &t.m, SIZE, F_VERSION_1 | features, 0);
+	drv_mem_init(&t.m, bytes, NULL, 0);
+	drv_init(&t.d, &t.m, size, F_VERSION_1 | features, 0);
 	start(&t.gone, t.d.packed ? 0x80008000u : 0);
+}
+
+static void begin(uint64_t features)
+{
+	begin_large(SIZE, 4 << 20, features);
 }
 
 static void end(void)
@@ -57,7 +64,7 @@ static void end(void)
 
 static uint64_t place(int id)
 {
-	return 0x10000 + PLACE * (uint64_t)id;
+	return first_place + PLACE * (uint64_t)id;
 }
 
 /* Requests are as FUSE has them, with their length, and the back-end writes answers. Else the ring alone tells. */
@@ -279,6 +286,32 @@ static void test_fuse_one_waits(void **state)
 	}
 }
 
+/* The largest ring, whose every request is served out of turn, and all of which are open in the end. */
+static void test_fuse_large_ring(void **state)
+{
+	enum { LARGE = 32768, OPEN = 1000 };
+	int id[OPEN];
+
+	fuse = true;
+	first_place = 4 << 20;
+	begin_large(LARGE, first_place + LARGE * (uint64_t)PLACE, 0);
+	for (unsigned i = 0; i < LARGE + 100; i += 2) {
+		int one = ask(40, 16), other = ask(40, 16);
+
+		serve(other);
+		serve(one);
+	}
+	for (unsigned i = 0; i < OPEN; i++)
+		id[i] = ask(40, 16);
+	serve(id[OPEN - 1]);
+	start(&t.vq, (uint16_t)(LARGE + 100 + 1));
+	assert_int_equal(fails(), OPEN - 1);
+	for (unsigned i = 0; i < OPEN - 1; i++)
+		failed(id[i], 16);
+	end();
+	first_place = 0x10000;
+}
+
 /* It has written the answer and was gone before it returned the request. */
 static void test_fuse_answered(void **state)
 {
@@ -366,6 +399,7 @@ int main(void)
 		cmocka_unit_test(test_out_of_order),	cmocka_unit_test(test_later_ones_stay),
 		cmocka_unit_test(test_packed),		cmocka_unit_test(test_nonsense),
 		cmocka_unit_test(test_fuse_out_of_order), cmocka_unit_test(test_fuse_one_waits),
+		cmocka_unit_test(test_fuse_large_ring),
 		cmocka_unit_test(test_fuse_answered),	cmocka_unit_test(test_fuse_forget),
 		cmocka_unit_test(test_fuse_returned_ones_stay),
 	};
