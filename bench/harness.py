@@ -356,7 +356,7 @@ def compare(question, case, unit, samples, key, smaller_is_better, peer_name, **
     if r["spread"] > MAX_SPREAD:
         r["refused"] = "too noisy: the middle half of the ratios spans %.2f to %.2f" % (lo, hi)
     else:
-        r["ratio"] = round(mid, 3)
+        r["ratio"] = round(mid, 3) or float("%.2g" % mid)
     return r
 
 
@@ -385,11 +385,15 @@ def number(v):
     return "%.3g" % v
 
 
+def times(ratio):
+    return "%.2f" % ratio if ratio >= 0.01 else "%.1g" % ratio
+
+
 def table(results, out=sys.stdout):
     head = ["question", "case", "unit", "ours", "peer", "ratio", "spread", "n", ""]
     rows = []
     for r in results:
-        ratio = "%.2fx" % r["ratio"] if r["ratio"] is not None else "refused" if r.get("refused") else "-"
+        ratio = times(r["ratio"]) + "x" if r["ratio"] is not None else "refused" if r.get("refused") else "-"
         note = [r.get("refused") or "", r.get("note") or ""]
         rows.append([r["question"], r["case"], r["unit"], number(r["ours"]), number(r["peer"]), ratio,
                      "-" if r["spread"] is None else "%.0f %%" % (100 * r["spread"]), str(r["runs"]),
@@ -412,7 +416,7 @@ def markdown(results):
         for r in rows:
             ratio = "-"
             if r["ratio"] is not None:
-                ratio = "**%.2f**" % r["ratio"]
+                ratio = "**%s**" % times(r["ratio"])
             elif r.get("refused"):
                 ratio = "refused" + (" (%.2f to %.2f)" % (r["ratio_min"], r["ratio_max"]) if r.get("ratio_min") is not None else "")
             cells = [r["case"], r["unit"], number(r["ours"]), ", ".join(x for x in (number(r["peer"]), r["peer_name"]) if x), ratio,

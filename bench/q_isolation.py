@@ -158,7 +158,7 @@ def plot(outdir, results):
     """All of it as a multiple of what is not isolated: one bar for small packets or requests, one for large ones."""
     by, small = {}, min(SIZES)
     for r in results:
-        if r["ratio"] and r["peer_name"] in (FAST, q_blk.DIRECT) and r["unit"] in (WHOLE, ALL_CPU, "us CPU/request") and r.get("kind") != "write":
+        if r["ratio"] is not None and r["peer_name"] in (FAST, q_blk.DIRECT) and r["unit"] in (WHOLE, ALL_CPU, "us CPU/request") and r.get("kind") != "write":
             name = r["way"] + (", " + r["ring"] if r.get("ring") else "")
             by.setdefault(name, {})["small" if r["size"] in (small, 4096) else "large"] = 1 / r["ratio"]
     if not by:

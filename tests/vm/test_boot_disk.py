@@ -2,6 +2,7 @@
 """A driver VM that boots from the disk which a device VM serves."""
 
 import os
+import shutil
 import subprocess
 import time
 
@@ -14,9 +15,9 @@ import vhostpci_vm as v
 HERE = os.path.dirname(os.path.abspath(__file__))
 MIB, FREE, LOAD = 64, 24, 16 << 20
 
-# mode, attachment, QEMU of the driver VM, who loads the kernel: the VMM, or SeaBIOS and GRUB from the disk
+# mode, attachment, QEMU of the driver VM, who loads the kernel: the VMM, or from the disk SeaBIOS and GRUB, or OVMF and GRUB
 POINTS = [('fast', 'ivshmem', 'system', 'vmm'), ('copy', 'ivshmem', 'system', 'firmware'), ('copy', 'ivshmem', '11', 'firmware'),
-          ('fast', 'ivshmem', '11', 'firmware')]
+          ('fast', 'ivshmem', '11', 'firmware'), ('copy', 'ivshmem', 'system', 'ovmf')]
 
 
 @pytest.mark.parametrize('point', POINTS, ids=['-'.join(p) for p in POINTS])
@@ -24,14 +25,23 @@ def test_boot_from_disk(lab, point):
     """Boot, root file system, direct I/O of 512 B to 1 MiB on a second partition, discard, mkfs, flush; the host finds all of it."""
     mode, attachment, qemu, loader = point
     try:
-        k = served.Disk(lab.daemon, mode, attachment, driver_qemu=qemu, mib=1 + MIB + FREE, written=False)
+        # GRUB as a UEFI program finds no room for a kernel in 256 MiB.
+        k = served.Disk(lab.daemon, mode, attachment, driver_qemu=qemu, written=False, driver={'mem': 512} if loader == 'ovmf' else None,
+                        mib=1 + MIB + FREE + (bootdisk.ESP if loader == 'ovmf' else 0))
         d = k.driver
         small = bootdisk.make(k.image, d.kernel, d.cmdline(), MIB, FREE, {
-            'bin/diskload': image.program(os.path.join(HERE, 'diskload.c'))})
+            'bin/diskload': image.program(os.path.join(HERE, 'diskload.c'))}, uefi=loader == 'ovmf')
+        if loader == 'ovmf':
+            code, variables = bootdisk.ovmf()
+            shutil.copy(variables, k.daemon.path('vars.fd'))
+            d.extra += ['-drive', 'if=pflash,format=raw,unit=0,readonly=on,file=' + code,
+                        '-drive', 'if=pflash,format=raw,unit=1,file=' + k.daemon.path('vars.fd')]
+            # It drives a device that has both as a legacy one, and libvhost-user, hence qemu-storage-daemon, serves none.
+            d.nets[-1].props += ',disable-legacy=on'
     except v.Unavailable as e:
         pytest.skip(str(e))
     lab.vms += k.vms
-    if loader == 'firmware':
+    if loader != 'vmm':
         d.nets[-1].props += ',bootindex=0'
         d.kernel_args = False
     else:
