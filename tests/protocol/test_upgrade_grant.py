@@ -30,10 +30,10 @@ def same_but_for_age(a, b):
 # ---- Grant=swiotlb -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["administrator", "channel"])
-def test_pool(make_daemon, by):
+@pytest.mark.parametrize("attachment,by", [("local", "administrator"), ("local", "channel"), ("shmem", "channel")])
+def test_pool(make_daemon, attachment, by):
     """Who granted it, and since when, is still known; it is dropped, or ends with the last ring, as ever."""
-    lab = GrantLab(make_daemon(), "local")
+    lab = GrantLab(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p, lab.channel() as ch:
         assert ch.readline() == "grant?\n"
@@ -84,10 +84,11 @@ def test_pool(make_daemon, by):
     assert not (d.run / "ab.grant.sock").exists()
 
 
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
 @pytest.mark.parametrize("grant", ["swiotlb", "viommu"])
-def test_again_and_again(make_daemon, grant):
+def test_again_and_again(make_daemon, grant, attachment):
     """What one daemon has open, the next one has, and nothing more."""
-    lab = (GrantLab if grant == "swiotlb" else Lab)(make_daemon(), "local")
+    lab = (GrantLab if grant == "swiotlb" else Lab)(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p:
         if grant == "swiotlb":
@@ -165,9 +166,10 @@ def test_memory_device(make_daemon):
 # ---- Grant=viommu --------------------------------------------------------------------------------
 
 
-def test_windows_of_a_viommu(make_daemon):
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
+def test_windows_of_a_viommu(make_daemon, attachment):
     """Windows stay. The next daemon gives what is asked of it, and takes back what the vIOMMU takes back."""
-    lab = Lab(make_daemon(), "local")
+    lab = Lab(make_daemon(), attachment)
     d = lab.d
     with lab.nic(grain=16) as nic, lab.port() as p:
         up(p, nic)
@@ -226,9 +228,10 @@ def test_question_without_an_answer(make_daemon):
         wait(p, nic, lambda s: covers(s, IOVA + page * PAGE, 100))
 
 
-def test_copied_queue(make_daemon):
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
+def test_copied_queue(make_daemon, attachment):
     """One queue is copied and the other one is not, until the driver starts it anew."""
-    lab = Lab(make_daemon(), "local")
+    lab = Lab(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p:
         s = up(p, nic)
