@@ -40,10 +40,12 @@ fuzz: ## run every libFuzzer target for FUZZ_SECONDS each (default 60; needs cla
 
 FAULT_CYCLES ?= 2000
 FAULT_VM_CYCLES ?= 40
-faults: ## the fault campaign: FAULT_CYCLES (2000) kills, freezes, restarts and cuts under traffic, FAULT_VM_CYCLES (40) with real VMs
+FAULT_UPGRADES ?= 20
+faults: ## the fault campaign: FAULT_CYCLES (2000) kills, freezes, restarts and cuts under traffic, FAULT_VM_CYCLES (40) with real VMs, FAULT_UPGRADES (20)
 	@scripts/setup
 	@$(MAKE) --no-print-directory all
 	@scripts/faults --builddir $(BUILDDIR) --cycles $(FAULT_CYCLES) --json $(BUILDDIR)/faults.json
+	@scripts/faults --builddir $(BUILDDIR) --upgrades $(FAULT_UPGRADES) --json $(BUILDDIR)/faults-upgrades.json
 	@scripts/faults --builddir $(BUILDDIR) --vms --cycles $(FAULT_VM_CYCLES) --json $(BUILDDIR)/faults-vms.json
 
 coverage: ## which lines of lib/ the unit and protocol tests run

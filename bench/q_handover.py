@@ -47,7 +47,7 @@ def figure(case, values, target=None):
 def look(opt, links, results, samples, ours_gap):
     """This build: upgrades."""
     what = "%d links, %d busy" % (links, BUSY)
-    need_files(40 * links + 400)
+    need_files(20 * max(links, 100))
     fleet = Fleet(opt, "ours%d" % links, busy_links(), links - BUSY)
     try:
         still = [fleet.nothing()[0] for _ in range(3)]

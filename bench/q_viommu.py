@@ -8,6 +8,7 @@ relay and copy links is the same link without a vIOMMU ("identity"), not another
 """
 import json
 import os
+import resource
 import subprocess
 import time
 
@@ -23,8 +24,8 @@ class Ours:
     def __init__(self, opt, cpu, kind):
         s = [os.path.join(opt.workdir, "%s-viommu%d.sock" % (kind, i)) for i in range(2)]
         link = middle.relay_link(*s) if kind == "relay" else {
-            "Link": {"Mode": "copy"}, "Driver": {"VM": "a", "Socket": s[0]},
-            "Device": {"VM": "b", "Endpoint": "port", "Attachment": "local", "Socket": s[1]}}
+            "Link": {"Mode": kind}, "Driver": {"VM": "a", "Socket": s[0]},
+            "Device": {"VM": "c" if kind == "fast" else "b", "Endpoint": "port", "Attachment": "local", "Socket": s[1]}}
         # The data thread has its core; whoever answers IOTLB messages runs where there is room.
         self.d = middle.Daemon(opt, None, [("bench", link)], {"CPUs": cpu}, name="pcid-viommu-" + kind)
         middle.wait_sockets(self.d.p, s)
@@ -54,8 +55,15 @@ class Peer:
         self.t.end()
 
 
-def sample(opt, cpus, where, mode, ms):
-    argv = [middle.program(opt, "bench", "viommu"), *where.args, mode, str(SIZE), str(ms)]
+def child_ns():
+    """CPU time of children that have ended."""
+    u = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int((u.ru_utime + u.ru_stime) * 1e9)
+
+
+def sample(opt, cpus, where, mode, ms, size=SIZE):
+    argv = [middle.program(opt, "bench", "viommu"), *where.args, mode, str(size), str(ms)]
+    ends, host = child_ns(), harness.cpu_ns(where.pid)
     p = harness.spawn(argv, cpu=cpus[0], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     d = harness.Disturbance([where.pid, p.pid], cpus)
     try:
@@ -70,7 +78,8 @@ def sample(opt, cpus, where, mode, ms):
         raise harness.BenchError(err.strip() or "bench/viommu ended with code %d" % p.returncode)
     r = json.loads(out)
     n = max(r["packets"], 1)
-    return {"pps": r["packets"] / r["seconds"], "misses": r["misses"] / n, "invalidations": r["invalidations"] / n,
+    ends, host = child_ns() - ends, harness.cpu_ns(where.pid) - host
+    return {"pps": r["packets"] / r["seconds"], "ends": ends / n, "host": host / n, "cpu": (ends + host) / n, "misses": r["misses"] / n, "invalidations": r["invalidations"] / n,
             "disturbed": disturbed}
 
 

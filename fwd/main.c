@@ -3,7 +3,8 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <sched.h>
+#include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cpus.h"
 #include "base/watch.h"
 
 #define IDLE_ROUNDS 2000 /* empty rounds before sleeping */
@@ -252,14 +254,16 @@ static int parse_mode(const char *s, enum fwd_mode *m)
 	return -EINVAL;
 }
 
-static void pin(int cpu)
+static int pin(const char *s)
 {
-	cpu_set_t set;
+	char why[240] = "give the number of a CPU", *end;
+	unsigned long cpu = strtoul(s, &end, 10);
 
-	CPU_ZERO(&set);
-	CPU_SET((unsigned)cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set) < 0)
-		fprintf(stderr, "vhost-pci-fwd: --cpu %d: %s\n", cpu, strerror(errno));
+	cpu = cpu < UINT_MAX ? cpu : UINT_MAX;
+	if (*s >= '0' && *s <= '9' && !*end && !vp_cpu_pin(pthread_self(), (unsigned)cpu, why, sizeof(why)))
+		return 0;
+	fprintf(stderr, "vhost-pci-fwd: --cpu %s: %s\n", s, why);
+	return -EINVAL;
 }
 
 /* Packet buffers in huge pages where the kernel gives them. */
@@ -332,7 +336,7 @@ int main(int argc, char **argv)
 		case 'c': ret = open_capture(&f, optarg, cap); break;
 		case 'p': poll = true; break;
 		case 'P': protect = true; break;
-		case 'C': pin(atoi(optarg)); break;
+		case 'C': ret = pin(optarg); break;
 		case 's': stats = (unsigned)atoi(optarg); break;
 		case 'j': json = true; break;
 		case 'h': usage(stdout); return 0;

@@ -91,6 +91,8 @@ static int on_deadline(sd_event_source *s, uint64_t usec, void *arg)
 
 void hostdev_rearm(struct hostdev *h)
 {
+	char nb[24];
+
 	if (!h->here)
 		return;
 	vp_source_events(h->io, EPOLLIN | (vu_conn_want_write(&h->main) ? EPOLLOUT : 0));
@@ -99,6 +101,13 @@ void hostdev_rearm(struct hostdev *h)
 		vp_timer_in(h->c.d->event, &h->deadline, HOSTDEV_ANSWER_US, on_deadline, h, h->c.name);
 	else if (h->deadline)
 		sd_event_source_set_enabled(h->deadline, SD_EVENT_OFF);
+	if (!h->s.waits)
+		vp_slow_end(&h->slow);
+	else if (!h->slow.since_us)
+		vp_slow_begin(&h->slow, h->c.d->event,
+			      "the back-end is stopped or busy, look at that process; it is dropped after 3 s",
+			      "%s: %s to the back-end (pid %d)", h->c.name,
+			      vu_msg_name(VU_FROM_FRONTEND, h->s.request, nb, sizeof(nb)), (int)h->cred.pid);
 }
 
 /* ---- the connection ------------------------------------------------------------------------------- */
@@ -139,6 +148,7 @@ void hostdev_drop(struct hostdev *h, bool fault, const char *why)
 	vu_conn_close(&h->main);
 	vu_conn_close(&h->req);
 	vp_timer_end(&h->deadline);
+	vp_slow_end(&h->slow);
 	vp_timer_end(&h->later);
 	/* Data threads may be using the eventfds until the runs have ended. */
 	vp_port_online(h->port, false);

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "attach/attach.h"
+#include "sys/slow.h"
 #include "vhost-pci/abi.h"
 #include "vhostuser/codec.h"
 
@@ -48,6 +49,7 @@ struct hostdev {
 	struct vu_conn        main, req;
 	struct vp_source     *listen_io, *io, *req_io;
 	sd_event_source      *work, *again, *deadline, *later;
+	struct vp_slow        slow;   /* the answer that is awaited */
 	uint64_t              retry_us;
 	bool                  retry_logged;
 	struct ucred          cred;

@@ -605,8 +605,10 @@ static int take_qmp(struct vp_ivwins *w, struct vp_err *e)
 {
 	mode_t mode = vp_conf_socket_file_mode(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm);
 
-	return !w->l->qmp[0] ? 0 : vp_qmp_new(&w->qmp, w->d->event, w->l->qmp,
-					      w->l->qmp_mode == VP_SOCKET_SERVER ? mode : 0, w->name, &vp_ivwins_qmp_ops, w, e);
+	if (!w->l->qmp[0])
+		return 0;
+	return vp_qmp_new(&w->qmp, w->d->event, w->l->qmp, w->l->qmp_mode == VP_SOCKET_SERVER ? mode : 0, w->name,
+			  &vp_ivwins_qmp_ops, w, e);
 }
 
 int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e)

@@ -30,6 +30,7 @@
 #include "device/device.h"
 #include "conf/policy.h"
 #include "port/sring.h"
+#include "sys/slow.h"
 
 /* ---- signals to the guest (forwarder's thread) -------------------------------------------------------- */
 
@@ -69,6 +70,12 @@ static void online(struct shmem *s, bool on)
 
 static int ask_unmap(struct shmem *s, unsigned slot);
 
+static void extent_free(struct shmem *s, unsigned slot)
+{
+	s->ext[slot].len = 0;
+	vp_port_record_map(s->port, slot, 0, 0);
+}
+
 /* Nobody may believe that it has gone: whoever waits for that waits until the VMM has ended, or its device. */
 static void not_taken(struct shmem *s, unsigned slot, int why)
 {
@@ -94,10 +101,16 @@ void vp_shmem_request_done(void *arg, int result)
 	unsigned slot = q->slot;
 	bool map = q->map, mine = q->epoch == s->epoch && s->started;
 
+	vp_slow_end(&q->slow);
 	free(q);
 	if (!mine)
 		return;
 	s->n_failed += result != 0;
+	/* No answer: it may have mapped it or not. */
+	if (result == -ECANCELED && slot < VHP_MAX_WINDOWS) {
+		not_taken(s, slot, result);
+		return;
+	}
 	if (slot == VHP_MAX_WINDOWS) {
 		if (result)
 			vp_log(VP_LOG_ERR, "%s: the VMM refused to map the control block; is this QEMU 11.1 or later?",
@@ -106,16 +119,15 @@ void vp_shmem_request_done(void *arg, int result)
 			online(s, true);
 	} else if (map) {
 		if (result)
-			s->ext[slot].len = 0;
+			extent_free(s, slot);
 		vp_port_window_given(s->port, slot, result, result ? "the VMM refused the mapping; see its log" : NULL);
 	} else if (result) {
 		not_taken(s, slot, result);
 	} else {
-		s->ext[slot].len = 0;
+		extent_free(s, slot);
 		vp_port_window_taken(s->port, slot);
 	}
-	if (result != -ECANCELED)
-		ask_owed(s);
+	ask_owed(s);
 }
 
 static struct request *request_new(struct shmem *s, unsigned slot, bool map)
@@ -125,6 +137,19 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	if (q)
 		*q = (struct request){ .s = s, .epoch = s->epoch, .slot = slot, .map = map };
 	return q;
+}
+
+/* It was sent. */
+static void request_await(struct request *q)
+{
+	static const char way[] = "the device VM's VMM is stopped or busy, look at that process; the link waits for it";
+	const char *verb = q->map ? "SHMEM_MAP" : "SHMEM_UNMAP";
+	struct shmem *s = q->s;
+
+	if (q->slot == VHP_MAX_WINDOWS)
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of the control block", s->c.name, verb);
+	else
+		vp_slow_begin(&q->slow, s->c.d->event, way, "%s: %s of window %u", s->c.name, verb, q->slot);
 }
 
 static void map_control(struct shmem *s)
@@ -143,7 +168,9 @@ static void map_control(struct shmem *s)
 		       "%s: the control block cannot be mapped: %s; the device needs QEMU 11.1 or later with shared "
 		       "memory regions",
 		       s->c.name, strerror(-r));
+		return;
 	}
+	request_await(q);
 }
 
 /*
@@ -186,13 +213,16 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 		free(q);
 		return -ENOTCONN;
 	}
+	vp_port_record_map(s->port, w->slot, at, w->size);
 	r = vu_backend_shmem_map(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, w->fd, w->offset, at, w->size,
 				 VU_SHMEM_MAP_RW, vp_shmem_request_done, q);
 	vp_peer_rearm(s->peer);
 	if (r) {
 		free(q);
+		vp_port_record_map(s->port, w->slot, 0, 0);
 		return vp_err_set(e, r, "the VMM cannot be asked to map it: %s", strerror(-r));
 	}
+	request_await(q);
 	s->n_maps++;
 	s->ext[w->slot] = (struct extent){ at, w->size };
 	*kind = VHP_WINDOW_SHMEM;
@@ -206,6 +236,7 @@ static int ask_unmap(struct shmem *s, unsigned slot)
 	struct request *q = request_new(s, slot, false);
 	int r = -ENOMEM;
 
+	vp_port_record_unmapping(s->port, slot);
 	if (q)
 		r = vu_backend_shmem_unmap(vp_shmem_session(s), VHP_SHMEM_REGION_APERTURE, s->ext[slot].off,
 					   s->ext[slot].len, vp_shmem_request_done, q);
@@ -214,6 +245,8 @@ static int ask_unmap(struct shmem *s, unsigned slot)
 	s->n_unmaps += !r;
 	if (r)
 		free(q);
+	else
+		request_await(q);
 	if (r && !s->ext[slot].owed)
 		not_taken(s, slot, r);
 	return s->ext[slot].owed ? r : 0;
@@ -269,6 +302,14 @@ static void stopped(struct shmem *s)
 	vp_source_end(&s->bell_io);
 }
 
+/* Then nothing is mapped any more. When its connection ends that is not said. */
+static void stopped_by_vmm(struct shmem *s)
+{
+	if (s->started)
+		vp_port_record_no_maps(s->port);
+	stopped(s);
+}
+
 static void maybe_started(struct shmem *s)
 {
 	if (s->started)
@@ -277,6 +318,7 @@ static void maybe_started(struct shmem *s)
 		if (!s->ring[i].started || !s->ring[i].enabled)
 			return;
 	s->started = true;
+	vp_port_record_no_maps(s->port);
 	s->epoch++;
 	s->n_starts++;
 	vp_log(VP_LOG_DEBUG, "%s: the device has started", s->c.name);
@@ -343,7 +385,7 @@ static int on_ring_changed(void *ctx, unsigned i, unsigned what, struct vp_err *
 	if (ret)
 		vp_log(VP_LOG_WARNING, "%s: %s", s->c.name, e->code ? e->msg : strerror(-ret));
 	if (!r->enabled)
-		stopped(s);
+		stopped_by_vmm(s);
 	maybe_started(s);
 	if (started && s->started && what & VU_RING_KICK) {
 		if (!i)
@@ -371,7 +413,7 @@ static int on_ring_stop(void *ctx, unsigned i, uint32_t *base, struct vp_err *e)
 
 	if (i >= s->nsig)
 		return 0;
-	stopped(s);
+	stopped_by_vmm(s);
 	if (s->ring[i].live)
 		*base = vp_vq_base(&s->ring[i].vq);
 	ring_end(s, i);
@@ -538,6 +580,7 @@ static void shmem_last_signal(struct vp_attach *a, struct vp_lastsig_conf *c)
 		return;
 	c->call = r->call_fd;
 	c->hold = vu_backend_fd(vp_shmem_session(s));
+	c->req = vu_backend_req_fd(vp_shmem_session(s));
 	c->ram = m->map->fd;
 	c->num = r->vq.size;
 	c->gpa = m->gpa;

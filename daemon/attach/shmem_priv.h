@@ -8,6 +8,7 @@
 #include "attach/attach.h"
 #include "front/peer.h"
 #include "front/vdev.h"
+#include "sys/slow.h"
 #include "sys/source.h"
 #include "vhostuser/backend.h"
 #include "virtq/virtq.h"
@@ -55,6 +56,7 @@ struct request {
 	uint32_t      epoch;
 	unsigned      slot;        /* VHP_MAX_WINDOWS = the control block */
 	bool          map;
+	struct vp_slow slow;
 };
 
 static inline struct vu_backend *vp_shmem_session(const struct shmem *s)

@@ -48,6 +48,16 @@ static int cmp_entry(const void *a, const void *b)
 	return r ? r : (int)x->dir - (int)y->dir;
 }
 
+/* As the objects are called, for they are searched by name: a.link comes before a-b.link. */
+static int cmp_stem(const void *a, const void *b)
+{
+	const struct entry *x = a, *y = b;
+	size_t m = (size_t)(strrchr(x->name, '.') - x->name), n = (size_t)(strrchr(y->name, '.') - y->name);
+	int r = memcmp(x->name, y->name, VP_MIN(m, n));
+
+	return r ? r : (m > n) - (m < n);
+}
+
 static bool has_suffix(const char *s, const char *suffix)
 {
 	size_t n = strlen(s), m = strlen(suffix);
@@ -496,6 +506,8 @@ static int load_kind(struct vp_conf *c, const struct vp_conf_paths *paths, const
 	for (unsigned i = 0; i < paths->n && !r; i++)
 		r = list_dir(&l, paths->dir[i], i, suffix, rep);
 	settle(&l);
+	if (l.n)
+		qsort(l.e, l.n, sizeof(*l.e), cmp_stem);
 	for (unsigned i = 0; i < l.n && !r; i++) {
 		snprintf(path, sizeof(path), "%s/%s", paths->dir[l.e[i].dir], l.e[i].name);
 		snprintf(name, sizeof(name), "%.*s", (int)(strlen(l.e[i].name) - strlen(suffix)), l.e[i].name);

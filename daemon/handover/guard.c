@@ -98,7 +98,7 @@ void vp_guard_free(struct vp_guard *g)
 	vp_source_end(&g->io);
 	vp_close(&g->sock);
 	p = (struct pollfd){ .fd = g->pidfd, .events = POLLIN };
-	if (g->pidfd >= 0 && !poll(&p, 1, 5000))
+	if (g->pidfd >= 0 && !poll(&p, 1, GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
 		vp_log(VP_LOG_WARNING, "the guard (pid %d) is still at work", (int)g->pid);
 	else if (g->kept)
 		vp_fdstore_drop("", "guard");
@@ -135,8 +135,8 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
-	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,  w->signal.call,
-				     w->signal.conn, w->signal.hold, w->signal.ram };
+	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,   w->signal.call,
+				     w->signal.conn, w->signal.hold, w->signal.req, w->signal.ram };
 	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .signal = w->signal };
 	int fd[GUARD_FDS];
 	unsigned n = 0;
@@ -206,7 +206,7 @@ void vp_guard_await_last(struct vp_activation *a)
 
 	if (p.fd < 0)
 		return;
-	if (!poll(&p, 1, GUARD_PATIENCE_MS + 1000))
+	if (!poll(&p, 1, GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
 		vp_log(VP_LOG_WARNING, "the guard of the daemon before this one is still at work");
 	vp_fdstore_drop("", "guard");
 	vp_close(&p.fd);

@@ -9,10 +9,11 @@
  * away.
  *
  * For each such port (a ward) the guard has a duplicate of that connection, and what it needs to tell
- * the guest. When the daemon has gone, or asks for it, the guard tells the guest, waits for its word (3
- * s at most), and only then closes the connection.
+ * the guest. When the daemon has gone, or asks for it, the guard tells the guest, and waits for its word (3
+ * s at most). Over shmem it then has the device VM's VMM unmap the windows (unmap.h; 2 s at most). Only then it closes
+ * the connection.
  *
- * The guard never touches the driver VM's memory, and reads nothing from the connections. Main thread
+ * The guard never touches the driver VM's memory, and reads nothing from the driver VM's connection. Main thread
  * only.
  */
 #ifndef VP_DAEMON_GUARD_H
@@ -32,7 +33,7 @@ struct vp_guard;
 struct vp_guard_ward {
 	uint64_t    id;
 	const char *name;    /* for messages, at most 31 characters are used */
-	int         driver;  /* connection of the driver VM's front-end */
+	int         driver;  /* connection of the driver VM's front-end; -1: it has gone, there are windows yet */
 	int         memfd, recordfd;  /* vp_port_memfd(), vp_port_record_fd() */
 	struct vp_lastsig_conf signal;
 };
@@ -46,7 +47,7 @@ int  vp_guard_start(struct vp_guard **out, const struct vp_conf_daemon *c, struc
 int  vp_guard_watch(struct vp_guard *g, sd_event *event, struct vp_err *e);
 /*
  * The daemon ends, and hands over what is still in its care. Returns when the guard has seen to all of
- * it, 5 s at most. Call it after everything that writes to ports. NULL is allowed.
+ * it, 6 s at most. Call it after everything that writes to ports. NULL is allowed.
  */
 void vp_guard_free(struct vp_guard *g);
 
@@ -77,7 +78,7 @@ pid_t vp_guard_pid(const struct vp_guard *g);
 
 /*
  * Where a service manager keeps fds (sys/fdstore.h), the next daemon may have the same ports, and may
- * start before the last daemon's guard is done. It waits for that here, 4 s at most.
+ * start before the last daemon's guard is done. It waits for that here, 6 s at most.
  */
 void vp_guard_await_last(struct vp_activation *a);
 /* There is a port that the next daemon may have. */

@@ -19,8 +19,11 @@
 
 enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF, GUARD_LEAVE, GUARD_BORN, GUARD_HEIR };
 
-/* What a ward consists of, in this order; those behind GUARD_RECORD may be missing. */
-enum { GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_RAM, GUARD_FDS };
+/* The VMM that is asked to unmap answers within milliseconds. */
+#define GUARD_UNMAP_MS 2000u
+
+/* What a ward consists of, in this order; all but GUARD_MEM and GUARD_RECORD may be missing. */
+enum { GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_REQ, GUARD_RAM, GUARD_FDS };
 
 /*
  * One packet of a SEQPACKET socket. TAKE comes with the fds of the mask, BORN and HEIR with that of a verdict. The

@@ -4,7 +4,7 @@
  *
  * Threat model: guests write what they like into their control blocks (port/orphan.c), a VMM may make an eventfd block,
  * and a daemon that was taken over may send anything. The guard can do no more than its list of system calls says: no
- * file, no socket of its own, no message to anybody.
+ * file, no socket of its own, no message to anybody but to the VMM that has windows to unmap (unmap.c).
  */
 #include "handover/guard_priv.h"
 
@@ -25,6 +25,7 @@
 #include "guestmem/map.h"
 #include "handover/verdict.h"
 #include "sandbox/isolate.h"
+#include "handover/unmap.h"
 #include "port/orphan.h"
 #include "sys/sock.h"
 
@@ -39,7 +40,9 @@ struct ward {
 	struct vp_lastsig_conf conf;
 	struct vp_orphan *orphan;       /* NULL = the daemon has it */
 	struct vp_lastsig *signal;
-	uint64_t          since_ms;
+	struct vp_unmap  *unmap;        /* NULL = the guest is waited for, or it has no such windows */
+	bool              let_go;       /* the guest has, or its device VM has gone */
+	uint64_t          since_ms, unmap_ms;
 };
 
 struct guard {
@@ -78,6 +81,7 @@ static void ward_free(struct ward **at)
 	*at = w->next;
 	vp_orphan_free(w->orphan);
 	vp_lastsig_free(w->signal);
+	vp_unmap_free(w->unmap);
 	for (unsigned i = 0; i < GUARD_FDS; i++)
 		vp_close(&w->fd[i]);
 	free(w);
@@ -116,28 +120,65 @@ static bool begin(struct ward *w)
 	return true;
 }
 
-/* Has it been seen off? */
-static bool over(struct ward *w)
+/* The guest has let go, or was waited for long enough. */
+static bool waited(struct ward *w)
 {
 	enum vp_orphan_state s = vp_orphan_look(w->orphan);
-	bool let_go = s == VP_ORPHAN_LET_GO || vp_sock_hung_up(w->fd[GUARD_CONN]);
 	uint64_t ms = now_ms() - w->since_ms;
 
+	w->let_go = s == VP_ORPHAN_LET_GO || vp_sock_hung_up(w->fd[GUARD_CONN]);
 	if (s == VP_ORPHAN_ANSWERED)
 		signal_guest(w);
 	/* A driver VM that is gone waits for nothing. */
-	if (!let_go && ms < GUARD_PATIENCE_MS && !vp_sock_hung_up(w->fd[GUARD_DRIVER]))
+	if (!w->let_go && ms < GUARD_PATIENCE_MS && !vp_sock_hung_up(w->fd[GUARD_DRIVER]))
 		return false;
-	vp_orphan_finish(w->orphan, let_go);
-	signal_guest(w);
-	if (let_go || ms < GUARD_PATIENCE_MS)
+	if (w->let_go || ms < GUARD_PATIENCE_MS)
 		vp_log(VP_LOG_INFO, "guard: link %s: %s after %llu ms; the driver VM's connection ends", w->name,
-		       let_go ? "the device VM has let go" : "the driver VM has gone", (unsigned long long)ms);
+		       w->let_go ? "the device VM has let go" : "the driver VM has gone", (unsigned long long)ms);
 	else
 		vp_log(VP_LOG_WARNING,
 		       "guard: link %s: the device VM has not let go of the driver VM's rings in %u s; the driver VM's "
 		       "connection ends all the same",
 		       w->name, GUARD_PATIENCE_MS / 1000);
+	return true;
+}
+
+/* Its VMM unmaps what it has; false: it was asked, and is waited for. */
+static bool unmapped(struct ward *w)
+{
+	enum vp_unmap_state s = VP_UNMAP_WAITS;
+
+	if (w->fd[GUARD_REQ] < 0 || vp_sock_hung_up(w->fd[GUARD_HOLD]))
+		return true;
+	if (!w->unmap) {
+		w->unmap_ms = now_ms();
+		if (vp_unmap_new(&w->unmap, w->fd[GUARD_REQ], w->fd[GUARD_HOLD], w->fd[GUARD_RECORD]))
+			s = VP_UNMAP_LOST;
+	}
+	if (w->unmap)
+		s = vp_unmap_look(w->unmap);
+	if (s == VP_UNMAP_WAITS && now_ms() - w->unmap_ms < GUARD_UNMAP_MS)
+		return false;
+	if (s == VP_UNMAP_DONE)
+		vp_log(VP_LOG_INFO, "guard: link %s: the device VM's VMM has let go of %u windows after %llu ms",
+		       w->name, vp_unmap_count(w->unmap), (unsigned long long)(now_ms() - w->unmap_ms));
+	else
+		vp_log(VP_LOG_WARNING,
+		       "guard: link %s: the device VM's VMM has not said that it let all windows go; the device VM may "
+		       "have them until its VMM connects again, or ends",
+		       w->name);
+	return true;
+}
+
+/* Has it been seen off? */
+static bool over(struct ward *w)
+{
+	if (!w->unmap && !waited(w))
+		return false;
+	if (!unmapped(w))
+		return false;
+	vp_orphan_finish(w->orphan, w->let_go);
+	signal_guest(w);
 	return true;
 }
 
@@ -201,7 +242,7 @@ static void take_verdict(struct vp_verdict **v, int fd)
 /* fd[GUARD_FDS]: n that came, then -1. */
 static void obey(struct guard *g, const struct guard_msg *m, int *fd, unsigned n)
 {
-	const uint32_t must = 1u << GUARD_DRIVER | 1u << GUARD_MEM | 1u << GUARD_RECORD, may = (1u << GUARD_FDS) - 1;
+	const uint32_t must = 1u << GUARD_MEM | 1u << GUARD_RECORD, may = (1u << GUARD_FDS) - 1;
 	struct ward **list = &g->list, **at = find(list, m->id);
 
 	if (m->op == GUARD_TAKE && (m->fds & must) == must && !(m->fds & ~may) &&
@@ -243,7 +284,7 @@ static bool listen_to_daemon(struct guard *g)
 			    .msg_iovlen = 1,
 			    .msg_control = ctl.buf,
 			    .msg_controllen = CMSG_LEN(GUARD_FDS * sizeof(int)) };
-	int fd[GUARD_FDS] = { -1, -1, -1, -1, -1, -1, -1 };
+	int fd[GUARD_FDS] = { -1, -1, -1, -1, -1, -1, -1, -1 };
 	unsigned n = 0;
 	/* seccomp guard: recvmsg close poll */
 	ssize_t len = recvmsg(GUARD_SOCK_FD, &h, MSG_DONTWAIT);
@@ -319,7 +360,7 @@ _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 	sigaction(SIGALRM, &sa, NULL);
 	prctl(PR_SET_NAME, "vhost-pci-guard");
 	vp_map_guard_faults();
-	vp_foreign_free_elsewhere(false);  /* it makes no threads */
+	vp_foreign_no_threads();
 	if (vp_isolate_guard(c, &e)) {
 		vp_log(VP_LOG_ERR, "guard: %s", e.msg);
 		_exit(1);

@@ -17,6 +17,7 @@ struct vp_lastsig_conf {
 	int      call;               /* eventfd to write; -1: the guest cannot be told */
 	int      conn;               /* local: the process's connection. It lets go before it closes its end */
 	int      hold;               /* shmem: without this connection the VMM does not look at call any more */
+	int      req;                /* shmem: the channel on which it is asked to unmap windows (unmap.h) */
 	/*
 	 * shmem: before call is written a buffer of this split ring is returned. All of it lies in one region of the
 	 * VM's memory.
@@ -27,7 +28,7 @@ struct vp_lastsig_conf {
 	uint64_t desc, avail, used;  /* guest physical */
 };
 
-#define VP_LASTSIG_NONE ((struct vp_lastsig_conf){ .call = -1, .conn = -1, .hold = -1, .ram = -1 })
+#define VP_LASTSIG_NONE ((struct vp_lastsig_conf){ .call = -1, .conn = -1, .hold = -1, .req = -1, .ram = -1 })
 
 struct vp_lastsig;
 

@@ -27,17 +27,19 @@ enum op { RUN = 1, KILL };
 
 /* One packet each way. The answer to RUN comes with an fd, unless code is not 0. */
 struct ask {
-	uint32_t op;
+	uint32_t op, serial;
 	char     path[PATH_MAX];
 };
 struct answer {
-	int32_t code, pid;
+	int32_t  code, pid;
+	uint32_t serial;  /* of the RUN */
 	char    msg[200];
 };
 
 static struct {
-	int   sock;
-	pid_t pid;
+	int      sock;
+	pid_t    pid;
+	uint32_t serial;
 } me = { .sock = -1 };
 
 /* ---- the process ------------------------------------------------------------------------------- */
@@ -138,7 +140,7 @@ static pid_t launch(const char *path, int sock)
 static void run(int sock, const struct ask *m)
 {
 	const char *path = *m->path ? m->path : own;
-	struct answer a = { 0 };
+	struct answer a = { .serial = m->serial };
 	struct vp_err e = { 0 };
 	int sv[2] = { -1, -1 };
 
@@ -227,7 +229,9 @@ static int hear(struct answer *a, int *fd)
 	struct cmsghdr *cm;
 
 	/* seccomp control: poll recvmsg */
-	if (poll(&p, 1, WAIT_MS) != 1 || recvmsg(me.sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != sizeof(*a))
+	if (poll(&p, 1, WAIT_MS) != 1)
+		return -ETIMEDOUT;
+	if (recvmsg(me.sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC) != sizeof(*a))
 		return -ECHILD;
 	a->msg[sizeof(a->msg) - 1] = 0;
 	cm = CMSG_FIRSTHDR(&h);
@@ -238,7 +242,7 @@ static int hear(struct answer *a, int *fd)
 
 int vp_starter_run(const char *path, pid_t *pid, int *sock, struct vp_err *e)
 {
-	struct ask m = { .op = RUN };
+	struct ask m = { .op = RUN, .serial = ++me.serial };
 	struct answer a = { 0 };
 	int r;
 
@@ -247,8 +251,14 @@ int vp_starter_run(const char *path, pid_t *pid, int *sock, struct vp_err *e)
 		return vp_err_set(e, -ENAMETOOLONG, "the program's path is too long");
 	memcpy(m.path, path, strlen(path));
 	r = me.sock < 0 ? -ECHILD : vp_send_fds(me.sock, &m, sizeof(m), NULL, 0);
-	if (!r)
+	/* One that had come too late is nobody's: what was started then ends with its socket. */
+	while (!r && a.serial != m.serial) {
+		vp_close(sock);
 		r = hear(&a, sock);
+	}
+	if (r == -ETIMEDOUT)
+		return vp_err_set(e, r, "the process that starts the next daemon did not answer in %u s; try again",
+				  WAIT_MS / 1000);
 	if (r)
 		return vp_err_set(e, r, "the process that starts the next daemon has gone; restart the daemon");
 	if (a.code || *sock < 0)

@@ -220,6 +220,8 @@ static void alter(struct vp_link *l, const struct vp_conf_link *want, const stru
 	struct vp_err e = { 0 };
 	int r;
 
+	free(l->shape);
+	l->shape = NULL;
 	l->origin = VP_ORIGIN_FILE;
 	l->decision = ch->now;
 	l->conf.start_down = want->start_down;

@@ -244,6 +244,7 @@ void vp_link_remove(struct vp_links *ls, struct vp_link *l)
 	memmove(&ls->v[at], &ls->v[at + 1], (ls->n - at - 1) * sizeof(*ls->v));
 	ls->n--;
 	free(l->brief);
+	free(l->shape);
 	free(l->labels);
 	free(l->info);
 	free(l->given);

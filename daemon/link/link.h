@@ -106,6 +106,7 @@ struct vp_link {
 	uint64_t                   wakes[VP_SIDES];
 	char                      *brief;       /* the part of link.list that never changes; NULL = not asked for yet */
 	size_t                     brief_n;
+	char                      *shape;       /* link_save.c: conf as text; NULL = not asked for since it changed */
 	/* of metrics: link="NAME", and all that say what it is; NULL = not asked for yet */
 	char                      *labels;
 	char                      *info;

@@ -19,6 +19,7 @@ struct link_rec {
 	uint32_t mode, runtime, up, state;
 	uint64_t since_us, state_us;
 	uint64_t state_sum[VP_LINK_STATES];
+	uint32_t plugged, pad;
 };
 
 int vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e)
@@ -78,23 +79,24 @@ static void link_save(struct vp_link *l, struct vp_rec *r)
 {
 	struct link_rec s = {
 		.mode = l->decision.mode, .runtime = l->origin == VP_ORIGIN_RUNTIME, .up = l->up, .state = l->state,
-		.since_us = l->since_us, .state_us = l->state_us,
+		.since_us = l->since_us, .state_us = l->state_us, .plugged = l->ops->plugged && l->ops->plugged(l),
 	};
-	char *text = shape(l);
 
+	/* Kept, for it is written again while traffic stands still. */
+	if (!l->shape)
+		l->shape = shape(l);
 	memcpy(s.state_sum, l->state_sum, sizeof(s.state_sum));
 	vp_rec_begin(r, TAG_LINK);
 	vp_rec_str(r, TAG_NAME, l->conf.name);
 	vp_rec_put(r, TAG_STATE, &s, sizeof(s));
 	vp_rec_put(r, TAG_CONF, &l->conf, sizeof(l->conf));
-	vp_rec_str(r, TAG_SHAPE, text ? text : "");
+	vp_rec_str(r, TAG_SHAPE, l->shape ? l->shape : "");
 	if (s.runtime)
 		vp_rec_str(r, TAG_GIVEN, l->given);
 	vp_rec_begin(r, TAG_IMPL);
 	l->ops->save(l, r);
 	vp_rec_end(r);
 	vp_rec_end(r);
-	free(text);
 }
 
 void vp_links_save(struct vp_links *ls, struct vp_rec *r)
@@ -218,6 +220,14 @@ static int link_restore(struct vp_links *ls, struct vp_daemon *d, const struct v
 	    s.state >= VP_LINK_STATES || !vp_rec_find(in, TAG_IMPL, &impl))
 		return vp_err_set(e, -EPROTO, "the record of link %.63s is malformed, or of another version", name);
 	r = conf_now(ls, d, in, &s, &probe, name, &same, &why);
+	/* As a reload without --yes, this ends no device of a running VM that is wanted still. */
+	if (!r && !same && s.plugged && *probe.conf.name) {
+		free(probe.given);
+		return vp_err_set(e, -EBUSY,
+				  "link %s: its configuration has changed, and its device in VM %s may have to be "
+				  "plugged anew for that; run vhost-pcictl reload first, which says so",
+				  name, probe.conf.side[VP_SIDE_DEVICE].vm);
+	}
 	if (r || !same) {
 		vp_log(VP_LOG_NOTICE, "link %s: it is not handed over, for %s", name,
 		       r ? why.msg : "its configuration has changed");

@@ -1,16 +1,24 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Port links: what the guard (guard.h) is told of them. Only fast links, whose device VM has the driver VM's own rings.
+ * Port links: what the guard (guard.h) is told of them. Only links whose device VM has the driver VM's own rings, or
+ * windows of its memory that a VMM has to unmap.
  */
 #include "link/port_link.h"
 
 #include "context/context.h"
 #include "handover/guard.h"
 
-static bool wanted(struct vp_plink *pl)
+static bool has_driver(const struct vp_plink *pl)
 {
-	return !pl->m->lanes && pl->slot.v && !pl->closing && vp_peer_session(pl->peer) &&
-	       vp_port_in_guests_hands(pl->port);
+	return pl->slot.v && !pl->closing && vp_peer_session(pl->peer);
+}
+
+static bool wanted(const struct vp_plink *pl)
+{
+	if (pl->m->lanes)
+		return false;
+	return (has_driver(pl) && vp_port_in_guests_hands(pl->port)) ||
+	       (pl->l->conf.attachment == VP_ATTACH_SHMEM && pl->att && vp_port_windows_out(pl->port));
 }
 
 void vp_plink_guard_update(struct vp_plink *pl)
@@ -26,12 +34,13 @@ void vp_plink_guard_update(struct vp_plink *pl)
 		pl->guarded = false;
 		return;
 	}
-	if (pl->guarded && !pl->guard_stale)
+	if (pl->guarded && !pl->guard_stale && pl->guards_driver == has_driver(pl))
 		return;
 	if (!pl->guard_id)
 		pl->guard_id = vp_guard_id(g);
 	w.id = pl->guard_id;
-	w.driver = vu_backend_fd(vp_peer_session(pl->peer));
+	pl->guards_driver = has_driver(pl);
+	w.driver = pl->guards_driver ? vu_backend_fd(vp_peer_session(pl->peer)) : -1;
 	w.memfd = vp_port_memfd(pl->port, NULL);
 	w.recordfd = vp_port_record_fd(pl->port);
 	pl->att->ops->last_signal(pl->att, &w.signal);

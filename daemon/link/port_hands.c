@@ -143,6 +143,15 @@ void vp_plink_answer_stop(struct vp_plink *pl, unsigned i)
 	vp_peer_rearm(pl->peer);
 }
 
+/* What is said of a drain that takes long ends with the last of them. */
+static void drains_look(struct vp_plink *pl)
+{
+	for (unsigned i = 0; i < pl->n; i++)
+		if (pl->q[i].draining)
+			return;
+	vp_slow_end(&pl->drain_slow);
+}
+
 static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop *s)
 {
 	struct vp_plink *pl = ctx;
@@ -151,6 +160,7 @@ static void port_queue_stopped(void *ctx, unsigned i, const struct vp_port_stop 
 
 	vp_plink_withdraw(pl, i, 1);
 	q->handed = q->stop_owed = q->draining = false;
+	drains_look(pl);
 	q->m->end(pl, i, s, alive);
 	/* Not one that is to be gone on with in another mode. */
 	q->given_up = q->spoiled || (!s->lost && !owed && !q->taken && q->m == mode_now(pl, i));
@@ -411,6 +421,7 @@ void vp_plink_drained(struct vp_plink *pl, bool all)
 			       pl->dev_name, i, DRAIN_US / 1000000);
 		vp_port_queue_stop(pl->port, i);
 	}
+	drains_look(pl);
 }
 
 static int on_drain(sd_event_source *s, uint64_t usec, void *arg)
@@ -429,6 +440,11 @@ static bool drain(struct vp_plink *pl, unsigned i)
 	m->open(pl, i, false);
 	pl->q[i].draining = !m->drained(pl, i) && vp_timer_in(pl->l->d->event, &pl->drain_timer, DRAIN_US, on_drain, pl,
 							      pl->name) >= 0;
+	if (pl->q[i].draining && !pl->drain_slow.since_us)
+		vp_slow_begin(&pl->drain_slow, pl->l->d->event,
+			      "requests are under way in the device VM, look at its back-end and at what that writes "
+			      "to; the driver VM waits for it, and after 5 s no longer",
+			      "%s: the stop of queue %u", pl->dev_name, i);
 	return pl->q[i].draining;
 }
 

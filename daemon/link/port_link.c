@@ -37,6 +37,8 @@ void vp_plink_changed(void *ctx)
 
 	if (pl->port && pl->m->tidy)
 		pl->m->tidy(pl);
+	if (pl->port)
+		vp_plink_guard_update(pl);
 	/* Not with the driver's queues: without a carrier they do not run. */
 	if (pl->port && !vp_port_is_silent(pl->port))
 		vp_carrier_set(pl->carrier, pl->l->up && vp_port_attached(pl->port));
@@ -81,6 +83,7 @@ void vp_plink_stop(struct vp_link *l)
 	if (pl->inited)
 		pl->m->fini(pl);
 	sd_event_source_disable_unref(pl->drain_timer);
+	vp_slow_end(&pl->drain_slow);
 	vp_port_free(pl->port);
 	vp_plink_guard_left(pl);
 	free(pl->q);

@@ -25,6 +25,7 @@
 #include "attach/attach.h"
 #include "threads/forward.h"
 #include "port/port.h"
+#include "sys/slow.h"
 #include "front/stats.h"
 #include "front/vdev.h"
 
@@ -156,7 +157,7 @@ struct vp_plink {
 	bool                  reoffer;    /* what a driver VM is offered changes when its session has ended */
 	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
-	bool                  guarded, guard_stale, leaving;
+	bool                  guarded, guards_driver, guard_stale, leaving;
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	/* no events for what changes now: one is to follow, or nobody may know of the link */
@@ -168,6 +169,7 @@ struct vp_plink {
 	struct vp_profile     profile;
 	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
 	sd_event_source      *drain_timer;
+	struct vp_slow        drain_slow;
 };
 
 /* The driver VM's memory, NULL = there is none, or it is going. */

@@ -210,6 +210,8 @@ void vp_port_free(struct vp_port *p)
 	p->aops = NULL; /* whoever owns the attachment has freed it by now */
 	vp_port_goodbye(p);
 	sd_event_source_disable_unref(p->timer);
+	for (unsigned q = 0; q < VHP_MAX_QUEUES; q++)
+		vp_slow_end(&p->q[q].slow);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		vp_close_foreign(&p->win[i].fd);
 	port_mem_free(p);

@@ -104,6 +104,13 @@ int vp_port_memfd(const struct vp_port *p, uint64_t *size);
 int vp_port_record_fd(const struct vp_port *p);
 /* A word for the attachment that outlives this process as well; 0 at first. Valid as long as the port. */
 uint32_t *vp_port_attachment_word(struct vp_port *p);
+/*
+ * For who takes windows back when this process has gone: the VMM is about to be asked to map [off, off + len) of
+ * region 1 (len 0: it has it no more), and to unmap it; it has stopped the device, and nothing is mapped.
+ */
+void vp_port_record_map(struct vp_port *p, unsigned slot, uint64_t off, uint64_t len);
+void vp_port_record_unmapping(struct vp_port *p, unsigned slot);
+void vp_port_record_no_maps(struct vp_port *p);
 /* It is the port of an earlier process. */
 bool vp_port_was_kept(const struct vp_port *p);
 /*
@@ -234,6 +241,8 @@ bool vp_port_shows(const struct vp_port *p, uint64_t addr, uint64_t size);
 bool vp_port_shows_whole(const struct vp_port *p, uint64_t addr, uint64_t size);
 /* Some window is on its way out: the device VM may still reach what it shows. The end of each is a change. */
 bool vp_port_windows_leaving(const struct vp_port *p);
+/* The device VM's VMM has some window, or was asked for one; the pool is none. */
+bool vp_port_windows_out(const struct vp_port *p);
 
 /* What regions with VHP_REGION_INFLIGHT have room for. Before vp_port_set_memory() that has one. */
 void vp_port_set_inflight(struct vp_port *p, unsigned queues, unsigned entries);
@@ -285,8 +294,9 @@ void vp_port_touch(struct vp_port *p);
 
 /*
  * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment, or
- * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There vp_port_record_memory() finds the memory before the port is made, which is silent then.
- * It has its own regions, as vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
+ * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There
+ * vp_port_record_memory() finds the memory before the port is made, which is silent then. It has its own regions, as
+ * vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
  */
 bool vp_port_at_rest(const struct vp_port *p, bool on_their_way);
 void vp_port_save(struct vp_port *p, struct vp_rec *r);

@@ -8,6 +8,7 @@
 #include "base/util.h"
 #include "port/ctrl.h"
 #include "port/port.h"
+#include "sys/slow.h"
 
 #define PORT_SYNC_US     1000000u   /* how long a removed window, or a queue's next run, waits for SYNC */
 /*
@@ -54,6 +55,7 @@ struct port_region {
 struct port_queue {
 	bool     running, stopping;
 	uint64_t deadline;
+	struct vp_slow slow;    /* stopping */
 	uint32_t run;
 	/* The last run ended without the guest's word, which may still be at work on it. */
 	bool     lingers;

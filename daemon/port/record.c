@@ -126,6 +126,31 @@ uint32_t *vp_port_attachment_word(struct vp_port *p)
 	return &p->record->attachment_word;
 }
 
+/* Each is written before what it says is done: who reads it later asks for too much rather than too little. */
+void vp_port_record_map(struct vp_port *p, unsigned slot, uint64_t off, uint64_t len)
+{
+	struct port_record_map *m = &p->record->map[slot];
+
+	m->len = 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	m->off = off;
+	m->unmapping = 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	m->len = len;
+}
+
+void vp_port_record_unmapping(struct vp_port *p, unsigned slot)
+{
+	p->record->map[slot].unmapping = 1;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+void vp_port_record_no_maps(struct vp_port *p)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		p->record->map[i].len = 0;
+}
+
 int vp_port_record_fd(const struct vp_port *p)
 {
 	return p->recordfd;

@@ -12,7 +12,13 @@
 
 #include "vhost-pci/abi.h"
 
-#define PORT_RECORD_VERSION 2u
+#define PORT_RECORD_VERSION 3u
+
+/* What a VMM was asked to map for the device VM (shmem). */
+struct port_record_map {
+	uint64_t off, len;       /* in region 1; len 0 = nothing */
+	uint64_t unmapping;      /* it was asked to unmap it, and has not answered */
+};
 
 struct port_record {
 	uint32_t version;
@@ -25,6 +31,7 @@ struct port_record {
 	uint32_t attachment_word;
 	uint32_t left;           /* the daemon has said goodbye: nothing of the page changes any more by its hand */
 	uint32_t run[VHP_MAX_QUEUES];
+	struct port_record_map map[VHP_MAX_WINDOWS];
 };
 
 /* recordfd stays the caller's. NULL: errno, EINVAL where the file is smaller than a record. */

@@ -22,6 +22,7 @@ void port_end_run(struct vp_port *p, unsigned q, const struct vp_port_stop *s)
 	p->q[q].running = false;
 	p->q[q].stopping = false;
 	p->q[q].deadline = 0;
+	vp_slow_end(&p->q[q].slow);
 	port_queue_flags(p, q, s->broken ? VHP_QUEUE_BROKEN : 0,
 			 VHP_QUEUE_STARTED | VHP_QUEUE_STOP | VHP_QUEUE_ENABLED);
 	if (s->base_known)
@@ -129,6 +130,10 @@ int port_stop_within(struct vp_port *p, unsigned q, uint64_t us)
 
 	if (q >= p->nqueues || !p->q[q].running)
 		return 0;
+	if (!p->q[q].stopping)
+		vp_slow_begin(&p->q[q].slow, p->event,
+			      "its guest is stopped or busy, or what serves there hangs; it is cut off in the end",
+			      "port %.32s: the stop of queue %u", p->conf.name, q);
 	if (!p->q[q].stopping || p->q[q].deadline > deadline) {
 		vp_port_begin(p);
 		p->q[q].stopping = true;

@@ -53,6 +53,17 @@ struct busy_rec {
 	struct vhp_abi_command cmd;
 };
 
+#define PART 1024u
+
+struct page_part {
+	uint64_t at;
+	uint8_t  bytes[PART];
+};
+
+_Static_assert(!(sizeof(struct vhp_abi_state) % PART) && !(offsetof(struct vhp_abi_state, reserved3) % PART) &&
+		       !(offsetof(struct vhp_abi_state, windows) % PART),
+	       "the page is whole parts");
+
 /* ---- writing ------------------------------------------------------------------------------- */
 
 bool vp_port_at_rest(const struct vp_port *p, bool on_their_way)
@@ -92,6 +103,33 @@ static void save_window(struct vp_port *p, unsigned slot, struct vp_rec *r)
 	vp_rec_end(r);
 }
 
+static bool is_zero(const uint8_t *p)
+{
+	return !*p && !memcmp(p, p + 1, PART - 1);
+}
+
+/* The next part behind at; the middle is reserved, and never written. */
+static size_t part_next(size_t at)
+{
+	at += PART;
+	return at == offsetof(struct vhp_abi_state, reserved3) ? offsetof(struct vhp_abi_state, windows) : at;
+}
+
+/* What is in it: nearly all of it is zero, and there may be a thousand ports. */
+static void save_page(struct vp_port *p, struct vp_rec *r)
+{
+	const uint8_t *st = (const uint8_t *)&p->st;
+	struct page_part part;
+
+	for (size_t at = 0; at < sizeof(p->st); at = part_next(at)) {
+		if (is_zero(st + at))
+			continue;
+		part.at = at;
+		memcpy(part.bytes, st + at, PART);
+		vp_rec_put(r, TAG_PAGE, &part, sizeof(part));
+	}
+}
+
 void vp_port_save_hot(struct vp_port *p, struct vp_rec *r)
 {
 	struct port_rec s = {
@@ -109,7 +147,7 @@ void vp_port_save_hot(struct vp_port *p, struct vp_rec *r)
 	memcpy(s.counted, p->counted, sizeof(s.counted));
 	memcpy(s.told_counts, p->told_counts, sizeof(s.told_counts));
 	vp_rec_put(r, TAG_PORT, &s, sizeof(s));
-	vp_rec_put(r, TAG_PAGE, &p->st, sizeof(p->st));
+	save_page(p, r);
 	vp_rec_put(r, TAG_TOLD, p->told, sizeof(p->told));
 	for (unsigned q = 0; q < p->nqueues; q++) {
 		const struct port_queue *n = &p->q[q];
@@ -239,18 +277,53 @@ static void load_port(struct vp_port *p, const struct port_rec *s)
 	p->n_updates = s->n_updates;
 }
 
+/* Memory that was never touched stays so. */
+static void clear_part(uint8_t *st, uint8_t *pub)
+{
+	if (!is_zero(st))
+		memset(st, 0, PART);
+	if (!is_zero(pub))
+		memset(pub, 0, PART);
+}
+
+/* Parts come in rising order. What the port has made of its page so far goes. */
+static bool load_page(struct vp_port *p, const struct vp_rec_in *in)
+{
+	struct vp_rec_in rest = *in, body;
+	uint8_t *st = (uint8_t *)&p->st, *pub = (uint8_t *)&p->pub;
+	struct page_part part;
+	size_t at = 0;
+	unsigned tag;
+
+	while (vp_rec_next(&rest, &tag, &body)) {
+		if (tag != TAG_PAGE)
+			continue;
+		if (body.n != sizeof(part))
+			return false;
+		memcpy(&part, body.p, sizeof(part));
+		for (; at < sizeof(p->st) && at < part.at; at = part_next(at))
+			clear_part(st + at, pub + at);
+		if (at != part.at || at >= sizeof(p->st))
+			return false;
+		memcpy(st + at, part.bytes, PART);
+		memcpy(pub + at, part.bytes, PART);
+		at = part_next(at);
+	}
+	for (; at < sizeof(p->st); at = part_next(at))
+		clear_part(st + at, pub + at);
+	return page_ok(p, &p->st);
+}
+
 int vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_rec_in rest = *in, body;
-	struct vhp_abi_state page;
 	struct port_rec s;
 	struct busy_rec b;
 	unsigned tag, q = 0;
 	int r = 0;
 
 	if (vp_rec_get(in, TAG_PORT, &s, sizeof(s)) || s.driver > VP_PORT_DRIVER_RUNS || s.n_told > VHP_CONFIG_MAX ||
-	    vp_rec_get(in, TAG_PAGE, &page, sizeof(page)) || !page_ok(p, &page) ||
-	    vp_rec_get(in, TAG_TOLD, p->told, sizeof(p->told)))
+	    !load_page(p, in) || vp_rec_get(in, TAG_TOLD, p->told, sizeof(p->told)))
 		return vp_err_set(e, -EPROTO, "the record of a port is malformed");
 	/* Those that making it without a guest may have come to; nothing was given. */
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
@@ -274,8 +347,6 @@ int vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp
 	if (!r)
 		p->cmd = b.cmd;
 	load_port(p, &s);
-	p->st = page;
-	p->pub = page;
 	p->regions_dirty = p->touched = false;
 	return 0;
 }

@@ -329,6 +329,17 @@ bool vp_port_windows_leaving(const struct vp_port *p)
 	return false;
 }
 
+bool vp_port_windows_out(const struct vp_port *p)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++) {
+		const struct port_win *w = &p->win[i];
+
+		if (w->state != WIN_FREE && w->kind != VHP_WINDOW_POOL && (w->state != WIN_FAILED || w->dead))
+			return true;
+	}
+	return false;
+}
+
 /*
  * The link works without the in-flight area when there is no place for it (an ivshmem window wants a root port). Who
  * has begun without it does not get it later: queues that began then would differ from those before.

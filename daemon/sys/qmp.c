@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "sys/fds.h"
+#include "sys/slow.h"
 #include "sys/sock.h"
 #include "sys/source.h"
 #include "sys/timer.h"
@@ -35,6 +36,7 @@
 
 struct call {
 	json_int_t  id;
+	const char *command;   /* a literal */
 	vp_qmp_done done;
 	void       *arg;
 };
@@ -58,11 +60,23 @@ struct vp_qmp {
 	struct call              call[QMP_INFLIGHT];  /* a ring: head, n */
 	unsigned                 head, n;
 	json_int_t               next_id;
+	struct vp_slow           slow;                /* of the greeting, then of the first of call */
 	bool                     logged;
 	char                     why[160];
 };
 
 static void disconnect(struct vp_qmp *q, const char *why);
+
+/* Answers come in order: each command waits for its own from when the one before it was answered. */
+static void await_next(struct vp_qmp *q)
+{
+	if (q->n)
+		vp_slow_begin(&q->slow, q->event,
+			      "its QEMU is stopped or busy, look at that process; the link waits for it",
+			      "%s: QMP %s: %s", q->name, q->path, q->call[q->head].command);
+	else
+		vp_slow_end(&q->slow);
+}
 
 static void complete(struct vp_qmp *q, json_t *ret, const char *err)
 {
@@ -70,6 +84,9 @@ static void complete(struct vp_qmp *q, json_t *ret, const char *err)
 
 	q->head = (q->head + 1) % QMP_INFLIGHT;
 	q->n--;
+	vp_slow_end(&q->slow);
+	if (q->state != QMP_DOWN)
+		await_next(q);
 	if (c.done)
 		c.done(c.arg, ret, err);
 }
@@ -99,6 +116,7 @@ static void disconnect(struct vp_qmp *q, const char *why)
 	snprintf(q->why, sizeof(q->why), "%s", why);
 	q->state = QMP_DOWN;
 	vp_source_end(&q->io);
+	vp_slow_end(&q->slow);
 	vp_close_foreign(&q->fd);
 	free(q->buf);
 	q->buf = NULL;
@@ -166,7 +184,9 @@ int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_
 			sd_event_source_set_enabled(q->defer, SD_EVENT_ONESHOT);
 		return -ENOTCONN;
 	}
-	q->call[(q->head + q->n++) % QMP_INFLIGHT] = (struct call){ q->next_id, done, arg };
+	q->call[(q->head + q->n++) % QMP_INFLIGHT] = (struct call){ q->next_id, command, done, arg };
+	if (q->n == 1)
+		await_next(q);
 	return 0;
 }
 
@@ -198,6 +218,7 @@ static int on_line(struct vp_qmp *q, const char *line, size_t len)
 		if (!json_object_get(o, "QMP")) {
 			r = -EPROTO;
 		} else {
+			vp_slow_end(&q->slow);
 			q->state = QMP_CAPS;
 			r = vp_qmp_call(q, "qmp_capabilities", NULL, -1, caps_done, q);
 		}
@@ -339,6 +360,10 @@ static void greet(struct vp_qmp *q)
 	r = watch(q);
 	if (r < 0)
 		disconnect(q, strerror(-r));
+	if (q->state == QMP_GREETING)
+		vp_slow_begin(&q->slow, q->event,
+			      "QMP serves one client at a time, give the daemon a -qmp of its own; or its QEMU hangs",
+			      "%s: QMP %s: the greeting", q->name, q->path);
 }
 
 static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
@@ -447,6 +472,7 @@ void vp_qmp_free(struct vp_qmp *q)
 	if (!q)
 		return;
 	q->state = QMP_DOWN;
+	vp_slow_end(&q->slow);
 	while (q->n)
 		complete(q, NULL, "the link is being taken away");
 	vp_source_end(&q->io);

@@ -45,8 +45,8 @@ bool vp_qmp_is_up(const struct vp_qmp *q);
 const char *vp_qmp_why(const struct vp_qmp *q);
 
 /*
- * Send command with args (stolen, may be NULL). fd goes along when it is not -1, and stays the
- * caller's. done may be NULL. -ENOTCONN, -EBUSY (too many in flight), -ENOMEM: done is not called then,
+ * Send command (it outlives the connection) with args (stolen, may be NULL). fd goes along when it is not -1, and stays
+ * the caller's. done may be NULL. -ENOTCONN, -EBUSY (too many in flight), -ENOMEM: done is not called then,
  * and args is released.
  */
 int  vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_qmp_done done, void *arg);

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <urcu/urcu-qsbr.h>
 
+#include "base/cpus.h"
 #include "base/cycles.h"
 #include "base/foreign.h"
 #include "base/thread.h"
@@ -333,6 +333,7 @@ static void *supervisor_main(void *arg)
 static int worker_start(struct worker *w, struct worker_pool *p, const struct worker_pool_conf *c,
 			unsigned i, struct vp_err *e)
 {
+	char why[240];
 	int ret;
 
 	w->pool = p;
@@ -353,21 +354,11 @@ static int worker_start(struct worker *w, struct worker_pool *p, const struct wo
 	ret = pthread_create(&w->thread, NULL, worker_main, w);
 	if (ret)
 		return vp_err_set(e, -ret, "data thread %u: %s", i, strerror(ret));
-	if (w->cpu >= 0) {
-		cpu_set_t set;
-
-		CPU_ZERO(&set);
-		CPU_SET((unsigned)w->cpu, &set);
-		/* seccomp control: sched_setaffinity */
-		ret = pthread_setaffinity_np(w->thread, sizeof(set), &set);
-		if (ret)
-			return vp_err_set(e, -ret,
-					  "data thread %u cannot run on CPU %d: %s; name CPUs that are online, and "
-					  "allowed to the service, in CPUs= or --cpus",
-					  i, w->cpu,
-					  ret == EINVAL ? "there is none, or it is not allowed" : strerror(ret));
-	}
-	return 0;
+	if (w->cpu < 0)
+		return 0;
+	ret = vp_cpu_pin(w->thread, (unsigned)w->cpu, why, sizeof(why));
+	return !ret ? 0 : vp_err_set(e, ret, "data thread %u cannot run on CPU %d: %s; see CPUs= and --cpus", i,
+				     w->cpu, why);
 }
 
 int worker_pool_new(struct worker_pool **out, const struct worker_pool_conf *c, struct vp_err *e)

@@ -52,6 +52,8 @@ struct vhostuser {
 	uint64_t connect_ms;	/* no attempt before */
 	int said;		/* errno of the last failure that was logged */
 	uint64_t offered;
+	bool legacy;		/* the driver VM's driver knows nothing of virtio 1 */
+	bool told_legacy;	/* what may come of that */
 	unsigned int nqueues;
 	uint32_t type;		/* virtio ID of the link's device, 0: not known yet */
 	bool changed;		/* the back-end says that its config space is another one */
@@ -89,6 +91,17 @@ static void disconnect(struct vhostuser *v)
 	v->connect_ms = now_ms() + CONNECT_AGAIN_MS;
 }
 
+/* libvhost-user, which QEMU's back-ends are made with, ends the connection when such a driver's features are set. */
+static void look_legacy(struct vhostuser *v)
+{
+	if (v->legacy && !v->told_legacy)
+		vp_log(VP_LOG_WARNING,
+		       "%s: the driver VM uses a legacy device (without VERSION_1), which may be why its back-end "
+		       "leaves: qemu-storage-daemon serves none; give the driver VM's device disable-legacy=on",
+		       v->path);
+	v->told_legacy = v->legacy;
+}
+
 /*
  * Any failed call: was it refused, or is the connection gone? The front-end closes it by itself
  * after timeouts and broken streams.
@@ -99,6 +112,7 @@ static int failed(struct vhostuser *v, int rc, struct vp_err *e)
 		return rc;
 	if (e && e->msg[0])
 		vp_log(VP_LOG_WARNING, "%s: %s", v->path, e->msg);
+	look_legacy(v);
 	disconnect(v);
 	return -ECONNRESET;
 }
@@ -331,6 +345,8 @@ static int vu_configure(struct datapath *d, const uint64_t features[2], struct v
 	if (!v->fe)
 		return -ECONNRESET;
 	v->packed = f & VP_BIT(VIRTIO_F_RING_PACKED);
+	v->legacy = !vp_has(features, VIRTIO_F_VERSION_1);
+	v->told_legacy &= v->legacy;
 	rc = vu_frontend_set_features(v->fe, f, e);
 	if (!rc && v->mtu && (!v->type || v->type == VIRTIO_ID_NET) && vu_frontend_pf(v->fe) & VP_BIT(VU_PF_MTU) &&
 	    f & VP_BIT(VIRTIO_NET_F_MTU))
@@ -598,6 +614,7 @@ static int vu_handle(struct datapath *d, const struct pollfd *p, unsigned int n,
 	/* Nothing was asked, so whatever comes means that the back-end left or lost its wits. */
 	vp_err_set(e, -ECONNRESET, "the vhost-user back-end %s", p[0].revents & (POLLHUP | POLLRDHUP | POLLERR) ?
 		   "closed the connection" : "sent something unasked");
+	look_legacy(v);
 	disconnect(v);
 	return -ECONNRESET;
 }

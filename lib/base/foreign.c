@@ -40,7 +40,7 @@ struct freeing {
 static pthread_mutex_t freeing_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct freeing *freeing_list, **freeing_end = &freeing_list;
 static unsigned freeing_n;
-static bool freeing_runs, freeing_on;
+static bool freeing_runs, freeing_on, no_threads;
 
 /* So many sockets of one peer are closed at the same time only if they linger. */
 #define INNER_MAX 256u
@@ -245,6 +245,12 @@ static bool is_memory(int fd, uint64_t *bytes)
 	return true;
 }
 
+void vp_foreign_no_threads(void)
+{
+	freeing_on = false;
+	no_threads = true;
+}
+
 void vp_close_foreign(int *fd)
 {
 	struct closing *c;
@@ -252,6 +258,10 @@ void vp_close_foreign(int *fd)
 
 	if (*fd < 0)
 		return;
+	if (no_threads) {
+		vp_close(fd);
+		return;
+	}
 	if (is_memory(*fd, &bytes)) {
 		vp_foreign_free(NULL, bytes, fd);
 		return;

@@ -60,6 +60,8 @@ void vp_foreign_nudge_by(int sig);
  */
 void vp_foreign_free(void *base, size_t len, int *fd);
 void vp_foreign_free_elsewhere(bool on);
+/* This process makes no threads: the caller closes and frees, and what lingers is the caller's to interrupt. */
+void vp_foreign_no_threads(void);
 
 /* From now on the calling thread closes descriptors of this peer (a number as in blame.h); 0 = nobody's. */
 void vp_foreign_from(uint64_t who);

@@ -33,7 +33,7 @@ static bool area_ok(const struct vp_copyq_area *a)
 
 /* ---- as a record --------------------------------------------------------------------- */
 
-enum tag { TAG_ENGINE = 1, TAG_SLOTS, TAG_PENDING, TAG_SEGS, TAG_SHADOW };
+enum tag { TAG_ENGINE = 1, TAG_SLOTS, TAG_PENDING, TAG_SEGS, TAG_SEGS_MORE, TAG_SHADOW };
 
 enum { F_BLOCKED = 1, F_AGAIN = 2, F_STALLED = 4, F_HELD = 8, F_OPEN = 16 };
 
@@ -45,6 +45,17 @@ struct engine_rec {
 
 /* Both are written as they are. */
 _Static_assert(sizeof(struct vp_copyq_slot) == 40 && sizeof(struct vp_copyq_seg) == 16, "the layout of the record");
+
+/* Those in use end at the head; where they go round the end they begin at segs_from(), segs_first() of them. */
+static uint32_t segs_from(const struct vp_copyq *b)
+{
+	return b->segs.head >= b->segs.used ? b->segs.head - b->segs.used : b->segs.size - b->segs.used + b->segs.head;
+}
+
+static uint32_t segs_first(const struct vp_copyq *b)
+{
+	return b->segs.head >= b->segs.used ? b->segs.used : b->segs.used - b->segs.head;
+}
 
 void vp_copyq_save(const struct vp_copyq *b, struct vp_rec *r)
 {
@@ -60,7 +71,9 @@ void vp_copyq_save(const struct vp_copyq *b, struct vp_rec *r)
 	vp_rec_put(r, TAG_ENGINE, &s, sizeof(s));
 	vp_rec_put(r, TAG_SLOTS, b->slot, (b->mask + 1) * sizeof(*b->slot));
 	vp_rec_put(r, TAG_PENDING, b->pend, (b->mask + 1) * sizeof(*b->pend));
-	vp_rec_put(r, TAG_SEGS, b->seg, b->segs.size * sizeof(*b->seg));
+	/* Of the rest, which is nearly all, nobody knows any more: the longest record is that of the queues. */
+	vp_rec_put(r, TAG_SEGS, b->seg + segs_from(b), segs_first(b) * sizeof(*b->seg));
+	vp_rec_put(r, TAG_SEGS_MORE, b->seg, (b->segs.used - segs_first(b)) * sizeof(*b->seg));
 	vp_rec_begin(r, TAG_SHADOW);
 	vp_drvq_save(&b->shadow, r);
 	vp_rec_end(r);
@@ -89,7 +102,8 @@ static bool slots_ok(const struct vp_copyq *b)
 	const uint32_t n = b->mask + 1;
 
 	if (b->head - b->tail > n || b->pend_head - b->pend_tail > n ||
-	    (b->in_order && b->order - b->tail > b->head - b->tail) ||
+	    /* An early queue has nothing to put in order. */
+	    (b->in_order && !b->c.early && b->order - b->tail > b->head - b->tail) ||
 	    b->data.head > b->data.size || b->data.used > b->data.size || b->segs.head > b->segs.size ||
 	    b->segs.used > b->segs.size)
 		return false;
@@ -132,7 +146,12 @@ static int load(struct vp_copyq *b, uint16_t size, vp_gptr mem, const struct vp_
 	if (vp_rec_get(in, TAG_ENGINE, &s, sizeof(s)) || !vp_rec_find(in, TAG_SHADOW, &shadow) ||
 	    !load_array(in, TAG_SLOTS, b->slot, (b->mask + 1) * sizeof(*b->slot)) ||
 	    !load_array(in, TAG_PENDING, b->pend, (b->mask + 1) * sizeof(*b->pend)) ||
-	    !load_array(in, TAG_SEGS, b->seg, b->segs.size * sizeof(*b->seg)))
+	    s.segs_head > b->segs.size || s.segs_used > b->segs.size)
+		return -EPROTO;
+	b->segs.head = s.segs_head;
+	b->segs.used = s.segs_used;
+	if (!load_array(in, TAG_SEGS, b->seg + segs_from(b), segs_first(b) * sizeof(*b->seg)) ||
+	    !load_array(in, TAG_SEGS_MORE, b->seg, (b->segs.used - segs_first(b)) * sizeof(*b->seg)))
 		return -EPROTO;
 	ret = vp_drvq_restore(&b->shadow, size, b->c.features, mem, &shadow);
 	if (ret)
@@ -150,8 +169,6 @@ static int load(struct vp_copyq *b, uint16_t size, vp_gptr mem, const struct vp_
 	b->order = s.order;
 	b->data.head = s.data_head;
 	b->data.used = s.data_used;
-	b->segs.head = s.segs_head;
-	b->segs.used = s.segs_used;
 	return b->shadow.broken || slots_ok(b) ? 0 : -EPROTO;
 }
 

@@ -16,11 +16,12 @@ def devices(buses):
                 yield from devices([{'devices': d['pci_bridge'].get('devices', [])}])
 
 
-def plug(vm, id, sock, **device):
-    """A chardev "c-ID" that connects to @sock, and the device @id on top of it: @device as for device_add."""
-    vm.qmp('chardev-add', id='c-' + id,
+def plug(vm, id, sock, char=None, **device):
+    """A chardev (@char, else "c-ID") that connects to @sock, and the device @id on top of it: @device as for device_add."""
+    char = char or 'c-' + id
+    vm.qmp('chardev-add', id=char,
            backend={'type': 'socket', 'data': {'addr': {'type': 'unix', 'data': {'path': sock}}, 'server': False}})
-    vm.qmp('device_add', id=id, chardev='c-' + id, **device)
+    vm.qmp('device_add', id=id, chardev=char, **device)
 
 
 def wait_unplugged(vm, id, timeout=20, ask=None):
@@ -37,7 +38,7 @@ def wait_unplugged(vm, id, timeout=20, ask=None):
         time.sleep(0.05)
 
 
-def unplug(vm, id, timeout=20):
+def unplug(vm, id, timeout=20, char=None):
     """The opposite of plug(). Returns the seconds until the guest has let go of the device."""
     def ask():
         try:
@@ -54,7 +55,7 @@ def unplug(vm, id, timeout=20):
     end = time.time() + limit(5)
     while True:
         try:
-            vm.qmp('chardev-remove', id='c-' + id)
+            vm.qmp('chardev-remove', id=char or 'c-' + id)
             return t
         except VMError as e:
             if 'busy' not in str(e) or time.time() > end:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import struct
 import subprocess
@@ -77,18 +78,39 @@ def test_directory_that_is_not_there(tmp_path):
 
 # arguments, what is said
 START = {
-    "CPU that is not there": (["--cpus", "4000"], ["data thread 0 cannot run on CPU 4000", "CPUs= or --cpus"]),
+    "CPU that is not there": (["--cpus", "4000"], ["data thread 0 cannot run on CPU 4000", "; allowed are {cpus}; see CPUs= and --cpus"]),
+    "the second of them": (["--threads", "2", "--cpus", "{first},4000"], ["data thread 1 cannot run on CPU 4000", "; allowed are {cpus}"]),
     "log level": (["--log-level", "loud"], ["--log-level", "error, warning, notice, info or debug"]),
 }
+
+
+# The CPUs that this process, and what it starts, may run on: as the kernel writes them.
+CPUS = next(x.split()[1] for x in open("/proc/self/status") if x.startswith("Cpus_allowed_list:"))
+FIRST = str(min(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize("name", START)
 def test_start(tmp_path, name):
     args, said = START[name]
-    r = check("--config", str(tmp_path), "--runtime-dir", str(tmp_path / "run"), *args)
+    r = check("--config", str(tmp_path), "--runtime-dir", str(tmp_path / "run"), *(a.format(first=FIRST) for a in args))
     assert r.returncode
     for s in said:
-        assert s in r.stderr
+        assert s.format(cpus=CPUS) in r.stderr
+
+
+@pytest.mark.parametrize("cpu,said", [("4000", "there is no such CPU here, or it is not allowed; allowed are " + CPUS), ("x", "the number of a CPU"),
+                                      ("-1", "the number of a CPU"), ("99999999999", "no such CPU")])
+def test_forwarder_on_a_cpu(cpu, said):
+    r = subprocess.run([str(conftest.BUILD / "fwd/vhost-pci-fwd"), "--cpu", cpu, "unix:/none"], capture_output=True, text=True, timeout=60)
+    assert r.returncode == 2 and f"vhost-pci-fwd: --cpu {cpu}: " in r.stderr and said in r.stderr
+
+
+@pytest.mark.skipif(not shutil.which("taskset"), reason="taskset is not installed (package util-linux)")
+def test_allowed_is_what_the_kernel_says(tmp_path):
+    """Not all that the machine has: what was allowed to the program."""
+    r = subprocess.run(["taskset", "-c", FIRST, str(conftest.BUILD / "fwd/vhost-pci-fwd"), "--cpu", "4000", "unix:/none"], capture_output=True, text=True,
+                       timeout=60)
+    assert r.stderr.endswith(f"allowed are {FIRST}\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")

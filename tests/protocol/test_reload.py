@@ -267,3 +267,16 @@ def test_qmp_socket_of_the_daemon_moves(make_daemon):
         d.call("daemon.reload")
         assert os.path.exists(d.run / "two.qmp") and not os.path.exists(d.run / "one.qmp")
         assert d.show("ab")["sides"]["device"]["online"]
+
+
+def test_a_name_that_begins_another_one(make_daemon):
+    """Files sort as "x-y.link", "x.link"; links and VMs are found all the same, and are not taken for others."""
+    d = make_daemon()
+    for vm in ("x", "x-y", "x.y", "x-"):
+        d.write(f"{vm}.vm", "[VM]\nTrustGroup=test\n")
+    names = ("x", "x-y", "x-y-z", "x.y", "x0", "x-")
+    for name in names:
+        d.link(name, driver="x", device="x-y", Link_Mode="relay", Device_Endpoint="virtio-net")
+    d.start()
+    assert [link["name"] for link in d.call("link.list")["links"]] == sorted(names)
+    assert d.call("daemon.reload")["changed"] == 0

@@ -509,7 +509,7 @@ def test_not_for_ports(make_daemon):
     """A kind of link that cannot be handed over: said before anything happens."""
     d = make_daemon()
     d.link("ab")
-    d.link("port", Link_Mode="fast", Device_Endpoint="port", Device_Attachment="ivshmem")
+    d.link("port", Link_Type="blk", Device_Endpoint="port", Device_Attachment="local", Profile_Capacity="1M")
     d.start()
     with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
         refused(d, "link port cannot be handed over")

@@ -17,12 +17,12 @@ import portclient as pc
 import portlab
 import vu
 from blk import Disk, Driver, pattern
+from portflow import PATH, ends, lab
 from portside import same, settled
 from test_device import dev, drv, make  # noqa: F401 (a fixture)
 from test_guard import deaf, gone, hung_up
 from test_logged import COPY, FAST, answer_stops, log_on, runs
 from test_upgrade import real, refused
-from test_upgrade_port import PATH, ends, lab
 
 FEATURES = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
 

@@ -8,13 +8,14 @@ import pytest
 import conftest
 import portclient as pc
 import vu
+from portflow import PATH, ends
 from portlab import started
 from test_grant import GRANT, GrantLab, POOL, POOL_SIZE
 from test_grant_viommu import (IOVA, INVALIDATE, MAP, PAGE, READ, RO, WRITE, Lab, answer_packet, answered, covers, forward, free_page,
                                give_up, refused, send_later, settle, take_answer, up, wait, want)
 from test_upgrade import fd_kinds
 from test_upgrade_fast import Hooked, page_of
-from test_upgrade_port import PATH, TIMES, ends
+from test_upgrade_port import TIMES
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import select
-import socket
 import struct
 import threading
 import time
@@ -15,138 +13,12 @@ import portclient as pc
 import portlab
 import pytest
 import vu
-from portside import eventfd_id, settled
-from test_restart import service  # noqa: F401 pylint: disable=unused-import
+from portflow import PATH, Ends, ends, lab
+from portside import answer_stop
 from test_upgrade import fd_kinds, real, refused
 
-PATH = pc.ALL & ~vu.bit(vu.PACKED)  # the scripted device side knows split rings
-DONE = [
-    ("copy", "local"),
-    ("copy", "ivshmem"),
-    ("copy", "shmem"),
-    ("fast", "local"),
-    ("fast", "ivshmem"),
-    ("fast", "shmem"),
-]
+DONE = [x for x in portlab.ALL if x[0] in ("copy", "fast")]
 IDS = [f"{m}-{a}" for m, a in DONE]
-STRAIGHT = {"local": (2, 2), "ivshmem": (0, 2), "shmem": (0, 0)}  # kicks and calls that go so on a fast link
-
-
-class Ends(threading.Thread):
-    """Numbered packets both ways between a driver and a device side: each arrives once, in order, unchanged."""
-
-    def __init__(self, nic, port, window=24, size=200):
-        super().__init__(daemon=True)
-        self.nic, self.port, self.window, self.size = nic, port, window, size
-        state = port.state()
-        self.tx, self.rx = state.queues[1], state.queues[0]
-        self.tx_at, self.rx_at = self.tx.base, self.rx.base
-        self.sent, self.got = [0, 0], [0, 0]  # driver to device, device to driver
-        self.ending, self.wrong, self.seen = False, None, state.generation
-
-    def device_takes(self):
-        moved = False
-        while (got := self.port.take(self.tx, self.tx_at)) is not None:
-            bufs, head = got
-            data = b"".join(bytes(self.port.view(a, l)) for a, l, w in bufs)[12:]
-            assert data == vu.frame(self.got[0], self.size), f"packet {self.got[0]} did not arrive, or not as sent"
-            self.port.give_back(self.tx, self.tx_at, head, 0)
-            self.tx_at += 1
-            self.got[0] += 1
-            moved = True
-        if moved:
-            pc.one(self.port.doorbells[self.tx.doorbell])
-        return moved
-
-    def device_sends(self):
-        moved = False
-        while not self.ending and self.sent[1] - self.got[1] < self.window:
-            got = self.port.take(self.rx, self.rx_at)
-            if got is None:
-                break
-            bufs, head = got
-            whole = bytes(10) + b"\1\0" + vu.frame(self.sent[1], self.size)
-            self.port.view(bufs[0][0], len(whole))[:] = whole
-            self.port.give_back(self.rx, self.rx_at, head, len(whole))
-            self.rx_at += 1
-            self.sent[1] += 1
-            moved = True
-        if moved:
-            pc.one(self.port.doorbells[self.rx.doorbell])
-        return moved
-
-    def driver(self):
-        moved = False
-        self.nic.reclaim()
-        if not self.ending and self.sent[0] - self.got[0] < self.window:
-            self.nic.send_packet(vu.frame(self.sent[0], self.size))
-            self.sent[0] += 1
-            moved = True
-        while (p := self.nic.poll_packet()) is not None:
-            assert p[1] == vu.frame(self.got[1], self.size), f"packet {self.got[1]} did not come back, or not as sent"
-            self.got[1] += 1
-            moved = True
-        return moved
-
-    def run(self):
-        try:
-            idle = time.monotonic()
-            while not self.ending or self.got != self.sent:
-                moved = self.driver() | self.device_takes() | self.device_sends()
-                now = time.monotonic()
-                if moved:
-                    idle = now
-                elif now - idle > conftest.PATIENCE:
-                    raise AssertionError(f"nothing moves: {self.sent} sent, {self.got} arrived")
-                else:
-                    time.sleep(0.0002)
-        except Exception as err:  # pylint: disable=broad-except
-            self.wrong = err
-
-    def more(self, n=50):
-        want = [g + n for g in self.got]
-        deadline = time.monotonic() + conftest.PATIENCE
-        while any(g < w for g, w in zip(self.got, want)):
-            assert not self.wrong, repr(self.wrong)
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    def end(self):
-        self.ending = True
-        self.join()
-        assert not self.wrong, repr(self.wrong)
-        assert self.nic.poll_packet() is None and self.port.take(self.tx, self.tx_at) is None, "a packet came twice"
-
-
-@contextlib.contextmanager
-def ends(nic, port):
-    e = Ends(nic, port)
-    e.start()
-    e.more()
-    try:
-        yield e
-        e.more()
-    finally:
-        e.end()
-
-
-@contextlib.contextmanager
-def lab(make_daemon, mode, attachment, conf="", path=PATH, **more):
-    d = make_daemon()
-    if conf:
-        d.write("vhost-pci.conf", conf)
-    x = portlab.PortLab(d, mode, attachment, **more)
-    d.start()
-    try:
-        with vu.Nic(x.drv()) as nic, x.connect() as p:
-            assert p.attach(path) == pc.OK
-            portlab.started(p)
-            if mode == "fast":
-                settled(d, *STRAIGHT[attachment])   # some time after the link is up
-                p.drain()
-            yield d, nic, p
-    finally:
-        x.close()
 
 
 def same_but_for(before, after, *keys):
@@ -276,22 +148,146 @@ def test_before_and_between(make_daemon, mode, attachment):
         x.close()
 
 
-@pytest.mark.parametrize("mode,attachment", [x for x in portlab.ALL if x not in DONE],
-                         ids=[f"{m}-{a}" for m, a in portlab.ALL if (m, a) not in DONE])
-def test_others_are_refused(make_daemon, mode, attachment):
-    """What cannot be handed over yet is named, and nothing happens."""
+FORMATS = {"packed": vu.bit(vu.PACKED), "packed-event": vu.bit(vu.PACKED, vu.EVENT_IDX), "split-event": vu.bit(vu.EVENT_IDX),
+           "packed-inorder": vu.bit(vu.PACKED, vu.IN_ORDER)}
+
+
+@pytest.mark.parametrize("attachment", portlab.ATTACHMENTS)
+@pytest.mark.parametrize("ring", FORMATS)
+def test_ring_formats_of_the_driver(make_daemon, attachment, ring):
+    """Small ones, which wrap all the time; and it is known where they stop."""
+    features = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF) | FORMATS[ring]
+    with lab(make_daemon, "copy", attachment, nic={"features": features, "size": 32}) as (d, nic, p):
+        with ends(nic, p, window=12) as e:
+            for _ in range(2):
+                d.upgrade()
+                e.more(100)
+        at = [e.got[1], e.got[0]]
+        for q in (0, 1):
+            stop = threading.Thread(target=lambda q=q: answer_stop(p, q, 0))
+            stop.start()
+            base = nic.stop_ring(q)
+            stop.join()
+            if FORMATS[ring] & vu.bit(vu.PACKED):
+                assert base >> 16 & 0x7fff == at[q] % 32, (hex(base), at[q])
+            else:
+                assert nic.mem.r("H", nic.rings[q].used + 2) == at[q]
+
+
+@pytest.mark.parametrize("attachment", portlab.ATTACHMENTS)
+def test_queue_pairs(make_daemon, attachment):
+    """Each queue goes on where it was, with its own area of the pool."""
+    with lab(make_daemon, "copy", attachment, nic={"pairs": 3}, Link_Queues=3) as (d, nic, p):
+        with ends(nic, p, window=8, hold=5) as e, ends(nic, p, pair=1, window=12) as f, \
+                ends(nic, p, pair=2, window=8, hold=0) as g:
+            for _ in range(3):
+                d.upgrade()
+                for x in (e, f, g):
+                    x.more()
+        d.wait(lambda: d.stats("ab")["device"]["tx"]["packets"] == sum(x.sent[1] for x in (e, f, g)))
+
+
+def test_rates_go_on(make_daemon):
+    """Limits do not begin anew with each daemon, in neither direction. What is over the limit is dropped, or waits."""
+    with lab(make_daemon, "copy", "local", Net_PacketsPerSecond=100) as (d, nic, p):
+        e = Ends(nic, p, window=400, hold=0)
+        began = time.monotonic()
+        for _ in range(8):
+            for _ in range(40):
+                nic.send_packet(vu.frame(0))
+                while e.take(0, e.held):
+                    e.give_back(0, e.held.pop()[1], 0)
+            e.device_sends()
+            while nic.poll_packet() is not None:
+                e.got[1] += 1
+            d.upgrade()
+        took = time.monotonic() - began
+        stats = d.stats("ab")
+        for side in ("driver", "device"):
+            got = stats[side]["tx"]["packets"]
+            print(side, got, took)
+            # 64 at once, and 100 a second; anew each time it would be most of the first 64s.
+            assert 64 <= got <= 64 + 100 * took + 10, (side, got, took)
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_dirty_log(make_daemon, ring):
+    """A migration goes on: what the next daemon writes to the driver VM's memory is marked, too."""
+    features = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF) | (vu.bit(vu.PACKED) if ring == "packed" else 0)
+    with lab(make_daemon, "copy", "ivshmem", nic={"features": features}) as (d, nic, p):
+        with contextlib.closing(vu.Memory(1 << 20)) as log, ends(nic, p) as e:
+            nic.ask(vu.SET_LOG_BASE, struct.pack("<QQ", log.size, 0), [log.fd])
+            nic.tell_u64(vu.SET_FEATURES, nic.features | vu.bit(vu.LOG_ALL))
+            for q in (0, 1):
+                nic.tell(vu.SET_VRING_ADDR, nic.addr_msg(q, nic.rings[q], flags=1, log=nic.mem.gpa + nic.rings[q].used))
+            e.more()
+            for _ in range(2):
+                d.upgrade()
+                log.map[:] = bytes(log.size)
+                e.more(100)
+                bits, page = log.map[:], nic.mem.gpa >> 12
+                dirty = {i * 8 + k - page for i, v in enumerate(bits) if v for k in range(8) if v >> k & 1}
+                assert nic.rings[0].used >> 12 in dirty, "what the ring says is not marked"
+                # Each of its buffers has come by.
+                assert {(nic.rings[0].used >> 12), } < dirty and len(dirty) >= 16, sorted(dirty)
+
+
+@pytest.mark.parametrize("attachment", portlab.ATTACHMENTS)
+@pytest.mark.parametrize("side", ["driver", "device"])
+def test_side_leaves_meanwhile(make_daemon, attachment, side, tmp_path):
+    """It hangs up while the records are on their way: the next daemon sees it, and serves who comes then."""
+    path = tmp_path / "slow"
+    path.write_text(f'#!/bin/sh\nsleep 0.3; exec {real()} "$@"\n')
+    path.chmod(0o755)
     d = make_daemon()
-    x = portlab.PortLab(d, mode, attachment)
+    d.write("vhost-pci.conf", f"[Daemon]\nUpgradeBinaries={path}\n")
+    x = portlab.PortLab(d, "copy", attachment)
     d.start()
-    try:
-        pid = d.proc.pid
-        refused(d, "link ab cannot be handed over")
-        assert d.alive() and d.proc.pid == pid
-    finally:
-        x.close()
+    with contextlib.ExitStack() as stays:
+        nic, p = vu.Nic(x.drv()), x.connect()
+        assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p):
+            pass
+        goes, other = (nic, p) if side == "driver" else (p, nic)
+        stays.enter_context(other)
+        t = threading.Timer(0.15, goes.close)
+        t.start()
+        d.upgrade(binary=str(path))
+        t.join()
+        key = "connected" if side == "driver" else "online"
+        d.wait(lambda: not d.show("ab")["sides"][side][key])
+        if side == "driver":
+            p.wait(lambda s: not s.up)
+            p.sync()
+            nic = stays.enter_context(vu.Nic(x.drv()))
+        else:
+            p = stays.enter_context(x.connect())
+            assert p.attach(PATH) == pc.OK
+        portlab.started(p)
+        with ends(nic, p):
+            d.upgrade()
 
 
-# ---- what an attachment has besides --------------------------------------------------------------
+@pytest.mark.parametrize("attachment", portlab.ATTACHMENTS)
+def test_stopped_meanwhile(make_daemon, attachment, tmp_path):
+    """SIGTERM while a new one starts: the daemon ends as ever, the new one with it, and the guest is told."""
+    path = tmp_path / "slow"
+    path.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid; sleep 60; exec {real()} "$@"\n')
+    path.chmod(0o755)
+    with lab(make_daemon, "copy", attachment, conf=f"[Daemon]\nUpgradeBinaries={path}\n") as (d, nic, p):
+        mem = p.mem
+        c = conftest.Control(d.run / "control.sock")
+        c.sock.sendall(json.dumps({"version": 1, "id": 1, "method": "daemon.upgrade",
+                                   "params": {"binary": str(path)}}).encode() + b"\n")
+        d.wait(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        pid = int((tmp_path / "pid").read_text())
+        assert d.stop() == 0
+        d.wait(lambda: not pathlib.Path(f"/proc/{pid}").exists() or
+               "Z" in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+        state = pc.State(bytes(mem[pc.STATE:pc.STATE + 0x10000]))
+        assert state.reason == pc.DAEMON and not state.up
+        c.close()
 
 
 def signals_pass(nic, p):
@@ -313,7 +309,7 @@ def signals_pass(nic, p):
 
 @pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
 def test_signals(make_daemon, mode, attachment):
-    # The daemon's shadow rings have what the path knows; in fast mode it is the driver that does without.
+    # In fast mode the device side has what the driver has.
     path = PATH if mode == "fast" else PATH & ~vu.bit(vu.EVENT_IDX)
     with lab(make_daemon, mode, attachment, path=path) as (d, nic, p):
         for _ in range(3):
@@ -329,293 +325,16 @@ def test_signals(make_daemon, mode, attachment):
             portlab.started(p)
 
 
-def test_ivshmem_device_gone_and_back(make_daemon):
-    """The next device gets vectors of its own also from a daemon that did not give the last one its."""
+@pytest.mark.parametrize("mode,attachment", [x for x in portlab.ALL if x not in DONE],
+                         ids=[f"{m}-{a}" for m, a in portlab.ALL if (m, a) not in DONE])
+def test_others_are_refused(make_daemon, mode, attachment):
+    """What cannot be handed over yet is named, and nothing happens."""
     d = make_daemon()
-    x = portlab.PortLab(d, "copy", "ivshmem")
-    d.start()
-    with vu.Nic(x.drv()) as nic:
-        with x.connect() as p:
-            assert p.attach(PATH) == pc.OK
-            portlab.started(p)
-            d.upgrade()
-            old = [eventfd_id(fd) for fd in p.signals]
-        d.wait(lambda: not d.show("ab")["sides"]["device"]["online"])
-        d.upgrade()
-        with x.connect() as p:
-            assert not set(old) & {eventfd_id(fd) for fd in p.signals}
-            assert p.attach(PATH) == pc.OK
-            portlab.started(p)
-            with ends(nic, p):
-                d.upgrade()
-
-
-class Monitor:
-    """The socket of a VMM's monitor that says what it is told to say, in pieces."""
-
-    def __init__(self, path):
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(path)
-        self.listener.listen(4)
-        self.conn, self.buf = None, b""
-
-    def accept(self):
-        self.conn = self.listener.accept()[0]
-        self.conn.settimeout(conftest.PATIENCE)
-
-    def say(self, o):
-        self.conn.sendall(json.dumps(o).encode() + b"\r\n")
-
-    def heard(self):
-        while b"\n" not in self.buf:
-            data = self.conn.recv(65536)
-            assert data, "the connection has ended"
-            self.buf += data
-        line, _, self.buf = self.buf.partition(b"\n")
-        return json.loads(line)
-
-    def close(self):
-        self.listener.close()
-        if self.conn:
-            self.conn.close()
-
-
-def test_ivshmem_half_a_line(make_daemon):
-    """The monitor's connection goes on wherever it is: before the greeting, with commands that have no answer, in a line."""
-    d = make_daemon()
-    path = str(d.tmp / "qmp")
-    monitor = Monitor(path)
-    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem", Device_PoolSize="4M",
-           Device_QMP=path, Device_HotplugBus="rp0")
+    x = portlab.PortLab(d, mode, attachment)
     d.start()
     try:
-        monitor.accept()
-        with vu.Nic(d.sock("ab", "driver")) as nic, pc.Ivshmem(d.sock("ab", "device")) as p:
-            assert p.attach(PATH) == pc.OK
-            portlab.started(p)
-            with ends(nic, p) as e:
-                d.upgrade()
-                monitor.conn.sendall(b'{"QMP": {"version": {}, "capab')
-                d.upgrade()
-                monitor.conn.sendall(b'ilities": []}}\r\n')
-                m = monitor.heard()
-                assert m["execute"] == "qmp_capabilities"
-                d.upgrade()
-                monitor.say({"return": {}, "id": m["id"]})
-                m = monitor.heard()
-                assert m["execute"] == "qom-list"
-                d.upgrade()
-                assert d.show("ab")["sides"]["device"]["qmp"] == "connected"
-                # The answer has its taker still, and removes what a daemon before had left.
-                monitor.say({"return": [{"name": "vhp-ab-9000", "type": "child<ivshmem-doorbell>"}], "id": m["id"]})
-                m = monitor.heard()
-                assert m["execute"] == "device_del" and m["arguments"] == {"id": "vhp-ab-9000"}
-                d.upgrade()
-                assert [w["device"] for w in d.show("ab")["sides"]["device"]["window_devices"]] == ["vhp-ab-9000"]
-                monitor.say({"return": {}, "id": m["id"]})
-                monitor.conn.sendall(b'{"event": "DEVICE_DELETED", "data": {"dev')
-                d.call("daemon.version")
-                d.upgrade()
-                monitor.conn.sendall(b'ice": "vhp-ab-9000"}}\r\n')
-                m = monitor.heard()
-                assert m["execute"] == "chardev-remove" and m["arguments"] == {"id": "cvhp-ab-9000"}
-                d.upgrade()
-                monitor.say({"return": {}, "id": m["id"]})
-                d.wait(lambda: not d.show("ab")["sides"]["device"]["window_devices"])
-                e.more()
-            assert d.show("ab")["sides"]["device"]["unplugged"] == 1
-            monitor.say({"event": "RESET", "data": {"guest": True}})
-            p.wait(lambda s: not s.attached)
-        assert d.log().count("QMP") == 1, "the connection was lost"
+        pid = d.proc.pid
+        refused(d, "link ab cannot be handed over")
+        assert d.alive() and d.proc.pid == pid
     finally:
-        monitor.close()
-
-
-def test_ivshmem_monitor_of_the_daemon(make_daemon):
-    """QMPMode=server: the socket is the same file, whoever has it."""
-    d = make_daemon()
-    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem", Device_PoolSize="4M",
-           Device_QMP="b.qmp", Device_QMPMode="server", Device_HotplugBus="rp0")
-    d.start()
-    path = str(d.run / "b.qmp")
-    inode = os.stat(path).st_ino
-    d.upgrade()
-    for _ in range(2):
-        qmp = pc.Qmp(path, connects=True)
-        d.wait(lambda: d.show("ab")["sides"]["device"]["qmp"] == "connected")
-        lists = qmp.log.count("qom-list")
-        d.upgrade()
-        assert d.show("ab")["sides"]["device"]["qmp"] == "connected" and os.stat(path).st_ino == inode
-        assert qmp.log.count("qom-list") == lists == 1, "it connected anew"
-        qmp.close()
-        d.wait(lambda: d.show("ab")["sides"]["device"]["qmp"].startswith("closed"))
-    assert d.stop() == 0
-    assert not os.path.exists(path)
-
-
-def test_ivshmem_kept_fds(service):
-    """The service manager has what it had, and a daemon that is killed behind an upgrade leaves as much as any other."""
-    d = service
-    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem")
-    d.start()
-    with pc.Ivshmem(d.sock("ab", "device")) as p:
-        for life in range(2):
-            assert p.attach(PATH) == pc.OK
-            with vu.Nic(d.sock("ab", "driver")) as nic:
-                portlab.started(p)
-                names = d.manager.names()
-                assert "keep.ab.conn" in names and names.count("keep..guard") == 1
-                with ends(nic, p) as e:
-                    for _ in range(2):
-                        d.upgrade()
-                        e.more()
-                assert d.manager.names() == names
-                s = p.state()
-            d.wait(lambda: not p.state().up)
-            d.kill()
-            d.start()
-            assert not p.state().attached and d.show("ab")["sides"]["device"]["online"]
-            assert p.state().generation > s.generation
-
-
-# ---- shmem ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def shmem_lab(make_daemon):
-    d = make_daemon()
-    x = portlab.PortLab(d, "copy", "shmem")
-    d.start()
-    with vu.Nic(x.drv()) as nic, x.connect() as p:
-        yield d, nic, p
-
-
-def test_shmem_requests_without_an_answer(make_daemon):
-    """What the VMM was asked before is answered to the next daemon: a window comes, one goes, a guest detaches."""
-    with shmem_lab(make_daemon) as (d, nic, p):
-        p.idle = lambda: time.sleep(0.002)  # the VMM takes its time
-        assert p.attach(PATH) == pc.OK
-        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
-        d.upgrade()
-        assert not p.state().up and p.state().attached
-        p.serve()
-        portlab.started(p)
-        with ends(nic, p):
-            d.upgrade()
-        before = len(p.log)
-        p.command_raw(p.state().answer[0] + 1, pc.DETACH)
-        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to unmap the pool")
-        d.upgrade()
-        seq = p.state().answer[0]
-        p.serve()
-        p.wait(lambda s: s.answer[0] == seq + 1 and s.answer[2] == pc.OK)
-        assert [r[0] for r in p.log[before:]] == [10] and list(p.live) == [(0, 0)]
-        del p.idle
-        assert p.attach(PATH) == pc.OK
-        portlab.started(p)
-        with ends(nic, p):
-            d.upgrade()
-        shown = d.show("ab")["sides"]["device"]
-        assert (shown["maps"], shown["unmaps"], shown["maps_failed"], shown["starts"]) == (2, 1, 0, 1)
-
-
-def test_shmem_answer_of_an_earlier_start(make_daemon):
-    """A device that stopped and started meanwhile: what it was asked before is nobody's."""
-    with shmem_lab(make_daemon) as (d, nic, p):
-        p.idle = lambda: time.sleep(0.002)
-        assert p.attach(PATH) == pc.OK
-        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
-        for q in range(p.nq):
-            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 0)
-        d.wait(lambda: not d.show("ab")["sides"]["device"]["device_started"])
-        d.upgrade()
-        p.live.clear()
-        for q in range(p.nq):
-            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 1)
-        d.wait(lambda: d.show("ab")["sides"]["device"]["device_started"])
-        d.upgrade()
-        p.refuse = True
-        p.serve()
-        p.refuse = False
-        p.serve()
-        p.mem = p.live[0, 0][1]
-        del p.idle
-        assert p.attach(PATH) == pc.OK
-        portlab.started(p)
-        with ends(nic, p):
-            d.upgrade()
-        assert d.show("ab")["sides"]["device"]["maps_failed"] == 0
-
-
-def test_shmem_memory_and_stop(make_daemon):
-    """The device's rings go on in another table of memory, and it is known where they stop."""
-    with shmem_lab(make_daemon) as (d, nic, p):
-        assert p.attach(PATH) == pc.OK
-        portlab.started(p)
-        with ends(nic, p) as e:
-            for _ in range(3):
-                p.fe.set_memory(p.fe.mem)
-                d.upgrade()
-                e.more()
-        used = [p.fe.mem.r("H", r.used + 2) for r in p.rings]
-        assert used[0], "no signal has passed"
-        d.upgrade()
-        for q in range(p.nq):
-            p.fe.tell_state(vu.SET_VRING_ENABLE, q, 0)
-        d.upgrade()
-        at = [p.fe.stop_ring(q) for q in range(p.nq)]
-        assert [p.fe.mem.r("H", r.used + 2) for r in p.rings] == at and all(a >= u for a, u in zip(at, used))
-        p.started = False
-        d.upgrade()
-        p.live.clear()
-        p.start()
-        assert p.attach(PATH) == pc.OK
-        portlab.started(p)
-        with ends(nic, p):
-            d.upgrade()
-
-
-def test_shmem_half_a_message(make_daemon):
-    """The VMM's messages and its answers are half read by one daemon, and the rest by the next."""
-    with shmem_lab(make_daemon) as (d, nic, p):
-        p.idle = lambda: time.sleep(0.002)
-        assert p.attach(PATH) == pc.OK
-        d.wait(lambda: select.select([p.back], [], [], 0)[0], why="it was not asked to map the pool")
-        whole = []
-        back, p.back = p.back, Halves(p.back, whole)
-        p.serve()
-        p.back = back
-        back.sendall(whole[0][:9])
-        d.call("daemon.version")
-        d.upgrade()
-        assert not p.state().up
-        back.sendall(whole[0][9:])
-        portlab.started(p)
-        call = vu.eventfd()
-        p.fe.fds.append(call)
-        whole = struct.pack("<IIIQ", vu.SET_VRING_CALL, 1 | 8, 8, 0)
-        p.fe.raw(whole[:14], [call])
-        d.call("daemon.version")
-        with ends(nic, p) as e:
-            d.upgrade()
-            p.fe.raw(whole[14:])
-            assert struct.unpack("<Q", p.fe.recv_reply(vu.SET_VRING_CALL)) == (0,)
-            d.upgrade()
-            e.more()
-        del p.idle
-        p.signals[0] = call
-        nic.tell_state(vu.SET_VRING_ENABLE, 0, 0)
-        assert pc.raised(call), "its signals do not go where they should"
-
-
-class Halves:
-    """A socket whose answers are not sent."""
-
-    def __init__(self, sock, kept):
-        self.sock, self.kept = sock, kept
-
-    def recvmsg(self, *args):
-        return self.sock.recvmsg(*args)
-
-    def sendall(self, data):
-        self.kept.append(data)
+        x.close()

@@ -194,6 +194,29 @@ class TestGrant:
         link.ensure()
         link.back('agent started again')
 
+    def test_held_when_the_daemon_ends(self, link):
+        """SIGKILL of the daemon: the device VM's VMM unmaps what somebody in there holds, and is not harmed by it."""
+        link.ensure()
+        link.end_agent('KILL')
+        hold = Program(link.device, 'hold /dev/vhost-pci0')
+        assert hold.first['windows'] >= 3 and hold.first['data'] >= 2, 'the pool, and a ring or two: %s' % hold.first
+        link.daemon.kill()
+        end = time.time() + v.limit(20)
+        said = lambda: open(link.daemon.log).read()
+        while 'has let go of' not in said() and 'has not said that it let' not in said():
+            assert time.time() < end, 'the guard has not ended'
+            time.sleep(0.05)
+        after = hold.ask()
+        v.note('windows held: %s, then %s' % (hold.first, after))
+        assert after['windows'] == hold.first['windows'] and after['data'] == 0
+        assert 'has let go of %d windows' % hold.first['windows'] in said()
+        hold.end()
+        assert link.device.sh('echo alive') == 'alive\n' and link.driver.sh('echo alive') == 'alive\n'
+        # A shmem device has to be plugged anew.
+        link.device.kill()
+        link.ensure()
+        link.back('SIGKILL of the daemon')
+
     def test_driver_again(self, link):
         """Each start of the driver is a grant of its own."""
         link.ensure()

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "vhostuser/proto.h"
 
 #define DISK 2u
@@ -32,7 +33,7 @@ static char dir[64], path[96], kept[96];
 static pthread_t thread;
 static int listener;
 /* Of the back-end: shared, atomic. */
-static uint32_t taken, connections, ended, late, refuse, saved, loaded;
+static uint32_t taken, connections, ended, late, refuse, saved, loaded, modern;
 
 static uint32_t get(const uint32_t *n)
 {
@@ -126,6 +127,11 @@ static void serve(int fd)
 		case VU_CHECK_DEVICE_STATE:
 			m.v[0] = get(&refuse);
 			break;
+		case VU_SET_FEATURES:
+			/* As libvhost-user. */
+			if (get(&modern) && !(m.v[0] & F_V1))
+				return;
+			continue;
 		default:
 			if (got >= 0)
 				close(got);
@@ -170,7 +176,7 @@ static int setup(void **state)
 	snprintf(path, sizeof(path), "%s/s", dir);
 	snprintf(kept, sizeof(kept), "%s/state", dir);
 	memcpy(un.sun_path, path, strlen(path) + 1);
-	taken = connections = ended = late = refuse = saved = loaded = 0;
+	taken = connections = ended = late = refuse = saved = loaded = modern = 0;
 	dp_vhostuser_finish_ms = 0;
 	listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (bind(listener, (struct sockaddr *)&un, sizeof(un)) || listen(listener, 4) ||
@@ -202,8 +208,13 @@ static int teardown(void **state)
 	return 0;
 }
 
-/* The agent's loop until all that is asked for runs; 20 s at most. */
-static void run_up(void)
+static bool all_run(void)
+{
+	return a->up && a->q[0].enabled && a->q[1].enabled;
+}
+
+/* The agent's loop until that holds; 20 s at most. */
+static void run_until(bool (*holds)(void))
 {
 	for (int i = 0; i < 2000; i++) {
 		struct pollfd p[DP_MAX_FDS];
@@ -212,14 +223,19 @@ static void run_up(void)
 
 		a->attach_ms = 0;
 		assert_int_equal(agent_reconcile(a), 0);
-		if (a->up && a->q[0].enabled && a->q[1].enabled)
+		if (holds())
 			return;
 		n = agent_fds(a, p);
 		t = agent_timeout(a);
 		if (poll(p, n, t < 0 || t > 10 ? 10 : t) > 0)
 			agent_handle(a, p, n);
 	}
-	fail_msg("not up");
+	fail_msg("not so in time");
+}
+
+static void run_up(void)
+{
+	run_until(all_run);
 }
 
 /* The agent ends in an orderly way, and the next one comes. */
@@ -426,12 +442,44 @@ static void test_no_state_of_an_unclean_end(void **state)
 	assert_int_equal(access(kept, F_OK), -1);
 }
 
+static unsigned int hints;
+
+static void hear(int level, const char *msg)
+{
+	hints += strstr(msg, "disable-legacy=on") != NULL;
+}
+
+static bool twice(void)
+{
+	return get(&connections) >= 3;
+}
+
+/* A driver without VERSION_1, and a back-end that does not want it: said once, however often that one leaves. */
+static void test_legacy_driver(void **state)
+{
+	vp_log_set(hear, VP_LOG_WARNING);
+	hints = 0;
+	__atomic_store_n(&modern, 1, __ATOMIC_RELEASE);
+	fake_begin(&f)->features[0] = htole64(BIT(9));
+	fake_end(&f);
+	run_until(twice);
+	assert_int_equal(hints, 1);
+	/* And never of another driver. */
+	__atomic_store_n(&modern, 0, __ATOMIC_RELEASE);
+	fake_begin(&f)->features[0] = htole64(F_V1 | BIT(9));
+	fake_end(&f);
+	run_up();
+	vp_log_set(NULL, VP_LOG_WARNING);
+	assert_int_equal(hints, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(all_returned), T(returned_after_the_stop), T(open_in_fast_mode), T(open_in_copy_mode),
 		T(open_when_the_driver_vm_goes), T(memory_that_has_gone), T(net_keeps_its_connection),
 		T(state), T(state_refused), T(no_state_of_an_unclean_end),
+		T(legacy_driver),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
