@@ -66,7 +66,7 @@ def test_pool(make_daemon, attachment, by):
         p.wait(lambda s: all(q.flags & pc.STOP for q in s.queues))
         d.upgrade()
         assert lab.grant()["state"] == "ending"
-        for q, at in enumerate((e.rx_at, e.tx_at)):
+        for q, at in enumerate((e.given[1], e.given[0])):
             assert any(r[0] == nic.mem.gpa + POOL for r in p.state().regions), "queue %d may be at work in it" % q
             assert p.stopped(q, s.queues[q].run, at) == pc.OK
         p.wait(lambda s: not s.up and s.reason == GRANT)
