@@ -14,7 +14,12 @@ import conftest
 from rig import Rig
 
 BOUND = 3.5   # seconds without a packet: what a successor that hangs costs at most, and the machine's part
-KINDS = {("relay", None), ("copy", "local")}
+KINDS = {
+    ("relay", None),
+    ("copy", "local"),
+    ("fast", "local"),
+    ("grant", "local"),
+}
 
 
 def links(rig):

@@ -17,12 +17,12 @@ import portclient as pc
 import portlab
 import vu
 from blk import Disk, Driver, pattern
+from portflow import PATH, ends, lab
 from portside import same, settled
 from test_device import dev, drv, make  # noqa: F401 (a fixture)
 from test_guard import deaf, gone, hung_up
 from test_logged import COPY, FAST, answer_stops, log_on, runs
 from test_upgrade import real, refused
-from test_upgrade_port import PATH, ends, lab
 
 FEATURES = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
 
@@ -226,7 +226,7 @@ def test_while_it_is_logged(make_daemon):
             assert any(os.pread(log, 4096, 0)), "nothing was marked"
         assert page_of(p) == page
         nic.tell_u64(vu.SET_FEATURES, nic.features)     # it was called off
-        answer_stops(p, (e.rx_at, e.tx_at))
+        answer_stops(p, (e.given[1], e.given[0]))
         runs(p, FAST, s)
         with ends(nic, p):
             d.upgrade()

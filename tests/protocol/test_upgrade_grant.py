@@ -8,13 +8,14 @@ import pytest
 import conftest
 import portclient as pc
 import vu
+from portflow import PATH, ends
 from portlab import started
 from test_grant import GRANT, GrantLab, POOL, POOL_SIZE
 from test_grant_viommu import (IOVA, INVALIDATE, MAP, PAGE, READ, RO, WRITE, Lab, answer_packet, answered, covers, forward, free_page,
                                give_up, refused, send_later, settle, take_answer, up, wait, want)
 from test_upgrade import fd_kinds
 from test_upgrade_fast import Hooked, page_of
-from test_upgrade_port import PATH, TIMES, ends
+from test_upgrade_port import TIMES
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ def same_but_for_age(a, b):
 # ---- Grant=swiotlb -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["administrator", "channel"])
-def test_pool(make_daemon, by):
+@pytest.mark.parametrize("attachment,by", [("local", "administrator"), ("local", "channel"), ("shmem", "channel")])
+def test_pool(make_daemon, attachment, by):
     """Who granted it, and since when, is still known; it is dropped, or ends with the last ring, as ever."""
-    lab = GrantLab(make_daemon(), "local")
+    lab = GrantLab(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p, lab.channel() as ch:
         assert ch.readline() == "grant?\n"
@@ -65,7 +66,7 @@ def test_pool(make_daemon, by):
         p.wait(lambda s: all(q.flags & pc.STOP for q in s.queues))
         d.upgrade()
         assert lab.grant()["state"] == "ending"
-        for q, at in enumerate((e.rx_at, e.tx_at)):
+        for q, at in enumerate((e.given[1], e.given[0])):
             assert any(r[0] == nic.mem.gpa + POOL for r in p.state().regions), "queue %d may be at work in it" % q
             assert p.stopped(q, s.queues[q].run, at) == pc.OK
         p.wait(lambda s: not s.up and s.reason == GRANT)
@@ -84,10 +85,11 @@ def test_pool(make_daemon, by):
     assert not (d.run / "ab.grant.sock").exists()
 
 
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
 @pytest.mark.parametrize("grant", ["swiotlb", "viommu"])
-def test_again_and_again(make_daemon, grant):
+def test_again_and_again(make_daemon, grant, attachment):
     """What one daemon has open, the next one has, and nothing more."""
-    lab = (GrantLab if grant == "swiotlb" else Lab)(make_daemon(), "local")
+    lab = (GrantLab if grant == "swiotlb" else Lab)(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p:
         if grant == "swiotlb":
@@ -165,9 +167,10 @@ def test_memory_device(make_daemon):
 # ---- Grant=viommu --------------------------------------------------------------------------------
 
 
-def test_windows_of_a_viommu(make_daemon):
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
+def test_windows_of_a_viommu(make_daemon, attachment):
     """Windows stay. The next daemon gives what is asked of it, and takes back what the vIOMMU takes back."""
-    lab = Lab(make_daemon(), "local")
+    lab = Lab(make_daemon(), attachment)
     d = lab.d
     with lab.nic(grain=16) as nic, lab.port() as p:
         up(p, nic)
@@ -226,9 +229,10 @@ def test_question_without_an_answer(make_daemon):
         wait(p, nic, lambda s: covers(s, IOVA + page * PAGE, 100))
 
 
-def test_copied_queue(make_daemon):
+@pytest.mark.parametrize("attachment", ["local", "shmem"])
+def test_copied_queue(make_daemon, attachment):
     """One queue is copied and the other one is not, until the driver starts it anew."""
-    lab = Lab(make_daemon(), "local")
+    lab = Lab(make_daemon(), attachment)
     d = lab.d
     with lab.nic() as nic, lab.port() as p:
         s = up(p, nic)
