@@ -107,18 +107,17 @@ static int hear(int sock, struct hold_msg *m, int *fd)
 	return 0;
 }
 
-/* 0: it is ours. -ENOENT: there is none any more. -EBUSY, -EPERM, said. */
-static int find(int sock, const char *path, struct vp_activation *a)
+/* 0: it is ours. -ENOENT: there is none any more. -EBUSY: it is another daemon's. -EPERM: another user's. */
+static int find(int sock, const char *path, struct vp_activation *a, struct vp_err *e)
 {
 	struct ucred cred;
 	struct hold_msg m;
 	int fd, r;
 
-	if (vp_sock_peer(sock, &cred) || (cred.uid && cred.uid != geteuid())) {
-		vp_log(VP_LOG_ERR, "%s: it belongs to user %d, who is neither root nor the daemon's user; remove it",
-		       path, (int)cred.uid);
-		return -EPERM;
-	}
+	if (vp_sock_peer(sock, &cred) || (cred.uid && cred.uid != geteuid()))
+		return vp_err_set(e, -EPERM,
+				  "%s: it belongs to user %d, who is neither root nor the daemon's user; remove it",
+				  path, (int)cred.uid);
 	while (!(r = hear(sock, &m, &fd))) {
 		if (m.op == HOLD_GIVE && fd >= 0) {
 			if (vp_activation_add(a, m.name, fd, true))
@@ -126,11 +125,11 @@ static int find(int sock, const char *path, struct vp_activation *a)
 			continue;
 		}
 		vp_close_foreign(&fd);
-		if (m.op == HOLD_BUSY) {
-			vp_log(VP_LOG_WARNING,
-			       "the holder at %s belongs to another daemon that runs; this one goes on without", path);
-			return -EBUSY;
-		}
+		if (m.op == HOLD_BUSY)
+			return vp_err_set(e, -EBUSY,
+					  "%s: another daemon runs with this runtime directory; stop it, or use "
+					  "another --runtime-dir",
+					  path);
 		if (m.op == HOLD_YOURS) {
 			ours(sock);
 			return 0;
@@ -188,7 +187,7 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (sock < 0)
 		return vp_err_set(e, -errno, "cannot make a socket: %s", strerror(errno));
-	r = connect(sock, (const struct sockaddr *)&at, sizeof(at)) ? -ENOENT : find(sock, at.sun_path, a);
+	r = connect(sock, (const struct sockaddr *)&at, sizeof(at)) ? -ENOENT : find(sock, at.sun_path, a, e);
 	if (r)
 		close(sock);
 	if (!r)
@@ -203,7 +202,9 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 		poll(&p, 1, WAIT_MS);
 		vp_holder_end();
 	}
-	if (r != -ENOENT || !seconds)
+	if (r != -ENOENT)
+		return r;
+	if (!seconds)
 		return 0;
 	r = make(c, &at, seconds);
 	return r ? vp_err_set(e, r, "--hold: cannot start the process that keeps sessions: %s: %s", at.sun_path,

@@ -17,8 +17,8 @@
 /*
  * Find the holder of the daemon before us, which is ours then, with all that it has (into a); or make one. While this
  * is the only thread, when it has its user, and before it gives up system calls. seconds: how long it keeps what it has
- * without a daemon; 0: no holder is wanted, and one that is there ends. One that belongs to another daemon is logged,
- * and we have none. -errno: it cannot be made.
+ * without a daemon; 0: no holder is wanted, and one that is there ends. -EBUSY: it belongs to another daemon that runs;
+ * -EPERM: to another user; -errno: it cannot be made.
  */
 int  vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_activation *a, struct vp_err *e);
 /* Its death is logged, and the daemon goes on. */

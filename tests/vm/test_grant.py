@@ -112,12 +112,12 @@ def link(request, new_lab):
 
 
 class Program:
-    """A canary program in @vm: what it says when it is asked."""
+    """A canary program in @vm: what it says when it is asked. @how: a command that runs it."""
 
-    def __init__(self, vm, args):
+    def __init__(self, vm, args, how=''):
         self.vm, self.args, name = vm, args, args.split()[0]
         self.out = '/run/canary-' + name
-        self.pid = vm.sh('setsid canary %s >%s 2>&1 & echo $!' % (args, self.out)).strip()
+        self.pid = vm.sh('setsid %s canary %s >%s 2>&1 & echo $!' % (how, args, self.out)).strip()
         self.lines = 0
         self.first = self.next()
 
@@ -240,10 +240,10 @@ class TestGrant:
         for how in ('agent', 'reset', 'kill'):
             if how == 'agent':
                 link.end_agent('KILL')
-            elif how == 'reset':
-                link.device.reset()
-            else:
+            elif how == 'kill':
                 link.device.kill()
+            else:
+                getattr(link.device, how)()
             assert link.grant()['state'] == 'granted'
             link.ensure()
             link.back('%s of the device VM' % how)
@@ -294,6 +294,7 @@ class TestGrant:
         scan = Program(link.device, 'scan %s %d' % (link.bar(), APERTURE))
         link.driver.sh('kill $(cat %s)' % portlink.GRANT_PID)
         pool, start, n = '0x%x+0x%x' % link.pool(), time.time(), 0
+        before = link.show()['sides']['device']
         while n < ROUNDS and time.time() < start + 400:
             link.daemon.ctl('grant', link.name, '--drop')
             link.settled('none')
@@ -301,6 +302,10 @@ class TestGrant:
             n += 1
         link.wait()
         v.note('%d grants and revocations in %.0f s' % (n, time.time() - start))
+        now = link.show()['sides']['device']
+        # "maps" are counted when they are asked for, as their times are.
+        v.note('; '.join('%d %s, %.0f us each' % (now[k] - before[k], k, (now[us] - before[us]) / max(1, now[k] - before[k]))
+                         for k, us in (('maps', 'map_us'), ('unmaps', 'unmap_us'))))
         assert scan.ask()['hits'] == 0 and fill.ask()['bad'] == 0
         scan.end()
         fill.end()
