@@ -4,6 +4,7 @@ device VM reaches that and the rings, and nothing else."""
 
 import json
 import os
+import signal
 import time
 
 import image
@@ -17,6 +18,8 @@ SLOTS = 8192        # of 2 KiB: a pool of 16 MiB
 CANARIES = 96       # MiB
 ROUNDS = 1000
 UNBIND = 'cd /sys/bus/virtio/drivers/virtio_net && d=$(ls -d virtio*) && echo $d >unbind && echo $d >bind'
+
+UNBIND_PORT = 'cd /sys/bus/virtio/drivers/vhost_pci_shmem && d=$(ls -d virtio*) && echo $d >unbind && echo $d >bind'
 
 # The kernel of both VMs, QEMU of the driver VM. The device VM runs on QEMU 11, for shmem.
 POINTS = [('6.1', 'system'), ('6.12', '11'), ('backports', '11')]
@@ -237,9 +240,12 @@ class TestGrant:
         """The grant outlives the device side: windows are shown to the next one."""
         link.ensure()
         boots = link.driver.boots
-        for how in ('agent', 'reset', 'kill'):
+        for how in ('agent', 'unbind', 'reset', 'reboot', 'kill'):
             if how == 'agent':
                 link.end_agent('KILL')
+            elif how == 'unbind':
+                link.end_agent()
+                link.device.sh(UNBIND_PORT)
             elif how == 'kill':
                 link.device.kill()
             else:
@@ -248,6 +254,20 @@ class TestGrant:
             link.ensure()
             link.back('%s of the device VM' % how)
         assert link.driver.boots == boots
+
+    def test_helpers_killed(self, link):
+        """SIGKILL of the helper in the driver VM, and of the guard: the grant goes on, and traffic with it."""
+        link.ensure()
+        link.driver.sh('kill -9 $(cat %s)' % portlink.GRANT_PID)
+        os.kill(link.daemon.ctl('status')['guard_pid'], signal.SIGKILL)
+        assert link.grant()['state'] == 'granted'
+        link.traffic()
+        link.driver.sh(UNBIND)
+        link.ensure()
+        link.back('SIGKILL of the helper and of the guard')
+        # The next daemon has a guard again.
+        link.device.kill()
+        link.daemon.stop()
 
     def test_daemon_killed(self, link):
         link.ensure()
