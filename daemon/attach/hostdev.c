@@ -435,19 +435,26 @@ static bool hostdev_saves(struct vp_attach *a)
 }
 
 /* Who can make either block is whoever has them: the driver VM's VMM, and now the back-end. */
-static int poke_wires(struct hostdev *h, unsigned q)
+static int wire_to_driver(struct hostdev *h, unsigned q)
 {
 	uint64_t who = vp_blame_either(vp_blame_id(h->c.link->side[VP_SIDE_DRIVER].vm), h->c.who);
 	const int fds[2] = { h->drv_kick[q], h->drv_call[q] };
+	int r = 0;
+
+	for (unsigned i = 0; i < 2 && !r; i++)
+		if (fds[i] >= 0)
+			r = vp_wire_new(&h->poke[q][i], h->c.f, h->poke_fd[q], fds[i], who);
+	return r;
+}
+
+static int poke_wires(struct hostdev *h, unsigned q)
+{
 	int r = vp_eventfd_new(&h->poke_fd[q]);
 
 	/* A wire begins with a signal then: a back-end without protocol features starts a ring with its first kick. */
 	if (!r)
 		vp_eventfd_raise(h->poke_fd[q]);
-	for (unsigned i = 0; i < 2 && !r; i++)
-		if (fds[i] >= 0)
-			r = vp_wire_new(&h->poke[q][i], h->c.f, h->poke_fd[q], fds[i], who);
-	return r;
+	return r ? r : wire_to_driver(h, q);
 }
 
 /* Only duplicates: messages that carry them are sent later. */
@@ -563,7 +570,8 @@ static void hostdev_go_on(struct vp_attach *a)
 		return;
 	}
 	for (unsigned i = 0; i < h->n && !r; i++)
-		r = vp_wire_new(&h->poke[i][0], h->c.f, h->poke_fd[i], h->sig[i], h->c.who);
+		r = h->drv_kick[i] >= 0 || h->drv_call[i] >= 0 ? wire_to_driver(h, i) :
+		    vp_wire_new(&h->poke[i][0], h->c.f, h->poke_fd[i], h->sig[i], h->c.who);
 	if (r) {
 		hostdev_drop(h, false, strerror(-r));
 		return;

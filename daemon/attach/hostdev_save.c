@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Endpoint=vhost-user as a record, for the daemon that goes on with it (docs/handover.md): the connection, what was
- * said on it, and what its back-end knew that is kept for the next one. The back-end is asked for nothing. Threat
- * model: base/record.h. Copy mode only: of the driver VM's eventfds nothing is written.
+ * said on it, the driver VM's eventfds that it was given, and what its back-end knew that is kept for the next one. The
+ * back-end is asked for nothing. Threat model: base/record.h.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -15,6 +15,8 @@
 enum tag {
 	TAG_HOSTDEV = 1, TAG_LISTENS, TAG_MAIN, TAG_REQUESTS, TAG_LAST, TAG_WINDOW, TAG_STATE, TAG_SESSION, TAG_CONFIG,
 	TAG_QUEUE, TAG_SIGNAL, TAG_BELL, TAG_POKE,
+	/* of queue q: TAG_DRIVER + 2 * q its kick, + 1 its call */
+	TAG_DRIVER = 64,
 };
 
 enum { F_HERE = 1, F_RETRY_LOGGED = 2, F_KEPT = 4 };
@@ -38,7 +40,7 @@ struct session_rec {
 	uint32_t flags, hello, queues, setup, config_wanted, set_seen, synced, mem_seen;
 };
 
-enum { Q_RUNNING = 1, Q_ENABLED = 2 };
+enum { Q_RUNNING = 1, Q_ENABLED = 2, Q_KICK_MOVED = 4, Q_CALL_MOVED = 8 };
 
 struct queue_rec {
 	uint32_t flags, step, run, given_up;
@@ -71,8 +73,9 @@ static void save_session(const struct hostdev *h, struct vp_rec *r)
 	for (unsigned q = 0; q < h->n; q++) {
 		const struct hostdev_queue *hq = &s->q[q];
 		const struct queue_rec qr = {
-			.flags = (hq->running ? Q_RUNNING : 0) | (hq->enabled ? Q_ENABLED : 0), .step = hq->step,
-			.run = hq->run, .given_up = hq->given_up,
+			.flags = (hq->running ? Q_RUNNING : 0) | (hq->enabled ? Q_ENABLED : 0) |
+				 (hq->kick_moved ? Q_KICK_MOVED : 0) | (hq->call_moved ? Q_CALL_MOVED : 0),
+			.step = hq->step, .run = hq->run, .given_up = hq->given_up,
 		};
 
 		vp_rec_put(r, TAG_QUEUE, &qr, sizeof(qr));
@@ -83,6 +86,8 @@ static void save_session(const struct hostdev *h, struct vp_rec *r)
 		vp_rec_fd(r, TAG_SIGNAL, VP_REC_FD_EVENTFD, h->sig[q]);
 		vp_rec_fd(r, TAG_BELL, VP_REC_FD_EVENTFD, h->bell[q]);
 		vp_rec_fd(r, TAG_POKE, VP_REC_FD_EVENTFD, h->poke_fd[q]);
+		vp_rec_fd(r, TAG_DRIVER + 2 * q, VP_REC_FD_EVENTFD, h->drv_kick[q]);
+		vp_rec_fd(r, TAG_DRIVER + 2 * q + 1, VP_REC_FD_EVENTFD, h->drv_call[q]);
 	}
 }
 
@@ -146,7 +151,7 @@ static bool load_queue(struct hostdev *h, unsigned q, const struct vp_rec_in *bo
 		return false;
 	h->s.q[q] = (struct hostdev_queue){
 		.running = s.flags & Q_RUNNING, .enabled = s.flags & Q_ENABLED, .step = s.step, .run = s.run,
-		.given_up = s.given_up,
+		.given_up = s.given_up, .kick_moved = s.flags & Q_KICK_MOVED, .call_moved = s.flags & Q_CALL_MOVED,
 	};
 	return true;
 }
@@ -223,6 +228,11 @@ static int load_backend(struct hostdev *h, const struct vp_rec_in *in, struct vp
 		r = vp_rec_take_all(in, TAG_BELL, VP_REC_FD_EVENTFD, h->bell, h->n, e);
 	if (!r)
 		r = vp_rec_take_all(in, TAG_POKE, VP_REC_FD_EVENTFD, h->poke_fd, h->n, e);
+	for (q = 0; !r && q < h->n; q++) {
+		r = vp_rec_take(in, TAG_DRIVER + 2 * q, VP_REC_FD_EVENTFD, &h->drv_kick[q], e);
+		if (!r)
+			r = vp_rec_take(in, TAG_DRIVER + 2 * q + 1, VP_REC_FD_EVENTFD, &h->drv_call[q], e);
+	}
 	if (!r)
 		r = hostdev_watch(h, e);
 	h->here = !r;

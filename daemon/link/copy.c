@@ -711,7 +711,6 @@ const struct vp_plink_mode vp_plink_copy = {
 	.save = copy_save,
 	.save_queue = copy_save_queue,
 	.restore_queue = copy_restore_queue,
-	.save_requests = true,
 };
 
 uint64_t vp_plink_pool_in_port(const struct vp_link *l)

@@ -490,7 +490,7 @@ static const struct vp_plink_mode fast_mode = {
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
 	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,
 	.show = fast_show, .signals = fast_signals,
-	.save = fast_save, .save_queue = fast_save_queue, .restore_queue = fast_restore_queue, .save_requests = true,
+	.save = fast_save, .save_queue = fast_save_queue, .restore_queue = fast_restore_queue,
 };
 
 static int fast_start(struct vp_link *l, struct vp_err *e)
@@ -582,7 +582,7 @@ static const struct vp_plink_mode grant_mode = {
 	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,
 	.grants = grant_grants, .wire = fast_wire, .show = fast_show, .signals = fast_signals,
 	.save = fast_save, .save_all = grant_save_all, .restore_all = grant_restore_all,
-	.save_queue = fast_save_queue, .restore_queue = fast_restore_queue, .save_requests = true,
+	.save_queue = fast_save_queue, .restore_queue = fast_restore_queue,
 };
 
 static int grant_start(struct vp_link *l, struct vp_err *e)

@@ -74,12 +74,10 @@ struct vp_link_ops {
 	/* NULL: it has none. What is known of the device side's back-end, NULL = nothing; forget: not any more. */
 	const struct vp_profile *(*profile)(struct vp_link *l, bool forget);
 	/*
-	 * For another daemon to go on with (docs/handover.md), but for what data threads change. NULL: a link of this
-	 * mode cannot be handed over. at_rest: false while a message waits for its answer, which comes soon. restore:
-	 * what start() has made goes on as the record says; *e names what is wrong with it.
+	 * For another daemon to go on with (docs/handover.md), but for what data threads change. at_rest: false while a
+	 * message waits for its answer, which comes soon. restore: what start() has made goes on as the record says; *e
+	 * names what is wrong with it.
 	 */
-	/* ? NULL: where save is there. */
-	bool (*can_hand_over)(const struct vp_link *l);
 	bool (*at_rest)(const struct vp_link *l);
 	void (*save)(struct vp_link *l, struct vp_rec *r);
 	int (*restore)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
@@ -177,9 +175,9 @@ unsigned vp_links_apply_gently(struct vp_links *ls, const struct vp_conf *c, str
 int vp_links_apply_check(struct vp_links *ls, const struct vp_conf *c, struct vp_err *e);
 
 /*
- * Hand-over (docs/handover.md). can: may all links be handed over? -EOPNOTSUPP: one is of a kind that cannot, -EBUSY:
- * one is not at rest; *e names it. save: all of them, in a record that is the same for as long as nothing but packets
- * comes. hot: what data threads change, while none runs.
+ * Hand-over (docs/handover.md). can: may all links be handed over? -EOPNOTSUPP: how one was added at run time is not
+ * known any more, -EBUSY: one is not at rest; *e names it. save: all of them, in a record that is the same for as long
+ * as nothing but packets comes. hot: what data threads change, while none runs.
  */
 int  vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e);
 void vp_links_save(struct vp_links *ls, struct vp_rec *r);

@@ -27,15 +27,6 @@ int vp_links_can_hand_over(struct vp_links *ls, struct vp_err *e)
 	struct vp_link *l;
 
 	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
-		if (l->ops->can_hand_over ? l->ops->can_hand_over(l) : l->ops->save != NULL)
-			continue;
-		else
-			return vp_err_set(e, -EOPNOTSUPP,
-					  "link %s cannot be handed over: links in %s mode with Endpoint=%s cannot "
-					  "yet; restart the daemon instead, or remove the link first",
-					  l->conf.name, vp_mode_name(l->decision.mode),
-					  vp_endpoint_name(l->conf.endpoint));
-	for (unsigned i = 0; (l = vp_links_at(ls, i)); i++)
 		if (l->origin == VP_ORIGIN_RUNTIME && !l->given)
 			return vp_err_set(e, -EOPNOTSUPP,
 					  "link %s cannot be handed over: it was added at run time, and how is not "

@@ -94,9 +94,7 @@ struct vp_plink_mode {
 	/*
 	 * ? For another daemon (port_save.c): what init() is to find there (vp_plink_heir_mode()), and a queue, whoever
 	 * has it. restore_queue: the driver's ring, the port and its attachment are there; nothing is written, and what
-	 * `begin` sets is set if q->handed. A queue that is in another mode for now is saved by both. NULL save_queue:
-	 * links of this mode cannot be handed over. save_requests: nor can, without it, those of device types whose
-	 * requests wait.
+	 * `begin` sets is set if q->handed. A queue that is in another mode for now is saved by both.
 	 */
 	void (*save)(struct vp_plink *pl, struct vp_rec *r);
 	/* ? What else there is that is no queue's. restore_all: the driver's device is there, its port is not yet. */
@@ -104,7 +102,6 @@ struct vp_plink_mode {
 	int  (*restore_all)(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e);
 	void (*save_queue)(struct vp_plink *pl, unsigned i, struct vp_rec *r);
 	int  (*restore_queue)(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e);
-	bool save_requests;
 
 	/*
 	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for
@@ -214,7 +211,6 @@ int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool agai
 bool vp_plink_plugged(const struct vp_link *l);
 
 /* port_save.c: the link's operations for another daemon. */
-bool vp_plink_can_hand_over(const struct vp_link *l);
 bool vp_plink_at_rest(const struct vp_link *l);
 void vp_plink_save(struct vp_link *l, struct vp_rec *r);
 int  vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
@@ -231,7 +227,7 @@ bool vp_plink_heir_mode(const struct vp_plink *pl, struct vp_rec_in *mode);
 	.busy = vp_plink_busy, .status = vp_plink_status, .sides = vp_plink_sides, \
 	.profile = vp_plink_profile, .sent = vp_plink_sent, .reported = vp_plink_reported, .vdev = vp_plink_vdev, \
 	.grants = vp_plink_grants, .handovers = vp_plink_handovers, .alter = vp_plink_alter, \
-	.plugged = vp_plink_plugged, .can_hand_over = vp_plink_can_hand_over, \
+	.plugged = vp_plink_plugged, \
 	.at_rest = vp_plink_at_rest, .save = vp_plink_save, .restore = vp_plink_restore, \
 	.save_hot = vp_plink_save_hot, .restore_hot = vp_plink_restore_hot, .go_on = vp_plink_go_on, \
 }

@@ -43,15 +43,6 @@ static bool elsewhere(const struct vp_plink *pl, unsigned i)
 	return pl->q[i].m != pl->m;
 }
 
-bool vp_plink_can_hand_over(const struct vp_link *l)
-{
-	const struct vp_plink *pl = l->impl;
-
-	/* To a back-end on the host that has the driver VM's memory, nobody could say that nothing has changed. */
-	return pl->m->save_queue && pl->att->ops->save_hot && (!pl->dev->waits || pl->m->save_requests) &&
-	       (pl->m->lanes || l->conf.attachment != VP_ATTACH_HOSTDEV);
-}
-
 /* Its ring has broken, and the device side lets go of it soon. */
 static bool breaks(const struct vp_plink *pl, unsigned i)
 {

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A new daemon takes over from the running one: nobody notices, or the old one goes on (docs/handover.md)."""
-import array
 import contextlib
 import json
 import os
@@ -503,18 +502,6 @@ def test_stopped_meanwhile(make_daemon):
     assert d.stop() == 0
     conftest.Adopted(pid).wait(60)
     other.close()
-
-
-def test_not_for_ports(make_daemon):
-    """A kind of link that cannot be handed over: said before anything happens."""
-    d = make_daemon()
-    d.link("ab")
-    d.link("port", Link_Type="blk", Device_Endpoint="port", Device_Attachment="local", Profile_Capacity="1M")
-    d.start()
-    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
-        refused(d, "link port cannot be handed over")
-        assert "starts" not in d.log()
-        both_ways(a, b)
 
 
 def test_cli(nics):

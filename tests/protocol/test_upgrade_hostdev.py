@@ -2,6 +2,7 @@
 """A new daemon takes over links with a vhost-user back-end on the host, which sees nothing of that (docs/handover.md)."""
 import os
 import random
+import select
 import shutil
 import struct
 import time
@@ -12,9 +13,9 @@ import pytest
 import vu
 from blk import Driver, pattern
 from test_control import ctl
-from test_hostdev import STATE, dev, device, drv, link
+from test_hostdev import FAST, STATE, dev, device, drv, fast_backend, link
 from test_hostdev_real import StorageDaemon
-from test_upgrade import fd_kinds, real, refused
+from test_upgrade import fd_kinds, real
 from test_upgrade_requests import Load
 from vubackend import Backend
 
@@ -191,10 +192,59 @@ def test_again_and_again(make):
         d.wait_fds(fds)
 
 
-def test_fast_is_refused(make):
-    d = make(Link_Mode="fast", Device_PackedRings="no")
-    refused(d, "link ab cannot be handed over")
-    assert d.alive()
+def test_fast(make):
+    """The back-end has the driver VM's memory and eventfds, and works on; what comes later reaches it as ever."""
+    d = make(**FAST)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
+        load = Load(f)
+        load.start()
+        vu_wait(lambda: load.done >= 50 or load.wrong)
+        seen = list(b.seen)
+        for _ in range(4):
+            want = load.done + 50
+            print("stall_us", d.upgrade()["stall_us"])
+            vu_wait(lambda n=want: load.done >= n or load.wrong)
+        load.ending = True
+        load.join(conftest.PATIENCE)
+        assert not load.wrong and not b.errors, (load.wrong, b.errors)
+        assert b.seen == seen and b.sessions == 1
+        s = device(d)
+        assert s["connections"] == 1 and s["kicks_direct"] == s["calls_direct"] == 1
+        more = vu.Memory(4 << 20, gpa=1 << 33, uva=1 << 45)
+        f.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + f.region(more), [more.fd])
+        d.wait(lambda: len(b.regions) == 2)
+        call = os.eventfd(0, os.EFD_NONBLOCK)
+        f.tell(vu.SET_VRING_CALL, struct.pack("<Q", 0), [call])
+        f.request(blk.OUT, 8, pattern(512))
+        d.wait(lambda: select.select([call], [], [], 0.01)[0])
+        os.close(call)
+        d.upgrade()
+        f.request(blk.OUT, 8, pattern(512))
+
+
+def test_fast_new_one_dies_at_each_point(make, tmp_path):
+    """Its back-end is left when the driver VM goes, whichever daemon it is by then."""
+    path = tmp_path / "dies"
+    path.write_text(f'#!/bin/sh\nn=$(cat {tmp_path}/n); VHOST_PCI_TAKEOVER_EXIT=$n exec {real()} "$@"\n')
+    path.chmod(0o755)
+    d = make(conf=f"[Daemon]\nUpgradeBinaries={path}\n", **FAST)
+    with fast_backend(dev(d)) as b, Driver(drv(d)) as f:
+        f.write(0, pattern(4096))
+        fds = d.fds()
+        for n in range(1, 100):
+            (tmp_path / "n").write_text(str(n))
+            pid = d.proc.pid
+            try:
+                d.upgrade(binary=str(path))
+                break
+            except conftest.ControlError:
+                assert d.alive() and d.proc.pid == pid
+                f.write(8, pattern(4096, n))
+                d.wait_fds(fds)
+        assert n >= 6, "there are more points than that"
+        assert f.read(0, 4096) == pattern(4096) and b.sessions == 1
+        f.close()
+        d.wait(lambda: not device(d)["connected"] or device(d)["connections"] > 1)
 
 
 @pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-storage-daemon is not installed (package qemu-system-common)")

@@ -15,10 +15,8 @@ import pytest
 import vu
 from portflow import PATH, Ends, ends, lab
 from portside import answer_stop
-from test_upgrade import fd_kinds, real, refused
+from test_upgrade import fd_kinds, real
 
-DONE = [x for x in portlab.ALL if x[0] in ("copy", "fast")]
-IDS = [f"{m}-{a}" for m, a in DONE]
 
 
 def same_but_for(before, after, *keys):
@@ -28,7 +26,7 @@ def same_but_for(before, after, *keys):
                 assert after["sides"][side].get(k) == v, (side, k, v, after["sides"][side].get(k))
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_nobody_notices(make_daemon, mode, attachment):
     with lab(make_daemon, mode, attachment) as (d, nic, p):
         before, page = d.show("ab"), bytes(p.mem[pc.STATE:pc.STATE + 0x10000])
@@ -54,7 +52,7 @@ def test_nobody_notices(make_daemon, mode, attachment):
             pass
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_counters_go_on(make_daemon, mode, attachment):
     if mode != "copy":
         pytest.skip("the daemon does not see the packets")
@@ -70,7 +68,7 @@ def test_counters_go_on(make_daemon, mode, attachment):
 TIMES = int(os.environ.get("VHOST_PCI_UPGRADES", 20))
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_again_and_again(make_daemon, mode, attachment):
     """What one daemon has open, the next one has, and nothing more."""
     with lab(make_daemon, mode, attachment) as (d, nic, p):
@@ -89,7 +87,7 @@ def test_again_and_again(make_daemon, mode, attachment):
         assert len(pathlib.Path(f"/proc/{d.proc.pid}/maps").read_text().splitlines()) <= maps + 8
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_new_one_dies_at_each_point(make_daemon, mode, attachment, tmp_path):
     """Whatever it had done by then, the old one goes on, and the guest sees nothing of that."""
     path = tmp_path / "dies"
@@ -113,7 +111,7 @@ def test_new_one_dies_at_each_point(make_daemon, mode, attachment, tmp_path):
         assert bytes(p.mem[pc.STATE:pc.STATE + 0x10000]) == page
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_before_and_between(make_daemon, mode, attachment):
     """A port that nobody has, one with a guest and no driver, and one with a driver and no guest."""
     d = make_daemon()
@@ -307,7 +305,7 @@ def signals_pass(nic, p):
     pc.one(p.doorbells[s.queues[1].doorbell])
 
 
-@pytest.mark.parametrize("mode,attachment", DONE, ids=IDS)
+@pytest.mark.parametrize("mode,attachment", portlab.ALL, ids=portlab.IDS)
 def test_signals(make_daemon, mode, attachment):
     # In copy mode the shadow ring would have event indices, which the scripted device side does not write.
     path = PATH & ~vu.bit(vu.EVENT_IDX) if mode == "copy" else PATH
@@ -323,18 +321,3 @@ def test_signals(make_daemon, mode, attachment):
             assert pc.raised(p.signals[0]), "the guest is not told of the page"
             nic.tell_state(vu.SET_VRING_ENABLE, 0, 1)
             portlab.started(p)
-
-
-@pytest.mark.parametrize("mode,attachment", [x for x in portlab.ALL if x not in DONE],
-                         ids=[f"{m}-{a}" for m, a in portlab.ALL if (m, a) not in DONE])
-def test_others_are_refused(make_daemon, mode, attachment):
-    """What cannot be handed over yet is named, and nothing happens."""
-    d = make_daemon()
-    x = portlab.PortLab(d, mode, attachment)
-    d.start()
-    try:
-        pid = d.proc.pid
-        refused(d, "link ab cannot be handed over")
-        assert d.alive() and d.proc.pid == pid
-    finally:
-        x.close()
