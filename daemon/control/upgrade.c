@@ -517,25 +517,28 @@ int vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e
 int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_us)
 {
 	int r = vp_takeover_done(d->opt.take_over, t->verdict);
+	struct vp_rec_in links;
 
 	if (r)
 		return r;
 	vp_takeover_behind();
 	vp_links_go_on(d->links);
-	vp_keeps_inherit(d);
 	worker_pool_resume(d->workers);
 	vp_takeover_behind();
 	*stall_us = clock_us() - t->daemon.paused_us;
 	vp_log(VP_LOG_INFO, "upgrade: taken over, %u links, in %llu us", vp_links_count(d->links),
 	       (unsigned long long)*stall_us);
-	part_free(&t->first);
 	part_free(&t->second);
+	vp_rec_fds_close(&t->first.fds);
 	vp_verdict_free(t->verdict);
-	free(t);
 	/* Sockets of links that changed are free when neither process has them any more. */
 	vp_takeover_await_end(d->opt.take_over, 2000);
 	/* Now it is we whom the service manager listens to. */
 	vp_guard_keep_heir(d->guard);
+	if (find(&t->first, TAG_LINKS, &links))
+		vp_keeps_inherit(d, &links);
+	part_free(&t->first);
+	free(t);
 	for (unsigned i = 0; i < 2000 && vp_foreign_closing(); i++)
 		usleep(1000);
 	vp_close(&d->opt.take_over);

@@ -224,17 +224,19 @@ void vp_keeps_leave(struct vp_daemon *d)
 			l->leaving = l->keep->put;
 }
 
-void vp_keeps_inherit(struct vp_daemon *d)
+void vp_keeps_inherit(struct vp_daemon *d, const struct vp_rec_in *in)
 {
+	struct vp_rec_in rest = *in;
+	char name[VP_CONF_NAME_MAX];
 	struct vp_link *l;
 
-	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++) {
-		if (!l->keep)
-			continue;
+	/* Those of links that were not handed over, too: their VMMs would wait for who has the connections in there. */
+	while (vp_fdstore_there() && vp_links_record_next(&rest, name, sizeof(name)))
 		for (unsigned b = 0; b < VP_ARRAY_SIZE(boxes); b++)
-			vp_fdstore_drop(l->conf.name, boxes[b]);
-		commit(l);
-	}
+			vp_fdstore_drop(name, boxes[b]);
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
+		if (l->keep)
+			commit(l);
 }
 
 void vp_keeps_disown(struct vp_daemon *d, bool disown)

@@ -40,8 +40,11 @@ bool vp_keeps_there(const struct vp_daemon *d);
 void vp_keeps_restore(struct vp_daemon *d);
 /* The daemon ends, and data threads are paused: the links that are kept are left as they are (l->leaving). */
 void vp_keeps_leave(struct vp_daemon *d);
-/* An upgrade has made this process the daemon: what the one before had kept goes, and all links are kept anew. */
-void vp_keeps_inherit(struct vp_daemon *d);
+/*
+ * An upgrade has made this process the daemon, and the keeper listens to it: what the one before had kept of the links
+ * in its record (vp_links_save()) goes, and all links are kept anew.
+ */
+void vp_keeps_inherit(struct vp_daemon *d, const struct vp_rec_in *in);
 /* Another process may be the daemon soon (true), or is not (false): who finds what is kept does not go on with it. */
 void vp_keeps_disown(struct vp_daemon *d, bool disown);
 

@@ -260,6 +260,17 @@ int vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_r
 	return !r && rest.n ? vp_err_set(e, -EPROTO, "the record of the links is cut short") : r;
 }
 
+bool vp_links_record_next(struct vp_rec_in *rest, char *name, size_t size)
+{
+	struct vp_rec_in body;
+	unsigned tag;
+
+	while (vp_rec_next(rest, &tag, &body))
+		if (tag == TAG_LINK && !vp_rec_text(&body, TAG_NAME, name, size))
+			return true;
+	return false;
+}
+
 int vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_rec_in rest = *in, body, impl;

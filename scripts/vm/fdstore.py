@@ -8,16 +8,23 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 
 
 class Manager:
-    """What systemd does of a service's fd store: FDSTORE=1, FDSTOREREMOVE=1, LISTEN_FDS at the next start."""
+    """What systemd does of a service's fd store: FDSTORE=1, FDSTOREREMOVE=1, LISTEN_FDS at the next start.
+
+    As with NotifyAccess=main, a process is listened to once it is the main one: it was started here, or the last one named it (MAINPID=).
+    """
 
     def __init__(self, path):
         self.path = path
         self.store = []          # (name, fd)
+        self.refused = []        # what others said
+        self.mains = {os.getpid()}
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.sock.bind(self.path)
         self.lock = threading.Lock()
         threading.Thread(target=self.serve, daemon=True).start()
@@ -25,15 +32,22 @@ class Manager:
     def serve(self):
         while True:
             try:
-                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4))
+                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4) + socket.CMSG_SPACE(12))
             except OSError:
                 return
-            fds = array.array("i")
+            fds, pid = array.array("i"), 0
             for level, kind, raw in ctl:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds.frombytes(raw[:len(raw) - len(raw) % fds.itemsize])
+                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                    pid = int.from_bytes(raw[:4], sys.byteorder)
             words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
             with self.lock:
+                if pid not in self.mains:
+                    self.refused.append(words)
+                    words = {}
+                if "MAINPID" in words:
+                    self.mains.add(int(words["MAINPID"]))
                 if words.get("FDSTORE") == "1":
                     self.store += [(words["FDNAME"], fd) for fd in fds]
                 elif words.get("FDSTOREREMOVE") == "1":
@@ -70,4 +84,8 @@ class Manager:
             for i, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for _, fd in store]):
                 os.dup2(fd, 3 + i)
 
-        return subprocess.Popen(["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *command], env=env, close_fds=False, preexec_fn=place, **kw)
+        command = ["sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh", *command]
+        with self.lock:
+            proc = subprocess.Popen(command, env=env, close_fds=False, preexec_fn=place, **kw)
+            self.mains.add(proc.pid)
+        return proc

@@ -19,6 +19,7 @@ import pytest
 import vu
 from test_relay import FORMATS, both_ways
 from test_restart import Manager, Service
+from test_upgrade import real
 
 MAGIC = 0x76706872
 
@@ -415,6 +416,26 @@ def test_upgraded_in_between(held):
             more()
 
 
+def test_upgraded_to_another_link(held):
+    """A link that changed, or is gone, is not handed over: nobody keeps the connections of its VMMs, which connect again."""
+    d = held
+    with vu.Nic(d.sock("ab", "driver"), BASE) as a, vu.Nic(d.sock("ab", "device"), BASE) as b, \
+            vu.Nic(d.sock("cd", "driver"), BASE) as c, vu.Nic(d.sock("cd", "device"), BASE) as e:
+        both_ways(a, b, (64,))
+        both_ways(c, e, (64,))
+        rest(d)
+        rest(d, "cd")
+        d.link("ab", Net_MTU=1300)
+        (d.conf / "cd.link").unlink()
+        d.upgrade()
+        d.wait(lambda: hung_up(a) and hung_up(b) and hung_up(c))
+    d.control = conftest.Control(d.run / "control.sock")
+    with two(d) as (a, b):
+        d.kill()
+        next_one(d)
+        both_ways(a, b)
+
+
 def test_half_a_message(held):
     """The first half of a message, with its fd, was read by one daemon, the rest by the next."""
     d = held
@@ -573,6 +594,38 @@ def test_service_manager(service, how):
         both_ways(a, b)
     d.call("link.remove", name="cd")
     d.wait(lambda: len(d.manager.names()) == 1)
+
+
+def test_service_manager_hears_of_the_next_one_late(service):
+    """It listens to a new daemon when the old one has said so, which may take a while: nothing is said to it before."""
+    d = service
+    path = d.tmp / "waits"
+    path.write_text(f'#!/bin/sh\nVHOST_PCI_TAKEOVER_WAIT=-1 exec {real()} "$@"\n')
+    path.chmod(0o755)
+    d.write("vhost-pci.conf", f"[Daemon]\nUpgradeBinaries={path}\n")
+    d.stop()
+    d.start()
+    with two(d) as (a, b):
+        d.wait(lambda: len(d.manager.names()) == 2)
+        conftest.adopt_orphans()
+        ask = threading.Thread(target=lambda: d.answer.append(d.call("daemon.upgrade", binary=str(path))))
+        d.answer = []
+        ask.start()
+        d.wait_log("at point -1, and waits")
+        os.kill(d.proc.pid, signal.SIGSTOP)
+        d.wait_log("upgrade: taken over")
+        d.stays(lambda: not d.manager.refused, 0.2)
+        os.kill(d.proc.pid, signal.SIGCONT)
+        ask.join()
+        assert d.proc.wait(conftest.PATIENCE) == 0
+        d.proc = conftest.Adopted(d.answer[0]["pid"])
+        d.control = conftest.Control(d.run / "control.sock")
+        rest(d)
+        assert not d.manager.refused
+        d.wait(lambda: len(d.manager.names()) == 2)
+        d.kill()
+        next_one(d)
+        both_ways(a, b)
 
 
 @pytest.mark.parametrize("bad", BAD)
