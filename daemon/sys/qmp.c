@@ -544,7 +544,7 @@ static int load_call(struct vp_qmp *q, const struct vp_rec_in *in, vp_qmp_find f
 	if (q->n == QMP_INFLIGHT || in->n > sizeof(s))
 		return -EPROTO;
 	memcpy(&s, in->p, in->n);
-	*c = (struct call){ .id = s.id };
+	*c = (struct call){ .id = s.id, .command = "what the daemon before this one asked for" };
 	if (q->state == QMP_CAPS) {
 		c->done = caps_done;
 		c->arg = q;
@@ -608,6 +608,8 @@ int vp_qmp_restore(struct vp_qmp **out, sd_event *event, const char *path, const
 	r = load(q, in, find, e);
 	if (!r && q->lfd >= 0)
 		r = listen_to(q, e);
+	if (!r)
+		await_next(q);
 	if (!r && q->fd >= 0)
 		r = failed(q, watch(q), e);
 	else if (!r && q->lfd < 0)

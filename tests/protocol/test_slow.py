@@ -10,6 +10,7 @@ import blk
 import portclient as pc
 import vu
 from blk import pattern
+from conftest import PATIENCE
 from portlab import PortLab, started
 from test_hostdev import dev, drv, link
 from test_hostile_qmp import GREETING
@@ -35,7 +36,7 @@ class Monitor:
     """A QEMU whose greeting or whose answer to the command @late comes when release() is called."""
 
     def __init__(self, path, late):
-        self.late, self.go = late, threading.Event()
+        self.late, self.go, self.waits = late, threading.Event(), threading.Event()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -43,6 +44,7 @@ class Monitor:
 
     def say(self, conn, o, what):
         if what == self.late:
+            self.waits.set()
             self.go.wait(60)
         conn.sendall(json.dumps(o).encode() + b"\n")
 
@@ -83,6 +85,21 @@ def test_qmp_greeting(make_daemon):
         d.start()
         what = f"QMP {path}: the greeting"
         said(d, what, "QMP serves one client at a time, give the daemon a -qmp of its own")
+        m.go.set()
+        over(d, what)
+
+
+def test_qmp_command_of_the_daemon_before(make_daemon):
+    """The next daemon waits for the answer, and says so."""
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem", Device_QMP=path, Device_HotplugBus="rp0")
+    with contextlib.closing(Monitor(path, "qom-list")) as m:
+        d.start()
+        assert m.waits.wait(PATIENCE)
+        d.upgrade()
+        what = f"QMP {path}: what the daemon before this one asked for"
+        said(d, what, "its QEMU is stopped or busy")
         m.go.set()
         over(d, what)
 
