@@ -110,6 +110,8 @@ struct vp_attach {
 /* Fill pc with what the attachment asks of its port. Afterwards make the port, then the attachment. */
 void vp_local_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 void vp_shmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
+/* The keeper (sys/fdstore.h) is to have nothing of that link's; nsig signals. */
+void vp_ivshmem_keep_nothing(const char *link, unsigned nsig);
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 void vp_hostdev_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 

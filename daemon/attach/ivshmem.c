@@ -374,18 +374,22 @@ static void keep_all(struct ivshmem *v)
 	}
 }
 
-static void keep_nothing(struct ivshmem *v)
+void vp_ivshmem_keep_nothing(const char *link, unsigned nsig)
 {
-	const char *link = v->c.link->name;
 	char s[16];
 
 	vp_fdstore_drop(link, "conn");
 	vp_fdstore_drop(link, "mem");
 	vp_fdstore_drop(link, "state");
-	for (unsigned i = 0; i < v->nsig; i++) {
+	for (unsigned i = 0; i < nsig; i++) {
 		vp_fdstore_drop(link, sig_name(s, sizeof(s), "sig", i));
 		vp_fdstore_drop(link, sig_name(s, sizeof(s), "bell", i));
 	}
+}
+
+static void keep_nothing(struct ivshmem *v)
+{
+	vp_ivshmem_keep_nothing(v->c.link->name, v->nsig);
 }
 
 static void ivshmem_free(struct vp_attach *a)

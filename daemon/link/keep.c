@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "attach/attach.h"
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
@@ -227,13 +228,17 @@ void vp_keeps_leave(struct vp_daemon *d)
 void vp_keeps_inherit(struct vp_daemon *d, const struct vp_rec_in *in)
 {
 	struct vp_rec_in rest = *in;
-	char name[VP_CONF_NAME_MAX];
+	struct vp_conf_link was;
 	struct vp_link *l;
 
 	/* Those of links that were not handed over, too: their VMMs would wait for who has the connections in there. */
-	while (vp_fdstore_there() && vp_links_record_next(&rest, name, sizeof(name)))
+	while (vp_fdstore_there() && vp_links_record_next(&rest, &was)) {
 		for (unsigned b = 0; b < VP_ARRAY_SIZE(boxes); b++)
-			vp_fdstore_drop(name, boxes[b]);
+			vp_fdstore_drop(was.name, boxes[b]);
+		if (!vp_link_find(d->links, was.name) && was.endpoint == VP_ENDPOINT_PORT &&
+		    was.attachment == VP_ATTACH_IVSHMEM)
+			vp_ivshmem_keep_nothing(was.name, VHP_MAX_SIGNALS);
+	}
 	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
 		if (l->keep)
 			commit(l);

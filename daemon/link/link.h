@@ -188,8 +188,11 @@ void vp_links_save_hot(struct vp_links *ls, struct vp_rec *r);
  * away; vp_links_apply() sets them up anew when the daemon before has ended.
  */
 int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_rec_in *in, struct vp_err *e);
-/* The next link in what vp_links_save() wrote, whether it was restored or not. False: there is none. */
-bool vp_links_record_next(struct vp_rec_in *rest, char *name, size_t size);
+/*
+ * The next link in what vp_links_save() wrote, whether it was restored or not, as it was configured; of a build with
+ * another struct vp_conf_link its name only. False: there is none.
+ */
+bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was);
 int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);
 void vp_links_go_on(struct vp_links *ls);
 /* In what ops->save() writes: a side (the first, + 1 for the second), and in that VP_LINK_REC_PEER. */

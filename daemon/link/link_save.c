@@ -260,14 +260,20 @@ int vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_r
 	return !r && rest.n ? vp_err_set(e, -EPROTO, "the record of the links is cut short") : r;
 }
 
-bool vp_links_record_next(struct vp_rec_in *rest, char *name, size_t size)
+bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was)
 {
-	struct vp_rec_in body;
+	struct vp_rec_in body, conf;
 	unsigned tag;
 
-	while (vp_rec_next(rest, &tag, &body))
-		if (tag == TAG_LINK && !vp_rec_text(&body, TAG_NAME, name, size))
+	while (vp_rec_next(rest, &tag, &body)) {
+		memset(was, 0, sizeof(*was));
+		if (tag != TAG_LINK)
+			continue;
+		if (vp_rec_find(&body, TAG_CONF, &conf) && conf.n == sizeof(*was))
+			memcpy(was, conf.p, sizeof(*was));
+		if (!vp_rec_text(&body, TAG_NAME, was->name, sizeof(was->name)))
 			return true;
+	}
 	return false;
 }
 

@@ -15,7 +15,7 @@ import pytest
 import vu
 from portflow import PATH, ends
 from portside import eventfd_id
-from test_restart import service  # noqa: F401 pylint: disable=unused-import
+from test_restart import of_links, service  # noqa: F401 pylint: disable=unused-import
 
 
 @pytest.mark.parametrize("attachment", ["ivshmem", "shmem"])
@@ -150,7 +150,8 @@ def test_ivshmem_half_a_line(make_daemon):
             assert d.show("ab")["sides"]["device"]["unplugged"] == 1
             monitor.say({"event": "RESET", "data": {"guest": True}})
             p.wait(lambda s: not s.attached)
-        assert d.log().count("QMP") == 1, "the connection was lost"
+        lines = [x for x in d.log().splitlines() if "QMP" in x and "no answer for" not in x and "over after" not in x]
+        assert len(lines) == 1, f"the connection was lost: {lines}"
     finally:
         monitor.close()
 
@@ -175,6 +176,22 @@ def test_ivshmem_monitor_of_the_daemon(make_daemon):
         d.wait(lambda: d.show("ab")["sides"]["device"]["qmp"].startswith("closed"))
     assert d.stop() == 0
     assert not os.path.exists(path)
+
+
+def test_ivshmem_link_gone(service):
+    """Of a link that the next daemon has no more nothing is kept: its device's connection ends."""
+    d = service
+    d.link("ab", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="ivshmem")
+    d.start()
+    with pc.Ivshmem(d.sock("ab", "device")) as p:
+        assert p.attach(PATH) == pc.OK
+        d.wait(lambda: "keep.ab.conn" in d.manager.names())
+        os.remove(d.conf / "ab.link")
+        d.upgrade()
+        d.wait(lambda: not of_links(d))
+        p.sock.settimeout(conftest.PATIENCE)
+        while p.sock.recv(4096):
+            pass
 
 
 def test_ivshmem_kept_fds(service):
