@@ -233,8 +233,14 @@ static void hand_over(struct vp_upgrade *u)
 		try_again(u);
 		return;
 	}
-	/* Before the successor can decide. */
-	vp_guard_heir(u->d->guard, u->verdict);
+	/* Before the successor can decide. One that does not know would part the VMs when this daemon has gone. */
+	r = vp_guard_heir(u->d->guard, u->verdict);
+	if (r) {
+		vp_err_set(&e, r, "the guard (pid %d) takes no messages, look at that process",
+			   (int)vp_guard_pid(u->d->guard));
+		give_up(u, &e);
+		return;
+	}
 	/* Whoever starts when the successor has ended must not go on with what is so now. */
 	vp_keeps_disown(u->d, true);
 	save_second(u->d, u->paused_us, u->verdict, &rec);
@@ -465,8 +471,8 @@ static int take_verdict(struct vp_taken *t, struct vp_daemon *d, const struct vp
 	vp_close(&fd);
 	if (r)
 		return vp_err_set(e, -EPROTO, "the record of the verdict is none: %s", strerror(-r));
-	vp_guard_born(d->guard, t->verdict);
-	return 0;
+	r = vp_guard_born(d->guard, t->verdict);
+	return r ? vp_err_set(e, r, "its guard takes no messages: %s", strerror(-r)) : 0;
 }
 
 int vp_upgrade_rest(struct vp_taken *t, struct vp_daemon *d, struct vp_err *e)

@@ -174,23 +174,23 @@ void vp_guard_leave(struct vp_guard *g)
 		tell(g, GUARD_LEAVE, 0);
 }
 
-static void tell_verdict(struct vp_guard *g, enum guard_op op, const struct vp_verdict *v)
+static int tell_verdict(struct vp_guard *g, enum guard_op op, const struct vp_verdict *v)
 {
 	struct guard_msg m = { .op = op };
-	int fd = vp_verdict_fd(v);
+	int fd = vp_verdict_fd(v), r = g ? say(g, &m, &fd, 1) : 0;
 
-	if (g)
-		say(g, &m, &fd, 1);
+	/* One that has gone does nothing when the daemon has. */
+	return r == -EPIPE || r == -ECONNRESET ? 0 : r;
 }
 
-void vp_guard_born(struct vp_guard *g, const struct vp_verdict *v)
+int vp_guard_born(struct vp_guard *g, const struct vp_verdict *v)
 {
-	tell_verdict(g, GUARD_BORN, v);
+	return tell_verdict(g, GUARD_BORN, v);
 }
 
-void vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v)
+int vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v)
 {
-	tell_verdict(g, GUARD_HEIR, v);
+	return tell_verdict(g, GUARD_HEIR, v);
 }
 
 pid_t vp_guard_pid(const struct vp_guard *g)

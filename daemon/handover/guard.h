@@ -70,8 +70,8 @@ void vp_guard_leave(struct vp_guard *g);
  * whose they are when a daemon has gone. born: this one is the successor; before vp_guard_take(). heir: this one has a
  * successor, which can decide from now on; the last one counts. NULL for g is allowed.
  */
-void vp_guard_born(struct vp_guard *g, const struct vp_verdict *v);
-void vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v);
+int vp_guard_born(struct vp_guard *g, const struct vp_verdict *v);
+int vp_guard_heir(struct vp_guard *g, const struct vp_verdict *v);
 
 /* For daemon.show; 0 when the guard is gone. */
 pid_t vp_guard_pid(const struct vp_guard *g);

@@ -14,6 +14,7 @@ import pytest
 
 import portclient as pc
 import vu
+from conftest import ControlError
 from portside import forward
 
 CLASSES = {"local": pc.Local, "ivshmem": pc.Ivshmem, "shmem": pc.Shmem}
@@ -348,6 +349,29 @@ def test_guard_that_is_stopped(lab):
     deaf(l.p)
     l.p.sync()
     l.d.wait(lambda: gone(l.guard))
+
+
+def test_no_upgrade_without_the_guard(lab):
+    """A guard that does not hear of the next daemon would part the VMs when this one has gone: it stays, until the guard listens again."""
+    l = lab("local")
+    os.kill(l.guard, signal.SIGSTOP)
+    try:
+        while "takes no messages" not in l.d.log():
+            l.nic.close()
+            l.p.wait(lambda s: not s.up)
+            l.p.sync()
+            l.nic = vu.Nic(l.d.sock("ab", "driver"))
+            l.p.wait(lambda s: s.up and s.queues[1].avail)
+        with pytest.raises(ControlError) as err:
+            l.d.call("daemon.upgrade")
+        assert "takes no messages" in err.value.message
+    finally:
+        os.kill(l.guard, signal.SIGCONT)
+    l.d.upgrade()
+    l.d.wait(lambda: gone(l.guard))
+    assert not l.ended()
+    l.nic.send_packet(vu.frame(2))
+    assert forward(l.p, 1)[0] == [vu.frame(2)]
 
 
 def test_guard_ends_with_a_daemon_that_has_nothing(daemon):
