@@ -428,7 +428,8 @@ static void on_event(void *ctx, const char *name, json_t *data)
 	if (strcmp(name, "DEVICE_DELETED") || !id)
 		return;
 	for (struct wdev *v = w->list; v; v = v->next) {
-		if (strcmp(v->dev, id))
+		/* While the answer to its device_add is owed it was not there: that frees it, if it was refused. */
+		if (strcmp(v->dev, id) || v->state == W_ADDING)
 			continue;
 		vanished(v);
 		return;

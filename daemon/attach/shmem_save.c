@@ -250,6 +250,14 @@ static void load_place(struct shmem *s, unsigned i, const struct ring_hot *p)
 		vp_vq_break(&g->vq, (enum vp_vq_broken)p->broken);
 }
 
+static bool extents_ok(const struct shmem *s, const struct extent *x)
+{
+	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+		if (x[i].len && !vp_range_inside(x[i].off, x[i].len, 0, s->c.link->aperture - VHP_CTRL_SIZE))
+			return false;
+	return true;
+}
+
 int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct shmem *s = (struct shmem *)a;
@@ -258,7 +266,8 @@ int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct
 	unsigned tag, i = 0;
 	int r;
 
-	if (vp_rec_get(in, TAG_SHMEM, &h, sizeof(h)) || h.nsig != s->nsig || (h.started && !vp_shmem_session(s)))
+	if (vp_rec_get(in, TAG_SHMEM, &h, sizeof(h)) || h.nsig != s->nsig || !extents_ok(s, h.ext) ||
+	    (h.started && !vp_shmem_session(s)))
 		return vp_err_set(e, -EPROTO, "the record of its attachment is malformed");
 	s->n_starts = h.n_starts;
 	s->n_maps = h.n_maps;

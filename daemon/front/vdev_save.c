@@ -292,7 +292,7 @@ static int load_hot(struct vp_vdev *v, unsigned q, const struct vp_rec_in *in, s
 
 	if (vp_rec_get(in, TAG_PLACE_OF, &s, sizeof(s)) || s.broken >= VP_VQ_BROKEN_MAX ||
 	    vp_rec_get(in, TAG_STATS, &ring->rq.stats, sizeof(ring->rq.stats)) ||
-	    (ring->usable && vq->packed && (s.last_avail >= vq->size || s.used_idx >= vq->size)))
+	    ((ring->usable || ring->wait) && vq->packed && (s.last_avail >= vq->size || s.used_idx >= vq->size)))
 		return vp_err_set(e, -EPROTO, "the record of where queue %u is is malformed", q);
 	ring->rq.own.due = s.own_due;
 	ring->rq.bytes.due = s.bytes_due;

@@ -217,7 +217,8 @@ static bool find_open(struct vp_virtq *vq, struct vp_burst *b, struct search *s,
 		if (s->looked > LOOKS)
 			return false;
 		h[i].is = returned ? HEAD_RETURNED : ask_request(vq, b, (uint16_t)i, &h[i]);
-		s->looked += returned ? 0 : 1 + vp_burst_looked(b);
+		/* Also of a chain that failed, which the burst has not any more. */
+		s->looked += returned ? 0 : 1 + b->empty + b->chain[0].nout + b->chain[0].nin;
 		if (h[i].is == HEAD_MAYBE && (h[i].at == OLD || h[i].seen < 1))
 			h[i].is = HEAD_RETURNED;
 	}

@@ -138,7 +138,8 @@ static bool load_request(struct vp_reqq *q, const struct vp_rec_in *in)
 	if (vp_rec_get(in, TAG_STATE, &s, sizeof(s)) || s.index >= q->n || q->req[s.index].state != VP_REQ_FREE ||
 	    s.state < VP_REQ_WAITS || s.state > VP_REQ_BACK || (s.state == VP_REQ_AWAY && !q->served) ||
 	    s.seq >= q->seq || (q->last != q->n && s.seq <= q->req[q->last].seq) || s.len > s.in_len ||
-	    s.slots > q->c.rq->vq.size || !vp_rec_find(in, TAG_RUNS, &runs) || !vp_rec_find(in, TAG_SEGS, &segs))
+	    s.slots > q->c.rq->vq.size || (s.flags & R_RAW && s.in_len <= VP_REQ_BLOCK) ||
+	    !vp_rec_find(in, TAG_RUNS, &runs) || !vp_rec_find(in, TAG_SEGS, &segs))
 		return false;
 	r = &q->req[s.index];
 	*r = (struct vp_req){

@@ -224,3 +224,35 @@ def test_large_answers_of_an_honest_vmm(make_daemon):
         p.wait(lambda s: s.up)
         d.stays(lambda: not lab.error() and p.state().up, 1)
     lab.qmp.close()
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_device_gone_before_it_came(make_daemon, refused):
+    """A VMM says that a device was deleted while it still owes the answer to the command that adds it: that answer counts."""
+    import vu
+    from test_port_ivshmem import Lab
+    d = make_daemon()
+    path = str(d.tmp / "qmp")
+    lab = Lab(d, Device_QMP=path, Device_HotplugBus="rp0 rp1")
+
+    class Early(pc.Qmp):
+        refuses = refused
+
+        def execute(self, cmd, a, fds):
+            if cmd == "device_add":
+                self.event("DEVICE_DELETED", device=a["id"])
+                if self.refuses:
+                    raise KeyError("not today")
+            return super().execute(cmd, a, fds)
+
+    lab.qmp = Early(path)
+    lab.start()
+    with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
+        p.vmm = lab.qmp
+        p.attach()
+        if refused:
+            d.wait(lambda: "not today" in (lab.error() or ""))
+            lab.qmp.refuses = False
+        p.wait(lambda s: s.up, 15)
+        d.stays(lambda: not lab.error() and p.state().up, 0.5)
+    lab.qmp.close()

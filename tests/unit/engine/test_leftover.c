@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -392,6 +393,27 @@ static void test_nonsense(void **state)
 	end();
 }
 
+/* Each head of a large ring begins a chain that is too long: the search sees all of them fail, and gives up in time. */
+static void test_fuse_long_chains(void **state)
+{
+	enum { LARGE = 32768 };
+	struct timespec from, to;
+
+	fuse = true;
+	begin_large(LARGE, 8 << 20, 0);
+	for (unsigned i = 0; i < LARGE; i++)
+		drv_set_desc(&t.d, i, first_place, 1, VRING_DESC_F_NEXT, (uint16_t)((i + 1) % LARGE));
+	drv_set_avail_idx(&t.d, 2);
+	start(&t.vq, 0);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
+	fails();
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
+	assert_int_equal(t.vq.broken, VP_VQ_TOO_LONG);
+	/* Without an end to it some seconds. */
+	assert_true((to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000 < 1000);
+	end();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -402,6 +424,7 @@ int main(void)
 		cmocka_unit_test(test_fuse_large_ring),
 		cmocka_unit_test(test_fuse_answered),	cmocka_unit_test(test_fuse_forget),
 		cmocka_unit_test(test_fuse_returned_ones_stay),
+		cmocka_unit_test(test_fuse_long_chains),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
