@@ -173,7 +173,7 @@ static void answered(uint16_t id, uint32_t len)
 	places[n_places++] = j->base;
 }
 
-static unsigned answers(void)
+static inline unsigned answers(void)
 {
 	unsigned n = 0;
 	uint32_t len;
