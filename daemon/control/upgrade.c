@@ -535,6 +535,8 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 	vp_log(VP_LOG_INFO, "upgrade: taken over, %u links, in %llu us", vp_links_count(d->links),
 	       (unsigned long long)*stall_us);
 	part_free(&t->second);
+	if (find(&t->first, TAG_LINKS, &links))
+		vp_links_end_rest(d->links, &links);
 	vp_rec_fds_close(&t->first.fds);
 	vp_verdict_free(t->verdict);
 	/* Sockets of links that changed are free when neither process has them any more. */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/log.h"
 #include "base/util.h"
@@ -275,6 +276,32 @@ bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was)
 			return true;
 	}
 	return false;
+}
+
+void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
+{
+	struct vp_rec_in rest = *in, body, impl, side, peer;
+	char name[VP_CONF_NAME_MAX];
+	struct vp_err e;
+	unsigned tag;
+	bool ours;
+	int fd;
+
+	while (vp_rec_next(&rest, &tag, &body)) {
+		if (tag != TAG_LINK || vp_rec_text(&body, TAG_NAME, name, sizeof(name)) || vp_link_find(ls, name) ||
+		    !vp_rec_find(&body, TAG_IMPL, &impl))
+			continue;
+		for (unsigned s = 0; s < VP_SIDES; s++) {
+			if (!vp_rec_find(&impl, VP_LINK_REC_SIDE + s, &side) ||
+			    !vp_rec_find(&side, VP_LINK_REC_PEER, &peer) ||
+			    vp_peer_record_socket(&peer, &fd, &ours, &e) || fd < 0)
+				continue;
+			/* seccomp control: shutdown */
+			if (ours)
+				shutdown(fd, SHUT_RDWR);
+			vp_close(&fd);
+		}
+	}
 }
 
 int vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e)
