@@ -206,7 +206,8 @@ void vp_guard_await_last(struct vp_activation *a)
 
 	if (p.fd < 0)
 		return;
-	if (!poll(&p, 1, GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
+	/* For the verdict of a hand-over, for the guest, for its VMM. */
+	if (!poll(&p, 1, 2 * GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
 		vp_log(VP_LOG_WARNING, "the guard of the daemon before this one is still at work");
 	vp_fdstore_drop("", "guard");
 	vp_close(&p.fd);

@@ -78,7 +78,7 @@ pid_t vp_guard_pid(const struct vp_guard *g);
 
 /*
  * Where a service manager keeps fds (sys/fdstore.h), the next daemon may have the same ports, and may
- * start before the last daemon's guard is done. It waits for that here, 6 s at most.
+ * start before the last daemon's guard is done. It waits for that here, 9 s at most.
  */
 void vp_guard_await_last(struct vp_activation *a);
 /* There is a port that the next daemon may have. */
