@@ -79,11 +79,13 @@ void vp_copyq_save(const struct vp_copyq *b, struct vp_rec *r)
 	vp_rec_end(r);
 }
 
-/* A slot of a receive queue: it has room for len bytes, in the pool and in its chain. */
+/* A slot of a receive queue: it has room for len bytes, in the pool and in its chain, which the ring can hold. */
 static bool slot_ok(const struct vp_copyq *b, const struct vp_copyq_slot *sl, uint32_t len)
 {
 	uint64_t sum = 0;
 
+	if (sl->slots > b->c.rq->vq.size)
+		return false;
 	if (sl->state > VP_COPYQ_DONE || !len)
 		return sl->state <= VP_COPYQ_DONE;
 	if (!vp_range_inside(sl->off, len, 0, b->data.size))
@@ -110,6 +112,12 @@ static bool slots_ok(const struct vp_copyq *b)
 	for (uint32_t i = 0; i < n; i++)
 		if (b->pend[i] > b->mask)
 			return false;
+	for (uint32_t i = b->pend_tail; i != b->pend_head && !b->c.early; i++) {
+		const struct vp_copyq_slot *sl = &b->slot[b->pend[i & b->mask]];
+
+		if (!slot_ok(b, sl, sl->len))
+			return false;
+	}
 	for (uint32_t i = b->tail; i != b->head && !b->c.early; i++) {
 		const struct vp_copyq_slot *sl = &b->slot[i & b->mask];
 

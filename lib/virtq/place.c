@@ -116,15 +116,19 @@ static int packed_give_back(struct vp_virtq *vq, const struct vp_place *own, uin
 {
 	struct vp_used u[VP_PLACE_SINGLE];
 	int r = noted(vq, own, u, len);
+	unsigned n = own->n;
 	uint16_t end;
 
 	if (r)
 		return r;
-	end = vp_vq_pos_behind(vq, u, own->n);
-	if (to && *to != end)
+	/* More may have been noted since the intent, which is about the first of them. */
+	while (to && n && vp_vq_pos_behind(vq, u, n) != *to)
+		n--;
+	if (!n)
 		return -EPROTO;
+	end = vp_vq_pos_behind(vq, u, n);
 	if (unseen(vq))
-		vp_packed_show(vq, vp_packed_write(vq, u, own->n));
+		vp_packed_show(vq, vp_packed_write(vq, u, n));
 	return packed_goto(vq, end);
 }
 

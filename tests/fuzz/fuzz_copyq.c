@@ -141,8 +141,23 @@ static void device_returns(unsigned n, uint64_t head, uint32_t len, bool packet)
 	vp_vq_advance(&dev, &burst, n);
 }
 
-static void step(struct vp_copyq *b, const uint8_t *s)
+/* Another process goes on with it: whatever either VM has made of it so far. */
+static struct vp_copyq *hand_over(struct vp_copyq *b)
 {
+	struct vp_copyq *next;
+	struct vp_rec r = { 0 };
+
+	vp_copyq_save(b, &r);
+	REQUIRE(!r.failed);
+	REQUIRE(!vp_copyq_restore(&next, &b->c, &(struct vp_rec_in){ .p = r.p, .n = r.n }, NULL));
+	vp_copyq_free(b);
+	vp_rec_free(&r);
+	return next;
+}
+
+static void step(struct vp_copyq **at_b, const uint8_t *s)
+{
+	struct vp_copyq *b = *at_b;
 	struct vp_drvq_used u[VP_BURST];
 	const uint64_t now = vp_cycles();
 	uint32_t at;
@@ -177,6 +192,10 @@ static void step(struct vp_copyq *b, const uint8_t *s)
 		}
 		break;
 	case 6:
+		if (s[3] & 0x80) {
+			b = *at_b = hand_over(b);
+			break;
+		}
 		vp_copyq_set_open(b, s[1] & 1);
 		vp_xlate_flush(&b->c.rq->vq.xl);
 		break;
@@ -251,7 +270,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	data += 4;
 	size -= 4;
 	for (; size >= 12; data += 12, size -= 12)
-		step(b, data);
+		step(&b, data);
 	vp_copyq_run(b, scratch);
 	vp_copyq_stop(b, data[-1] & 1);
 	REQUIRE(!vp_copyq_outstanding(b));

@@ -2,8 +2,8 @@
 /*
  * The copy engine for requests, driven from both sides at once. Input: kind, ring formats, size; then steps of 12
  * bytes: a store into the driver's rings and tables, into the pool or into the in-flight account, a call of the engine,
- * a device side that goes and another one that comes, or something that an honest driver or device would do. Memory as
- * in fuzz_copyq.c.
+ * a device side that goes and another one that comes, another process that goes on with it, or something that an honest
+ * driver or device would do. Memory as in fuzz_copyq.c.
  *
  *   driver VM: 0x0000 rings and tables (read-write)    0x8000 buffers    0x10000 read-only buffers
  */
@@ -135,8 +135,34 @@ static void check(const struct vp_reqq *q)
 	REQUIRE(q->pend_head - q->pend_tail <= q->n);
 }
 
-static void step(struct vp_reqq *q, const uint8_t *s)
+/* Another process goes on with it: whatever either VM has made of it so far. */
+static struct vp_reqq *hand_over(struct vp_reqq *q)
 {
+	static struct vp_inflight_saved other;
+	struct vp_inflight_saved *was = q->c.saved;
+	struct vp_reqq_conf c = q->c;
+	struct vp_rec r = { 0 };
+	struct vp_reqq *next;
+
+	vp_reqq_save(q, &r);
+	REQUIRE(!r.failed);
+	c.inflight = (struct vp_inflight){ .mem = vp_gptr_from_map(account) };
+	c.saved = was ? &other : NULL;
+	REQUIRE(!vp_reqq_restore(&next, &c, kick_fd, 0, &(struct vp_rec_in){ .p = r.p, .n = r.n }, NULL));
+	vp_reqq_free(q);
+	vp_rec_free(&r);
+	if (was) {
+		vp_inflight_saved_free(was);
+		*was = other;
+		other = (struct vp_inflight_saved){ 0 };
+		next->c.saved = was;
+	}
+	return next;
+}
+
+static void step(struct vp_reqq **at_q, const uint8_t *s)
+{
+	struct vp_reqq *q = *at_q;
 	struct vp_drvq_used u[VP_BURST];
 	uint32_t at = s[1] | (uint32_t)s[2] << 8;
 	uint32_t base;
@@ -165,6 +191,10 @@ static void step(struct vp_reqq *q, const uint8_t *s)
 		memcpy(account + at % (ACCOUNT - 8), &v, 8);
 		break;
 	case 5:
+		if (s[3] & 0x80) {
+			q = *at_q = hand_over(q);
+			break;
+		}
 		if (vp_reqq_arm(q))
 			vp_reqq_disarm(q);
 		vp_reqq_set_open(q, s[1] & 3);
@@ -237,7 +267,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	data += 4;
 	size -= 4;
 	for (; size >= 12; data += 12, size -= 12)
-		step(q, data);
+		step(&q, data);
 	vp_reqq_run(q, scratch);
 	vp_reqq_end(q, data[-1] & 1, NULL);
 	check(q);
