@@ -14,8 +14,14 @@ import statistics
 import harness
 from fleet import Fleet, rig
 
-KINDS = [("relay", "relay", None), ("copy/local", "copy", "local"), ("fast/local", "fast", "local"), ("copy/ivshmem", "copy", "ivshmem"),
-         ("fast/shmem", "fast", "shmem")]
+KINDS = [
+    ("relay", "relay", None),
+    ("copy/local", "copy", "local"),
+    ("fast/local", "fast", "local"),
+    ("copy/ivshmem", "copy", "ivshmem"),
+    ("fast/shmem", "fast", "shmem"),
+    ("grant/shmem", "grant", "shmem"),
+]
 ControlError = rig.conftest.ControlError
 
 
@@ -50,6 +56,13 @@ OPERATIONS = [
     ("reload of an owner", owner),
     ("reload of a mode", mode),
 ]
+# A relay link has no other mode, and what is granted is for that mode only. Of fast and grant links no packet passes the daemon.
+LACKS = {
+    ("reload of a mode", "relay"),
+    ("reload of a mode", "grant"),
+    ("reload of a rate", "fast"),
+    ("reload of a rate", "grant"),
+}
 
 
 def row(operation, kind, seen):
@@ -63,8 +76,7 @@ def look(opt, kind, link_mode, attachment, n):
     fleet = Fleet(opt, kind.replace("/", "-"), [("l", link_mode, attachment, {"rate": 200 if attachment in ("ivshmem", "shmem") else 1000})])
     try:
         for operation, do in OPERATIONS:
-            # A relay link has no other mode, and of a fast link no packet passes the daemon.
-            if (operation, link_mode) in (("reload of a mode", "relay"), ("reload of a rate", "fast")):
+            if (operation, link_mode) in LACKS:
                 continue
             try:
                 rows.append(row(operation, kind, [do(fleet, i)[0] for i in range(n)]))

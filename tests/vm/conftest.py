@@ -39,7 +39,7 @@ REPEATS = [
     ('TestGrant::test_device', ''), ('TestGrant::test_daemon', ''), ('TestGrant::test_lies', ''), ('TestGrant::test_many', ''),
     ('test_kernel_driver_grant', ''), ('test_grant_dpdk', ''), ('TestGrant::test_helpers', ''),
     ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
-    ('test_migrate', ''), ('test_to_and_fro', ''),
+    ('test_migrate', ''), ('test_to_and_fro', ''), ('test_upgrades', 'fast'), ('test_upgrades', '-shmem'),
 ]
 
 
