@@ -196,6 +196,9 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 		/* Its end is the end of the sockets that it has, too. */
 		struct pollfd p = { .fd = me.sock, .events = POLLIN };
 
+		vp_log(VP_LOG_WARNING,
+		       "the daemon before kept its links (--hold); this one was started without that option, and their "
+		       "VMMs connect again");
 		for (unsigned i = 0; i < a->n; i++)
 			if (!strncmp(a->s[i].name, VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)))
 				vp_close_foreign(&a->s[i].fd);
