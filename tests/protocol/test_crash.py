@@ -405,6 +405,71 @@ def test_changed_link(held):
         d.call("link.remove", name="rt")
 
 
+def test_while_links_are_made(held):
+    """Links of the daemon before go on before the others are made, a few at a time; each of these finds its place."""
+    d, others = held, 60
+    for i in range(others):
+        d.link(f"l{i:04}", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="local")
+    d.write("vhost-pci.conf", f"[Daemon]\nMaxLinks={others + 10}\n")
+    d.link("fg")
+    d.call("daemon.reload")
+    for name, mtu in ("same", 1400), ("other", 1300):
+        d.call("link.add", name=name, config={"Driver": {"VM": "c"}, "Device": {"VM": "b"}, "Net": {"MTU": mtu}})
+    with two(d, "packed") as (a, b), contextlib.ExitStack() as nics:
+        nic = {name: nics.enter_context(vu.Nic(d.sock(name, "driver"))) for name in ("cd", "fg", "same", "other")}
+        same = nics.enter_context(vu.Nic(d.sock("same", "device")))
+        both_ways(nic["same"], same)
+        for name in nic:
+            rest(d, name)
+        with flows((a, b), (b, a)) as more:
+            d.kill()
+            # One is another one now, one is gone, two that were added at run time have files now.
+            d.link("cd", driver="c", device="d", Net_MTU="1300")
+            (d.conf / "fg.link").unlink()
+            for name in "same", "other":
+                d.link(name, driver="c", Net_MTU="1400")
+            next_one(d)
+            more()
+        for name in "cd", "fg":
+            gone(nic[name])
+        both_ways(nic["same"], same)
+        shown = {e["name"]: e for e in d.call("link.list")["links"]}
+        assert set(shown) == {"ab", "cd", "same", "other", *(f"l{i:04}" for i in range(others))}
+        assert [d.show(name)["origin"] for name in ("same", "other")] == ["file", "file"]
+        assert [d.show(name)["mtu"] for name in ("cd", "same", "other")] == [1300, 1400, 1400]
+        assert d.show("ab")["sides"]["driver"]["sessions"] == d.show("same")["sides"]["driver"]["sessions"] == 1
+    # As behind any daemon that was killed, the file of its socket may be there still; nobody listens.
+    with socket.socket(socket.AF_UNIX) as s, pytest.raises(OSError):
+        s.connect(d.sock("fg", "driver"))
+    # It is one of the files' from now on.
+    (d.conf / "same.link").unlink()
+    d.call("daemon.reload")
+    assert "same" not in [e["name"] for e in d.call("link.list")["links"]]
+
+
+def test_killed_while_links_are_made(held):
+    """The daemon that went on with links is killed before the others are there: the next one goes on with them, too."""
+    d, others = held, 100
+    for i in range(others):
+        d.link(f"l{i:04}", Link_Mode="copy", Device_Endpoint="port", Device_Attachment="local")
+    d.write("vhost-pci.conf", f"[Daemon]\nMaxLinks={others + 10}\n")
+    with two(d, "packed") as (a, b), flows((a, b), (b, a)) as more:
+        for n in range(3):
+            if n == 0:
+                d.kill()
+            with open(d.log_path, "ab") as log:
+                d.proc = d.spawn(log)
+            d.wait(lambda: d.log().count("went on with 2 links") == n + 1)
+            more()
+            d.proc.kill()
+            d.proc.wait()
+        d.hang_up()
+        next_one(d)
+        more()
+        assert d.show("ab")["sides"]["driver"]["sessions"] == 1
+        assert len(d.call("link.list")["links"]) == others + 2
+
+
 def test_upgraded_in_between(held):
     """An upgrade takes the holder along."""
     d = held
