@@ -13,9 +13,9 @@ struct vp_begin;
 struct vp_daemon;
 
 /*
- * d->links has at most links of the daemon before (keep.h). d->conf stays as it is until done(arg) is called, once, from
- * the event loop; it may free *out, which is the caller's. A link that cannot be made is logged and does not keep the
- * others down.
+ * d->links has at most links of the daemon before (keep.h). d->conf stays as it is until done(arg) is called, once,
+ * from the event loop; it may free *out, which is the caller's. A link that cannot be made is logged and does not keep
+ * the others down.
  */
 int vp_begin_new(struct vp_begin **out, struct vp_daemon *d, void (*done)(void *arg), void *arg, struct vp_err *e);
 /* Stops, when not all are there yet. NULL is allowed. */
