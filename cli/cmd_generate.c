@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "generate.h"
 
+#define TAG_MAX 36 /* of a file system (virtio 1.3, 5.11.4) */
 #define MIB(n) ((unsigned long long)(n) << 20)
 
 /* "512M", "2G", "300000K": bytes, 0 when it is none, or not whole MiB. */
@@ -107,6 +108,50 @@ static bool memory_fits(const struct gen *g, const json_t *config)
 	return false;
 }
 
+bool gen_is_net(const struct gen *g)
+{
+	return !strcmp(g->type, "net");
+}
+
+/* What a device of another type than net is told by its VMM. */
+static void work_out_device(struct gen *g, const json_t *config)
+{
+	g->tag = text(config, "Profile", "Tag");
+	g->config_size =
+		(unsigned)json_integer_value(json_object_get(json_object_get(config, "Profile"), "ConfigSize"));
+	if (!g->tag) {
+		size_t n = strlen(g->link);
+
+		g->tag = g->link + (n > TAG_MAX ? n - TAG_MAX : 0);
+		if (g->driver && !strcmp(g->type, "fs"))
+			fprintf(stderr, "vhost-pcictl: %s has no Tag= in [Profile]; the guest mounts it as %s\n",
+				g->link, g->tag);
+	}
+}
+
+/* Which device this side's VM gets. False after saying that there is no VM. */
+static bool work_out_endpoint(struct gen *g, const json_t *config, const char *endpoint)
+{
+	const char *opens = g->listen ? "it listens at" : "it opens";
+
+	g->endpoint = GEN_VIRTIO;
+	if (!g->driver && !strcmp(endpoint, "vhost-user")) {
+		fprintf(stderr,
+			"vhost-pcictl: the device side of %s is a back-end on the host (Endpoint=vhost-user), not a "
+			"VM; %s unix:%s\n",
+			g->link, opens, g->socket);
+		return false;
+	}
+	if (!g->driver && !strcmp(endpoint, "port"))
+		work_out_port(g, config);
+	if (g->endpoint == GEN_LOCAL)
+		fprintf(stderr,
+			"vhost-pcictl: the device side of %s is a program (Attachment=local), not a VM; it opens "
+			"unix:%s\n",
+			g->link, g->socket);
+	return g->endpoint != GEN_LOCAL;
+}
+
 /* What link.show says, put where writers look. False after saying what is missing. */
 static bool work_out(struct gen *g, const json_t *link)
 {
@@ -116,6 +161,7 @@ static bool work_out(struct gen *g, const json_t *link)
 
 	side = json_object_get(config, side_name);
 	g->link = cli_str(link, "name");
+	g->type = cli_str(link, "type");
 	g->vm = text(config, side_name, "VM");
 	g->socket = text(config, side_name, "Socket");
 	g->listen = text(config, side_name, "SocketMode") && !strcmp(text(config, side_name, "SocketMode"), "client");
@@ -125,9 +171,10 @@ static bool work_out(struct gen *g, const json_t *link)
 	g->mac = text(config, "Net", g->driver ? "DriverMAC" : "DeviceMAC");
 	g->mtu = (unsigned)json_integer_value(json_object_get(json_object_get(config, "Net"), "MTU"));
 	g->pairs = (unsigned)json_integer_value(json_object_get(json_object_get(config, "Link"), "Queues"));
+	g->queues = (unsigned)json_integer_value(json_object_get(link, "virtqueues"));
 	packed = text(config, "Device", "PackedRings");
 	g->packed = g->driver && packed && !strcmp(packed, "yes");
-	if (!g->vm || !g->socket || !g->pairs || !endpoint) {
+	if (!g->vm || !g->socket || !g->pairs || !g->queues || !endpoint) {
 		fputs("vhost-pcictl: the daemon does not tell the link's configuration; it is older than this "
 		      "program\n",
 		      stderr);
@@ -135,17 +182,10 @@ static bool work_out(struct gen *g, const json_t *link)
 	}
 	if (!memory_fits(g, config))
 		return false;
+	work_out_device(g, config);
 	if (g->driver)
 		work_out_grant(g, config);
-	g->endpoint = GEN_NIC;
-	if (!g->driver && !strcmp(endpoint, "port"))
-		work_out_port(g, config);
-	if (g->endpoint == GEN_LOCAL)
-		fprintf(stderr,
-			"vhost-pcictl: the device side of %s is a program (Attachment=local), not a VM; it opens "
-			"unix:%s\n",
-			g->link, g->socket);
-	return g->endpoint != GEN_LOCAL;
+	return work_out_endpoint(g, config, endpoint);
 }
 
 /* For a program: each argument of its own. */
@@ -264,7 +304,7 @@ static int run(struct cli *c, int argc, char **argv)
 	if (r)
 		return r;
 	r = EXIT_REFUSED;
-	if (!work_out(&g, link))
+	if (!work_out(&g, link) || (format == LIBVIRT && !gen_libvirt_can(&g)))
 		goto out;
 	r = 0;
 	if (format == LIBVIRT && g.nic && strncmp(g.nic, "ua-", 3) && strncmp(g.nic, "net", 3))

@@ -51,9 +51,68 @@ static void arg(const char *before, const char *value, const char *after)
 	free(escaped);
 }
 
+bool gen_libvirt_can(const struct gen *g)
+{
+	if (g->endpoint != GEN_VIRTIO || gen_is_net(g))
+		return true;
+	if (strcmp(g->type, "blk") && strcmp(g->type, "fs")) {
+		fprintf(stderr,
+			"vhost-pcictl: libvirt has no words for a device of type %s behind a vhost-user socket; take "
+			"--qemu\n",
+			g->type);
+		return false;
+	}
+	if (g->listen)
+		fprintf(stderr,
+			"vhost-pcictl: libvirt's QEMU does not listen for the daemon on a device of type %s; take "
+			"--qemu, or leave SocketMode=client out of [Driver]\n",
+			g->type);
+	return !g->listen;
+}
+
+/* The driver's memory accesses go through the DMA API. */
+static bool is_platform(const struct gen *g)
+{
+	return g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU;
+}
+
+/* The rest of a <driver>: what all types have. */
+static void driver_end(const struct gen *g)
+{
+	printf("%s%s%s/>\n", is_platform(g) ? " iommu='on'" : "", g->grant == GEN_VIOMMU ? " ats='on'" : "",
+	       g->packed ? " packed='on'" : "");
+}
+
+/* The name that libvirt gives to the device: it counts the devices of a type in their order. */
+static void alias_of(const struct gen *g, char *buf, size_t size)
+{
+	const char *word = gen_is_net(g) ? "net" : !strcmp(g->type, "blk") ? "virtio-disk" : "fs";
+
+	snprintf(buf, size, "%s%u", word, g->index);
+}
+
+static void disk(const struct gen *g)
+{
+	printf("    <disk type='vhostuser' device='disk'%s>\n",
+	       is_platform(g) ? " model='virtio-non-transitional'" : "");
+	printf("      <driver name='qemu' type='raw' queues='%u'", g->pairs);
+	driver_end(g);
+	attribute("      <source type='unix' path='", g->socket, "'>\n");
+	fputs("        <reconnect enabled='yes' timeout='1'/>\n      </source>\n", stdout);
+	printf("      <target dev='vd%c' bus='virtio'/>\n    </disk>\n", (int)('a' + g->index));
+}
+
+static void filesystem(const struct gen *g)
+{
+	fputs("    <filesystem type='mount'>\n      <driver type='virtiofs'", stdout);
+	driver_end(g);
+	attribute("      <source socket='", g->socket, "'/>\n");
+	attribute("      <target dir='", g->tag, "'/>\n    </filesystem>\n");
+}
+
 static void nic(const struct gen *g)
 {
-	bool platform = g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU;
+	bool platform = is_platform(g);
 
 	fputs("    <interface type='vhostuser'>\n", stdout);
 	if (g->mac)
@@ -68,8 +127,7 @@ static void nic(const struct gen *g)
 		fputs("      <driver", stdout);
 		if (g->pairs > 1)
 			printf(" queues='%u'", g->pairs);
-		printf("%s%s%s/>\n", platform ? " iommu='on'" : "", g->grant == GEN_VIOMMU ? " ats='on'" : "",
-		       g->packed ? " packed='on'" : "");
+		driver_end(g);
 	}
 	if (g->mtu)
 		printf("      <mtu size='%u'/>\n", g->mtu);
@@ -102,7 +160,7 @@ static void ivshmem_device(const struct gen *g)
 	attribute("      <server path='", g->socket, "'/>\n");
 	printf("      <msi vectors='%u'/>\n"
 	       "      <address type='pci' domain='0x0000' bus='0x%02x' slot='0x00' function='0x0'/>\n"
-	       "    </shmem>\n", 1 + 2 * g->pairs, bus);
+	       "    </shmem>\n", 1 + g->queues, bus);
 }
 
 static void windows(const struct gen *g)
@@ -141,7 +199,7 @@ static void shmem_device(const struct gen *g)
 	snprintf(line, sizeof(line), "socket,id=vp-%s,path=", g->link);
 	snprintf(dev, sizeof(dev),
 		 "vhost-user-test-device-pci,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16,bus=pcie.0,addr=0x%x",
-		 g->link, 1 + 2 * g->pairs, SHMEM_SLOT - g->index);
+		 g->link, 1 + g->queues, SHMEM_SLOT - g->index);
 	arg("-chardev", "", "");
 	arg(line, g->socket, "");
 	arg("-device", "", "");
@@ -185,31 +243,74 @@ static void behind_its_back(const struct gen *g)
 	fputs("  </qemu:commandline>\n", stdout);
 }
 
-/* A property of one of libvirt's devices that libvirt has no word for. */
-static void override(const char *alias, const char *property, unsigned long long value)
+/* Properties of one of libvirt's devices that libvirt has no word for, one each between begin and end. */
+static void override_begin(const char *alias)
 {
 	printf("  <qemu:override>\n"
 	       "    <qemu:device alias='%s'>\n"
-	       "      <qemu:frontend>\n"
-	       "        <qemu:property name='%s' type='unsigned' value='%llu'/>\n"
-	       "      </qemu:frontend>\n"
-	       "    </qemu:device>\n"
-	       "  </qemu:override>\n", alias, property, value);
+	       "      <qemu:frontend>\n", alias);
+}
+
+static void override(const char *property, const char *type, const char *value)
+{
+	printf("        <qemu:property name='%s' type='%s' value='%s'/>\n", property, type, value);
+}
+
+static void override_number(const char *property, unsigned long long value)
+{
+	char number[24];
+
+	snprintf(number, sizeof(number), "%llu", value);
+	override(property, "unsigned", number);
+}
+
+static void override_end(void)
+{
+	fputs("      </qemu:frontend>\n"
+	      "    </qemu:device>\n"
+	      "  </qemu:override>\n", stdout);
 }
 
 static void overrides(const struct gen *g)
 {
+	bool blk = !strcmp(g->type, "blk"), more_queues = !strcmp(g->type, "fs") && g->pairs > 1;
 	char alias[32];
 
 	if (g->endpoint == GEN_IVSHMEM) {
 		/* The root port of the port gets room for it. */
 		snprintf(alias, sizeof(alias), "pci.%u", g->index + 1);
-		override(alias, "pref64-reserve", g->port_reserve);
-	} else if (g->endpoint == GEN_NIC && g->tcg) {
-		/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
-		snprintf(alias, sizeof(alias), "net%u", g->index);
-		override(g->nic ? g->nic : alias, "vectors", 0);
+		override_begin(alias);
+		override_number("pref64-reserve", g->port_reserve);
+		override_end();
 	}
+	if (g->endpoint != GEN_VIRTIO || (!g->tcg && !blk && !more_queues))
+		return;
+	alias_of(g, alias, sizeof(alias));
+	override_begin(g->nic ? g->nic : alias);
+	/* As gen_qemu() has them. */
+	if (g->tcg)
+		override_number("vectors", 0);
+	if (blk)
+		override("config-wce", "bool", "false");
+	if (more_queues)
+		override_number("num-request-queues", g->pairs);
+	override_end();
+}
+
+/* What libvirt has words for. */
+static void device(const struct gen *g)
+{
+	if (g->endpoint == GEN_IVSHMEM)
+		ivshmem_device(g);
+	if (g->endpoint != GEN_VIRTIO)
+		return;
+	if (gen_is_net(g))
+		nic(g);
+	else if (!strcmp(g->type, "blk"))
+		disk(g);
+	else
+		filesystem(g);
+	grant(g);
 }
 
 void gen_libvirt(const struct gen *g)
@@ -236,12 +337,7 @@ void gen_libvirt(const struct gen *g)
 	fputs("</cpu>\n", stdout);
 	fputs("  <devices>\n"
 	      "    <controller type='pci' index='0' model='pcie-root'/>\n", stdout);
-	if (g->endpoint == GEN_NIC) {
-		nic(g);
-		grant(g);
-	} else if (g->endpoint == GEN_IVSHMEM) {
-		ivshmem_device(g);
-	}
+	device(g);
 	fputs("  </devices>\n", stdout);
 	behind_its_back(g);
 	overrides(g);

@@ -9,6 +9,37 @@
 
 #define ROOT_PORTS 16  /* chassis and slot numbers of one link */
 
+/* QEMU's devices of other types than net. One that does not connect anew ends QEMU if it is not connected at once. */
+static const struct model {
+	const char *type, *model, *queues; /* queues: the property that counts request queues; NULL = none */
+	bool        again;                 /* connects anew */
+	bool        again_ms;              /* does so where QEMU knows reconnect-ms= */
+	bool        legacy;                /* unless told otherwise */
+} models[] = {
+	{ "blk", "vhost-user-blk-pci", "num-queues", true, true, true },
+	{ "fs", "vhost-user-fs-pci", "num-request-queues", false, false, false },
+	{ "scsi", "vhost-user-scsi-pci", "num_queues", false, true, true },
+	{ "vsock", "vhost-user-vsock-pci", NULL, false, false, false },
+	{ "4", "vhost-user-rng-pci", NULL, false, false, false },
+};
+
+/* For all that QEMU knows by their virtio ID only. */
+static const struct model any_model = { NULL, "vhost-user-test-device-pci", "num_vqs", false, false, false };
+
+static const struct model *model_of(const struct gen *g)
+{
+	for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++)
+		/* An entropy device of QEMU's has one queue. */
+		if (!strcmp(models[i].type, g->type) && (strcmp(g->type, "4") || g->queues == 1))
+			return &models[i];
+	return &any_model;
+}
+
+static bool connects_anew(const struct gen *g)
+{
+	return gen_is_net(g) || (g->reconnect_ms ? model_of(g)->again_ms : model_of(g)->again);
+}
+
 bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 {
 	const char *p = g->buses;
@@ -31,6 +62,20 @@ bool gen_bus(const struct gen *g, unsigned n, char buf[GEN_ID_MAX])
 const char *gen_reconnect(const struct gen *g)
 {
 	return g->reconnect_ms ? ",reconnect-ms=100" : ",reconnect=1";
+}
+
+void gen_mac(const struct gen *g, char buf[GEN_MAC_MAX])
+{
+	const char *parts[] = { g->link, g->driver ? "/driver" : "/device" };
+	unsigned long long h = 0xcbf29ce484222325; /* FNV-1a */
+
+	for (size_t i = 0; i < 2; i++)
+		for (const char *p = parts[i]; *p; p++)
+			h = (h ^ (unsigned char)*p) * 0x100000001b3;
+	h ^= h >> 40;
+	/* Locally administered, of one station. */
+	snprintf(buf, GEN_MAC_MAX, "02:%02x:%02x:%02x:%02x:%02x", (unsigned)(h >> 32) & 0xff,
+		 (unsigned)(h >> 24) & 0xff, (unsigned)(h >> 16) & 0xff, (unsigned)(h >> 8) & 0xff, (unsigned)h & 0xff);
 }
 
 char *gen_escaped(const char *value)
@@ -100,18 +145,30 @@ static void chardev(const struct gen *g, json_t *args)
 	char *path = gen_escaped(g->socket);
 	const char *how = "";
 
-	if (g->listen)
+	if (g->endpoint == GEN_VIRTIO && !connects_anew(g))
+		how = g->listen ? ",server=on,wait=on" : "";
+	else if (g->listen)
 		how = ",server=on,wait=off";
-	else if (g->endpoint == GEN_NIC)
+	else if (g->endpoint == GEN_VIRTIO)
 		how = gen_reconnect(g);
 	if (path)
 		add(args, "-chardev", "socket,id=vp-%s,path=%s%s", g->link, path, how);
 	free(path);
 }
 
+/* The driver goes through the DMA API, so through the pool; no legacy device has that. */
+static const char *platform(const struct gen *g, bool legacy)
+{
+	if (g->grant != GEN_SWIOTLB && g->grant != GEN_VIOMMU)
+		return "";
+	if (g->grant == GEN_VIOMMU)
+		return legacy ? ",disable-legacy=on,iommu_platform=on,ats=on" : ",iommu_platform=on,ats=on";
+	return legacy ? ",disable-legacy=on,iommu_platform=on" : ",iommu_platform=on";
+}
+
 static void nic(const struct gen *g, json_t *args)
 {
-	char id[GEN_ID_MAX + 16], more[128] = "";
+	char id[GEN_ID_MAX + 16], mac[GEN_MAC_MAX], more[128] = "";
 	size_t n = 0;
 
 	snprintf(id, sizeof(id), "vp-%s-nic", g->link);
@@ -120,18 +177,37 @@ static void nic(const struct gen *g, json_t *args)
 	/* Without KVM, QEMU 7.2 ends in a vhost-user NIC with vectors. */
 	if (g->pairs > 1 || g->tcg)
 		n += snprintf(more + n, sizeof(more) - n, ",vectors=%u", g->tcg ? 0 : 2 * g->pairs + 2);
-	if (g->mac)
-		n += snprintf(more + n, sizeof(more) - n, ",mac=%s", g->mac);
+	/* QEMU's own first address is the same in every VM. */
+	gen_mac(g, mac);
+	n += snprintf(more + n, sizeof(more) - n, ",mac=%s", g->mac ? g->mac : mac);
 	if (g->mtu)
 		n += snprintf(more + n, sizeof(more) - n, ",host_mtu=%u", g->mtu);
 	if (g->packed)
 		n += snprintf(more + n, sizeof(more) - n, ",packed=on");
-	/* The driver goes through the DMA API, so through the pool; no legacy device has that. */
-	if (g->grant == GEN_SWIOTLB || g->grant == GEN_VIOMMU)
-		snprintf(more + n, sizeof(more) - n, ",disable-legacy=on,iommu_platform=on%s",
-			 g->grant == GEN_VIOMMU ? ",ats=on" : "");
+	snprintf(more + n, sizeof(more) - n, "%s", platform(g, true));
 	add(args, "-netdev", "vhost-user,id=vp-%s-net,chardev=vp-%s,queues=%u", g->link, g->link, g->pairs);
 	add(args, "-device", "virtio-net-pci,netdev=vp-%s-net,id=%s%s", g->link, g->nic ? g->nic : id, more);
+}
+
+/* The driver side of any other type. */
+static void user_device(const struct gen *g, json_t *args)
+{
+	const struct model *m = model_of(g);
+	char queues[48] = "", more[192] = "", *tag = gen_escaped(g->tag);
+
+	if (m->queues)
+		snprintf(queues, sizeof(queues), ",%s=%u", m->queues, g->pairs);
+	if (m == &any_model)
+		snprintf(more, sizeof(more), ",virtio-id=%s,config_size=%u", g->type, g->config_size);
+	else if (!strcmp(g->type, "fs") && tag)
+		snprintf(more, sizeof(more), ",tag=%s", tag);
+	else if (!strcmp(g->type, "blk"))
+		/* qemu-storage-daemon says "write-through" and caches: a driver that may read this never flushes. */
+		snprintf(more, sizeof(more), ",config-wce=off");
+	free(tag);
+	/* As with the network device. */
+	add(args, "-device", "%s,id=vp-%s-dev,chardev=vp-%s%s%s%s%s%s", m->model, g->link, g->link, queues, more,
+	    g->tcg ? ",vectors=0" : "", g->packed ? ",packed=on" : "", platform(g, m->legacy));
 }
 
 /* What the driver VM grants, or says it with. */
@@ -172,7 +248,7 @@ static void ivshmem(const struct gen *g, json_t *args)
 	snprintf(port, sizeof(port), "vp-%s-bus", g->link);
 	root_port(g, args, port, n, g->port_reserve);
 	add(args, "-device", "ivshmem-doorbell,id=vp-%s-port,chardev=vp-%s,vectors=%u,bus=%s", g->link, g->link,
-	    1 + 2 * g->pairs, port);
+	    1 + g->queues, port);
 }
 
 void gen_qemu(const struct gen *g, json_t *args)
@@ -189,14 +265,17 @@ void gen_qemu(const struct gen *g, json_t *args)
 	}
 	free(qmp);
 	chardev(g, args);
-	if (g->endpoint == GEN_NIC) {
-		nic(g, args);
+	if (g->endpoint == GEN_VIRTIO) {
+		if (gen_is_net(g))
+			nic(g, args);
+		else
+			user_device(g, args);
 		grant(g, args);
 	} else if (g->endpoint == GEN_IVSHMEM) {
 		ivshmem(g, args);
 	} else {
 		add(args, "-device",
 		    "vhost-user-test-device-pci,id=vp-%s-port,chardev=vp-%s,virtio-id=22,num_vqs=%u,config_size=16",
-		    g->link, g->link, 1 + 2 * g->pairs);
+		    g->link, g->link, 1 + g->queues);
 	}
 }

@@ -85,7 +85,7 @@ json_t *vp_link_config(const struct vp_link *l)
 {
 	const struct vp_conf_link *c = &l->conf;
 	json_t *driver = side_json(&c->side[VP_SIDE_DRIVER]), *device = side_json(&c->side[VP_SIDE_DEVICE]),
-	       *net = json_object();
+	       *net = json_object(), *profile = json_object();
 
 	json_object_set_new(device, "Endpoint", json_string(vp_endpoint_name(c->endpoint)));
 	if (c->endpoint == VP_ENDPOINT_PORT)
@@ -94,8 +94,11 @@ json_t *vp_link_config(const struct vp_link *l)
 	set_mac(net, "DeviceMAC", &c->side[VP_SIDE_DEVICE]);
 	if (c->mtu)
 		json_object_set_new(net, "MTU", json_integer(c->mtu));
-	return json_pack("{s:{s:s,s:i},s:o,s:o,s:o}", "Link", "Mode", vp_mode_name(l->decision.mode), "Queues",
-			 (int)c->pairs, "Driver", driver, "Device", device, "Net", net);
+	set_text(profile, "Tag", c->tag);
+	if (c->config_size)
+		json_object_set_new(profile, "ConfigSize", json_integer(c->config_size));
+	return json_pack("{s:{s:s,s:i},s:o,s:o,s:o,s:o}", "Link", "Mode", vp_mode_name(l->decision.mode), "Queues",
+			 (int)c->pairs, "Driver", driver, "Device", device, "Net", net, "Profile", profile);
 }
 
 /* {"Link":{"Mode":"relay"},"Driver":{"VM":"a"},...}, the words of a .link file. */

@@ -41,8 +41,8 @@ class Guestless(v.VM):
 
 
 class Case:
-    def __init__(self, mode='relay', qemu='system', link=None, device=None, driver=None, net=None, daemon_connects=False):
-        self.mode, self.qemu = mode, qemu
+    def __init__(self, mode='relay', qemu='system', link=None, device=None, driver=None, net=None, profile=None, daemon_connects=False):
+        self.mode, self.qemu, self.profile = mode, qemu, profile
         self.link, self.net, self.daemon_connects = link or {}, net, daemon_connects
         self.device, self.driver = device, driver
 
@@ -77,7 +77,8 @@ class Host:
         def keys(given):
             return dict(more, **{k: x.format(d=self.dir) for k, x in (given or {}).items()})
         device = keys(case.device)
-        d.link('a.b-1', 'a', 'b', case.mode, device.pop('Endpoint', 'virtio-net'), keys(case.driver), device, case.net, **case.link)
+        d.link('a.b-1', 'a', 'b', case.mode, device.pop('Endpoint', 'virtio-net'), keys(case.driver), device, case.net, case.profile,
+               **case.link)
         d.start()
 
     def show(self):
@@ -139,7 +140,9 @@ def check_nic(vm, case, side):
     assert has('packed') == bool(case.device and 'PackedRings' in case.device)
     if pairs > 1:
         assert has('vectors') == 2 * pairs + 2
-    if case.net:
+    if not case.net:
+        assert has('mac').startswith('02:')
+    else:
         assert has('host_mtu') == case.net['MTU'] and has('mac') == case.net['DriverMAC' if side == 'driver' else 'DeviceMAC']
     assert vm.qmp('qom-get', path='/objects/vp-mem', property='share')
     source = (case.driver or {}).get('Grant', 'swiotlb') if case.mode == 'grant' else None
@@ -204,6 +207,19 @@ def test_further_links_of_a_vm(host):
     first, second = host.args('--device'), host.args('--device', '--index', '1')
     assert '-machine' in first and '-m' in first and '-machine' not in second and '-m' not in second
     assert [x for x in second if x in first] == second
+
+
+def mac(args):
+    a, = [a for a in args if a.startswith('virtio-net-pci')]
+    return dict(p.split('=') for p in a.split(',')[1:])['mac']
+
+
+@pytest.mark.parametrize('host', ['relay-client'], indirect=True)
+def test_the_guests_of_a_link_differ(host):
+    """Each side has an address of its own where none is configured, the same each time: locally administered, of one station."""
+    driver, device = mac(host.args('--driver')), mac(host.args('--device'))
+    assert driver != device and driver == mac(host.args('--driver', '--index', '1'))
+    assert all(int(m[:2], 16) & 3 == 2 for m in (driver, device))
 
 
 @pytest.mark.parametrize('host', ['fast-ivshmem'], indirect=True)
