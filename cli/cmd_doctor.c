@@ -312,6 +312,18 @@ static void features(const char *subject, const char *side, const char *text)
 		      "the driver of the %s side works without %s", side, missing);
 }
 
+/* Has a driver set up any of its queues? */
+static bool driven(const json_t *queues)
+{
+	const json_t *q;
+	size_t i;
+
+	json_array_foreach(queues, i, q)
+		if (strcmp(cli_str(q, "state"), "stopped"))
+			return true;
+	return false;
+}
+
 static void side(const char *subject, const char *name, const json_t *s, const json_t *before, const json_t *daemon)
 {
 	const json_t *iommu = json_object_get(s, "iommu"), *q;
@@ -325,6 +337,11 @@ static void side(const char *subject, const char *name, const json_t *s, const j
 		found("socket", subject, "note",
 		      "if that VM's VMM runs as another user, name it with User= in the VM's file, and reload",
 		      "nobody has come to %s, which %s alone may open", cli_str(s, "socket"), who);
+	if (json_is_true(json_object_get(s, "connected")) && json_array_size(queues) && !driven(queues))
+		found("driver", subject, "problem",
+		      "wait for the guest to boot; its kernel needs the driver of this virtio device",
+		      "the VMM of VM %s is connected, and no driver runs the device of the %s side in that VM",
+		      cli_str(s, "vm"), name);
 	if (json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
 		found("data-path", subject, "problem",
 		      "run vhost-pci-agent in the device VM; where there is no /dev/vhost-pci0, its kernel's log says "

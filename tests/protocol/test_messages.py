@@ -255,6 +255,19 @@ def test_device_without_a_data_path(make_daemon):
         assert "no data path is attached" in r.stdout and "too few vectors=" in r.stdout
 
 
+def test_vm_without_a_driver(make_daemon):
+    """Connected, and nobody in the guest drives the device: the VM is named, and only as long as that is so."""
+    d = make_daemon()
+    d.link("ab")
+    d.start()
+    with vu.Frontend(d.sock("ab", "driver")) as f:
+        f.ask_u64(vu.GET_FEATURES)
+        r = ctl(d, "doctor", "ab")
+        assert "the VMM of VM a is connected, and no driver runs" in r.stdout and "VM b is connected" not in r.stdout
+    with vu.Nic(d.sock("ab", "driver")):
+        assert "no driver runs" not in ctl(d, "doctor", "ab").stdout
+
+
 def test_device_of_a_user_who_may_not(make_daemon):
     """It is answered at once, so that its VMM ends, and the log says what to write where."""
     d = make_daemon()
