@@ -62,8 +62,14 @@ static int run(struct cli *c, int argc, char **argv)
 		printf("version %s, pid %lld, %lld links, traffic stood still for %.1f ms\n",
 		       cli_str(result, "version"), cli_int(result, "pid"), cli_int(result, "links"),
 		       (double)cli_int(result, "stall_us") / 1000);
+	r = cli_int(result, "failed") ? EXIT_REFUSED : 0;
+	if (r)
+		fprintf(stderr,
+			"vhost-pcictl: upgrade: taken over, but %lld links that have changed cannot be set up; the daemon's "
+			"log names them\n",
+			cli_int(result, "failed"));
 	json_decref(result);
-	return 0;
+	return r;
 }
 
 const struct cli_command cmd_upgrade = {

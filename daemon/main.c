@@ -196,12 +196,13 @@ static int start_workers(struct vp_daemon *d, struct vp_err *e)
 	return r < 0 ? vp_err_set(e, r, "cannot watch the data threads: %s", strerror(-r)) : 0;
 }
 
-/* A link whose socket is taken does not keep the others down. */
-static void apply_links(struct vp_daemon *d)
+/* A link whose socket is taken does not keep the others down: how many are there that cannot be made? */
+static unsigned apply_links(struct vp_daemon *d)
 {
 	struct vp_conf_report rep = { .fn = log_problem };
 
 	vp_links_apply(d->links, d->conf, &rep);
+	return rep.errors;
 }
 
 static int open_registry(struct vp_daemon *d, struct vp_err *e)
@@ -339,8 +340,9 @@ static int take_over(struct vp_daemon *d, struct vp_err *e)
 	if (!r && vp_upgrade_commit(t, d, &stall_us))
 		r = vp_err_set(e, -ECANCELED, "it came too late; the daemon before goes on");
 	if (!r) {
-		apply_links(d);
-		vp_upgrade_answer(d, stall_us);
+		unsigned failed = apply_links(d);
+
+		vp_upgrade_answer(d, stall_us, failed);
 		announce(d);
 		return 0;
 	}

@@ -553,10 +553,11 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 	return 0;
 }
 
-void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us)
+void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us, unsigned failed)
 {
 	vp_control_answer(d->control,
-			  json_pack("{s:s,s:i,s:I,s:i}", "version", VP_VERSION, "pid", (int)getpid(), "stall_us",
-				    (json_int_t)stall_us, "links", (int)vp_links_count(d->links)),
+			  json_pack("{s:s,s:i,s:I,s:i,s:i}", "version", VP_VERSION, "pid", (int)getpid(), "stall_us",
+				    (json_int_t)stall_us, "links", (int)vp_links_count(d->links), "failed",
+				    (int)failed),
 			  NULL);
 }

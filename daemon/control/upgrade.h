@@ -34,7 +34,7 @@ int  vp_upgrade_control(struct vp_taken *t, struct vp_daemon *d, struct vp_err *
  * nobody wanted. For how long everything stood still.
  */
 int  vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_us);
-/* Who asked for it hears that it is done. */
-void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us);
+/* Who asked for it hears that it is done, and how many links that have changed cannot be set up. */
+void vp_upgrade_answer(struct vp_daemon *d, uint64_t stall_us, unsigned failed);
 
 #endif

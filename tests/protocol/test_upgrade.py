@@ -310,6 +310,26 @@ def test_changed_link(nics):
     both_ways(a, b)
 
 
+def test_changed_link_that_cannot_be(nics):
+    """The upgrade has happened, and whoever asked for it hears that something is not there."""
+    d, a, b = nics
+    conftest.adopt_orphans()
+    path = d.run / "taken.sock"
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(path))
+        s.listen()
+        d.link("cd", driver="c", device="d", Driver_Socket=str(path))
+        r = subprocess.run([str(conftest.BUILD / "cli/vhost-pcictl"), "--control", str(d.run / "control.sock"), "upgrade"],
+                           capture_output=True, text=True, timeout=60)
+        assert d.proc.wait(60) == 0
+        d.proc = conftest.Adopted(int(re.search(r"pid (\d+)", r.stdout)[1]))
+        assert r.returncode == 1 and "1 links that have changed cannot be set up" in r.stderr
+        d.wait_log("another process listens there")
+        both_ways(a, b)
+    os.unlink(path)
+    assert d.upgrade()["failed"] == 0 and d.show("cd")["status"] == "waiting"
+
+
 def test_changed_rate(nics):
     """Keys that a reload changes in a running link an upgrade changes, too."""
     d, a, b = nics
