@@ -65,8 +65,8 @@ static int run(struct cli *c, int argc, char **argv)
 	r = cli_int(result, "failed") ? EXIT_REFUSED : 0;
 	if (r)
 		fprintf(stderr,
-			"vhost-pcictl: upgrade: taken over, but %lld links that have changed cannot be set up; the daemon's "
-			"log names them\n",
+			"vhost-pcictl: upgrade: taken over, but %lld links that have changed cannot be set up; the "
+			"daemon's log names them\n",
 			cli_int(result, "failed"));
 	json_decref(result);
 	return r;
