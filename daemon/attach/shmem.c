@@ -152,8 +152,7 @@ static struct request *request_new(struct shmem *s, unsigned slot, bool map)
 	return q;
 }
 
-/* It was sent. */
-static void request_await(struct request *q)
+void vp_shmem_request_await(struct request *q)
 {
 	static const char way[] = "the device VM's VMM is stopped or busy, look at that process; the link waits for it";
 	const char *verb = q->map ? "SHMEM_MAP" : "SHMEM_UNMAP";
@@ -183,7 +182,7 @@ static void map_control(struct shmem *s)
 		       s->c.name, strerror(-r));
 		return;
 	}
-	request_await(q);
+	vp_shmem_request_await(q);
 }
 
 /*
@@ -235,7 +234,7 @@ static int give(void *att, const struct vp_port_window *w, uint32_t *kind, uint6
 		vp_port_record_map(s->port, w->slot, 0, 0);
 		return vp_err_set(e, r, "the VMM cannot be asked to map it: %s", strerror(-r));
 	}
-	request_await(q);
+	vp_shmem_request_await(q);
 	s->n_maps++;
 	s->ext[w->slot] = (struct extent){ at, w->size };
 	*kind = VHP_WINDOW_SHMEM;
@@ -259,7 +258,7 @@ static int ask_unmap(struct shmem *s, unsigned slot)
 	if (r)
 		free(q);
 	else
-		request_await(q);
+		vp_shmem_request_await(q);
 	if (r && !s->ext[slot].owed)
 		not_taken(s, slot, r);
 	return s->ext[slot].owed ? r : 0;

@@ -70,6 +70,8 @@ static inline struct vu_backend *vp_shmem_session(const struct shmem *s)
 int  vp_shmem_ring_bind(struct shmem *s, unsigned i, const struct vu_ring *vr, struct vp_err *e);
 /* The kick fd of ring 0 is a new one. */
 void vp_shmem_watch_bell(struct shmem *s);
+/* It was sent, by this daemon or the one before: who waits for long says so (sys/slow.h). */
+void vp_shmem_request_await(struct request *q);
 /* Of what this VMM was asked for: arg is a struct request, freed here. */
 void vp_shmem_request_done(void *arg, int result);
 

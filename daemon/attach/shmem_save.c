@@ -216,6 +216,7 @@ static int load_request(struct shmem *s, unsigned i, const struct vp_rec_in *in,
 		free(q);
 		return vp_err_set(e, -EPROTO, "the record of its requests has too many");
 	}
+	vp_shmem_request_await(q);
 	return 0;
 }
 

@@ -8,6 +8,7 @@ import threading
 
 import blk
 import portclient as pc
+import pytest
 import vu
 from blk import pattern
 from conftest import PATIENCE
@@ -104,8 +105,9 @@ def test_qmp_command_of_the_daemon_before(make_daemon):
         over(d, what)
 
 
-def test_window(make_daemon):
-    """Of the device VM's VMM: the control block, and a window that comes and one that goes."""
+@pytest.mark.parametrize("upgraded", [False, True], ids=["one", "upgraded"])
+def test_window(make_daemon, upgraded):
+    """Of the device VM's VMM: the control block, and a window that comes and one that goes. The next daemon waits on."""
     d = make_daemon()
     lab = PortLab(d, "fast", "shmem")
     d.start()
@@ -115,6 +117,8 @@ def test_window(make_daemon):
         def slowly():
             data = p.back.recv(52, socket.MSG_PEEK)
             what = late.pop((data[0], data[12]), None)
+            if what and upgraded and "window" in what:
+                d.upgrade()
             if what:
                 said(d, what, "the device VM's VMM is stopped or busy")
             serve()
