@@ -242,6 +242,16 @@ class Quit(Exception):
     pass
 
 
+def say_goodbye(port):
+    """DETACH. A daemon that stands still, for it is frozen, is not waited for: whoever ends the device VM does not wait either."""
+    seq = port.state().answer[0] + 1
+    port.command_raw(seq, pc.DETACH)
+    deadline = time.monotonic() + 3
+    while port.state().answer[0] != seq and time.monotonic() < deadline:
+        port.drain()
+        port.idle()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--attachment", choices=["ivshmem", "shmem"], required=True)
@@ -282,7 +292,7 @@ def main():
                 if not busy:
                     time.sleep(0.004)
             if signal.SIGTERM in asked:
-                port.command(pc.DETACH)
+                say_goodbye(port)
         except pc.Gone as err:
             # Cut, or the connection ended: the next look at the socket tells.
             traffic.bad("errors", "gone: %r" % err)
