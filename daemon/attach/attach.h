@@ -87,7 +87,7 @@ struct vp_attach_ops {
 	 */
 	bool pages;
 	/*
-	 * For another daemon to go on with (docs/handover.md). save_hot NULL: it cannot. at_rest (may be NULL): false
+	 * For another daemon to go on with (docs/handover.md). at_rest (may be NULL): false
 	 * while somebody is to answer. save and restore (may be NULL): the record of a device side (VP_LINK_REC_PEER),
 	 * while data threads run. save_hot, restore_hot: all else; the port is as it was. Until go_on() nothing is
 	 * done that others see. windows_on_their_way: that may be while its VMM is still asked to give windows or take

@@ -121,22 +121,12 @@ void hostdev_save_hot(struct vp_attach *a, struct vp_rec *r)
 
 /* ---- reading ------------------------------------------------------------------------------- */
 
-/* A structure that an older version may have written shorter. */
-static bool load_struct(const struct vp_rec_in *body, void *p, size_t n)
-{
-	if (body->n > n)
-		return false;
-	memset(p, 0, n);
-	memcpy(p, body->p, body->n);
-	return true;
-}
-
 static bool load_window(struct hostdev *h, const struct vp_rec_in *body)
 {
 	struct window_rec s;
 	int fd;
 
-	if (!load_struct(body, &s, sizeof(s)) || s.slot >= VHP_MAX_WINDOWS)
+	if (vp_rec_get_this(body, &s, sizeof(s)) || s.slot >= VHP_MAX_WINDOWS)
 		return false;
 	fd = vp_port_window_fd(h->port, s.slot);
 	h->win[s.slot] = (struct hostdev_window){ .fd = fd, .offset = s.offset, .uva = s.uva };
@@ -147,7 +137,7 @@ static bool load_queue(struct hostdev *h, unsigned q, const struct vp_rec_in *bo
 {
 	struct queue_rec s;
 
-	if (q >= h->n || !load_struct(body, &s, sizeof(s)) || s.step > HOSTDEV_START_DONE)
+	if (q >= h->n || vp_rec_get_this(body, &s, sizeof(s)) || s.step > HOSTDEV_START_DONE)
 		return false;
 	h->s.q[q] = (struct hostdev_queue){
 		.running = s.flags & Q_RUNNING, .enabled = s.flags & Q_ENABLED, .step = s.step, .run = s.run,

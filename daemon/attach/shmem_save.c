@@ -198,13 +198,10 @@ static int load_ring(struct shmem *s, unsigned i, const struct vp_rec_in *in, st
 
 static int load_request(struct shmem *s, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
 {
-	struct request_rec qr = { 0 };
+	struct request_rec qr;
 	struct request *q;
 
-	if (in->n > sizeof(qr))
-		return vp_err_set(e, -EPROTO, "the record of a request is malformed");
-	memcpy(&qr, in->p, in->n);
-	if (qr.slot > VHP_MAX_WINDOWS)
+	if (vp_rec_get_this(in, &qr, sizeof(qr)) || qr.slot > VHP_MAX_WINDOWS)
 		return vp_err_set(e, -EPROTO, "the record of a request is malformed");
 	q = malloc(sizeof(*q));
 	if (!q)
@@ -284,13 +281,12 @@ int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct
 	if (!r && s->sig0 < 0)
 		r = vp_err_set(e, -EPROTO, "the record of its attachment lacks an eventfd");
 	while (!r && vp_rec_next(&rest, &tag, &body)) {
-		struct ring_hot p = { 0 };
+		struct ring_hot p;
 
 		if (tag != TAG_RING)
 			continue;
-		if (i >= s->nsig || body.n > sizeof(p))
+		if (i >= s->nsig || vp_rec_get_this(&body, &p, sizeof(p)))
 			return vp_err_set(e, -EPROTO, "the record of its queues is malformed");
-		memcpy(&p, body.p, body.n);
 		load_place(s, i++, &p);
 	}
 	if (!r && s->started)

@@ -14,7 +14,7 @@ struct vp_daemon;
 
 /*
  * Start the program at path ("" = our own file) as successor. 0: it starts; who asked is answered later
- * (vp_control_answer()), by it or, when it cannot, by us. -EOPNOTSUPP: something here cannot be handed over; -EBUSY: a
+ * (vp_control_answer()), by it or, when it cannot, by us. -EOPNOTSUPP: see vp_links_can_hand_over(); -EBUSY: a
  * successor starts already. Nothing has happened then.
  */
 int vp_upgrade_begin(struct vp_daemon *d, const char *path, struct vp_err *e);

@@ -234,11 +234,10 @@ static bool page_ok(const struct vp_port *p, const struct vhp_abi_state *st)
 
 static int load_queue(struct vp_port *p, unsigned q, const struct vp_rec_in *body)
 {
-	struct queue_rec s = { 0 };
+	struct queue_rec s;
 
-	if (q >= p->nqueues || body->n > sizeof(s))
+	if (q >= p->nqueues || vp_rec_get_this(body, &s, sizeof(s)))
 		return -EPROTO;
-	memcpy(&s, body->p, body->n);
 	p->q[q] = (struct port_queue){
 		.running = s.flags & Q_RUNNING, .stopping = s.flags & Q_STOPPING, .lingers = s.flags & Q_LINGERS,
 		.run = s.run, .gen = s.gen, .deadline = s.deadline, .await = s.await,

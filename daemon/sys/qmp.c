@@ -539,11 +539,10 @@ void vp_qmp_save(const struct vp_qmp *q, vp_qmp_number number, struct vp_rec *r)
 static int load_call(struct vp_qmp *q, const struct vp_rec_in *in, vp_qmp_find find)
 {
 	struct call *c = &q->call[q->n];
-	struct call_rec s = { 0 };
+	struct call_rec s;
 
-	if (q->n == QMP_INFLIGHT || in->n > sizeof(s))
+	if (q->n == QMP_INFLIGHT || vp_rec_get_this(in, &s, sizeof(s)))
 		return -EPROTO;
-	memcpy(&s, in->p, in->n);
 	*c = (struct call){ .id = s.id, .command = "what the daemon before this one asked for" };
 	if (q->state == QMP_CAPS) {
 		c->done = caps_done;

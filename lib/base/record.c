@@ -160,17 +160,21 @@ bool vp_rec_find(const struct vp_rec_in *in, unsigned tag, struct vp_rec_in *bod
 	return false;
 }
 
+int vp_rec_get_this(const struct vp_rec_in *body, void *p, size_t n)
+{
+	memset(p, 0, n);
+	if (body->n > n)
+		return -EPROTO;
+	memcpy(p, body->p, body->n);
+	return 0;
+}
+
 int vp_rec_get(const struct vp_rec_in *in, unsigned tag, void *p, size_t n)
 {
 	struct vp_rec_in b;
 
 	memset(p, 0, n);
-	if (!vp_rec_find(in, tag, &b))
-		return -ENOENT;
-	if (b.n > n)
-		return -EPROTO;
-	memcpy(p, b.p, b.n);
-	return 0;
+	return vp_rec_find(in, tag, &b) ? vp_rec_get_this(&b, p, n) : -ENOENT;
 }
 
 uint64_t vp_rec_num(const struct vp_rec_in *in, unsigned tag, uint64_t none)

@@ -68,6 +68,8 @@ bool vp_rec_next(struct vp_rec_in *in, unsigned *tag, struct vp_rec_in *body);
 bool vp_rec_find(const struct vp_rec_in *in, unsigned tag, struct vp_rec_in *body);
 /* Fill the structure of n bytes with the first such element's. -ENOENT, -EPROTO: longer. */
 int  vp_rec_get(const struct vp_rec_in *in, unsigned tag, void *p, size_t n);
+/* The same with the body of an element, one of several. */
+int  vp_rec_get_this(const struct vp_rec_in *body, void *p, size_t n);
 uint64_t vp_rec_num(const struct vp_rec_in *in, unsigned tag, uint64_t none);
 /* A text into a buffer of n bytes, "" when it is not there. -EPROTO: too long, or a zero in it. */
 int  vp_rec_text(const struct vp_rec_in *in, unsigned tag, char *buf, size_t n);
