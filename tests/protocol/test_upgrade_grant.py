@@ -68,7 +68,7 @@ def test_pool(make_daemon, attachment, by):
         assert lab.grant()["state"] == "ending"
         for q, at in enumerate((e.given[1], e.given[0])):
             assert any(r[0] == nic.mem.gpa + POOL for r in p.state().regions), "queue %d may be at work in it" % q
-            assert p.stopped(q, s.queues[q].run, at) == pc.OK
+            assert p.stopped(q, s.queues[q].run, at & 0xffff) == pc.OK
         p.wait(lambda s: not s.up and s.reason == GRANT)
         p.sync()
         assert lab.grant()["state"] == "none"
