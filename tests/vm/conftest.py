@@ -40,6 +40,9 @@ REPEATS = [
     ('test_kernel_driver_grant', ''), ('test_grant_dpdk', ''), ('TestGrant::test_helpers', ''),
     ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
     ('test_migrate', ''), ('test_to_and_fro', ''), ('test_upgrades', 'fast'), ('test_upgrades', '-shmem'),
+    ('TestRelay', 'system-11'), ('test_relay.py::TestLife::test_reboot', '11'), ('test_relay.py::TestLife::test_system_reset', '11'),
+    ('test_relay.py::TestLife::test_sigkill', '11'), ('test_device_vm_killed_while_writing', 'system'), ('test_back_end_killed', '11'),
+    ('TestTraffic', 'fast-ivshmem-11'), ('TestHub', 'fast-ivshmem+fast-ivshmem'),
 ]
 
 
