@@ -342,7 +342,12 @@ static void side(const char *subject, const char *name, const json_t *s, const j
 		      "wait for the guest to boot; its kernel needs the driver of this virtio device",
 		      "the VMM of VM %s is connected, and no driver runs the device of the %s side in that VM",
 		      cli_str(s, "vm"), name);
-	if (json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
+	if (json_is_true(json_object_get(s, "online")) && !strcmp(cli_str(s, "reason"), "features"))
+		found("data-path", subject, "problem",
+		      "switch off in the link's file what it lacks, or use another data path; vhost-net has no packed "
+		      "rings (PackedRings=)",
+		      "the data path lacks features of the link's device, which the log of vhost-pci-agent names");
+	else if (json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
 		found("data-path", subject, "problem",
 		      "run vhost-pci-agent in the device VM; where there is no /dev/vhost-pci0, its kernel's log says "
 		      "why (ivshmem: the device has too few vectors=, vhost-pcictl generate prints how many)",

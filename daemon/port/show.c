@@ -51,9 +51,21 @@ uint64_t vp_port_pool(const struct vp_port *p, uint64_t *size)
 const char *vp_port_reason_str(uint32_t reason)
 {
 	static const char *const s[] = {
-		"up",	    "no link", "not attached", "driver VM absent",     "driver not running",	       "window",
-		"features", "policy",  "set down",     "guest did not answer", "front-end broke the protocol", "daemon",
-		"limit",    "profile",
+		[VHP_REASON_NONE] = "up",
+		[VHP_REASON_NO_LINK] = "no link",
+		[VHP_REASON_NOT_ATTACHED] = "not attached",
+		[VHP_REASON_NO_DRIVER] = "driver VM absent",
+		[VHP_REASON_NOT_READY] = "driver not running",
+		[VHP_REASON_WINDOW] = "window",
+		[VHP_REASON_FEATURES] = "features",
+		[VHP_REASON_POLICY] = "policy",
+		[VHP_REASON_ADMIN] = "set down",
+		[VHP_REASON_TIMEOUT] = "guest did not answer",
+		[VHP_REASON_PROTOCOL] = "front-end broke the protocol",
+		[VHP_REASON_DAEMON] = "daemon",
+		[VHP_REASON_LIMIT] = "limit",
+		[VHP_REASON_PROFILE] = "profile",
+		[VHP_REASON_GRANT] = "nothing granted",
 	};
 
 	return reason < VP_ARRAY_SIZE(s) ? s[reason] : "?";

@@ -410,6 +410,9 @@ static int try_attach(struct agent *a)
 	a->dp->ops->features(a->dp, f);
 	missing[0] = a->s.required_features[0] & ~f[0];
 	missing[1] = a->s.required_features[1] & ~f[1];
+	args[VHP_ATTACH_FEATURES0] = f[0];
+	args[VHP_ATTACH_FEATURES1] = f[1];
+	args[VHP_ATTACH_TYPE] = a->dp->ops->device_type;
 	if (missing[0] | missing[1]) {
 		if (missing[0] != a->refused[0] || missing[1] != a->refused[1])
 			a->quiet = QUIET_NONE;
@@ -419,11 +422,14 @@ static int try_attach(struct agent *a)
 			       "not attached: the %s data path lacks %s, which the link's profile "
 			       "requires: narrow the profile on the host, or use another data path",
 			       a->dp->ops->name, features_names(missing, a->s.device_type, names, sizeof(names)));
+		/* It is refused; but on the host they know why then. */
+		if (a->s.link_reason == VHP_REASON_NOT_ATTACHED) {
+			rc = port_command(a->port, VHP_CMD_ATTACH, args, ATTACH_TIMEOUT_MS, NULL);
+			a->attach_ms = agent_now_ms() + ATTACH_AGAIN_MS;
+			return rc == -ENODEV ? rc : 0;
+		}
 		return 0;
 	}
-	args[VHP_ATTACH_FEATURES0] = f[0];
-	args[VHP_ATTACH_FEATURES1] = f[1];
-	args[VHP_ATTACH_TYPE] = a->dp->ops->device_type;
 	if (a->dp->ops->keeps_account && a->dp->ops->keeps_account(a->dp))
 		args[VHP_ATTACH_FLAGS] = VHP_ATTACH_F_INFLIGHT;
 	rc = port_command_all(a->port, VHP_CMD_ATTACH, args, ATTACH_TIMEOUT_MS, value);

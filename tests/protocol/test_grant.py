@@ -89,6 +89,7 @@ def test_nothing_without_a_grant(lab):
         assert p.attach() == pc.OK
         s = p.wait(lambda s: s.reason == GRANT)
         assert not s.up and not s.regions and not shown(p) and s.mode == 2
+        assert lab.d.show("ab")["sides"]["device"]["reason"] == "nothing granted"
         g = lab.grant()
         assert g["state"] == "none" and g["bytes"] == 0 and "vhost-pci-grant" in g["message"]
         assert nic.alive()
