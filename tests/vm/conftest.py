@@ -37,6 +37,7 @@ REPEATS = [
     ('test_device_vm_killed', 'twenty'), ('test_vsock', 'fast-shmem'), ('test_files', 'thousands'), ('test_files', '-shmem'),
     ('TestGrant', '6.12-11'), ('TestGrant', 'backports-11'), ('TestGrant::test_held', ''), ('TestGrant::test_driver', ''),
     ('TestGrant::test_device', ''), ('TestGrant::test_daemon', ''), ('TestGrant::test_lies', ''), ('TestGrant::test_many', ''),
+    ('TestGrant::test_kept', ''), ('test_grant_vfio', ''), ('test_packed', '6.12-11'),
     ('test_kernel_driver_grant', ''), ('test_grant_dpdk', ''), ('TestGrant::test_helpers', ''),
     ('test_boot_from_disk', '11'), ('test_boot_from_disk', 'ovmf'), ('test_scsi', '-shmem'), ('test_unplugged_while_writing', '-11'),
     ('test_migrate', ''), ('test_to_and_fro', ''), ('test_upgrades', 'fast'), ('test_upgrades', '-shmem'),
