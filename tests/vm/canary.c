@@ -9,6 +9,9 @@
  *   canary scribble FILE MIB   device VM, root: writes into all of it, once
  *   canary hold DEVICE         device VM: owns the port, maps every window, answers nothing that the host asks; at
  *                              SIGUSR1 it says what it reads there
+ *   canary keep DEVICE         device VM: as hold, but it answers at once, and keeps its mappings all the same. When
+ *                              windows have been taken back it reads there: of these, and of all so far, it tells at
+ *                              SIGUSR1: grants=TIMES windows=THEN sigbus= zero= data= seen=WINDOWS that had data before
  *
  * Each answer is a line on stdout. The first one says that it has begun.
  */
@@ -148,53 +151,136 @@ static bool is_zero(const volatile uint64_t *m, size_t bytes)
 	return true;
 }
 
-/* windows: all; sigbus, zero, data: what reading them gave. */
-static void report(const volatile uint64_t *m[], const size_t size[], unsigned n)
-{
-	volatile unsigned bus = 0, zero = 0, data = 0;
+struct windows {
+	const volatile uint64_t *m[VHP_MAX_WINDOWS];
+	size_t size[VHP_MAX_WINDOWS];
+	unsigned n;
+};
 
-	for (volatile unsigned i = 0; i < n; i++) {
+struct found {
+	unsigned long windows, sigbus, zero, data;
+};
+
+/* What reading them gives. */
+static void look(const struct windows *w, struct found *f)
+{
+	for (volatile unsigned i = 0; i < w->n; i++) {
+		f->windows++;
 		if (sigsetjmp(back, 1))
-			bus++;
-		else if (is_zero(m[i], size[i]))
-			zero++;
+			f->sigbus++;
+		else if (is_zero(w->m[i], w->size[i]))
+			f->zero++;
 		else
-			data++;
+			f->data++;
 	}
-	printf("windows=%u sigbus=%u zero=%u data=%u\n", n, bus, zero, data);
+}
+
+static uint64_t command(int fd, uint32_t opcode, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+	struct vhp_ioc_command x = { .opcode = opcode, .args = { a, b, c, d } };
+
+	return ioctl(fd, VHP_IOC_COMMAND, &x) ? ~0ull : x.status;
+}
+
+static const volatile struct vhp_abi_state *own(const char *path, int *fd)
+{
+	const struct vhp_abi_control *c;
+
+	*fd = open(path, O_RDWR);
+	c = mmap(NULL, VHP_CTRL_SIZE, PROT_READ, MAP_SHARED, *fd, 0);
+	if (*fd < 0 || c == MAP_FAILED || command(*fd, VHP_CMD_ATTACH, VHP_ABI_VERSION, ~0ull, ~0ull, 0))
+		fail(path);
+	signal(SIGBUS, on_sigbus);
+	return &c->state;
+}
+
+static bool window(int fd, const volatile struct vhp_abi_state *s, unsigned i, struct windows *w)
+{
+	struct vhp_ioc_window x = { .window = i, .serial = s->windows[i].serial };
+
+	if (!s->windows[i].kind || ioctl(fd, VHP_IOC_WINDOW, &x))
+		return false;
+	w->m[w->n] = mmap(NULL, x.size, PROT_READ | PROT_WRITE, MAP_SHARED, x.fd, 0);
+	close(x.fd);
+	if (w->m[w->n] == MAP_FAILED)
+		return false;
+	w->size[w->n++] = x.size;
+	return true;
 }
 
 static _Noreturn void hold(const char *path)
 {
-	struct vhp_ioc_command attach = { .opcode = VHP_CMD_ATTACH, .args = { VHP_ABI_VERSION, ~0ull, ~0ull } };
-	const volatile uint64_t *m[VHP_MAX_WINDOWS];
-	size_t size[VHP_MAX_WINDOWS];
-	unsigned n = 0;
-	int fd = open(path, O_RDWR);
-	const struct vhp_abi_control *c = mmap(NULL, VHP_CTRL_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+	static struct windows w;
+	int fd;
+	const volatile struct vhp_abi_state *s = own(path, &fd);
 
-	if (fd < 0 || c == MAP_FAILED || ioctl(fd, VHP_IOC_COMMAND, &attach) || attach.status)
-		fail(path);
-	while (*(const volatile uint32_t *)&c->state.link_status != VHP_LINK_UP)
+	while (s->link_status != VHP_LINK_UP)
 		usleep(20000);
-	for (unsigned i = 0; i < c->state.nwindows; i++) {
-		struct vhp_ioc_window w = { .window = i, .serial = c->state.windows[i].serial };
-
-		if (!c->state.windows[i].kind)
-			continue;
-		if (ioctl(fd, VHP_IOC_WINDOW, &w))
+	for (unsigned i = 0; i < s->nwindows; i++)
+		if (s->windows[i].kind && !window(fd, s, i, &w))
 			fail("window");
-		m[n] = mmap(NULL, w.size, PROT_READ | PROT_WRITE, MAP_SHARED, w.fd, 0);
-		if (m[n] == MAP_FAILED)
-			fail("mmap of a window");
-		size[n++] = w.size;
-	}
-	signal(SIGBUS, on_sigbus);
 	for (;;) {
+		struct found f = { 0 };
+
 		asked = 0;
-		report(m, size, n);
+		look(&w, &f);
+		printf("windows=%lu sigbus=%lu zero=%lu data=%lu\n", f.windows, f.sigbus, f.zero, f.data);
 		while (!asked)
 			usleep(20000);
+	}
+}
+
+/* Nothing is kept up that the host asks for: queues are stopped, and tables are known, at once. */
+static void obey(int fd, const volatile struct vhp_abi_state *s, uint32_t *synced)
+{
+	uint32_t g = s->regions_generation;
+
+	for (unsigned i = 0; i < s->nqueues; i++)
+		if (s->queues[i].flags & VHP_QUEUE_STOP)
+			command(fd, VHP_CMD_QUEUE_STOPPED, i, s->queues[i].run, 0, VHP_STOPPED_F_NO_BASE);
+	if (g != *synced && !command(fd, VHP_CMD_SYNC, g, 0, 0, 0))
+		*synced = g;
+}
+
+static bool some_window(const volatile struct vhp_abi_state *s)
+{
+	for (unsigned i = 0; i < s->nwindows; i++)
+		if (s->windows[i].kind)
+			return true;
+	return false;
+}
+
+static _Noreturn void keep(const char *path)
+{
+	static struct windows w;
+	struct found before = { 0 }, after = { 0 };
+	unsigned long grants = 0;
+	uint32_t synced = 0;
+	int fd;
+	const volatile struct vhp_abi_state *s = own(path, &fd);
+
+	printf("grants=0\n");
+	for (;;) {
+		/* Before it obeys: once the queues are stopped the windows go. */
+		if (!w.n && s->link_status == VHP_LINK_UP) {
+			for (unsigned i = 0; i < s->nwindows; i++)
+				window(fd, s, i, &w);
+			look(&w, &before);
+		}
+		obey(fd, s, &synced);
+		if (w.n && s->link_status != VHP_LINK_UP && !some_window(s)) {
+			look(&w, &after);
+			for (unsigned i = 0; i < w.n; i++)
+				munmap((void *)(uintptr_t)w.m[i], w.size[i]);
+			w.n = 0;
+			grants++;
+		}
+		if (asked) {
+			asked = 0;
+			printf("grants=%lu windows=%lu sigbus=%lu zero=%lu data=%lu seen=%lu\n", grants, after.windows,
+			       after.sigbus, after.zero, after.data, before.data);
+		}
+		usleep(1000);
 	}
 }
 
@@ -210,6 +296,8 @@ int main(int argc, char **argv)
 		return scribble(argv[2], (strtoul(argv[3], NULL, 0) << 20) - VHP_CTRL_SIZE);
 	if (argc == 3 && !strcmp(argv[1], "hold"))
 		hold(argv[2]);
-	fputs("usage: canary fill MIB | scan FILE MIB | scribble FILE MIB | hold DEVICE\n", stderr);
+	if (argc == 3 && !strcmp(argv[1], "keep"))
+		keep(argv[2]);
+	fputs("usage: canary fill MIB | scan FILE MIB | scribble FILE MIB | hold|keep DEVICE\n", stderr);
 	return 2;
 }

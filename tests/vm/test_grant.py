@@ -25,6 +25,12 @@ UNBIND_PORT = 'cd /sys/bus/virtio/drivers/vhost_pci_shmem && d=$(ls -d virtio*) 
 POINTS = [('6.1', 'system'), ('6.12', '11'), ('backports', '11')]
 
 
+def bar(vm):
+    """The resource file of a shmem port's BAR for windows: its largest one."""
+    return vm.sh("d=$(readlink -f /sys/class/vhost-pci/vhost-pci0/device); while [ ! -e $d/resource ]; do d=${d%/*}; done; "
+                 'ls -S $d/resource[0-9] | head -n 1').strip()
+
+
 class Grant(portlink.PortLink):
     """A PortLink of mode grant that can be put right again, whatever the test before left behind."""
 
@@ -82,6 +88,19 @@ class Grant(portlink.PortLink):
         assert v.transfer(self.driver, self.device, self.addr_device, 2) and v.transfer(self.device, self.driver, self.addr_driver, 2)
         v.note('TCP %.0f and %.0f Mbit/s; files with SHA-256 both ways' % (f['mbps'], r['mbps']))
 
+    def grant_and_drop(self, times):
+        """By hand: the helper in the driver VM has ended. The link comes up each time. Granted in the end."""
+        pool, start = '0x%x+0x%x' % self.pool(), time.time()
+        for _ in range(times):
+            self.daemon.ctl('grant', self.name, '--drop')
+            self.settled('none')
+            self.daemon.ctl('grant', self.name, pool)
+            end = time.time() + v.limit(20)
+            while not self.show()['sides']['device']['up']:
+                assert time.time() < end, self.story()
+                time.sleep(0.01)
+        v.note('%d grants and revocations in %.0f s' % (times, time.time() - start))
+
     def back(self, how, by='its channel'):
         self.wait()
         v.note('%s: the link is back' % how)
@@ -101,11 +120,6 @@ class Grant(portlink.PortLink):
         assert rings and sum(rings) <= 2 * 8192, 'each ring has 8 KiB'
         assert sum(w['size'] for w in port['windows']) == g['bytes'] == size + sum(rings)
         return g
-
-    def bar(self):
-        """The resource file of the port's BAR for windows: its largest one."""
-        return self.device.sh("d=$(readlink -f /sys/class/vhost-pci/vhost-pci0/device); while [ ! -e $d/resource ]; do d=${d%/*}; done; "
-                              'ls -S $d/resource[0-9] | head -n 1').strip()
 
 
 @pytest.fixture(scope='class', params=POINTS, ids=['%s-%s' % p for p in POINTS])
@@ -155,7 +169,7 @@ class TestGrant:
         """The device VM's root reads and writes all that it can reach: before, during and after the grant. No canary is seen, none harmed."""
         link.ensure()
         fill = Program(link.driver, 'fill %d' % CANARIES)
-        scan = Program(link.device, 'scan %s %d' % (link.bar(), APERTURE))
+        scan = Program(link.device, 'scan %s %d' % (bar(link.device), APERTURE))
         assert v.tcp(link.driver, link.device, link.addr_device, 'mib=1')['bytes']
         during = scan.ask()
         assert during['hits'] == 0 and during['now'] > 0, 'the scanner sees what is granted, and no canary'
@@ -172,7 +186,7 @@ class TestGrant:
         assert again['hits'] == 0 and again['now'] > 0
         v.note('of %d pages of the BAR %d, then %d, then %d had something in them' % (APERTURE * MIB / 4096, during['now'], after['now'], again['now']))
         scan.end()
-        link.device.sh('canary scribble %s %d' % (link.bar(), APERTURE))
+        link.device.sh('canary scribble %s %d' % (bar(link.device), APERTURE))
         seen = fill.ask()
         assert seen['pages'] == CANARIES * MIB / 4096 and seen['bad'] == 0, seen
         fill.end()
@@ -277,6 +291,20 @@ class TestGrant:
         link.ensure()
         link.back('SIGKILL of the daemon')
 
+    def test_memory_pressure(self, link):
+        """Little memory is left in the driver VM, and its kernel moves what it can: the pool and the rings stay where they are."""
+        link.ensure()
+        before = link.exact()['ranges']
+        room = "$(($(sed -n 's/MemAvailable: *\\([0-9]*\\).*/\\1/p' /proc/meminfo) / 1024 - 40))"
+        link.driver.sh('mkdir -p /run/much; mount -t tmpfs -o size=100%% none /run/much; dd if=/dev/zero of=/run/much/x bs=1M count=%s 2>/dev/null; '
+                       'echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory' % room, 60)
+        v.note(link.driver.sh('grep MemAvailable /proc/meminfo').strip())
+        f, r = link.tcp('mib=8')
+        assert f['bytes'] == r['bytes'] == 8 * MIB
+        assert link.exact()['ranges'] == before
+        link.driver.sh('umount /run/much')
+        link.back('memory is there again')
+
     def test_lies(self, link):
         """A helper that lies grants memory of its own VM, no other, and its queues do not start."""
         link.ensure()
@@ -311,17 +339,11 @@ class TestGrant:
         """Grants and revocations, while the device VM reads all that it can reach."""
         link.ensure()
         fill = Program(link.driver, 'fill %d' % CANARIES)
-        scan = Program(link.device, 'scan %s %d' % (link.bar(), APERTURE))
+        scan = Program(link.device, 'scan %s %d' % (bar(link.device), APERTURE))
         link.driver.sh('kill $(cat %s)' % portlink.GRANT_PID)
-        pool, start, n = '0x%x+0x%x' % link.pool(), time.time(), 0
         before = link.show()['sides']['device']
-        while n < ROUNDS and time.time() < start + 400:
-            link.daemon.ctl('grant', link.name, '--drop')
-            link.settled('none')
-            link.daemon.ctl('grant', link.name, pool)
-            n += 1
+        link.grant_and_drop(ROUNDS)
         link.wait()
-        v.note('%d grants and revocations in %.0f s' % (n, time.time() - start))
         now = link.show()['sides']['device']
         # "maps" are counted when they are asked for, as their times are.
         v.note('; '.join('%d %s, %.0f us each' % (now[k] - before[k], k, (now[us] - before[us]) / max(1, now[k] - before[k]))
@@ -330,3 +352,18 @@ class TestGrant:
         scan.end()
         fill.end()
         link.back('granted for the last time', 'the administrator')
+
+    def test_kept_many_times(self, link):
+        """As before, and who has the port keeps all windows mapped that it ever got: it never reads what is not granted any more."""
+        link.ensure()
+        link.end_agent('KILL')
+        keep = Program(link.device, 'keep /dev/vhost-pci0')
+        link.driver.sh('kill $(cat %s)' % portlink.GRANT_PID)
+        link.grant_and_drop(ROUNDS)
+        # What is granted now has not been taken back.
+        seen = keep.ask()
+        v.note('windows kept, and read afterwards: %s' % seen)
+        assert seen['grants'] == ROUNDS and seen['windows'] >= 3 * ROUNDS and seen['data'] == 0 and seen['seen'] >= ROUNDS
+        keep.end()
+        link.ensure()
+        link.back('agent started again', 'the administrator')

@@ -9,7 +9,7 @@ import packages
 import portlink
 import pytest
 import vhostpci_vm as v
-from test_grant import MIB, Program
+from test_grant import MIB, Program, bar
 
 POOL = 128          # MiB of the memory device
 CANARIES = 96       # MiB
@@ -41,6 +41,7 @@ def link(lab, attachment, driver, **kw):
     except v.Unavailable as e:
         pytest.skip(str(e))
     lab.vms += l.vms
+    l.lab = lab
     lab.daemon.start()
     v.note('booted in %.1f s' % lab.boot(*l.vms))
     return l
@@ -51,12 +52,12 @@ def bind(a, to, before=''):
     dev = os.path.basename(a.sh('readlink -f /sys/class/net/eth0/device/..').strip())
     a.sh('%s mkdir -p /dev/hugepages /var/run; mount -t hugetlbfs none /dev/hugepages; cd /sys/bus/pci/devices/%s && echo %s >driver_override && '
          'echo %s >driver/unbind && echo %s >/sys/bus/pci/drivers_probe && ls -d /sys/bus/pci/drivers/%s/%s' % (before, dev, to, dev, dev, to, dev))
-    a.sh('chmod 755 / /pmd')
     return dev
 
 
 def run_testpmd(a, programs, dev, eal, more):
-    a.sh('(setsid dpdk-testpmd -a %s %s --no-telemetry %s -- --auto-start --nb-cores=1 --total-num-mbufs=4096 %s >/run/testpmd.log 2>&1 &)' %
+    # It refuses drivers from directories that others may write to.
+    a.sh('chmod 755 / /pmd; (setsid dpdk-testpmd -a %s %s --no-telemetry %s -- --auto-start --nb-cores=1 --total-num-mbufs=4096 %s >/run/testpmd.log 2>&1 &)' %
          (dev, eal, packages.testpmd_drivers(programs), more))
 
 
@@ -103,8 +104,9 @@ def test_memory_device(lab):
     v.note('%d of 64 huge pages of the memory device' % got)
     assert got >= 40
     dev = bind(l.driver, 'uio_pci_generic', 'modprobe uio_pci_generic;')
-    run_testpmd(l.driver, programs, dev, '-l 1,2 --socket-mem=0,%d --iova-mode=pa' % (2 * got - 8),
-                '--forward-mode=icmpecho --port-topology=loop --stats-period=600 --socket-num=1')
+    args = ('-l 1,2 --socket-mem=0,%d --iova-mode=pa' % (2 * got - 8),
+            '--forward-mode=icmpecho --port-topology=loop --stats-period=600 --socket-num=1')
+    run_testpmd(l.driver, programs, dev, *args)
     answered(l, l.device, l.addr_driver)
     g, port = grant(l), l.show()['sides']['device']
     v.note('granted: %s; windows: %s' % (g['ranges'], [w['size'] for w in port['windows']]))
@@ -121,7 +123,26 @@ def test_memory_device(lab):
     fill.end()
     l.driver.sh('kill -9 $(pidof dpdk-testpmd)', check=False)
     comes(lambda: grant(l)['state'] == 'none', 30)
-    assert l.driver.sh('echo alive') == 'alive\n'
+    again(l, lambda: run_testpmd(l.driver, programs, dev, *args))
+
+
+def again(l, start):
+    """testpmd has been killed. The next one, and another device VM, have what is granted to them. Its agent is killed, too."""
+    start()
+    answered(l, l.device, l.addr_driver)
+    v.note('testpmd killed and started again')
+    for how in ('SIGKILL of the agent', 'reset', 'SIGKILL of the device VM'):
+        if how.endswith('agent'):
+            l.end_agent('KILL')
+        elif how == 'reset':
+            l.device.reset()
+        else:
+            l.device.kill()
+            l.lab.boot(l.device)
+        l.start_agent()
+        answered(l, l.device, l.addr_driver)
+        v.note('%s: the link is back, %d windows' % (how, len(l.show()['sides']['device']['windows'])))
+    assert l.driver.boots == 1 and not l.driver.complaints() and not l.device.complaints()
 
 
 VIOMMU = dict(qemu='11', extra=['-device', 'virtio-iommu-pci,addr=0x1e'], mem=768, smp=2, append='iommu.strict=1 hugepages=%d' % PAGES)
@@ -146,7 +167,8 @@ def test_virtio_iommu(lab):
     l.start_agent()
     fill = Program(l.driver, 'fill %d' % CANARIES)
     dev = as_vfio(l)
-    run_testpmd(l.driver, programs, dev, '-l 0,1 -m %d' % (2 * PAGES - 16), '--forward-mode=icmpecho --port-topology=loop --stats-period=600')
+    args = '-l 0,1 -m %d' % (2 * PAGES - 16), '--forward-mode=icmpecho --port-topology=loop --stats-period=600'
+    run_testpmd(l.driver, programs, dev, *args)
     answered(l, l.device, l.addr_driver)
     g, iommu = grant(l), l.show()['sides']['driver']['iommu']
     v.note('IOTLB: %s; granted: %d KiB in %d ranges, %d windows' % (iommu, g['bytes'] >> 10, len(g['ranges']),
@@ -161,3 +183,41 @@ def test_virtio_iommu(lab):
     l.driver.sh('kill -9 $(pidof dpdk-testpmd)')
     comes(lambda: grant(l)['state'] == 'none', 30)
     assert grant(l)['bytes'] == 0 and not l.device.complaints()
+    again(l, lambda: run_testpmd(l.driver, programs, dev, *args))
+
+
+@pytest.mark.parametrize('node', ['has a processor', 'has none'])
+def test_leftover_pages(lab, node):
+    """What huge pages leave of the memory device is granted as well: pages of programs on its node's processors are seen in the window, others
+    as soon as no memory is left elsewhere. So the how-to wants a node without processors, and more memory than the programs use."""
+    kernel = '6.1'
+    cpus = ('cpus=0', ',cpus=1') if node == 'has a processor' else ('cpus=0-1', '')
+    mem = ['-object', 'memory-backend-memfd,id=mem,size=256M,share=on', '-m', '256M,slots=1,maxmem=4G', '-numa', 'node,nodeid=0,%s,memdev=mem' % cpus[0],
+           '-numa', 'node,nodeid=1' + cpus[1], '-object', 'memory-backend-memfd,id=pool,size=%dM,share=on' % POOL,
+           '-device', 'pc-dimm,id=dimm0,memdev=pool,node=1']
+    # The kernel's driver: its buffers lie elsewhere, and its queues are not served. What is granted is shown all the same.
+    l = link(lab, 'shmem', dict(smp=2, mem_args=mem, files=CANARY, append='memhp_default_state=online_movable'), kernel=kernel, driver_qemu='11',
+             net=dict(props='disable-legacy=on'), driver_keys=dict(Grant='memory', GrantSize='%dM' % POOL))
+    l.start_agent()
+    huge = '/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages'
+    # All 64 that there is room for are never to be had; so that something is left each time:
+    l.driver.sh('echo 56 >' + huge)
+    left = POOL - 2 * int(l.driver.sh('cat ' + huge))
+    l.up_driver()
+    comes(lambda: l.show()['sides']['device']['up'], 30)
+    assert [(r['size'], r['what']) for r in grant(l)['ranges'] if r['what'] == 'pool'] == [(POOL * MIB, 'pool')]
+    scan = Program(l.device, 'scan %s 512' % bar(l.device))
+    some = Program(l.driver, 'fill 32', 'taskset 2')    # CPU 1
+    seen = scan.ask()
+    v.note('%d MiB of the memory device are left; 32 MiB of canaries: %d words seen' % (left, seen['hits']))
+    assert left >= 16 and (seen['hits'] > 0) == (node == 'has a processor'), seen
+    if node == 'has none':
+        free = int(l.driver.sh("sed -n 's/.*MemFree: *//p' /sys/devices/system/node/node0/meminfo").split()[0]) >> 10
+        # Node 0 has not that much any more: the kernel takes what the device has.
+        more = Program(l.driver, 'fill %d' % (free + 4))
+        seen = scan.ask()
+        v.note('%d MiB more, of %d that node 0 had free: %d words seen' % (free + 4, free, seen['hits']))
+        assert seen['hits'] > 0, seen
+        more.end()
+    some.end()
+    scan.end()
