@@ -55,8 +55,8 @@ class Adopted:
 class Daemon:
     """vhost-pcid with a configuration directory of its own."""
 
-    def __init__(self, dir, builddir=None, wrapper=(), manager=None):
-        """@manager: a fdstore.Manager, that fds survive a restart."""
+    def __init__(self, dir, builddir=None, wrapper=(), manager=None, args=()):
+        """@manager: a fdstore.Manager, that fds survive a restart. @args: more options of the daemon."""
         self.dir = dir
         self.builddir = builddir or os.environ.get('VHOST_PCI_BUILD') or os.path.join(TOP, 'build')
         self.bin = os.path.join(self.builddir, 'daemon/vhost-pcid')
@@ -66,6 +66,7 @@ class Daemon:
         self.log = os.path.join(dir, 'vhost-pcid.log')
         self.wrapper = list(wrapper)
         self.manager = manager
+        self.args = list(args)
         self.proc = None
         os.makedirs(self.conf, exist_ok=True)
         if not os.path.exists(self.bin):
@@ -94,7 +95,7 @@ class Daemon:
 
     def start(self, timeout=10):
         log = open(self.log, 'a')
-        cmd = self.wrapper + [self.bin, '--config', self.conf, '--runtime-dir', self.dir, '--control', self.control]
+        cmd = self.wrapper + [self.bin, '--config', self.conf, '--runtime-dir', self.dir, '--control', self.control] + self.args
         if self.manager:
             self.proc = self.manager.spawn(cmd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         else:
