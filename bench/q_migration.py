@@ -97,7 +97,8 @@ class Setup:
         d.write("link.link", {"Link": dict(Mode=self.kind, **({"Migration": "yes"} if self.kind == "fast" else {})),
                               "Driver": {"VM": "a", "Socket": driver},
                               "Device": dict(VM="b", Socket=side, Endpoint="virtio-net" if relay else "vhost-user",
-                                             **({} if relay else {"SocketMode": "client"}))})
+                                             **({} if relay else {"SocketMode": "client"})),
+                              **({} if relay else {"Net": {"Offloads": "csum mrgbuf"}})})
         d.write("vhost-pci.conf", {"Daemon": {"SocketDirectories": self.dir}})
         self.daemons.append(d)
         return driver

