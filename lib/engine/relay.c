@@ -62,8 +62,8 @@ static void intend_no_more(struct vp_queue *src)
 	vp_place_point(VP_POINT_OVER);
 }
 
-/* n chains of the sender alone. */
-static void give_back(struct vp_queue *src, const struct vp_used *u, unsigned n)
+/* n chains of the sender alone, which take so many slots. */
+static void give_back(struct vp_queue *src, const struct vp_used *u, unsigned n, unsigned slots)
 {
 	if (!src->vq.place) {
 		vp_vq_complete(&src->vq, u, n);
@@ -73,8 +73,8 @@ static void give_back(struct vp_queue *src, const struct vp_used *u, unsigned n)
 		src->vq.place->intent = 0; /* of a packet whose receiver broke */
 		return;
 	}
-	vp_vq_note(&src->vq, u, n);
-	intend(src, vp_vq_pos_behind(&src->vq, u, n), 0, 0);
+	vp_vq_note(&src->vq, u, n, slots);
+	intend(src, vp_vq_pos_behind(&src->vq, slots), 0, 0);
 	vp_vq_show(&src->vq, vp_vq_write(&src->vq, u, n));
 	intend_no_more(src);
 }
@@ -86,30 +86,30 @@ static void relay_early(struct vp_rxfill *f)
 	struct vp_queue *src = r->src;
 	const struct vp_used *u = r->s->used_src + r->settled;
 	const struct vp_chain *c = &r->s->src.chain[r->at];
-	unsigned n = r->at + 1 - r->settled;
+	unsigned n = r->at + 1 - r->settled, slots = vp_burst_slots(&r->s->src, r->settled, n);
 
 	if (!src->vq.place)
 		return;
 	r->s->used_src[r->at] = (struct vp_used){ .len = 0, .id = c->id, .slots = c->slots };
-	vp_vq_note(&src->vq, u, n);
-	intend(src, vp_vq_pos_behind(&src->vq, u, n), 0, 0);
+	vp_vq_note(&src->vq, u, n, slots);
+	intend(src, vp_vq_pos_behind(&src->vq, slots), 0, 0);
 	vp_place_point(VP_POINT_EARLY);
 }
 
-/* n chains of the sender, more than 0, and what was taken of the receiver's burst, more than 0. */
-static void give_back_both(struct run *r, const struct vp_used *u, unsigned n)
+/* n chains of the sender, more than 0, of so many slots, and what was taken of the receiver's burst, more than 0. */
+static void give_back_both(struct run *r, const struct vp_used *u, unsigned n, unsigned slots)
 {
 	struct vp_virtq *src = &r->src->vq, *dst = &r->dst->vq;
 	uint16_t from = vp_vq_pos(dst);
 	struct vp_shown s;
 
 	vp_vq_advance(dst, &r->s->dst, r->rx.taken);
-	vp_vq_note(dst, r->rx.used, r->rx.taken);
+	vp_vq_note(dst, r->rx.used, r->rx.taken, vp_burst_slots(&r->s->dst, 0, r->rx.taken));
 	s = vp_vq_write(dst, r->rx.used, r->rx.taken);
 	dst->place->head = s.head;
 	vp_place_point(VP_POINT_WRITTEN);
-	vp_vq_note(src, u, n);
-	intend(r->src, vp_vq_pos_behind(src, u, n), from, vp_vq_pos(dst));
+	vp_vq_note(src, u, n, slots);
+	intend(r->src, vp_vq_pos_behind(src, slots), from, vp_vq_pos(dst));
 	vp_vq_show(src, vp_vq_write(src, u, n));
 	vp_place_point(VP_POINT_SENT);
 	vp_vq_show(dst, s);
@@ -295,7 +295,7 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 		s->used_src[i] = (struct vp_used){ .len = 0, .id = s->src.chain[i].id,
 						   .slots = s->src.chain[i].slots };
 	vp_vq_advance(&r->src->vq, &s->src, n);
-	give_back(r->src, s->used_src, n);
+	give_back(r->src, s->used_src, n, vp_burst_slots(&s->src, 0, n));
 	stat_add(&r->src->stats.drops[why], n);
 }
 
@@ -306,16 +306,16 @@ static void drop(struct run *r, unsigned n, enum vp_drop why)
 static void settle(struct run *r, unsigned to)
 {
 	const struct vp_used *u = r->s->used_src + r->settled;
-	unsigned n = to - r->settled;
+	unsigned n = to - r->settled, slots = vp_burst_slots(&r->s->src, r->settled, n);
 
 	if (vp_unlikely(vp_queue_tapped(r->src)))
 		vp_tap_burst(r->src, &r->s->src, r->settled, to, r->lost, r->s->why);
 	r->settled = to;
 	if (n && r->rx.taken && r->src->vq.place && r->dst->vq.place) {
-		give_back_both(r, u, n);
+		give_back_both(r, u, n, slots);
 		return;
 	}
-	give_back(r->src, u, n);
+	give_back(r->src, u, n, slots);
 	r->filled |= vp_rxfill_flush(&r->rx);
 }
 

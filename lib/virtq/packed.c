@@ -121,11 +121,25 @@ unsigned vp_packed_rest(struct vp_virtq *vq, struct vp_burst *b, struct vp_packe
 unsigned vp_packed_plain_rest(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max, enum vp_access hint)
 {
 	const struct vp_memtab *const direct = vq->xl.direct;
+	bool elsewhere;
 
 	if (!direct)
 		return n;
-	return hint == VP_WRITE ? vp_packed_plain(vq, p, n, max, direct, VP_WRITE) :
-				  vp_packed_plain(vq, p, n, max, direct, VP_READ);
+	return hint == VP_WRITE ? vp_packed_plain(vq, p, n, max, direct, VP_WRITE, &elsewhere) :
+				  vp_packed_plain(vq, p, n, max, direct, VP_READ, &elsewhere);
+}
+
+enum vp_place_how vp_packed_note_many(struct vp_place *p, const struct vp_used *u, unsigned n)
+{
+	unsigned most = 0;
+
+	if (n > VP_PLACE_SLOTS)
+		return VP_PLACE_UNKNOWN;
+	for (unsigned i = 0; i < n; i++) {
+		most |= u[i].slots;
+		p->slots[i] = (uint8_t)u[i].slots;
+	}
+	return most <= UINT8_MAX ? VP_PLACE_MANY : VP_PLACE_UNKNOWN;
 }
 
 static int saved_walk(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *c, const struct vp_packed_saved *d,

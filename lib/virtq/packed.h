@@ -19,6 +19,7 @@ struct vp_packed_at {
 	uint16_t slot;
 	bool     wrap;
 	uint64_t usual; /* the flags of the usual chain: available, one descriptor, in the usual direction */
+	uint64_t word;  /* of the chain that ended it: not loaded again, since the driver may be writing its line */
 };
 
 /* As vp_split_rest(); the chain at *at is available. */
@@ -38,6 +39,8 @@ struct vp_packed_saved {
 /* A chain of n of these. As vp_chain_end(). */
 bool vp_packed_saved_chain(struct vp_virtq *vq, struct vp_burst *b, const struct vp_packed_saved *d, unsigned n);
 void vp_packed_log_used(struct vp_virtq *vq, uint16_t slot);
+/* How many slots each of n chains has, into the line; how the line can say it. */
+enum vp_place_how vp_packed_note_many(struct vp_place *p, const struct vp_used *u, unsigned n);
 
 /* The half of descriptor `slot` that holds its flags, if it is available under wrap. */
 VP_INLINE bool vp_packed_is_avail(uint64_t w, bool wrap)
@@ -86,7 +89,7 @@ VP_INLINE bool vp_packed_near(const struct vp_virtq *vq, vp_gptr *at)
 
 VP_INLINE struct vp_packed_at vp_packed_begin(const struct vp_virtq *vq, enum vp_access hint)
 {
-	struct vp_packed_at at = { .slot = vq->last_avail, .wrap = vq->avail_wrap };
+	struct vp_packed_at at = { .slot = vq->last_avail, .wrap = vq->avail_wrap, .word = 0 };
 
 	at.usual = ((at.wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
 		    (hint == VP_WRITE ? (uint64_t)VRING_DESC_F_WRITE : 0)) << 48;
@@ -106,6 +109,7 @@ VP_INLINE unsigned vp_packed_usual(const struct vp_virtq *vq, struct vp_burst *b
 	for (; n < max; n++) {
 		const uint64_t word = vp_packed_load(desc, a.slot);
 
+		a.word = word;
 		if (vp_unlikely((word & look) != a.usual))
 			break;
 		if (!(a.slot & 3))
@@ -133,16 +137,19 @@ VP_INLINE unsigned vp_packed_fetch(struct vp_virtq *vq, struct vp_burst *b, unsi
 	/* A ring holds size descriptors. */
 	max = VP_MIN(VP_MIN(max, VP_BURST), vq->size);
 	n = vp_packed_usual(vq, b, &at, 0, max, NULL, &w, hint);
-	if (vp_unlikely(n < max && vp_packed_is_avail(vp_packed_load(vq->desc, at.slot), at.wrap)))
+	if (vp_unlikely(n < max && vp_packed_is_avail(at.word, at.wrap)))
 		return vp_packed_rest(vq, b, &at, n, max, hint);
 	b->n = n;
 	b->nseg = n;
 	return n;
 }
 
-/* From chain n on, which is slots behind the first one: as vp_packed_fetch_plain(). */
+/*
+ * From chain n on, which is slots behind the first one: as vp_packed_fetch_plain(). *elsewhere: it ended at a buffer
+ * that the window does not hold.
+ */
 VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned n, unsigned max,
-				   const struct vp_memtab *direct, enum vp_access hint)
+				   const struct vp_memtab *direct, enum vp_access hint, bool *elsewhere)
 {
 	const uint64_t look = (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED | VP_DESC_FLAGS) << 48;
 	const struct vp_window *w = vq->xl.hot[hint];
@@ -152,6 +159,7 @@ VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsi
 	bool wrap = vq->avail_wrap;
 	uint64_t usual;
 
+	*elsewhere = false;
 	vp_packed_step(size, &slot, &wrap, n);
 	/* As in vp_packed_fetch(). */
 	usual = ((wrap ? VP_PACKED_AVAIL : VP_PACKED_USED) |
@@ -164,8 +172,10 @@ VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsi
 		if (!(slot & 3))
 			vp_prefetch(desc, 16 * (size_t)slot + 256);
 		if (!vp_chain_plain(&p[n], direct, &w, vp_ld64(desc, 16 * (size_t)slot), VP_PACKED_LEN(word), hint,
-				    VP_PACKED_ID(word)))
+				    VP_PACKED_ID(word))) {
+			*elsewhere = true;
 			break;
+		}
 		if (vp_unlikely(++slot == size)) {
 			slot = 0;
 			usual ^= (uint64_t)(VP_PACKED_AVAIL | VP_PACKED_USED) << 48;
@@ -177,12 +187,12 @@ VP_INLINE unsigned vp_packed_plain(struct vp_virtq *vq, struct vp_plain *p, unsi
 
 VP_INLINE unsigned vp_packed_fetch_plain(struct vp_virtq *vq, struct vp_plain *p, unsigned max, enum vp_access hint)
 {
+	bool elsewhere;
 	unsigned n;
 
 	max = VP_MIN(max, vq->size);
-	n = vp_packed_plain(vq, p, 0, max, NULL, hint);
-	/* Another region, or (usually) no more: then this ends at once. */
-	return vp_likely(n == max) ? n : vp_packed_plain_rest(vq, p, n, max, hint);
+	n = vp_packed_plain(vq, p, 0, max, NULL, hint, &elsewhere);
+	return vp_likely(!elsewhere) ? n : vp_packed_plain_rest(vq, p, n, max, hint);
 }
 
 VP_INLINE void vp_packed_complete_plain(struct vp_virtq *vq, const struct vp_plain *p, unsigned n)
@@ -210,28 +220,18 @@ VP_INLINE void vp_packed_complete_plain(struct vp_virtq *vq, const struct vp_pla
 
 static inline void vp_packed_advance(struct vp_virtq *vq, const struct vp_burst *b, unsigned n)
 {
-	unsigned i, slots = 0;
-
-	for (i = 0; i < n; i++)
-		slots += b->chain[i].slots;
-	vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, slots);
+	vp_packed_step(vq->size, &vq->last_avail, &vq->avail_wrap, vp_burst_slots(b, 0, n));
 }
 
-/* What is written next, for who finds it half done (place.h). */
-VP_INLINE void vp_packed_note(struct vp_place *p, const struct vp_used *u, unsigned n)
+/* What is written next, for who finds it half done (place.h): n chains in all of `slots`. */
+VP_INLINE void vp_packed_note(struct vp_place *p, const struct vp_used *u, unsigned n, unsigned slots)
 {
-	unsigned i, all = 0, most = 0;
+	const bool ones = vp_likely(slots == n && n <= VP_PLACE_SINGLE);
+	const enum vp_place_how how = ones ? VP_PLACE_ONES : vp_packed_note_many(p, u, n);
 
-	for (i = 0; i < n; i++) {
-		all += u[i].slots;
-		most |= u[i].slots;
-		if (i < VP_PLACE_SLOTS)
-			p->slots[i] = (uint8_t)u[i].slots;
-	}
 	p->n = (uint8_t)n;
 	VP_PLACE_ORDER();
-	p->how = all == n && n <= VP_PLACE_SINGLE ? VP_PLACE_ONES :
-		 most <= UINT8_MAX && n <= VP_PLACE_SLOTS ? VP_PLACE_MANY : VP_PLACE_UNKNOWN;
+	p->how = (uint8_t)how;
 	VP_PLACE_ORDER();
 	vp_place_point(VP_POINT_NOTED);
 }
@@ -293,8 +293,8 @@ VP_INLINE void vp_packed_show(struct vp_virtq *vq, struct vp_shown s)
 
 static inline void vp_packed_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
 {
-	if (vq->place)
-		vp_packed_note(vq->place, u, n);
+	if (vp_unlikely(vq->place != NULL))
+		vp_packed_note(vq->place, u, n, vp_used_slots(u, n));
 	vp_packed_show(vq, vp_packed_write(vq, u, n));
 }
 

@@ -122,11 +122,11 @@ static int packed_give_back(struct vp_virtq *vq, const struct vp_place *own, uin
 	if (r)
 		return r;
 	/* More may have been noted since the intent, which is about the first of them. */
-	while (to && n && vp_vq_pos_behind(vq, u, n) != *to)
+	while (to && n && vp_vq_pos_behind(vq, vp_used_slots(u, n)) != *to)
 		n--;
 	if (!n)
 		return -EPROTO;
-	end = vp_vq_pos_behind(vq, u, n);
+	end = vp_vq_pos_behind(vq, vp_used_slots(u, n));
 	if (unseen(vq))
 		vp_packed_show(vq, vp_packed_write(vq, u, n));
 	return packed_goto(vq, end);

@@ -216,24 +216,24 @@ static inline void vp_vq_advance(struct vp_virtq *vq, const struct vp_burst *b, 
 static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
 
 /*
- * The same in steps, for a queue that has a line (place.h), n > 0: note what is to be given back; write it, so that
- * the driver sees nothing yet; show it.
+ * The same in steps, for a queue that has a line (place.h), n > 0: note what is to be given back (of the ring, so many
+ * slots in all); write it, so that the driver sees nothing yet; show it.
  */
 struct vp_shown {
 	uint64_t head;   /* packed */
 	uint16_t first;  /* packed: slot of head; split: the used index before */
 	uint16_t n;
 };
-static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n, unsigned slots);
 static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
 static inline void vp_vq_show(struct vp_virtq *vq, struct vp_shown s);
 
-/* Where the used index is, and where n chains further it will be: a position (place.h). */
+/* Where the used index is, and where it will be behind chains of so many slots: a position (place.h). */
 static inline uint16_t vp_vq_pos(const struct vp_virtq *vq)
 {
 	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
 }
-static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, const struct vp_used *u, unsigned n);
+static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, unsigned slots);
 
 /* Does the driver want to be notified of what was completed since the last time this said yes? */
 bool vp_vq_need_call(struct vp_virtq *vq);
@@ -270,6 +270,28 @@ VP_INLINE void vp_burst_clear(struct vp_burst *b)
 VP_INLINE unsigned vp_burst_looked(const struct vp_burst *b)
 {
 	return b->nseg + b->empty;
+}
+
+/* The slots that n chains take, from number `first` on: only a chain off the fast path takes several. */
+VP_INLINE unsigned vp_burst_slots(const struct vp_burst *b, unsigned first, unsigned n)
+{
+	unsigned i, slots = 0;
+
+	if (vp_likely(!b->slow))
+		return n;
+	for (i = 0; i < n; i++)
+		slots += b->chain[first + i].slots;
+	return slots;
+}
+
+/* The same of chains that are given back. */
+VP_INLINE unsigned vp_used_slots(const struct vp_used *u, unsigned n)
+{
+	unsigned i, slots = 0;
+
+	for (i = 0; i < n; i++)
+		slots += u[i].slots;
+	return slots;
 }
 
 #include "virtq/split.h"
@@ -309,10 +331,10 @@ static inline void vp_vq_complete(struct vp_virtq *vq, const struct vp_used *u, 
 		vp_split_show(vq, vp_split_write(vq, u, n));
 }
 
-static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsigned n, unsigned slots)
 {
 	if (vq->packed)
-		vp_packed_note(vq->place, u, n);
+		vp_packed_note(vq->place, u, n, slots);
 }
 
 static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
@@ -328,15 +350,14 @@ static inline void vp_vq_show(struct vp_virtq *vq, struct vp_shown s)
 		vp_split_show(vq, s);
 }
 
-static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, unsigned slots)
 {
 	uint16_t slot = vq->used_idx;
 	bool wrap = vq->used_wrap;
 
 	if (!vq->packed)
-		return (uint16_t)(slot + n);
-	for (unsigned i = 0; i < n; i++)
-		vp_packed_step(vq->size, &slot, &wrap, u[i].slots);
+		return (uint16_t)(slot + slots);
+	vp_packed_step(vq->size, &slot, &wrap, slots);
 	return wrap ? slot | 0x8000u : slot;
 }
 

@@ -129,13 +129,14 @@ static void show_in_ring(struct vp_virtq *vq, struct vp_shown s)
 static void burst(const struct vp_used *u, unsigned n, enum stage kill, bool sends)
 {
 	struct vp_virtq *vq = &bed->vq;
-	const uint16_t from = vp_vq_pos(vq), to = vp_vq_pos_behind(vq, u, n);
+	const unsigned slots = vp_used_slots(u, n);
+	const uint16_t from = vp_vq_pos(vq), to = vp_vq_pos_behind(vq, slots);
 	struct vp_place *decides = sends ? &bed->own : &bed->peer;
 	const uint64_t intent = sends ? vp_place_intent(from, to, 0, 0) : vp_place_intent(1, 2, from, to);
 	struct vp_shown s;
 
 	if (kill >= NOTED)
-		vp_vq_note(vq, u, n);
+		vp_vq_note(vq, u, n, slots);
 	/* A sender's entries are written behind its intent. */
 	if (kill >= (sends ? HALF : INTENT))
 		decides->intent = intent;

@@ -45,9 +45,9 @@ static void test_noted_behind_the_intent(void **state)
 		u[i] = (struct vp_used){ .id = b.chain[i].id, .slots = b.chain[i].slots };
 		ids[i] = u[i].id;
 	}
-	vp_vq_note(&vq, u, 2);
-	line.intent = vp_place_intent(vp_vq_pos(&vq), vp_vq_pos_behind(&vq, u, 2), 0, 0);
-	vp_vq_note(&vq, u, 4);
+	vp_vq_note(&vq, u, 2, 2);
+	line.intent = vp_place_intent(vp_vq_pos(&vq), vp_vq_pos_behind(&vq, 2), 0, 0);
+	vp_vq_note(&vq, u, 4, 4);
 	left = line;
 
 	assert_int_equal(vp_vq_start(&vq, &c, &e), 0);
