@@ -10,9 +10,10 @@ import time
 import harness
 
 
-def relay(opt, cpu):
-    """What the options ask for: vhost-pcid, or with --engine the loop without a daemon around it."""
-    return RelayHost(opt, cpu) if opt.engine else DaemonRelay(opt, cpu)
+def relay(opt, cpu, kept=False):
+    """What the options ask for: vhost-pcid, or with --engine the loop without a daemon around it. kept: with a keeper (docs/handover.md),
+    for whom the data thread writes down where each ring is."""
+    return RelayHost(opt, cpu) if opt.engine else DaemonRelay(opt, cpu, kept=kept)
 
 
 def program(opt, *parts):
@@ -35,7 +36,7 @@ def wait_sockets(p, paths, timeout=10):
 class Daemon:
     """vhost-pcid with a configuration of the benchmark's own."""
 
-    def __init__(self, opt, cpu=None, links=(), daemon_keys=None, nice=harness.NICE, name="pcid"):
+    def __init__(self, opt, cpu=None, links=(), daemon_keys=None, nice=harness.NICE, name="pcid", args=()):
         self.dir = os.path.join(opt.workdir, name)
         self.conf = os.path.join(self.dir, "conf")
         self.control = os.path.join(self.dir, "control")
@@ -51,7 +52,7 @@ class Daemon:
             self._write(link + ".link", sections)
         self.log = open(os.path.join(self.dir, "log"), "wb")
         self.p = harness.spawn([program(opt, "daemon", "vhost-pcid"), "--config", self.conf, "--control", self.control,
-                                "--runtime-dir", self.dir], cpu=cpu, nice=nice, stdin=subprocess.DEVNULL,
+                                "--runtime-dir", self.dir, *args], cpu=cpu, nice=nice, stdin=subprocess.DEVNULL,
                                stdout=self.log, stderr=self.log)
         self.pid = self.p.pid
         wait_sockets(self.p, [self.control])
@@ -162,9 +163,10 @@ class DaemonRelay:
     """One relay link; the data thread sleeps by itself when nothing comes."""
     kind = "vhost-pcid"
 
-    def __init__(self, opt, cpu, daemon_keys=None, queues=1):
+    def __init__(self, opt, cpu, daemon_keys=None, queues=1, kept=False):
         self.sockets = [os.path.join(opt.workdir, "ours%d.sock" % i) for i in range(2)]
-        self.d = Daemon(opt, cpu, [("bench", relay_link(*self.sockets, queues))], daemon_keys)
+        # The holder ends a second after this daemon, which no other one follows.
+        self.d = Daemon(opt, cpu, [("bench", relay_link(*self.sockets, queues))], daemon_keys, args=("--hold=1",) if kept else ())
         self.pid = self.d.pid
         wait_sockets(self.d.p, self.sockets)
         self.per_burst = None

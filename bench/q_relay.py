@@ -25,6 +25,8 @@ RINGS = [
     ("split no-mrgbuf", "packed_vq=0,mrg_rxbuf=0,in_order=0"),
     ("packed no-mrgbuf", "packed_vq=1,mrg_rxbuf=0,in_order=0"),
 ]
+# The same with a keeper, as under systemd: the next daemon can finish what this one was doing.
+KEPT = [(name + ", kept", ring) for name, ring in RINGS[:2]]
 SIZES = [64, 512, 1518]
 
 
@@ -89,9 +91,10 @@ def limit(samples, which):
 
 
 def run(opt):
-    rings = [r for r in (RINGS[:2] if opt.quick and not opt.only else RINGS) if opt.only in (None, r[0])]
+    kept = [] if opt.engine else KEPT
+    rings = [r for r in (RINGS[:2] if opt.quick and not opt.only else RINGS + kept) if opt.only in (None, r[0])]
     if not rings:
-        raise harness.BenchError("--only: choose one of " + ", ".join(r[0] for r in RINGS))
+        raise harness.BenchError("--only: choose one of " + ", ".join(r[0] for r in RINGS + kept))
     seconds = 0.3 if opt.quick else 0.5
     n = 3 if opt.quick else opt.pairs
     cpus = harness.two_cpus()
@@ -99,7 +102,7 @@ def run(opt):
     results = []
     progress = harness.Progress("relay", len(rings) * len(SIZES) * n)
     for ring_name, ring in rings:
-        ours = middle.relay(opt, cpus[1])
+        ours = middle.relay(opt, cpus[1], (ring_name, ring) in kept)
         peer = PeerMiddle(cpus[1], opt.workdir)
         a = Setup("ours", ours, cpus, opt.workdir, ring)
         b = Setup("peer", peer, cpus, opt.workdir, ring)
@@ -191,4 +194,9 @@ def verify(opt):
     cpus = harness.two_cpus()
     harness.need_hugepages(250)
     packets = opt.packets or (400000 if opt.quick else 20000000)
-    return [verify_case(opt, cpus, case, packets // 20 if case[6] else packets) for case in VERIFY]
+    def kept(opt, cpu, queues):
+        return middle.DaemonRelay(opt, cpu, queues=queues, kept=True)
+
+    cases = [(case, middle.DaemonRelay) for case in VERIFY] + [((name, ring, ring, 1518, 1, 1, 0), kept) for name, ring in KEPT]
+    return [verify_case(opt, cpus, case, packets // 20 if case[6] else packets, start=start)
+            for case, start in cases if opt.only in (None, case[0])]

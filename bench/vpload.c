@@ -27,10 +27,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include "base/cycles.h"
 #include "base/util.h"
+#include "base/watch.h"
 #include <vhost-pci/vhostpci.h>
 
 #include "use.h"
@@ -51,8 +53,11 @@ static struct {
 	struct vhp_port *p;
 	unsigned pairs; /* that its driver VM has enabled */
 	bool up, gone;
+	unsigned fds_serial;
+	struct vp_watch *kick, *change; /* of the first pair; of the port */
 } port[MAX_PORTS];
 static unsigned nports, npairs = 1;
+static int ep = -1; /* for the mode that sleeps: kicks edge-triggered, so that nobody has to read them */
 
 static struct {
 	uint64_t packets, bursts, busy, unsent, sleeps;
@@ -290,6 +295,8 @@ static void update(unsigned i)
 	r = vhp_update(port[i].p, &e);
 	port[i].up = r == 1;
 	port[i].gone = r == -ENODEV;
+	if (port[i].gone)
+		vp_watch_end(&port[i].change);
 	vhp_port_info(port[i].p, &info);
 	port[i].pairs = info.pairs;
 	if (r < 0)
@@ -319,32 +326,66 @@ static unsigned round_of(enum mode m)
 	return total;
 }
 
-/* Wait for a command, a change of a port, or (when the mode sleeps) a kick. */
-static void rest(enum mode m, int ms)
+/* Wait for a command or a change of a port. */
+static void rest(int ms)
 {
-	struct pollfd fds[1 + 2 * MAX_PORTS];
-	uint64_t v;
+	struct pollfd fds[1 + MAX_PORTS];
 	unsigned n = 0;
 
 	fds[n++] = (struct pollfd){ .fd = STDIN_FILENO, .events = POLLIN };
 	for (unsigned i = 0; i < nports; i++)
 		fds[n++] = (struct pollfd){ .fd = port[i].gone ? -1 : vhp_fd(port[i].p), .events = POLLIN };
-	for (unsigned i = 0; m == SLEEP_ECHO && i < nports; i++) {
-		fds[n++] = (struct pollfd){ .fd = port[i].up ? vhp_recv_fd(port[i].p, 0) : -1, .events = POLLIN };
-		if (port[i].up && vhp_recv_arm(port[i].p, 0))
-			ms = 0;
-	}
-	if (ms)
-		stats.sleeps++;
 	poll(fds, n, ms);
 	for (unsigned i = 0; i < nports; i++)
 		if (vhp_changed(port[i].p) || fds[1 + i].revents)
 			update(i);
-	for (unsigned i = 0; m == SLEEP_ECHO && i < nports; i++) {
-		vhp_recv_disarm(port[i].p, 0);
-		if (fds[1 + nports + i].revents & POLLIN && read(fds[1 + nports + i].fd, &v, sizeof(v)) < 0)
-			continue;
+}
+
+/* Will a kick end the sleep? */
+static bool kick_wakes(unsigned i)
+{
+	if (port[i].fds_serial != vhp_fds_serial(port[i].p))
+		vp_watch_end(&port[i].kick);
+	port[i].fds_serial = vhp_fds_serial(port[i].p);
+	return port[i].kick ||
+	       !vp_watch_add(&port[i].kick, ep, vhp_recv_fd(port[i].p, 0), EPOLLIN | EPOLLET, nports);
+}
+
+/* The same, or a kick: with one system call, as vhost-pci-fwd sleeps. True: look for a command. */
+static bool nap(void)
+{
+	struct epoll_event ev[1 + 2 * MAX_PORTS];
+	bool command = false;
+	int n, ms = 1000;
+
+	for (unsigned i = 0; i < nports; i++)
+		if (port[i].up && (!kick_wakes(i) || vhp_recv_arm(port[i].p, 0)))
+			ms = 0;
+	if (ms)
+		stats.sleeps++;
+	n = epoll_wait(ep, ev, VP_ARRAY_SIZE(ev), ms);
+	for (int k = 0; k < n; k++) {
+		command |= ev[k].data.u64 == UINT64_MAX;
+		if (ev[k].data.u64 < nports)
+			update((unsigned)ev[k].data.u64);
 	}
+	for (unsigned i = 0; i < nports; i++)
+		vhp_recv_disarm(port[i].p, 0);
+	return command || n <= 0;
+}
+
+static int nap_begin(void)
+{
+	static struct vp_watch *commands;
+	int r;
+
+	ep = epoll_create1(EPOLL_CLOEXEC);
+	r = ep < 0 ? -errno : vp_watch_add(&commands, ep, STDIN_FILENO, EPOLLIN, UINT64_MAX);
+	if (r == -EPERM)
+		r = 0; /* a file: always readable */
+	for (unsigned i = 0; i < nports && !r; i++)
+		r = vp_watch_add(&port[i].change, ep, vhp_fd(port[i].p), EPOLLIN, i);
+	return r;
 }
 
 static void answer(void)
@@ -424,21 +465,22 @@ int main(int argc, char **argv)
 		}
 		update(nports);
 	}
+	if (nap_begin()) {
+		fprintf(stderr, "vpload: cannot wait for kicks\n");
+		return 1;
+	}
 	answer();
 	for (;; round++) {
 		unsigned n;
 
 		if (m == STOP || round % LOOK_EVERY == 0) {
-			rest(m, m == STOP ? 100 : 0);
+			rest(m == STOP ? 100 : 0);
 			if (!command(&m))
 				break;
 		}
 		n = round_of(m);
-		if (m == SLEEP_ECHO && !n) {
-			rest(m, 1000);
-			if (!command(&m))
-				break;
-		}
+		if (m == SLEEP_ECHO && !n && nap() && !command(&m))
+			break;
 		for (unsigned i = 0; i < nports; i++)
 			if (vhp_changed(port[i].p))
 				update(i);
