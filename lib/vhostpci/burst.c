@@ -54,6 +54,22 @@ static void notify(struct vhp_port *p, struct vhp_queue *q)
 	q->calls++;
 }
 
+/*
+ * What the last vhp_recv() took goes back. True: there was something, and the driver may want to be told. Not at the
+ * end of vhp_recv() itself, where a lone packet's answer would wait behind it: for the ring's line, which the driver's
+ * core has, and for the fence of notify().
+ */
+VP_INLINE bool settle(struct vhp_queue *q)
+{
+	const unsigned n = q->owed;
+
+	if (vp_likely(!n))
+		return false;
+	q->owed = 0;
+	vp_vq_complete(&q->rq.vq, q->used, n);
+	return true;
+}
+
 /* ---- copy ------------------------------------------------------------------------------------------------ */
 
 /* A packet with offloads, in pieces, too big, or malformed. False: give it up. */
@@ -104,12 +120,16 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 	unsigned i, got = 0;
 	uint64_t bytes = 0;
 	int ret = ready(p, q);
+	bool gave;
 	VHP_GATE(p);
 
 	if (vp_unlikely(ret))
 		return ret;
+	gave = settle(q);
 	n = vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_READ);
 	if (!n) {
+		if (gave)
+			notify(p, q);
 		prepare_answer(p, pair, q);
 		return idle(p, q);
 	}
@@ -139,8 +159,9 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 		got++;
 	}
 	vp_vq_advance(&q->rq.vq, q->burst, n);
-	vp_vq_complete(&q->rq.vq, used, n);
-	notify(p, q);
+	q->owed = n;
+	if (gave)
+		notify(p, q);
 	q->packets += got;
 	q->bytes += bytes;
 	return (int)got;
@@ -336,6 +357,8 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 	if (vp_unlikely(l->q))
 		return -EBUSY;
 	release(l);
+	if (vp_unlikely(settle(q)))
+		notify(p, q);
 	n = vp_vq_fetch_dir(&q->rq.vq, &l->b, n, dir);
 	for (i = 0; i < n; i++) {
 		if (vp_unlikely(dir == VP_READ ? l->b.chain[i].nin : l->b.chain[i].nout)) {
@@ -385,9 +408,13 @@ void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps)
 	}
 }
 
-void vhp_loans_end(struct vhp_queue *q, struct vhp_maps *maps)
+void vhp_loans_end(struct vhp_port *p, struct vhp_queue *q, struct vhp_maps *maps)
 {
 	vhp_loans_keep(q, maps);
+	/* A driver whose ring is full may wait for these. */
+	if (!q->rq.vq.broken && settle(q))
+		notify(p, q);
+	q->owed = 0;
 	while (q->loans) {
 		struct vhp_loan *l = q->loans;
 
@@ -479,6 +506,8 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 		return ret;
 	if (vp_unlikely(ready(to, dst)))
 		dst = NULL;
+	if (vp_unlikely(settle(src)))
+		notify(from, src);
 	packets = src->rq.stats.packets;
 	bytes = src->rq.stats.bytes;
 	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_scratch *)m);
@@ -499,7 +528,11 @@ static bool arm(struct vhp_port *p, struct vhp_queue *q)
 {
 	VHP_GATE(p);
 
-	if (ready(p, q) || !vp_vq_enable_kicks(&q->rq.vq))
+	if (ready(p, q))
+		return false;
+	if (settle(q))
+		notify(p, q);
+	if (!vp_vq_enable_kicks(&q->rq.vq))
 		return false;
 	/* It waits for memory that was asked for: the port's fd says when that is there. */
 	return !(q->rq.vq.stalled && q->asked);

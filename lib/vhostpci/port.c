@@ -141,7 +141,7 @@ static int build_memory(struct vhp_port *p, const struct vp_state *s, struct vp_
 		if (q->started && vp_vq_rebind(&q->rq.vq, tab, NULL, e)) {
 			/* Its ring is gone: a loan that is given back later must not find its way there. */
 			vp_vq_break(&q->rq.vq, VP_VQ_BAD_RING);
-			vhp_loans_end(q, old_maps);
+			vhp_loans_end(p, q, old_maps);
 		}
 		vhp_loans_keep(q, old_maps);
 	}
@@ -182,7 +182,7 @@ static uint64_t broken_flags(const struct vhp_queue *q)
 
 static void queue_stop(struct vhp_port *p, struct vhp_queue *q)
 {
-	vhp_loans_end(q, p->maps);
+	vhp_loans_end(p, q, p->maps);
 	q->started = false;
 	q->enabled = false;
 }

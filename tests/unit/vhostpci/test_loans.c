@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Packets and buffers on loan from libvhostpci: their memory stays, whatever becomes of their region, queue, ring, link
- * and port, until the program has given them back; and it goes then.
+ * and port, until the program has given them back; and it goes then. Buffers of packets that were received go back at
+ * the next call, whichever it is, and no later than their queue stops.
  */
 #include "scripted.h"
 
@@ -79,8 +80,8 @@ static int loan_fd[2];
 static struct vhp_loan *loan[2];
 static uint8_t *piece[2];
 
-/* A port with a packet on loan from each of its queues. */
-static struct vhp_port *lent(void)
+/* A port whose queues have a buffer each. */
+static struct vhp_port *offered(void)
 {
 	struct vhp_error e = { 0 };
 	struct vhp_port *p;
@@ -104,6 +105,14 @@ static struct vhp_port *lent(void)
 	ring_flags(0, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED);
 	ring_flags(1, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED);
 	assert_int_equal(vhp_update(p, &e), 1);
+	return p;
+}
+
+/* The same, with a packet on loan from each. */
+static struct vhp_port *lent(void)
+{
+	struct vhp_port *p = offered();
+
 	assert_int_equal(vhp_reserve(p, 0, loan[0], 4), 1);
 	assert_int_equal(vhp_borrow(p, 0, loan[1], 4), 1);
 	for (unsigned i = 0; i < 2; i++) {
@@ -124,7 +133,7 @@ static void still_there(void)
 	assert_int_equal(data[99], 'x');
 }
 
-static void lent_end(void)
+static void offered_end(void)
 {
 	munmap(ring, 0x10000);
 	munmap(data, 0x10000);
@@ -132,8 +141,13 @@ static void lent_end(void)
 		vhp_loan_free(loan[i]);
 		close(loan_fd[i]);
 	}
-	assert_true(!is_mapped(piece[0]) && !is_mapped(piece[1]));
 	daemon_end();
+}
+
+static void lent_end(void)
+{
+	offered_end();
+	assert_true(!is_mapped(piece[0]) && !is_mapped(piece[1]));
 }
 
 /* The region of a loan goes, the link and the queues stay: given back as ever, and then nothing is mapped any more. */
@@ -241,11 +255,85 @@ static void test_loan_outlives_its_ring(void **state)
 	lent_end();
 }
 
+/* One packet was received, and its buffer is not given back yet. */
+static struct vhp_port *received(void)
+{
+	struct vhp_port *p = offered();
+	struct vhp_packet pkt = { .data = (uint8_t[128]){ 0 }, .room = 128 };
+
+	memset(data + 0x1000, 0, 12); /* no offloads */
+	assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
+	assert_int_equal(pkt.len, 88);
+	assert_int_equal(used_idx(1), 0);
+	return p;
+}
+
+enum next { RECV, ARM, BORROW, FORWARD, STOP, CLOSE, NEXTS };
+
+static void test_received_goes_back(void **state)
+{
+	for (enum next next = RECV; next < NEXTS; next++) {
+		struct vhp_port *p = received();
+		struct vhp_packet pkt = { .data = (uint8_t[128]){ 0 }, .room = 128 };
+		struct vhp_mover *m = vhp_mover_new();
+		struct vhp_error e = { 0 };
+
+		switch (next) {
+		case RECV:
+			assert_int_equal(vhp_recv(p, 0, &pkt, 1), 0);
+			break;
+		case ARM:
+			assert_false(vhp_recv_arm(p, 0));
+			break;
+		case BORROW:
+			assert_int_equal(vhp_borrow(p, 0, loan[1], 1), 0);
+			break;
+		case FORWARD:
+			assert_int_equal(vhp_forward(p, 0, p, 0, m), 0);
+			break;
+		case STOP:
+			ring_flags(1, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED | VHP_QUEUE_STOP);
+			assert_int_equal(vhp_update(p, &e), 1);
+			break;
+		default:
+			vhp_close(p);
+			p = NULL;
+		}
+		assert_int_equal(used_idx(1), 1);
+		/* Once: nothing is left for the end. */
+		if (p)
+			vhp_close(p);
+		assert_int_equal(used_idx(1), 1);
+		vhp_mover_free(m);
+		offered_end();
+	}
+}
+
+/* Its ring is gone: nothing of it is touched. */
+static void test_received_outlives_its_ring(void **state)
+{
+	struct vhp_port *p = received();
+	struct vhp_error e = { 0 };
+
+	begin();
+	d.c->state.regions[0] = d.c->state.regions[1];
+	d.c->state.nregions = 1;
+	d.c->state.regions_generation++;
+	commit();
+	d.silent = true;
+	assert_true(vhp_update(p, &e) < 0);
+	d.silent = false;
+	vhp_close(p);
+	assert_int_equal(used_idx(1), 0);
+	offered_end();
+}
+
 int main(void)
 {
 	const struct CMUnitTest t[] = {
 		cmocka_unit_test(test_loan_outlives_its_region), cmocka_unit_test(test_loan_outlives_its_queue),
 		cmocka_unit_test(test_loan_outlives_its_port), cmocka_unit_test(test_loan_outlives_its_ring),
+		cmocka_unit_test(test_received_goes_back), cmocka_unit_test(test_received_outlives_its_ring),
 	};
 
 	return cmocka_run_group_tests(t, NULL, NULL);
