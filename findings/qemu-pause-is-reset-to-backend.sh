@@ -13,7 +13,8 @@
 #   and        query-status and x-query-virtio-status show a guest that has reset nothing. Where the ring goes on after `cont` is what
 #              GET_VRING_BASE was answered: a back-end that forgets its index at status 0, as virtio has it, starts again at 0
 #
-# A migration begins with the same pause, and so does each snapshot.
+# A live migration ends on the source with the same pause. QEMU 11.1.3 (Debian), tried by hand, sends status 0 for a pause, too, but after
+# GET_VRING_BASE, and it enables the three rings as well.
 # Why it matters to vhost-pci: status 0 ends nothing in lib/vhostuser; rings end by GET_VRING_BASE, and a device VM that is paused keeps what
 # it serves.
 #
