@@ -6,7 +6,7 @@
 #
 #   software   dpdk-testpmd 22.11 (Debian 22.11.11-0+deb12u1) with a net_virtio_user port that transmits packets of three pieces
 #   input      valid: a vhost-user back-end that offers VERSION_1, RING_PACKED and INDIRECT_DESC; it only looks at the transmit ring
-#   expected   none of a table's entries has VIRTQ_DESC_F_WRITE: what the driver sends, the device reads (virtio 1.2, 2.8.5 and 2.8.8)
+#   expected   none of a table's entries has VIRTQ_DESC_F_WRITE: what the driver sends, the device reads (virtio 1.2, 2.8, "Write Flag")
 #   seen       header and first piece of the packet in entry 1, header and second piece in entry 2, and so on, are WRITE, though the
 #              device-readable ones have to come first
 #   and        without INDIRECT_DESC, with the chain in the ring, and with a split ring and tables, no entry is WRITE

@@ -14,8 +14,8 @@
 # queued last is done first. Nothing promises an order; still a program's first descriptors, mostly the sockets that it listens on and its lock
 # files, live longest: peers see their connections end while a new connect() finds the socket of the old process listening, and is reset
 # then. 6.12.118 (Debian 13), tried by hand, does the same.
-# Why it matters to vhost-pci: whoever saw the old daemon's end on one socket found another one still in use. The daemon closes what others
-# wait for itself, before it ends (daemon/handover).
+# Why it matters to vhost-pci: the daemon that took over saw the old one's end on one socket and found another one still in use. Now the old
+# one closes all others itself, before it ends (daemon/sys/fds.h, daemon/control/upgrade.c).
 #
 # Needs apt with Debian 12's lists, 1 GB of space in TMPDIR and about a minute. Installs nothing on this machine.
 set -eu

@@ -46,7 +46,10 @@ struct vp_call_rule {
  */
 /* malloc looks at the overcommit setting before it gives memory back, and does without it. */
 /* seccomp data: openat->EACCES; signal: openat->EACCES */
-/* The first free() of a thread may come to make it an arena: how many there may be goes by the CPUs, else by two. */
+/*
+ * The first free() of a thread may come to make it an arena: how many there may be goes by the CPUs, else by two
+ * (findings/glibc-malloc-asks-for-cpus.sh).
+ */
 /* seccomp data: sched_getaffinity->EPERM; signal: sched_getaffinity->EPERM */
 /* Locks, signal handlers, the end of a thread; time where the vDSO has none. */
 /* seccomp all: futex rt_sigreturn rt_sigprocmask rt_sigaction restart_syscall exit exit_group

@@ -28,7 +28,8 @@ ssize_t vp_recv_plain(int sock, void *buf, size_t len);
 
 /*
  * Close each fd of this process above 2 but keep. own: its /proc/self/fd, stays open. For a process that ends: the
- * kernel closes in an order of its own, and one fd's end may be another process's sign that all of them are closed.
+ * kernel closes in an order of its own (findings/linux-exit-closes-backwards.sh), and one fd's end may be another
+ * process's sign that all of them are closed.
  */
 void vp_fds_close_but(DIR *own, int keep);
 

@@ -253,7 +253,8 @@ int vp_chain_indirect(struct vp_virtq *vq, struct vp_burst *b, struct vp_chain *
 			return VP_VQ_BAD_INDIRECT;
 		/*
 		 * DPDK's driver leaves the WRITE flag in entries of packed tables that it sends. Where every
-		 * buffer is to be read its meaning is plain, and reading its own buffers harms nobody else.
+		 * buffer is to be read its meaning is plain, and reading its own buffers harms nobody else
+		 * (findings/dpdk-packed-transmit-marked-writable.sh).
 		 */
 		if (vq->packed && vq->out_only)
 			flags &= (uint16_t)~VRING_DESC_F_WRITE;
