@@ -15,7 +15,7 @@
 # So hugepages in the guest (DPDK) spare a back-end the misses with one of the two only, and a back-end that caches few translations never gets
 # to the end of a pool. QEMU 11.1.3 (Debian), tried by hand, does the same.
 # Why it matters to vhost-pci: translations are joined in the daemon by address and place in the file, or the driver VM's memory would not go into
-# a few windows (docs/howto.md, "Grant mode: the driver VM"; lib/guestmem/iotlb.h).
+# a few windows (lib/guestmem/iotlb.h, daemon/link/grant.c).
 #
 # Needs apt with Debian 12's lists, 1 GB of space in TMPDIR and about half a minute. Installs nothing on this machine.
 set -eu

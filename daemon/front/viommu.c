@@ -12,7 +12,7 @@
  * at. Of an update that no miss asked for reading is kept.
  *
  * While no ring runs QEMU does not say what its vIOMMU takes back, so nothing is kept over that
- * time.
+ * time (findings/qemu-viommu-silent-while-stopped.sh).
  *
  * A ring whose areas are not translated (yet, or any more) waits, withdrawn, and goes on with the update that
  * brings them. An invalidation, and an update that takes something away, is acknowledged after a grace period: no data
