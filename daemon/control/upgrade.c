@@ -163,10 +163,22 @@ static void save_second(struct vp_daemon *d, uint64_t paused_us, const struct vp
 	vp_rec_fd(r, TAG_VERDICT, VP_REC_FD_FILE, vp_verdict_fd(v));
 }
 
+/* A signal to end that the loop has not seen yet. */
+static bool told_to_stop(void)
+{
+	sigset_t set;
+
+	/* seccomp control: rt_sigpending */
+	return !sigpending(&set) && (sigismember(&set, SIGTERM) || sigismember(&set, SIGINT));
+}
+
 /* Another process is the daemon now. Nothing here may be touched any more, not even to be closed in order. */
 static _Noreturn void leave(struct vp_upgrade *u)
 {
 	vp_log(VP_LOG_INFO, "upgrade: pid %d, version %s, has taken over", (int)u->pid, u->who.build);
+	/* Who has told this process to stop means the daemon. */
+	if (told_to_stop())
+		vp_takeover_stop(u->sock);
 	/* seccomp control: sendmsg */
 	sd_notifyf(0, "MAINPID=%d", (int)u->pid);
 	/* Its own guard has them. */
@@ -227,6 +239,11 @@ static void hand_over(struct vp_upgrade *u)
 	int64_t deadline;
 	int r = 0;
 
+	if (told_to_stop()) {
+		vp_err_set(&e, -ECANCELED, "this daemon is to stop");
+		give_up(u, &e);
+		return;
+	}
 	stand_still(u);
 	deadline = deadline_of(u);
 	if (!u->early && !unchanged(u)) {
@@ -524,6 +541,7 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 {
 	int r = vp_takeover_done(d->opt.take_over, t->verdict);
 	struct vp_rec_in links;
+	bool stop;
 
 	if (r)
 		return r;
@@ -540,7 +558,7 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 	vp_rec_fds_close(&t->first.fds);
 	vp_verdict_free(t->verdict);
 	/* Sockets of links that changed are free when neither process has them any more. */
-	vp_takeover_await_end(d->opt.take_over, 2000);
+	stop = vp_takeover_await_end(d->opt.take_over, 2000);
 	/* Now it is we whom the service manager listens to. */
 	vp_guard_keep_heir(d->guard);
 	if (find(&t->first, TAG_LINKS, &links))
@@ -550,6 +568,10 @@ int vp_upgrade_commit(struct vp_taken *t, struct vp_daemon *d, uint64_t *stall_u
 	for (unsigned i = 0; i < 2000 && vp_foreign_closing(); i++)
 		usleep(1000);
 	vp_close(&d->opt.take_over);
+	if (stop) {
+		vp_log(VP_LOG_INFO, "stopping: the daemon before was told to while it handed over");
+		vp_daemon_stop(d);
+	}
 	return 0;
 }
 

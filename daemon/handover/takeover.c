@@ -28,7 +28,7 @@
 #define RECORD_MS  30000
 #define POINT_MS   1500
 
-enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT, READY };
+enum type { HELLO = 1, DATA, END, DONE, FAILED, ABORT, READY, STOP };
 
 struct head {
 	uint32_t magic, type;
@@ -420,13 +420,20 @@ void vp_takeover_failed(int sock, const char *why)
 	send_packet(sock, FAILED, why, VP_MIN(strlen(why), (size_t)200), NULL, 0);
 }
 
-void vp_takeover_await_end(int sock, int ms)
+void vp_takeover_stop(int sock)
+{
+	send_packet(sock, STOP, NULL, 0, NULL, 0);
+}
+
+bool vp_takeover_await_end(int sock, int ms)
 {
 	int64_t deadline = vp_takeover_ms() + ms;
+	bool stop = false;
 	struct packet p;
 	unsigned n;
 	int r;
 
-	while ((r = get_packet(sock, &p, NULL, &n)) == -EAGAIN && wait_for(sock, POLLIN, deadline))
-		;
+	while (!(r = get_packet(sock, &p, NULL, &n)) || (r == -EAGAIN && wait_for(sock, POLLIN, deadline)))
+		stop |= !r && p.h.type == STOP;
+	return stop;
 }

@@ -9,6 +9,7 @@
  *   READY               ────────►  everything stands still from here on
  *                       ◄────────  DATA ... END        the second part
  *   DONE                ────────►  ends                what is behind DONE is the successor's
+ *                       ◄────────  STOP                it was told to stop: so is the successor
  *   or FAILED why       ────────►  goes on
  *                       ◄────────  ABORT, and no more can be sent: the successor ends
  *
@@ -44,6 +45,8 @@ int vp_takeover_ready(int sock, struct vp_err *e);
 int vp_takeover_send(int sock, const struct vp_rec *r, int64_t deadline_ms, struct vp_err *e);
 /* Wait for DONE: 0, and the successor has it all. Otherwise it has nothing, and cannot take it any more; e: why. */
 int vp_takeover_wait(int sock, struct vp_verdict *v, int64_t deadline_ms, struct vp_err *e);
+/* It has, and is to stop. */
+void vp_takeover_stop(int sock);
 int64_t vp_takeover_ms(void);
 /* Until it has said something, or that time has come. */
 void vp_takeover_pause(int sock, int64_t deadline_ms);
@@ -67,8 +70,8 @@ int vp_takeover_collect(int sock, uint8_t **bytes, size_t *n, struct vp_rec_fds 
  */
 int vp_takeover_done(int sock, struct vp_verdict *v);
 void vp_takeover_failed(int sock, const char *why);
-/* Until the other one has ended, `ms` at most. */
-void vp_takeover_await_end(int sock, int ms);
+/* Until the other one has ended, `ms` at most. True: it was told to stop, and so are we. */
+bool vp_takeover_await_end(int sock, int ms);
 
 /*
  * A test may have the successor end at a point of the take-over (VHOST_PCI_TAKEOVER_EXIT has its number, from 1), or

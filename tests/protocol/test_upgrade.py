@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -394,6 +395,41 @@ def test_dirty_log(daemon):
         ways(a, b, (64,))
         assert any(log.map[at:at + (a.mem.size >> 15)]), "nothing was marked"
         log.close()
+
+
+def running(d):
+    """Processes of this daemon's directory."""
+    found = []
+    for p in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(d.run).encode() in (p / "cmdline").read_bytes():
+                found.append(int(p.name))
+    return found
+
+
+# Before the first part is read, while the second is, before the verdict, and behind it.
+@pytest.mark.parametrize("n", [1, 5, 7, 9, 10, -1, -2])
+def test_told_to_stop_meanwhile(make_daemon, n):
+    """The daemon ends in order, whichever it is by then."""
+    conftest.adopt_orphans()
+    d, (path,) = with_binaries(make_daemon, [f'VHOST_PCI_TAKEOVER_WAIT={n} exec {real()} "$@"\n'])
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        both_ways(a, b, (64,))
+
+        def ask():
+            with contextlib.suppress(conftest.ControlError, OSError, ValueError):
+                d.call("daemon.upgrade", binary=path)
+
+        t = threading.Thread(target=ask)
+        t.start()
+        d.wait_log(f"at point {n}, and waits")
+        d.proc.send_signal(signal.SIGTERM)
+        assert d.proc.wait(conftest.PATIENCE) == 0
+        d.wait(lambda: not running(d))
+        t.join()
+    assert "stopping" in d.log()
+    assert not list(d.run.glob("*.sock"))
+    d.proc = None
 
 
 # ---- the old one goes on -------------------------------------------------------------------------
