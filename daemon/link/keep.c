@@ -344,8 +344,11 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 		return vp_err_set(e, -EPROTO, "its record is malformed");
 	r = vp_links_restore(d->links, d, &body, e);
 	l = vp_link_find(d->links, name);
-	if (!r && !l)
-		return 0; /* it is another one now, which has been said */
+	if (!r && !l) {
+		/* It is another one now, which has been said. */
+		vp_links_end_rest(d->links, &body);
+		return 0;
+	}
 	if (!r && (!l->keep || f->head->rings != l->keep->head->rings))
 		r = vp_err_set(e, -EPROTO, "it had another number of rings");
 	if (!r)

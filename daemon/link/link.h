@@ -194,8 +194,8 @@ int  vp_links_restore(struct vp_links *ls, struct vp_daemon *d, const struct vp_
  */
 bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was);
 /*
- * The others' sockets listen no more, whoever has them yet (link/keep.h): those links may be made anew. For when the
- * daemon before does not go on.
+ * The others' sockets listen no more, whoever has them yet (link/keep.h), and their files go: those links may be made
+ * anew. For when the daemon before does not go on.
  */
 void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in);
 int  vp_links_restore_hot(struct vp_links *ls, const struct vp_rec_in *in, struct vp_err *e);

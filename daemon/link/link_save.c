@@ -13,6 +13,7 @@
 #include "front/peer.h"
 #include "handover/takeover.h"
 #include "link/link.h"
+#include "sys/sock.h"
 
 enum tag { TAG_LINK = 1, TAG_NAME, TAG_STATE, TAG_CONF, TAG_SHAPE, TAG_GIVEN, TAG_IMPL, TAG_WAKES };
 
@@ -280,8 +281,9 @@ bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was)
 
 void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
 {
-	struct vp_rec_in rest = *in, body, impl, side, peer;
+	struct vp_rec_in rest = *in, body, impl, side, peer, conf;
 	char name[VP_CONF_NAME_MAX];
+	struct vp_conf_link was;
 	struct vp_err e;
 	unsigned tag;
 	bool ours;
@@ -291,7 +293,13 @@ void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
 		if (tag != TAG_LINK || vp_rec_text(&body, TAG_NAME, name, sizeof(name)) || vp_link_find(ls, name) ||
 		    !vp_rec_find(&body, TAG_IMPL, &impl))
 			continue;
+		memset(&was, 0, sizeof(was));
+		if (vp_rec_find(&body, TAG_CONF, &conf) && conf.n == sizeof(was))
+			memcpy(&was, conf.p, sizeof(was));
 		for (unsigned s = 0; s < VP_SIDES; s++) {
+			char *path = was.side[s].socket;
+
+			path[sizeof(was.side[s].socket) - 1] = 0;
 			if (!vp_rec_find(&impl, VP_LINK_REC_SIDE + s, &side) ||
 			    !vp_rec_find(&side, VP_LINK_REC_PEER, &peer) ||
 			    vp_peer_record_socket(&peer, &fd, &ours, &e) || fd < 0)
@@ -300,6 +308,8 @@ void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
 			if (ours)
 				shutdown(fd, SHUT_RDWR);
 			vp_close(&fd);
+			if (ours && *path)
+				vp_sock_forget(path);
 		}
 	}
 }

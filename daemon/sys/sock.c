@@ -73,6 +73,15 @@ static int clear_stale(const struct sockaddr_un *a, struct vp_err *e)
 	return r;
 }
 
+void vp_sock_forget(const char *path)
+{
+	struct sockaddr_un a;
+	struct vp_err e;
+
+	if (!fill(&a, path, &e))
+		clear_stale(&a, &e);
+}
+
 int vp_sock_listen(const char *path, mode_t mode, int *out, struct vp_err *e)
 {
 	struct sockaddr_un a;

@@ -16,6 +16,9 @@
  */
 int vp_sock_listen(const char *path, mode_t mode, int *fd, struct vp_err *e);
 
+/* Remove the socket file at path, if nobody listens there. */
+void vp_sock_forget(const char *path);
+
 /* Give the socket file there this mode, if it is the daemon's and has another one. Whether that was done. */
 bool vp_sock_set_mode(const char *path, mode_t mode);
 
