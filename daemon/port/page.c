@@ -106,21 +106,61 @@ void port_touch_regions(struct vp_port *p)
 	p->st.regions_generation = htole32(le32toh(p->st.regions_generation) + 1);
 }
 
+#define EXTENTS 4u
+
+struct extent {
+	size_t from, to;
+};
+
+/* What of the page is ever written. */
+static void extents(const struct vp_port *p, struct extent x[EXTENTS])
+{
+	/* Word 0 is generation and abi_version, which are not written here. */
+	x[0] = (struct extent){ 8, offsetof(struct vhp_abi_state, reserved2) };
+	x[1] = (struct extent){ offsetof(struct vhp_abi_state, queues),
+				offsetof(struct vhp_abi_state, queues[p->conf.max_queues]) };
+	x[2] = (struct extent){ offsetof(struct vhp_abi_state, windows),
+				offsetof(struct vhp_abi_state, windows[p->used_windows]) };
+	x[3] = (struct extent){ offsetof(struct vhp_abi_state, regions),
+				offsetof(struct vhp_abi_state, regions[p->used_regions]) };
+}
+
+bool port_page_used(const struct vp_port *p, size_t at, size_t len)
+{
+	struct extent x[EXTENTS];
+
+	extents(p, x);
+	for (unsigned i = 0; i < EXTENTS; i++)
+		if (at < x[i].to && x[i].from < at + len)
+			return true;
+	return false;
+}
+
+static bool has_changed(const struct vp_port *p)
+{
+	struct extent x[EXTENTS];
+
+	extents(p, x);
+	for (unsigned i = 0; i < EXTENTS; i++)
+		if (memcmp((const char *)&p->st + x[i].from, (const char *)&p->pub + x[i].from, x[i].to - x[i].from))
+			return true;
+	return false;
+}
+
 static void put_changes(struct vp_port *p)
 {
 	const uint64_t *want = (const uint64_t *)&p->st;
 	uint64_t *have = (uint64_t *)&p->pub;
+	struct extent x[EXTENTS];
 
-	/* Word 0 is generation and abi_version, which are not written here. */
-	for (size_t i = 1; i < sizeof(p->st) / 8; i++) {
-		if (!(i & 31) && !memcmp(want + i, have + i, 256)) {
-			i += 31;
-			continue;
+	extents(p, x);
+	for (unsigned e = 0; e < EXTENTS; e++) {
+		for (size_t i = x[e].from / 8; i < x[e].to / 8; i++) {
+			if (want[i] == have[i])
+				continue;
+			have[i] = want[i];
+			port_ctrl_put64(&p->ctrl, 8 * i, le64toh(want[i]));
 		}
-		if (want[i] == have[i])
-			continue;
-		have[i] = want[i];
-		port_ctrl_put64(&p->ctrl, 8 * i, le64toh(want[i]));
 	}
 }
 
@@ -134,7 +174,7 @@ static void publish(struct vp_port *p)
 	p->regions_dirty = false;
 	if (p->gone || p->silent)
 		return;
-	if (!p->touched && !memcmp((char *)&p->st + 8, (char *)&p->pub + 8, sizeof(p->st) - 8))
+	if (!p->touched && !has_changed(p))
 		return;
 	p->touched = false;
 	p->n_updates++;

@@ -81,6 +81,7 @@ struct vp_port {
 	unsigned                      depth;
 	bool                          regions_dirty, touched;
 	struct vhp_abi_state           st, pub;
+	unsigned                      used_windows, used_regions; /* entries behind these are zero in both */
 	/* life */
 	bool                          online, attached, up, logged, updating, again;
 	bool                          falling;      /* up, and waiting for the guest to stop its queues */
@@ -133,6 +134,8 @@ void port_record_free(struct vp_port *p);
 int  port_page_make(struct vp_port *p, struct vp_err *e);
 void port_page_free(struct vp_port *p);
 void port_touch_regions(struct vp_port *p);
+/* May there be anything but zeroes in these bytes of st or pub? Most of a page is never written. */
+bool port_page_used(const struct vp_port *p, size_t at, size_t len);
 
 /* window.c */
 /* Bring windows and regions in line with memory, attachment and driver. Within begin/commit. */

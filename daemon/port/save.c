@@ -122,7 +122,7 @@ static void save_page(struct vp_port *p, struct vp_rec *r)
 	struct page_part part;
 
 	for (size_t at = 0; at < sizeof(p->st); at = part_next(at)) {
-		if (is_zero(st + at))
+		if (!port_page_used(p, at, PART) || is_zero(st + at))
 			continue;
 		part.at = at;
 		memcpy(part.bytes, st + at, PART);
@@ -277,13 +277,27 @@ static void load_port(struct vp_port *p, const struct port_rec *s)
 }
 
 /* Memory that was never touched stays so. */
-static void clear_part(uint8_t *st, uint8_t *pub)
+static void clear_part(struct vp_port *p, size_t at)
 {
-	if (!is_zero(st))
-		memset(st, 0, PART);
-	if (!is_zero(pub))
-		memset(pub, 0, PART);
+	if (!port_page_used(p, at, PART))
+		return;
+	memset((uint8_t *)&p->st + at, 0, PART);
+	memset((uint8_t *)&p->pub + at, 0, PART);
 }
+
+/* Entries up to there may be in the part at `at`. */
+static void part_used(struct vp_port *p, size_t at)
+{
+	const size_t win = offsetof(struct vhp_abi_state, windows), reg = offsetof(struct vhp_abi_state, regions);
+	const size_t n = (at + PART - (at < reg ? win : reg)) / sizeof(struct vhp_abi_region);
+
+	if (at >= reg)
+		p->used_regions = VP_MAX(p->used_regions, VP_MIN((unsigned)n, VHP_MAX_REGIONS));
+	else if (at >= win)
+		p->used_windows = VP_MAX(p->used_windows, VP_MIN((unsigned)n, VHP_MAX_WINDOWS));
+}
+
+_Static_assert(sizeof(struct vhp_abi_region) == sizeof(struct vhp_abi_window), "as many in a part");
 
 /* Parts come in rising order. What the port has made of its page so far goes. */
 static bool load_page(struct vp_port *p, const struct vp_rec_in *in)
@@ -301,15 +315,16 @@ static bool load_page(struct vp_port *p, const struct vp_rec_in *in)
 			return false;
 		memcpy(&part, body.p, sizeof(part));
 		for (; at < sizeof(p->st) && at < part.at; at = part_next(at))
-			clear_part(st + at, pub + at);
+			clear_part(p, at);
 		if (at != part.at || at >= sizeof(p->st))
 			return false;
+		part_used(p, at);
 		memcpy(st + at, part.bytes, PART);
 		memcpy(pub + at, part.bytes, PART);
 		at = part_next(at);
 	}
 	for (; at < sizeof(p->st); at = part_next(at))
-		clear_part(st + at, pub + at);
+		clear_part(p, at);
 	return page_ok(p, &p->st);
 }
 

@@ -112,6 +112,7 @@ static void win_give(struct vp_port *p, unsigned slot)
 		return;
 	}
 	port_touch_regions(p);
+	p->used_windows = VP_MAX(p->used_windows, slot + 1);
 	*e = (struct vhp_abi_window){
 		.size = htole64(w->size), .locator = htole64(w->locator), .serial = htole32(w->serial),
 		.kind = htole32(w->kind),
@@ -206,6 +207,7 @@ static int pool_window(struct vp_port *p)
 		.locator = VHP_CTRL_POOL_OFF, .serial = p->serial,
 	};
 	port_touch_regions(p);
+	p->used_windows = VP_MAX(p->used_windows, slot + 1);
 	*went(p, slot) = (struct vhp_abi_window){
 		.size = htole64(p->conf.pool_size), .locator = htole64(VHP_CTRL_POOL_OFF), .serial = htole32(p->serial),
 		.kind = htole32(VHP_WINDOW_POOL), .flags = htole32(VHP_WINDOW_READY),
@@ -234,13 +236,14 @@ static void put_regions(struct vp_port *p, const struct vhp_abi_region *r, unsig
 {
 	unsigned old = le32toh(p->st.nregions), nwin = 0;
 
-	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
+	for (unsigned i = 0; i < p->used_windows; i++)
 		if (went(p, i)->kind)
 			nwin = i + 1;
 	p->st.nwindows = htole32(nwin);
 	if (old == n && (!n || !memcmp(p->st.regions, r, n * sizeof(*r))))
 		return;
 	port_touch_regions(p);
+	p->used_regions = VP_MAX(p->used_regions, n);
 	if (n)
 		memcpy(p->st.regions, r, n * sizeof(*r));
 	if (old > n)
