@@ -288,6 +288,7 @@ VP_INLINE void vp_packed_show(struct vp_virtq *vq, struct vp_shown s)
 	VP_PLACE_ORDER();
 	p->pos = vp_vq_pos(vq);
 	VP_PLACE_ORDER();
+	vp_place_point(VP_POINT_PLACED);
 	p->how = VP_PLACE_NONE;
 }
 

@@ -72,6 +72,7 @@ enum vp_place_point {
 	VP_POINT_DONE,       /* the receiver's, too */
 	VP_POINT_OVER,       /* and the intent is over */
 	VP_POINT_EARLY,      /* a packet that takes more than a burst: it counts as sent */
+	VP_POINT_PLACED,     /* packed: the line has the place behind it, and says still what was given back */
 	VP_POINTS
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;

@@ -240,7 +240,8 @@ def test_stopped(held, sig):
         assert d.show("ab")["sides"]["driver"]["sessions"] == 1
 
 
-POINTS = {"noted": 1, "half": 2, "written": 3, "intent": 4, "sent": 5, "done": 6, "over": 7}
+POINTS = {"noted": 1, "half": 2, "written": 3, "intent": 4, "sent": 5, "done": 6, "over": 7, "placed": 9}
+PACKED_ONLY = (1, 2, 9)
 
 
 def crashes(d, point, n):
@@ -259,7 +260,7 @@ def test_at_each_point(held, fa, fb):
     with two(d, fa, fb, size=128) as (a, b):
         with flows((a, b), (b, a), window=40) as more:
             for name, point in POINTS.items():
-                if "packed" not in fa + fb and point <= 2:
+                if "packed" not in fa + fb and point in PACKED_ONLY:
                     continue
                 for n in (1, 7, 50):
                     d.kill()
@@ -272,6 +273,32 @@ def test_at_each_point(held, fa, fb):
 
 
 @pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_the_sender_first(held, fmt):
+    """Behind the intent the sender's buffers go back, then the receiver's: a packet that has come was sent, whoever looks when."""
+    d = held
+    with two(d, fmt, fmt) as (a, b):
+        a.reclaim()
+        for name, sent, came in (("intent", False, False), ("sent", True, False), ("done", True, True)):
+            d.kill()
+            free = len(a.tx_free)
+            with open(d.log_path, "ab") as log, pytest.MonkeyPatch.context() as env:
+                env.setenv("VHOST_PCI_CRASH_AT", f"{POINTS[name]},1")
+                d.proc = d.spawn(log)
+            a.send_packet(vu.frame(1))
+            assert d.proc.wait(conftest.PATIENCE) == -signal.SIGKILL, d.log()
+            d.hang_up()
+            a.reclaim()
+            assert (len(a.tx_free) == free) == sent, name
+            got = b.poll_packet()
+            assert (got is not None) == came, name
+            next_one(d)
+            assert (got or b.recv_packet())[1] == vu.frame(1)
+            d.rest(lambda: a.reclaim() or len(a.tx_free))
+            assert len(a.tx_free) == free
+            rest(d)
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
 def test_several_descriptors(held, fmt):
     """Chains of several descriptors, sent and received: their places in a packed ring are written down, too."""
     d = held
@@ -279,7 +306,7 @@ def test_several_descriptors(held, fmt):
         # 4 buffers each: there are always enough.
         with flows((a, b), window=12, size=900, cut=[12, 100, 500]) as more:
             for point in POINTS.values():
-                if fmt == "split" and point <= 2:
+                if fmt == "split" and point in PACKED_ONLY:
                     continue
                 d.kill()
                 crashes(d, point, 9)
@@ -443,9 +470,8 @@ def test_while_links_are_made(held):
         assert [d.show(name)["origin"] for name in ("same", "other")] == ["file", "file"]
         assert [d.show(name)["mtu"] for name in ("cd", "same", "other")] == [1300, 1400, 1400]
         assert d.show("ab")["sides"]["driver"]["sessions"] == d.show("same")["sides"]["driver"]["sessions"] == 1
-    # As behind any daemon that was killed, the file of its socket may be there still; nobody listens.
-    with socket.socket(socket.AF_UNIX) as s, pytest.raises(OSError):
-        s.connect(d.sock("fg", "driver"))
+    # Nobody makes a socket of its name again: its file has gone.
+    assert not os.path.exists(d.sock("fg", "driver")) and not os.path.exists(d.sock("fg", "device"))
     # It is one of the files' from now on.
     (d.conf / "same.link").unlink()
     d.call("daemon.reload")
@@ -502,6 +528,7 @@ def test_upgraded_to_another_link(held):
         (d.conf / "cd.link").unlink()
         d.upgrade()
         d.wait(lambda: hung_up(a) and hung_up(b) and hung_up(c))
+    assert not os.path.exists(d.sock("cd", "driver")) and not os.path.exists(d.sock("cd", "device"))
     d.control = conftest.Control(d.run / "control.sock")
     with two(d) as (a, b):
         d.kill()
@@ -667,6 +694,36 @@ def test_service_manager(service, how):
         both_ways(a, b)
     d.call("link.remove", name="cd")
     d.wait(lambda: len(d.manager.names()) == 1)
+
+
+def changes(d, n=5):
+    """So many new boxes of ab."""
+    for _ in range(n):
+        d.call("link.down", name="ab")
+        rest(d)
+        d.call("link.up", name="ab")
+        rest(d)
+
+
+def test_one_box_a_link(service):
+    """The one before goes when there is a new one."""
+    d = service
+    with two(d) as (a, b):
+        rest(d, "cd")
+        changes(d)
+        d.wait(lambda: len(d.manager.store) == 2)
+        assert sorted(n.rpartition(".")[0] for n in d.manager.names()) == ["keep.ab", "keep.cd"]
+        both_ways(a, b)
+
+
+def test_one_box_a_link_with_a_holder(held):
+    d = held
+    with two(d):
+        rest(d, "cd")
+        changes(d, 1)
+        fds = fd_count(holder_pid(d))
+        changes(d)
+        assert fd_count(holder_pid(d)) == fds
 
 
 def test_service_manager_hears_of_the_next_one_late(service):
