@@ -25,9 +25,10 @@ VP_INLINE bool is_net(const struct hostdev *h)
 	return le32toh(page(h)->device_type) == VIRTIO_ID_NET;
 }
 
+/* It has the driver VM's memory. That of a link which is logged says copy, and has the pool besides. */
 VP_INLINE bool is_fast(const struct hostdev *h)
 {
-	return le32toh(page(h)->mode) == VHP_MODE_FAST;
+	return le32toh(page(h)->mode) == VHP_MODE_FAST || le32toh(page(h)->flags) & VHP_STATE_LOGGED;
 }
 
 VP_INLINE bool has_pf(const struct hostdev *h, unsigned bit)

@@ -187,6 +187,28 @@ def test_fast_memory_and_eventfds_are_the_drivers(make):
         os.close(call)
 
 
+def test_fast_backend_while_the_driver_migrates(make):
+    """Its queue is copied while writes are logged: it finds the ring and the requests at the addresses that it was told."""
+    d = make(**FAST, Link_Migration="yes")
+    with fast_backend(dev(d)) as b, Driver(drv(d), protocol=blk.PF | vu.bit(vu.PF_LOG_SHMFD)) as f:
+        f.write(0, pattern(4096))
+        for i in range(1, 3):
+            log = os.memfd_create("log")
+            os.ftruncate(log, 1 << 20)
+            f.send(vu.SET_LOG_BASE, struct.pack("<QQ", 1 << 20, 0), [log], need_reply=False)
+            f.recv_reply(vu.SET_LOG_BASE)
+            f.tell_u64(vu.SET_FEATURES, f.features | vu.bit(vu.LOG_ALL))
+            d.wait(lambda: device(d)["queues"][0]["state"] == "running")
+            f.write(8, pattern(4096, i))
+            assert f.read(8, 4096) == pattern(4096, i)
+            assert any(os.pread(log, 1 << 20, 0)), "what it wrote was not logged"
+            f.tell_u64(vu.SET_FEATURES, f.features)
+            f.write(16, pattern(4096, 2 * i))
+            assert f.read(16, 4096) == pattern(4096, 2 * i)
+            os.close(log)
+        assert b.sessions == 1 and device(d)["dropped"] == 0
+
+
 def test_fast_backend_is_left_when_the_driver_goes(make):
     """It has no more of the next driver VM than it is given: a connection for each."""
     d = make(**FAST)
