@@ -691,7 +691,9 @@ json_t *vp_grants_json(const struct vp_grants *g)
 			 : g->dropping ? "ending"
 			 : g->viommu && vp_gv_copies_all(g->viommu) ? "copied"
 			 : gives       ? "granted"
-				       : "none",
+			 /* Not "none" before the device VM has none of it. */
+			 : vp_port_windows_leaving(g->pl->port) ? "ending"
+								: "none",
 			 "bytes", (json_int_t)bytes, "ranges", ranges, "copied", copied, "age_s",
 			 gives ? json_integer((json_int_t)((now_us(g) - since) / 1000000)) : json_null(), "by",
 			 g->viommu && gives ? "its vIOMMU"

@@ -157,10 +157,10 @@ def test_drop_stops_the_queues_first(lab):
         assert p.state().up and shown(p), "windows go when the queues have stopped"
         assert p.let_go() == 2
         s = p.wait(lambda s: not s.up and s.reason == GRANT)
-        assert not s.regions
+        assert not s.regions and shown(p)
+        assert lab.grant()["state"] == "ending", "the device VM has it yet"
         assert p.command(pc.SYNC, s.regions_generation) == pc.OK
-        p.wait(lambda s: not shown(p))
-        assert lab.grant()["state"] == "none"
+        p.wait(lambda s: not shown(p) and lab.grant()["state"] == "none")
         lab.give(nic)
         started(p)
 

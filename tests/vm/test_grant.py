@@ -348,6 +348,7 @@ class TestGrant:
         # "maps" are counted when they are asked for, as their times are.
         v.note('; '.join('%d %s, %.0f us each' % (now[k] - before[k], k, (now[us] - before[us]) / max(1, now[k] - before[k]))
                          for k, us in (('maps', 'map_us'), ('unmaps', 'unmap_us'))))
+        assert now['unmaps'] - before['unmaps'] >= 3 * ROUNDS
         assert scan.ask()['hits'] == 0 and fill.ask()['bad'] == 0
         scan.end()
         fill.end()
