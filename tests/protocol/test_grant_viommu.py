@@ -694,8 +694,8 @@ def test_drop(lab):
         assert p.let_go() == 2
         s = p.wait(lambda s: not s.up and s.reason == GRANT)
         sync(p)
-        p.wait(lambda s: not shown(p))
-        assert "dropped" in lab.grant()["message"] and lab.grant()["state"] == "none"
+        p.wait(lambda s: not shown(p) and lab.grant()["state"] == "none")
+        assert "dropped" in lab.grant()["message"]
 
 
 def test_other_sources_do_not_map(make_daemon):

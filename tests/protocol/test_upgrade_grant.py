@@ -71,7 +71,7 @@ def test_pool(make_daemon, attachment, by):
             assert p.stopped(q, s.queues[q].run, at & 0xffff) == pc.OK
         p.wait(lambda s: not s.up and s.reason == GRANT)
         p.sync()
-        assert lab.grant()["state"] == "none"
+        p.wait(lambda s: lab.grant()["state"] == "none")
         d.upgrade()
         lab.give(nic)
         started(p)
