@@ -103,6 +103,7 @@ static void give_back_both(struct run *r, const struct vp_used *u, unsigned n, u
 	uint16_t from = vp_vq_pos(dst);
 	struct vp_shown s;
 
+	vp_vq_own(src, slots);
 	vp_vq_advance(dst, &r->s->dst, r->rx.taken);
 	vp_vq_note(dst, r->rx.used, r->rx.taken, vp_burst_slots(&r->s->dst, 0, r->rx.taken));
 	s = vp_vq_write(dst, r->rx.used, r->rx.taken);

@@ -228,6 +228,12 @@ static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsi
 static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n);
 static inline void vp_vq_show(struct vp_virtq *vq, struct vp_shown s);
 
+/*
+ * A hint: so many slots will be written soon. Their lines come near without their other owners, so that what is written
+ * behind them in the program does not wait for them.
+ */
+static inline void vp_vq_own(const struct vp_virtq *vq, unsigned slots);
+
 /* Where the used index is, and where it will be behind chains of so many slots: a position (place.h). */
 static inline uint16_t vp_vq_pos(const struct vp_virtq *vq)
 {
@@ -335,6 +341,19 @@ static inline void vp_vq_note(struct vp_virtq *vq, const struct vp_used *u, unsi
 {
 	if (vq->packed)
 		vp_packed_note(vq->place, u, n, slots);
+}
+
+static inline void vp_vq_own(const struct vp_virtq *vq, unsigned slots)
+{
+	const unsigned per_line = VP_CACHELINE / 16;
+
+	if (!vq->packed)
+		return;
+	for (unsigned i = 0; i < slots; i += per_line) {
+		const unsigned slot = vq->used_idx + i;
+
+		vp_prefetchw(vq->desc, 16 * (size_t)(slot < vq->size ? slot : slot - vq->size));
+	}
 }
 
 static inline struct vp_shown vp_vq_write(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
