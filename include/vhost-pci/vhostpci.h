@@ -190,9 +190,9 @@ struct vhp_packet {
 /**
  * Receive up to `n` packets. A packet that is larger than its room is given up and counted in `recv_errors`.
  *
- * The driver VM gets the buffers of these packets back at the next call that looks at this queue: vhp_recv(),
- * vhp_borrow(), vhp_forward(), or vhp_recv_arm() before sleeping. So the answer to a packet is not held up by its
- * buffer's way back.
+ * Of one packet, or a few, a driver VM that asked to be notified when it gets its buffers back is so at the next call
+ * for this queue (vhp_recv(), vhp_borrow(), vhp_forward(), or vhp_recv_arm() before sleeping), so that an answer does
+ * not wait for that.
  *
  * @return the number received, 0 = none now; `-ENOLINK`; `-EIO`. When the number is below `n` there may be
  * more, in packets that lie in many pieces.

@@ -54,20 +54,15 @@ static void notify(struct vhp_port *p, struct vhp_queue *q)
 	q->calls++;
 }
 
-/*
- * What the last vhp_recv() took goes back. True: there was something, and the driver may want to be told. Not at the
- * end of vhp_recv() itself, where a lone packet's answer would wait behind it: for the ring's line, which the driver's
- * core has, and for the fence of notify().
- */
-VP_INLINE bool settle(struct vhp_queue *q)
-{
-	const unsigned n = q->owed;
+#define LONE 4 /* packets that are returned before their driver is notified, at most */
 
-	if (vp_likely(!n))
-		return false;
-	q->owed = 0;
-	vp_vq_complete(&q->rq.vq, q->used, n);
-	return true;
+/* For what vhp_recv() gave back the last time. */
+VP_INLINE void notify_late(struct vhp_port *p, struct vhp_queue *q)
+{
+	if (vp_likely(!q->untold))
+		return;
+	q->untold = false;
+	notify(p, q);
 }
 
 /* ---- copy ------------------------------------------------------------------------------------------------ */
@@ -120,20 +115,19 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 	unsigned i, got = 0;
 	uint64_t bytes = 0;
 	int ret = ready(p, q);
-	bool gave;
 	VHP_GATE(p);
 
 	if (vp_unlikely(ret))
 		return ret;
-	gave = settle(q);
 	n = vp_vq_fetch_dir(&q->rq.vq, q->burst, n, VP_READ);
 	if (!n) {
-		if (gave)
-			notify(p, q);
+		notify_late(p, q);
 		prepare_answer(p, pair, q);
 		return idle(p, q);
 	}
 	q->answer_near = false;
+	/* Where a lone packet's used descriptor will be written, while the packet is on its way here. */
+	vp_vq_own(&q->rq.vq, 1);
 	used = q->used;
 	for (i = 0; i < n; i++) {
 		const struct vp_chain *c = &q->burst->chain[i];
@@ -159,9 +153,18 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 		got++;
 	}
 	vp_vq_advance(&q->rq.vq, q->burst, n);
-	q->owed = n;
-	if (gave)
+	vp_vq_complete(&q->rq.vq, used, n);
+	/*
+	 * The fence of notify() waits for all that was stored. So a lone packet, which needs an answer, is returned
+	 * first. Never twice in a row, nor for most of a ring: the look at a packed ring's event field has to come
+	 * before the ring has gone round twice.
+	 */
+	if (q->untold || n > LONE || n > q->rq.vq.size / 2) {
+		q->untold = false;
 		notify(p, q);
+	} else {
+		q->untold = true;
+	}
 	q->packets += got;
 	q->bytes += bytes;
 	return (int)got;
@@ -357,8 +360,7 @@ VP_INLINE int lend(struct vhp_port *p, struct vhp_queue *q, struct vhp_loan *l, 
 	if (vp_unlikely(l->q))
 		return -EBUSY;
 	release(l);
-	if (vp_unlikely(settle(q)))
-		notify(p, q);
+	notify_late(p, q);
 	n = vp_vq_fetch_dir(&q->rq.vq, &l->b, n, dir);
 	for (i = 0; i < n; i++) {
 		if (vp_unlikely(dir == VP_READ ? l->b.chain[i].nin : l->b.chain[i].nout)) {
@@ -411,10 +413,10 @@ void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps)
 void vhp_loans_end(struct vhp_port *p, struct vhp_queue *q, struct vhp_maps *maps)
 {
 	vhp_loans_keep(q, maps);
-	/* A driver whose ring is full may wait for these. */
-	if (!q->rq.vq.broken && settle(q))
-		notify(p, q);
-	q->owed = 0;
+	/* A driver whose ring is full may wait for this. */
+	if (!q->rq.vq.broken)
+		notify_late(p, q);
+	q->untold = false;
 	while (q->loans) {
 		struct vhp_loan *l = q->loans;
 
@@ -506,8 +508,7 @@ int vhp_forward(struct vhp_port *from, unsigned from_pair, struct vhp_port *to, 
 		return ret;
 	if (vp_unlikely(ready(to, dst)))
 		dst = NULL;
-	if (vp_unlikely(settle(src)))
-		notify(from, src);
+	notify_late(from, src);
 	packets = src->rq.stats.packets;
 	bytes = src->rq.stats.bytes;
 	n = vp_relay_run(&src->rq, dst ? &dst->rq : NULL, (struct vp_scratch *)m);
@@ -530,8 +531,7 @@ static bool arm(struct vhp_port *p, struct vhp_queue *q)
 
 	if (ready(p, q))
 		return false;
-	if (settle(q))
-		notify(p, q);
+	notify_late(p, q);
 	if (!vp_vq_enable_kicks(&q->rq.vq))
 		return false;
 	/* It waits for memory that was asked for: the port's fd says when that is there. */

@@ -87,7 +87,7 @@ struct vhp_queue {
 	int      kick_fd;
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
 	struct vp_used  *used;
-	unsigned owed;                /* chains of used[] that vhp_recv() took and that are not given back yet */
+	bool     untold;              /* vhp_recv() gave buffers back, and did not notify yet */
 	struct vhp_loan *loans;
 	uint64_t packets, bytes, full, errors, calls;
 };
@@ -144,8 +144,8 @@ void vhp_maps_unref(struct vhp_maps *m);
 void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps);
 
 /*
- * Give every loan of a queue back, on behalf of the program, and what vhp_recv() took. The program may still be at work
- * in the memory, so the loans keep maps.
+ * Give every loan of a queue back, on behalf of the program, and notify for what vhp_recv() did. The program may
+ * still be at work in the memory, so the loans keep maps.
  */
 void vhp_loans_end(struct vhp_port *p, struct vhp_queue *q, struct vhp_maps *maps);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Packets and buffers on loan from libvhostpci: their memory stays, whatever becomes of their region, queue, ring, link
- * and port, until the program has given them back; and it goes then. Buffers of packets that were received go back at
- * the next call, whichever it is, and no later than their queue stops.
+ * and port, until the program has given them back; and it goes then. For packets
+ * that were received the driver is notified at the next call, whichever it is, and no later than their queue stops.
  */
 #include "scripted.h"
 
@@ -10,6 +10,7 @@
 #define DATA_GPA 0x400000u /* window 6, goes */
 
 static uint8_t *ring, *data; /* the driver VM's view of both */
+static uint32_t ring_size = 16;
 
 static void two_regions(bool with_data)
 {
@@ -60,7 +61,7 @@ static void ring_flags(unsigned q, uint32_t flags)
 		.desc_addr = RING_GPA + 0x8000 * q,
 		.avail_addr = RING_GPA + 0x8000 * q + 0x1000,
 		.used_addr = RING_GPA + 0x8000 * q + 0x2000,
-		.size = 16,
+		.size = ring_size,
 		.flags = flags,
 		.run = 1,
 		.kick_signal = 1 + q,
@@ -255,7 +256,15 @@ static void test_loan_outlives_its_ring(void **state)
 	lent_end();
 }
 
-/* One packet was received, and its buffer is not given back yet. */
+/* What a queue's driver was notified of since the last time. */
+static uint64_t calls(unsigned q)
+{
+	uint64_t n;
+
+	return read(d.bell[1 + q], &n, sizeof(n)) == sizeof(n) ? n : 0;
+}
+
+/* One packet was received. Its buffer is given back, and the driver, which wants to know, does not know yet. */
 static struct vhp_port *received(void)
 {
 	struct vhp_port *p = offered();
@@ -264,13 +273,14 @@ static struct vhp_port *received(void)
 	memset(data + 0x1000, 0, 12); /* no offloads */
 	assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
 	assert_int_equal(pkt.len, 88);
-	assert_int_equal(used_idx(1), 0);
+	assert_int_equal(used_idx(1), 1);
+	assert_int_equal(calls(1), 0);
 	return p;
 }
 
 enum next { RECV, ARM, BORROW, FORWARD, STOP, CLOSE, NEXTS };
 
-static void test_received_goes_back(void **state)
+static void test_received_notifies_late(void **state)
 {
 	for (enum next next = RECV; next < NEXTS; next++) {
 		struct vhp_port *p = received();
@@ -299,17 +309,61 @@ static void test_received_goes_back(void **state)
 			vhp_close(p);
 			p = NULL;
 		}
-		assert_int_equal(used_idx(1), 1);
+		assert_int_equal(calls(1), 1);
 		/* Once: nothing is left for the end. */
 		if (p)
 			vhp_close(p);
+		assert_int_equal(calls(1), 0);
 		assert_int_equal(used_idx(1), 1);
 		vhp_mover_free(m);
 		offered_end();
 	}
 }
 
-/* Its ring is gone: nothing of it is touched. */
+/* Packets that come without a pause: a notification is never further away than the next of them. */
+static void test_received_notifies_for_two(void **state)
+{
+	struct vhp_port *p = received();
+	struct vhp_packet pkt = { .data = (uint8_t[128]){ 0 }, .room = 128 };
+
+	for (unsigned i = 2; i < 6; i++) {
+		*(uint16_t *)(ring + 0x8000 + 0x1002) = (uint16_t)i;
+		assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
+		assert_int_equal(used_idx(1), i);
+		assert_int_equal(calls(1), i % 2 ? 0 : 1);
+	}
+	vhp_close(p);
+	offered_end();
+}
+
+/* Many at once, or most of a ring: at once. */
+static void test_received_many_notify(void **state)
+{
+	static uint8_t room[8][128];
+	static const struct { uint32_t size; unsigned n, late; } t[] = {
+		{ 16, 4, 1 }, { 16, 5, 0 }, { 8, 4, 1 }, { 4, 2, 1 }, { 4, 3, 0 }, { 2, 2, 0 }, { 1, 1, 0 },
+	};
+
+	for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+		struct vhp_packet pkt[8];
+		struct vhp_port *p;
+
+		ring_size = t[i].size;
+		p = offered();
+		memset(data + 0x1000, 0, 12);
+		*(uint16_t *)(ring + 0x8000 + 0x1002) = (uint16_t)t[i].n;
+		for (unsigned k = 0; k < 8; k++)
+			pkt[k] = (struct vhp_packet){ .data = room[k], .room = sizeof(room[k]) };
+		assert_int_equal(vhp_recv(p, 0, pkt, 8), t[i].n);
+		assert_int_equal(calls(1), !t[i].late);
+		vhp_close(p);
+		assert_int_equal(calls(1), t[i].late);
+		offered_end();
+	}
+	ring_size = 16;
+}
+
+/* Its ring is gone: nothing of it is touched, and nobody is notified. */
 static void test_received_outlives_its_ring(void **state)
 {
 	struct vhp_port *p = received();
@@ -324,7 +378,7 @@ static void test_received_outlives_its_ring(void **state)
 	assert_true(vhp_update(p, &e) < 0);
 	d.silent = false;
 	vhp_close(p);
-	assert_int_equal(used_idx(1), 0);
+	assert_int_equal(calls(1), 0);
 	offered_end();
 }
 
@@ -333,7 +387,8 @@ int main(void)
 	const struct CMUnitTest t[] = {
 		cmocka_unit_test(test_loan_outlives_its_region), cmocka_unit_test(test_loan_outlives_its_queue),
 		cmocka_unit_test(test_loan_outlives_its_port), cmocka_unit_test(test_loan_outlives_its_ring),
-		cmocka_unit_test(test_received_goes_back), cmocka_unit_test(test_received_outlives_its_ring),
+		cmocka_unit_test(test_received_notifies_late), cmocka_unit_test(test_received_notifies_for_two),
+		cmocka_unit_test(test_received_many_notify), cmocka_unit_test(test_received_outlives_its_ring),
 	};
 
 	return cmocka_run_group_tests(t, NULL, NULL);
