@@ -153,7 +153,8 @@ static int read_chain(struct vp_inflight *f, uint16_t head, unsigned n, struct v
 		taken[i] = true;
 		d[k] = (struct vp_packed_saved){ .addr = vp_ld64(f->mem, at + 24), .len = vp_ld32(f->mem, at + 20),
 						 .id = vp_ld16(f->mem, at + 16), .flags = vp_ld16(f->mem, at + 18) };
-		f->next[i] = vp_ld16(f->mem, at + 2);
+		/* What the last one says of a next one is nothing of ours, and may be any number. */
+		f->next[i] = k + 1 < n ? vp_ld16(f->mem, at + 2) : 0;
 		i = f->next[i];
 	}
 	return 0;

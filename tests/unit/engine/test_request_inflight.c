@@ -251,6 +251,58 @@ static void test_inflight_more_than_the_ring_holds(void **state)
 	teardown();
 }
 
+/*
+ * Packed: what a front-end writes beside the chains of its account, into what the last entry of each says of a next
+ * one, does not become part of the record that another daemon goes on with.
+ */
+static void test_inflight_record_of_any_next(void **state)
+{
+	static uint64_t area[8192];
+	struct vp_inflight_saved saved = { 0 }, theirs = { 0 };
+	struct vp_inflight other = { 0 };
+	struct vp_rec r = { 0 };
+	struct vp_rec_in in;
+	vp_gptr mem = vp_gptr_from_map(area);
+	uint64_t order[VP_BURST];
+
+	memset(area, 0, sizeof(area));
+	setup(16, F_VERSION_1 | F_PACKED, F_VERSION_1, 128 << 10);
+	vp_reqq_free(t.q);
+	reopen(mem, &saved);
+	make_queue(&saved);
+	n_holds = 0;
+	serve();
+	for (unsigned i = 0; i < 3; i++)
+		assert_true(ask(i, 1, 2, 100, false) >= 0);
+	run();
+	assert_int_equal(device_takes(order, VP_BURST), 3);
+	/* The daemon was killed, and the front-end writes where each chain ends. */
+	vp_reqq_free(t.q);
+	vp_inflight_saved_free(&saved);
+	for (unsigned i = 0; i < 16; i++)
+		if (vp_ld8(mem, 32 + 32 * (size_t)i) == 1)
+			vp_st16(mem, 32 + 32 * (size_t)vp_ld16(mem, 32 + 32 * (size_t)i + 4) + 2, 0xffff);
+	reopen(mem, &saved);
+	assert_int_equal(saved.n, 3);
+	make_queue(&saved);
+	vp_inflight_save(&t.c.inflight, &saved, 0, saved.n, 0, &r);
+	in = (struct vp_rec_in){ .p = r.p, .n = r.n };
+	assert_int_equal(vp_inflight_restore(&other, &theirs, mem, &t.rq.vq, &in), 0);
+	assert_int_equal(theirs.n, 3);
+	vp_rec_free(&r);
+	vp_inflight_saved_free(&theirs);
+	n_holds = 0;
+	serve();
+	run();
+	assert_int_equal(device_takes(order, VP_BURST), 3);
+	while (n_holds)
+		device_returns(0, 1000, 1000);
+	run();
+	assert_int_equal(answers(), 3);
+	vp_inflight_saved_free(&saved);
+	teardown();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -258,6 +310,7 @@ int main(void)
 		cmocka_unit_test(test_inflight_packed_laps),
 		cmocka_unit_test(test_inflight_made_up),
 		cmocka_unit_test(test_inflight_more_than_the_ring_holds),
+		cmocka_unit_test(test_inflight_record_of_any_next),
 	};
 
 	return cmocka_run_group_tests_name("request-inflight", tests, NULL, NULL);
