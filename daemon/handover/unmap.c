@@ -13,6 +13,8 @@
 
 /* A guest that is reset meanwhile leaves requests behind that its VMM does not expect then: few at a time. */
 #define AT_ONCE 8u
+/* Messages of one connection in one look: its VMM may send without an end, and others wait for the guard, too. */
+#define TURN    64u
 
 struct vp_unmap {
 	struct vu_conn      req, conn;
@@ -48,9 +50,9 @@ int vp_unmap_new(struct vp_unmap **out, int req, int conn, int recordfd)
 static bool listen_to_vmm(struct vp_unmap *u)
 {
 	struct vu_msg m = { .hdr = { .flags = VU_FLAG_VERSION | VU_FLAG_REPLY, .size = sizeof(m.p.u64) } };
-	int r;
+	int r = 0;
 
-	while ((r = vu_conn_recv(&u->conn, NULL)) > 0) {
+	for (unsigned i = 0; i < TURN && (r = vu_conn_recv(&u->conn, NULL)) > 0; i++) {
 		m.hdr.request = u->conn.rx.hdr.request;
 		switch (m.hdr.request) {
 		case VU_SET_MEM_TABLE:
@@ -64,18 +66,18 @@ static bool listen_to_vmm(struct vp_unmap *u)
 			return false;
 		vu_conn_next(&u->conn);
 	}
-	return !r && !vu_conn_flush(&u->conn, NULL);
+	return r >= 0 && !vu_conn_flush(&u->conn, NULL);
 }
 
 static bool take_answers(struct vp_unmap *u)
 {
-	int r;
+	int r = 0;
 
-	while ((r = vu_conn_recv(&u->req, NULL)) > 0) {
+	for (unsigned i = 0; i < TURN && (r = vu_conn_recv(&u->req, NULL)) > 0; i++) {
 		u->open -= u->open && u->req.rx.hdr.request == VU_BE_SHMEM_UNMAP;
 		vu_conn_next(&u->req);
 	}
-	return !r && !vu_conn_flush(&u->req, NULL);
+	return r >= 0 && !vu_conn_flush(&u->req, NULL);
 }
 
 static bool ask(struct vp_unmap *u)

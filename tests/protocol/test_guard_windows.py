@@ -4,6 +4,7 @@ driver VM's connection (daemon/handover/unmap.h)."""
 import array
 import os
 import select
+import signal
 import socket
 import struct
 import time
@@ -183,6 +184,39 @@ def test_vmm_that_stops_the_device(lab):
     assert not l.p.asked() or not l.p.back.recv(1, socket.MSG_PEEK)
     assert "has not said that it let all windows go" in l.d.log()
     assert time.monotonic() - l.since < pc.limit(1.5)
+
+
+@pytest.mark.parametrize("where", ["connection", "channel"])
+def test_vmm_that_sends_without_an_end(lab, where):
+    """It takes the guard's time from nobody: another link's driver VM is let go of, and so is its own."""
+    l = lab("fast")
+    l.d.link("cd", driver="c", device="d", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
+    l.d.call("daemon.reload")
+    sock = l.p.fe.sock if where == "connection" else l.p.back
+    said = struct.pack("<IIIQ", vu.SET_VRING_CALL, 1, 8, 0x100) if where == "connection" else struct.pack("<IIIQ", 10, 5, 8, 0)
+    with pc.Local(l.d.sock("cd", "device")) as other, vu.Nic(l.d.sock("cd", "driver")) as nic:
+        assert other.attach() == pc.OK
+        other.wait(lambda s: s.up and s.queues[1].avail)
+        l.kill()
+        # Windows are asked for from here on.
+        l.let_go()
+        l.d.wait(l.p.asked)
+        pid = os.fork()
+        if not pid:
+            try:
+                sock.setblocking(True)
+                while True:
+                    sock.sendall(said * 50000)
+            finally:
+                os._exit(0)
+        try:
+            l.d.wait(lambda: hung_up(nic.sock), why="the other driver VM is still held")
+            l.d.wait(l.ended)
+            assert "has not said that it let all windows go" in l.d.log()
+            l.d.wait(lambda: gone(l.guard))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("where", ["connection", "channel"])
