@@ -149,7 +149,7 @@ static int load_region(struct shmem *s, const struct vp_rec_in *in, struct vp_re
 	r = vp_rec_take(in, TAG_FILE, VP_REC_FD_FILE, &fd, e);
 	/* One that cannot be mapped any more shows when a ring lies in it. */
 	if (!r && fd >= 0)
-		vp_memory_map(&d->map, s->c.link->side[VP_SIDE_DEVICE].vm, fd, p.offset, p.size, NULL, NULL);
+		vp_memory_map_again(&d->map, s->c.link->side[VP_SIDE_DEVICE].vm, fd, p.offset, p.size, NULL);
 	vp_close(&fd);
 	return r;
 }

@@ -70,6 +70,11 @@ int vp_policy_limits(const struct vp_conf *c, const struct vp_conf_link *const *
 int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size,
 		  const struct vp_map_use *instead, struct vp_err *e);
 /*
+ * The same for the daemon that goes on with what another one had mapped. A VMM may have made the file shorter
+ * meanwhile: as there, that shows when a page is touched.
+ */
+int vp_memory_map_again(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size, struct vp_err *e);
+/*
  * Put MaxMemory= and MemoryFrom= of c in force, for what is mapped from now on. Keep a share for each
  * of its VMs.
  */

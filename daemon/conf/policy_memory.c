@@ -238,8 +238,8 @@ static int check_room(const struct share *s, uint64_t size, const struct vp_map_
 	return 0;
 }
 
-int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size,
-		  const struct vp_map_use *instead, struct vp_err *e)
+static int map_it(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size,
+		  const struct vp_map_use *instead, unsigned flags, struct vp_err *e)
 {
 	const struct vp_map_use none = { 0 };
 	struct share *s = share_make(vm);
@@ -254,11 +254,22 @@ int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, 
 	r = check_room(s, size, instead ? instead : &none, e);
 	if (r)
 		return r;
-	r = vp_map_new(out, fd, offset, size, named(s, fd) ? VP_MAP_VOUCHED : 0, &why);
+	r = vp_map_new(out, fd, offset, size, flags | (named(s, fd) ? VP_MAP_VOUCHED : 0), &why);
 	if (r == -EMEDIUMTYPE)
 		return vp_err_set(e, r, "%.160s, or name it in MemoryFrom= of %.63s.vm", why.msg, vm);
 	if (r)
 		return vp_err_set(e, r, "%s", why.msg);
 	vp_map_charge(*out, &s->use);
 	return 0;
+}
+
+int vp_memory_map(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size,
+		  const struct vp_map_use *instead, struct vp_err *e)
+{
+	return map_it(out, vm, fd, offset, size, instead, 0, e);
+}
+
+int vp_memory_map_again(struct vp_map **out, const char *vm, int fd, uint64_t offset, uint64_t size, struct vp_err *e)
+{
+	return map_it(out, vm, fd, offset, size, NULL, VP_MAP_AGAIN, e);
 }

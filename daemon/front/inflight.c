@@ -63,10 +63,10 @@ static void take_area(struct vp_vdev *v, struct vp_map *map, uint64_t off, uint6
 }
 
 int vp_vdev_inflight_take(struct vp_vdev *v, int fd, uint64_t offset, uint64_t bytes, unsigned queues, unsigned entries,
-			  struct vp_err *e)
+			  bool again, struct vp_err *e)
 {
 	struct vp_map *map = NULL;
-	int r = vp_map_new(&map, fd, offset, bytes, 0, e);
+	int r = vp_map_new(&map, fd, offset, bytes, again ? VP_MAP_AGAIN : 0, e);
 
 	if (!r)
 		take_area(v, map, offset, bytes, queues, entries);
@@ -88,7 +88,8 @@ int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struc
 	if (in->mmap_size < in->num_queues * vp_inflight_bytes(in->queue_size, packed))
 		return vp_err_set(e, -EINVAL, "an in-flight area of %llu bytes does not hold %u queues of %u entries",
 				  (unsigned long long)in->mmap_size, in->num_queues, in->queue_size);
-	r = vp_vdev_inflight_take(v, *fd, in->mmap_offset, in->mmap_size, in->num_queues, in->queue_size, e);
+	r = vp_vdev_inflight_take(v, *fd, in->mmap_offset, in->mmap_size, in->num_queues, in->queue_size, false,
+				  e);
 	if (r)
 		return r;
 	v->inflight_own = false;

@@ -105,9 +105,12 @@ int vp_vdev_on_log(void *ctx, int *fd, uint64_t size, uint64_t offset, struct vp
 /* inflight.c */
 int vp_vdev_get_inflight(void *ctx, struct vu_inflight *io, int *fd, struct vp_err *e);
 int vp_vdev_set_inflight(void *ctx, const struct vu_inflight *in, int *fd, struct vp_err *e);
-/* The front-end's area, for that many queues of so many entries, while no ring runs. fd stays the caller's. */
+/*
+ * The front-end's area, for that many queues of so many entries, while no ring runs. fd stays the caller's. again:
+ * another daemon has it mapped.
+ */
 int vp_vdev_inflight_take(struct vp_vdev *v, int fd, uint64_t offset, uint64_t bytes, unsigned queues, unsigned entries,
-			  struct vp_err *e);
+			  bool again, struct vp_err *e);
 /* Ring q has just been set up: find what is open, and go on behind it. */
 int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_inflight_free(struct vp_vdev *v);

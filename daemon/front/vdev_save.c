@@ -179,7 +179,7 @@ static int load_map(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_map
 	if (!r && fd < 0)
 		r = vp_err_set(e, -EPROTO, "the record of a memory region has no file");
 	if (!r)
-		r = vp_memory_map(map, v->conf->side[v->side].vm, fd, p->offset, p->size, NULL, e);
+		r = vp_memory_map_again(map, v->conf->side[v->side].vm, fd, p->offset, p->size, e);
 	vp_close(&fd);
 	return r;
 }
@@ -236,7 +236,7 @@ static int load_inflight(struct vp_vdev *v, const struct vp_rec_in *in, struct v
 	if (!r && fd < 0)
 		r = vp_err_set(e, -EPROTO, "the record of an in-flight area has no file");
 	if (!r)
-		r = vp_vdev_inflight_take(v, fd, p.offset, p.size, s.queues, s.entries, e);
+		r = vp_vdev_inflight_take(v, fd, p.offset, p.size, s.queues, s.entries, true, e);
 	v->inflight_own = s.own;
 	vp_close(&fd);
 	return r;

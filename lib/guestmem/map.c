@@ -166,7 +166,7 @@ int vp_map_new(struct vp_map **out, int fd, uint64_t offset, uint64_t size, unsi
 	if (!S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode) && (st.st_mode & S_IFMT))
 		return vp_err_set(e, -EINVAL,
 				  "memory region: the file descriptor is neither a file nor a memory device");
-	if (S_ISREG(st.st_mode) && end > (uint64_t)st.st_size)
+	if (S_ISREG(st.st_mode) && end > (uint64_t)st.st_size && !(flags & VP_MAP_AGAIN))
 		return vp_err_set(e, -EINVAL,
 				  "memory region: offset 0x%llx + size 0x%llx goes beyond the file of 0x%llx bytes",
 				  (unsigned long long)offset, (unsigned long long)size,

@@ -46,11 +46,12 @@ struct vp_map {
 #define VP_MAP_READONLY 1u
 #define VP_MAP_POPULATE 2u
 #define VP_MAP_VOUCHED  4u  /* whatever file it is, nobody can keep its pages waiting */
+#define VP_MAP_AGAIN    8u  /* another process has it mapped: the file may be shorter by now, as under that mapping */
 
 /*
  * Map [offset, offset + size) of fd shared and (unless VP_MAP_READONLY) writable. The fd is duplicated
- * and stays the caller's. The range must lie inside the file and must not wrap. At most VP_MAP_MAX
- * mappings live at a time. Returns 0 and a mapping with one reference, or -errno with e filled: -EINVAL
+ * and stays the caller's. The range must lie inside the file (unless VP_MAP_AGAIN) and must not wrap. At most
+ * VP_MAP_MAX mappings live at a time. Returns 0 and a mapping with one reference, or -errno with e filled: -EINVAL
  * bad range, -EMEDIUMTYPE a file whose pages may have to wait for somebody, -ENOSPC too many mappings,
  * else mmap's. Main thread only.
  */

@@ -254,6 +254,39 @@ def test_front_end_leaves_in_between(make_daemon):
             both_ways(a, b)
 
 
+@pytest.mark.parametrize("sort", ["memory", "log"])
+def test_file_that_has_become_shorter(make_daemon, sort):
+    """A VMM that makes a file shorter harms its own link, and keeps no daemon from taking over."""
+    d = make_daemon()
+    d.link("ab")
+    d.link("cd", driver="c", device="d")
+    d.start()
+    mem = vu.Memory(16 << 20, gpa=0, seal=False)
+    with vu.Nic(d.sock("ab", "driver"), mem=mem) as a, vu.Nic(d.sock("ab", "device")) as b, \
+            vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        both_ways(a, b)
+        both_ways(c, e)
+        fd, size = mem.fd, mem.size
+        if sort == "log":
+            fd, size = os.memfd_create("log"), 4096
+            os.ftruncate(fd, size)
+            a.send(vu.SET_LOG_BASE, struct.pack("<QQ", size, 0), [fd], need_reply=False)
+            a.recv_reply(vu.SET_LOG_BASE)
+            a.tell_u64(vu.SET_FEATURES, a.features | vu.bit(vu.LOG_ALL))
+        os.ftruncate(fd, 0)
+        d.upgrade()
+        both_ways(c, e)
+        if sort == "memory":
+            a.kick(1)
+        else:
+            b.send_packet(vu.frame(1))
+        d.wait(lambda: d.show("ab")["status"] == "broken")
+        assert "truncated" in d.log()
+        d.upgrade()
+        both_ways(c, e)
+        os.ftruncate(fd, size)  # so that Python may touch its own mapping again
+
+
 def test_control_clients(nics):
     """A subscriber goes on to hear events, half a request is kept, and the sockets are the same files."""
     d, a, b = nics
