@@ -114,7 +114,8 @@ static void look_for_memory(struct vp_grants *g, const struct vp_memtab *t)
 	unsigned n = 0, at = 0;
 
 	for (unsigned i = 0; i < t->n; i++)
-		if (t->r[i].size == size && !t->r[i].offset && t->r[i].map && t->r[i].gpa) {
+		if (t->r[i].size == size && !t->r[i].offset && t->r[i].map && t->r[i].gpa &&
+		    !((t->r[i].gpa | size) & 4095)) {
 			at = i;
 			n++;
 		}

@@ -373,6 +373,28 @@ def test_memory_device(make_daemon):
         ram.close()
 
 
+def test_memory_device_between_pages(make_daemon):
+    """A VMM that says so has no memory device that can be granted, and keeps no daemon from taking over."""
+    d = make_daemon()
+    d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="grant", Driver_Grant="memory",
+           Driver_GrantSize="24M")
+    d.start()
+    with vu.Frontend(d.sock("ab", "driver")) as f, pc.Local(d.sock("ab", "device")) as p:
+        f.negotiate(vu.BASIC)
+        ram = vu.Memory(64 << 20, gpa=0, uva=0x7f00_0000_0000)
+        pool = vu.Memory(24 << 20, gpa=0x1_0000_0800, uva=0x7f66_0000_0000)
+        f.set_memory(ram)
+        f.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + f.region(pool), [pool.fd])
+        p.attach()
+        for q in 0, 1:
+            f.start_ring(q, vu.SplitRing(ram))
+        p.wait(lambda s: s.reason == GRANT)
+        assert d.show("ab")["sides"]["driver"]["grant"]["state"] == "none"
+        d.upgrade()
+        assert p.state().reason == GRANT and f.alive()
+        pool.close()
+
+
 def test_no_grants_in_other_modes(make_daemon):
     d = make_daemon()
     d.link("ab", Device_Endpoint="port", Device_Attachment="local", Link_Mode="fast")
