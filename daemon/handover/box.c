@@ -6,6 +6,7 @@
 #include "handover/box.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 #include "base/foreign.h"
 #include "base/util.h"
 #include "handover/takeover.h"
+#include "sys/fds.h"
 
 /* Closing it asks nobody: memory, and what the kernel alone has, but for sockets of other families, which linger. */
 static bool harmless(int fd)
@@ -52,6 +54,36 @@ int vp_box_make(const struct vp_rec *r, int *fd, struct vp_err *e)
 	else
 		*fd = sv[1];
 	return ret;
+}
+
+/* All of them by one thread: into another socket's queue, which goes with that. */
+static void close_together(struct vp_rec_fds *fds)
+{
+	int sv[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sv))
+		return;
+	for (unsigned at = 0, n; at < fds->n; at += n) {
+		n = VP_MIN(fds->n - at, VP_SEND_FDS_MAX);
+		if (vp_send_fds(sv[0], "", 1, fds->fd + at, n))
+			break;
+		for (unsigned i = 0; i < n; i++)
+			vp_close(&fds->fd[at + i]);
+	}
+	close(sv[0]);
+	vp_close_foreign(&sv[1]);
+}
+
+void vp_box_empty(int fd)
+{
+	struct vp_rec_fds fds = { 0 };
+	uint8_t *bytes = NULL;
+	size_t n = 0;
+
+	vp_takeover_collect(fd, &bytes, &n, &fds);
+	close_together(&fds);
+	vp_rec_fds_close(&fds);
+	free(bytes);
 }
 
 int vp_box_open(int fd, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e)

@@ -16,5 +16,7 @@
 int vp_box_make(const struct vp_rec *r, int *fd, struct vp_err *e);
 /* Empty it. 0: bytes and fds are the caller's; also after an error, as far as they came. -EPERM: another user's. */
 int vp_box_open(int fd, uint8_t **bytes, size_t *n, struct vp_rec_fds *fds, struct vp_err *e);
+/* Nothing is in it any more: who has it last closes an empty socket, and what was in it is closed as foreign.h says. */
+void vp_box_empty(int fd);
 
 #endif

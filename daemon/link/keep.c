@@ -47,6 +47,7 @@ struct vp_keep {
 	uint64_t serial;
 	unsigned which; /* box0 or box1: where the next one goes */
 	bool put;	/* the keeper has the other one */
+	int box;	/* that one, also here; -1 = none */
 	bool dirty, silent;
 };
 
@@ -79,6 +80,7 @@ void vp_keep_new(struct vp_link *l, unsigned rings)
 		return;
 	k = calloc(1, sizeof(*k));
 	if (k) {
+		k->box = -1;
 		k->size = size_of(rings);
 		r = places_make(k);
 	}
@@ -94,10 +96,17 @@ void vp_keep_new(struct vp_link *l, unsigned rings)
 	vp_keep_touch(l);
 }
 
+/*
+ * Emptied first: a connection in it may have others in its queue that linger (base/foreign.h), and the keeper would be
+ * the last one that has it. Nobody goes on with what is in it, for the places are dirty.
+ */
 static void forget(struct vp_link *l)
 {
 	struct vp_keep *k = l->keep;
 
+	if (k->box >= 0)
+		vp_box_empty(k->box);
+	vp_close(&k->box);
 	if (k->put)
 		vp_fdstore_drop(l->conf.name, boxes[!k->which]);
 	k->put = false;
@@ -115,6 +124,7 @@ void vp_keep_free(struct vp_link *l)
 	}
 	munmap(k->head, k->size);
 	vp_close(&k->fd);
+	vp_close_foreign(&k->box);
 	free(k);
 	l->keep = NULL;
 }
@@ -179,9 +189,9 @@ static int commit(struct vp_link *l)
 		r = vp_fdstore_try(l->conf.name, boxes[k->which], fd);
 	if (r == -ENOTCONN)
 		vp_err_set(&e, r, "the holder has gone");
-	vp_close(&fd);
 	k->dirty = false;
 	if (r < 0) {
+		vp_close_foreign(&fd);
 		if (!k->silent)
 			vp_log(VP_LOG_INFO, "link %s: it does not outlive this process: %s", l->conf.name,
 			       e.code ? e.msg : strerror(-r));
@@ -191,6 +201,7 @@ static int commit(struct vp_link *l)
 	}
 	k->silent = false;
 	forget(l);
+	k->box = fd;
 	k->which = !k->which;
 	k->put = true;
 	k->serial++;

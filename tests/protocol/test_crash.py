@@ -18,6 +18,7 @@ import conftest
 import pytest
 import vu
 from test_hardening import SANITIZED
+from test_lingering import LIMIT, lingering, send  # noqa: F401 pylint: disable=unused-import
 from test_relay import FORMATS, both_ways
 from test_restart import Manager, Service
 from test_upgrade import real
@@ -756,6 +757,23 @@ def test_service_manager_hears_of_the_next_one_late(service):
         d.kill()
         next_one(d)
         both_ways(a, b)
+
+
+def test_service_manager_need_not_wait(service, lingering):
+    """What is in a connection's queue, and lingers, is not closed by who keeps that connection in a box."""
+    d = service
+    with vu.Nic(d.sock("ab", "driver")), vu.Nic(d.sock("ab", "device")):
+        rest(d)
+        # It waits for the present one to go, and nobody reads what it sends.
+        second = socket.socket(socket.AF_UNIX)
+        second.connect(d.sock("ab", "device"))
+        send(second, b"x", lingering.make())
+        d.wait(lambda: d.show("ab")["sides"]["device"]["refused"])
+        since = time.monotonic()
+        d.call("link.remove", name="cd")
+        d.wait(lambda: len(d.manager.names()) == 1)
+        assert time.monotonic() - since < LIMIT
+        second.close()
 
 
 @pytest.mark.parametrize("bad", BAD)
