@@ -410,13 +410,18 @@ void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps)
 	}
 }
 
-void vhp_loans_end(struct vhp_port *p, struct vhp_queue *q, struct vhp_maps *maps)
+void vhp_tell(struct vhp_port *p, struct vhp_queue *q)
 {
-	vhp_loans_keep(q, maps);
 	/* A driver whose ring is full may wait for this. */
 	if (!q->rq.vq.broken)
 		notify_late(p, q);
 	q->untold = false;
+}
+
+void vhp_loans_end(struct vhp_port *p, struct vhp_queue *q, struct vhp_maps *maps)
+{
+	vhp_loans_keep(q, maps);
+	vhp_tell(p, q);
 	while (q->loans) {
 		struct vhp_loan *l = q->loans;
 

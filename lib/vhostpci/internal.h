@@ -143,6 +143,9 @@ void vhp_maps_unref(struct vhp_maps *m);
  */
 void vhp_loans_keep(struct vhp_queue *q, struct vhp_maps *maps);
 
+/* The notification that vhp_recv() put off, of a queue at which no call of the program looks any more. */
+void vhp_tell(struct vhp_port *p, struct vhp_queue *q);
+
 /*
  * Give every loan of a queue back, on behalf of the program, and notify for what vhp_recv() did. The program may
  * still be at work in the memory, so the loans keep maps.

@@ -292,6 +292,8 @@ static int start_queues(struct vhp_port *p, const struct vp_state *s, struct vp_
 		if (q->started) {
 			queue_signals(p, i, s);
 			q->enabled = pq->flags & VHP_QUEUE_ENABLED;
+			if (!q->enabled)
+				vhp_tell(p, q);
 		}
 	}
 	return 0;

@@ -278,7 +278,7 @@ static struct vhp_port *received(void)
 	return p;
 }
 
-enum next { RECV, ARM, BORROW, FORWARD, STOP, CLOSE, NEXTS };
+enum next { RECV, ARM, BORROW, FORWARD, DISABLE, STOP, CLOSE, NEXTS };
 
 static void test_received_notifies_late(void **state)
 {
@@ -300,6 +300,11 @@ static void test_received_notifies_late(void **state)
 			break;
 		case FORWARD:
 			assert_int_equal(vhp_forward(p, 0, p, 0, m), 0);
+			break;
+		case DISABLE:
+			/* No call looks at it until the driver enables it again. */
+			ring_flags(1, VHP_QUEUE_STARTED);
+			assert_int_equal(vhp_update(p, &e), 1);
 			break;
 		case STOP:
 			ring_flags(1, VHP_QUEUE_STARTED | VHP_QUEUE_ENABLED | VHP_QUEUE_STOP);
