@@ -88,17 +88,21 @@ class Grant(portlink.PortLink):
         assert v.transfer(self.driver, self.device, self.addr_device, 2) and v.transfer(self.device, self.driver, self.addr_driver, 2)
         v.note('TCP %.0f and %.0f Mbit/s; files with SHA-256 both ways' % (f['mbps'], r['mbps']))
 
+    def come_up(self):
+        end = time.time() + v.limit(20)
+        while not self.show()['sides']['device']['up']:
+            assert time.time() < end, self.story()
+            time.sleep(0.01)
+
     def grant_and_drop(self, times):
         """By hand: the helper in the driver VM has ended. The link comes up each time. Granted in the end."""
         pool, start = '0x%x+0x%x' % self.pool(), time.time()
+        self.come_up()
         for _ in range(times):
             self.daemon.ctl('grant', self.name, '--drop')
             self.settled('none')
             self.daemon.ctl('grant', self.name, pool)
-            end = time.time() + v.limit(20)
-            while not self.show()['sides']['device']['up']:
-                assert time.time() < end, self.story()
-                time.sleep(0.01)
+            self.come_up()
         v.note('%d grants and revocations in %.0f s' % (times, time.time() - start))
 
     def back(self, how, by='its channel'):
