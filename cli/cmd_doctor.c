@@ -158,29 +158,30 @@ static int is_vmm(long pid)
 	if (!fgets(name, sizeof(name), f))
 		name[0] = 0;
 	fclose(f);
-	return !strncmp(name, "qemu", 4) || !strncmp(name, "cloud-hyp", 9) || !strncmp(name, "crosvm", 6) ||
-	       !strncmp(name, "kvm", 3);
+	return !strncmp(name, "qemu-system", 11) || !strncmp(name, "qemu-kvm", 8) || !strncmp(name, "cloud-hyp", 9) ||
+	       !strncmp(name, "crosvm", 6) || !strncmp(name, "kvm", 3);
 }
 
 /*
- * Of its large shared mappings: bytes, and of these in huge pages (of hugetlbfs, or transparent). False: not to be
- * seen.
+ * Of its large shared mappings: bytes, and of these in huge pages (of hugetlbfs, or transparent). Of its large private
+ * ones of a file: bytes. False: not to be seen.
  */
-static bool memory_of(long pid, unsigned long long *bytes, unsigned long long *huge)
+static bool memory_of(long pid, unsigned long long *bytes, unsigned long long *huge, unsigned long long *own)
 {
 	char path[64], line[512], perms[8];
-	unsigned long long from, to, size = 0, n;
+	unsigned long long from, to, inode, size = 0, n;
 	bool count = false;
 	FILE *f;
 
-	*bytes = *huge = 0;
+	*bytes = *huge = *own = 0;
 	snprintf(path, sizeof(path), "/proc/%ld/smaps", pid);
 	f = fopen(path, "r");
 	if (!f)
 		return false;
 	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%llx-%llx %7s", &from, &to, perms) == 3) {
+		if (sscanf(line, "%llx-%llx %7s %*x %*s %llu", &from, &to, perms, &inode) == 4) {
 			size = to - from;
+			*own += inode && !strncmp(perms, "rw-p", 4) && size >= SMALL_MEMORY ? size : 0;
 			count = perms[3] == 's' && size >= SMALL_MEMORY;
 			*bytes += count ? size : 0;
 		} else if (count && sscanf(line, "KernelPageSize: %llu", &n) == 1) {
@@ -254,7 +255,7 @@ static int cpu_of(long long pid, long long tid)
 
 static void vmm(const json_t *side, const json_t *daemon)
 {
-	unsigned long long bytes, huge;
+	unsigned long long bytes, huge, own;
 	long pid = (long)cli_int(side, "pid");
 	char subject[80];
 	json_t *t;
@@ -275,7 +276,17 @@ static void vmm(const json_t *side, const json_t *daemon)
 		      "start it with -accel kvm, as a user who may open /dev/kvm (group kvm); turn on virtualization "
 		      "in the firmware",
 		      "process %ld runs without KVM: everything in it is emulated", pid);
-	if (memory_of(pid, &bytes, &huge) && bytes && huge < bytes / 2)
+	if (!memory_of(pid, &bytes, &huge, &own))
+		bytes = own = 0;
+	/* Only who has a vhost-user session hands its memory over; a VM with an ivshmem port need not share its own. */
+	if (!bytes && own && json_object_get(side, "sessions"))
+		found("memory", subject, "problem",
+		      "start it with share=on for its memory-backend (libvirt: <access mode='shared'/> in "
+		      "<memoryBacking>)",
+		      "process %ld keeps what its guest writes to itself: its memory is not shared, and no request "
+		      "or packet of its driver is ever seen",
+		      pid);
+	if (bytes && huge < bytes / 2)
 		found("hugepages", subject, "note",
 		      "memory-backend-memfd,hugetlb=on,hugetlbsize=2M (libvirt: <memoryBacking><hugepages/>), and "
 		      "vm.nr_hugepages enough for it",
@@ -324,8 +335,11 @@ static bool driven(const json_t *queues)
 	return false;
 }
 
-static void side(const char *subject, const char *name, const json_t *s, const json_t *before, const json_t *daemon)
+static void side(const char *subject, const char *name, const json_t *s, const json_t *before, const json_t *daemon,
+		 bool net)
 {
+	/* A process on the host, which is nobody's VM. */
+	const bool host = !strcmp(cli_str(s, "attachment"), "vhost-user");
 	const json_t *iommu = json_object_get(s, "iommu"), *q;
 	json_t *queues = json_object_get(s, "queues");
 	double misses = delta(iommu, json_object_get(before, "iommu"), "misses");
@@ -342,18 +356,31 @@ static void side(const char *subject, const char *name, const json_t *s, const j
 		      "wait for the guest to boot; its kernel needs the driver of this virtio device",
 		      "the VMM of VM %s is connected, and no driver runs the device of the %s side in that VM",
 		      cli_str(s, "vm"), name);
-	if (json_is_true(json_object_get(s, "online")) && !strcmp(cli_str(s, "reason"), "features"))
+	if (host && !json_is_true(json_object_get(s, "connected")))
+		found("back-end", subject, "problem",
+		      "start the back-end, as root or as a user that User= in the VM's file names; vhost-pcictl show "
+		      "says which socket, and who makes it",
+		      "no back-end is connected%s%s", json_is_string(json_object_get(s, "last")) ? ": " : "",
+		      json_is_string(json_object_get(s, "last")) ? cli_str(s, "last") : "");
+	if (json_is_string(json_object_get(s, "misfit")))
+		found("back-end", subject, "problem",
+		      "start another back-end, or change the link's file; vhost-pcictl profile says what the driver VM "
+		      "is told, and --forget makes the next back-end decide",
+		      "the last back-end that came does not fit: %s", cli_str(s, "misfit"));
+	else if (json_is_true(json_object_get(s, "online")) && !strcmp(cli_str(s, "reason"), "features"))
 		found("data-path", subject, "problem",
 		      "switch off in the link's file what it lacks, or use another data path; vhost-net has no packed "
 		      "rings (PackedRings=)",
 		      "the data path lacks features of the link's device, which the log of vhost-pci-agent names");
-	else if (json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
+	else if (!host && json_is_true(json_object_get(s, "online")) && !json_is_true(json_object_get(s, "attached")))
 		found("data-path", subject, "problem",
 		      "run vhost-pci-agent in the device VM; where there is no /dev/vhost-pci0, its kernel's log says "
 		      "why (ivshmem: the device has too few vectors=, vhost-pcictl generate prints how many)",
 		      "the device is connected, and no data path is attached");
-	vmm(s, daemon);
-	features(subject, name, cli_str(s, "features"));
+	if (!host)
+		vmm(s, daemon);
+	if (net)
+		features(subject, name, cli_str(s, "features"));
 	if (json_is_object(iommu) && misses > 0)
 		found("viommu", subject, "problem",
 		      "in the guest iommu=pt, or iommu.strict=0; for DPDK hugepages and --iova-mode=pa",
@@ -388,7 +415,8 @@ static void link_of(const json_t *l, const json_t *before, const json_t *now, co
 		const json_t *old = json_object_get(json_object_get(json_object_get(then, "sides"), names[i]), "tx");
 		const json_t *s = json_object_get(sides, names[i]);
 
-		side(subject, names[i], s, json_object_get(json_object_get(before, "sides"), names[i]), daemon);
+		side(subject, names[i], s, json_object_get(json_object_get(before, "sides"), names[i]), daemon,
+		     !strcmp(cli_str(l, "type"), "net"));
 		if (strcmp(cli_str(l, "mode"), "fast"))
 			traffic(subject, names[i], tx, old);
 	}

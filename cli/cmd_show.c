@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cli.h"
 
@@ -12,6 +14,12 @@ static void show_who_may(const json_t *s)
 
 	if (cli_socket_closed(s, who, sizeof(who)))
 		printf("  may open   %s alone; a VMM of another user needs User= in %s.vm\n", who, cli_str(s, "vm"));
+}
+
+/* The daemon makes the socket when it knows what to tell of the device. */
+static bool not_made(const json_t *s)
+{
+	return !strcmp(cli_str(s, "socket_mode"), "server") && access(cli_str(s, "socket"), F_OK) && errno == ENOENT;
 }
 
 /* What the driver VM of a link of mode grant has granted; sizes in KiB, for windows are of whole pages. */
@@ -48,7 +56,8 @@ static void show_side(const char *name, const json_t *s)
 		       cli_int(s, "uid"), cli_int(s, "regions"),
 		       json_is_true(json_object_get(s, "dirty_log")) ? ", dirty log on" : "");
 	else
-		printf("  front-end  not connected\n");
+		printf("  front-end  not connected%s\n",
+		       not_made(s) ? "; its socket is not there yet, for nothing is known of the back-end" : "");
 	show_who_may(s);
 	if (json_is_string(json_object_get(s, "last")))
 		printf("  last       %s\n", cli_str(s, "last"));
@@ -97,6 +106,11 @@ static void show_port(const json_t *s)
 	       json_is_true(json_object_get(s, "online")) ? "device connected" : "no device",
 	       json_is_true(json_object_get(s, "attached")) ? "data path attached" : "no data path");
 	printf("  link       %s%s\n", up ? "up" : "down: ", up ? "" : cli_str(s, "reason"));
+	if (!up && !strcmp(cli_str(s, "reason"), "profile"))
+		printf("             nothing is known of its back-end: start it, or write [Profile] in the link's "
+		       "file\n");
+	if (!json_is_true(json_object_get(s, "online")) && json_is_string(json_object_get(s, "last")))
+		printf("  last       %s\n", cli_str(s, "last"));
 	if (up && cli_int(s, "driver_us") && cli_int(s, "up_us") >= cli_int(s, "driver_us"))
 		show_took((double)(cli_int(s, "up_us") - cli_int(s, "driver_us")) / 1e3);
 	if (json_is_string(json_object_get(s, "misfit")))

@@ -60,7 +60,8 @@ static int check_config(struct vp_daemon *d)
 		fprintf(stderr, "%u problem%s found\n", rep.errors, rep.errors == 1 ? "" : "s");
 		return EXIT_FAILURE;
 	}
-	printf("configuration is valid: %u VMs, %u links\n", c->n_vms, c->n_links);
+	printf("configuration is valid: %u VM%s, %u link%s\n", c->n_vms, c->n_vms == 1 ? "" : "s", c->n_links,
+	       c->n_links == 1 ? "" : "s");
 	vp_conf_free(c);
 	return EXIT_SUCCESS;
 }
@@ -277,6 +278,15 @@ static void close_all(struct vp_daemon *d)
 	sd_event_unref(d->event);
 }
 
+static int no_runtime_dir(const struct vp_conf_daemon *c, int err, struct vp_err *e)
+{
+	return vp_err_set(e, -err,
+			  "the runtime directory %s: %s; make it, writable for %s%s, or name another one in "
+			  "RuntimeDirectory= or --runtime-dir",
+			  c->runtime_dir, strerror(err), *c->user ? "user " : "the user that the daemon runs as",
+			  c->user);
+}
+
 /*
  * The single thread still: from here on it can do less and less. jansson's seed and the list of our own fds come
  * from files; they are opened while that can be done.
@@ -284,9 +294,13 @@ static void close_all(struct vp_daemon *d)
 static int isolate(struct vp_daemon *d, struct vp_err *e)
 {
 	const struct vp_conf_daemon *c = &d->conf->daemon;
+	struct stat st;
 	int r;
 
 	json_object_seed(0);
+	/* Before landlock says it in words of its own. */
+	if (!stat(c->runtime_dir, &st) && !S_ISDIR(st.st_mode))
+		return no_runtime_dir(c, ENOTDIR, e);
 	r = vp_isolate_namespaces(c, e);
 	if (!r)
 		r = vp_isolate_identity(c, e);
@@ -299,10 +313,7 @@ static int isolate(struct vp_daemon *d, struct vp_err *e)
 	if (!r)
 		mkdir(c->runtime_dir, 0755);
 	if (!r && !d->activation.n && faccessat(AT_FDCWD, c->runtime_dir, W_OK, AT_EACCESS))
-		r = vp_err_set(e, -errno,
-			       "the runtime directory %s: %s; make it, writable for user %s, or name another one in "
-			       "RuntimeDirectory= or --runtime-dir",
-			       c->runtime_dir, strerror(errno), *c->user ? c->user : "that the daemon runs as");
+		r = no_runtime_dir(c, errno, e);
 	/* Before processes cannot be made any more. A daemon before us that lives still has the holder. */
 	if (!r && d->opt.take_over < 0 && !getenv("NOTIFY_SOCKET"))
 		r = vp_holder_start(c, d->opt.hold, &d->activation, e);

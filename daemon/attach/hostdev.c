@@ -29,6 +29,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "conf/policy.h"
+#include "context/audit.h"
 #include "context/context.h"
 #include "device/device.h"
 #include "sys/sock.h"
@@ -37,6 +38,7 @@
 
 #define RETRY_MIN_US 100000u
 #define RETRY_MAX_US 2000000u
+#define REFUSED_EVERY_US 1000000u /* said at most so often */
 
 static void connect_later(struct hostdev *h);
 
@@ -295,10 +297,34 @@ static bool may_serve(struct hostdev *h, const struct ucred *cred)
 	return vp_policy_user_ok(vp_conf_vm_find(h->c.d->conf, side->vm), cred->uid, geteuid());
 }
 
+/* cred: of one that came to our socket. At most once a second in the log. */
+static void say_refused(struct hostdev *h, const struct ucred *cred, bool may)
+{
+	const char *vm = h->c.link->side[VP_SIDE_DEVICE].vm;
+	uint64_t now;
+
+	sd_event_now(h->c.d->event, CLOCK_MONOTONIC, &now);
+	if (h->refused_said_us && now - h->refused_said_us < REFUSED_EVERY_US)
+		return;
+	h->refused_said_us = now;
+	if (may) {
+		vp_log(VP_LOG_WARNING,
+		       "%s: refused a second back-end (pid %d) while pid %d is connected; stop one of them", h->c.name,
+		       (int)cred->pid, (int)h->cred.pid);
+		return;
+	}
+	snprintf(h->last, sizeof(h->last),
+		 "refused pid %d of user %u, who may not serve as %s; add it to User= in %s.vm", (int)cred->pid,
+		 cred->uid, vm, vm);
+	vp_log(VP_LOG_WARNING, "%s: %s", h->c.name, h->last);
+	vp_audit_vmm(h->c.d, h->c.name, vm, cred);
+}
+
 static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct hostdev *h = arg;
 	struct ucred cred;
+	bool may;
 	/* seccomp control: accept4 */
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -310,8 +336,15 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	/* Its predecessor died and the hang-up is still to be handled. */
 	if (h->here && vp_sock_hung_up(h->main.fd))
 		hostdev_drop(h, false, "it closed the connection");
-	if (h->here || vp_sock_peer(fd, &cred) || !may_serve(h, &cred)) {
+	if (vp_sock_peer(fd, &cred)) {
 		h->n_refused++;
+		close(fd);
+		return 0;
+	}
+	may = may_serve(h, &cred);
+	if (h->here || !may) {
+		h->n_refused++;
+		say_refused(h, &cred, may);
 		close(fd);
 		return 0;
 	}
@@ -344,10 +377,11 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 		return 0;
 	}
 	vp_close(&fd);
-	if (e.code)
-		snprintf(h->last, sizeof(h->last), "%.150s", e.msg);
-	if (!h->retry_logged && e.code)
+	/* Said once, and again when it is something else. */
+	if (e.code && (!h->retry_logged || strncmp(h->last, e.msg, sizeof(h->last) - 1)))
 		vp_log(VP_LOG_NOTICE, "%s: %s; trying again until it works", h->c.name, e.msg);
+	if (e.code)
+		snprintf(h->last, sizeof(h->last), "%.159s", e.msg);
 	h->retry_logged = true;
 	connect_later(h);
 	return 0;

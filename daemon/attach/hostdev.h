@@ -52,6 +52,7 @@ struct hostdev {
 	struct vp_slow        slow;   /* the answer that is awaited */
 	uint64_t              retry_us, again_us; /* again_us: when, of one that another daemon has left */
 	bool                  retry_logged;
+	uint64_t              refused_said_us;
 	struct ucred          cred;
 	int                  *sig, *bell; /* kicks and calls, one a queue; -1 while nobody is there */
 	/*

@@ -240,8 +240,9 @@ static int finish_socket(struct vp_conf_link *l, unsigned s, const struct vp_con
 		if (l->side[s].socket_mode == VP_SOCKET_CLIENT)
 			return vp_err_set(
 				e, -EINVAL,
-				"the %s side is SocketMode=client but has no Socket=; say where the VMM listens",
-				vp_side_name(s));
+				"the %s side is SocketMode=client but has no Socket=; say where the %s listens",
+				vp_side_name(s),
+				s == VP_SIDE_DEVICE && l->endpoint == VP_ENDPOINT_VHOST_USER ? "back-end" : "VMM");
 		snprintf(path, sizeof(path), "%s/%s.%s.sock", c->daemon.runtime_dir, l->name, vp_side_name(s));
 	} else if (*sock != '/') {
 		snprintf(path, sizeof(path), "%s/%s", c->daemon.runtime_dir, sock);
@@ -622,6 +623,17 @@ static int check_sockets(const struct vp_conf *c, struct vp_conf_report *rep)
 	return 0;
 }
 
+/* errno is set if not. */
+static bool is_dir(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		return false;
+	errno = ENOTDIR;
+	return S_ISDIR(st.st_mode);
+}
+
 int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct vp_conf_report *rep)
 {
 	struct vp_conf *c = calloc(1, sizeof(*c));
@@ -632,7 +644,7 @@ int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct
 		return -ENOMEM;
 	rep->into = c;
 	for (unsigned i = 0; paths->named && i < paths->n; i++)
-		if (access(paths->dir[i], F_OK))
+		if (!is_dir(paths->dir[i]))
 			vp_conf_error(rep,
 				      "--config %s: %s; name a directory with vhost-pci.conf, *.vm and *.link files",
 				      paths->dir[i], strerror(errno));

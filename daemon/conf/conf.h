@@ -231,6 +231,10 @@ int vp_conf_finish_link(struct vp_conf_link *l, const struct vp_conf *c, struct 
 /* Bytes of the link's pool in copy mode: PoolSize=, or 8 MiB for each queue pair. */
 uint64_t vp_conf_link_pool(const struct vp_conf_link *l);
 
+/* Of a pool each queue takes this much for its ring, and has to be left at least this much for data. */
+#define VP_POOL_RING     (28u << 10)
+#define VP_POOL_DATA_MIN (128u << 10) /* a packet of 64 KiB and some more */
+
 /* May the driver VM of a link that policy gives this mode be migrated live? */
 bool vp_conf_link_migrates(const struct vp_conf_link *l, unsigned mode);
 

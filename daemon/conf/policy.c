@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "conf/types.h"
 
 /* Modes whose engine is in this build. Adding one here is all that policy needs to know. */
 static const uint32_t modes_built = 1u << VP_MODE_RELAY | 1u << VP_MODE_FAST | 1u << VP_MODE_COPY |
@@ -202,6 +203,31 @@ struct use {
 	uint64_t pool;
 };
 
+static bool has_pool(const struct vp_conf_link *l, const struct vp_policy_decision *d)
+{
+	return d->allowed &&
+	       (d->mode == VP_MODE_COPY || (d->mode == VP_MODE_FAST && l->migration == VP_MIGRATION_YES) ||
+		(d->mode == VP_MODE_GRANT && l->grant == VP_GRANT_VIOMMU));
+}
+
+/* Found now, and not when a reload has taken the link away to make it anew. */
+static void check_pool(const struct vp_conf *c, const struct vp_conf_link *l, struct vp_conf_report *rep)
+{
+	const unsigned n = vp_type_queues(l);
+	const uint64_t size = vp_conf_link_pool(l), need = (uint64_t)n * (VP_POOL_RING + VP_POOL_DATA_MIN);
+	uint64_t fits = size;
+	char where[300];
+
+	if (size >= need)
+		return;
+	while (fits < need)
+		fits *= 2;
+	vp_conf_where(c, VP_CONF_LINK, l->name, "Device", "PoolSize", where, sizeof(where));
+	vp_conf_error(rep, "%s%s: PoolSize=%lluM has no room for %u queues; write PoolSize=%lluM, or lower Queues=",
+		      *where ? where : l->name, *where ? "" : ".link", (unsigned long long)size >> 20, n,
+		      (unsigned long long)fits >> 20);
+}
+
 /* What l takes from vm: a link between a VM and itself counts twice. */
 static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const char *vm, struct use *u)
 {
@@ -213,9 +239,7 @@ static void add_use(const struct vp_conf *c, const struct vp_conf_link *l, const
 		u->links += 1;
 		u->pairs += l->pairs;
 		vp_policy_decide(c, l, &d);
-		if (d.allowed && (d.mode == VP_MODE_COPY ||
-				  (d.mode == VP_MODE_FAST && l->migration == VP_MIGRATION_YES) ||
-				  (d.mode == VP_MODE_GRANT && l->grant == VP_GRANT_VIOMMU)))
+		if (has_pool(l, &d))
 			u->pool += vp_conf_link_pool(l);
 	}
 }
@@ -426,7 +450,9 @@ void vp_policy_check(const struct vp_conf *c, struct vp_conf_report *rep)
 		vp_policy_decide(c, &c->links[i], &d);
 		if (!d.allowed)
 			vp_conf_error(rep, "%s.link: refused by rule %s: %s", c->links[i].name, d.rule, d.why);
-		else if (all)
+		else if (has_pool(&c->links[i], &d))
+			check_pool(c, &c->links[i], rep);
+		if (d.allowed && all)
 			circle_step(c, all, c->n_links, &c->links[i], steps, &n);
 		if (n && !steps[0].allowed)
 			vp_conf_error(rep, "%s.link: refused by rule %s: %s", c->links[i].name, steps[0].rule,

@@ -43,6 +43,22 @@ const char *vp_type_name(uint32_t id)
 	return number;
 }
 
+unsigned vp_type_queues(const struct vp_conf_link *l)
+{
+	switch (l->device_type) {
+	case VIRTIO_ID_NET:
+		return 2 * l->pairs;
+	case VIRTIO_ID_FS:
+		return 1 + l->pairs;
+	case VIRTIO_ID_SCSI:
+		return 2 + l->pairs;
+	case VIRTIO_ID_VSOCK:
+		return 2;
+	default:
+		return l->pairs;
+	}
+}
+
 const char *vp_type_words(void)
 {
 	return "net, blk, fs, scsi, vsock or a virtio ID from 1 to 63";

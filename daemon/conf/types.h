@@ -8,6 +8,9 @@
 /* The virtio ID that a word names ("blk", "26"); 0 = none. */
 uint32_t vp_type_parse(const char *word);
 /* Its word, or its number. Valid until the next call. */
+/* Virtqueues of the link's device, those included that Queues= does not count. */
+unsigned vp_type_queues(const struct vp_conf_link *l);
+
 const char *vp_type_name(uint32_t id);
 /* For messages: "net, blk, ...". */
 const char *vp_type_words(void);

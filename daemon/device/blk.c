@@ -82,11 +82,15 @@ static int blk_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 	bool ro = come->features & VP_BIT(VIRTIO_BLK_F_RO);
 
 	if (l->capacity && cap < have)
-		return vp_err_set(e, -EINVAL, "its disk has %llu bytes, Capacity= says %llu",
+		return vp_err_set(e, -EINVAL,
+				  "its disk has %llu bytes, Capacity= says %llu; enlarge the disk, or lower Capacity=",
 				  (unsigned long long)cap * 512, (unsigned long long)have * 512);
 	if (bs != its && p->features & come->features & VP_BIT(VIRTIO_BLK_F_BLK_SIZE))
-		return vp_err_set(e, -EINVAL, "its blocks have %llu bytes, the profile says %llu",
-				  (unsigned long long)its, (unsigned long long)bs);
+		return vp_err_set(
+			e, -EINVAL,
+			"its blocks have %llu bytes, the profile says %llu; change it, set BlockSize=, or forget the "
+			"profile",
+			(unsigned long long)its, (unsigned long long)bs);
 	if (ro && !(p->features & VP_BIT(VIRTIO_BLK_F_RO)) && !l->read_only)
 		return vp_err_set(
 			e, -EINVAL,

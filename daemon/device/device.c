@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "conf/types.h"
 #include "vhostuser/codec.h"
 
 static const struct vp_device *const devices[] = {
@@ -50,14 +51,23 @@ int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 
 	*missing = d->offered(l, VP_SIDE_DRIVER, p) & VP_DEVICE_BITS & ~d->not_the_paths & ~come->features;
 	if (*missing)
-		return vp_err_set(e, -EPERM, "it lacks %s, which the profile has",
-				  vu_features_str(l->device_type, *missing, names, sizeof(names)));
+		return vp_err_set(
+			e, -EPERM,
+			"it lacks %s, which the profile has; use one that serves Type=%s and has them, or forget "
+			"the profile",
+			vu_features_str(l->device_type, *missing, names, sizeof(names)),
+			vp_type_name(l->device_type));
 	if (come->queues && come->queues < d->queues(l))
-		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; lower Queues=, or give the back-end more",
-				  come->queues, d->queues(l));
+		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; %s", come->queues, d->queues(l),
+				  come->queues <= d->queues(l) - l->pairs
+					  ? "no Queues= fits that: it may serve another device than Type= says"
+					  : "lower Queues=, or give the back-end more");
 	if (come->config_size < d->wanted(l))
-		return vp_err_set(e, -EINVAL, "it has %u bytes of config space, the link needs %u",
-				  come->config_size, d->wanted(l));
+		return vp_err_set(
+			e, -EINVAL,
+			"it has %u bytes of config space, the link needs %u: it may serve another device than "
+			"Type= says",
+			come->config_size, d->wanted(l));
 	return d->fits ? d->fits(l, p, come, e) : 0;
 }
 

@@ -134,10 +134,11 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 	if (!r)
 		r = session_begin(p, fd, &cred);
 	if (r) {
-		if (e.code)
-			snprintf(p->info.last, sizeof(p->info.last), "%.150s", e.msg);
-		if (!p->retry_logged && e.code)
+		/* Said once, and again when it is something else. */
+		if (e.code && (!p->retry_logged || strncmp(p->info.last, e.msg, sizeof(p->info.last) - 1)))
 			vp_log(VP_LOG_NOTICE, "%s: %s; trying again until it works", p->name, e.msg);
+		if (e.code)
+			snprintf(p->info.last, sizeof(p->info.last), "%.159s", e.msg);
 		p->retry_logged = true;
 		retry_later(p);
 		return 0;
@@ -289,7 +290,8 @@ static void note_brief(struct vp_peer *p)
 		return;
 	vp_log(VP_LOG_WARNING,
 	       "%s: a front-end comes and leaves at once, again and again (%u times since this was last said); QEMU "
-	       "does that when its queues= is more than the link has: %u here, two for each of Queues=",
+	       "does that when its queues= or num-queues= is more than the link has: %u here (Queues= of a network's "
+	       "link counts pairs); vhost-pcictl generate prints what fits",
 	       p->name, p->n_brief_untold, p->queues);
 	p->brief_said_us = t;
 	p->n_brief_untold = 0;

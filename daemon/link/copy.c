@@ -41,8 +41,6 @@
 /* Of those, what shadow rings have when the data path supports it. */
 #define SHADOW_BITS (VP_BIT(VIRTIO_F_RING_PACKED) | VP_BIT(VIRTIO_RING_F_EVENT_IDX))
 
-#define AREA_MIN (128u << 10) /* of one queue: a packet of 64 KiB and some more */
-
 struct copy_queue {
 	struct vp_plink_work work;
 	struct vp_copyq *b;         /* net: while the device VM has the queue */
@@ -260,10 +258,10 @@ static int pool_make(struct vp_plink *pl, struct vp_err *e)
 
 	cl->pool_size = vp_conf_link_pool(&cl->pl->l->conf);
 	cl->area = cl->pool_size > rings_size(cl) ? (cl->pool_size - rings_size(cl)) / cl->pl->n & ~UINT64_C(4095) : 0;
-	if (cl->area < AREA_MIN)
+	if (cl->area < VP_POOL_DATA_MIN)
 		return vp_err_set(e, -EINVAL,
 				  "PoolSize= leaves %llu KiB for each of %u queues, which need %u; raise it",
-				  (unsigned long long)cl->area >> 10, cl->pl->n, AREA_MIN >> 10);
+				  (unsigned long long)cl->area >> 10, cl->pl->n, VP_POOL_DATA_MIN >> 10);
 	if (cl->area > UINT32_MAX - 63)
 		cl->area = 1u << 31;
 	fd = vp_port_memfd(cl->pl->port, &size);

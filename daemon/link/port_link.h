@@ -164,7 +164,7 @@ struct vp_plink {
 	uint64_t              call_who; /* who can make its call eventfds block (base/blame.h) */
 	struct vp_queue_stats past, past_back;
 	struct vp_profile     profile;
-	char                  misfit[200]; /* why the last back-end that came does not fit, "" = it does */
+	char                  misfit[256]; /* why the last back-end that came does not fit, "" = it does */
 	sd_event_source      *drain_timer, *down_timer;
 	struct vp_slow        drain_slow;
 	/* the link is down for its administrator, and for its queues when their requests have been answered */

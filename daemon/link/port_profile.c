@@ -88,7 +88,7 @@ uint32_t vp_plink_backend(struct vp_plink *pl, const struct vp_port_backend *b, 
 	}
 	r = vp_profile_fits(conf, p, &come, missing, &e);
 	again = r && !strncmp(pl->misfit, e.msg, sizeof(pl->misfit) - 1);
-	snprintf(pl->misfit, sizeof(pl->misfit), "%.199s", r ? e.msg : "");
+	snprintf(pl->misfit, sizeof(pl->misfit), "%s", r ? e.msg : "");
 	if (r && !again) {
 		vp_log(VP_LOG_WARNING, "%s: the back-end does not fit: %s", pl->dev_name, e.msg);
 		vp_link_event(pl->l, "link.state", "the back-end does not fit; see link.show");

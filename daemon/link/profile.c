@@ -56,14 +56,21 @@ void vp_profile_save(const struct vp_conf_daemon *c, const struct vp_conf_link *
 	mkdir(c->state_dir, 0700);
 	unlink(new);
 	fd = open(new, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd >= 0)
+		errno = ENOSPC; /* where write() takes a part only */
 	if (fd < 0 || write(fd, text, n) != (ssize_t)n || fsync(fd) || rename(new, path))
 		err = errno;
 	vp_close(&fd);
 	if (err)
+		unlink(new);
+	if (err)
 		vp_log(VP_LOG_WARNING,
-		       "link %s: what was learned of its back-end cannot be kept in %s: %s; make the directory, or set "
-		       "StateDirectory=",
-		       l->name, path, strerror(err));
+		       "link %s: what was learned of its back-end cannot be kept in %s: %s; %s, or set "
+		       "StateDirectory=; until then the next daemon has to learn it anew",
+		       l->name, path, strerror(err),
+		       err == ENOSPC || err == EDQUOT ? "make room there"
+		       : err == ENOENT		      ? "make the directory"
+						      : "let the daemon write there");
 }
 
 void vp_profile_forget(const struct vp_conf_daemon *c, const struct vp_conf_link *l)

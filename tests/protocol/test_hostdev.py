@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import time
 
 import pytest
@@ -733,3 +734,84 @@ def test_policy(make_daemon):
     link(d, Link_Mode="relay")
     with pytest.raises(ControlError, match="relay-needs-virtio-net"):
         d.call("daemon.reload")
+
+
+# ---- what is said -----------------------------------------------------------------------------
+
+
+def test_nobody_serves_yet(make):
+    """The driver VM cannot come before a back-end that says what the disk is: show and doctor say so, and where the back-end is to listen."""
+    d = make()
+    d.wait(lambda: device(d)["last"])
+    r = ctl(d, "show", "ab")
+    assert "its socket is not there yet" in r.stdout and "start it, or write [Profile] in the link's file" in r.stdout
+    assert f"last       {dev(d)}: cannot connect: No such file or directory" in r.stdout
+    assert f"no back-end is connected: {dev(d)}: cannot connect" in ctl(d, "doctor", "ab").stdout
+    with Backend(dev(d)):
+        drv(d)
+        r = ctl(d, "show", "ab")
+        assert "not there yet" not in r.stdout and "  last " not in r.stdout and "[Profile]" not in r.stdout
+        r = ctl(d, "doctor", "ab")
+        assert "back-end" not in r.stdout and "GUEST_CSUM" not in r.stdout
+        with Driver(drv(d)) as f:
+            f.read(0, 512)
+            r = ctl(d, "doctor", "ab")
+            assert "GUEST_CSUM" not in r.stdout and "vhost-pci-agent" not in r.stdout
+
+
+def test_a_backend_that_does_not_fit(make):
+    d = make(Profile_Capacity="1G")
+    with Backend(dev(d)):
+        d.wait_log("Capacity= says 1073741824; enlarge the disk, or lower Capacity=")
+        r = ctl(d, "doctor", "ab")
+        assert "the last back-end that came does not fit: its disk has 4194304 bytes" in r.stdout and "vhost-pci-agent" not in r.stdout
+
+
+@pytest.mark.parametrize("kind,said", [("fs", "the link 2; no Queues= fits that: it may serve another device than Type= says"), ("blk", "give the back-end more")])
+def test_a_backend_with_too_few_queues(make, kind, said):
+    d = make(Link_Type=kind, **({"Link_Queues": "2"} if kind == "blk" else {}))
+    with Backend(dev(d)):
+        d.wait_log(said)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")
+@pytest.mark.parametrize("mode", ["client", "server"])
+def test_a_backend_of_a_user_who_may_not(make, mode):
+    """It was not there when the daemon first looked: what is wrong now is said all the same."""
+    d = make(Device_SocketMode=mode)
+    d.write("b.vm", "[VM]\nUser=daemon\n")
+    d.call("daemon.reload")
+    os.chmod(d.tmp, 0o755)
+    os.chmod(d.run, 0o777)
+    if mode == "client":
+        d.wait_log("cannot connect: No such file")
+    act = f"s.bind({dev(d)!r}); s.listen(); print(flush=True); input()" if mode == "client" else f"s.connect({dev(d)!r}); print(s.recv(1))"
+    with subprocess.Popen(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "/usr/bin/python3", "-c",
+                           f"import socket; s = socket.socket(socket.AF_UNIX); {act}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        p.stdout.readline()
+        d.wait_log("user 65534, who may not serve as b; add it to User= in b.vm")
+        d.wait(lambda: "add it to User= in b.vm" in ctl(d, "show", "ab").stdout)
+        p.communicate(b"\n")
+
+
+def test_pool_that_became_too_small(make):
+    """The link that runs is not taken away for one that cannot be."""
+    d = make()
+    with Backend(dev(d)), Driver(drv(d)) as f:
+        f.read(0, 512)
+        link(d, Link_Queues="8", Device_PoolSize="1M")
+        with pytest.raises(ControlError, match="PoolSize=1M has no room for 8 queues"):
+            d.call("daemon.reload")
+        f.read(0, 512)
+        assert d.show("ab")["queue_pairs"] == 1
+
+
+def test_state_directory_that_cannot_be(make_daemon):
+    d = make_daemon()
+    d.run.mkdir()
+    link(d)
+    d.write("vhost-pci.conf", f"[Daemon]\nStateDirectory={d.tmp}/none/state\n")
+    d.start()
+    with Backend(dev(d)):
+        d.wait_log(f"cannot be kept in {d.tmp}/none/state/ab.profile: No such file or directory; make the directory, or set StateDirectory=")
+        drv(d)

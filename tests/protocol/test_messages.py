@@ -41,6 +41,12 @@ CONFIG = {
     "bits in fast mode": ({"l.link": link("Mode=fast\n", PORT, "BitsPerSecond=1G\n")}, ["fast"]),
     "socket of the metrics": ({"vhost-pci.conf": "[Daemon]\nRuntimeDirectory=/tmp/x\n", "l.link": link(device="Socket=metrics.sock\n")},
                               ["/tmp/x/metrics.sock is the socket of the metrics"]),
+    "pool for 8 queues": ({"l.link": link("Type=blk\nQueues=8\n", "Endpoint=vhost-user\nPoolSize=1M\n")},
+                          ["l.link:9: PoolSize=1M has no room for 8 queues; write PoolSize=2M, or lower Queues="]),
+    "pool for queues that nobody counts": ({"l.link": link("Type=fs\nQueues=6\n", "Endpoint=vhost-user\nPoolSize=1M\n")},
+                                           ["PoolSize=1M has no room for 7 queues"]),
+    "no socket to connect to": ({"l.link": link("Type=blk\n", "Endpoint=vhost-user\nSocketMode=client\n")},
+                                ["the device side is SocketMode=client but has no Socket=; say where the back-end listens"]),
     "metrics on the control socket": ({"vhost-pci.conf": "[Control]\nSocket=/tmp/x/s\n[Metrics]\nSocket=/tmp/x/s\n"},
                                       ["[Metrics] Socket=/tmp/x/s is the control socket"]),
 }
@@ -64,7 +70,7 @@ def test_configuration(tmp_path, name):
 def test_good_configuration(tmp_path):
     """What those must not be confused with."""
     files = {"l.link": link("Description=Hänge #1 # nicht ab\n", net="BitsPerSecond=2500M\n"), "# a comment.vm.bak": "x",
-             "c.vm": "# whole lines\n; are comments\n[VM]\nTrustGroup=t\n"}
+             "six.link": link("Type=blk\nQueues=6\n", "Endpoint=vhost-user\nPoolSize=1M\n"), "c.vm": "# whole lines\n; are comments\n[VM]\nTrustGroup=t\n"}
     for file, text in {**BASE, **files}.items():
         (tmp_path / file).write_text(text)
     r = check("--config", str(tmp_path), "--check-config")
@@ -74,6 +80,16 @@ def test_good_configuration(tmp_path):
 def test_directory_that_is_not_there(tmp_path):
     r = check("--config", str(tmp_path / "none"), "--check-config")
     assert r.returncode == 1 and f"--config {tmp_path / 'none'}: No such file" in r.stderr
+
+
+def test_file_for_a_directory(tmp_path):
+    (tmp_path / "a.vm").write_text("[VM]\n")
+    r = check("--config", str(tmp_path / "a.vm"), "--check-config")
+    assert r.returncode == 1 and f"--config {tmp_path / 'a.vm'}: Not a directory; name a directory" in r.stderr
+    r = check("--config", str(tmp_path), "--runtime-dir", str(tmp_path / "a.vm"))
+    assert r.returncode == 1 and f"the runtime directory {tmp_path / 'a.vm'}: Not a directory; make it" in r.stderr
+    r = check("--config", str(tmp_path), "--check-config")
+    assert r.returncode == 0 and r.stdout == "configuration is valid: 1 VM, 0 links\n"
 
 
 # arguments, what is said
@@ -214,7 +230,7 @@ def test_front_end_with_too_many_queues(daemon):
     lines = [x for x in daemon.log().splitlines() if "link ab, driver side" in x and "debug: " not in x]
     assert len(lines) < 10, lines
     said, = [x for x in lines if "comes and leaves at once" in x]
-    assert "2 here, two for each of Queues=" in said
+    assert "2 here (Queues= of a network's link counts pairs)" in said and "generate" in said
     # One that means it is told of as ever.
     with vu.Nic(daemon.sock("ab", "driver")):
         pass
