@@ -345,3 +345,21 @@ def test_default_is_in_the_man_page(key):
     page = (pathlib.Path(__file__).parents[2] / "docs/man/vhost-pci.link.5").read_text()
     part, = [x for x in page.split(".TP\n") if x.startswith(f".B {key}\n")]
     assert "default" in part.lower()
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_memory_that_a_vmm_keeps_to_itself(daemon, tmp_path, share):
+    """share=off of a memfd: the VMM sends the file, and its guest writes to pages of its own. Nothing fails, and nothing is ever served."""
+    vmm = tmp_path / "qemu-system-test"
+    vmm.symlink_to("/usr/bin/python3")
+    kind = "SHARED" if share else "PRIVATE"
+    code = ("import mmap, os, socket; fd = os.memfd_create('m'); os.truncate(fd, 128 << 20);"
+            f"m = mmap.mmap(fd, 128 << 20, flags=mmap.MAP_{kind}); s = socket.socket(socket.AF_UNIX);"
+            f"s.connect({daemon.sock('ab', 'driver')!r}); print(flush=True); input()")
+    with subprocess.Popen([vmm, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        p.stdout.readline()
+        daemon.wait(lambda: daemon.show("ab")["sides"]["driver"]["connected"])
+        found = [f for f in json.loads(ctl(daemon, "doctor", "ab", "--json").stdout)["findings"] if f["subject"] == "VM a"]
+        p.communicate(b"\n")
+    assert [f["check"] for f in found if f["check"] in ("memory", "hugepages")] == ["hugepages" if share else "memory"], found
+    assert share or "share=on" in str(found)
