@@ -110,6 +110,43 @@ def test_signals(make_daemon, hooked):
     os.close(ours)
 
 
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_windows_on_both_sides_of_an_upgrade(make_daemon):
+    """A page is written where it was never written before, by the next daemon as by the first: nothing of an earlier entry stays."""
+    with lab(make_daemon, "fast", "local") as (d, nic, p):
+        more = [vu.Memory(1 << 20, gpa=(1 << 33) + (i << 24), uva=(1 << 45) + (i << 24)) for i in range(40)]
+
+        def shows(there):
+            want = sorted([nic.mem.gpa] + [m.gpa for m in there])
+            s = p.wait(lambda s: sorted(r[0] for r in s.regions) == want and s.up)
+            p.drain()
+            p.sync()
+            assert all(s.windows[r[3]][1] in p.windows for r in s.regions)
+            rest = page_of(p)[0xc000 + 32 * len(s.regions):0xc000 + 32 * 509]
+            assert not any(rest), "entries behind the last one are not empty"
+
+        def add(some):
+            for m in some:
+                nic.tell(vu.ADD_MEM_REG, struct.pack("<Q", 0) + nic.region(m), [m.fd])
+
+        add(more[:3])
+        shows(more[:3])
+        d.upgrade()
+        shows(more[:3])
+        add(more[3:])
+        shows(more)
+        d.upgrade()
+        shows(more)
+        nic.tell(vu.REM_MEM_REG, struct.pack("<Q", 0) + nic.region(more[-1]))
+        shows(more[:-1])
+        d.upgrade()
+        shows(more[:-1])
+        for m in more:
+            m.close()
+
+
 # ---- who guards ----------------------------------------------------------------------------------
 
 
