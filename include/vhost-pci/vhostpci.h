@@ -190,9 +190,9 @@ struct vhp_packet {
 /**
  * Receive up to `n` packets. A packet that is larger than its room is given up and counted in `recv_errors`.
  *
- * Of one packet, or a few, a driver VM that asked to be notified when it gets its buffers back is so at the next call
- * for this queue (vhp_recv(), vhp_borrow(), vhp_forward(), or vhp_recv_arm() before sleeping), so that an answer does
- * not wait for that.
+ * A driver VM may have asked to be notified when it gets its buffers back. Of one packet, or a few, received by a
+ * program that has sent to this pair since it received the last time, it is notified at the next call for this queue
+ * (vhp_recv(), vhp_borrow(), vhp_forward(), or vhp_recv_arm() before sleeping), so that an answer does not wait.
  *
  * @return the number received, 0 = none now; `-ENOLINK`; `-EIO`. When the number is below `n` there may be
  * more, in packets that lie in many pieces.

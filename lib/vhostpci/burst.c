@@ -65,6 +65,16 @@ VP_INLINE void notify_late(struct vhp_port *p, struct vhp_queue *q)
 	notify(p, q);
 }
 
+/* Has the program sent anything since the last time that this was asked? */
+VP_INLINE bool answers(const struct vhp_port *p, unsigned pair)
+{
+	struct vhp_queue *t = vhp_txq(p, pair);
+	const bool does = t->sent;
+
+	t->sent = false;
+	return does;
+}
+
 /* ---- copy ------------------------------------------------------------------------------------------------ */
 
 /* A packet with offloads, in pieces, too big, or malformed. False: give it up. */
@@ -155,11 +165,12 @@ int vhp_recv(struct vhp_port *p, unsigned pair, struct vhp_packet *pkt, unsigned
 	vp_vq_advance(&q->rq.vq, q->burst, n);
 	vp_vq_complete(&q->rq.vq, used, n);
 	/*
-	 * The fence of notify() waits for all that was stored. So a lone packet, which needs an answer, is returned
-	 * first. Never twice in a row, nor for most of a ring: the look at a packed ring's event field has to come
-	 * before the ring has gone round twice.
+	 * The fence of notify() waits for all that was stored. So a lone packet is returned first where the program
+	 * answers. One that only receives would look for more too soon, and take lines that are still being filled.
+	 * Never twice in a row, nor for most of a ring: the look at a packed ring's event field has to come before the
+	 * ring has gone round twice.
 	 */
-	if (q->untold || n > LONE || n > q->rq.vq.size / 2) {
+	if (q->untold || n > LONE || n > q->rq.vq.size / 2 || !answers(p, pair)) {
 		q->untold = false;
 		notify(p, q);
 	} else {
@@ -237,6 +248,7 @@ int vhp_send(struct vhp_port *p, unsigned pair, const struct vhp_packet *pkt, un
 		notify(p, q);
 	else if (sent)
 		notify(p, q);
+	q->sent |= sent > 0;
 	q->packets += sent;
 	q->bytes += bytes;
 	return i ? (int)i : idle(p, q);

@@ -88,6 +88,7 @@ struct vhp_queue {
 	struct vp_burst *burst;       /* copy flavour's working space; allocated at the first start */
 	struct vp_used  *used;
 	bool     untold;              /* vhp_recv() gave buffers back, and did not notify yet */
+	bool     sent;                /* vhp_send() was called since vhp_recv() last looked here */
 	struct vhp_loan *loans;
 	uint64_t packets, bytes, full, errors, calls;
 };

@@ -264,12 +264,25 @@ static uint64_t calls(unsigned q)
 	return read(d.bell[1 + q], &n, sizeof(n)) == sizeof(n) ? n : 0;
 }
 
-/* One packet was received. Its buffer is given back, and the driver, which wants to know, does not know yet. */
+/* The program is one that answers: it sends its nth packet. */
+static void answer(struct vhp_port *p, unsigned n)
+{
+	const struct vhp_packet pkt = { .data = (uint8_t[64]){ 0 }, .len = 64 };
+
+	*(uint16_t *)(ring + 0x1002) = (uint16_t)n;
+	assert_int_equal(vhp_send(p, 0, &pkt, 1), 1);
+}
+
+/*
+ * One packet was received, by a program that answers. Its buffer is given back, and the driver, which wants to know,
+ * does not know yet.
+ */
 static struct vhp_port *received(void)
 {
 	struct vhp_port *p = offered();
 	struct vhp_packet pkt = { .data = (uint8_t[128]){ 0 }, .room = 128 };
 
+	answer(p, 1);
 	memset(data + 0x1000, 0, 12); /* no offloads */
 	assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
 	assert_int_equal(pkt.len, 88);
@@ -332,10 +345,17 @@ static void test_received_notifies_for_two(void **state)
 	struct vhp_packet pkt = { .data = (uint8_t[128]){ 0 }, .room = 128 };
 
 	for (unsigned i = 2; i < 6; i++) {
+		answer(p, i);
 		*(uint16_t *)(ring + 0x8000 + 0x1002) = (uint16_t)i;
 		assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
 		assert_int_equal(used_idx(1), i);
 		assert_int_equal(calls(1), i % 2 ? 0 : 1);
+	}
+	/* One that does not answer any more has nothing that could come first. */
+	for (unsigned i = 6; i < 9; i++) {
+		*(uint16_t *)(ring + 0x8000 + 0x1002) = (uint16_t)i;
+		assert_int_equal(vhp_recv(p, 0, &pkt, 1), 1);
+		assert_int_equal(calls(1), 1);
 	}
 	vhp_close(p);
 	offered_end();
@@ -355,6 +375,7 @@ static void test_received_many_notify(void **state)
 
 		ring_size = t[i].size;
 		p = offered();
+		answer(p, 1);
 		memset(data + 0x1000, 0, 12);
 		*(uint16_t *)(ring + 0x8000 + 0x1002) = (uint16_t)t[i].n;
 		for (unsigned k = 0; k < 8; k++)
