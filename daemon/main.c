@@ -212,7 +212,6 @@ static int open_registry(struct vp_daemon *d, struct vp_err *e)
 
 	if (r)
 		return vp_err_set(e, r, "out of memory");
-	vp_guard_await_last(&d->activation);
 	vp_rate_apply(d->conf);
 	vp_memory_apply(d->conf);
 	return 0;
@@ -402,6 +401,11 @@ static int begin(struct fresh *f)
 		vp_keeps_restore(f->d);
 		worker_pool_resume(f->d->workers);
 	}
+	/* It has let go of what goes on here, and sees off the rest. */
+	if (!r)
+		vp_guard_await_last(&f->d->activation);
+	if (f->went_on)
+		vp_guard_keep_heir(f->d->guard);
 	return r ? r : vp_begin_new(&f->d->begin, f->d, on_links_made, f, f->e);
 }
 

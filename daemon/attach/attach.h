@@ -26,6 +26,8 @@ struct vp_attach_conf {
 	bool                       heir;       /* restore_hot() follows: no sockets, no eventfds, no wires of its own */
 	/* The fds and places of signals changed: wire them anew. */
 	void                     (*wires_changed)(void *ctx);
+	/* Something that save() or save_hot() writes is about to change, and no port's change tells that. */
+	void                     (*touch)(void *ctx);
 	/*
 	 * A process has gone from the port, which is now offline. It may not have let go of the windows
 	 * that it had.
@@ -100,6 +102,8 @@ struct vp_attach_ops {
 	int  (*restore_hot)(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
 	void (*go_on)(struct vp_attach *a);
 	bool windows_on_their_way;
+	/* Instead of free(), where another daemon has it, or will have it: others see nothing of it. NULL: never. */
+	void (*leave)(struct vp_attach *a);
 };
 #define VP_ATTACH_KICK 1u
 

@@ -74,6 +74,7 @@ static void client_gone(struct local *l, const char *why)
 {
 	if (l->fd < 0)
 		return;
+	l->c.touch(l->c.ctx);
 	vp_log(VP_LOG_INFO, "%s: process %d has left: %s", l->c.name, (int)l->cred.pid, why);
 	snprintf(l->last, sizeof(l->last), "%s", why);
 	vp_source_end(&l->io);
@@ -169,8 +170,10 @@ static int watch_client(struct local *l)
 
 static int client_begin(struct local *l, int fd)
 {
-	int r = welcome(l, fd);
+	int r;
 
+	l->c.touch(l->c.ctx);
+	r = welcome(l, fd);
 	l->fd = fd;
 	if (!r)
 		r = watch_client(l);
@@ -353,6 +356,17 @@ static void local_show(struct vp_attach *a, json_t *o)
 	}
 }
 
+static void end(struct local *l)
+{
+	vp_source_end(&l->listen_io);
+	sd_event_source_disable_unref(l->drop);
+	vp_close_foreign(&l->lfd);
+	vp_close(&l->sig0);
+	free(l->sig);
+	free(l->bell);
+	free(l);
+}
+
 static void local_free(struct vp_attach *a)
 {
 	struct local *l = (struct local *)a;
@@ -360,15 +374,24 @@ static void local_free(struct vp_attach *a)
 	if (!l)
 		return;
 	client_gone(l, "the link is being taken away");
-	vp_source_end(&l->listen_io);
-	sd_event_source_disable_unref(l->drop);
 	if (l->lfd >= 0)
 		unlink(l->c.link->side[VP_SIDE_DEVICE].socket);
-	vp_close_foreign(&l->lfd);
-	vp_close(&l->sig0);
-	free(l->sig);
-	free(l->bell);
-	free(l);
+	end(l);
+}
+
+static void local_leave(struct vp_attach *a)
+{
+	struct local *l = (struct local *)a;
+
+	vp_source_end(&l->io);
+	vp_source_end(&l->bell_io);
+	vp_close_foreign(&l->fd);
+	vp_wire_free(l->wire0);
+	for (unsigned i = 0; i < l->nsig; i++) {
+		vp_close(&l->sig[i]);
+		vp_close(&l->bell[i]);
+	}
+	end(l);
 }
 
 /* ---- for another daemon ------------------------------------------------------------------------- */
@@ -447,7 +470,7 @@ static void local_go_on(struct vp_attach *a)
 }
 
 static const struct vp_attach_ops attach_ops = {
-	.save_hot = local_save_hot, .restore_hot = local_restore_hot, .go_on = local_go_on,
+	.save_hot = local_save_hot, .restore_hot = local_restore_hot, .go_on = local_go_on, .leave = local_leave,
 	.free = local_free, .wire = local_wire, .call_fd = local_call_fd, .show = local_show,
 	.signal_fd = local_signal_fd, .last_signal = local_last_signal, .direct = local_direct,
 	.pages = true,

@@ -110,6 +110,8 @@ void vp_vdev_set_places(struct vp_vdev *v, struct vp_place *lines);
  */
 int  vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
 		     struct vp_err *e);
+/* The same of one ring, which data threads drop packets from; behind vp_vdev_restore_hot(). */
+int  vp_vdev_recover_ring(struct vp_vdev *v, unsigned q, const struct vp_place *own, struct vp_err *e);
 
 extern const struct vu_backend_ops vp_vdev_vu_ops;  /* their ctx is found by vp_vdev_ctx */
 /* The sessions' ctx is a pointer to a slot that holds the device: the device comes and goes, the slot stays. */

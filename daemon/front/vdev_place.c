@@ -30,6 +30,28 @@ static const struct vp_place *sender_of(const struct vp_place *other, unsigned n
 	return NULL;
 }
 
+static int recover(struct vp_vdev *v, unsigned q, const struct vp_place *own, const struct vp_place *as_receiver,
+		   struct vp_err *e)
+{
+	struct vp_vdev_ring *r = &v->ring[q];
+	int ret = vp_place_recover(&r->rq.vq, own, as_receiver, vp_net_hdr_len(v->features));
+
+	if (ret)
+		return vp_err_set(e, ret, "queue %u: %s", q,
+				  ret == -ENODATA ? "it was in the middle of a burst that is not written down"
+						  : "where it was makes no sense");
+	vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(&r->rq.vq));
+	return 0;
+}
+
+int vp_vdev_recover_ring(struct vp_vdev *v, unsigned q, const struct vp_place *own, struct vp_err *e)
+{
+	/* A split ring itself says where it is. */
+	int ret = v->ring[q].rq.vq.packed ? 0 : vp_vdev_ring_resume(v, q, false, 0, e);
+
+	return ret ? ret : recover(v, q, own, NULL, e);
+}
+
 int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
 		    struct vp_err *e)
 {
@@ -40,13 +62,9 @@ int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct 
 
 		if (!r->usable || r->rq.vq.broken)
 			continue;
-		ret = vp_place_recover(&r->rq.vq, &own[q], sends ? NULL : sender_of(other, n, q),
-				       vp_net_hdr_len(v->features));
+		ret = recover(v, q, &own[q], sends ? NULL : sender_of(other, n, q), e);
 		if (ret)
-			return vp_err_set(e, ret, "queue %u: %s", q,
-					  ret == -ENODATA ? "it was in the middle of a burst that is not written down"
-							  : "where it was makes no sense");
-		vu_backend_note_base(v->ops->session(v->ctx), q, vp_vq_base(&r->rq.vq));
+			return ret;
 	}
 	return 0;
 }

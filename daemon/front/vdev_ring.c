@@ -326,6 +326,8 @@ int vp_vdev_ring_resume(struct vp_vdev *v, unsigned q, bool base_known, uint32_t
 		ret = vp_vq_start(vq, &c, e);
 	}
 	vp_vdev_ring_set_log(v, q);
+	if (!ret)
+		vp_vdev_place_begin(v, q);
 	if (ret) {
 		vp_vq_break(vq, VP_VQ_BAD_RING);
 		r->reported = true;

@@ -18,12 +18,15 @@
 #include "sys/fds.h"
 #include "sys/source.h"
 
+/* It has nothing else to do. */
+#define ANSWER_MS 1000
+
 struct vp_guard {
 	int              sock, pidfd;
 	pid_t            pid;
 	uint64_t         last_id;
 	struct vp_source *io;
-	bool             kept, deaf, later;
+	bool             kept, deaf, later, lasts;
 };
 
 static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
@@ -98,7 +101,9 @@ void vp_guard_free(struct vp_guard *g)
 	vp_source_end(&g->io);
 	vp_close(&g->sock);
 	p = (struct pollfd){ .fd = g->pidfd, .events = POLLIN };
-	if (g->pidfd >= 0 && !poll(&p, 1, GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
+	if (g->lasts)
+		vp_log(VP_LOG_DEBUG, "the guard (pid %d) waits for the next daemon", (int)g->pid);
+	else if (g->pidfd >= 0 && !poll(&p, 1, GUARD_PATIENCE_MS + GUARD_UNMAP_MS + 1000))
 		vp_log(VP_LOG_WARNING, "the guard (pid %d) is still at work", (int)g->pid);
 	else if (g->kept)
 		vp_fdstore_drop("", "guard");
@@ -133,12 +138,34 @@ static int say(struct vp_guard *g, const struct guard_msg *m, const int *fds, un
 	return r;
 }
 
+int vp_guard_line(int line[2])
+{
+	/* seccomp control: socketpair(arg0 == AF_UNIX) sendmsg */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, line))
+		return -errno;
+	return vp_send_fds(line[1], "", 1, NULL, 0);
+}
+
+/* Has it got what was claimed? */
+static int hear(struct vp_guard *g, uint64_t id)
+{
+	struct pollfd p = { .fd = g->sock, .events = POLLIN };
+	struct guard_answer a;
+
+	/* seccomp control: read */
+	while (poll(&p, 1, ANSWER_MS) == 1 && read(g->sock, &a, sizeof(a)) == sizeof(a))
+		if (a.id == id)
+			return a.got ? 0 : -ESTALE;
+	vp_log(VP_LOG_ERR, "the guard (pid %d) does not answer", (int)g->pid);
+	return -ETIMEDOUT;
+}
+
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
-	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,   w->signal.call,
-				     w->signal.conn, w->signal.hold, w->signal.req, w->signal.ram };
+	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,   w->signal.call, w->signal.conn,
+				     w->signal.hold, w->signal.req,  w->signal.ram, w->line,	    w->claim };
 	struct guard_msg m = { .op = GUARD_TAKE, .id = w->id, .signal = w->signal };
-	int fd[GUARD_FDS];
+	int fd[GUARD_FDS], r;
 	unsigned n = 0;
 
 	snprintf(m.name, sizeof(m.name), "%s", w->name);
@@ -148,7 +175,8 @@ int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 		m.fds |= 1u << i;
 		fd[n++] = all[i];
 	}
-	return say(g, &m, fd, n);
+	r = say(g, &m, fd, n);
+	return r || w->claim < 0 ? r : hear(g, w->id);
 }
 
 static void tell(struct vp_guard *g, enum guard_op op, uint64_t id)
@@ -172,6 +200,11 @@ void vp_guard_leave(struct vp_guard *g)
 {
 	if (g)
 		tell(g, GUARD_LEAVE, 0);
+}
+
+void vp_guard_lasts(struct vp_guard *g)
+{
+	g->lasts = true;
 }
 
 static int tell_verdict(struct vp_guard *g, enum guard_op op, const struct vp_verdict *v)

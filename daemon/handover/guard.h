@@ -13,6 +13,11 @@
  * s at most). Over shmem it then has the device VM's VMM unmap the windows (unmap.h; 2 s at most). Only then it closes
  * the connection.
  *
+ * Where somebody keeps the link for the next daemon (link/keep.h), a ward has a line: a socket with one byte in it,
+ * whose other end is in the link's box, and with the daemon. When the daemon has gone the guard waits until nobody has
+ * that other end any more: no daemon has come, or none that goes on with the link. Whoever reads the byte has the ward:
+ * this guard, which sees it off then, or that of the next daemon.
+ *
  * The guard never touches the driver VM's memory, and reads nothing from the driver VM's connection. Main thread
  * only.
  */
@@ -35,8 +40,13 @@ struct vp_guard_ward {
 	const char *name;    /* for messages, at most 31 characters are used */
 	int         driver;  /* connection of the driver VM's front-end; -1: it has gone, there are windows yet */
 	int         memfd, recordfd;  /* vp_port_memfd(), vp_port_record_fd() */
+	int         line;    /* -1 = nobody keeps the link */
+	int         claim;   /* the line of the guard of the daemon before, which may have the ward; -1 = none has */
 	struct vp_lastsig_conf signal;
 };
+
+/* A line: [0] is for the guard and, as a claim, in the box, [1] keeps it up. -errno. */
+int  vp_guard_line(int line[2]);
 
 /*
  * Make the process. Call it while this is the only thread, after the daemon has given up files
@@ -55,7 +65,8 @@ void vp_guard_free(struct vp_guard *g);
 uint64_t vp_guard_id(struct vp_guard *g);
 /*
  * Guard a ward from now on, or with other fds than before. The fds are duplicated and stay the
- * caller's. -errno, which was logged; -EPIPE: there is no guard any more.
+ * caller's. -errno, which was logged; -EPIPE: there is no guard any more. With a claim: -ESTALE, the guard before sees
+ * it off; or nobody can say.
  */
 int  vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w);
 /* The ward's guest has nothing of the driver VM's any more: forget the ward. */
@@ -65,6 +76,8 @@ void vp_guard_see_off(struct vp_guard *g, uint64_t id);
 
 /* Another daemon's guard has all wards: forget them, and end when this daemon does. */
 void vp_guard_leave(struct vp_guard *g);
+/* Some ward is left to the next daemon: vp_guard_free() does not wait for the guard. */
+void vp_guard_lasts(struct vp_guard *g);
 /*
  * A hand-over (docs/handover.md): the guards of both daemons have the same wards for a moment, and the verdict says
  * whose they are when a daemon has gone. born: this one is the successor; before vp_guard_take(). heir: this one has a

@@ -22,18 +22,26 @@ enum guard_op { GUARD_TAKE = 1, GUARD_DROP, GUARD_SEE_OFF, GUARD_LEAVE, GUARD_BO
 /* The VMM that is asked to unmap answers within milliseconds. */
 #define GUARD_UNMAP_MS 2000u
 
-/* What a ward consists of, in this order; all but GUARD_MEM and GUARD_RECORD may be missing. */
-enum { GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_REQ, GUARD_RAM, GUARD_FDS };
+/* What a ward consists of, in this order; all but GUARD_MEM and GUARD_RECORD may be missing. CLAIM: guard.h. */
+enum {
+	GUARD_DRIVER, GUARD_MEM, GUARD_RECORD, GUARD_CALL, GUARD_CONN, GUARD_HOLD, GUARD_REQ, GUARD_RAM, GUARD_LINE,
+	GUARD_CLAIM, GUARD_FDS
+};
 
 /*
  * One packet of a SEQPACKET socket. TAKE comes with the fds of the mask, BORN and HEIR with that of a verdict. The
- * guard sends one byte, when it is ready.
+ * guard sends one byte, when it is ready, and a guard_answer to each TAKE with GUARD_CLAIM.
  */
 struct guard_msg {
 	uint32_t op, fds;
 	uint64_t id;
 	char     name[32];
 	struct vp_lastsig_conf signal;  /* but for its fds */
+};
+
+struct guard_answer {
+	uint64_t id;
+	uint64_t got;    /* the ward is this guard's */
 };
 
 /* guard_process.c: all that the process does, from behind fork() to its end. */

@@ -30,6 +30,7 @@
 #include "sys/sock.h"
 
 #define LOOK_MS      1
+#define WAIT_MS      20      /* for the next daemon */
 #define INTERRUPT_US 100000
 
 struct ward {
@@ -42,6 +43,7 @@ struct ward {
 	struct vp_lastsig *signal;
 	struct vp_unmap  *unmap;        /* NULL = the guest is waited for, or it has no such windows */
 	bool              let_go;       /* the guest has, or its device VM has gone */
+	bool              waits;        /* for a next daemon, whose guard takes it; else it is seen off */
 	uint64_t          since_ms, unmap_ms;
 };
 
@@ -51,6 +53,7 @@ struct guard {
 	bool               daemon_lives;
 	bool               decided;      /* the daemon has gone, and whose the wards are is known */
 	uint64_t           gone_ms;
+	bool               service;      /* a service manager keeps the links, not a holder */
 };
 
 static uint64_t now_ms(void)
@@ -191,13 +194,29 @@ static struct ward **find(struct ward **list, uint64_t id)
 	return list;
 }
 
-static void take(struct ward **list, const struct guard_msg *m, const int *fd)
+/* The byte in a line is one guard's, once. */
+static bool have_byte(int line)
 {
+	char byte;
+	struct iovec io = { &byte, 1 };
+	struct msghdr h = { .msg_iov = &io, .msg_iovlen = 1 };
+
+	/* seccomp guard: recvmsg */
+	return recvmsg(line, &h, MSG_DONTWAIT) == 1;
+}
+
+static void take(struct ward **list, const struct guard_msg *m, int *fd)
+{
+	struct guard_answer a = { .id = m->id, .got = fd[GUARD_CLAIM] < 0 || have_byte(fd[GUARD_CLAIM]) };
 	struct ward **at = find(list, m->id), *w;
 
+	/* A daemon that has gone hears nothing any more. */
+	if (fd[GUARD_CLAIM] >= 0 && write(GUARD_SOCK_FD, &a, sizeof(a)) < 0 && errno != EPIPE)
+		vp_log(VP_LOG_ERR, "guard: link %.31s: the daemon cannot be answered: %m", m->name);
+	vp_close(&fd[GUARD_CLAIM]);
 	if (*at)
 		ward_free(at);
-	w = calloc(1, sizeof(*w));
+	w = a.got ? calloc(1, sizeof(*w)) : NULL;
 	if (!w) {
 		for (unsigned i = 0; i < GUARD_FDS; i++)
 			if (fd[i] >= 0)
@@ -226,6 +245,52 @@ static void forget_all(struct ward **at)
 			at = &(*at)->next;
 		else
 			ward_free(at);
+}
+
+/*
+ * A service manager that is about to end all that the daemon has left behind asks first, and waits for it: there is no
+ * next daemon before that. The signal is blocked.
+ */
+static bool asked_to_end(const struct guard *g)
+{
+	sigset_t set;
+
+	/* seccomp guard: rt_sigpending */
+	return g->service && !sigpending(&set) && sigismember(&set, SIGTERM) == 1;
+}
+
+/* The daemon has gone. */
+static void wait_or_see_off(struct ward **at)
+{
+	struct ward *w = *at;
+
+	w->waits = w->fd[GUARD_LINE] >= 0 && !vp_sock_hung_up(w->fd[GUARD_LINE]);
+	vp_log(VP_LOG_NOTICE,
+	       w->waits ? "guard: link %s: the daemon has gone; the next one may go on with it" :
+			  "guard: link %s: the daemon has gone; the device VM is asked to let go of the driver VM's "
+			  "rings",
+	       w->name);
+	if (!w->waits)
+		see_off(at);
+}
+
+/* Has the next daemon gone on with it, or will none? */
+static void look_for_next(struct guard *g, struct ward **at)
+{
+	struct ward *w = *at;
+
+	if (!vp_sock_hung_up(w->fd[GUARD_LINE]) && !asked_to_end(g))
+		return;
+	w->waits = false;
+	if (!have_byte(w->fd[GUARD_LINE])) {
+		vp_log(VP_LOG_INFO, "guard: link %s: the next daemon has it", w->name);
+		ward_free(at);
+		return;
+	}
+	vp_log(VP_LOG_NOTICE,
+	       "guard: link %s: no daemon goes on with it; the device VM is asked to let go of the driver VM's rings",
+	       w->name);
+	see_off(at);
 }
 
 static void take_verdict(struct vp_verdict **v, int fd)
@@ -284,12 +349,13 @@ static bool listen_to_daemon(struct guard *g)
 			    .msg_iovlen = 1,
 			    .msg_control = ctl.buf,
 			    .msg_controllen = CMSG_LEN(GUARD_FDS * sizeof(int)) };
-	int fd[GUARD_FDS] = { -1, -1, -1, -1, -1, -1, -1, -1 };
+	int fd[GUARD_FDS];
 	unsigned n = 0;
 	/* seccomp guard: recvmsg close poll */
 	ssize_t len = recvmsg(GUARD_SOCK_FD, &h, MSG_DONTWAIT);
 	struct cmsghdr *cm = len >= 0 ? CMSG_FIRSTHDR(&h) : NULL;
 
+	memset(fd, -1, sizeof(fd));
 	if (len < 0)
 		return errno == EAGAIN || errno == EINTR;
 	if (cm && cm->cmsg_level == SOL_SOCKET && cm->cmsg_type == SCM_RIGHTS) {
@@ -332,13 +398,8 @@ static void daemon_gone(struct guard *g)
 	for (struct ward **at = &g->list; *at;) {
 		struct ward *w = *at;
 
-		if (!w->orphan) {
-			vp_log(VP_LOG_NOTICE,
-			       "guard: link %s: the daemon has gone; the device VM is asked to let go of the driver "
-			       "VM's rings",
-			       w->name);
-			see_off(at);
-		}
+		if (!w->orphan)
+			wait_or_see_off(at);
 		if (*at == w)
 			at = &w->next;
 	}
@@ -347,7 +408,7 @@ static void daemon_gone(struct guard *g)
 _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 {
 	struct sigaction sa = { .sa_handler = on_alarm };  /* no SA_RESTART: that is the point */
-	struct guard g = { .daemon_lives = true };
+	struct guard g = { .daemon_lives = true, .service = getenv("NOTIFY_SOCKET") };
 	struct vp_err e = { 0 };
 	sigset_t set;
 
@@ -369,23 +430,27 @@ _Noreturn void vp_guard_main(const struct vp_conf_daemon *c)
 		_exit(1);
 	while (g.daemon_lives || g.list) {
 		struct pollfd p = { .fd = g.daemon_lives ? GUARD_SOCK_FD : -1, .events = POLLIN };
-		bool waiting = !g.daemon_lives && !g.decided;
+		bool waiting = !g.daemon_lives && !g.decided, next = false;
 
-		for (const struct ward *w = g.list; w; w = w->next)
+		for (const struct ward *w = g.list; w; w = w->next) {
 			waiting |= w->orphan != NULL;
+			next |= w->waits;
+		}
 		if (!waiting)
 			interrupt(false);
-		if (poll(&p, 1, waiting ? LOOK_MS : -1) == 1 && !listen_to_daemon(&g)) {
+		if (poll(&p, 1, waiting ? LOOK_MS : next ? WAIT_MS : -1) == 1 && !listen_to_daemon(&g)) {
 			g.daemon_lives = false;
 			g.gone_ms = now_ms();
 		}
 		if (!g.daemon_lives && !g.decided)
 			daemon_gone(&g);
-		for (struct ward **at = &g.list; *at;) {
-			if ((*at)->orphan && over(*at))
+		for (struct ward **at = &g.list, *w; (w = *at);) {
+			if (w->waits)
+				look_for_next(&g, at);
+			else if (w->orphan && over(w))
 				ward_free(at);
-			else
-				at = &(*at)->next;
+			if (*at == w)
+				at = &w->next;
 		}
 	}
 	_exit(0);

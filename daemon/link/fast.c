@@ -32,7 +32,7 @@
 #define NOT_FAST  (NOT_GRANT | VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 
 struct fast_queue {
-	struct vp_wire *kick, *call, *late;
+	struct vp_wire *kick, *call, *late, *late_kick;
 	/* vp_vdev_ring.kick_serial and call_serial that direct() was told of; 0 = nothing */
 	unsigned        kick_seen, call_seen;
 	unsigned        direct;                /* VP_ATTACH_*: what it has taken over */
@@ -41,6 +41,7 @@ struct fast_queue {
 	uint64_t        failed;                /* requests that back-ends left */
 	/* taken over: its account is to be opened before anybody gets it; its call changed just before that */
 	bool            reopen, moved;
+	bool            again;                 /* what its driver raised last may have been lost with a daemon */
 };
 
 struct fast {
@@ -92,6 +93,7 @@ static void fast_unwire(struct vp_plink *pl, unsigned i)
 	vp_plink_unwire(pl, &q->kick);
 	vp_plink_unwire(pl, &q->call);
 	vp_plink_unwire(pl, &q->late);
+	vp_plink_unwire(pl, &q->late_kick);
 	if (q->kick_seen && pl->att && pl->att->ops->direct)
 		pl->att->ops->direct(pl->att, i, -1, -1);
 	q->kick_seen = q->call_seen = q->direct = 0;
@@ -344,8 +346,10 @@ static int on_nudge(sd_event_source *s, uint64_t usec, void *arg)
 
 	if (!f->shots) {
 		/* Not with the last shot: the forwarder has to see that one. */
-		for (unsigned i = 0; i < f->pl.n; i++)
+		for (unsigned i = 0; i < f->pl.n; i++) {
 			vp_plink_unwire(&f->pl, &f->q[i].late);
+			vp_plink_unwire(&f->pl, &f->q[i].late_kick);
+		}
 		return 0;
 	}
 	vp_eventfd_raise(f->nudge_fd);
@@ -353,12 +357,28 @@ static int on_nudge(sd_event_source *s, uint64_t usec, void *arg)
 	return 0;
 }
 
+static void shoot(struct fast *f)
+{
+	f->shots = VP_ARRAY_SIZE(nudge_us);
+	vp_timer_in(f->pl.l->d->event, &f->timer, 0, on_nudge, f, f->pl.name);
+}
+
 /* What the device VM called meanwhile may have gone into the old fd. */
 static void nudge(struct fast *f, unsigned i, int call)
 {
 	vp_plink_wire(&f->pl, &f->q[i].late, f->nudge_fd, call, "calls");
-	f->shots = VP_ARRAY_SIZE(nudge_us);
-	vp_timer_in(f->pl.l->d->event, &f->timer, 0, on_nudge, f, f->pl.name);
+	shoot(f);
+}
+
+/* A signal that the daemon before had taken, and passed to nobody. */
+static void kick_again(struct fast *f, unsigned i)
+{
+	struct vp_plink *pl = &f->pl;
+
+	f->q[i].again = false;
+	vp_plink_unwire(pl, &f->q[i].late_kick);
+	if (!pl->att->ops->wire(pl->att, 1 + i, f->nudge_fd, &f->q[i].late_kick))
+		shoot(f);
 }
 
 /* Kick of the driver VM to signal 1 + q of the port, doorbell 1 + q to the driver VM's call. */
@@ -378,6 +398,8 @@ static void fast_wire(struct vp_plink *pl, unsigned i)
 	q->kick_seen = r->kick_serial;
 	q->call_seen = r->call_serial;
 	q->moved = false;
+	if (q->again)
+		kick_again(f, i);
 	vp_plink_unwire(pl, &q->kick);
 	ret = kick >= 0 && !(q->direct & VP_ATTACH_KICK) ? pl->att->ops->wire(pl->att, 1 + i, kick, &q->kick) : 0;
 	if (ret && ret != -ENOTCONN)
@@ -475,7 +497,8 @@ static int fast_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 	q->account = s.flags & Q_ACCOUNT;
 	q->left = s.flags & Q_LEFT;
 	q->reopen = s.flags & Q_REOPEN && pl->slot.v && !pl->q[i].handed;
-	q->moved = s.flags & Q_MOVED;
+	q->moved = s.flags & Q_MOVED || pl->recovers;
+	q->again = pl->recovers;
 	q->failed = s.failed;
 	/* What the device side was told it has been told: it keeps the fds that it has. */
 	q->kick_seen = s.kick_seen;
@@ -486,6 +509,7 @@ static int fast_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 
 static const struct vp_plink_mode fast_mode = {
 	.mode = VHP_MODE_FAST, .size = sizeof(struct fast), .direct = true, .not_the_paths = VP_BIT(VHOST_F_LOG_ALL),
+	.keeps = true,
 	.gone = fast_gone, .tidy = fast_tidy, .fresh = fast_fresh,
 	.init = fast_init, .fini = fast_fini, .profile = fast_profile, .memory = fast_memory,
 	.begin = fast_begin, .end = fast_end, .finish = fast_finish, .wire = fast_wire,

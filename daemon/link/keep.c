@@ -26,7 +26,7 @@
 #define SOON_US	 5000 /* what a VMM says comes in bursts */
 #define CLOSE_MS 2000
 
-enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK };
+enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK, TAG_KEPT };
 
 struct keep_rec {
 	uint32_t version, pad;
@@ -167,6 +167,11 @@ static int box_of(struct vp_link *l, int *fd, struct vp_err *e)
 	vp_rec_begin(&r, TAG_LINK);
 	vp_link_save(l, &r);
 	vp_rec_end(&r);
+	if (l->ops->save_kept) {
+		vp_rec_begin(&r, TAG_KEPT);
+		l->ops->save_kept(l, &r);
+		vp_rec_end(&r);
+	}
 	ret = vp_box_make(&r, fd, e);
 	vp_rec_free(&r);
 	return ret;
@@ -348,7 +353,8 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 {
 	const struct vp_rec_in in = { f->bytes, f->n, &f->fds };
 	struct vp_link *l;
-	struct vp_rec_in body;
+	struct vp_rec_in body, kept;
+	bool more = vp_rec_find(&in, TAG_KEPT, &kept);
 	int r;
 
 	if (!vp_rec_find(&in, TAG_LINK, &body))
@@ -363,12 +369,18 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 	if (!r && (!l->keep || f->head->rings != l->keep->head->rings))
 		r = vp_err_set(e, -EPROTO, "it had another number of rings");
 	if (!r)
-		r = l->ops->recover(l, (const struct vp_place *)(f->head + 1), f->head->rings, e);
-	if (!r)
-		commit(l);
-	else if (l)
+		r = l->ops->recover(l, (const struct vp_place *)(f->head + 1), f->head->rings, more ? &kept : NULL, e);
+	if (r && l) {
+		/* Nothing of it was touched yet. */
+		l->leaving = l->ops->save_kept;
 		vp_link_remove(d->links, l);
-	return r;
+	}
+	if (r)
+		return r;
+	if (l->ops->go_on)
+		l->ops->go_on(l);
+	commit(l);
+	return 0;
 }
 
 static bool restore(struct vp_daemon *d, const char *name)

@@ -85,11 +85,15 @@ struct vp_link_ops {
 	void (*save_hot)(struct vp_link *l, struct vp_rec *r);
 	int (*restore_hot)(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
 	/*
-	 * ? For a daemon that comes when this one has ended anywhere (keep.h): 0, or why not, in words. recover: in the
-	 * place of restore_hot(); old: the lines of both sides' rings, n of each.
+	 * ? For a daemon that comes when this one has ended anywhere (keep.h): 0, or why not, in words. save_kept (may
+	 * be NULL): what is to be known there beside what save() writes and the lines say, while data threads run.
+	 * recover: in the place of restore_hot(); old: the lines of both sides' rings, n of each; kept: what
+	 * save_kept() wrote, or NULL. With save_kept, go_on() follows, or stop() with l->leaving, where that failed.
 	 */
 	int (*can_keep)(const struct vp_link *l, struct vp_err *e);
-	int (*recover)(struct vp_link *l, const struct vp_place *old, unsigned n, struct vp_err *e);
+	void (*save_kept)(struct vp_link *l, struct vp_rec *r);
+	int (*recover)(struct vp_link *l, const struct vp_place *old, unsigned n, const struct vp_rec_in *kept,
+		       struct vp_err *e);
 	/* ? From now on it is ours: what others see may be touched. Before data threads run. */
 	void (*go_on)(struct vp_link *l);
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Port links: keys that change while the link runs. */
+#include "link/keep.h"
 #include "link/port_link.h"
 
 #include <string.h>
@@ -29,6 +30,8 @@ int vp_plink_alter(struct vp_link *l, const struct vp_conf_link *next, bool agai
 	bool carrier = !same_carrier(&l->conf, next);
 	struct vp_plink *pl = l->impl;
 	int r = 0, r2;
+
+	vp_keep_touch(l);
 
 	/* Sockets are removed by the names that they had. */
 	if (carrier) {

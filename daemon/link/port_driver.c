@@ -10,6 +10,7 @@
 #include "context/context.h"
 #include "front/carrier.h"
 #include "link/capture.h"
+#include "link/keep.h"
 
 /* ---- the driver side's device ---------------------------------------------------------------------------- */
 
@@ -131,6 +132,7 @@ static int drv_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 	r = vp_vdev_new(&pl->slot.v, pl->name, &pl->l->conf, VP_SIDE_DRIVER, &pl->profile, &vdev_ops, pl);
 	if (r)
 		return vp_err_set(e, r, "out of memory");
+	vp_vdev_set_places(pl->slot.v, vp_keep_places(pl->l, VP_SIDE_DRIVER));
 	for (unsigned i = 0; i < pl->n; i++)
 		vp_vdev_ring(pl->slot.v, i)->rq.who = pl->call_who;
 	vp_captures_apply(pl->l);
@@ -222,7 +224,15 @@ static int drv_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
 	return vp_vdev_restore(pl->slot.v, in, e);
 }
 
+static void drv_touch(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_keep_touch(pl->l);
+}
+
 static const struct vp_peer_ops peer_ops = {
+	.touch = drv_touch,
 	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .hold = drv_hold, .closed = drv_closed,
 	.save = drv_save, .restore = drv_restore,
 };

@@ -5,8 +5,13 @@
  */
 #include "link/port_link.h"
 
+#include <string.h>
+
+#include "base/log.h"
+#include "base/util.h"
 #include "context/context.h"
 #include "handover/guard.h"
+#include "link/keep.h"
 
 static bool has_driver(const struct vp_plink *pl)
 {
@@ -21,6 +26,28 @@ static bool wanted(const struct vp_plink *pl)
 	       (pl->l->conf.attachment == VP_ATTACH_SHMEM && pl->att && vp_port_windows_out(pl->port));
 }
 
+static void end_line(struct vp_plink *pl)
+{
+	vp_close(&pl->line[0]);
+	vp_close(&pl->line[1]);
+}
+
+/* Where the link is kept the next daemon may have the ward: its line is in the next box. */
+static void make_line(struct vp_plink *pl)
+{
+	int r;
+
+	if (!pl->l->keep || pl->line[0] >= 0)
+		return;
+	vp_keep_touch(pl->l);
+	r = vp_guard_line(pl->line);
+	if (r) {
+		vp_log(VP_LOG_WARNING, "link %s: the next daemon cannot go on with it: %s", pl->l->conf.name,
+		       strerror(-r));
+		end_line(pl);
+	}
+}
+
 void vp_plink_guard_update(struct vp_plink *pl)
 {
 	struct vp_guard *g = pl->l->d->guard;
@@ -32,6 +59,7 @@ void vp_plink_guard_update(struct vp_plink *pl)
 		if (pl->guarded)
 			vp_guard_drop(g, pl->guard_id);
 		pl->guarded = false;
+		end_line(pl);
 		return;
 	}
 	if (pl->guarded && !pl->guard_stale && pl->guards_driver == has_driver(pl))
@@ -44,8 +72,15 @@ void vp_plink_guard_update(struct vp_plink *pl)
 	w.memfd = vp_port_memfd(pl->port, NULL);
 	w.recordfd = vp_port_record_fd(pl->port);
 	pl->att->ops->last_signal(pl->att, &w.signal);
+	make_line(pl);
+	w.line = pl->line[0];
+	w.claim = pl->claim;
 	pl->guarded = !vp_guard_take(g, &w);
 	pl->guard_stale = false;
+	if (pl->guarded && w.line >= 0 && !vp_port_is_silent(pl->port))
+		vp_guard_keep(g);
+	else if (pl->guarded && w.line >= 0)
+		vp_guard_keep_later(g);
 }
 
 void vp_plink_guard_leave(struct vp_plink *pl)
@@ -55,7 +90,11 @@ void vp_plink_guard_leave(struct vp_plink *pl)
 
 void vp_plink_guard_left(struct vp_plink *pl)
 {
-	if (pl->guarded)
+	if (pl->guarded && pl->l->leaving && !pl->recovers)
+		vp_guard_lasts(pl->l->d->guard);
+	else if (pl->guarded)
 		vp_guard_see_off(pl->l->d->guard, pl->guard_id);
 	pl->guarded = false;
+	end_line(pl);
+	vp_close(&pl->claim);
 }

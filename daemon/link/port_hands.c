@@ -4,6 +4,7 @@
  * hands over or takes back; the signals of a queue follow it.
  */
 #include "link/grant.h"
+#include "link/keep.h"
 #include "link/port_link.h"
 
 #include <string.h>
@@ -229,7 +230,15 @@ static void port_unmap(void *ctx, uint64_t addr, uint64_t size)
 	vp_grants_unmap(pl->m->grants(pl), addr, size);
 }
 
+static void port_touch(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_keep_touch(pl->l);
+}
+
 const struct vp_port_ops vp_plink_port_ops = {
+	.touch = port_touch,
 	.map = port_map,
 	.unmap = port_unmap,
 	.up = port_up,

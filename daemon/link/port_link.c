@@ -12,6 +12,7 @@
 #include "base/util.h"
 #include "front/carrier.h"
 #include "context/context.h"
+#include "link/keep.h"
 #include "link/profile.h"
 
 /* ---- events ------------------------------------------------------------------------------------ */
@@ -62,6 +63,17 @@ void vp_plink_changed(void *ctx)
 
 /* ---- link ops ------------------------------------------------------------------------------------------------ */
 
+/* Another daemon has it, or will: nobody but this process is to notice. */
+static void abandon(struct vp_plink *pl)
+{
+	vp_port_abandon(pl->port);
+	if (pl->att)
+		pl->att->ops->leave(pl->att);
+	pl->att = NULL;
+	vp_peer_leave(pl->peer);
+	pl->peer = NULL;
+}
+
 void vp_plink_stop(struct vp_link *l)
 {
 	struct vp_plink *pl = l->impl;
@@ -71,6 +83,8 @@ void vp_plink_stop(struct vp_link *l)
 	pl->quiet++;
 	pl->down_owed = false;
 	vp_plink_guard_leave(pl);
+	if (l->leaving)
+		abandon(pl);
 	vp_port_leave(pl->port);
 	vp_peer_free(pl->peer);
 	pl->peer = NULL;
@@ -101,11 +115,19 @@ static void device_gone(void *ctx)
 		pl->m->fresh(pl);
 }
 
+static void touch(void *ctx)
+{
+	struct vp_plink *pl = ctx;
+
+	vp_keep_touch(pl->l);
+}
+
 static const struct {
 	void (*conf)(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc);
 	int (*make)(struct vp_attach **out, struct vp_port *p, const struct vp_attach_conf *c, struct vp_err *e);
+	bool keeps; /* it says when it changes, and can be left (keep.h) */
 } attachments[] = {
-	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new },
+	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new, true },
 	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new },
 	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
 	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
@@ -121,6 +143,7 @@ static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 		.link = conf,
 		.name = pl->dev_name,
 		.wires_changed = vp_plink_wires_changed,
+		.touch = touch,
 		.gone = device_gone,
 		.ctx = pl,
 		.who = vp_blame_id(conf->side[VP_SIDE_DEVICE].vm),
@@ -176,6 +199,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	pl->m = m;
 	pl->l = l;
 	pl->quiet = 1;
+	pl->line[0] = pl->line[1] = pl->claim = -1;
 	l->impl = pl;
 	pl->dev = vp_device_of(&l->conf);
 	pl->n = pl->dev->queues(&l->conf);
@@ -191,6 +215,8 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 		pl->q[i].m = m;
 	if (!r && !l->d->forward)
 		r = vp_forward_new(&l->d->forward, e);
+	if (!r && m->keeps && attachments[l->conf.attachment].keeps)
+		vp_keep_new(l, pl->n);
 	if (!r)
 		r = vp_carrier_new(&pl->carrier, l->d, &l->conf, pl->name, e);
 	if (!r)
@@ -228,6 +254,7 @@ void vp_plink_admin(struct vp_link *l)
 {
 	struct vp_plink *pl = l->impl;
 
+	vp_keep_touch(l);
 	pl->quiet++;
 	vp_plink_down(pl);
 	pl->quiet--;
@@ -249,6 +276,8 @@ void vp_plink_reap(struct vp_link *l)
 	vp_plink_drained(pl, false);
 	broke = vp_vdev_check_memory(pl->slot.v);
 	broke |= vp_vdev_reap(pl->slot.v);
+	if (broke)
+		vp_keep_touch(l);
 	for (unsigned i = 0; i < pl->n; i++)
 		broke |= pl->q[i].handed && pl->q[i].m->lanes &&
 			 (vp_vdev_ring(pl->slot.v, i)->rq.vq.broken || pl->q[i].m->broken(pl, i));

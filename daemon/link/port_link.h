@@ -41,6 +41,7 @@ struct vp_plink_mode {
 	uint64_t not_the_paths;
 	uint64_t path_bits;       /* of these, what it works with where it supports them */
 	bool     direct;          /* attachments may be given the driver VM's eventfds */
+	bool     keeps;           /* its links outlive the daemon (keep.h) */
 	bool     lanes;           /* its queues are worked on by our data threads while the device VM has them */
 
 	/* The port is there, its attachment not yet; inside an update of the page. */
@@ -155,6 +156,9 @@ struct vp_plink {
 	bool                  ungranted;  /* grant mode: the link is down for want of a grant */
 	uint64_t              guard_id; /* port_guard.c; 0 = none yet */
 	bool                  guarded, guards_driver, guard_stale, leaving;
+	int                   line[2];  /* of the ward (guard.h); -1 = none */
+	int                   claim;    /* that of the daemon before, while this one goes on with the link; -1 = none */
+	bool                  recovers; /* from a box: the daemon before ended anywhere */
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	/* no events for what changes now: one is to follow, or nobody may know of the link */
@@ -217,6 +221,10 @@ int  vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_e
 void vp_plink_save_hot(struct vp_link *l, struct vp_rec *r);
 int  vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e);
 void vp_plink_go_on(struct vp_link *l);
+int  vp_plink_can_keep(const struct vp_link *l, struct vp_err *e);
+void vp_plink_save_kept(struct vp_link *l, struct vp_rec *r);
+int  vp_plink_recover(struct vp_link *l, const struct vp_place *old, unsigned n, const struct vp_rec_in *kept,
+		      struct vp_err *e);
 /* While the link starts with l->heir: what it is to begin with. */
 int  vp_plink_heir_port(const struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e);
 int  vp_plink_heir_profile(struct vp_plink *pl, struct vp_err *e);
@@ -230,6 +238,7 @@ bool vp_plink_heir_mode(const struct vp_plink *pl, struct vp_rec_in *mode);
 	.plugged = vp_plink_plugged, \
 	.at_rest = vp_plink_at_rest, .save = vp_plink_save, .restore = vp_plink_restore, \
 	.save_hot = vp_plink_save_hot, .restore_hot = vp_plink_restore_hot, .go_on = vp_plink_go_on, \
+	.can_keep = vp_plink_can_keep, .save_kept = vp_plink_save_kept, .recover = vp_plink_recover, \
 }
 
 /*

@@ -10,13 +10,18 @@
 #include <string.h>
 
 #include "context/context.h"
+#include "base/util.h"
 #include "front/carrier.h"
+#include "threads/worker.h"
+#include "virtq/place.h"
 
 /* Beside VP_LINK_REC_SIDE and the tags of port_link.h. */
 enum tag {
 	TAG_PORT = 16, TAG_PROFILE, TAG_MODE, TAG_ATTACHMENT,
 	/* of the second part */
 	TAG_LINK, TAG_MISFIT, TAG_QUEUE, TAG_STATE, TAG_MODE_NOW, TAG_ALL,
+	/* of a box: the ward's line, and its other end */
+	TAG_LINE, TAG_LINE_END,
 };
 
 struct link_rec {
@@ -231,9 +236,8 @@ static int restore_all(struct vp_plink *pl, const struct vp_rec_in *in, struct v
 	return r;
 }
 
-int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+static int load_hot(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e)
 {
-	struct vp_plink *pl = l->impl;
 	struct vp_rec_in rest = *in, body;
 	struct link_rec s;
 	unsigned tag, i = 0;
@@ -261,11 +265,84 @@ int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct v
 		if (tag == TAG_QUEUE)
 			r = i < pl->n ? load_queue(pl, i++, &body, e) :
 			    vp_err_set(e, -EPROTO, "the record of its queues has too many");
-	if (!r && i != pl->n)
-		r = vp_err_set(e, -EPROTO, "the record of its queues lacks some");
+	return !r && i != pl->n ? vp_err_set(e, -EPROTO, "the record of its queues lacks some") : r;
+}
+
+int vp_plink_restore_hot(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct vp_plink *pl = l->impl;
+	int r = load_hot(pl, in, e);
+
 	/* From now on until that daemon's guard hears of the verdict both have it. */
 	if (!r)
 		vp_plink_guard_update(pl);
+	return r;
+}
+
+/* ---- for a daemon that comes when this one has ended anywhere (keep.h) ----------------------- */
+
+int vp_plink_can_keep(const struct vp_link *l, struct vp_err *e)
+{
+	const struct vp_plink *pl = l->impl;
+
+	for (unsigned i = 0; i < pl->n; i++)
+		if (elsewhere(pl, i))
+			return vp_err_set(e, -EOPNOTSUPP, "a queue of it is copied for now");
+	return 0;
+}
+
+void vp_plink_save_kept(struct vp_link *l, struct vp_rec *r)
+{
+	const struct vp_plink *pl = l->impl;
+
+	vp_plink_save_hot(l, r);
+	if (!pl->guarded)
+		return;
+	vp_rec_fd(r, TAG_LINE, VP_REC_FD_SOCKET, pl->line[0]);
+	vp_rec_fd(r, TAG_LINE_END, VP_REC_FD_SOCKET, pl->line[1]);
+}
+
+/* Those that data threads drop packets from are where their lines say, the others where they were when saved. */
+static int recover_rings(struct vp_plink *pl, const struct vp_place *old, unsigned n, struct vp_err *e)
+{
+	int r = 0;
+
+	for (unsigned i = 0; !r && pl->slot.v && i < pl->n && i < n; i++) {
+		struct vp_vdev_ring *ring = vp_vdev_ring(pl->slot.v, i);
+
+		if (pl->q[i].handed || !vp_plink_drops(pl, i) || !ring->usable || ring->rq.vq.broken)
+			continue;
+		r = vp_vdev_recover_ring(pl->slot.v, i, &old[i], e);
+		if (!r)
+			worker_call(pl->l->d->workers, &ring->rq);
+	}
+	return r;
+}
+
+int vp_plink_recover(struct vp_link *l, const struct vp_place *old, unsigned n, const struct vp_rec_in *kept,
+		     struct vp_err *e)
+{
+	struct vp_plink *pl = l->impl;
+	int end = -1, r;
+
+	if (!kept)
+		return vp_err_set(e, -EPROTO, "its record is malformed");
+	pl->recovers = true;
+	vp_port_anew(pl->port);
+	r = vp_rec_take(kept, TAG_LINE, VP_REC_FD_SOCKET, &pl->claim, e);
+	if (!r)
+		r = vp_rec_take(kept, TAG_LINE_END, VP_REC_FD_SOCKET, &end, e);
+	if (!r)
+		r = load_hot(pl, kept, e);
+	if (!r)
+		r = recover_rings(pl, old, n, e);
+	/* Last: until then the guard before sees to it. */
+	if (!r)
+		vp_plink_guard_update(pl);
+	if (!r && pl->claim >= 0 && !pl->guarded)
+		r = vp_err_set(e, -ESTALE, "the guard of the daemon before has parted its VMs");
+	vp_close(&pl->claim);
+	vp_close(&end);
 	return r;
 }
 
@@ -273,6 +350,7 @@ void vp_plink_go_on(struct vp_link *l)
 {
 	struct vp_plink *pl = l->impl;
 
+	pl->recovers = false;
 	pl->quiet++;
 	/* What was published while nothing was known of the device VM. */
 	vp_plink_withdraw(pl, 0, pl->n);

@@ -514,7 +514,8 @@ static int relay_can_keep(const struct vp_link *l, struct vp_err *e)
 	return 0;
 }
 
-static int relay_recover(struct vp_link *l, const struct vp_place *old, unsigned n, struct vp_err *e)
+static int relay_recover(struct vp_link *l, const struct vp_place *old, unsigned n, const struct vp_rec_in *kept,
+			 struct vp_err *e)
 {
 	struct relay *r = l->impl;
 	int ret = 0;

@@ -284,7 +284,11 @@ void vp_port_command(struct vp_port *p)
 {
 	if (!p->online || p->busy || !port_ctrl_command(&p->ctrl, p->answered, &p->cmd))
 		return;
-	vp_port_begin(p);
+	/* COUNTERS comes every second, and nothing is wrong with doing it twice. */
+	if (le32toh(p->cmd.opcode) == VHP_CMD_COUNTERS)
+		port_begin_untold(p);
+	else
+		vp_port_begin(p);
 	/* Who attaches, or detaches, has let go of what it had. */
 	if (le32toh(p->cmd.opcode) == VHP_CMD_ATTACH || le32toh(p->cmd.opcode) == VHP_CMD_DETACH)
 		port_settle(p);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "port/priv.h"
+#include "port/record.h"
 
 static void put_header(struct vp_port *p)
 {
@@ -164,9 +165,21 @@ static void put_changes(struct vp_port *p)
 	}
 }
 
-void vp_port_begin(struct vp_port *p)
+void port_begin_untold(struct vp_port *p)
 {
 	p->depth++;
+}
+
+static void tell(struct vp_port *p)
+{
+	if (p->ops->touch)
+		p->ops->touch(p->ctx);
+}
+
+void vp_port_begin(struct vp_port *p)
+{
+	if (!p->depth++)
+		tell(p);
 }
 
 static void publish(struct vp_port *p)
@@ -187,8 +200,19 @@ static void publish(struct vp_port *p)
 		p->aops->signal(p->att, 0);
 }
 
+void port_page_again(struct vp_port *p)
+{
+	p->generation = (VP_MAX(p->generation, p->record->generation) + 3) & ~1u;
+	blank_state(p);
+	memset((char *)&p->pub + 8, 0, sizeof(p->pub) - 8);
+	p->touched = true;
+	publish(p);
+}
+
 void vp_port_touch(struct vp_port *p)
 {
+	if (!p->depth)
+		tell(p);
 	p->touched = true;
 	/* Not by a commit: whoever hears of that asks the attachment again, which is what calls this. */
 	if (!p->depth)

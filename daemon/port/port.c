@@ -201,6 +201,15 @@ void vp_port_goodbye(struct vp_port *p)
 	port_record_left(p);
 }
 
+void vp_port_abandon(struct vp_port *p)
+{
+	if (!p)
+		return;
+	p->silent = true;
+	p->online = p->attached = false;
+	p->aops = NULL;
+}
+
 void vp_port_free(struct vp_port *p)
 {
 	struct vp_port **at;

@@ -165,6 +165,11 @@ struct vp_port_ops {
 	 * vp_port_commit().
 	 */
 	void (*changed)(void *ctx);
+	/*
+	 * ? Something that vp_port_save() or vp_port_save_hot() writes is about to change, or what the guest sees. Not
+	 * for a guest's counters: who asks for their answer may ask again.
+	 */
+	void (*touch)(void *ctx);
 };
 
 /* name for messages. The memfd exists and its header is complete when this returns. */
@@ -181,6 +186,11 @@ void vp_port_leave(struct vp_port *p);
  * when vp_port_leave() was called. The page does not change any more. Before the attachment is freed. NULL is allowed.
  */
 void vp_port_goodbye(struct vp_port *p);
+/*
+ * It ends here only: another daemon has it, or will have it. Its page does not change any more, and the attachment is
+ * not called. Instead of leave() and goodbye().
+ */
+void vp_port_abandon(struct vp_port *p);
 /* After the attachment was freed. Takes nothing, calls nobody. */
 void vp_port_free(struct vp_port *p);
 
@@ -296,13 +306,15 @@ void vp_port_touch(struct vp_port *p);
  * The port for another daemon to go on with (docs/handover.md). at_rest: nothing waits for the attachment, or
  * (on_their_way) only windows do, and what waits for these. save: its memory; hot: all else. There
  * vp_port_record_memory() finds the memory before the port is made, which is silent then. It has its own regions, as
- * vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak.
+ * vp_port_set_memory() was told, when restore_hot() follows; from go_on() on it may speak. anew, before that: the
+ * daemon before ended anywhere (link/keep.h), perhaps in the middle of an update: the page is written anew, as it was.
  */
 bool vp_port_at_rest(const struct vp_port *p, bool on_their_way);
 void vp_port_save(struct vp_port *p, struct vp_rec *r);
 void vp_port_save_hot(struct vp_port *p, struct vp_rec *r);
 int  vp_port_record_memory(const struct vp_rec_in *in, struct vp_port_conf *pc, struct vp_err *e);
 int  vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp_err *e);
+void vp_port_anew(struct vp_port *p);
 void vp_port_go_on(struct vp_port *p);
 /* The file of a window that was restored, still the port's; -1: there is none. */
 int  vp_port_window_fd(const struct vp_port *p, unsigned slot);

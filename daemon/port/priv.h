@@ -114,6 +114,7 @@ struct vp_port {
 	bool                          left_running; /* for the process behind us */
 	bool                          gone;         /* goodbye was said */
 	bool                          silent;       /* the page is still another daemon's */
+	bool                          anew;         /* it may be half written */
 	uint64_t                      settle_deadline; /* 0 = settled */
 	sd_event_source              *timer;
 	/* the guest's word on what it has moved: VHP_COUNT_*, of all attachments; of this one, as told last */
@@ -136,6 +137,10 @@ void port_page_free(struct vp_port *p);
 void port_touch_regions(struct vp_port *p);
 /* May there be anything but zeroes in these bytes of st or pub? Most of a page is never written. */
 bool port_page_used(const struct vp_port *p, size_t at, size_t len);
+/* As vp_port_begin(), for what need not be told to ops->touch. */
+void port_begin_untold(struct vp_port *p);
+/* Every word of the page, behind whatever was under way. */
+void port_page_again(struct vp_port *p);
 
 /* window.c */
 /* Bring windows and regions in line with memory, attachment and driver. Within begin/commit. */

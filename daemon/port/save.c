@@ -365,9 +365,17 @@ int vp_port_restore_hot(struct vp_port *p, const struct vp_rec_in *in, struct vp
 	return 0;
 }
 
+void vp_port_anew(struct vp_port *p)
+{
+	p->anew = true;
+}
+
 void vp_port_go_on(struct vp_port *p)
 {
 	p->silent = false;
+	if (p->anew)
+		port_page_again(p);
+	p->anew = false;
 	port_arm(p);
 }
 

@@ -79,7 +79,7 @@ static void win_take(struct vp_port *p, unsigned slot)
 	entry_clear(p, slot);
 	w->deadline = 0;
 	w->state = WIN_TAKING;
-	if (p->aops->take(p->att, slot) != VP_LATER)
+	if (!p->aops || p->aops->take(p->att, slot) != VP_LATER)
 		win_free(p, slot);
 }
 

@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -47,6 +48,8 @@ void vp_guard_see_off(struct vp_guard *g, uint64_t id) { }
 pid_t vp_guard_pid(const struct vp_guard *g) { return 0; }
 void vp_guard_keep(struct vp_guard *g) { }
 void vp_guard_keep_later(struct vp_guard *g) { }
+void vp_guard_lasts(struct vp_guard *g) { }
+int vp_guard_line(int line[2]) { return -ENOSYS; }
 
 /* Nor is a sink: the text is made and thrown away. */
 void vp_log_sink_long(int level, const char *head, const char *text, const char *fields);
