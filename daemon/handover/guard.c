@@ -264,6 +264,9 @@ void vp_guard_keep_heir(struct vp_guard *g)
 		return;
 	/* That of the daemon before, also where its ports were not handed over. */
 	vp_fdstore_drop("", "guard");
-	if (g->later)
-		vp_guard_keep(g);
+	/* What was put since went with it. */
+	if (!g->later && !g->kept)
+		return;
+	g->kept = false;
+	vp_guard_keep(g);
 }

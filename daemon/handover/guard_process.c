@@ -182,6 +182,11 @@ static bool over(struct ward *w)
 		return false;
 	vp_orphan_finish(w->orphan, w->let_go);
 	signal_guest(w);
+	/* Somebody may keep them, too, for a daemon that will not go on with them. */
+	if (w->fd[GUARD_LINE] >= 0 && w->fd[GUARD_DRIVER] >= 0)
+		shutdown(w->fd[GUARD_DRIVER], SHUT_RDWR);
+	if (w->fd[GUARD_LINE] >= 0 && w->fd[GUARD_HOLD] >= 0)
+		shutdown(w->fd[GUARD_HOLD], SHUT_RDWR);
 	return true;
 }
 

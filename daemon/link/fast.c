@@ -94,7 +94,7 @@ static void fast_unwire(struct vp_plink *pl, unsigned i)
 	vp_plink_unwire(pl, &q->call);
 	vp_plink_unwire(pl, &q->late);
 	vp_plink_unwire(pl, &q->late_kick);
-	if (q->kick_seen && pl->att && pl->att->ops->direct)
+	if (q->kick_seen && pl->att && pl->att->ops->direct && !pl->l->leaving)
 		pl->att->ops->direct(pl->att, i, -1, -1);
 	q->kick_seen = q->call_seen = q->direct = 0;
 }

@@ -67,11 +67,12 @@ void vp_plink_changed(void *ctx)
 static void abandon(struct vp_plink *pl)
 {
 	vp_port_abandon(pl->port);
+	/* The driver side first: its wires lead to the attachment. */
+	vp_peer_leave(pl->peer);
+	pl->peer = NULL;
 	if (pl->att)
 		pl->att->ops->leave(pl->att);
 	pl->att = NULL;
-	vp_peer_leave(pl->peer);
-	pl->peer = NULL;
 }
 
 void vp_plink_stop(struct vp_link *l)

@@ -285,7 +285,7 @@ void vp_port_command(struct vp_port *p)
 	if (!p->online || p->busy || !port_ctrl_command(&p->ctrl, p->answered, &p->cmd))
 		return;
 	/* COUNTERS comes every second, and nothing is wrong with doing it twice. */
-	if (le32toh(p->cmd.opcode) == VHP_CMD_COUNTERS)
+	if (le32toh(p->cmd.opcode) == VHP_CMD_COUNTERS && !p->falling)
 		port_begin_untold(p);
 	else
 		vp_port_begin(p);
