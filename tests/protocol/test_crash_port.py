@@ -25,7 +25,7 @@ import vu
 from blk import Disk, Driver, pattern
 from portflow import PATH, ends, lab
 from portside import same, settled
-from test_crash import TIMES, hung_up, next_one, rest
+from test_crash import ENDS, TIMES, hung_up, next_one, rest
 from test_device import dev, drv, link
 from test_guard import deaf, gone
 from test_logged import answer_stops
@@ -83,7 +83,7 @@ def test_killed(held, attachment):
         portlab.started(p)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGABRT, signal.SIGSEGV])
+@pytest.mark.parametrize("sig", ENDS)
 @pytest.mark.parametrize("attachment", KEPT)
 def test_stopped(held, attachment, sig):
     with fast(held, attachment) as (d, nic, p):
