@@ -26,9 +26,9 @@ static const char usage[] =
 	"  --cpus LIST        CPUs for the data threads, such as 2-5,8\n"
 	"  --runas USER       become USER when started as root (default: User= of vhost-pci.conf)\n"
 	"  --hold[=SECONDS]   a process keeps the sessions of relay links, and of fast links over\n"
-	"                     local, for the next daemon, for so long (default: 5) after this one\n"
-	"                     has ended, crashed or been killed; for a daemon that no service manager\n"
-	"                     starts\n"
+	"                     local and shmem, for the next daemon, for so long (default: 5) after\n"
+	"                     this one has ended, crashed or been killed; for a daemon that no\n"
+	"                     service manager starts\n"
 	"  --log-level LEVEL  error, warning, notice, info (default) or debug\n"
 	"  --help, --version\n";
 

@@ -102,6 +102,8 @@ struct vp_attach_ops {
 	int  (*restore_hot)(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
 	void (*go_on)(struct vp_attach *a);
 	bool windows_on_their_way;
+	/* ? Behind restore_hot(), where the daemon before ended anywhere (link/keep.h). */
+	int  (*recover)(struct vp_attach *a, struct vp_err *e);
 	/* Instead of free(), where another daemon has it, or will have it: others see nothing of it. NULL: never. */
 	void (*leave)(struct vp_attach *a);
 };

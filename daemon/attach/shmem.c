@@ -558,7 +558,15 @@ static void dev_closed(void *ctx, const char *why)
 	dev_gone(ctx);
 }
 
+static void dev_touch(void *ctx)
+{
+	struct shmem *s = ctx;
+
+	s->c.touch(s->c.ctx);
+}
+
 static const struct vp_peer_ops peer_ops = {
+	.touch = dev_touch,
 	.open = dev_open, .opened = dev_opened, .closing = dev_closing, .closed = dev_closed,
 	.save = vp_shmem_save_device, .restore = vp_shmem_restore_device,
 };
@@ -621,6 +629,16 @@ static void shmem_show(struct vp_attach *a, json_t *o)
 	json_object_set_new(o, "maps_failed", json_integer((json_int_t)s->n_failed));
 }
 
+static void end(struct shmem *s)
+{
+	vp_wire_free(s->wire0);
+	vp_close(&s->sig0);
+	pthread_mutex_destroy(&s->lock);
+	free(s->burst);
+	free(s->ring);
+	free(s);
+}
+
 static void shmem_free(struct vp_attach *a)
 {
 	struct shmem *s = (struct shmem *)a;
@@ -628,12 +646,15 @@ static void shmem_free(struct vp_attach *a)
 	if (!s)
 		return;
 	vp_peer_free(s->peer);
-	vp_wire_free(s->wire0);
-	vp_close(&s->sig0);
-	pthread_mutex_destroy(&s->lock);
-	free(s->burst);
-	free(s->ring);
-	free(s);
+	end(s);
+}
+
+static void shmem_leave(struct vp_attach *a)
+{
+	struct shmem *s = (struct shmem *)a;
+
+	vp_peer_leave(s->peer);
+	end(s);
 }
 
 static void shmem_go_on(struct vp_attach *a)
@@ -648,6 +669,7 @@ static void shmem_go_on(struct vp_attach *a)
 static const struct vp_attach_ops attach_ops = {
 	.at_rest = vp_shmem_at_rest, .save = vp_shmem_save, .restore = vp_shmem_restore,
 	.save_hot = vp_shmem_save_hot, .restore_hot = vp_shmem_restore_hot, .go_on = shmem_go_on,
+	.recover = vp_shmem_recover, .leave = shmem_leave,
 	.windows_on_their_way = true,
 	.free = shmem_free, .wire = shmem_wire, .call_fd = shmem_call_fd, .show = shmem_show,
 	.last_signal = shmem_last_signal, .plugged = true,

@@ -81,6 +81,7 @@ void vp_shmem_save(struct vp_attach *a, struct vp_rec *r);
 int  vp_shmem_restore(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
 void vp_shmem_save_hot(struct vp_attach *a, struct vp_rec *r);
 int  vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct vp_err *e);
+int  vp_shmem_recover(struct vp_attach *a, struct vp_err *e);
 void vp_shmem_save_device(void *ctx, struct vp_rec *r);
 int  vp_shmem_restore_device(void *ctx, const struct vp_rec_in *in, struct vp_err *e);
 

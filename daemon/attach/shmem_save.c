@@ -293,3 +293,19 @@ int vp_shmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, struct
 		vp_shmem_watch_bell(s);
 	return r;
 }
+
+int vp_shmem_recover(struct vp_attach *a, struct vp_err *e)
+{
+	struct shmem *s = (struct shmem *)a;
+
+	for (unsigned i = 0; i < s->nsig; i++) {
+		struct vp_virtq *vq = &s->ring[i].vq;
+
+		if (!s->ring[i].live || vq->broken)
+			continue;
+		/* Each buffer that was taken was returned at once. */
+		vq->used_idx = vq->last_avail = vq->avail_seen = vp_ld16(vq->device, 2);
+		vu_backend_note_base(vp_shmem_session(s), i, vp_vq_base(vq));
+	}
+	return 0;
+}

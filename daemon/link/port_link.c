@@ -129,7 +129,7 @@ static const struct {
 	bool keeps; /* it says when it changes, and can be left (keep.h) */
 } attachments[] = {
 	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new, true },
-	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new },
+	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new, true },
 	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
 	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
 };

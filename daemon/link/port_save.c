@@ -334,6 +334,8 @@ int vp_plink_recover(struct vp_link *l, const struct vp_place *old, unsigned n, 
 		r = vp_rec_take(kept, TAG_LINE_END, VP_REC_FD_SOCKET, &end, e);
 	if (!r)
 		r = load_hot(pl, kept, e);
+	if (!r && pl->att->ops->recover)
+		r = pl->att->ops->recover(pl->att, e);
 	if (!r)
 		r = recover_rings(pl, old, n, e);
 	/* Last: until then the guard before sees to it. */
