@@ -88,7 +88,7 @@ struct hostdev {
 		struct vp_source *io;
 	} state;
 	uint64_t              n_conns, n_refused, n_cuts;
-	char                  last[160];
+	char                  last[256];
 };
 
 /* A back-end is there. */

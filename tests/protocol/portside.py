@@ -31,7 +31,7 @@ def forward(p, n=1, base=None):
 
 def answer_stop(p, q, base, flags=0):
     s = p.wait(lambda s: s.queues[q].flags & pc.STOP)
-    assert p.stopped(q, s.queues[q].run, base, flags) == pc.OK
+    assert p.stopped(q, s.queues[q].run, base & 0xffff, flags) == pc.OK
     return p.wait(lambda s: not s.queues[q].flags & pc.STOP)
 
 
