@@ -16,6 +16,7 @@
 #include "handover/guard_priv.h"
 #include "sys/fdstore.h"
 #include "sys/fds.h"
+#include "sys/log_sink.h"
 #include "sys/source.h"
 
 /* It has nothing else to do. */
@@ -39,6 +40,7 @@ static int make_process(struct vp_guard *g, const struct vp_conf_daemon *c)
 	g->pid = fork();
 	if (!g->pid) {
 		/* Nothing of the daemon's but its log: a listening socket here would keep clients waiting. */
+		vp_log_sink_forked();
 		if (dup2(sv[1], GUARD_SOCK_FD) < 0 || syscall(SYS_close_range, GUARD_SOCK_FD + 1, ~0u, 0))
 			_exit(1);
 		vp_guard_main(c);

@@ -19,6 +19,7 @@
 #include "handover/holder_priv.h"
 #include "sys/fds.h"
 #include "sys/fdstore.h"
+#include "sys/log_sink.h"
 #include "sys/sock.h"
 #include "sys/source.h"
 
@@ -156,6 +157,7 @@ static int make(const struct vp_conf_daemon *c, const struct sockaddr_un *at, un
 		int d = fcntl(sv[1], F_DUPFD, 16), l = fcntl(lfd, F_DUPFD, 16);
 
 		/* Nothing of the daemon's but its log. */
+		vp_log_sink_forked();
 		if (dup2(d, HOLD_DAEMON_FD) < 0 || dup2(l, HOLD_LISTEN_FD) < 0 ||
 		    syscall(SYS_close_range, HOLD_LISTEN_FD + 1, ~0u, 0))
 			_exit(1);

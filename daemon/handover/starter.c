@@ -19,6 +19,7 @@
 #include "base/foreign.h"
 #include "base/util.h"
 #include "sys/fds.h"
+#include "sys/log_sink.h"
 
 #define STARTER_SOCK_FD 3   /* the starter's end; and, in the new daemon, its end of the socket to the old one */
 #define WAIT_MS         5000
@@ -198,6 +199,7 @@ int vp_starter_start(const struct vp_conf_daemon *c, char **argv, struct vp_err 
 		return vp_err_set(e, -errno, "cannot make a socket: %s", strerror(errno));
 	me.pid = fork();
 	if (!me.pid) {
+		vp_log_sink_forked();
 		if (dup2(sv[1], STARTER_SOCK_FD) < 0 || syscall(SYS_close_range, STARTER_SOCK_FD + 1, ~0u, 0))
 			_exit(1);
 		starter_main();

@@ -150,6 +150,11 @@ static int on_turn(sd_event_source *s, void *arg)
 	return 0;
 }
 
+void vp_log_sink_forked(void)
+{
+	journal = -1;
+}
+
 int vp_log_sink_watch(sd_event *ev)
 {
 	event = ev;

@@ -13,6 +13,12 @@
 /* Before other threads start. */
 void vp_log_sink_start(int max_level);
 
+/*
+ * In a process that was forked, before it closes what it has from the daemon: the journal's socket is none of its, and
+ * something else may get that number. Its lines go to stderr.
+ */
+void vp_log_sink_forked(void);
+
 /* Have the loop tell how many lines were left out. 0, -ENOMEM. Main thread, as the next one. */
 int  vp_log_sink_watch(sd_event *ev);
 /* Tell all, before the loop goes. */
