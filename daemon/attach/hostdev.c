@@ -29,6 +29,7 @@
 #include "base/log.h"
 #include "base/util.h"
 #include "conf/policy.h"
+#include "conf/types.h"
 #include "context/audit.h"
 #include "context/context.h"
 #include "device/device.h"
@@ -324,7 +325,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 {
 	struct hostdev *h = arg;
 	struct ucred cred;
-	bool may;
+	bool known, may;
 	/* seccomp control: accept4 */
 	int fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -336,15 +337,12 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	/* Its predecessor died and the hang-up is still to be handled. */
 	if (h->here && vp_sock_hung_up(h->main.fd))
 		hostdev_drop(h, false, "it closed the connection");
-	if (vp_sock_peer(fd, &cred)) {
-		h->n_refused++;
-		close(fd);
-		return 0;
-	}
-	may = may_serve(h, &cred);
+	known = !vp_sock_peer(fd, &cred);
+	may = known && may_serve(h, &cred);
 	if (h->here || !may) {
 		h->n_refused++;
-		say_refused(h, &cred, may);
+		if (known)
+			say_refused(h, &cred, may);
 		close(fd);
 		return 0;
 	}
@@ -378,10 +376,8 @@ static int on_connect(sd_event_source *s, uint64_t usec, void *arg)
 	}
 	vp_close(&fd);
 	/* Said once, and again when it is something else. */
-	if (e.code && (!h->retry_logged || strncmp(h->last, e.msg, sizeof(h->last) - 1)))
+	if (e.code && (vp_err_is_new(&e, h->last, sizeof(h->last)) || !h->retry_logged))
 		vp_log(VP_LOG_NOTICE, "%s: %s; trying again until it works", h->c.name, e.msg);
-	if (e.code)
-		snprintf(h->last, sizeof(h->last), "%.159s", e.msg);
 	h->retry_logged = true;
 	connect_later(h);
 	return 0;
@@ -669,7 +665,7 @@ int vp_hostdev_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	vu_conn_init(&h->req, -1, VU_FROM_BACKEND, false);
 	for (unsigned i = 0; i < VHP_MAX_WINDOWS; i++)
 		h->win[i].fd = -1;
-	h->n = vp_device_queues(c->link);
+	h->n = vp_type_queues(c->link);
 	h->sig = malloc(h->n * sizeof(int));
 	h->bell = malloc(h->n * sizeof(int));
 	h->drv_kick = malloc(h->n * sizeof(int));

@@ -29,6 +29,7 @@
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/types.h"
 #include "context/context.h"
 #include "device/device.h"
 #include "handover/guard.h"
@@ -642,7 +643,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	v->a.ops = &attach_ops;
 	v->c = *c;
 	v->port = p;
-	v->nsig = 1 + vp_device_queues(c->link);
+	v->nsig = 1 + vp_type_queues(c->link);
 	v->lfd = v->fd = v->sig0 = -1;
 	v->sig = malloc(v->nsig * sizeof(int));
 	v->bell = malloc(v->nsig * sizeof(int));

@@ -20,6 +20,7 @@
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/types.h"
 #include "context/context.h"
 #include "conf/policy.h"
 #include "device/device.h"
@@ -497,7 +498,7 @@ int vp_local_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	l->a.ops = &attach_ops;
 	l->c = *c;
 	l->port = p;
-	l->nsig = 1 + vp_device_queues(c->link);
+	l->nsig = 1 + vp_type_queues(c->link);
 	l->lfd = l->fd = l->sig0 = -1;
 	l->sig = malloc(l->nsig * sizeof(int));
 	l->bell = malloc(l->nsig * sizeof(int));

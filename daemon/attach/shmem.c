@@ -27,6 +27,7 @@
 #include "base/foreign.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/types.h"
 #include "context/context.h"
 #include "device/device.h"
 #include "conf/policy.h"
@@ -695,7 +696,7 @@ int vp_shmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_atta
 	s->a.ops = &attach_ops;
 	s->c = *c;
 	s->port = p;
-	s->nsig = 1 + vp_device_queues(c->link);
+	s->nsig = 1 + vp_type_queues(c->link);
 	s->sig0 = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	s->ring = calloc(s->nsig, sizeof(*s->ring));

@@ -90,7 +90,7 @@ struct vp_conf_link {
 	char     name[VP_CONF_NAME_MAX];
 	uint32_t mode;         /* enum vp_mode as asked for; policy decides */
 	uint32_t device_type;  /* virtio ID */
-	uint32_t pairs;        /* queue pairs of net, request queues of others, >= 1; see vp_device_queues() */
+	uint32_t pairs;        /* queue pairs of net, request queues of others, >= 1; see vp_type_queues() */
 	uint32_t endpoint;     /* enum vp_endpoint */
 	uint32_t offloads;     /* VP_OFFLOAD_* */
 	uint32_t mtu;          /* 0 = not announced */

@@ -7,10 +7,10 @@
 
 /* The virtio ID that a word names ("blk", "26"); 0 = none. */
 uint32_t vp_type_parse(const char *word);
-/* Its word, or its number. Valid until the next call. */
-/* Virtqueues of the link's device, those included that Queues= does not count. */
+/* Virtqueues of the link's device, those included that Queues= does not count, that pass through a link. */
 unsigned vp_type_queues(const struct vp_conf_link *l);
 
+/* Its word, or its number. Valid until the next call. */
 const char *vp_type_name(uint32_t id);
 /* For messages: "net, blk, ...". */
 const char *vp_type_words(void);

@@ -9,11 +9,6 @@
 #include "device/device.h"
 #include "vhostuser/proto.h"
 
-static unsigned any_queues(const struct vp_conf_link *l)
-{
-	return l->pairs;
-}
-
 static enum vp_device_use any_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
@@ -61,7 +56,6 @@ const struct vp_device vp_device_any = {
 	.waits = true,
 	.once = true,
 	.fail_status = -1,
-	.queues = any_queues,
 	.use = any_use,
 	.offered = any_offered,
 	.pf = any_pf,

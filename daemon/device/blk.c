@@ -19,11 +19,6 @@
 
 #define OFF(f) offsetof(struct virtio_blk_config, f)
 
-static unsigned blk_queues(const struct vp_conf_link *l)
-{
-	return l->pairs;
-}
-
 static enum vp_device_use blk_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
@@ -108,7 +103,6 @@ const struct vp_device vp_device_blk = {
 	.fill_op = VIRTIO_BLK_T_IN,
 	.out_head = sizeof(struct virtio_blk_outhdr),
 	.not_the_paths = VP_BIT(VIRTIO_BLK_F_MQ) | VP_BIT(VIRTIO_BLK_F_RO),
-	.queues = blk_queues,
 	.use = blk_use,
 	.offered = blk_offered,
 	.pf = blk_pf,

@@ -22,11 +22,6 @@ const struct vp_device *vp_device_of(const struct vp_conf_link *l)
 	return &vp_device_any;
 }
 
-unsigned vp_device_queues(const struct vp_conf_link *l)
-{
-	return vp_device_of(l)->queues(l);
-}
-
 /* ---- profiles ------------------------------------------------------------------ */
 
 void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p)
@@ -57,9 +52,9 @@ int vp_profile_fits(const struct vp_conf_link *l, const struct vp_profile *p, co
 			"the profile",
 			vu_features_str(l->device_type, *missing, names, sizeof(names)),
 			vp_type_name(l->device_type));
-	if (come->queues && come->queues < d->queues(l))
-		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; %s", come->queues, d->queues(l),
-				  come->queues <= d->queues(l) - l->pairs
+	if (come->queues && come->queues < vp_type_queues(l))
+		return vp_err_set(e, -EINVAL, "it has %u queues, the link %u; %s", come->queues, vp_type_queues(l),
+				  come->queues <= vp_type_queues(l) - l->pairs
 					  ? "no Queues= fits that: it may serve another device than Type= says"
 					  : "lower Queues=, or give the back-end more");
 	if (come->config_size < d->wanted(l))

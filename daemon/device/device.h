@@ -73,8 +73,6 @@ struct vp_device {
 	uint16_t out_head;
 	uint64_t not_the_paths; /* offered features that the data path need not have */
 
-	/* Virtqueues that pass through a link. */
-	unsigned (*queues)(const struct vp_conf_link *l);
 	enum vp_device_use (*use)(unsigned q);
 	/* Device features that the driver VM is offered, with those of rings if they depend on the type. */
 	uint64_t (*offered)(const struct vp_conf_link *l, unsigned side, const struct vp_profile *p);
@@ -108,7 +106,6 @@ extern const struct vp_device vp_device_net, vp_device_blk, vp_device_fs, vp_dev
 	vp_device_any;
 
 const struct vp_device *vp_device_of(const struct vp_conf_link *l);
-unsigned vp_device_queues(const struct vp_conf_link *l);
 
 /* What the link file says. */
 void vp_profile_written(const struct vp_conf_link *l, struct vp_profile *p);

@@ -14,11 +14,6 @@
 
 #define CONFIG_SIZE 40u /* tag, number of request queues */
 
-static unsigned fs_queues(const struct vp_conf_link *l)
-{
-	return 1 + l->pairs;
-}
-
 static enum vp_device_use fs_use(unsigned q)
 {
 	return VP_QUEUE_ASKS;
@@ -56,7 +51,6 @@ const struct vp_device vp_device_fs = {
 	.fail_status = -1,
 	.fuse = true,
 	.left = VP_LEFT_FAILS,
-	.queues = fs_queues,
 	.use = fs_use,
 	.offered = fs_offered,
 	.pf = fs_pf,

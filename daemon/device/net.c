@@ -15,11 +15,6 @@
 #include "device/device.h"
 #include "vhostuser/proto.h"
 
-static unsigned net_queues(const struct vp_conf_link *l)
-{
-	return 2 * l->pairs;
-}
-
 static enum vp_device_use net_use(unsigned q)
 {
 	return q & 1 ? VP_QUEUE_SENDS : VP_QUEUE_RECEIVES;
@@ -104,7 +99,6 @@ const struct vp_device vp_device_net = {
 	.not_the_paths = VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | VP_BIT(VIRTIO_NET_F_MTU) |
 			 VP_BIT(VIRTIO_NET_F_MQ) | VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) |
 			 VP_BIT(VIRTIO_F_ANY_LAYOUT),
-	.queues = net_queues,
 	.use = net_use,
 	.offered = net_offered,
 	.pf = net_pf,

@@ -14,11 +14,6 @@
 
 #define OFF(f) offsetof(struct virtio_scsi_config, f)
 
-static unsigned scsi_queues(const struct vp_conf_link *l)
-{
-	return 2 + l->pairs;
-}
-
 static enum vp_device_use scsi_use(unsigned q)
 {
 	return q == 1 ? VP_QUEUE_RECEIVES : VP_QUEUE_ASKS;
@@ -69,7 +64,6 @@ const struct vp_device vp_device_scsi = {
 	.inflight = true,
 	.fail_status = -1,
 	.not_the_paths = VP_BIT(VIRTIO_SCSI_F_HOTPLUG) | VP_BIT(VIRTIO_SCSI_F_CHANGE),
-	.queues = scsi_queues,
 	.use = scsi_use,
 	.offered = scsi_offered,
 	.pf = scsi_pf,

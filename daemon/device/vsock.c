@@ -12,11 +12,6 @@
 #include "device/device.h"
 #include "vhostuser/proto.h"
 
-static unsigned vsock_queues(const struct vp_conf_link *l)
-{
-	return 2;
-}
-
 static enum vp_device_use vsock_use(unsigned q)
 {
 	return q ? VP_QUEUE_SENDS : VP_QUEUE_RECEIVES;
@@ -73,7 +68,6 @@ const struct vp_device vp_device_vsock = {
 	.trust_len = true,
 	.left = VP_LEFT_AGAIN,
 	.fail_status = -1,
-	.queues = vsock_queues,
 	.use = vsock_use,
 	.offered = vsock_offered,
 	.pf = vsock_pf,

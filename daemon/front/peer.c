@@ -135,10 +135,8 @@ static int on_retry(sd_event_source *s, uint64_t usec, void *arg)
 		r = session_begin(p, fd, &cred);
 	if (r) {
 		/* Said once, and again when it is something else. */
-		if (e.code && (!p->retry_logged || strncmp(p->info.last, e.msg, sizeof(p->info.last) - 1)))
+		if (e.code && (vp_err_is_new(&e, p->info.last, sizeof(p->info.last)) || !p->retry_logged))
 			vp_log(VP_LOG_NOTICE, "%s: %s; trying again until it works", p->name, e.msg);
-		if (e.code)
-			snprintf(p->info.last, sizeof(p->info.last), "%.159s", e.msg);
 		p->retry_logged = true;
 		retry_later(p);
 		return 0;

@@ -17,6 +17,7 @@
 
 #include "base/blame.h"
 #include "base/util.h"
+#include "conf/types.h"
 #include "threads/rates.h"
 
 /* ---- what is offered ------------------------------------------------------ */
@@ -36,7 +37,7 @@ void vp_vdev_backend_cfg(const struct vp_conf_link *l, unsigned side, const stru
 	const struct vp_device *dev = vp_device_of(l);
 
 	*cfg = (struct vu_backend_cfg){
-		.max_queues = dev->queues(l),
+		.max_queues = vp_type_queues(l),
 		.max_ring_size = VP_VQ_MAX_SIZE,
 		.max_mem_slots = VU_MAX_MEM_SLOTS,
 		.msgs_per_sec = 200000,
@@ -124,7 +125,7 @@ static uint32_t lives;
 int vp_vdev_new(struct vp_vdev **out, const char *name, const struct vp_conf_link *conf, unsigned side,
 		const struct vp_profile *profile, const struct vp_vdev_ops *ops, void *ctx)
 {
-	unsigned n = vp_device_queues(conf);
+	unsigned n = vp_type_queues(conf);
 	struct vp_vdev *v = aligned_alloc(VP_CACHELINE, vp_align_up(sizeof(*v) + n * sizeof(v->ring[0]), VP_CACHELINE));
 
 	if (!v)

@@ -401,7 +401,7 @@ json_t *vp_link_detail(struct vp_link *l)
 	json_object_set_new(o, "queue_pairs", json_integer(l->conf.pairs));
 	json_object_set_new(o, "migratable", json_boolean(vp_conf_link_migrates(&l->conf, l->decision.mode)));
 	json_object_set_new(o, "kept", json_boolean(vp_keep_good(l)));
-	json_object_set_new(o, "virtqueues", json_integer(vp_device_queues(&l->conf)));
+	json_object_set_new(o, "virtqueues", json_integer(vp_type_queues(&l->conf)));
 	json_object_set_new(o, "mtu", l->conf.mtu ? json_integer(l->conf.mtu) : json_null());
 	json_object_set_new(o, "packets_per_second", l->conf.pps ? json_integer(l->conf.pps) : json_null());
 	json_object_set_new(o, "bits_per_second", l->conf.bps ? json_integer((json_int_t)l->conf.bps) : json_null());

@@ -10,6 +10,7 @@
 #include "base/blame.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "conf/types.h"
 #include "front/carrier.h"
 #include "context/context.h"
 #include "link/keep.h"
@@ -203,7 +204,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	pl->line[0] = pl->line[1] = pl->claim = -1;
 	l->impl = pl;
 	pl->dev = vp_device_of(&l->conf);
-	pl->n = pl->dev->queues(&l->conf);
+	pl->n = vp_type_queues(&l->conf);
 	vp_profile_load(&l->d->conf->daemon, &l->conf, &pl->profile);
 	snprintf(pl->name, sizeof(pl->name), "link %s, driver side", l->conf.name);
 	snprintf(pl->dev_name, sizeof(pl->dev_name), "link %s, device side", l->conf.name);

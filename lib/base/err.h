@@ -7,6 +7,9 @@
 #ifndef VP_BASE_ERR_H
 #define VP_BASE_ERR_H
 
+#include <stdbool.h>
+#include <stddef.h>
+
 struct vp_err {
 	int  code;      /* negative errno, 0 = none */
 	char msg[256];  /* one sentence, no newline, always terminated */
@@ -15,6 +18,9 @@ struct vp_err {
 /* Fill e (which may be NULL) and return code; code is a negative errno. */
 int vp_err_set(struct vp_err *e, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/* Keep the message in last, cut to size. True if it is another one than was there, which is worth a line in the log. */
+bool vp_err_is_new(const struct vp_err *e, char *last, size_t size);
 
 /*
  * A third kind of return value, besides 0 and -errno: the function has begun and cannot finish now. It

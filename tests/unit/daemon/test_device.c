@@ -42,7 +42,7 @@ static void test_types(void **state)
 		link_of(t[i].word, t[i].pairs);
 		assert_int_equal(l.device_type, t[i].id);
 		assert_string_equal(vp_type_name(l.device_type), t[i].name);
-		assert_int_equal(vp_device_queues(&l), t[i].queues);
+		assert_int_equal(vp_type_queues(&l), t[i].queues);
 		assert_int_equal(vp_device_of(&l)->waits, t[i].id != 1);
 	}
 	assert_int_equal(vp_type_parse("0"), 0);
