@@ -10,7 +10,7 @@ import subprocess
 import time
 
 from deb import Unavailable
-from machine import TOP, VMError, die_with_parent, limit
+from machine import TOP, VMError, die_with_parent, limit, listened
 
 
 def ini(sections):
@@ -185,7 +185,7 @@ class Testpmd:
         self.proc = subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=die_with_parent)
         log.close()
         end = time.time() + limit(timeout)
-        while not all(os.path.exists(s) for s in self.socks):
+        while not all(map(listened, self.socks)):
             if self.proc.poll() is not None or time.time() > end:
                 with open(self.log) as f:
                     raise VMError('dpdk-testpmd does not start\n' + f.read()[-2000:])

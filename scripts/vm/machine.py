@@ -55,6 +55,17 @@ def limit(seconds):
     return seconds * (3 if os.environ.get('VHOST_PCI_ACCEL') == 'tcg' else 1) * patience()
 
 
+# A line of /proc/net/unix: somebody listens at a path, or has a connection that came in there. Says more than a socket's file: that is there
+# before somebody listens, and some servers remove it as soon as their one client has come.
+TAKEN = '(00010000 0001 01|00000000 0001 03) +[0-9]+ %s$'
+
+
+def listened(path):
+    """Does somebody of this network namespace listen at the socket @path, or has taken a connection there?"""
+    with open('/proc/net/unix') as f:
+        return any(re.search(TAKEN % re.escape(path), line.rstrip('\n')) for line in f)
+
+
 # ---- which QEMU, which accelerator --------------------------------------------------------------------------------------
 
 
@@ -588,9 +599,12 @@ class VM:
         """Move the guest to @to, a VM that was started with @incoming and has the same devices. Its running commands
         go on there. Returns query-migrate's answer; this VM has ended."""
         self.qmp('migrate-set-parameters', max_bandwidth=mib_per_s << 20)
-        while not os.path.exists(to.incoming):
+        end = time.time() + limit(30)
+        while not listened(to.incoming):
             if not to.alive():
                 raise VMError('%s: QEMU ended (status %s)\n%s' % (to.name, to.proc and to.proc.returncode, to.tail()))
+            if time.time() > end:
+                raise VMError('%s: QEMU awaits no guest: does who serves its devices answer?\n%s' % (to.name, to.tail()))
             time.sleep(0.02)
         self.qmp('migrate', uri='unix:' + to.incoming)
         end = time.time() + limit(timeout)

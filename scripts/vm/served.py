@@ -227,7 +227,8 @@ class Files(Served):
                        '{u}/usr/libexec/virtiofsd --socket-path={s} --shared-dir=/srv --sandbox=none --seccomp=none '
                        '--inode-file-handles=never --thread-pool-size={n} >>/run/backend.log 2>&1 & echo $! >/run/backend.pid)'.format(
                            u=self.under, s=SOCKET, n=self.threads))
-        self.device.until('[ -S %s ]' % SOCKET, 20, 'cat /run/backend.log')
+        # It removes the socket's file as soon as the agent, which is waiting for it, has connected.
+        self.device.until("grep -qE '%s' /proc/net/unix" % v.TAKEN % SOCKET, 20, 'cat /run/backend.log')
 
     def attach(self):
         self.driver.sh('modprobe virtiofs; mkdir -p /mnt; mount -t virtiofs home /mnt', 120)
