@@ -49,7 +49,7 @@ class Testpmd:
     def __init__(self, name, cpu, vdevs, workdir, mem=64, args=(), mbufs=MBUFS, depth=RING, eal=()):
         start, more = program()
         self.name, self.buf = name, b""
-        self.log = open(os.path.join(workdir, name + ".log"), "wb")
+        self.log = open(os.path.join(workdir, name + ".log"), "ab")
         # Main and forwarding thread on one CPU: the main one sleeps in its prompt.
         argv = ["stdbuf", "-oL", *start, *more, *eal, "--lcores", "0@%d,1@%d" % (cpu, cpu), "--in-memory", "--no-pci",
                 "-m", str(mem), "--single-file-segments", "--file-prefix", "vpbench-%d-%s" % (os.getpid(), name)]
@@ -57,8 +57,8 @@ class Testpmd:
             argv += ["--vdev", v]
         argv += ["--", "-i", "--forward-mode=io", "--record-core-cycles", "--no-mlockall",
                  "--total-num-mbufs=%d" % mbufs, "--rxd=%d" % depth, "--txd=%d" % depth, *args]
-        self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, bufsize=0)
+        # Its vhost library logs each connection, between commands too: a pipe that nobody reads would fill, and its thread stop.
+        self.p = harness.spawn(argv, cpu=cpu, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, bufsize=0)
         self.poll = select.poll()
         self.poll.register(self.p.stdout, select.POLLIN)
         self._until_prompt(30)
