@@ -57,7 +57,7 @@ def limit(seconds):
 
 # A line of /proc/net/unix: somebody listens at a path, or has a connection that came in there. Says more than a socket's file: that is there
 # before somebody listens, and some servers remove it as soon as their one client has come.
-TAKEN = '(00010000 0001 01|00000000 0001 03) +[0-9]+ %s$'
+TAKEN = '(00010000 000[15] 01|00000000 000[15] 03) +[0-9]+ %s$'
 
 
 def listened(path):
