@@ -368,7 +368,9 @@ class TestGrant:
         # What is granted now has not been taken back.
         seen = keep.ask()
         v.note('windows kept, and read afterwards: %s' % seen)
-        assert seen['grants'] == ROUNDS and seen['windows'] >= 3 * ROUNDS and seen['data'] == 0 and seen['seen'] >= ROUNDS
+        assert seen['data'] == 0 and seen['sigbus'] + seen['zero'] == seen['windows'] >= 3 * seen['grants'] and seen['seen'] >= seen['grants']
+        # A few may come and go while the device VM has no CPU.
+        assert 0.99 * ROUNDS <= seen['grants'] <= ROUNDS
         keep.end()
         link.ensure()
         link.back('agent started again', 'the administrator')
