@@ -162,6 +162,13 @@ static int hear(struct vp_guard *g, uint64_t id)
 	return -ETIMEDOUT;
 }
 
+static void tell(struct vp_guard *g, enum guard_op op, uint64_t id)
+{
+	struct guard_msg m = { .op = op, .id = id };
+
+	say(g, &m, NULL, 0);
+}
+
 int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 {
 	const int all[GUARD_FDS] = { w->driver,	     w->memfd,	     w->recordfd,   w->signal.call, w->signal.conn,
@@ -178,14 +185,13 @@ int vp_guard_take(struct vp_guard *g, const struct vp_guard_ward *w)
 		fd[n++] = all[i];
 	}
 	r = say(g, &m, fd, n);
-	return r || w->claim < 0 ? r : hear(g, w->id);
-}
-
-static void tell(struct vp_guard *g, enum guard_op op, uint64_t id)
-{
-	struct guard_msg m = { .op = op, .id = id };
-
-	say(g, &m, NULL, 0);
+	if (r || w->claim < 0)
+		return r;
+	r = hear(g, w->id);
+	/* It may get it when it comes to that, and nobody here has the link then. */
+	if (r == -ETIMEDOUT)
+		tell(g, GUARD_SEE_OFF, w->id);
+	return r;
 }
 
 void vp_guard_drop(struct vp_guard *g, uint64_t id)

@@ -28,6 +28,7 @@ from portside import same, settled
 from test_crash import ENDS, TIMES, hung_up, next_one, rest
 from test_device import dev, drv, link
 from test_guard import deaf, gone
+from test_hardening import SANITIZED
 from test_logged import answer_stops
 from test_relay import FORMATS
 from test_restart import Manager, Service
@@ -266,6 +267,43 @@ def test_next_one_is_killed_while_it_restores(held, attachment):
             else:
                 assert d.log().count("asked to let go") == 1 and "has not let go" not in d.log(), d.log()
     print(seen)
+
+
+def young_guard(pid):
+    """The guard that this daemon has just made, which is at work."""
+    with contextlib.suppress(OSError):
+        for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            text = pathlib.Path(f"/proc/{child}/status").read_text()
+            if "vhost-pci-guard" in text and (SANITIZED or "Seccomp:\t2" in text) and "State:\tS" in text:
+                return int(child)
+    return None
+
+
+def test_guard_that_answers_late(held):
+    """The next daemon's guard has what it was asked for when the daemon has given up: it parts the VMs, and the link starts anew."""
+    for _ in range(20):
+        with fast(held) as (d, nic, p):
+            d.kill()
+            with open(d.log_path, "ab") as log:
+                d.proc = d.spawn(log)
+            guard = d.wait(lambda: young_guard(d.proc.pid))
+            os.kill(guard, signal.SIGSTOP)
+            answers = Answers(p)
+            try:
+                d.wait(lambda: "went on with" in d.log() or "cannot go on with it" in d.log())
+            finally:
+                os.kill(guard, signal.SIGCONT)
+            late = "does not answer" in d.log()
+            if late:
+                d.wait(lambda: hung_up(nic), why="the driver VM's connection is nobody's")
+                d.wait(lambda: len(guards(d)) == 1)
+            answers.end()
+            d.wait_log("ready:")
+            d.stop()
+            if late:
+                assert d.log().count("asked to let go") == 1 and "has not let go" not in d.log()
+                return
+    raise AssertionError("no guard was stopped in time")
 
 
 @pytest.mark.parametrize("attachment", KEPT)
