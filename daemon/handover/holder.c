@@ -192,18 +192,20 @@ int vp_holder_start(const struct vp_conf_daemon *c, unsigned seconds, struct vp_
 	r = connect(sock, (const struct sockaddr *)&at, sizeof(at)) ? -ENOENT : find(sock, at.sun_path, a, e);
 	if (r)
 		close(sock);
-	if (!r)
-		say(&m, -1);
 	if (!r && !seconds) {
-		/* Its end is the end of the sockets that it has, too. */
-		struct pollfd p = { .fd = me.sock, .events = POLLIN };
-
 		vp_log(VP_LOG_WARNING,
 		       "the daemon before kept its links (--hold); this one was started without that option, and their "
 		       "VMMs connect again");
+		/* What is in there may linger (base/foreign.h): the holder closes it last. */
 		for (unsigned i = 0; i < a->n; i++)
 			if (!strncmp(a->s[i].name, VP_FDSTORE_PREFIX, strlen(VP_FDSTORE_PREFIX)))
-				vp_close_foreign(&a->s[i].fd);
+				vp_close(&a->s[i].fd);
+	}
+	if (!r)
+		say(&m, -1);
+	if (!r && !seconds) {
+		struct pollfd p = { .fd = me.sock, .events = POLLIN };
+
 		poll(&p, 1, WAIT_MS);
 		vp_holder_end();
 	}

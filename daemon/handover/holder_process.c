@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -188,12 +189,23 @@ static bool obey(bool *end)
 	return true;
 }
 
+/* While this one was stopped another one may have been made, whose socket is there now. */
+static void remove_socket(const char *path, const struct stat *made)
+{
+	struct stat is;
+
+	/* seccomp holder: newfstatat stat unlink unlinkat */
+	if (!stat(path, &is) && is.st_dev == made->st_dev && is.st_ino == made->st_ino)
+		unlink(path);
+}
+
 _Noreturn void vp_holder_main(const struct vp_conf_daemon *c, const char *path, uint32_t seconds)
 {
 	struct sigaction sa = { .sa_handler = on_alarm }; /* no SA_RESTART: that is the point */
 	struct vp_err e = { 0 };
 	int64_t until = 0;
 	bool end = false;
+	struct stat made;
 	sigset_t set;
 
 	me.seconds = seconds;
@@ -204,6 +216,8 @@ _Noreturn void vp_holder_main(const struct vp_conf_daemon *c, const char *path, 
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	sigaction(SIGALRM, &sa, NULL);
 	prctl(PR_SET_NAME, "vhost-pci-hold");
+	if (stat(path, &made))
+		_exit(1);
 	if (vp_isolate_holder(c, &e)) {
 		vp_log(VP_LOG_ERR, "holder: %s", e.msg);
 		_exit(1);
@@ -230,7 +244,9 @@ _Noreturn void vp_holder_main(const struct vp_conf_daemon *c, const char *path, 
 	if (me.n && !end)
 		vp_log(VP_LOG_NOTICE, "holder: no daemon has come in %u s; %u links, or parts of them, end", me.seconds,
 		       me.n);
-	/* seccomp holder: unlink unlinkat */
-	unlink(path);
+	/* A daemon that waits for our end may bind what is in there. */
+	for (unsigned i = 0; i < me.n; i++)
+		close_kept(me.v[i].fd);
+	remove_socket(path, &made);
 	_exit(0);
 }

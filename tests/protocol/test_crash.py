@@ -420,6 +420,40 @@ def test_without_hold(held):
             both_ways(a, b, (64,))
 
 
+def test_without_hold_while_something_lingers(held, lingering):
+    """What lies unread in a connection that was kept holds nobody up: neither the other VM's end, nor the links made anew."""
+    d = held
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        rest(d)
+        d.kill()
+        send(a.sock, b"x", lingering.make())
+        d.args = []
+        began = time.monotonic()
+        d.start()
+        gone(b)
+        assert time.monotonic() - began < LIMIT and not holder_pid(d)
+    with vu.Nic(d.sock("ab", "driver")) as a, vu.Nic(d.sock("ab", "device")) as b:
+        both_ways(a, b, (64,))
+
+
+def test_holder_that_was_stopped(held):
+    """It does not answer the next daemon, which makes another one. When it goes on it leaves that one its socket."""
+    d = held
+    rest(d)
+    old = holder_pid(d)
+    os.kill(old, signal.SIGSTOP)
+    try:
+        d.kill()
+        next_one(d)
+    finally:
+        os.kill(old, signal.SIGCONT)
+    d.wait(lambda: not os.path.exists(f"/proc/{old}"), why="the first holder does not end")
+    assert (d.run / "hold.sock").exists() and holder_pid(d) != old
+    d.kill()
+    next_one(d)
+    assert "another daemon runs" not in d.log()
+
+
 def test_changed_link(held):
     """A link whose file has changed starts anew; one that was added at run time, and one that is down, go on."""
     d = held
