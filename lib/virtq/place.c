@@ -171,6 +171,8 @@ int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const stru
 		as_receiver = NULL;
 	r = vq->packed ? packed_recover(vq, own, as_receiver, runt) : split_recover(vq, own, as_receiver);
 	vq->place = line;
+	if (!r)
+		vp_vq_log_ring(vq); /* what that daemon wrote last it may not have marked any more */
 	if (!r && line)
 		vp_place_reset(line, vq);
 	return r;

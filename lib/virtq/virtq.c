@@ -169,6 +169,13 @@ void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len)
 		vp_dirty_log_mark(vq->log, vq->log_addr + off, len);
 }
 
+void vp_vq_log_ring(struct vp_virtq *vq)
+{
+	if (vq->packed && vq->log && vq->log_ring)
+		vp_dirty_log_mark_xlate(vq->log, &vq->xl, vq->desc_addr, vp_vq_desc_bytes(vq->size));
+	vp_vq_log_device(vq, 0, vp_vq_device_bytes(vq->size, vq->packed));
+}
+
 /*
  * May one more descriptor, or piece of one, be looked at? b->seg[] has room for whatever passed here. A chain for
  * which the burst has nothing left comes first in the next one; one that comes first is too long then.

@@ -177,6 +177,8 @@ const char *vp_vq_broken_str(enum vp_vq_broken why);
 void vp_vq_set_log(struct vp_virtq *vq, const struct vp_dirty_log *log, bool ring, uint64_t ring_addr);
 /* Mark [off, off + len) of the device area (split: the used ring), if that is logged. */
 void vp_vq_log_device(struct vp_virtq *vq, uint64_t off, uint64_t len);
+/* Mark all of a ring that the device writes. */
+void vp_vq_log_ring(struct vp_virtq *vq);
 
 /*
  * Load up to max (<= VP_BURST) available chains into b without consuming them: the next call returns

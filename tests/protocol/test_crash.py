@@ -594,6 +594,96 @@ def test_half_a_message(held):
         both_ways(a, b)
 
 
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_what_was_written_last_is_marked(held, fmt):
+    """A migration goes on: what a daemon wrote into the rings, and was killed before it marked that, the next one marks."""
+    d = held
+    with two(d, fmt) as (a, b):
+        log = vu.Memory((a.mem.gpa + a.mem.size >> 15) + 4096)
+        a.ask(vu.SET_LOG_BASE, struct.pack("<QQ", log.size, 0), [log.fd])
+        a.tell_u64(vu.SET_FEATURES, a.features | vu.bit(26))
+        for q in (0, 1):
+            a.tell(vu.SET_VRING_ADDR, a.addr_msg(q, a.rings[q], flags=1, log=a.mem.gpa + a.rings[q].used))
+        both_ways(a, b, (64,))
+        rest(d)
+        d.kill()
+        log.map[:] = bytes(log.size)
+        next_one(d)
+        for r in (a.rings[0], a.rings[1]):
+            first, n = (r.desc, 16 * r.size) if fmt == "packed" else (r.used, 4 + 8 * r.size)
+            for page in range(a.mem.gpa + first >> 12, (a.mem.gpa + first + n - 1 >> 12) + 1):
+                assert log.map[page >> 3] >> (page & 7) & 1, hex(page)
+        log.close()
+
+
+def areas(r):
+    return ((r.desc, 16 * r.size), (r.avail, 6 + 2 * r.size), (r.used, 6 + 8 * r.size)) if not r.packed else ((r.desc, 16 * r.size),)
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_rings_that_are_other_ones(held, fmt):
+    """A VM writes into its rings what it likes while there is no daemon. Its own queue breaks at most; who is beside it sees nothing."""
+    d, rng = held, random.Random(11)
+    with vu.Nic(d.sock("ab", "device"), BASE | FORMATS[fmt]) as b, vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        for i in range(20):
+            with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt]) as a:
+                both_ways(a, b, (64,))
+                rest(d)
+                a.send_packet(vu.frame(1))
+                if i & 1:
+                    d.kill()
+                else:
+                    crashes_under_way(d, a)
+                for r in (a.rings[0], a.rings[1]):
+                    for at, n in areas(r):
+                        where = rng.choice(range(0, n - 4, 2)) if i % 4 > 1 else 2 if not r.packed else 16 * rng.randrange(r.size) + 14
+                        a.mem.w("H", at + where, rng.choice((0, 1, 0xffff, 0x8000, 0x80, 0x8080, a.mem.r("H", at + where) ^ 1 << rng.randrange(16))))
+                next_one(d)
+                assert d.alive() and not hung_up(b)
+                both_ways(c, e, (64,))
+            d.wait(lambda: not d.show("ab")["sides"]["driver"]["connected"])
+            while b.poll_packet():
+                pass
+        with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt]) as a:
+            both_ways(a, b, (64,))
+
+
+def crashes_under_way(d, nic):
+    """It ends in the middle of a burst."""
+    d.kill()
+    with open(d.log_path, "ab") as log, pytest.MonkeyPatch.context() as env:
+        env.setenv("VHOST_PCI_CRASH_AT", f"{POINTS['sent']},1")
+        d.proc = d.spawn(log)
+    nic.send_packet(vu.frame(2))
+    assert d.proc.wait(conftest.PATIENCE) == -signal.SIGKILL, d.log()
+    d.hang_up()
+
+
+@pytest.mark.parametrize("size", [0, 8192])
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_memory_that_has_become_shorter(held, fmt, size):
+    """A VM's file is cut off while there is no daemon: its queues break, and who is beside it sees nothing."""
+    d = held
+    with vu.Nic(d.sock("ab", "device")) as b, vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e:
+        mem = vu.Memory(seal=False)
+        with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt], mem=mem) as a:
+            both_ways(a, b, (64,))
+            rest(d)
+            d.kill()
+            os.ftruncate(mem.fd, size)
+            next_one(d)
+            b.send_packet(vu.frame(1))
+            d.wait(lambda: hung_up(a) or d.show("ab")["status"] == "broken")
+            both_ways(c, e, (64,))
+            assert not hung_up(b)
+            os.ftruncate(mem.fd, mem.size)
+        d.wait(lambda: not d.show("ab")["sides"]["driver"]["connected"])
+        while b.poll_packet():
+            pass
+        with vu.Nic(d.sock("ab", "driver")) as a:
+            both_ways(a, b, (64,))
+
+
 def test_killed_while_it_is_spoken_to(held):
     """At any moment of a message: the session goes on with its answer, or it ends and says why. Never anything between."""
     d = held
