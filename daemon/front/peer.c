@@ -181,7 +181,6 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 	struct ucred cred;
 	int fd;
 
-	touch(p);
 	/* seccomp control: accept4 */
 	fd = accept4(lfd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -202,6 +201,8 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		vp_close_foreign(&fd);
 		return 0;
 	}
+	/* Not for a stranger, who may come all the time. */
+	touch(p);
 	if (p->vu && session_dead(p))
 		session_end(p, "the front-end went away", false);
 	if (!p->vu) {

@@ -24,6 +24,7 @@
 
 #define MAGIC	 0x7670706cu
 #define SOON_US	 5000 /* what a VMM says comes in bursts */
+#define LATER_US 160000 /* one that never falls silent must not have a new box all the time: it costs, the keeper too */
 #define CLOSE_MS 2000
 
 enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK, TAG_KEPT };
@@ -49,6 +50,7 @@ struct vp_keep {
 	bool put;	/* the keeper has the other one */
 	int box;	/* that one, also here; -1 = none */
 	bool dirty, silent;
+	uint64_t made_us, wait_us; /* the last box; how long behind it the next one comes, at least */
 };
 
 static const char *const boxes[] = { "box0", "box1" };
@@ -81,6 +83,7 @@ void vp_keep_new(struct vp_link *l, unsigned rings)
 	k = calloc(1, sizeof(*k));
 	if (k) {
 		k->box = -1;
+		k->wait_us = SOON_US;
 		k->size = size_of(rings);
 		r = places_make(k);
 	}
@@ -177,6 +180,13 @@ static int box_of(struct vp_link *l, int *fd, struct vp_err *e)
 	return ret;
 }
 
+/* Twice as long each time that it changes again within that time and as long again. */
+static void pace(struct vp_keep *k, uint64_t now)
+{
+	k->wait_us = now - k->made_us < 2 * k->wait_us ? VP_MIN(2 * k->wait_us, LATER_US) : SOON_US;
+	k->made_us = now;
+}
+
 /* Into a new box. -EAGAIN: not yet. */
 static int commit(struct vp_link *l)
 {
@@ -219,12 +229,21 @@ static int on_time(sd_event_source *s, uint64_t usec, void *arg)
 {
 	struct vp_daemon *d = arg;
 	struct vp_link *l;
+	struct vp_keep *k;
 	bool more = false;
+	uint64_t now;
 
 	d->keep_waits = false;
-	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++)
-		if (l->keep && l->keep->dirty)
-			more |= commit(l) == -EAGAIN;
+	sd_event_now(d->event, CLOCK_MONOTONIC, &now);
+	for (unsigned i = 0; (l = vp_links_at(d->links, i)); i++) {
+		k = l->keep;
+		if (!k || !k->dirty)
+			continue;
+		if (now - k->made_us < k->wait_us || commit(l) == -EAGAIN)
+			more = true;
+		else
+			pace(k, now);
+	}
 	if (more) {
 		d->keep_waits = true;
 		vp_timer_in(d->event, &d->keep_timer, SOON_US, on_time, d, "keep");

@@ -845,6 +845,63 @@ def test_one_box_a_link(service):
         both_ways(a, b)
 
 
+class Counted(list):
+    """What a service manager has, and how often it was given something."""
+    puts = 0
+
+    def __iadd__(self, more):
+        self.puts += len(more)
+        return super().__iadd__(more)
+
+
+def test_vmm_that_never_falls_silent(service):
+    """A link that changes all the time has a new box a few times a second: neither the daemon nor the service manager has more to do for it."""
+    d = service
+    with two(d) as (a, b):
+        rest(d, "cd")
+        with d.manager.lock:
+            d.manager.store = Counted(d.manager.store)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            a.tell_state(vu.SET_VRING_ENABLE, 1, 1)
+        assert d.manager.store.puts < 30
+        rest(d)
+        d.kill()
+        settled(d)
+        next_one(d)
+        both_ways(a, b)
+
+
+STRANGER = """
+import os, socket, sys, time
+os.setresuid(65534, 65534, 65534)
+while True:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(sys.argv[1])
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_stranger_that_never_falls_silent(make_daemon):
+    """Connections of who may not have the socket change nothing: a daemon that is killed meanwhile is followed as ever."""
+    d = make_daemon("--hold=3")
+    d.write("a.vm", "[VM]\nTrustGroup=test\nUser=root\n")
+    d.link("ab")
+    d.start()
+    d.tmp.chmod(0o755)
+    with two(d) as (a, b), subprocess.Popen(["/usr/bin/python3", "-c", STRANGER, d.sock("ab", "driver")]) as stranger:
+        try:
+            d.wait(lambda: d.show("ab")["sides"]["driver"]["refused"] > 100)
+            for _ in range(50):
+                assert d.show("ab")["kept"]
+        finally:
+            stranger.kill()
+        d.kill()
+        next_one(d)
+        both_ways(a, b)
+
+
 def test_one_box_a_link_with_a_holder(held):
     d = held
     with two(d):
