@@ -48,6 +48,9 @@ int vp_box_make(const struct vp_rec *r, int *fd, struct vp_err *e)
 		return vp_err_set(e, -errno, "no socket: %s", strerror(errno));
 	setsockopt(sv[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof(room));
 	ret = vp_takeover_send(sv[0], r, 0, e);
+	if (ret == -ETIMEDOUT)
+		vp_err_set(e, ret, "a socket's queue has no room for its record of %zu bytes and %u file descriptors",
+			   r->n, r->n_fds);
 	close(sv[0]);
 	if (ret)
 		close(sv[1]);

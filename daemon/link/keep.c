@@ -25,6 +25,7 @@
 #define MAGIC	 0x7670706cu
 #define SOON_US	 5000 /* what a VMM says comes in bursts */
 #define LATER_US 160000 /* one that never falls silent must not have a new box all the time: it costs, the keeper too */
+#define AGAIN_US 1000000 /* when there was no room, or no file descriptor */
 #define CLOSE_MS 2000
 
 enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK, TAG_KEPT };
@@ -187,7 +188,7 @@ static void pace(struct vp_keep *k, uint64_t now)
 	k->made_us = now;
 }
 
-/* Into a new box. -EAGAIN: not yet. */
+/* Into a new box. -EAGAIN: not yet. -EBUSY: something is short; it may be there later. */
 static int commit(struct vp_link *l)
 {
 	struct vp_keep *k = l->keep;
@@ -212,7 +213,8 @@ static int commit(struct vp_link *l)
 			       e.code ? e.msg : strerror(-r));
 		k->silent = true;
 		forget(l);
-		return 0;
+		k->dirty = r != -EOPNOTSUPP && r != -EMEDIUMTYPE && r != -ENOTCONN;
+		return k->dirty ? -EBUSY : 0;
 	}
 	k->silent = false;
 	forget(l);
@@ -232,6 +234,7 @@ static int on_time(sd_event_source *s, uint64_t usec, void *arg)
 	struct vp_keep *k;
 	bool more = false;
 	uint64_t now;
+	int r;
 
 	d->keep_waits = false;
 	sd_event_now(d->event, CLOCK_MONOTONIC, &now);
@@ -239,10 +242,12 @@ static int on_time(sd_event_source *s, uint64_t usec, void *arg)
 		k = l->keep;
 		if (!k || !k->dirty)
 			continue;
-		if (now - k->made_us < k->wait_us || commit(l) == -EAGAIN)
-			more = true;
-		else
+		r = now - k->made_us < k->wait_us ? -EAGAIN : commit(l);
+		if (r != -EAGAIN)
 			pace(k, now);
+		if (r == -EBUSY)
+			k->wait_us = AGAIN_US;
+		more |= r != 0;
 	}
 	if (more) {
 		d->keep_waits = true;

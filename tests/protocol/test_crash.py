@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import random
+import resource
 import select
 import shutil
 import signal
@@ -870,6 +871,23 @@ def test_vmm_that_never_falls_silent(service):
         settled(d)
         next_one(d)
         both_ways(a, b)
+
+
+def test_out_of_fds_for_a_while(held):
+    """What cannot be kept for want of something is kept when that is there again, without another change."""
+    d = held
+    with two(d) as (a, b):
+        limits = resource.prlimit(d.proc.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(d.proc.pid, resource.RLIMIT_NOFILE, (8, limits[1]))
+        a.tell_state(vu.SET_VRING_ENABLE, 1, 1)
+        d.wait_log("link ab: it does not outlive this process: no socket: Too many open files")
+        assert not d.show("ab")["kept"]
+        resource.prlimit(d.proc.pid, resource.RLIMIT_NOFILE, limits)
+        rest(d)
+        d.kill()
+        next_one(d)
+        both_ways(a, b)
+        assert d.log().count("it does not outlive this process") == 1
 
 
 STRANGER = """
