@@ -302,7 +302,9 @@ static int on_vu(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	struct vp_err e = { 0 };
 	int r = 0;
 
-	touch(p);
+	/* Else the session says so itself, where it has to. */
+	if (!vu_backend_journaled(p->vu) || revents & ~(uint32_t)EPOLLIN)
+		touch(p);
 	vp_foreign_from(who(p));
 	if (revents & EPOLLOUT)
 		r = vu_backend_writable(p->vu, &e);
@@ -332,7 +334,8 @@ static int on_req(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_peer *p = arg;
 
-	touch(p);
+	if (!vu_backend_journaled(p->vu))
+		touch(p);
 	vp_foreign_from(who(p));
 	vu_backend_req_ready(p->vu);
 	vp_peer_rearm(p);

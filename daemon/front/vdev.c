@@ -101,7 +101,22 @@ static void on_events_changed(void *ctx)
 	vp_vdev_iommu_events(v);
 }
 
+void vp_vdev_touch(struct vp_vdev *v)
+{
+	if (v->ops->touch)
+		v->ops->touch(v->ctx);
+}
+
+static void on_touch(void *ctx)
+{
+	struct vp_vdev *v = vdev_of(ctx);
+
+	if (v)
+		vp_vdev_touch(v);
+}
+
 const struct vu_backend_ops vp_vdev_vu_ops = {
+	.touch = on_touch,
 	.set_features = on_features,
 	.mem_table = vp_vdev_on_mem_table,
 	.mem_add = vp_vdev_on_mem_add,

@@ -37,6 +37,7 @@ struct vp_vdev_ring {
 	bool     usable;      /* rq.vq is set up; a data thread may have it */
 	bool     enabled;     /* SET_VRING_ENABLE */
 	bool     reported;    /* its breaking was logged */
+	bool     recovers;    /* it waits, and where it was is in its line still (vp_vdev_recover()) */
 	enum vp_vdev_wait wait;
 	unsigned starts;
 	/* What an earlier daemon had taken and not given back, oldest first; and the account of what we take. */
@@ -46,6 +47,8 @@ struct vp_vdev_ring {
 };
 
 struct vp_vdev_ops {
+	/* Optional. What vp_vdev_save() writes is about to change, by other than a message of the session. */
+	void (*touch)(void *ctx);
 	/* Return with rings [first, first + n) out of every other thread's hands. */
 	void (*withdraw)(void *ctx, unsigned first, unsigned n);
 	/* Rings became usable or changed their enabled flag; put to use what fits. */
@@ -95,7 +98,8 @@ void vp_vdev_free(struct vp_vdev *v);
  * session where its rings are, so the session is saved after it. A device whose rings stop for a reset is not at rest.
  */
 bool vp_vdev_at_rest(const struct vp_vdev *v);
-void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r);
+/* iotlb: with what is known of its vIOMMU. Without, the reader asks again for all of it. */
+void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r, bool iotlb);
 /* Into a new device, whose session was restored before. Nothing is offered to the owner, who looks at all of it. */
 int  vp_vdev_restore(struct vp_vdev *v, const struct vp_rec_in *in, struct vp_err *e);
 /* And what data threads change: it comes last, while none runs on either side. The rings are published by then. */
@@ -105,11 +109,19 @@ int  vp_vdev_restore_hot(struct vp_vdev *v, const struct vp_rec_in *in, struct v
 /* Where its rings are, data threads write there from now on, a line for each (virtq/place.h). Not owned. */
 void vp_vdev_set_places(struct vp_vdev *v, struct vp_place *lines);
 /*
- * vp_vdev_restore_hot() for a daemon whose predecessor ended anywhere: own, n of them, are the lines of this device's
- * rings, other those of the other side. While no data thread runs.
+ * vp_vdev_restore_hot() for a daemon whose predecessor ended anywhere: the lines, n of them, are as that one left them,
+ * and so are other, those of the other side. While no data thread runs. A ring whose translation has to be asked for
+ * is recovered when that comes. Nothing is written to a line before vp_vdev_places_begin(), so that who is killed
+ * meanwhile is followed by one who does the same again.
  */
-int  vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
-		     struct vp_err *e);
+int  vp_vdev_recover(struct vp_vdev *v, const struct vp_place *other, unsigned n, struct vp_err *e);
+/* Does a ring wait for that? */
+bool vp_vdev_recovers(const struct vp_vdev *v);
+/*
+ * The lines of rings that were recovered are in use from now on, those of rings that send or that do not. Of all
+ * devices first the receivers', for which there may be something in a sender's.
+ */
+void vp_vdev_places_begin(struct vp_vdev *v, bool send);
 /* The same of one ring, which data threads drop packets from; behind vp_vdev_restore_hot(). */
 int  vp_vdev_recover_ring(struct vp_vdev *v, unsigned q, const struct vp_place *own, struct vp_err *e);
 

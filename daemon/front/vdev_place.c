@@ -52,19 +52,53 @@ int vp_vdev_recover_ring(struct vp_vdev *v, unsigned q, const struct vp_place *o
 	return ret ? ret : recover(v, q, own, NULL, e);
 }
 
-int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *own, const struct vp_place *other, unsigned n,
-		    struct vp_err *e)
+int vp_vdev_place_recover(struct vp_vdev *v, unsigned q, struct vp_err *e)
 {
+	struct vp_virtq *vq = &v->ring[q].rq.vq;
+	bool sends = v->dev->use(q) == VP_QUEUE_SENDS;
+
+	v->ring[q].recovers = false;
+	if (!vq->packed)
+		vq->used_idx = vp_ld16(vq->device, 2);
+	return recover(v, q, &v->places[q], sends ? NULL : sender_of(v->others, v->n_others, q), e);
+}
+
+uint32_t vp_vdev_place_base(const struct vp_vdev *v, unsigned q, uint32_t base)
+{
+	/* A split ring has it in memory that is not to be had now; who starts it there again finds it. */
+	return v->ring[q].rq.vq.packed ? v->places[q].pos * 0x10001u : base;
+}
+
+int vp_vdev_recover(struct vp_vdev *v, const struct vp_place *other, unsigned n, struct vp_err *e)
+{
+	v->others = other;
+	v->n_others = n;
 	for (unsigned q = 0; q < v->n && q < n; q++) {
 		struct vp_vdev_ring *r = &v->ring[q];
-		bool sends = v->dev->use(q) == VP_QUEUE_SENDS;
 		int ret;
 
+		r->rq.vq.place = NULL;
+		r->recovers = r->wait == VP_VDEV_WAIT_REBIND;
 		if (!r->usable || r->rq.vq.broken)
 			continue;
-		ret = recover(v, q, &own[q], sends ? NULL : sender_of(other, n, q), e);
+		ret = vp_vdev_place_recover(v, q, e);
 		if (ret)
 			return ret;
 	}
 	return 0;
+}
+
+bool vp_vdev_recovers(const struct vp_vdev *v)
+{
+	for (unsigned q = 0; q < v->n; q++)
+		if (v->ring[q].recovers)
+			return true;
+	return false;
+}
+
+void vp_vdev_places_begin(struct vp_vdev *v, bool send)
+{
+	for (unsigned q = 0; q < v->n; q++)
+		if (v->ring[q].usable && !v->ring[q].rq.vq.place && (v->dev->use(q) == VP_QUEUE_SENDS) == send)
+			vp_vdev_place_begin(v, q);
 }

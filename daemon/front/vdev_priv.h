@@ -42,6 +42,8 @@ struct vp_vdev {
 	uint64_t                   inflight_off, inflight_bytes;
 	unsigned                   inflight_queues, inflight_size;
 	struct vp_place           *places;       /* a line for each ring; NULL = nobody keeps them */
+	const struct vp_place     *others;       /* of the other side's, n_others of them, while rings recover */
+	unsigned                   n_others;
 	unsigned                   resetting; /* rings that RESET_DEVICE still waits for */
 	unsigned                   n;
 	struct vp_vdev_ring        ring[];
@@ -85,6 +87,13 @@ int  vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e);
 
 /* vdev_place.c: the ring has just been set up. */
 void vp_vdev_place_begin(struct vp_vdev *v, unsigned q);
+/* One that recovers is translated now. */
+int  vp_vdev_place_recover(struct vp_vdev *v, unsigned q, struct vp_err *e);
+/* One that recovers is stopped before it is translated: its base, as far as it is known. */
+uint32_t vp_vdev_place_base(const struct vp_vdev *v, unsigned q, uint32_t base);
+
+/* vdev.c: as vp_vdev_ops says. */
+void vp_vdev_touch(struct vp_vdev *v);
 
 /* vdev_config.c */
 int  vp_vdev_on_get_config(void *ctx, uint32_t off, uint32_t len, uint8_t *buf, struct vp_err *e);

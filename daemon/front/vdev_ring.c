@@ -78,6 +78,7 @@ static int take_eventfd(struct vp_vdev *v, unsigned q, enum vu_ring_change which
 
 void vp_vdev_ring_failed(struct vp_vdev *v, unsigned q, const char *why)
 {
+	vp_vdev_touch(v);
 	snprintf(v->ring[q].error, sizeof(v->ring[q].error), "%.150s", why);
 	vp_log(VP_LOG_WARNING, "%s: queue %u: %s; it stays stopped until the driver sets it up again", v->name, q, why);
 }
@@ -157,6 +158,7 @@ static int ring_start(struct vp_vdev *v, unsigned q, bool heir, struct vp_err *e
 		vp_vdev_ring_failed(v, q, e->msg);
 		return ret;
 	}
+	vp_vdev_touch(v);
 	vp_vdev_place_begin(v, q);
 	r->rq.features = v->features;
 	r->rq.blocked_since = 0;
@@ -196,6 +198,9 @@ int vp_vdev_ring_retry(struct vp_vdev *v, unsigned q, struct vp_err *e)
 		r->wait = VP_VDEV_WAIT_NONE;
 		r->usable = true;
 		vp_vdev_ring_set_log(v, q); /* what was said while it waited */
+		if (!ret && r->recovers)
+			ret = vp_vdev_place_recover(v, q, e);
+		r->recovers = false;
 		if (ret) {
 			vp_vq_break(&r->rq.vq, VP_VQ_BAD_RING);
 			r->reported = true;
@@ -214,6 +219,7 @@ void vp_vdev_ring_release(struct vp_vdev *v, unsigned q)
 	r->usable = false;
 	r->enabled = false;
 	r->wait = VP_VDEV_WAIT_NONE;
+	r->recovers = false;
 	r->error[0] = 0;
 	vp_close(&r->kick_fd);
 	vp_vdev_iommu_idle(v);
@@ -261,7 +267,9 @@ int vp_vdev_on_ring_stop(void *ctx, unsigned q, uint32_t *base, struct vp_err *e
 	if (v->ops->stop && v->ops->stop(v->ctx, q) == VP_LATER)
 		return VP_LATER;
 	v->ops->withdraw(v->ctx, q, 1);
-	if (ring_has_base(v, q))
+	if (v->ring[q].recovers)
+		*base = vp_vdev_place_base(v, q, *base);
+	else if (ring_has_base(v, q))
 		*base = vp_vq_base(&v->ring[q].rq.vq);
 	vp_vdev_ring_release(v, q);
 	v->ops->offer(v->ctx, q, 1);  /* the partner may need another queue now */

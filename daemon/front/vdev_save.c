@@ -129,7 +129,7 @@ bool vp_vdev_at_rest(const struct vp_vdev *v)
 	return !v->resetting;
 }
 
-void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r)
+void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r, bool iotlb)
 {
 	struct vu_backend *b = v->ops->session(v->ctx);
 	struct device_rec s = {
@@ -150,7 +150,7 @@ void vp_vdev_save(struct vp_vdev *v, struct vp_rec *r)
 		save_map(r, TAG_LOG, v->log.map,
 			 &(struct place_rec){ .size = v->log.map->size, .uva = v->log.pages, .offset = v->log_offset });
 	save_inflight(v, r);
-	if (v->iotlb)
+	if (v->iotlb && iotlb)
 		vp_iotlb_save(v->iotlb, TAG_IOTLB, r);
 	for (unsigned q = 0; q < v->n; q++) {
 		struct vp_vdev_ring *ring = &v->ring[q];

@@ -307,6 +307,14 @@ void vp_vdev_iommu_poll(struct vp_vdev *v)
 
 	if (!v->iotlb)
 		return;
+	/*
+	 * What a process before this one had asked is answered first, and brings updates of its own. They would prove
+	 * what we ask for meanwhile.
+	 */
+	if (vu_backend_stale(v->ops->session(v->ctx))) {
+		v->unsent = true;
+		return;
+	}
 	if (v->resend && vu_backend_has_req(v->ops->session(v->ctx))) {
 		v->unsent = v->resend = false;
 		vp_iotlb_forget_misses(v->iotlb);

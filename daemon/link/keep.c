@@ -56,9 +56,19 @@ struct vp_keep {
 
 static const char *const boxes[] = { "box0", "box1" };
 
-static size_t size_of(unsigned rings)
+/* The link whose record is being written for a box; the journals of the one that is gone on with. */
+static const struct vp_link *boxing;
+static const struct vu_journal *were;
+
+/* Head and lines; behind them the sessions' journals, which daemons before this one did not have. */
+static size_t lines_size(unsigned rings)
 {
 	return sizeof(struct head) + (size_t)VP_SIDES * rings * sizeof(struct vp_place);
+}
+
+static size_t size_of(unsigned rings)
+{
+	return lines_size(rings) + VP_SIDES * sizeof(struct vu_journal);
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -138,6 +148,21 @@ struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side)
 	return l->keep ? (struct vp_place *)(l->keep->head + 1) + side * l->keep->head->rings : NULL;
 }
 
+struct vu_journal *vp_keep_journal(const struct vp_link *l, unsigned side)
+{
+	return l->keep ? (struct vu_journal *)((char *)l->keep->head + lines_size(l->keep->head->rings)) + side : NULL;
+}
+
+const struct vu_journal *vp_keep_was(unsigned side)
+{
+	return were ? were + side : NULL;
+}
+
+bool vp_keep_boxing(const struct vp_link *l)
+{
+	return boxing == l;
+}
+
 bool vp_keep_good(const struct vp_link *l)
 {
 	return l->keep && l->keep->put && !l->keep->dirty && vp_fdstore_there();
@@ -169,7 +194,9 @@ static int box_of(struct vp_link *l, int *fd, struct vp_err *e)
 	vp_rec_put(&r, TAG_KEEP, &s, sizeof(s));
 	vp_rec_fd(&r, TAG_PLACES, VP_REC_FD_FILE, l->keep->fd);
 	vp_rec_begin(&r, TAG_LINK);
+	boxing = l;
 	vp_link_save(l, &r);
+	boxing = NULL;
 	vp_rec_end(&r);
 	if (l->ops->save_kept) {
 		vp_rec_begin(&r, TAG_KEPT);
@@ -311,6 +338,7 @@ struct found {
 	size_t n;
 	struct vp_rec_fds fds;
 	struct head *head; /* a copy, with the lines behind it */
+	const struct vu_journal *journals; /* NULL = it has none */
 };
 
 bool vp_keeps_there(const struct vp_daemon *d)
@@ -343,8 +371,12 @@ static int read_places(struct found *f, const struct vp_rec_in *in, struct vp_er
 	if (!r && !f->head)
 		r = vp_err_set(e, -ENOMEM, "out of memory");
 	if (!r && (pread(fd, f->head, (size_t)st.st_size, 0) != st.st_size || f->head->magic != MAGIC ||
-		   f->head->rings > 1 << 16 || (size_t)st.st_size != size_of(f->head->rings)))
+		   f->head->rings > 1 << 16 ||
+		   ((size_t)st.st_size != size_of(f->head->rings) &&
+		    (size_t)st.st_size != lines_size(f->head->rings))))
 		r = vp_err_set(e, -EPROTO, "where its rings were is malformed");
+	if (!r && (size_t)st.st_size == size_of(f->head->rings))
+		f->journals = (const struct vu_journal *)((const char *)f->head + lines_size(f->head->rings));
 	vp_close(&fd);
 	return r;
 }
@@ -379,13 +411,16 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 	struct vp_link *l;
 	struct vp_rec_in body, kept;
 	bool more = vp_rec_find(&in, TAG_KEPT, &kept);
+	static const struct vu_journal none[VP_SIDES];
 	int r;
 
 	if (!vp_rec_find(&in, TAG_LINK, &body))
 		return vp_err_set(e, -EPROTO, "its record is malformed");
+	were = f->journals ? f->journals : none;
 	r = vp_links_restore(d->links, d, &body, e);
 	l = vp_link_find(d->links, name);
 	if (!r && !l) {
+		were = NULL;
 		/* It is another one now, which has been said. */
 		vp_links_end_rest(d->links, &body);
 		return 0;
@@ -394,6 +429,7 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 		r = vp_err_set(e, -EPROTO, "it had another number of rings");
 	if (!r)
 		r = l->ops->recover(l, (const struct vp_place *)(f->head + 1), f->head->rings, more ? &kept : NULL, e);
+	were = NULL;
 	if (r && l) {
 		/* Nothing of it was touched yet. */
 		l->leaving = l->ops->save_kept;

@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "link/link.h"
+#include "vhostuser/journal.h"
 #include "virtq/place.h"
 
 struct vp_keep;
@@ -20,6 +21,12 @@ void vp_keep_new(struct vp_link *l, unsigned rings);
 void vp_keep_free(struct vp_link *l);
 /* The lines of a side's rings; NULL: nobody keeps them. */
 struct vp_place *vp_keep_places(const struct vp_link *l, unsigned side);
+/* The journal of a side's session (vhostuser/journal.h); NULL: nobody keeps it. */
+struct vu_journal *vp_keep_journal(const struct vp_link *l, unsigned side);
+/* While a link is restored that another daemon has kept, up to its ops->recover(): that of a side. NULL: none is. */
+const struct vu_journal *vp_keep_was(unsigned side);
+/* Is what its ops->save() writes for a box? Then it is read with lines and journals. */
+bool vp_keep_boxing(const struct vp_link *l);
 /*
  * Something of what its ops->save() writes is about to change. From here on until it is in a new box, which is soon,
  * nobody can go on with it.

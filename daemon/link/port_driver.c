@@ -214,7 +214,7 @@ static void drv_save(void *ctx, struct vp_rec *r)
 {
 	struct vp_plink *pl = ctx;
 
-	vp_vdev_save(pl->slot.v, r);
+	vp_vdev_save(pl->slot.v, r, true);
 }
 
 static int drv_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)

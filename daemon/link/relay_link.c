@@ -25,6 +25,7 @@
 #include "front/peer.h"
 #include "front/stats.h"
 #include "front/vdev.h"
+#include "sys/timer.h"
 #include "threads/worker.h"
 
 struct relay_side {
@@ -41,7 +42,15 @@ struct relay {
 	struct relay_side side[VP_SIDES];
 	unsigned          n_lanes;   /* per direction; lanes exist while a front-end is connected */
 	struct vp_lanes  *lanes;     /* 2 * n_lanes: to the device side first */
+	/*
+	 * Gone on with behind a daemon that ended anywhere, and not all rings are translated yet: no packet passes, and
+	 * no VMM hears anything of it, until they are, or for the time of late.
+	 */
+	bool              waits;
+	sd_event_source  *late;
 };
+
+#define LATE_US 2000000u
 
 /* ---- lanes ----------------------------------------------------------------- */
 
@@ -52,7 +61,7 @@ static struct vp_view *view_make(struct relay *r, unsigned to, unsigned i)
 	unsigned receivers = dst && r->l->up ? vp_vdev_active_pairs(dst) : 0;
 	struct vp_view *v;
 
-	if (!src || r->l->leaving)
+	if (!src || r->l->leaving || r->waits)
 		return NULL;
 	v = vp_view_new(r->n_lanes);
 	if (!v)
@@ -78,7 +87,7 @@ static struct vp_view *view_make(struct relay *r, unsigned to, unsigned i)
 static void carriers(struct relay *r)
 {
 	/* No VMM is to see that. */
-	if (r->l->leaving)
+	if (r->l->leaving || r->waits)
 		return;
 	for (unsigned s = 0; s < VP_SIDES; s++) {
 		struct vp_vdev *v = r->side[s].slot.v, *other = r->side[!s].slot.v;
@@ -88,12 +97,51 @@ static void carriers(struct relay *r)
 	}
 }
 
+/* Whether a driver was notified of what it last got back is not known. */
+static void notify(struct relay *r)
+{
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		for (unsigned q = 0; r->side[s].slot.v && q < vp_vdev_rings(r->side[s].slot.v); q++) {
+			struct vp_vdev_ring *ring = vp_vdev_ring(r->side[s].slot.v, q);
+
+			if (ring->usable && !ring->rq.vq.broken)
+				worker_call(r->l->d->workers, &ring->rq);
+		}
+}
+
+/* All that the daemon before had not finished is finished, or has waited for long enough. */
+static void end_wait(struct relay *r)
+{
+	r->waits = false;
+	vp_timer_end(&r->late);
+	notify(r);
+}
+
+static bool recovers(const struct relay *r)
+{
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		if (r->side[s].slot.v && vp_vdev_recovers(r->side[s].slot.v))
+			return true;
+	return false;
+}
+
+/* The lines of rings that were recovered, receivers first. */
+static void places_begin(struct relay *r)
+{
+	for (unsigned i = 0; i < 2 * VP_SIDES; i++)
+		if (r->side[i % VP_SIDES].slot.v)
+			vp_vdev_places_begin(r->side[i % VP_SIDES].slot.v, i >= VP_SIDES);
+}
+
 /* Bring every lane in line with the rings there are. One grace period at most. */
 static void relay_update(struct relay *r)
 {
 	struct vp_view **want;
 
-	vp_keep_touch(r->l);
+	if (r->waits && !vp_keep_was(0) && !r->l->leaving && !recovers(r))
+		end_wait(r);
+	if (!r->waits)
+		places_begin(r);
 	if (!r->lanes)
 		return;
 	want = calloc(2 * r->n_lanes, sizeof(*want));
@@ -204,7 +252,15 @@ static void side_translated(void *ctx)
 		vp_lanes_poke(side->r->lanes);
 }
 
+static void side_touch(void *ctx)
+{
+	struct relay_side *side = ctx;
+
+	vp_keep_touch(side->r->l);
+}
+
 static const struct vp_vdev_ops side_vdev_ops = {
+	.touch = side_touch,
 	.translated = side_translated,
 	.attention_fd = side_attention_fd,
 	.withdraw = side_withdraw,
@@ -213,11 +269,19 @@ static const struct vp_vdev_ops side_vdev_ops = {
 	.session = side_session,
 };
 
-static void side_touch(void *ctx)
+static int on_late(sd_event_source *s, uint64_t usec, void *arg)
 {
-	struct relay_side *side = ctx;
+	struct relay *r = arg;
 
-	vp_keep_touch(side->r->l);
+	if (!r->waits)
+		return 0;
+	vp_log(VP_LOG_WARNING,
+	       "link %s: a VMM has not said where its vIOMMU maps a queue, %u s after this daemon went on with it; the "
+	       "other queues go on",
+	       r->l->conf.name, LATE_US / 1000000);
+	end_wait(r);
+	relay_update(r);
+	return 0;
 }
 
 static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
@@ -229,6 +293,9 @@ static int side_open(void *ctx, struct vu_backend_cfg *cfg, struct vp_err *e)
 	if (ret)
 		return vp_err_set(e, ret, "out of memory");
 	vp_link_backend_cfg(side->r->l, side->id, NULL, cfg);
+	cfg->journal = vp_keep_journal(side->r->l, side->id);
+	if (cfg->journal)
+		memset(cfg->journal, 0, sizeof(*cfg->journal));
 	ret = vp_vdev_new(&side->slot.v, side->name, &side->r->l->conf, side->id, NULL, &side_vdev_ops, side);
 	if (ret)
 		return vp_err_set(e, ret, "out of memory");
@@ -253,6 +320,7 @@ static void side_gone(struct relay_side *side)
 
 	if (!v)
 		return;
+	vp_keep_touch(r->l);
 	vp_vdev_reap(v);
 	for (unsigned q = 1; q < vp_vdev_rings(v); q += 2)
 		vp_stats_add(&side->past, &vp_vdev_ring(v, q)->rq.stats);
@@ -282,7 +350,7 @@ static void side_save(void *ctx, struct vp_rec *rec)
 {
 	struct relay_side *side = ctx;
 
-	vp_vdev_save(side->slot.v, rec);
+	vp_vdev_save(side->slot.v, rec, !vp_keep_boxing(side->r->l));
 }
 
 static int side_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
@@ -310,6 +378,7 @@ static void relay_stop(struct vp_link *l)
 		r->side[s].peer = NULL;
 	}
 	lanes_free(r);
+	vp_timer_end(&r->late);
 	free(r);
 	l->impl = NULL;
 }
@@ -342,6 +411,7 @@ static int relay_start(struct vp_link *l, struct vp_err *e)
 
 static void relay_admin(struct vp_link *l)
 {
+	vp_keep_touch(l);
 	relay_update(l->impl);
 }
 
@@ -463,6 +533,7 @@ static int relay_restore(struct vp_link *l, const struct vp_rec_in *in, struct v
 	struct vp_rec_in side, peer;
 	int ret = 0;
 
+	r->waits = vp_keep_was(0) != NULL;
 	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
 		if (!vp_rec_find(in, VP_LINK_REC_SIDE + s, &side) || !vp_rec_find(&side, VP_LINK_REC_PEER, &peer) ||
 		    vp_rec_get(&side, TAG_PAST, &r->side[s].past, sizeof(r->side[s].past)))
@@ -506,11 +577,6 @@ static int relay_restore_hot(struct vp_link *l, const struct vp_rec_in *in, stru
 
 static int relay_can_keep(const struct vp_link *l, struct vp_err *e)
 {
-	struct relay *r = l->impl;
-
-	for (unsigned s = 0; s < VP_SIDES; s++)
-		if (r->side[s].slot.v && vp_vdev_features(r->side[s].slot.v) & VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
-			return vp_err_set(e, -EOPNOTSUPP, "a VM of it has a vIOMMU");
 	return 0;
 }
 
@@ -520,18 +586,27 @@ static int relay_recover(struct vp_link *l, const struct vp_place *old, unsigned
 	struct relay *r = l->impl;
 	int ret = 0;
 
-	for (unsigned s = 0; !ret && s < VP_SIDES; s++)
-		if (r->side[s].slot.v)
-			ret = vp_vdev_recover(r->side[s].slot.v, old + s * n, old + !s * n, n, e);
-	/* Whether a driver was notified of what it last got back is not known. */
-	for (unsigned s = 0; !ret && s < VP_SIDES; s++)
-		for (unsigned q = 0; r->side[s].slot.v && q < vp_vdev_rings(r->side[s].slot.v); q++) {
-			struct vp_vdev_ring *ring = vp_vdev_ring(r->side[s].slot.v, q);
+	/* As they were, until all rings are recovered: one who is killed before that is followed by one who does it again. */
+	for (unsigned s = 0; s < VP_SIDES; s++)
+		memcpy(vp_keep_places(l, s), old + s * n, n * sizeof(*old));
+	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
+		struct relay_side *side = &r->side[s];
 
-			if (ring->usable && !ring->rq.vq.broken)
-				worker_call(l->d->workers, &ring->rq);
-		}
-	return ret;
+		if (!side->slot.v)
+			continue;
+		ret = vp_vdev_recover(side->slot.v, vp_keep_places(l, !s), n, e);
+		if (!ret)
+			ret = vu_backend_recover(vp_peer_session(side->peer), vp_keep_was(s), e);
+	}
+	if (ret)
+		return ret;
+	if (recovers(r)) {
+		vp_timer_in(l->d->event, &r->late, LATE_US, on_late, r, l->conf.name);
+		return 0;
+	}
+	end_wait(r);
+	relay_update(r);
+	return 0;
 }
 
 const struct vp_link_ops vp_link_relay_ops = {

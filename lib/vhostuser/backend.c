@@ -116,6 +116,7 @@ void vu_backend_destroy(struct vu_backend *b)
 	if (!b)
 		return;
 	b->dead = true;
+	b->cfg.journal = NULL; /* another process may go on with it */
 	vu_req_channel_close(b, "the session ended");
 	vu_conn_close(&b->main);
 	vu_rings_close(b);
@@ -309,6 +310,95 @@ out:
 	return finish(b, rc, rfd, e);
 }
 
+void vu_touch(struct vu_backend *b)
+{
+	if (b->cfg.journal && b->ops->touch)
+		b->ops->touch(b->ctx);
+}
+
+bool vu_backend_journaled(const struct vu_backend *b)
+{
+	return b->cfg.journal != NULL;
+}
+
+/*
+ * Read and answer IOTLB message m, which comes next and is done. Who is killed in here is followed by one who knows
+ * whether it was read, and whether it was answered.
+ */
+static int take(struct vu_backend *b, const struct vu_msg *m, struct vp_err *e)
+{
+	uint8_t raw[VU_HDR_SIZE + sizeof(m->p.iotlb)];
+	const struct vu_hdr h = { m->hdr.request, VU_FLAG_VERSION | VU_FLAG_REPLY, sizeof(uint64_t) };
+	struct vu_msg late = { .hdr = h };
+	struct vu_journal *j = b->cfg.journal;
+	struct vu_journal_state s;
+	ssize_t n;
+
+	vu_at(VU_AT_DONE);
+	vu_journal_begin(j, VU_DOING_TAKE);
+	n = vu_journal_recv(j, b->main.fd, raw, sizeof(raw));
+	if (n != (ssize_t)sizeof(raw))
+		return vp_err_set(e, -EIO, "cannot read from the vhost-user socket what was there: %s",
+				  n < 0 ? strerror((int)-n) : "somebody else reads it, too");
+	vu_at(VU_AT_READ);
+	memset(raw, 0, VU_HDR_SIZE + sizeof(uint64_t));
+	memcpy(raw, &h, sizeof(h));
+	n = vu_journal_send(j, b->main.fd, raw, VU_HDR_SIZE + sizeof(uint64_t));
+	vu_at(VU_AT_ANSWERED);
+	b->stat.replies++;
+	if (n == -EAGAIN || n == -ENOBUFS) {
+		vu_touch(b);
+		n = vu_conn_send(&b->main, &late, NULL, 0, e);
+	} else if (n != VU_HDR_SIZE + (ssize_t)sizeof(uint64_t)) {
+		n = vp_err_set(e, n == -EPIPE ? -ECONNRESET : n < 0 ? (int)n : -EIO, "cannot answer IOTLB_MSG: %s",
+			       n < 0 ? strerror((int)-n) : "the socket took half of it");
+	} else {
+		n = 0;
+	}
+	s = vu_journal_get(j);
+	s.doing = VU_DOING_NOTHING;
+	vu_journal_set(j, s);
+	return (int)n;
+}
+
+/*
+ * With a vIOMMU that is strict these come with each packet. One that is done changes nothing of the session's record,
+ * as its owner begins with an empty IOTLB there. It is done before it is read, so who is killed at it leaves it to the
+ * next one. 1: one is through; 0: nothing is there; -EAGAIN: something else comes next.
+ */
+static int next_iotlb(struct vu_backend *b, struct vp_err *e)
+{
+	struct vp_err why = { 0 };
+	struct vu_msg m;
+	int rc = vu_conn_peek(&b->main, sizeof(m.p.iotlb), &m), rfd = -1;
+
+	if (rc != 1)
+		return rc ? -EAGAIN : 0;
+	if (m.hdr.request != VU_IOTLB_MSG || vu_msg_check(VU_FROM_FRONTEND, &m, 0, b->pf, b->state, &why) ||
+	    (b->cfg.msgs_per_sec && b->tokens < 2))
+		return -EAGAIN;
+	rate_exceeded(b);
+	b->fatal = b->soft = false;
+	b->answer = true;
+	rc = vu_handle_plain(b, &m, &rfd, e);
+	b->stat.msgs++;
+	b->stat.count[VU_IOTLB_MSG]++;
+	if (!rc) {
+		rc = take(b, &m, e);
+		return rc < 0 ? rc : 1;
+	}
+	vu_touch(b);
+	/* All of it is there. */
+	if (vu_conn_recv(&b->main, &why) != 1)
+		return vp_err_set(e, -EIO, "cannot read from the vhost-user socket what was there");
+	if (rc == VP_LATER) {
+		b->owed = VU_IOTLB_MSG;
+		return 1;
+	}
+	rc = finish(b, rc, -1, e);
+	return rc < 0 ? rc : 1;
+}
+
 int vu_backend_readable(struct vu_backend *b, struct vp_err *user)
 {
 	struct vp_err e = { 0 };
@@ -330,7 +420,13 @@ int vu_backend_readable(struct vu_backend *b, struct vp_err *user)
 		return 0;
 	}
 	for (i = 0; i < BUDGET && !b->owed; i++) {
-		rc = vu_conn_recv(&b->main, &e);
+		rc = b->cfg.journal ? next_iotlb(b, &e) : -EAGAIN;
+		if (rc == 1)
+			continue;
+		if (rc == -EAGAIN) {
+			vu_touch(b);
+			rc = vu_conn_recv(&b->main, &e);
+		}
 		if (!rc)
 			break;
 		if (rc > 0) {
@@ -351,6 +447,7 @@ int vu_backend_writable(struct vu_backend *b, struct vp_err *user)
 
 	if (b->dead)
 		return vp_err_set(user, -ENOTCONN, "the vhost-user session is over");
+	vu_touch(b);
 	rc = vu_conn_flush(&b->main, &e);
 	if (rc)
 		return die(b, rc, user, &e);
@@ -363,6 +460,7 @@ static int finish_later(struct vu_backend *b, int rc, struct vp_err *user)
 	struct vp_err e = { 0 };
 
 	b->fatal = b->soft = false;
+	vu_touch(b);
 	rc = finish(b, rc, -1, &e);
 	if (rc < 0)
 		return die(b, rc, user, &e);

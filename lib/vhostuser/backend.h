@@ -144,6 +144,12 @@ struct vu_backend_ops {
 	/* Sizes of the shared memory regions; *n preset with VU_MAX_SHMEM. Required when VU_PF_SHMEM is offered. */
 	int (*get_shmem_config)(void *ctx, unsigned int *n, uint64_t *sizes, struct vp_err *e);
 
+	/*
+	 * Optional, with cfg.journal: what vu_backend_save() writes is about to change, by anything but an IOTLB message
+	 * that is taken, a miss, and what comes back for it.
+	 */
+	void (*touch)(void *ctx);
+
 	/* The fds or event masks to poll for changed (also called when a request channel appears or goes). */
 	void (*events_changed)(void *ctx);
 };
@@ -157,6 +163,7 @@ struct vu_backend_cfg {
 	unsigned int max_mem_slots; /* 1 .. VU_MAX_MEM_SLOTS, 0 = that */
 	unsigned int msgs_per_sec;  /* beyond it (a second's worth may come at once) the session ends; 0 = no limit */
 	const char  *name;          /* of the session, in the log; not copied; NULL = "vhost-user" */
+	struct vu_journal *journal; /* not owned, all zeroes; NULL = nobody keeps it (vu_backend_recover()) */
 };
 
 /*
@@ -191,6 +198,16 @@ void *vu_backend_pending(const struct vu_backend *b, unsigned int i);
 void vu_backend_save(const struct vu_backend *b, struct vp_rec *r);
 struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct vu_backend_cfg *cfg,
 				      const struct vu_backend_ops *ops, void *ctx, struct vp_err *e);
+
+/*
+ * Of a session that was restored, before anything else is done with it: its record is one of a process that ended
+ * anywhere, and old is its journal. What had been read and not answered is answered. IOTLB messages that it had done
+ * are not known here: the owner begins with an empty IOTLB. -EPROTO: the two do not go together.
+ */
+int vu_backend_recover(struct vu_backend *b, const struct vu_journal *old, struct vp_err *e);
+/* Answers to misses of a process before this one are to come: whose they are, their order alone says. */
+bool vu_backend_stale(const struct vu_backend *b);
+bool vu_backend_journaled(const struct vu_backend *b);
 
 int vu_backend_await(struct vu_backend *b, unsigned int i, vu_req_done done, void *arg);
 

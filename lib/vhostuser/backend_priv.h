@@ -4,9 +4,11 @@
 #define VP_VHOSTUSER_BACKEND_PRIV_H
 
 #include "vhostuser/backend.h"
+#include "vhostuser/journal.h"
 
 struct vu_req {
 	uint32_t request;
+	bool heir;                  /* made by another process */
 	vu_req_done done;
 	void *arg;
 };
@@ -45,6 +47,7 @@ struct vu_backend {
 	double tokens;              /* messages that may still come at once */
 	uint64_t tokens_ns;         /* CLOCK_MONOTONIC of the last refill */
 
+	uint32_t was_asked, was_heard; /* of the record that it was restored from: as its journal had it */
 	struct vu_req reqs[VU_MAX_REQS];
 	unsigned int req_head, req_len;
 
@@ -74,6 +77,15 @@ void vu_rings_close(struct vu_backend *b);
 
 int vu_req_channel_set(struct vu_backend *b, int *fd, struct vp_err *e);
 void vu_req_channel_close(struct vu_backend *b, const char *why);
+
+static inline void vu_at(enum vu_journal_point p)
+{
+	if (__builtin_expect(vu_journal_at != NULL, 0))
+		vu_journal_at(p);
+}
+
+/* The record changes by more than the journal says. */
+void vu_touch(struct vu_backend *b);
 
 /* Tell the owner if what is to be polled has changed. */
 void vu_events_update(struct vu_backend *b);

@@ -25,6 +25,18 @@ static struct vu_req pop(struct vu_backend *b)
 	return r;
 }
 
+/* So many more of both, in the journal, which is at nothing then. */
+static void count(struct vu_backend *b, uint32_t asked, uint32_t heard)
+{
+	struct vu_journal *j = b->cfg.journal;
+	struct vu_journal_state s;
+
+	if (!j)
+		return;
+	s = vu_journal_get(j);
+	vu_journal_set(j, (struct vu_journal_state){ VU_DOING_NOTHING, s.asked + asked, s.heard + heard });
+}
+
 static void complete(struct vu_backend *b, int result)
 {
 	struct vu_req r = pop(b);
@@ -33,16 +45,22 @@ static void complete(struct vu_backend *b, int result)
 		b->stat.reqs_failed++;
 	if (r.done)
 		r.done(r.arg, result);
+	/* Who waits for the last answer to another process may ask now. */
+	else if (r.heir && !b->dead && b->ops->events_changed && !vu_backend_stale(b))
+		b->ops->events_changed(b->ctx);
 }
 
 void vu_req_channel_close(struct vu_backend *b, const char *why)
 {
+	if (b->req.fd >= 0 || b->req_len)
+		vu_touch(b);
 	if (b->req.fd >= 0) {
 		snprintf(b->stat.req_error, sizeof(b->stat.req_error), "%s", why);
 		b->req_serial++;
 	}
 	/* Closed first: a request made from a completion gets -ENOTCONN. */
 	vu_conn_close(&b->req);
+	count(b, 0, b->req_len);
 	while (b->req_len)
 		complete(b, -ECANCELED);
 }
@@ -87,13 +105,49 @@ short vu_backend_req_events(const struct vu_backend *b)
 	return POLLIN | (vu_conn_want_write(&b->req) ? POLLOUT : 0);
 }
 
+/* The answer to a miss, all of it: nothing but the journal has to know. 1: heard; else as vu_conn_peek(). */
+static int hear(struct vu_backend *b)
+{
+	struct vu_journal *j = b->cfg.journal;
+	uint8_t raw[VU_HDR_SIZE + sizeof(uint64_t)];
+	struct vp_err e = { 0 };
+	struct vu_msg m;
+	int rc = vu_conn_peek(&b->req, sizeof(uint64_t), &m);
+
+	if (rc != 1)
+		return rc;
+	if (!b->req_len || m.hdr.request != VU_BE_IOTLB_MSG ||
+	    vu_reply_check(VU_FROM_BACKEND, b->reqs[b->req_head].request, &m, 0, &e))
+		return -1;
+	vu_journal_begin(j, VU_DOING_HEAR);
+	if (vu_journal_recv(j, b->req.fd, raw, sizeof(raw)) != (ssize_t)sizeof(raw)) {
+		vu_req_channel_close(b, "somebody else reads it, too");
+		vu_events_update(b);
+		return 0;
+	}
+	vu_at(VU_AT_HEARD);
+	count(b, 0, 1);
+	complete(b, m.p.u64 ? -EREMOTEIO : 0);
+	return 1;
+}
+
 void vu_backend_req_ready(struct vu_backend *b)
 {
 	struct vp_err e = { 0 };
-	int rc, i;
+	int rc = 1, i;
 
 	if (b->dead || b->req.fd < 0)
 		return;
+	for (i = 0; b->cfg.journal && rc == 1 && i < VU_MAX_REQS; i++) {
+		rc = hear(b);
+		if (b->req.fd < 0)
+			return;
+	}
+	if (b->cfg.journal && rc >= 0) {
+		vu_events_update(b);
+		return;
+	}
+	vu_touch(b);
 	rc = vu_conn_flush(&b->req, &e);
 	for (i = 0; !rc && i < VU_MAX_REQS; i++) {
 		uint64_t v;
@@ -110,6 +164,7 @@ void vu_backend_req_ready(struct vu_backend *b)
 		vu_conn_next(&b->req);
 		if (rc)
 			break;
+		count(b, 0, 1);
 		complete(b, v ? -EREMOTEIO : 0);
 		if (b->req.fd < 0)
 			return;
@@ -119,6 +174,28 @@ void vu_backend_req_ready(struct vu_backend *b)
 		vu_req_channel_close(b, e.msg);
 	}
 	vu_events_update(b);
+}
+
+/* A miss that will be answered: as vu_conn_send(), and only the journal has to know. */
+static int send_miss(struct vu_backend *b, const struct vu_msg *m, struct vp_err *e)
+{
+	uint8_t raw[VU_HDR_SIZE + sizeof(m->p.iotlb)];
+	struct vu_journal *j = b->cfg.journal;
+	ssize_t n;
+
+	memcpy(raw, &m->hdr, VU_HDR_SIZE);
+	memcpy(raw + VU_HDR_SIZE, &m->p.iotlb, sizeof(m->p.iotlb));
+	vu_journal_begin(j, VU_DOING_ASK);
+	n = vu_journal_send(j, b->req.fd, raw, sizeof(raw));
+	if (n == (ssize_t)sizeof(raw)) {
+		vu_at(VU_AT_ASKED);
+		return 0;
+	}
+	vu_touch(b);
+	if (n == -EAGAIN)
+		return vu_conn_send(&b->req, m, NULL, 0, e); /* it waits */
+	return vp_err_set(e, n < 0 ? (int)n : -EIO, "cannot send IOTLB_MSG: %s",
+			  n < 0 ? strerror((int)-n) : "the socket took half of it");
 }
 
 static int request(struct vu_backend *b, uint32_t id, const void *payload, uint32_t size, int fd, bool need_answer,
@@ -140,7 +217,14 @@ static int request(struct vu_backend *b, uint32_t id, const void *payload, uint3
 				 .flags = VU_FLAG_VERSION | (ack ? VU_FLAG_NEED_REPLY : 0) };
 	if (size)
 		memcpy(&m.p, payload, size);
-	rc = vu_conn_send(&b->req, &m, &fd, fd >= 0, &e);
+	if (b->cfg.journal && ack && id == VU_BE_IOTLB_MSG && !vu_conn_want_write(&b->req)) {
+		rc = send_miss(b, &m, &e);
+	} else {
+		vu_touch(b);
+		rc = vu_conn_send(&b->req, &m, &fd, fd >= 0, &e);
+	}
+	if (ack)
+		count(b, !rc, 0);
 	if (rc) {
 		/* Not enough room is the caller's to retry; anything else has lost the channel. */
 		if (rc != -ENOBUFS && rc != -ENOMEM && rc != -EMFILE) {

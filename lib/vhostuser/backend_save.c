@@ -16,7 +16,7 @@
 
 enum tag {
 	TAG_SESSION = 1, TAG_REGIONS, TAG_GONE, TAG_REQUESTS, TAG_COUNTS, TAG_REFUSAL, TAG_REQ_ERROR,
-	TAG_MAIN, TAG_REQ, TAG_RING,
+	TAG_MAIN, TAG_REQ, TAG_RING, TAG_JOURNAL,
 	/* of a ring */
 	TAG_RING_STATE = 64, TAG_KICK, TAG_CALL, TAG_ERR,
 };
@@ -28,6 +28,11 @@ struct session_rec {
 	uint64_t tokens_1024; /* tokens * 1024 */
 	uint64_t tokens_ns;
 	uint64_t msgs, replies, refused, reqs, reqs_failed;
+};
+
+/* At that time. */
+struct journal_rec {
+	uint32_t asked, heard;
 };
 
 enum { R_LOG = 1, R_ADDR_SET = 2, R_KICK_SET = 4, R_CALL_SET = 8, R_ENABLED = 16, R_STARTED = 32 };
@@ -90,6 +95,11 @@ void vu_backend_save(const struct vu_backend *b, struct vp_rec *r)
 	vp_rec_put(r, TAG_GONE, b->gone, sizeof(b->gone));
 	vp_rec_put(r, TAG_REQUESTS, ids, b->req_len * sizeof(ids[0]));
 	vp_rec_put(r, TAG_COUNTS, b->stat.count, sizeof(b->stat.count));
+	if (b->cfg.journal) {
+		const struct vu_journal_state j = vu_journal_get(b->cfg.journal);
+
+		vp_rec_put(r, TAG_JOURNAL, &(struct journal_rec){ j.asked, j.heard }, sizeof(struct journal_rec));
+	}
 	vp_rec_str(r, TAG_REFUSAL, b->stat.refusal);
 	vp_rec_str(r, TAG_REQ_ERROR, b->stat.req_error);
 	vu_conn_save(&b->main, TAG_MAIN, r);
@@ -156,7 +166,15 @@ static int load_arrays(struct vu_backend *b, const struct vp_rec_in *in)
 	for (b->req_len = 0; b->req_len < body.n / sizeof(ids[0]); b->req_len++) {
 		if (!vu_msg_info(VU_FROM_BACKEND, ids[b->req_len]))
 			return -EPROTO;
-		b->reqs[b->req_len] = (struct vu_req){ .request = ids[b->req_len] };
+		b->reqs[b->req_len] = (struct vu_req){ .request = ids[b->req_len], .heir = true };
+	}
+	if (vp_rec_find(in, TAG_JOURNAL, &body)) {
+		struct journal_rec j;
+
+		if (vp_rec_get(in, TAG_JOURNAL, &j, sizeof(j)))
+			return -EPROTO;
+		b->was_asked = j.asked;
+		b->was_heard = j.heard;
 	}
 	return 0;
 }
@@ -219,6 +237,43 @@ struct vu_backend *vu_backend_restore(const struct vp_rec_in *in, const struct v
 	b->seen_req_events = vu_backend_req_events(b);
 	b->seen_req = b->req_serial;
 	return b;
+}
+
+int vu_backend_recover(struct vu_backend *b, const struct vu_journal *old, struct vp_err *e)
+{
+	struct vu_journal_state s = vu_journal_get(old);
+	struct vu_msg m = { .hdr = { VU_IOTLB_MSG, VU_FLAG_VERSION | VU_FLAG_REPLY, sizeof(uint64_t) } };
+	uint32_t open, heard;
+
+	if (s.doing == VU_DOING_ASK)
+		s.asked += old->out.msg_len > 0;
+	if (s.doing == VU_DOING_HEAR)
+		s.heard += old->in.msg_len > 0;
+	heard = (s.heard - b->was_heard) & VU_JOURNAL_MASK;
+	open = (b->req_len + (s.asked - b->was_asked) - heard) & VU_JOURNAL_MASK;
+	if (s.doing > VU_DOING_HEAR || open > VU_MAX_REQS || (open && b->req.fd < 0))
+		return vp_err_set(e, -EPROTO, "what it had asked and heard makes no sense");
+	for (; heard && b->req_len; heard--, b->req_len--)
+		b->req_head = (b->req_head + 1) % VU_MAX_REQS;
+	/* All that is asked without a new record. */
+	for (; b->req_len < open; b->req_len++)
+		b->reqs[(b->req_head + b->req_len) % VU_MAX_REQS] =
+			(struct vu_req){ .request = VU_BE_IOTLB_MSG, .heir = true };
+	if (s.doing != VU_DOING_TAKE || !old->in.msg_len || old->out.msg_len)
+		return 0;
+	b->stat.replies++;
+	return vu_conn_send(&b->main, &m, NULL, 0, e);
+}
+
+bool vu_backend_stale(const struct vu_backend *b)
+{
+	for (unsigned i = 0; i < b->req_len; i++) {
+		const struct vu_req *q = &b->reqs[(b->req_head + i) % VU_MAX_REQS];
+
+		if (q->heir && !q->done && q->request == VU_BE_IOTLB_MSG)
+			return true;
+	}
+	return false;
 }
 
 int vu_backend_await(struct vu_backend *b, unsigned int i, vu_req_done done, void *arg)

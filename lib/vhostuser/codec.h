@@ -128,6 +128,12 @@ void vu_conn_next(struct vu_conn *c);
 int vu_conn_send(struct vu_conn *c, const struct vu_msg *m, const int *fds, unsigned int nfds,
 		 struct vp_err *e);
 
+/*
+ * Look at what comes next, and leave it where it is. 1: a message with so many bytes of payload, all of it, without
+ * fds: m has them. 0: nothing. -1: anything else; also while one is half read, or some wait to be sent.
+ */
+int vu_conn_peek(const struct vu_conn *c, size_t payload, struct vu_msg *m);
+
 /* Call when writable. 0 or -errno with *e set. */
 int vu_conn_flush(struct vu_conn *c, struct vp_err *e);
 

@@ -178,6 +178,22 @@ int vu_conn_recv(struct vu_conn *c, struct vp_err *e)
 	}
 }
 
+int vu_conn_peek(const struct vu_conn *c, size_t payload, struct vu_msg *m)
+{
+	struct iovec v[2] = { { &m->hdr, VU_HDR_SIZE }, { m->p.bytes, payload } };
+	struct msghdr h = { .msg_iov = v, .msg_iovlen = 2 };
+	ssize_t n;
+
+	if (c->rx_have || c->out_len)
+		return -1;
+	do {
+		n = recvmsg(c->fd, &h, MSG_PEEK | MSG_DONTWAIT);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -1;
+	return (size_t)n == VU_HDR_SIZE + payload && m->hdr.size == payload && !(h.msg_flags & MSG_CTRUNC) ? 1 : -1;
+}
+
 /* One sendmsg from offset off; the fds go with the first byte. Bytes sent, 0 = would block, or -errno. */
 static ssize_t send_some(int sock, const struct vu_msg *m, size_t off, const int *fds, unsigned int nfds)
 {
