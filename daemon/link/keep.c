@@ -322,12 +322,19 @@ void vp_keeps_disown(struct vp_daemon *d, bool disown)
 			vp_keep_touch(l);
 }
 
+static void at_journal(enum vu_journal_point p)
+{
+	vp_place_point((enum vp_place_point)(VP_POINTS + p));
+}
+
 void vp_keeps_hook(void)
 {
 	const char *at = getenv("VHOST_PCI_CRASH_AT");
 
 	if (at && sscanf(at, "%u,%u", &vp_place_crash_at, &vp_place_crash_n) != 2)
 		vp_place_crash_at = 0;
+	if (vp_place_crash_at >= VP_POINTS)
+		vu_journal_at = at_journal;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
