@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """As test_crash.py, where VMs have a vIOMMU: the next daemon knows nothing of what it maps, and asks again."""
 import contextlib
-import select
+import socket
 import struct
 import threading
 import time
 
+import conftest
 import pytest
 import viommu
 import vu
 from test_crash import BASE, POINTS, PACKED_ONLY, Flow, crashes, flows, gone, held, hung_up, next_one, rest  # noqa: F401 pylint: disable=unused-import
 from test_relay import FORMATS
+from test_viommu import open_log
 from viommu import INVALIDATE, IOVA, PAGE, RW, UPDATE
 
 # Behind the points of virtq/place.h, those of vhostuser/journal.h.
@@ -149,3 +151,204 @@ def test_at_each_point(held, fa, fb):  # noqa: F811
                     more(20)
         exchange(d, a, b, 1000)
     assert "start anew" in d.log() and "connect again" not in d.log(), d.log()
+
+
+def test_messages_leave_no_mark(held):  # noqa: F811
+    """The link is kept all the time: no IOTLB message, miss or answer is waited for by a new record."""
+    d = held
+    with two(d, "both") as (a, b), flows((a, b), (b, a), window=24) as more:
+        kept = []
+        for _ in range(30):
+            kept.append(d.show("ab")["kept"])
+            more(5)
+        assert all(kept), kept
+        before = d.show("ab")["sides"]["driver"]["iommu"]
+        more(50)
+        assert d.show("ab")["sides"]["driver"]["iommu"]["invalidations"] >= before["invalidations"] + 50
+
+
+def waiting(nic, d, n):
+    """So many requests that nobody has read: their ids."""
+    size = n * (12 + 32)
+    served(d, until=lambda: len(nic.back.recv(size, socket.MSG_PEEK)) == size)
+    data = nic.back.recv(4096, socket.MSG_PEEK)
+    return [struct.unpack_from("<I", data, at)[0] for at in range(0, len(data), 44)]
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_open_misses(held, how):  # noqa: F811
+    """What a daemon had asked, the next one hears, and knows that it is not the answer to its own questions."""
+    d = held
+    with two(d, moves=False) as (a, b):
+        for off in range(0, a.mem.next, PAGE):
+            a.invalidate(off // PAGE)
+        # The rings are back, and nothing else.
+        served(d, a, until=lambda: d.show("ab")["status"] == "up")
+        a.silent = True
+        a.send_packet(vu.frame(1))
+        b.send_packet(vu.frame(2))
+        first = waiting(a, d, 2)
+        getattr(d, how)()
+        next_one(d)
+        time.sleep(0.3)
+        assert waiting(a, d, 2) == first == [1, 1], "it asks before it has heard what was asked"
+        a.silent = False
+        old, a.answer = a.answer, lambda iova, perm: False
+        for _ in range(2):
+            with a.lock:
+                head = a.back.recv(44, socket.MSG_WAITALL)
+                assert not a.answer(*struct.unpack_from("<QQQB", head, 12)[::3])
+                a.back.sendall(struct.pack("<IIIQ", 1, 5, 8, 1))
+        a.answer = old
+        got = []
+        served(d, a, b, until=lambda: (p := b.poll_packet()) and got.append(p[1]) or got)
+        served(d, a, b, until=lambda: (p := a.poll_packet()) and got.append(p[1]) or len(got) == 2)
+        assert got == [vu.frame(1), vu.frame(2)]
+        exchange(d, a, b, 10)
+        assert "request channel closed" not in d.log()
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_while_it_waits(held, fmt):  # noqa: F811
+    """Until the rings are translated nothing passes, nothing is dropped and no VMM hears anything; who is killed then is followed, too."""
+    d = held
+    with two(d, "both", fmt, fmt, moves=False) as (a, b), answering(a, b):
+        told = a.told, b.told
+        d.kill()
+        with open(d.log_path, "ab") as log, pytest.MonkeyPatch.context() as env:
+            env.setenv("VHOST_PCI_CRASH_AT", f"{POINTS['sent']},1")
+            d.proc = d.spawn(log)
+        for i in range(5):
+            b.send_packet(vu.frame(i), kick=i == 4)
+        assert d.proc.wait(conftest.PATIENCE) == -9, d.log()
+        a.silent = True
+        d.hang_up()
+        for _ in range(2):
+            next_one(d)
+            time.sleep(0.3)
+            assert d.show("ab")["status"] != "up" and d.show("ab")["kept"]
+            d.kill()
+        next_one(d)
+        a.silent = False
+        got = []
+        served(d, until=lambda: (p := a.poll_packet()) and p[1] and got.append(p[1]) or len(got) == 5)
+        assert got == [vu.frame(i) for i in range(5)]
+        assert (a.told, b.told) == told, "the link was said to be down"
+        d.wait(lambda: b.reclaim() or len(b.tx_free) == 64)
+
+
+@contextlib.contextmanager
+def answering(*nics):
+    """Whatever a daemon asks is answered, also while nobody is there to take the answer."""
+    ending = threading.Event()
+
+    def run(nic):
+        while not ending.is_set():
+            nic.serve()
+            time.sleep(0.0005)
+    threads = [threading.Thread(target=run, args=(nic,), daemon=True) for nic in nics]
+    for t in threads:
+        t.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for t in threads:
+            t.join()
+
+
+def test_nobody_answers(held):  # noqa: F811
+    """A VMM that does not say where it maps its rings holds the other one up for a while only."""
+    d = held
+    with two(d, moves=False) as (a, b):
+        a.silent = True
+        d.kill()
+        next_one(d)
+        b.send_packet(vu.frame(1))
+        d.wait_log("has not said where its vIOMMU maps a queue")
+        # Dropped, as ever where the other side takes nothing.
+        d.wait(lambda: b.reclaim() or len(b.tx_free) == 64)
+        a.silent = False
+        served(d, a, until=lambda: d.show("ab")["status"] == "up")
+        exchange(d, a, b, 10)
+        served(d, a, b, until=lambda: d.show("ab")["kept"])
+        d.kill()
+        next_one(d)
+        exchange(d, a, b, 20)
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_stopped_while_it_waits(held, fmt):  # noqa: F811
+    """The driver stops its rings before they are translated, and starts them where it was told that they are."""
+    d = held
+    with two(d, "driver", fmt, moves=False) as (a, b):
+        a.silent = True
+        d.kill()
+        next_one(d)
+        for q in (0, 1):
+            a.start_ring(q, a.rings[q], base=a.stop_ring(q))
+        a.silent = False
+        exchange(d, a, b, 10)
+
+
+def test_half_a_message(held):  # noqa: F811
+    """The first half of an INVALIDATE was read by one daemon, the rest by the next one, which answers."""
+    d = held
+    with two(d, moves=False) as (a, b):
+        whole = struct.pack("<IIIQQQBB6x", vu.IOTLB_MSG, 1 | 8, 32, IOVA, PAGE, 0, 0, INVALIDATE)
+        for cut in (1, 12, 30):
+            a.raw(whole[:cut])
+            assert d.call("daemon.version")
+            rest(d)
+            d.kill()
+            next_one(d)
+            a.raw(whole[cut:])
+            assert struct.unpack("<Q", a.recv_reply(vu.IOTLB_MSG)) == (0,)
+            served(d, a, b, until=lambda: d.show("ab")["status"] == "up")
+        exchange(d, a, b, 10)
+
+
+def test_refused_message(held):  # noqa: F811
+    """One that is refused is answered, and changes the record; the link is kept again soon."""
+    d = held
+    with two(d, moves=False) as (a, b):
+        for _ in range(2):
+            with pytest.raises(vu.Refused):
+                a.iotlb(UPDATE, IOVA, PAGE, 0x1234, RW)
+            with pytest.raises(vu.Refused):
+                a.iotlb(9, IOVA, PAGE)
+            rest(d)
+            d.kill()
+            next_one(d)
+        exchange(d, a, b, 10)
+
+
+def test_upgraded_in_between(held):  # noqa: F811
+    d = held
+    with two(d, "both", "packed") as (a, b), flows((a, b), (b, a), window=24) as more:
+        for _ in range(2):
+            d.upgrade()
+            more(20)
+            d.control = conftest.Control(d.run / "control.sock")
+            rest(d)
+            d.kill()
+            next_one(d)
+            more(20)
+
+
+@pytest.mark.parametrize("fmt", ["split", "packed"])
+def test_dirty_log(held, fmt):  # noqa: F811
+    """Logging goes on with it: rings and buffers by the pages that they are mapped to."""
+    d = held
+    with two(d, "driver", fmt, moves=False) as (a, b), open_log(a) as log:
+        served(d, a, b, until=lambda: d.show("ab")["status"] == "up")
+        rest(d)
+        d.kill()
+        next_one(d)
+        log.clear()
+        b.send_packet(vu.frame(1, 500))
+        assert served(d, a, b, until=a.poll_packet)[1] == vu.frame(1, 500)
+        dirty = log.dirty()
+        assert {log.page(a.rings[0].used if fmt == "split" else a.rings[0].desc)} <= dirty, "the receive ring is not in the log"
+        assert {p for p in dirty if p > log.page(max(a.tx_free) + 66000)}, "nor is its buffer"
+        exchange(d, a, b, 10)

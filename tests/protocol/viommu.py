@@ -59,6 +59,7 @@ class Nic(vu.Nic):
     def __init__(self, path, features=0, **kw):
         self.back = None
         self.misses, self.fails = [], []
+        self.told = 0       # CONFIG_CHANGE
         self.perm = {}      # IOVA page: what of it is mapped; 0 = nothing, the default is read and write
         self.silent = False  # misses stay unanswered
         self.grain = 1      # pages in one update
@@ -131,6 +132,7 @@ class Nic(vu.Nic):
                 (self.misses if kind == MISS else self.fails).append((iova, perm))
                 assert kind in (MISS, ACCESS_FAIL)
                 status = 0 if kind == ACCESS_FAIL or self.answer(iova, perm) else 1
+            self.told += req == 2
             if flags & 8 and self.back:
                 self.back.sendall(struct.pack("<IIIQ", req, 1 | 4, 8, status))
 
