@@ -56,6 +56,7 @@ struct ivshmem {
 	int                   lfd, fd;
 	bool                  complete;   /* handshake sent */
 	bool                  had_device; /* that was given sig[] */
+	bool                  recovers;   /* from a box (link/keep.h) */
 	unsigned              sent;       /* messages of the handshake sent so far */
 	struct vp_source     *listen_io, *io, *bell_io;
 	struct ucred          cred;
@@ -70,6 +71,7 @@ static void client_gone(struct ivshmem *v, const char *why)
 {
 	if (v->fd < 0)
 		return;
+	v->c.touch(v->c.ctx);
 	vp_log(VP_LOG_INFO, "%s: the device of pid %d has gone: %s", v->c.name, (int)v->cred.pid, why);
 	snprintf(v->last, sizeof(v->last), "%s", why);
 	vp_source_end(&v->io);
@@ -135,9 +137,13 @@ static int on_client(sd_event_source *s, int fd, uint32_t revents, void *arg)
 	ssize_t n;
 	int r;
 
-	if (revents & EPOLLOUT && (r = go_on(v)) < 0) {
-		client_gone(v, strerror(-r));
-		return 0;
+	if (revents & EPOLLOUT) {
+		v->c.touch(v->c.ctx);
+		r = go_on(v);
+		if (r < 0) {
+			client_gone(v, strerror(-r));
+			return 0;
+		}
 	}
 	if (!(revents & ~(uint32_t)EPOLLOUT))
 		return 0;
@@ -248,6 +254,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		refuse(&fd);
 		return 0;
 	}
+	v->c.touch(v->c.ctx);
 	r = v->had_device ? renew_vectors(v) : 0;
 	if (r) {
 		vp_log(VP_LOG_WARNING, "%s: a device (pid %d, user %u) cannot be given signals: %s", v->c.name,
@@ -335,8 +342,10 @@ static unsigned ivshmem_direct(struct vp_attach *a, unsigned q, int kick, int ca
 {
 	struct ivshmem *v = (struct ivshmem *)a;
 
-	if (1 + q < v->nsig)
-		vp_ivdirect_set(v->direct, q, call);
+	if (1 + q >= v->nsig)
+		return 0;
+	v->c.touch(v->c.ctx);
+	vp_ivdirect_set(v->direct, q, call);
 	return 0;
 }
 
@@ -393,23 +402,13 @@ static void keep_nothing(struct ivshmem *v)
 	vp_ivshmem_keep_nothing(v->c.link->name, v->nsig);
 }
 
-static void ivshmem_free(struct vp_attach *a)
+static void end(struct ivshmem *v)
 {
-	struct ivshmem *v = (struct ivshmem *)a;
-
-	if (!v)
-		return;
-	if (!v->c.d->stopping)
-		keep_nothing(v);
-	if (v->wins)
-		vp_ivwins_free(v->wins);
 	vp_source_end(&v->io);
 	vp_source_end(&v->listen_io);
 	vp_source_end(&v->bell_io);
 	vp_ivdirect_free(v->direct);
 	vp_wire_free(v->wire0);
-	if (v->lfd >= 0)
-		unlink(v->c.link->side[VP_SIDE_DEVICE].socket);
 	vp_close_foreign(&v->lfd);
 	vp_close_foreign(&v->fd);
 	vp_close(&v->sig0);
@@ -422,6 +421,28 @@ static void ivshmem_free(struct vp_attach *a)
 	free(v->sig);
 	free(v->bell);
 	free(v);
+}
+
+static void ivshmem_free(struct vp_attach *a)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+
+	if (!v)
+		return;
+	if (!v->c.d->stopping)
+		keep_nothing(v);
+	vp_ivwins_free(v->wins);
+	if (v->lfd >= 0)
+		unlink(v->c.link->side[VP_SIDE_DEVICE].socket);
+	end(v);
+}
+
+static void ivshmem_leave(struct vp_attach *a)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+
+	vp_ivwins_leave(v->wins);
+	end(v);
 }
 
 static int ivshmem_alter(struct vp_attach *a, struct vp_conf_link *l, const struct vp_conf_link *next, struct vp_err *e)
@@ -513,6 +534,34 @@ static int ivshmem_restore_hot(struct vp_attach *a, const struct vp_rec_in *in, 
 	return r ? r : vp_ivwins_restore(v->wins, &windows, e);
 }
 
+static int ivshmem_recover(struct vp_attach *a, struct vp_err *e)
+{
+	struct ivshmem *v = (struct ivshmem *)a;
+
+	v->recovers = true;
+	vp_ivwins_recover(v->wins);
+	return 0;
+}
+
+/* What the keeper has of it goes on being there; what it gave this process is what the box had, too. */
+static void let_go_of_kept(struct ivshmem *v)
+{
+	static const char *const what[] = { "conn", "mem", "state" };
+	struct vp_activation *a = &v->c.d->activation;
+	const char *link = v->c.link->name;
+	char s[16];
+	int fd;
+
+	for (unsigned i = 0; i < VP_ARRAY_SIZE(what); i++) {
+		fd = vp_fdstore_take(a, link, what[i]);
+		vp_close_foreign(&fd);
+	}
+	for (unsigned i = 0; i < 2 * v->nsig; i++) {
+		fd = vp_fdstore_take(a, link, sig_name(s, sizeof(s), i & 1 ? "bell" : "sig", i / 2));
+		vp_close(&fd);
+	}
+}
+
 /* The service manager has all of it already, under the same names. */
 static void ivshmem_go_on(struct vp_attach *a)
 {
@@ -521,10 +570,16 @@ static void ivshmem_go_on(struct vp_attach *a)
 
 	if (r)
 		vp_log(VP_LOG_ERR, "%s: its guest cannot be signalled: %s", v->c.name, strerror(-r));
+	if (!v->recovers)
+		return;
+	v->recovers = false;
+	let_go_of_kept(v);
+	vp_ivwins_go_on(v->wins);
 }
 
 static const struct vp_attach_ops attach_ops = {
 	.save_hot = ivshmem_save_hot, .restore_hot = ivshmem_restore_hot, .go_on = ivshmem_go_on,
+	.recover = ivshmem_recover, .leave = ivshmem_leave,
 	.windows_on_their_way = true,
 	.free = ivshmem_free, .wire = ivshmem_wire, .call_fd = ivshmem_call_fd, .show = ivshmem_show,
 	.signal_fd = ivshmem_signal_fd, .last_signal = ivshmem_last_signal, .direct = ivshmem_direct,
@@ -533,9 +588,13 @@ static const struct vp_attach_ops attach_ops = {
 
 void vp_ivshmem_port_conf(struct vp_daemon *d, const struct vp_conf_link *l, struct vp_port_conf *pc)
 {
-	int mem = vp_fdstore_take(&d->activation, l->name, "mem"),
-	    state = vp_fdstore_take(&d->activation, l->name, "state");
+	int mem = -1, state = -1;
 
+	/* What the keeper has is for a link that begins anew: of one that goes on the record has it. */
+	if (!pc->silent) {
+		mem = vp_fdstore_take(&d->activation, l->name, "mem");
+		state = vp_fdstore_take(&d->activation, l->name, "state");
+	}
 	if (mem >= 0 && state >= 0) {
 		pc->kept = true;
 		pc->kept_memfd = mem;
@@ -656,7 +715,7 @@ int vp_ivshmem_new(struct vp_attach **out, struct vp_port *p, const struct vp_at
 	if (r < 0)
 		vp_err_set(e, r, "%s: %s", c->name, strerror(-r));
 	else
-		r = vp_ivwins_new(&v->wins, c->d, c->link, c->name, p, c->heir, e);
+		r = vp_ivwins_new(&v->wins, &v->c, p, e);
 	if (!r && !c->heir)
 		r = begin(v, &kept, e);
 	if (r < 0) {

@@ -510,6 +510,9 @@ void vp_ivwins_on_list(void *arg, json_t *ret, const char *err)
 	struct vp_ivwins *w = arg;
 	struct wdev *v, *next;
 
+	/* One that follows knows better. */
+	if (--w->asked)
+		return;
 	w->listed = true;
 	if (!ret)
 		return;
@@ -530,7 +533,10 @@ static void on_up(void *ctx)
 {
 	struct vp_ivwins *w = ctx;
 
-	vp_qmp_call(w->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, vp_ivwins_on_list, w);
+	w->asked++;
+	if (vp_qmp_call(w->qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), -1, vp_ivwins_on_list,
+			w))
+		w->asked--;
 }
 
 /* Commands in flight have failed by now. Whether the VM is gone too is seen on the port's own connection. */
@@ -558,8 +564,15 @@ static bool on_allowed(void *ctx, uid_t uid)
 	return vp_policy_user_ok(vp_conf_vm_find(w->d->conf, w->l->side[VP_SIDE_DEVICE].vm), uid, geteuid());
 }
 
+static void touch(void *ctx)
+{
+	struct vp_ivwins *w = ctx;
+
+	w->c->touch(w->c->ctx);
+}
+
 const struct vp_qmp_ops vp_ivwins_qmp_ops = {
-	.up = on_up, .down = on_down, .event = on_event, .allowed = on_allowed,
+	.up = on_up, .down = on_down, .event = on_event, .allowed = on_allowed, .touch = touch,
 };
 
 /* In the record of another version these stand for the same. */
@@ -637,24 +650,24 @@ int vp_ivwins_alter(struct vp_ivwins *w, struct vp_conf_link *l, const struct vp
 	return take_qmp(w, e);
 }
 
-int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_conf_link *l, const char *name,
-		  struct vp_port *p, bool heir, struct vp_err *e)
+int vp_ivwins_new(struct vp_ivwins **out, const struct vp_attach_conf *c, struct vp_port *p, struct vp_err *e)
 {
 	struct vp_ivwins *w = calloc(1, sizeof(*w));
 	int r = 0;
 
 	if (!w)
-		return vp_err_set(e, -ENOMEM, "%s: out of memory", name);
-	w->d = d;
-	w->l = l;
-	w->name = name;
+		return vp_err_set(e, -ENOMEM, "%s: out of memory", c->name);
+	w->c = c;
+	w->d = c->d;
+	w->l = c->link;
+	w->name = c->name;
 	w->port = p;
-	snprintf(w->prefix, sizeof(w->prefix), DEV_PREFIX "%s-", l->name);
+	snprintf(w->prefix, sizeof(w->prefix), DEV_PREFIX "%s-", w->l->name);
 	take_buses(w);
-	w->ids = vp_winids_get(l->side[VP_SIDE_DEVICE].vm);
+	w->ids = vp_winids_get(w->l->side[VP_SIDE_DEVICE].vm);
 	if (!w->ids)
-		r = vp_err_set(e, -ENOMEM, "%s: out of memory", name);
-	if (!r && !heir)
+		r = vp_err_set(e, -ENOMEM, "%s: out of memory", w->name);
+	if (!r && !c->heir)
 		r = take_qmp(w, e);
 	if (r) {
 		vp_winids_put(w->ids);
@@ -663,6 +676,30 @@ int vp_ivwins_new(struct vp_ivwins **out, struct vp_daemon *d, const struct vp_c
 	}
 	*out = w;
 	return 0;
+}
+
+void vp_ivwins_recover(struct vp_ivwins *w)
+{
+	w->listed = false;
+	vp_winids_jump(w->ids);
+}
+
+void vp_ivwins_go_on(struct vp_ivwins *w)
+{
+	if (!w->listed && vp_qmp_is_up(w->qmp))
+		on_up(w);
+}
+
+void vp_ivwins_leave(struct vp_ivwins *w)
+{
+	if (!w)
+		return;
+	vp_qmp_leave(w->qmp);
+	/* Other links go by the ids: these may be in use still. */
+	while (w->list)
+		wdev_free(w->list, false);
+	vp_winids_put(w->ids);
+	free(w);
 }
 
 void vp_ivwins_free(struct vp_ivwins *w)

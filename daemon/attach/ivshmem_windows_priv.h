@@ -3,6 +3,7 @@
 #ifndef VP_DAEMON_IVWIN_PRIV_H
 #define VP_DAEMON_IVWIN_PRIV_H
 
+#include "attach/attach.h"
 #include "attach/ivshmem_windows.h"
 #include "sys/qmp.h"
 
@@ -28,6 +29,7 @@ struct wdev {
 };
 
 struct vp_ivwins {
+	const struct vp_attach_conf *c;
 	struct vp_daemon          *d;
 	const struct vp_conf_link *l;
 	const char                *name;
@@ -40,6 +42,7 @@ struct vp_ivwins {
 	unsigned                   n_bus, next_bus;
 	char                       prefix[VP_CONF_NAME_MAX + 8];
 	uint64_t                   n_plugged, n_unplugged;
+	unsigned                   asked;   /* lists of the VM's devices that are on their way */
 	bool                       listed;  /* what an earlier daemon left plugged is in the list */
 	bool                       freeing;
 };

@@ -90,6 +90,7 @@ static bool find(void *ctx, uint64_t number, vp_qmp_done *done, void **arg)
 	struct wdev *v = w->list;
 
 	if (number == CALL(VP_IVWINS_CALLS, 0)) {
+		w->asked++;
 		*done = vp_ivwins_on_list;
 		*arg = w;
 		return true;

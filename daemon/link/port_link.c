@@ -131,14 +131,14 @@ static const struct {
 } attachments[] = {
 	[VP_ATTACH_LOCAL] = { vp_local_port_conf, vp_local_new, true },
 	[VP_ATTACH_SHMEM] = { vp_shmem_port_conf, vp_shmem_new, true },
-	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new },
+	[VP_ATTACH_IVSHMEM] = { vp_ivshmem_port_conf, vp_ivshmem_new, true },
 	[VP_ATTACH_HOSTDEV] = { vp_hostdev_port_conf, vp_hostdev_new },
 };
 
 static int make_port(struct vp_plink *pl, uint64_t pool, struct vp_err *e)
 {
 	const struct vp_conf_link *conf = &pl->l->conf;
-	struct vp_port_conf pc = { .max_queues = pl->n, .pool_size = pool };
+	struct vp_port_conf pc = { .max_queues = pl->n, .pool_size = pool, .silent = pl->l->heir != NULL };
 	struct vp_attach_conf ac = {
 		.d = pl->l->d,
 		.f = pl->l->d->forward,

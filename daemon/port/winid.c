@@ -41,10 +41,21 @@ static void set(uint64_t *map, uint32_t id, bool on)
 		map[i / 64] = (map[i / 64] & ~(UINT64_C(1) << (i % 64))) | (uint64_t)on << (i % 64);
 }
 
+/*
+ * Rather not those of a process before us, so that what it left is told apart in logs. Not in seconds, which two
+ * processes may begin in; vp_winid_adopt() sees to those that are still there.
+ */
+void vp_winids_jump(struct vp_winids *s)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	s->at = (uint32_t)((uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000) % IDS;
+}
+
 struct vp_winids *vp_winids_get(const char *vm)
 {
 	struct vp_winids *s = all;
-	struct timespec now;
 
 	while (s && strcmp(s->vm, vm))
 		s = s->next;
@@ -53,13 +64,7 @@ struct vp_winids *vp_winids_get(const char *vm)
 		if (!s)
 			return NULL;
 		snprintf(s->vm, sizeof(s->vm), "%s", vm);
-		/*
-		 * Rather not those of a process before us, so that what it left is told apart in
-		 * logs. Not in seconds, which two processes may begin in; vp_winid_adopt() sees
-		 * to those that are still there.
-		 */
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		s->at = (uint32_t)((uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000) % IDS;
+		vp_winids_jump(s);
 		s->next = all;
 		all = s;
 	}

@@ -46,5 +46,10 @@ void     vp_winid_seen(struct vp_winids *s, uint32_t id);
  */
 void     vp_winids_save(const struct vp_winids *s, unsigned tag, struct vp_rec *r);
 int      vp_winids_restore(struct vp_winids *s, unsigned tag, const struct vp_rec_in *in);
+/*
+ * What was restored may be of an earlier time than what the VM has: others may have gone on from there. vp_winid_take()
+ * goes on somewhere else.
+ */
+void     vp_winids_jump(struct vp_winids *s);
 
 #endif

@@ -67,6 +67,12 @@ struct vp_qmp {
 
 static void disconnect(struct vp_qmp *q, const char *why);
 
+static void touch(struct vp_qmp *q)
+{
+	if (q->ops->touch)
+		q->ops->touch(q->ctx);
+}
+
 /* Answers come in order: each command waits for its own from when the one before it was answered. */
 static void await_next(struct vp_qmp *q)
 {
@@ -113,6 +119,8 @@ static void disconnect(struct vp_qmp *q, const char *why)
 {
 	bool was_up = q->state == QMP_UP;
 
+	if (q->fd >= 0)
+		touch(q);
 	snprintf(q->why, sizeof(q->why), "%s", why);
 	q->state = QMP_DOWN;
 	vp_source_end(&q->io);
@@ -160,6 +168,7 @@ int vp_qmp_call(struct vp_qmp *q, const char *command, json_t *args, int fd, vp_
 		json_decref(args);
 		return -EBUSY;
 	}
+	touch(q);
 	o = json_pack("{s:s,s:I}", "execute", command, "id", ++q->next_id);
 	if (args && json_object_set_new(o, "arguments", args))
 		r = -ENOMEM;
@@ -319,6 +328,7 @@ static int on_io(sd_event_source *s, int fd, uint32_t revents, void *arg)
 		disconnect(q, "it sends endless lines");
 		return 0;
 	}
+	touch(q);
 	n = vp_recv_plain(fd, q->buf + q->len, room);
 	if (n <= 0) {
 		if (!n || (n != -EAGAIN && n != -EINTR))
@@ -350,6 +360,7 @@ static void greet(struct vp_qmp *q)
 	char why[120];
 	int r;
 
+	touch(q);
 	/* Memory of other VMs will go through here. */
 	if (vp_sock_peer(q->fd, &cred) || !q->ops->allowed(q->ctx, cred.uid)) {
 		snprintf(why, sizeof(why), "user %u may not run this VM; add it to User= of the VM", cred.uid);
@@ -467,18 +478,13 @@ int vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t mo
 	return 0;
 }
 
-void vp_qmp_free(struct vp_qmp *q)
+void vp_qmp_leave(struct vp_qmp *q)
 {
 	if (!q)
 		return;
-	q->state = QMP_DOWN;
 	vp_slow_end(&q->slow);
-	while (q->n)
-		complete(q, NULL, "the link is being taken away");
 	vp_source_end(&q->io);
 	vp_source_end(&q->listen_io);
-	if (q->lfd >= 0)
-		unlink(q->path);
 	vp_close(&q->lfd);
 	vp_timer_end(&q->timer);
 	vp_timer_end(&q->pause);
@@ -486,6 +492,18 @@ void vp_qmp_free(struct vp_qmp *q)
 	vp_close_foreign(&q->fd);
 	free(q->buf);
 	free(q);
+}
+
+void vp_qmp_free(struct vp_qmp *q)
+{
+	if (!q)
+		return;
+	q->state = QMP_DOWN;
+	while (q->n)
+		complete(q, NULL, "the link is being taken away");
+	if (q->lfd >= 0)
+		unlink(q->path);
+	vp_qmp_leave(q);
 }
 
 bool vp_qmp_is_up(const struct vp_qmp *q)

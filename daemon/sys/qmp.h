@@ -26,6 +26,11 @@ struct vp_qmp_ops {
 	void (*event)(void *ctx, const char *name, json_t *data);
 	/* May a process of this user serve this socket? */
 	bool (*allowed)(void *ctx, uid_t uid);
+	/*
+	 * ? Something that vp_qmp_save() writes is about to change, but for what only says when and why the next try
+	 * to connect is made.
+	 */
+	void (*touch)(void *ctx);
 };
 
 /* Exactly one of ret (borrowed) and err is not NULL. Called once for each command that was accepted. */
@@ -39,6 +44,8 @@ int  vp_qmp_new(struct vp_qmp **out, sd_event *event, const char *path, mode_t m
 		const struct vp_qmp_ops *ops, void *ctx, struct vp_err *e);
 /* Commands in flight are completed with an error first. down is not called. To the others NULL is one that is down. */
 void vp_qmp_free(struct vp_qmp *q);
+/* Instead, where another daemon has it, or will have it: nobody hears of that, and no command is completed. */
+void vp_qmp_leave(struct vp_qmp *q);
 
 bool vp_qmp_is_up(const struct vp_qmp *q);
 /* Why it is not connected; "" when it is. */

@@ -35,7 +35,7 @@ from test_restart import Manager, Service
 from test_upgrade_fast import page_of
 
 BASE = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
-KEPT = ["local", "shmem"]
+KEPT = ["local", "shmem", "ivshmem"]
 
 
 @pytest.fixture
