@@ -18,8 +18,9 @@ class Manager:
     As with NotifyAccess=main, a process is listened to once it is the main one: it was started here, or the last one named it (MAINPID=).
     """
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, but_for=()):
+        """@but_for: what it does not keep, by the ends of its names."""
+        self.path, self.but_for = path, tuple(but_for)
         self.store = []          # (name, fd)
         self.refused = []        # what others said
         self.mains = {os.getpid()}
@@ -48,7 +49,7 @@ class Manager:
                     words = {}
                 if "MAINPID" in words:
                     self.mains.add(int(words["MAINPID"]))
-                if words.get("FDSTORE") == "1":
+                if words.get("FDSTORE") == "1" and not words["FDNAME"].endswith(self.but_for):
                     self.store += [(words["FDNAME"], fd) for fd in fds]
                 elif words.get("FDSTOREREMOVE") == "1":
                     for name, fd in [e for e in self.store if e[0] == words["FDNAME"]]:

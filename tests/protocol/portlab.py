@@ -11,7 +11,7 @@ IDS = [f"{m}-{a}" for m, a in ALL]
 
 
 class PortLab:
-    def __init__(self, d, mode, attachment, name="ab", driver="a", device="b", **more):
+    def __init__(self, d, mode, attachment, name="ab", driver="a", device="b", vmm=pc.Qmp, buses=("rp0", "rp1"), **more):
         self.d, self.mode, self.attachment, self.name = d, mode, attachment, name
         keys = {"Link_Mode": mode}
         if mode == "copy":
@@ -21,8 +21,8 @@ class PortLab:
         self.qmp = None
         if attachment == "ivshmem" and mode == "fast":
             path = str(d.tmp / f"{name}.qmp")
-            self.qmp = pc.Qmp(path)
-            keys.update(Device_QMP=path, Device_HotplugBus="rp0 rp1")
+            self.qmp = vmm(path, buses)
+            keys.update(Device_QMP=path, Device_HotplugBus=" ".join(buses))
         d.link(name, driver=driver, device=device, Device_Endpoint="port", Device_Attachment=attachment, **keys, **more)
 
     def drv(self):
