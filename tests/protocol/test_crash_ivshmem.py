@@ -5,6 +5,7 @@ What holds for each attachment: test_crash_port.py.
 """
 import contextlib
 import os
+import random
 import socket
 import threading
 
@@ -13,8 +14,8 @@ import portlab
 import vu
 from portflow import PATH, ends
 from portside import same
-from test_crash import hung_up, next_one, open_box, rest
-from test_crash_port import fast, guards, held, parted, service, shown  # noqa: F401 pylint: disable=unused-import
+from test_crash import hung_up, make_box, next_one, open_box, rest
+from test_crash_port import Answers, fast, guards, held, parted, service, shown  # noqa: F401 pylint: disable=unused-import
 from test_upgrade_attach import Monitor
 
 
@@ -353,3 +354,44 @@ def test_device_comes_and_goes(held):
                 again(d)
         assert not hung_up(nic)
         d.wait(lambda: len(guards(d)) == 1)
+
+
+def test_bytes_that_lie(service):
+    """Any one byte of a box is another one, of its monitor, windows or doorbells, too: the link goes on or not, and nothing crashes."""
+    rng, seen = random.Random(11), []
+    d = service
+    x = portlab.PortLab(d, "fast", "ivshmem")
+    d.start()
+    for _ in range(24):
+        with x.connect() as p:
+            assert p.attach(PATH) == pc.OK
+            with vu.Nic(x.drv()) as nic:
+                portlab.started(p)
+                rest(d)
+                d.kill()
+                store_settled(d)
+                with d.manager.lock:
+                    at = next(k for k, (name, _) in enumerate(d.manager.store) if name.startswith("keep.ab.box"))
+                    name, fd = d.manager.store[at]
+                    got, fds = open_box(fd)
+                    os.close(fd)
+                    where = rng.randrange(len(got))
+                    d.manager.store[at] = (name, make_box(got[:where] + bytes([got[where] ^ 0xff]) + got[where + 1:], fds))
+                    for f in fds:
+                        os.close(f)
+                answers = Answers(p)
+                next_one(d)
+                d.wait(lambda: len(guards(d)) == 1)
+                answers.end()
+                assert d.alive()
+                seen.append(hung_up(nic))
+        # What it has been told is wrong: the next one begins with nothing.
+        d.kill()
+        with d.manager.lock:
+            for _, fd in d.manager.store:
+                os.close(fd)
+            d.manager.store = []
+        d.wait(lambda: not guards(d))
+        next_one(d)
+    assert 2 <= sum(seen) < len(seen), seen
+    x.close()
