@@ -4,6 +4,7 @@
 #include <linux/virtio_config.h>
 #include <linux/virtio_net.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cycles.h"
 #include "engine/copyq_priv.h"
@@ -260,6 +261,13 @@ static void tap_plain(const struct vp_queue *rq, const struct vp_plain *p, unsig
 		vp_tap_packet(rq, &(struct vp_seg){ .p = p->p, .len = p->len }, 1, hdr_len, -1, now);
 }
 
+static void settle_plain(struct vp_copyq *b, const struct vp_plain *p, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		b->given[i] = (struct vp_used){ .len = 0, .id = p[i].id, .slots = 1 };
+	vp_copyq_settle(b, n);
+}
+
 /* hand_early() for the usual packets, and nothing else: how many, 0 when there are too few of them. */
 static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 {
@@ -310,11 +318,15 @@ static unsigned hand_plain_early(struct vp_copyq *b, unsigned room)
 	b->data = out;
 	b->head = first + i;
 	vp_drvq_run_end(&run);
-	vp_drvq_publish(&b->shadow);
 	if (vp_unlikely(vp_queue_tapped(rq)))
 		tap_plain(rq, p, i, hlen);
 	vp_vq_advance_plain(&rq->vq, i);
-	vp_vq_complete_plain(&rq->vq, p, i);
+	if (b->kept) {
+		settle_plain(b, p, i);
+	} else {
+		vp_drvq_publish(&b->shadow);
+		vp_vq_complete_plain(&rq->vq, p, i);
+	}
 	vp_copyq_stat(&rq->stats.packets, i);
 	vp_copyq_stat(&rq->stats.bytes, bytes - (uint64_t)hlen * i);
 	return i;
@@ -361,8 +373,11 @@ static unsigned hand_plain_away(struct vp_copyq *b, unsigned room)
 	b->data = in;
 	b->head = first + i;
 	vp_drvq_run_end(&run);
-	vp_drvq_publish(&b->shadow);
 	vp_vq_advance_plain(&b->c.rq->vq, i);
+	if (b->kept)
+		vp_copyq_settle(b, 0);
+	else
+		vp_drvq_publish(&b->shadow);
 	return i;
 }
 
@@ -445,12 +460,18 @@ static unsigned hand_over(struct vp_copyq *b, struct vp_scratch *s, uint64_t now
 	}
 	if (!done)
 		return 0;
-	vp_drvq_publish(&b->shadow);
 	vp_vq_advance(vq, &s->src, done);
+	if (!b->c.early && b->in_order && b->again)
+		vp_copyq_pend_in_order(b);
+	if (b->kept) {
+		if (b->c.early)
+			memcpy(b->given, s->used_src, done * sizeof(*b->given));
+		vp_copyq_settle(b, b->c.early ? done : 0);
+		return done;
+	}
+	vp_drvq_publish(&b->shadow);
 	if (b->c.early)
 		vp_vq_complete(vq, s->used_src, done);
-	else if (b->in_order && b->again)
-		vp_copyq_pend_in_order(b);
 	return done;
 }
 
@@ -492,12 +513,13 @@ unsigned vp_copyq_run(struct vp_copyq *b, struct vp_scratch *s)
 		back = vp_copyq_collect(b, max, &gave);
 	}
 	handed = rq->vq.broken || b->shadow.broken ? 0 : hand_over(b, s, start);
-	if (!back && !handed)
+	if (!back && !handed && !b->anew)
 		return 0;
 	if (vp_queue_limited(rq))
 		vp_queue_spend(rq, start, s->hz, rq->stats.bytes - before);
-	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed,
-			gave.chains || (handed && b->c.early), start, s);
+	vp_copyq_notify(rq, &b->shadow, b->c.kick_fd, b->c.kick_who, &b->kicks, handed || b->anew,
+			gave.chains || (handed && b->c.early) || b->anew, start, s);
+	b->anew = false;
 	return back + handed;
 }
 

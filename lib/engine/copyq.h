@@ -51,6 +51,11 @@ struct vp_copyq_conf {
 	bool     early;
 	int      kick_fd;              /* eventfd that notifies the device VM, which may share it; not owned */
 	uint64_t kick_who;             /* that device VM, for base/blame.h; 0 = nobody */
+	/*
+	 * vp_copyq_kept_bytes() of memory that outlives this process, of this queue alone, aligned to 64 bytes and at
+	 * first all zeroes; NULL: nobody goes on with the engine when this process ends anywhere. Not owned.
+	 */
+	struct vp_copyq_kept *kept;
 };
 
 /* FIFO allocator in an area: contiguous pieces, released in the order in which they were taken. */
@@ -94,10 +99,12 @@ struct vp_copyq {
 	bool            held;          /* what is back, or (early) what the driver sends, waits for the rate limit */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
+	bool            anew;          /* both ends are notified, whatever there is to do: another process may not have */
 	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */
 	uint32_t        pend_head, pend_tail;
 	uint32_t        order;         /* in_order: the first slot that was not added to them */
 	uint64_t        kicks;         /* notifications to the device VM */
+	struct vp_copyq_kept *kept;   /* the tables below lie in it, or NULL */
 	struct vp_copyq_slot *slot;   /* [mask + 1]; their number is the tag in the shadow ring */
 	uint16_t       *pend;          /* [mask + 1] */
 	struct vp_used *given;         /* of one run */
@@ -121,6 +128,15 @@ void vp_copyq_free(struct vp_copyq *b);
 void vp_copyq_save(const struct vp_copyq *b, struct vp_rec *r);
 int  vp_copyq_restore(struct vp_copyq **out, const struct vp_copyq_conf *c, const struct vp_rec_in *in,
 		      struct vp_err *e);
+
+/*
+ * For a process that comes after one that ended anywhere (docs/handover.md), with what that left in c->kept. c is as it
+ * was for the other one, but for its features, and the driver's queue was just set up, anywhere. It goes on where it
+ * was, what was shown to one end only is shown to both, and the first run notifies both. -EPROTO: what was left makes
+ * no sense, and nothing is written; -ENOMEM.
+ */
+size_t vp_copyq_kept_bytes(void);
+int  vp_copyq_recover(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e);
 
 /*
  * Move what there is to move, both ways, bounded; notify both ends where they want it. How many chains

@@ -34,9 +34,12 @@ unsigned vp_copyq_reclaim(struct vp_copyq *b, unsigned max)
 	struct vp_drvq_used u[VP_BURST];
 	unsigned i, n = vp_drvq_get_burst(&b->shadow, u, VP_MIN(max, VP_BURST));
 
+	vp_place_point(VP_POINT_COPY_TOOK);
 	for (i = 0; i < n; i++)
 		b->slot[u[i].tag].state = VP_COPYQ_DONE;
 	release(b);
+	if (n && b->kept)
+		vp_copyq_settle(b, 0);
 	return n;
 }
 
@@ -336,10 +339,15 @@ unsigned vp_copyq_collect(struct vp_copyq *b, unsigned max, struct vp_copyq_gave
 	/* What waits for its other buffers does not count: they have to come in. */
 	if (!b->again || b->pend_head - b->pend_tail < max)
 		n = take(b, max);
+	vp_place_point(VP_POINT_COPY_TOOK);
 	if (b->pend_tail != b->pend_head && !b->c.rq->vq.broken)
 		give_net(b, &g, max);
 	*gave = (struct vp_copyq_gave){ .chains = g.n, .packets = (unsigned)g.packets + g.refused };
-	if (g.n) {
+	if (b->kept) {
+		release(b);
+		if (n || g.n)
+			vp_copyq_settle(b, g.n);
+	} else if (g.n) {
 		vp_vq_complete(&b->c.rq->vq, b->given, g.n);
 		release(b);
 	}

@@ -52,6 +52,28 @@ VP_INLINE void vp_copyq_pend_in_order(struct vp_copyq *b)
 		vp_copyq_pend(b, b->order++);
 }
 
+/* ---- what outlives the process (copyq_kept.c) ---- */
+
+/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
+#define VP_COPYQ_SEGS 4096u
+#define VP_COPYQ_SEGS_MAX (VP_COPYQ_SEGS + VP_BURST + 2 * VP_COPYQ_RING_MAX)
+
+/* The tables of b, in b->c.kept. */
+void vp_copyq_kept_tables(struct vp_copyq *b);
+/* Its shadow ring is there: b begins, where it is now. */
+void vp_copyq_kept_begin(struct vp_copyq *b);
+/* As vp_copyq_recover(), its shadow ring too, which lies in mem. */
+int  vp_copyq_kept_recover(struct vp_copyq *b, uint16_t size, vp_gptr mem);
+uint64_t vp_copyq_kept_features(const struct vp_copyq_kept *k);
+/* No index of its tables leads out of them, an area, or a ring (copyq_setup.c). */
+bool vp_copyq_sound(const struct vp_copyq *b);
+/*
+ * A step is over, and all that it did counts from one store in here on, behind which both ends see it: what was added
+ * to the shadow ring, and the first n of b->given, which the driver gets. A step takes from the driver, or collects,
+ * and not both: what one sets free, another one uses. With b->kept.
+ */
+void vp_copyq_settle(struct vp_copyq *b, unsigned n);
+
 /* early: note up to max buffers that the device VM returned. How many. */
 unsigned vp_copyq_reclaim(struct vp_copyq *b, unsigned max);
 

@@ -10,9 +10,6 @@
 #include "engine/packet.h"
 #include "net/offload.h"
 
-/* Pieces of chains that the device VM has, beyond two for each: Linux's buffers without MRG_RXBUF have 19. */
-#define SEGS 4096u
-
 uint64_t vp_copyq_ring_bytes(void)
 {
 	uint64_t driver, device;
@@ -99,7 +96,7 @@ static bool slot_ok(const struct vp_copyq *b, const struct vp_copyq_slot *sl, ui
 	return sum >= len;
 }
 
-static bool slots_ok(const struct vp_copyq *b)
+bool vp_copyq_sound(const struct vp_copyq *b)
 {
 	const uint32_t n = b->mask + 1;
 
@@ -177,17 +174,22 @@ static int load(struct vp_copyq *b, uint16_t size, vp_gptr mem, const struct vp_
 	b->order = s.order;
 	b->data.head = s.data_head;
 	b->data.used = s.data_used;
-	return b->shadow.broken || slots_ok(b) ? 0 : -EPROTO;
+	return b->shadow.broken || vp_copyq_sound(b) ? 0 : -EPROTO;
 }
 
 /* ---- made and freed ------------------------------------------------------------------ */
 
-static int shadow_make(struct vp_copyq *b, uint16_t size, const struct vp_rec_in *in)
+/* What it begins with. */
+enum from { NOTHING, RECORD, KEPT };
+
+static int shadow_make(struct vp_copyq *b, uint16_t size, enum from from, const struct vp_rec_in *in)
 {
 	vp_gptr mem = vp_gptr_add(b->c.pool, b->c.ring.off);
 	int ret;
 
-	if (in)
+	if (from == KEPT)
+		return vp_copyq_kept_recover(b, size, mem);
+	if (from == RECORD)
 		return load(b, size, mem, in);
 	ret = vp_drvq_init(&b->shadow, size, b->c.features, mem);
 	if (!ret)
@@ -195,8 +197,24 @@ static int shadow_make(struct vp_copyq *b, uint16_t size, const struct vp_rec_in
 	return ret;
 }
 
-/* in: it goes on from there; NULL: it is empty. */
-static int make(struct vp_copyq **out, const struct vp_copyq_conf *c, const struct vp_rec_in *in, struct vp_err *e)
+static bool tables_make(struct vp_copyq *b, unsigned slots, enum from from)
+{
+	if (b->c.kept) {
+		vp_copyq_kept_tables(b);
+		if (from == NOTHING)
+			memset(b->pend, 0, slots * sizeof(*b->pend));
+		return true;
+	}
+	b->slot = calloc(slots, sizeof(*b->slot));
+	b->pend = calloc(slots, sizeof(*b->pend));
+	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
+	/* One packet takes at most as many as there are slots; a burst comes on top. */
+	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
+	return b->slot && b->pend && b->seg && b->given;
+}
+
+static int make(struct vp_copyq **out, const struct vp_copyq_conf *c, enum from from, const struct vp_rec_in *in,
+		struct vp_err *e)
 {
 	bool packed = c->features & VP_BIT(VIRTIO_F_RING_PACKED);
 	uint16_t size = VP_MIN(c->rq->vq.size, VP_COPYQ_RING_MAX);
@@ -229,13 +247,8 @@ static int make(struct vp_copyq **out, const struct vp_copyq_conf *c, const stru
 		.used_addr = c->pool_addr + c->ring.off + device,
 	};
 	/* Room for several chains of the longest kind besides what a full ring of two-piece buffers needs. */
-	b->segs.size = !c->early ? SEGS + VP_BURST + 2u * slots : 0;
-	b->slot = calloc(slots, sizeof(*b->slot));
-	b->pend = calloc(slots, sizeof(*b->pend));
-	b->seg = calloc(b->segs.size + 1, sizeof(*b->seg));
-	/* One packet takes at most as many as there are slots; a burst comes on top. */
-	b->given = calloc(slots + VP_BURST, sizeof(*b->given));
-	ret = b->slot && b->pend && b->seg && b->given ? shadow_make(b, size, in) : -ENOMEM;
+	b->segs.size = !c->early ? VP_COPYQ_SEGS + VP_BURST + 2u * slots : 0;
+	ret = tables_make(b, slots, from) ? shadow_make(b, size, from, in) : -ENOMEM;
 	if (ret) {
 		vp_copyq_free(b);
 		return vp_err_set(e, ret, "shadow ring of %u: %s", size,
@@ -243,13 +256,15 @@ static int make(struct vp_copyq **out, const struct vp_copyq_conf *c, const stru
 				  : ret == -EPROTO ? "its record is malformed"
 						   : "invalid size");
 	}
+	if (b->kept)
+		vp_copyq_kept_begin(b);
 	*out = b;
 	return 0;
 }
 
 int vp_copyq_new(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e)
 {
-	return make(out, c, NULL, e);
+	return make(out, c, NOTHING, NULL, e);
 }
 
 int vp_copyq_restore(struct vp_copyq **out, const struct vp_copyq_conf *c, const struct vp_rec_in *in,
@@ -261,7 +276,15 @@ int vp_copyq_restore(struct vp_copyq **out, const struct vp_copyq_conf *c, const
 	if (vp_rec_get(in, TAG_ENGINE, &s, sizeof(s)))
 		return vp_err_set(e, -EPROTO, "the record of a copy engine is malformed");
 	was.features = s.features;
-	return make(out, &was, in, e);
+	return make(out, &was, RECORD, in, e);
+}
+
+int vp_copyq_recover(struct vp_copyq **out, const struct vp_copyq_conf *c, struct vp_err *e)
+{
+	struct vp_copyq_conf was = *c;
+
+	was.features = vp_copyq_kept_features(c->kept);
+	return make(out, &was, KEPT, NULL, e);
 }
 
 void vp_copyq_free(struct vp_copyq *b)
@@ -269,9 +292,11 @@ void vp_copyq_free(struct vp_copyq *b)
 	if (!b)
 		return;
 	vp_drvq_fini(&b->shadow);
-	free(b->slot);
-	free(b->pend);
-	free(b->seg);
-	free(b->given);
+	if (!b->kept) {
+		free(b->slot);
+		free(b->pend);
+		free(b->seg);
+		free(b->given);
+	}
 	free(b);
 }

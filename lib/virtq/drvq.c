@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/virtio_config.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define F_AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
 #define F_USED  (1u << VRING_PACKED_DESC_F_USED)
@@ -46,9 +47,18 @@ int vp_drvq_init(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr me
 	return 0;
 }
 
+void vp_drvq_lend(struct vp_drvq *q, struct vp_drvq_id *ids)
+{
+	memcpy(ids, q->id, q->size * sizeof(*ids));
+	vp_drvq_fini(q);
+	q->id = ids;
+	q->lent = true;
+}
+
 void vp_drvq_fini(struct vp_drvq *q)
 {
-	free(q->id);
+	if (!q->lent)
+		free(q->id);
 	q->id = NULL;
 }
 

@@ -48,7 +48,16 @@ struct vp_drvq {
 	uint16_t head_slot;
 	uint64_t head_word;
 	bool     head_pending;
+	bool     lent;           /* id is not ours */
 	struct vp_drvq_id *id;   /* [size] */
+};
+
+/* Where a queue is, beside its ids: what the next process must know of it (vp_drvq_recover()). */
+struct vp_drvq_at {
+	uint64_t head_word;
+	uint32_t batch_len;
+	uint16_t num_free, free_id, outstanding, avail, used, batch, batch_id, head_slot;
+	bool     avail_wrap, used_wrap, head_pending;
 };
 
 struct vp_drvq_buf {
@@ -76,6 +85,33 @@ void vp_drvq_fini(struct vp_drvq *q);
  */
 void vp_drvq_save(const struct vp_drvq *q, struct vp_rec *r);
 int  vp_drvq_restore(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, const struct vp_rec_in *in);
+
+/*
+ * From now on its ids lie in [size] of *ids, which may outlive this process. They stay the caller's, and are not what
+ * they were before.
+ */
+void vp_drvq_lend(struct vp_drvq *q, struct vp_drvq_id *ids);
+
+/* What is added and not published is part of it. */
+VP_INLINE struct vp_drvq_at vp_drvq_where(const struct vp_drvq *q)
+{
+	return (struct vp_drvq_at){
+		.head_word = q->head_word, .batch_len = q->batch_len, .num_free = q->num_free, .free_id = q->free_id,
+		.outstanding = q->outstanding, .avail = q->avail, .used = q->used, .batch = q->batch,
+		.batch_id = q->batch_id, .head_slot = q->head_slot, .avail_wrap = q->avail_wrap,
+		.used_wrap = q->used_wrap, .head_pending = q->head_pending,
+	};
+}
+
+/*
+ * For a queue whose process has ended anywhere: it goes on from *at. ids are as they were left, while something was
+ * added to *at, or collected, but not both; all chains have one descriptor. Tags of the chains that are out are numbers
+ * modulo a power of two, mask + 1, from `first` on, and in the order of the chains. -EPROTO: that is not so; -ENOMEM.
+ */
+int vp_drvq_recover(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, struct vp_drvq_id *ids,
+		    const struct vp_drvq_at *at, uint32_t first, uint32_t mask);
+/* And then: what was added up to *at is published, if it was not, and the rest is taken out of the ring. */
+void vp_drvq_go_on(struct vp_drvq *q);
 
 /*
  * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers. Returns its id, or -ENOSPC. The device does not

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A driver's side of a ring as a record (docs/handover.md). Threat model: base/record.h. Whatever the record says, no
- * index of it leads out of the ring, and no descriptor is free twice.
+ * index of it leads out of the ring, and no descriptor is free twice. The same holds for what a process left that ended
+ * anywhere.
  */
 #include "virtq/drvq.h"
 
@@ -134,4 +135,99 @@ int vp_drvq_restore(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr
 		return 0;
 	vp_drvq_fini(q);
 	return -EPROTO;
+}
+
+/* ---- for a process that comes after one that ended anywhere -------------------------------------- */
+
+/*
+ * Who is out: all that are not free. To collect puts ids in front of the free list, to add takes them from there, and
+ * neither changes a link of what was in it before.
+ */
+static bool who_is_out(struct vp_drvq *q)
+{
+	uint8_t *seen = calloc(q->size, 1);
+	bool ok = seen && list_ok(q, q->free_id, q->num_free, seen);
+
+	for (unsigned i = 0; ok && i < q->size; i++)
+		q->id[i].ndesc = !seen[i];
+	free(seen);
+	return ok;
+}
+
+/* In the order in which they were added; the list of them may be torn. */
+static bool put_in_order(struct vp_drvq *q, uint32_t first, uint32_t mask)
+{
+	uint16_t *at = calloc(mask + 1, sizeof(*at)); /* id + 1 */
+	bool ok = at;
+
+	for (unsigned i = 0; ok && i < q->size; i++) {
+		const struct vp_drvq_id *id = &q->id[i];
+
+		if (!id->ndesc)
+			continue;
+		ok = id->tag <= mask && !at[(id->tag - first) & mask];
+		if (ok)
+			at[(id->tag - first) & mask] = (uint16_t)(i + 1);
+	}
+	for (uint32_t k = 0, n = 0; ok && q->in_order && k <= mask; k++) {
+		if (!at[k])
+			continue;
+		if (n++)
+			q->id[q->newest].next = at[k] - 1;
+		else
+			q->oldest = at[k] - 1;
+		q->newest = at[k] - 1;
+	}
+	free(at);
+	return ok;
+}
+
+int vp_drvq_recover(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, struct vp_drvq_id *ids,
+		    const struct vp_drvq_at *at, uint32_t first, uint32_t mask)
+{
+	bool packed = features & VP_BIT(VIRTIO_F_RING_PACKED);
+	uint64_t driver, device;
+
+	vp_drvq_layout(size, packed, &driver, &device);
+	*q = (struct vp_drvq){
+		.desc = mem, .driver = vp_gptr_add(mem, driver), .device = vp_gptr_add(mem, device), .size = size,
+		.packed = packed, .event_idx = features & VP_BIT(VIRTIO_RING_F_EVENT_IDX),
+		.in_order = features & VP_BIT(VIRTIO_F_IN_ORDER), .num_free = at->num_free, .free_id = at->free_id,
+		.outstanding = at->outstanding, .avail = at->avail, .used = at->used, .used_seen = at->used,
+		.avail_wrap = at->avail_wrap, .used_wrap = at->used_wrap, .batch = at->batch,
+		.batch_id = at->batch_id, .batch_len = at->batch_len, .head_slot = at->head_slot,
+		.head_word = at->head_word, .head_pending = at->head_pending, .id = ids, .lent = true,
+		/* Whether the device was notified of what it last got is not known. */
+		.added = at->outstanding,
+	};
+	if (q->outstanding + q->num_free != size || (packed && (q->avail >= size || q->head_slot >= size)) ||
+	    !who_is_out(q) || !place_ok(q) || !put_in_order(q, first, mask))
+		return -EPROTO;
+	return 0;
+}
+
+/* What is in free slots was not published: behind what will be, the device would take it for its own. */
+static void clear_free(struct vp_drvq *q)
+{
+	uint16_t slot = q->avail;
+	bool wrap = q->avail_wrap;
+
+	for (unsigned n = q->num_free; n; n--) {
+		vp_st64(q->desc, 16 * (size_t)slot + 8,
+			wrap ? 0 : VP_DRVQ_WORD_AVAIL | VP_DRVQ_WORD_USED);
+		if (++slot == q->size) {
+			slot = 0;
+			wrap = !wrap;
+		}
+	}
+}
+
+void vp_drvq_go_on(struct vp_drvq *q)
+{
+	if (q->packed)
+		clear_free(q);
+	/* The device may have had it, and have returned it. */
+	if (q->packed && q->head_pending && !((vp_ld64(q->desc, 16 * (size_t)q->head_slot + 8) ^ q->head_word) & VP_DRVQ_WORD_AVAIL))
+		q->head_pending = false;
+	vp_drvq_publish(q);
 }

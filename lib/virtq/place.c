@@ -177,3 +177,65 @@ int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const stru
 		vp_place_reset(line, vq);
 	return r;
 }
+
+/* ---- what is written down elsewhere ---------------------------------------------------------- */
+
+static void log_again(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+{
+	uint16_t slot = vq->used_idx;
+	bool wrap = vq->used_wrap;
+
+	for (unsigned i = 0; vq->log && i < n; i++) {
+		vp_packed_log_used(vq, slot);
+		vp_packed_step(vq->size, &slot, &wrap, u[i].slots);
+	}
+}
+
+static int packed_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+{
+	unsigned slots = 0;
+	uint16_t to;
+	int r = packed_goto(vq, from);
+
+	for (unsigned i = 0; i < n; i++) {
+		if (!u[i].slots || u[i].slots > vq->size - slots)
+			return -EPROTO;
+		slots += u[i].slots;
+	}
+	if (r || !n)
+		return r;
+	to = vp_vq_pos_behind(vq, slots);
+	if (unseen(vq))
+		vp_packed_show(vq, vp_packed_write(vq, u, n));
+	else
+		log_again(vq, u, n);
+	return packed_goto(vq, to);
+}
+
+static int split_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+{
+	struct vp_shown s = { .first = from, .n = (uint16_t)n };
+
+	if (n > vq->size)
+		return -EPROTO;
+	vq->used_idx = from;
+	if (vp_ld16(vq->device, 2) == from)
+		s = vp_split_write(vq, u, n);
+	vq->used_idx = (uint16_t)(from + n);
+	if (n)
+		vp_split_show(vq, s);
+	return 0;
+}
+
+int vp_place_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+{
+	struct vp_place *line = vq->place;
+	int r;
+
+	vq->place = NULL;
+	r = vq->packed ? packed_finish(vq, from, u, n) : split_finish(vq, from, u, n);
+	vq->place = line;
+	if (!r && line)
+		vp_place_reset(line, vq);
+	return r;
+}

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct vp_used;
 struct vp_virtq;
 
 #define VP_PLACE_ORDER() __atomic_signal_fence(__ATOMIC_SEQ_CST)
@@ -62,6 +63,12 @@ void vp_place_reset(struct vp_place *p, const struct vp_virtq *vq);
 int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const struct vp_place *as_receiver,
 		     uint32_t runt);
 
+/*
+ * The same where it is not the line that says what was to be given back: the ring stood at `from`, and these n chains
+ * are given back from there on, unless its driver has them already. Nothing was written before that was decided.
+ */
+int vp_place_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n);
+
 /* For tests: the process is killed when it passes that point for the nth time (VHOST_PCI_CRASH_AT). */
 enum vp_place_point {
 	VP_POINT_NOTED = 1,  /* packed: the line says what is given back */
@@ -73,6 +80,13 @@ enum vp_place_point {
 	VP_POINT_OVER,       /* and the intent is over */
 	VP_POINT_EARLY,      /* a packet that takes more than a burst: it counts as sent */
 	VP_POINT_PLACED,     /* packed: the line has the place behind it, and says still what was given back */
+	/* a copy engine (engine/copyq_kept.c) */
+	VP_POINT_COPY_TOOK,  /* it has taken what its device side returned */
+	VP_POINT_COPY_ALL,   /* all is written, but where the queue is */
+	VP_POINT_COPY_NOTED, /* that too, and it does not count yet */
+	VP_POINT_COPY_COUNTS,/* it counts */
+	VP_POINT_COPY_SHOWN, /* the device side has what is its */
+	VP_POINT_COPY_GIVEN, /* the driver has, too */
 	VP_POINTS
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;

@@ -29,6 +29,7 @@ struct rig_conf {
 	uint16_t size;
 	uint64_t drv_features, dev_features;
 	uint64_t area;         /* bytes of the area, 0 = 256 KiB */
+	void    *kept;         /* what outlives the engine, or NULL */
 };
 
 struct rig {
@@ -41,6 +42,7 @@ struct rig {
 	struct vp_burst burst;
 	int call, kick;
 	uint64_t area;
+	struct vp_copyq_conf conf;
 };
 
 static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf *c)
@@ -68,6 +70,8 @@ static void __attribute__((unused)) rig_new(struct rig *r, const struct rig_conf
 	bc.ring = (struct vp_copyq_area){ 0, rb };
 	bc.data = (struct vp_copyq_area){ c->kind == RIG_TX ? rb : rb + area, area };
 	bc.early = c->kind == RIG_TX;
+	bc.kept = c->kept;
+	r->conf = bc;
 	if (vp_copyq_new(&r->b, &bc, &e)) {
 		fprintf(stderr, "%s\n", e.msg);
 		abort();
