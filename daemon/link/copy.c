@@ -30,6 +30,7 @@
 #include "engine/copyq.h"
 #include "engine/request.h"
 #include "guestmem/shared.h"
+#include "link/keep.h"
 #include "link/port_link.h"
 #include "threads/rates.h"
 
@@ -193,6 +194,9 @@ static void pool_scrub(struct vp_plink *pl)
 {
 	struct copy *cl = copy_of(pl);
 
+	/* It has not gone: the next daemon has it, and the pool with what is on its way. */
+	if (pl->l->leaving)
+		return;
 	for (unsigned i = 0; i < pl->n; i++) {
 		look_for_open(pl, &cl->q[i]);
 		vp_reqq_free(cl->q[i].r);
@@ -403,6 +407,7 @@ static struct vp_copyq_conf packet_conf(struct vp_plink *pl, unsigned i)
 		.rq = &vp_vdev_ring(pl->slot.v, i)->rq, .features = vp_plink_features(pl), .pool = cl->pool.p,
 		.pool_addr = cl->pool_addr, .ring = ring_area(cl, i), .data = data_area(cl, i), .early = i & 1,
 		.kick_fd = cl->q[i].kick_fd, .kick_who = vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm),
+		.kept = vp_keep_engine(pl->l, i),
 	};
 }
 
@@ -456,6 +461,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	}
 	packet_rates(pl, i);
 	bc = packet_conf(pl, i);
+	vp_keep_touch(pl->l);
 	ret = vp_copyq_new(&q->b, &bc, &e);
 	if (ret) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
@@ -477,6 +483,8 @@ static void copy_end(struct vp_plink *pl, unsigned i, const struct vp_port_stop 
 	bool called = false;
 
 	copy_unwire(pl, i);
+	/* What is kept of the queue does not hold any more. */
+	vp_keep_touch(pl->l);
 	/* A ring that waits for its translation cannot be written to. */
 	if (q->b && s && alive)
 		called = vp_copyq_stop(q->b, r->usable);
@@ -604,7 +612,8 @@ static void copy_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
 	struct copy_queue *q = &copy_of(pl)->q[i];
 
 	vp_rec_u64(r, TAG_STALE, q->stale);
-	if (!q->b && !q->r)
+	/* A data thread is at work there, and writes down what it does. */
+	if (pl->keeps || (!q->b && !q->r))
 		return;
 	vp_rec_begin(r, q->b ? TAG_PACKETS : TAG_REQUESTS);
 	if (q->b)
@@ -621,6 +630,22 @@ static int packets_restore(struct vp_plink *pl, unsigned i, const struct vp_rec_
 	packet_rates(pl, i);
 	bc = packet_conf(pl, i);
 	return vp_copyq_restore(&copy_of(pl)->q[i].b, &bc, in, e);
+}
+
+/* The daemon before ended anywhere. */
+static int packets_recover(struct vp_plink *pl, unsigned i, struct vp_err *e)
+{
+	struct vp_copyq_conf bc;
+	int r = vp_keep_engine_load(pl->l, i);
+
+	if (r)
+		return vp_err_set(e, r, "queue %u: nothing is known of where it was", i);
+	packet_rates(pl, i);
+	bc = packet_conf(pl, i);
+	r = vp_copyq_recover(&copy_of(pl)->q[i].b, &bc, e);
+	if (!r)
+		vu_backend_note_base(vp_peer_session(pl->peer), i, vp_vq_base(&bc.rq->vq));
+	return r;
 }
 
 static int requests_restore(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
@@ -647,6 +672,10 @@ static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 	int r;
 
 	q->stale = vp_rec_num(in, TAG_STALE, 0);
+	if (pl->recovers && handed) {
+		work_set(pl, i);
+		return packets_recover(pl, i, e);
+	}
 	/* What waits for a device side is kept; of a ring that broke nothing can be given back any more. */
 	if (!handed && (!there || !pl->dev->waits || !pl->slot.v || !vp_vdev_ring(pl->slot.v, i)->rq.vq.size))
 		return 0;
@@ -660,6 +689,20 @@ static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 	if (!r)
 		vp_eventfd_raise(q->kick_fd);
 	return r;
+}
+
+static size_t copy_engine(const struct vp_plink *pl)
+{
+	return pl->dev->waits ? 0 : vp_copyq_kept_bytes();
+}
+
+static int copy_can_keep(const struct vp_plink *pl, struct vp_err *e)
+{
+	if (pl->dev->waits)
+		return vp_err_set(e, -EOPNOTSUPP, "requests of its driver are copied");
+	if (pl->slot.v && vp_vdev_features(pl->slot.v) & VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
+		return vp_err_set(e, -EOPNOTSUPP, "its driver VM has a vIOMMU");
+	return 0;
 }
 
 static void copy_show(struct vp_plink *pl, json_t *o)
@@ -692,6 +735,9 @@ const struct vp_plink_mode vp_plink_copy = {
 	.not_the_paths = OURS,
 	.path_bits = SHADOW_BITS,
 	.lanes = true,
+	.keeps = true,
+	.engine = copy_engine,
+	.can_keep = copy_can_keep,
 	.init = copy_init,
 	.fini = copy_fini,
 	.gone = pool_scrub,

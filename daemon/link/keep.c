@@ -28,7 +28,7 @@
 #define AGAIN_US 1000000 /* when there was no room, or no file descriptor */
 #define CLOSE_MS 2000
 
-enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK, TAG_KEPT };
+enum tag { TAG_KEEP = 1, TAG_PLACES, TAG_LINK, TAG_KEPT, TAG_ENGINES };
 
 struct keep_rec {
 	uint32_t version, pad;
@@ -52,7 +52,14 @@ struct vp_keep {
 	int box;	/* that one, also here; -1 = none */
 	bool dirty, silent;
 	uint64_t made_us, wait_us; /* the last box; how long behind it the next one comes, at least */
+	/* what engines of its rings have (vp_keep_engine()), `each` bytes each; 0 = none */
+	int engines_fd;
+	uint8_t *engines;
+	size_t each;
 };
+
+/* What the daemon before had of these, while a link of its is gone on with. */
+static int engines_left = -1;
 
 static const char *const boxes[] = { "box0", "box1" };
 
@@ -73,18 +80,31 @@ static size_t size_of(unsigned rings)
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-static int places_make(struct vp_keep *k)
+static int memory_make(const char *name, size_t size, int *fd, void **p)
 {
 	/* seccomp control: memfd_create ftruncate fcntl mmap(arg2 & PROT_EXEC == 0) munmap */
-	k->fd = memfd_create("places", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (k->fd < 0 || ftruncate(k->fd, (off_t)k->size) ||
-	    fcntl(k->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+	*fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd < 0 || ftruncate(*fd, (off_t)size) ||
+	    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		return -errno;
-	k->head = mmap(NULL, k->size, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0);
-	return k->head == MAP_FAILED ? -errno : 0;
+	*p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+	if (*p != MAP_FAILED)
+		return 0;
+	*p = NULL;
+	return -errno;
 }
 
-void vp_keep_new(struct vp_link *l, unsigned rings)
+static void memory_free(struct vp_keep *k)
+{
+	if (k->engines)
+		munmap(k->engines, k->head->rings * k->each);
+	if (k->head)
+		munmap(k->head, k->size);
+	vp_close(&k->fd);
+	vp_close(&k->engines_fd);
+}
+
+void vp_keep_new(struct vp_link *l, unsigned rings, size_t each)
 {
 	struct vp_keep *k;
 	int r = -ENOMEM;
@@ -95,13 +115,17 @@ void vp_keep_new(struct vp_link *l, unsigned rings)
 	if (k) {
 		k->box = -1;
 		k->wait_us = SOON_US;
+		k->fd = k->engines_fd = -1;
 		k->size = size_of(rings);
-		r = places_make(k);
+		k->each = each;
+		r = memory_make("places", k->size, &k->fd, (void **)&k->head);
+		if (!r && each)
+			r = memory_make("engines", rings * each, &k->engines_fd, (void **)&k->engines);
 	}
 	if (r) {
 		vp_log(VP_LOG_WARNING, "link %s: it does not outlive this process: %s", l->conf.name, strerror(-r));
 		if (k)
-			vp_close(&k->fd);
+			memory_free(k);
 		free(k);
 		return;
 	}
@@ -136,8 +160,7 @@ void vp_keep_free(struct vp_link *l)
 		__atomic_store_n(&k->head->dirty, 1, __ATOMIC_RELEASE);
 		forget(l);
 	}
-	munmap(k->head, k->size);
-	vp_close(&k->fd);
+	memory_free(k);
 	vp_close_foreign(&k->box);
 	free(k);
 	l->keep = NULL;
@@ -161,6 +184,30 @@ const struct vu_journal *vp_keep_was(unsigned side)
 bool vp_keep_boxing(const struct vp_link *l)
 {
 	return boxing == l;
+}
+
+void *vp_keep_engine(const struct vp_link *l, unsigned ring)
+{
+	return l->keep && l->keep->each ? l->keep->engines + ring * l->keep->each : NULL;
+}
+
+/* Pages that nobody has written stay so. */
+int vp_keep_engine_load(const struct vp_link *l, unsigned ring)
+{
+	static const uint8_t zeroes[4096];
+	uint8_t page[sizeof(zeroes)], *to = vp_keep_engine(l, ring);
+
+	if (!to || engines_left < 0)
+		return -ENOENT;
+	for (size_t at = 0; at < l->keep->each; at += sizeof(page)) {
+		const size_t n = VP_MIN(sizeof(page), l->keep->each - at);
+
+		if (pread(engines_left, page, n, (off_t)(ring * l->keep->each + at)) != (ssize_t)n)
+			return -EPROTO;
+		if (memcmp(page, zeroes, n))
+			memcpy(to + at, page, n);
+	}
+	return 0;
 }
 
 bool vp_keep_good(const struct vp_link *l)
@@ -193,6 +240,7 @@ static int box_of(struct vp_link *l, int *fd, struct vp_err *e)
 
 	vp_rec_put(&r, TAG_KEEP, &s, sizeof(s));
 	vp_rec_fd(&r, TAG_PLACES, VP_REC_FD_FILE, l->keep->fd);
+	vp_rec_fd(&r, TAG_ENGINES, VP_REC_FD_FILE, l->keep->engines_fd);
 	vp_rec_begin(&r, TAG_LINK);
 	boxing = l;
 	vp_link_save(l, &r);
@@ -411,6 +459,19 @@ static int open_box(int fd, struct found *f, struct vp_err *e)
 	return r;
 }
 
+/* Those of another version have other sizes. */
+static int engines_take(const struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct stat st;
+	int r = vp_rec_take(in, TAG_ENGINES, VP_REC_FD_FILE, &engines_left, e);
+
+	if (r || engines_left < 0)
+		return r;
+	return fstat(engines_left, &st) || st.st_size != (off_t)(l->keep->head->rings * l->keep->each) ?
+		       vp_err_set(e, -EPROTO, "what its engines had written down is malformed, or of another version") :
+		       0;
+}
+
 /* The link of that record, with its rings where they were. */
 static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct vp_err *e)
 {
@@ -435,8 +496,11 @@ static int go_on(struct vp_daemon *d, const char *name, struct found *f, struct 
 	if (!r && (!l->keep || f->head->rings != l->keep->head->rings))
 		r = vp_err_set(e, -EPROTO, "it had another number of rings");
 	if (!r)
+		r = engines_take(l, &in, e);
+	if (!r)
 		r = l->ops->recover(l, (const struct vp_place *)(f->head + 1), f->head->rings, more ? &kept : NULL, e);
 	were = NULL;
+	vp_close(&engines_left);
 	if (r && l) {
 		/* Nothing of it was touched yet. */
 		l->leaving = l->ops->save_kept;

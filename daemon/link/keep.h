@@ -15,8 +15,11 @@
 
 struct vp_keep;
 
-/* The link is being made: it is kept from now on, where there is a keeper. rings: of each side. Errors are logged. */
-void vp_keep_new(struct vp_link *l, unsigned rings);
+/*
+ * The link is being made: it is kept from now on, where there is a keeper. rings: of each side; each: bytes for an
+ * engine of each ring, 0 = there are none. Errors are logged.
+ */
+void vp_keep_new(struct vp_link *l, unsigned rings, size_t each);
 /* It ends. What is kept of it goes, unless l->leaving. NULL in l->keep is allowed. */
 void vp_keep_free(struct vp_link *l);
 /* The lines of a side's rings; NULL: nobody keeps them. */
@@ -27,6 +30,10 @@ struct vu_journal *vp_keep_journal(const struct vp_link *l, unsigned side);
 const struct vu_journal *vp_keep_was(unsigned side);
 /* Is what its ops->save() writes for a box? Then it is read with lines and journals. */
 bool vp_keep_boxing(const struct vp_link *l);
+/* What an engine of that ring may write, aligned to a page, first all zeroes; NULL: nobody keeps it. */
+void *vp_keep_engine(const struct vp_link *l, unsigned ring);
+/* In ops->recover(): what the daemon before has written there is there. */
+int vp_keep_engine_load(const struct vp_link *l, unsigned ring);
 /*
  * Something of what its ops->save() writes is about to change. From here on until it is in a new box, which is soon,
  * nobody can go on with it.

@@ -113,7 +113,7 @@ static void device_gone(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 
-	if (pl->m->fresh && pl->att)
+	if (pl->m->fresh && pl->att && !pl->l->leaving)
 		pl->m->fresh(pl);
 }
 
@@ -218,7 +218,7 @@ int vp_plink_start(struct vp_link *l, const struct vp_plink_mode *m, uint64_t po
 	if (!r && !l->d->forward)
 		r = vp_forward_new(&l->d->forward, e);
 	if (!r && m->keeps && attachments[l->conf.attachment].keeps)
-		vp_keep_new(l, pl->n);
+		vp_keep_new(l, pl->n, m->engine ? m->engine(pl) : 0);
 	if (!r)
 		r = vp_carrier_new(&pl->carrier, l->d, &l->conf, pl->name, e);
 	if (!r)

@@ -42,6 +42,7 @@ struct vp_plink_mode {
 	uint64_t path_bits;       /* of these, what it works with where it supports them */
 	bool     direct;          /* attachments may be given the driver VM's eventfds */
 	bool     keeps;           /* its links outlive the daemon (keep.h) */
+	size_t (*engine)(const struct vp_plink *pl); /* ? bytes of that that it wants for each queue */
 	bool     lanes;           /* its queues are worked on by our data threads while the device VM has them */
 
 	/* The port is there, its attachment not yet; inside an update of the page. */
@@ -103,6 +104,11 @@ struct vp_plink_mode {
 	int  (*restore_all)(struct vp_plink *pl, const struct vp_rec_in *in, struct vp_err *e);
 	void (*save_queue)(struct vp_plink *pl, unsigned i, struct vp_rec *r);
 	int  (*restore_queue)(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e);
+	/*
+	 * ? Could another daemon go on with it if this one ended anywhere? save_queue is called with pl->keeps then,
+	 * restore_queue with pl->recovers: where a queue is that data threads have is in vp_keep_engine().
+	 */
+	int  (*can_keep)(const struct vp_plink *pl, struct vp_err *e);
 
 	/*
 	 * ? Requests of a queue that is to be stopped and takes no new ones: all are answered. Attention is asked for
@@ -159,6 +165,7 @@ struct vp_plink {
 	int                   line[2];  /* of the ward (guard.h); -1 = none */
 	int                   claim;    /* that of the daemon before, while this one goes on with the link; -1 = none */
 	bool                  recovers; /* from a box: the daemon before ended anywhere */
+	bool                  keeps;    /* what is saved is for a box: data threads are at work meanwhile */
 	const char           *said;     /* status in the last event, and whether the device side was there */
 	bool                  said_online;
 	/* no events for what changes now: one is to follow, or nobody may know of the link */

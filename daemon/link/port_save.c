@@ -288,14 +288,16 @@ int vp_plink_can_keep(const struct vp_link *l, struct vp_err *e)
 	for (unsigned i = 0; i < pl->n; i++)
 		if (elsewhere(pl, i))
 			return vp_err_set(e, -EOPNOTSUPP, "a queue of it is copied for now");
-	return 0;
+	return pl->m->can_keep ? pl->m->can_keep(pl, e) : 0;
 }
 
 void vp_plink_save_kept(struct vp_link *l, struct vp_rec *r)
 {
-	const struct vp_plink *pl = l->impl;
+	struct vp_plink *pl = l->impl;
 
+	pl->keeps = true;
 	vp_plink_save_hot(l, r);
+	pl->keeps = false;
 	if (!pl->guarded)
 		return;
 	vp_rec_fd(r, TAG_LINE, VP_REC_FD_SOCKET, pl->line[0]);

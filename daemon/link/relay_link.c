@@ -393,7 +393,7 @@ static int relay_start(struct vp_link *l, struct vp_err *e)
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	r->l = l;
 	l->impl = r;
-	vp_keep_new(l, 2 * l->conf.pairs);
+	vp_keep_new(l, 2 * l->conf.pairs, 0);
 	for (unsigned s = 0; s < VP_SIDES && !ret; s++) {
 		struct relay_side *side = &r->side[s];
 

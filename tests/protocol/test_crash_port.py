@@ -433,7 +433,7 @@ def test_beside_others(held):
     """Links of several kinds, one of which starts anew: the others go on."""
     d = held()
     d.link("cd", driver="c", device="d")
-    d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="copy", Device_PoolSize="4M")
+    d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="grant")
     with fast(lambda: d) as (d, nic, p), vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e, vu.Nic(d.sock("ef", "driver")) as g:
         for link in "ab", "cd":
             rest(d, link)
