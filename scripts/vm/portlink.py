@@ -21,20 +21,23 @@ import guestmod      # noqa: E402
 LINK = 'link'
 
 
+def _built(builddir, target, what):
+    # Several test files may run at a time, and Ninja takes no lock.
+    with v.Lock('ninja'):
+        r = subprocess.run(['ninja', '-C', builddir, target], capture_output=True, text=True)
+    if r.returncode:
+        raise v.VMError('%s does not build:\n%s' % (what, r.stdout[-2000:]))
+    return os.path.join(builddir, target)
+
+
 def agent_binary(builddir):
     """The statically linked agent, built when it is not."""
-    r = subprocess.run(['ninja', '-C', builddir, 'guest/agent/vhost-pci-agent-static'], capture_output=True, text=True)
-    if r.returncode:
-        raise v.VMError('the agent does not build:\n' + r.stdout[-2000:])
-    return os.path.join(builddir, 'guest/agent/vhost-pci-agent-static')
+    return _built(builddir, 'guest/agent/vhost-pci-agent-static', 'the agent')
 
 
 def grant_binary(builddir):
     """The statically linked helper of driver VMs that grant, built when it is not."""
-    r = subprocess.run(['ninja', '-C', builddir, 'guest/grant/vhost-pci-grant-static'], capture_output=True, text=True)
-    if r.returncode:
-        raise v.VMError('vhost-pci-grant does not build:\n' + r.stdout[-2000:])
-    return os.path.join(builddir, 'guest/grant/vhost-pci-grant-static')
+    return _built(builddir, 'guest/grant/vhost-pci-grant-static', 'vhost-pci-grant')
 
 
 # What a driver VM with Grant=swiotlb has beyond any other: all DMA goes through a pool, and its kernel says where that is; its virtio-net

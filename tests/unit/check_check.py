@@ -10,9 +10,11 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 FLAKY = '''
@@ -72,12 +74,15 @@ def written(tmp, name, text):
 
 
 def pytest_of(m, name, text, timeout=60):
-    d = written(m.opt.builddir, name, text)
+    quietly(m.pytest, name, written(m.opt.builddir, name, text), timeout=timeout)
+
+
+def quietly(work, *args, **kw):
     null = os.open(os.devnull, os.O_WRONLY)
     keep = os.dup(1)
     os.dup2(null, 1)
     try:
-        m.pytest(name, d, timeout=timeout)
+        work(*args, **kw)
     finally:
         os.dup2(keep, 1)
         os.close(keep)
@@ -138,6 +143,62 @@ def hangs(root, tmp):
     assert 'was ended after' in text and '::test_hangs' in text, m.failed
 
 
+MEETS = """
+import os, time
+def test_meets():
+    open(%(mine)r, 'w').close()
+    end = time.time() + 30
+    while not os.path.exists(%(other)r):
+        assert time.time() < end, 'the other file is not under way'
+        time.sleep(0.05)
+"""
+
+
+def lane_files(tmp, **texts):
+    d = os.path.join(tmp, 'lanes')
+    os.makedirs(d)
+    for name, text in texts.items():
+        with open(os.path.join(d, 'test_%s.py' % name), 'w') as f:
+            f.write(text)
+    return d, ['test_%s.py' % name for name in texts]
+
+
+def lanes(root, tmp):
+    """Files that run beside each other: all of them are counted, also where one fails, passes at the second attempt, or hangs."""
+    m = check(root, tmp)
+    mark, a, b = (os.path.join(tmp, x) for x in ('mark', 'a', 'b'))
+    d, files = lane_files(tmp, a=MEETS % {'mine': a, 'other': b}, b=MEETS % {'mine': b, 'other': a}, flaky=FLAKY % (mark, mark), wrong=WRONG,
+                          hangs=HANGS)
+    quietly(m.pytest, 'lanes', d, timeout=20, parts=files, lanes=2)
+    names = [n for n, _ in m.failed]
+    assert names == ['lanes: test_wrong.test_wrong', 'lanes: pytest test_hangs.py'], m.failed
+    assert [n for n, _, _ in m.second] == ['lanes: test_flaky.test_flaky'] and m.passed == 6, (m.second, m.passed)
+    assert '::test_hangs' in str(m.failed), m.failed
+
+
+def lanes_without_time(root, tmp):
+    """What is not begun is told by name, beside what was found out."""
+    m = check(root, tmp)
+    d, files = lane_files(tmp, hangs=HANGS, slow=HANGS, late=WRONG)
+    quietly(m.pytest, 'lanes', d, timeout=8, parts=files, lanes=2)
+    assert m.passed == 2 and [n for n, _ in m.failed] == ['lanes: pytest test_%s.py' % n for n in ('hangs', 'slow', 'late')], m.failed
+    assert m.failed[-1][1] == 'not begun: no time was left', m.failed
+
+
+def lanes_interrupted(root, tmp):
+    """By Ctrl-C those under way end at once, and none is begun any more."""
+    m = check(root, tmp)
+    d, files = lane_files(tmp, hangs=HANGS, slow=HANGS, late=WRONG)
+    threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    t = time.time()
+    try:
+        quietly(m.pytest, 'lanes', d, parts=files, lanes=2)
+        raise AssertionError('was not interrupted')
+    except KeyboardInterrupt:
+        pass
+    assert time.time() - t < 45 and not m.running and not os.path.exists(os.path.join(tmp, 'check-lanes-test_late.log')), time.time() - t
+
+
 def meson_hangs(root, tmp):
     """So are tests that were not reached, also beside one that failed."""
     src, where = os.path.join(tmp, 'src'), os.path.join(tmp, 'b')
@@ -146,15 +207,7 @@ def meson_hangs(root, tmp):
         f.write(MESON)
     subprocess.run(['meson', 'setup', where, src], check=True, stdout=subprocess.DEVNULL)
     m = check(root, tmp)
-    keep = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    try:
-        m.meson_tests('unit', where, [], timeout=15)
-    finally:
-        os.dup2(keep, 1)
-        os.close(keep)
-        os.close(null)
+    quietly(m.meson_tests, 'unit', where, [], timeout=15)
     names = {n for n, _ in m.failed}
     assert names == {'unit: wrong', 'unit: hangs', 'unit: not_reached'} and m.passed == 1, (m.failed, m.passed)
 
@@ -182,7 +235,8 @@ def stages(root, tmp):
 
 def main():
     root = sys.argv[1]
-    for what in (passes_at_the_second_attempt, strict_has_no_second_attempt, fails_again, second_attempt_that_crashes, hangs, meson_hangs, stages):
+    for what in (passes_at_the_second_attempt, strict_has_no_second_attempt, fails_again, second_attempt_that_crashes, hangs, lanes, lanes_without_time,
+                 lanes_interrupted, meson_hangs, stages):
         with tempfile.TemporaryDirectory(prefix='vpcheck') as tmp:
             what(root, tmp)
     print('scripts/check tells of everything')
