@@ -56,7 +56,8 @@ site: ## make a site of all documents, man pages and the API reference in BUILDD
 	@scripts/setup --site
 	@scripts/site --output $(BUILDDIR)/site
 
-install: all ## install into the configured prefix (DESTDIR: below another root, nothing is set up there)
+install: $(BUILDDIR)/build.ninja ## build what is installed, and install it into the configured prefix (DESTDIR: below another root, nothing is set up there)
+	@targets=$$(packaging/install-targets $(BUILDDIR)) && $(NINJA) -C $(BUILDDIR) $$targets
 	@DESTDIR="$(DESTDIR)" meson install -C $(BUILDDIR) --no-rebuild
 	@[ -n "$(DESTDIR)" ] || $(BUILDDIR)/packaging/apply-install
 

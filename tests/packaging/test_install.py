@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`make install` on a host, and `make uninstall`: in a container that is this machine, what is written thrown away."""
+import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -46,6 +48,21 @@ def files(box):
 
 def make(box, what):
     return box.ok("make", "-C", str(TOP), f"BUILDDIR={BUILD}", what)
+
+
+def test_builds_only_what_it_installs(tmp_path):
+    """All that is installed is built, and no test: in a new build directory, by what Ninja would do."""
+    build = tmp_path / "build"
+    subprocess.run(["meson", "setup", build, TOP], check=True, stdout=subprocess.PIPE)
+    # It ends with an error: there is nothing to install yet.
+    said = subprocess.run(["make", "-C", TOP, f"BUILDDIR={build}", f"DESTDIR={tmp_path}/root", "NINJA=ninja -n", "install"],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    steps = [line for line in said.splitlines() if line.startswith("[")]
+    assert not [s for s in steps if any(f" {d}/" in s for d in ("tests", "bench", "examples", "conformance"))]
+    installed = json.loads(subprocess.run(["meson", "introspect", build, "--installed"], check=True, stdout=subprocess.PIPE).stdout)
+    todo = [os.path.relpath(f, build) for f in installed if f.startswith(f"{build}/") and not os.path.exists(f)]
+    assert len(todo) > 4
+    assert not [f for f in todo if not any(s.endswith(f" target {f}") for s in steps)], steps
 
 
 def test_install_and_uninstall(box):
