@@ -46,14 +46,24 @@ static void print_problem(void *arg, const char *msg)
 	fprintf(stderr, "%s\n", msg);
 }
 
+static void print_warning(void *arg, const char *msg)
+{
+	fprintf(stderr, "warning: %s\n", msg);
+}
+
 static void log_problem(void *arg, const char *msg)
 {
 	vp_log(VP_LOG_ERR, "%s", msg);
 }
 
+static void log_warning(void *arg, const char *msg)
+{
+	vp_log(VP_LOG_WARNING, "%s", msg);
+}
+
 static int check_config(struct vp_daemon *d)
 {
-	struct vp_conf_report rep = { .fn = print_problem };
+	struct vp_conf_report rep = { .fn = print_problem, .warn = print_warning };
 	struct vp_conf *c = NULL;
 
 	if (vp_daemon_load_conf(d, &c, &rep)) {
@@ -68,7 +78,7 @@ static int check_config(struct vp_daemon *d)
 
 static int load_config(struct vp_daemon *d, struct vp_err *e)
 {
-	struct vp_conf_report rep = { .fn = log_problem };
+	struct vp_conf_report rep = { .fn = log_problem, .warn = log_warning };
 
 	return vp_daemon_load_conf(d, &d->conf, &rep)
 		       ? vp_err_set(e, -EINVAL,
@@ -202,7 +212,7 @@ static unsigned apply_links(struct vp_daemon *d)
 {
 	struct vp_conf_report rep = { .fn = log_problem };
 
-	vp_links_apply(d->links, d->conf, &rep);
+	vp_links_apply(d->links, d->conf, false, NULL, &rep);
 	return rep.errors;
 }
 

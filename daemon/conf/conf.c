@@ -22,6 +22,7 @@
 #include "base/util.h"
 #include "conf/keys.h"
 #include "conf/policy.h"
+#include "conf/strays.h"
 #include "conf/types.h"
 
 #define FILE_MAX_BYTES 65536
@@ -58,13 +59,6 @@ static int cmp_stem(const void *a, const void *b)
 	return r ? r : (m > n) - (m < n);
 }
 
-static bool has_suffix(const char *s, const char *suffix)
-{
-	size_t n = strlen(s), m = strlen(suffix);
-
-	return n > m && !strcmp(s + n - m, suffix);
-}
-
 /* Add dir's files that end in suffix. A directory that is not there is empty. */
 static int list_dir(struct listing *l, const char *path, unsigned dir, const char *suffix, struct vp_conf_report *rep)
 {
@@ -80,7 +74,7 @@ static int list_dir(struct listing *l, const char *path, unsigned dir, const cha
 		return r;
 	}
 	while ((de = readdir(d))) {
-		if (de->d_name[0] == '.' || !has_suffix(de->d_name, suffix))
+		if (de->d_name[0] == '.' || !vp_conf_has_suffix(de->d_name, suffix))
 			continue;
 		if (l->n == l->cap) {
 			unsigned cap = l->cap ? l->cap * 2 : 64;
@@ -654,6 +648,7 @@ int vp_conf_load(struct vp_conf **out, const struct vp_conf_paths *paths, struct
 	if (!r)
 		r = load_kind(c, paths, ".link", add_link, rep);
 	rep->into = NULL;
+	vp_conf_strays(paths, c->daemon.runtime_dir, rep);
 	if (!r && c->n_links > c->daemon.max_links)
 		vp_conf_error(rep, "%u links are configured but MaxLinks=%u; raise it in vhost-pci.conf", c->n_links,
 			      c->daemon.max_links);

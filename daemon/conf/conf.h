@@ -172,6 +172,7 @@ struct vp_conf_paths {
 /* Problems go here, one call for each. Loading counts them and goes on, so that one run shows all. */
 struct vp_conf_report {
 	void   (*fn)(void *arg, const char *msg);
+	void   (*warn)(void *arg, const char *msg);  /* what is odd, and no error; NULL = not wanted */
 	void    *arg;
 	unsigned errors;
 	struct vp_conf *into;  /* where vp_conf_load() keeps the origins of settings; NULL = nowhere */
@@ -260,5 +261,6 @@ const char *vp_offloads_str(unsigned offloads, char *buf, size_t size);
 void vp_mac_str(const uint8_t mac[6], char out[18]);
 
 void vp_conf_error(struct vp_conf_report *rep, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void vp_conf_warning(struct vp_conf_report *rep, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

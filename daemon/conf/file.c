@@ -42,6 +42,19 @@ void vp_conf_error(struct vp_conf_report *rep, const char *fmt, ...)
 		rep->fn(rep->arg, msg);
 }
 
+void vp_conf_warning(struct vp_conf_report *rep, const char *fmt, ...)
+{
+	char msg[2048];
+	va_list ap;
+
+	if (!rep->warn)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(msg, sizeof(msg), fmt, ap);
+	va_end(ap);
+	rep->warn(rep->arg, msg);
+}
+
 static void check_line(struct parse *p, const char *buf)
 {
 	char section[INI_MAX_LINE], known[160];

@@ -113,13 +113,7 @@ static int do_daemon_show(struct call *c, json_t **result, struct vp_err *e)
 
 static int do_daemon_reload(struct call *c, json_t **result, struct vp_err *e)
 {
-	struct vp_reloaded done = { 0 };
-	int r = vp_daemon_reload(c->d, c->reload, &done, e);
-
-	if (!r)
-		*result = json_pack("{s:i,s:i,s:i}", "changed", (int)done.links, "vms", (int)done.vms, "links",
-				    (int)vp_links_count(c->d->links));
-	return r;
+	return vp_daemon_reload(c->d, c->reload, result, e);
 }
 
 static int do_daemon_upgrade(struct call *c, json_t **result, struct vp_err *e)

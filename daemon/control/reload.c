@@ -33,6 +33,7 @@ int vp_daemon_load_conf(struct vp_daemon *d, struct vp_conf **out, struct vp_con
 struct first {
 	char     msg[256];
 	unsigned n;
+	json_t  *warnings;
 };
 
 static void report(void *arg, const char *msg)
@@ -44,8 +45,16 @@ static void report(void *arg, const char *msg)
 	vp_log(VP_LOG_ERR, "%s", msg);
 }
 
+static void warn(void *arg, const char *msg)
+{
+	struct first *f = arg;
+
+	json_array_append_new(f->warnings, json_string(msg));
+	vp_log(VP_LOG_WARNING, "reload: %s", msg);
+}
+
 /* Settings that are fixed when the daemon starts: they stay as they are. */
-static void keep_fixed(const struct vp_conf_daemon *old, struct vp_conf_daemon *next)
+static void keep_fixed(const struct vp_conf_daemon *old, struct vp_conf_daemon *next, struct vp_conf_report *rep)
 {
 	enum vp_conf_effect effect;
 	const char *key, *section;
@@ -57,7 +66,7 @@ static void keep_fixed(const struct vp_conf_daemon *old, struct vp_conf_daemon *
 		if (effect == VP_EFFECT_START && n < sizeof(keys))
 			n += (size_t)snprintf(keys + n, sizeof(keys) - n, "%s[%s] %s=", n ? ", " : "", section, key);
 	if (n)
-		vp_log(VP_LOG_WARNING, "reload: %s: no reload changes that; restart or upgrade the daemon", keys);
+		vp_conf_warning(rep, "%s: no reload changes that; restart or upgrade the daemon", keys);
 	vp_conf_take(VP_CONF_DAEMON, next, old, 1u << VP_EFFECT_START);
 }
 
@@ -81,12 +90,13 @@ static unsigned vms_changed(const struct vp_conf *old, const struct vp_conf *nex
 	return n;
 }
 
-int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, struct vp_reloaded *done, struct vp_err *e)
+int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, json_t **done, struct vp_err *e)
 {
-	struct first f = { .n = 0 };
-	struct vp_conf_report rep = { .fn = report, .arg = &f };
+	struct first f = { .warnings = json_array() };
+	struct vp_conf_report rep = { .fn = report, .warn = warn, .arg = &f };
 	struct vp_conf *next, *old = d->conf;
 	uint64_t now = 0;
+	json_t *answer;
 	unsigned n, vms;
 	int r;
 
@@ -104,23 +114,29 @@ int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, struct vp_reloaded
 		vp_conf_free(next);
 		goto out;
 	}
-	keep_fixed(&old->daemon, &next->daemon);
+	keep_fixed(&old->daemon, &next->daemon, &rep);
 	vms = vms_changed(old, next);
 	d->conf = next;
 	vp_rate_apply(next);
 	vp_memory_apply(next);
 	vp_audit_reopen(d->audit);
-	n = (how == VP_RELOAD_GENTLY ? vp_links_apply_gently : vp_links_apply)(d->links, next, &rep);
+	n = vp_links_apply(d->links, next, how == VP_RELOAD_GENTLY, &answer, &rep);
 	vp_conf_free(old);
 	d->reloads++;
-	if (done)
-		*done = (struct vp_reloaded){ .links = n, .vms = vms };
 	vp_log(VP_LOG_INFO, "reloaded: %u link%s changed, %u in all, %u VM%s changed", n, n == 1 ? "" : "s",
 	       vp_links_count(d->links), vms, vms == 1 ? "" : "s");
 	vp_event_tell(d, "daemon.reloaded", json_pack("{s:i}", "changed", (int)n));
+	json_object_set_new(answer, "changed", json_integer(n));
+	json_object_set_new(answer, "vms", json_integer(vms));
+	json_object_set_new(answer, "links", json_integer(vp_links_count(d->links)));
+	json_object_set(answer, "warnings", f.warnings);
 	if (rep.errors)
 		r = vp_err_set(e, -EINVAL, "applied, but not all: %.200s", f.msg);
+	if (done && !r)
+		*done = json_incref(answer);
+	json_decref(answer);
 out:
+	json_decref(f.warnings);
 	vp_audit_action(d, "daemon.reload", "", r, e);
 	sd_notifyf(0, "READY=1\nSTATUS=%u links%s", vp_links_count(d->links), r ? ", last reload had errors" : "");
 	return r;

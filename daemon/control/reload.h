@@ -17,15 +17,11 @@ enum vp_reload {
 	VP_RELOAD_GENTLY,  /* it goes on as it was, with a warning */
 };
 
-struct vp_reloaded {
-	unsigned links;  /* added, removed, made anew or changed as they ran */
-	unsigned vms;    /* VMs with other limits, rates, users or groups */
-};
-
 /*
  * Read the files again and apply the differences. An invalid configuration changes nothing: -EINVAL,
- * with the first problem in e and all of them in the log. done may be NULL.
+ * with the first problem in e and all of them in the log. done (may be NULL) gets the answer of daemon.reload
+ * (docs/control-api.md) when all was applied.
  */
-int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, struct vp_reloaded *done, struct vp_err *e);
+int vp_daemon_reload(struct vp_daemon *d, enum vp_reload how, json_t **done, struct vp_err *e);
 
 #endif

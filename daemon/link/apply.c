@@ -15,6 +15,20 @@
 #include "link/link.h"
 #include "sys/sock.h"
 
+/* What apply() does, and has done: of each kind an object whose keys are the links' names. */
+struct work {
+	struct vp_links       *ls;
+	const struct vp_conf  *c;
+	struct vp_conf_report *rep;
+	bool                   gently;
+	json_t                *added, *removed, *anew, *altered, *kept;
+};
+
+static void note(json_t *kind, const char *name)
+{
+	json_object_set_new(kind, name, json_true());
+}
+
 /* What becomes of a link, and the first of the settings that ask for as much. */
 struct change {
 	enum vp_conf_effect       effect;
@@ -79,10 +93,11 @@ static bool may_run_on(const struct vp_link *l, const struct vp_conf *c)
 	return d.allowed && (d.mode == l->decision.mode || l->decision.mode == VP_MODE_COPY);
 }
 
-static bool left(const struct vp_link *l, const struct vp_conf *c, const struct change *ch, bool gently)
+static bool left(const struct work *w, const struct vp_link *l, const struct change *ch)
 {
-	if (!gently || !ends_port(l, ch) || !may_run_on(l, c))
+	if (!w->gently || !ends_port(l, ch) || !may_run_on(l, w->c))
 		return false;
+	note(w->kept, l->conf.name);
 	vp_log(VP_LOG_WARNING,
 	       "link %s: it goes on as it was: %s changed, and for that its device in VM %s would have to be plugged "
 	       "anew; to have it so, run vhost-pcictl reload --yes",
@@ -138,8 +153,10 @@ static int may_stay(const struct vp_conf *c, const struct vp_conf_link *const *a
  * was loaded: they come first, then the runtime links by name, as long as there is room. Those whose mode is another
  * one now keep their old decision, and run, until restart_runtime().
  */
-static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+static unsigned refuse_runtime(const struct work *w)
 {
+	struct vp_links *ls = w->ls;
+	const struct vp_conf *c = w->c;
 	/* Without memory for it each is still held against the policy and, alone, against the limits. */
 	const struct vp_conf_link **all = calloc(c->n_links + vp_links_count(ls) + 1, sizeof(*all));
 	unsigned n = 0, touched = 0;
@@ -163,7 +180,8 @@ static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, str
 				l->decision = d;
 			continue;
 		}
-		vp_conf_error(rep, "link %s, added at run time, is removed: %s", l->conf.name, e.msg);
+		vp_conf_error(w->rep, "link %s, added at run time, is removed: %s", l->conf.name, e.msg);
+		note(w->removed, l->conf.name);
 		vp_audit_link(l->d, "link.keep", &l->conf, &d, rule, r, &e);
 		vp_link_remove(ls, l);
 		touched++;
@@ -174,7 +192,7 @@ static unsigned refuse_runtime(struct vp_links *ls, const struct vp_conf *c, str
 }
 
 /* Nobody else has the link's configuration, and what an operator has set down stays down. */
-static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_report *rep)
+static void restart(const struct work *w, struct vp_link *l)
 {
 	struct vp_conf_link conf = l->conf;
 	struct vp_err e = { 0 };
@@ -183,18 +201,21 @@ static void restart(struct vp_links *ls, struct vp_link *l, struct vp_conf_repor
 	conf.start_down = !l->up;
 	l->given = NULL;
 	vp_log(VP_LOG_INFO, "link %s: its policy changed, set up anew", conf.name);
-	vp_link_remove(ls, l);
-	if (!vp_link_add(ls, &conf, VP_ORIGIN_RUNTIME, &e)) {
-		vp_link_find(ls, conf.name)->given = given;
+	vp_link_remove(w->ls, l);
+	if (!vp_link_add(w->ls, &conf, VP_ORIGIN_RUNTIME, &e)) {
+		vp_link_find(w->ls, conf.name)->given = given;
+		note(w->anew, conf.name);
 		return;
 	}
 	free(given);
-	vp_conf_error(rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
+	note(w->removed, conf.name);
+	vp_conf_error(w->rep, "link %s, added at run time, is removed: %s", conf.name, e.msg);
 }
 
 /* Those that c allows, but in another mode than they run in. */
-static unsigned restart_runtime(struct vp_links *ls, const struct vp_conf *c, bool gently, struct vp_conf_report *rep)
+static unsigned restart_runtime(const struct work *w)
 {
+	struct vp_links *ls = w->ls;
 	unsigned touched = 0;
 
 	/* From the end: one that cannot be set up anew is gone. */
@@ -204,18 +225,17 @@ static unsigned restart_runtime(struct vp_links *ls, const struct vp_conf *c, bo
 
 		if (l->origin != VP_ORIGIN_RUNTIME)
 			continue;
-		change_of(l, &l->conf, c, &ch);
-		if (ch.effect < VP_EFFECT_ANEW || left(l, c, &ch, gently))
+		change_of(l, &l->conf, w->c, &ch);
+		if (ch.effect < VP_EFFECT_ANEW || left(w, l, &ch))
 			continue;
-		restart(ls, l, rep);
+		restart(w, l);
 		touched++;
 	}
 	return touched;
 }
 
 /* It is want's from now on, and runs on. */
-static void alter(struct vp_link *l, const struct vp_conf_link *want, const struct change *ch,
-		  struct vp_conf_report *rep)
+static void alter(const struct work *w, struct vp_link *l, const struct vp_conf_link *want, const struct change *ch)
 {
 	struct vp_err e = { 0 };
 	int r;
@@ -227,9 +247,10 @@ static void alter(struct vp_link *l, const struct vp_conf_link *want, const stru
 	l->conf.start_down = want->start_down;
 	if (!ch->any)
 		return;
+	note(w->altered, l->conf.name);
 	r = l->ops->alter(l, want, ch->effect == VP_EFFECT_AGAIN, &e);
 	if (r)
-		vp_conf_error(rep, "link %s: %s", l->conf.name, e.code ? e.msg : strerror(-r));
+		vp_conf_error(w->rep, "link %s: %s", l->conf.name, e.code ? e.msg : strerror(-r));
 	vp_log(VP_LOG_INFO, "link %s: %s changed%s", l->conf.name, ch->by,
 	       ch->effect == VP_EFFECT_AGAIN ? "; its front-ends have to connect again" : "");
 }
@@ -238,8 +259,10 @@ static void alter(struct vp_link *l, const struct vp_conf_link *want, const stru
  * Away with file-born links that are gone or have to be made anew. Others become what their files say; links that were
  * added at run time become those of a file of their name.
  */
-static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c, bool gently, struct vp_conf_report *rep)
+static unsigned remove_changed(const struct work *w)
 {
+	struct vp_links *ls = w->ls;
+	const struct vp_conf *c = w->c;
 	unsigned touched = 0;
 
 	for (unsigned i = vp_links_count(ls); i-- > 0;) {
@@ -252,12 +275,13 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c, boo
 		if (want)
 			change_of(l, want, c, &ch);
 		if (want && ch.effect < VP_EFFECT_ANEW) {
-			alter(l, want, &ch, rep);
+			alter(w, l, want, &ch);
 			touched += ch.any;
 			continue;
 		}
-		if (want && left(l, c, &ch, gently))
+		if (want && left(w, l, &ch))
 			continue;
+		note(want ? w->anew : w->removed, l->conf.name);
 		vp_log(VP_LOG_INFO, "link %s: %s%s", l->conf.name, want ? ch.by : "",
 		       want ? " changed, set up anew" : "no longer configured, removed");
 		vp_link_remove(ls, l);
@@ -267,16 +291,16 @@ static unsigned remove_changed(struct vp_links *ls, const struct vp_conf *c, boo
 }
 
 /* Other users may run a VM now, or none any more: its sockets' files say so, too. The number of links that concerns. */
-static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
+static unsigned reopen_sockets(const struct work *w)
 {
 	unsigned touched = 0;
 
-	for (unsigned i = 0; i < vp_links_count(ls); i++) {
-		const struct vp_conf_link *l = &vp_links_at(ls, i)->conf;
+	for (unsigned i = 0; i < vp_links_count(w->ls); i++) {
+		const struct vp_conf_link *l = &vp_links_at(w->ls, i)->conf;
 		bool any = false;
 
 		for (unsigned s = 0; s < VP_SIDES; s++) {
-			mode_t mode = vp_conf_socket_file_mode(c, l->side[s].vm);
+			mode_t mode = vp_conf_socket_file_mode(w->c, l->side[s].vm);
 			const char *qmp = s == VP_SIDE_DRIVER ? l->driver_qmp : l->qmp;
 			unsigned qmp_mode = s == VP_SIDE_DRIVER ? l->driver_qmp_mode : l->qmp_mode;
 
@@ -287,38 +311,64 @@ static unsigned reopen_sockets(struct vp_links *ls, const struct vp_conf *c)
 			if (s == VP_SIDE_DRIVER && *l->grant_socket)
 				any |= vp_sock_set_mode(l->grant_socket, mode);
 		}
+		if (any)
+			note(w->altered, l->name);
 		touched += any;
 	}
 	return touched;
 }
 
-static unsigned apply(struct vp_links *ls, const struct vp_conf *c, bool gently, struct vp_conf_report *rep)
+static unsigned apply(const struct work *w)
 {
 	unsigned touched = 0;
 	struct vp_err e;
 
 	/* First away with what may not be or is different, so that names, sockets and limits are free. */
-	touched += refuse_runtime(ls, c, rep);
-	touched += remove_changed(ls, c, gently, rep);
-	touched += reopen_sockets(ls, c);
-	for (unsigned i = 0; i < c->n_links; i++) {
-		if (vp_link_find(ls, c->links[i].name))
+	touched += refuse_runtime(w);
+	touched += remove_changed(w);
+	touched += reopen_sockets(w);
+	for (unsigned i = 0; i < w->c->n_links; i++) {
+		const struct vp_conf_link *l = &w->c->links[i];
+
+		if (vp_link_find(w->ls, l->name))
 			continue;
 		touched++;
 		memset(&e, 0, sizeof(e));
-		if (vp_link_add(ls, &c->links[i], VP_ORIGIN_FILE, &e))
-			vp_conf_error(rep, "link %s: %s", c->links[i].name, e.msg);
+		if (!json_object_get(w->anew, l->name))
+			note(w->added, l->name);
+		if (vp_link_add(w->ls, l, VP_ORIGIN_FILE, &e))
+			vp_conf_error(w->rep, "link %s: %s", l->name, e.msg);
 	}
-	touched += restart_runtime(ls, c, gently, rep);
+	touched += restart_runtime(w);
 	return touched;
 }
 
-unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+/* The keys of o, which is consumed. */
+static json_t *names(json_t *o)
 {
-	return apply(ls, c, false, rep);
+	json_t *out = json_array(), *v;
+	const char *key;
+
+	json_object_foreach(o, key, v)
+		json_array_append_new(out, json_string(key));
+	json_decref(o);
+	return out;
 }
 
-unsigned vp_links_apply_gently(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep)
+unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, bool gently, json_t **done,
+			struct vp_conf_report *rep)
 {
-	return apply(ls, c, true, rep);
+	struct work w = {
+		.ls = ls, .c = c, .gently = gently, .rep = rep, .added = json_object(), .removed = json_object(),
+		.anew = json_object(), .altered = json_object(), .kept = json_object(),
+	};
+	unsigned n = apply(&w);
+	json_t *all = json_pack("{s:o,s:o,s:o,s:o,s:o}", "added", names(w.added), "removed", names(w.removed), "anew",
+				names(w.anew), "altered", names(w.altered), "kept", names(w.kept));
+
+	if (done)
+		*done = all;
+	else
+		json_decref(all);
+	return n;
 }

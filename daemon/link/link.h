@@ -169,12 +169,14 @@ struct vp_link *vp_links_at(struct vp_links *ls, unsigned i);
  * Bring the links in line with c: remove, replace, add the file-born ones. Those added at run time are decided anew: in
  * the same mode they go on, in another one they are set up anew, and what policy or limits do not allow any more is
  * removed, and reported. Where a limit has not room for all, c's own links come first, then the others by name.
- * Problems of single links (a socket that cannot be opened) are reported and do not stop the rest. Number of links
- * touched.
+ * Problems of single links (a socket that cannot be opened) are reported and do not stop the rest. gently: links whose
+ * ports would have to be plugged anew are left as they run, and the log says so. Number of links touched.
+ *
+ * *done (NULL = not wanted) gets their names in arrays: {"added", "removed", "anew", "altered", "kept"}; kept are those
+ * that gently left.
  */
-unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
-/* The same, but leave links as they run whose ports would have to be plugged anew, and say so in the log. */
-unsigned vp_links_apply_gently(struct vp_links *ls, const struct vp_conf *c, struct vp_conf_report *rep);
+unsigned vp_links_apply(struct vp_links *ls, const struct vp_conf *c, bool gently, json_t **done,
+			struct vp_conf_report *rep);
 /* -EBUSY: vp_links_apply() would end a port that is plugged; *e names the link, the key and the way out. */
 int vp_links_apply_check(struct vp_links *ls, const struct vp_conf *c, struct vp_err *e);
 

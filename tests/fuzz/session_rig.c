@@ -254,7 +254,7 @@ void rig_start(void)
 	sd_event_add_io(d->event, NULL, worker_attention_fd(d->workers), EPOLLIN, on_attention, d);
 	vp_rate_apply(d->conf);
 	vp_memory_apply(d->conf);
-	vp_links_apply(d->links, d->conf, &rep);
+	vp_links_apply(d->links, d->conf, false, NULL, &rep);
 	if (rep.errors || vp_links_count(d->links) != RIG_LINKS)
 		rig_fault("not all links can be made");
 }

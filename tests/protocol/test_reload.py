@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
 
 import pytest
 
@@ -19,6 +20,8 @@ TOP = pathlib.Path(__file__).parents[2]
 EFFECTS = {(s, k): e for s, k, e in
            re.findall(r'\{ "(\w+)", "(\w+)", E\((\w+)\)', (TOP / "daemon/conf/keys.c").read_text())}
 
+# Whose links became what.
+NOTHING = {"added": [], "removed": [], "anew": [], "altered": [], "kept": []}
 RELAY = {}
 PORT = {"Link.Mode": "copy", "Device.Endpoint": "port", "Device.Attachment": "local"}
 QMP = {"Driver.QMP": "/nowhere/a", "Driver.NIC": "net0"}
@@ -102,6 +105,8 @@ def test_effect_of_a_key(make_daemon, case):
         got = d.call("daemon.reload", replug="yes")
         # Two names of one key, and the mode that is so anyway, change nothing.
         assert got["changed"] == (key not in (("Link", "DeviceType"), ("Link", "State"))), d.log()
+        if got["changed"]:
+            assert {k: got[k] for k in NOTHING} == {**NOTHING, "anew" if effect == "ANEW" else "altered": ["ab"]}
         if key == ("Link", "DeviceType"):
             effect = "LIVE"
         if effect == "ANEW":
@@ -122,7 +127,7 @@ def test_effect_of_a_key(make_daemon, case):
         with vu.Frontend(d.sock("ab", "driver")) as drv:
             assert drv.ask_u64(vu.GET_FEATURES) & vu.bit(3), "VIRTIO_NET_F_MTU"
     # The next one has nothing left to do.
-    assert d.call("daemon.reload") == {"changed": 0, "vms": 0, "links": 1}
+    assert d.call("daemon.reload") == {"changed": 0, "vms": 0, "links": 1, "warnings": [], **NOTHING}
 
 
 def test_rates_of_a_link_that_runs(daemon):
@@ -152,6 +157,77 @@ def test_rates_of_a_link_that_runs(daemon):
         assert daemon.show("ab")["sides"]["driver"]["sessions"] == 1
 
 
+def test_links_are_named(daemon):
+    """What became of which link, for people and for programs. A link added at run time is none of a reload's, until a file has its name."""
+    for link in ("ef", "gh", "ij"):
+        daemon.link(link)
+    assert daemon.call("daemon.reload")["added"] == ["ef", "gh", "ij"]
+    for link in ("mine", "soon"):
+        daemon.call("link.add", name=link, config={"Driver": {"VM": "a"}, "Device": {"VM": "b"}})
+    (daemon.conf / "cd.link").unlink()
+    (daemon.conf / "ef.link").unlink()
+    daemon.link("gh", Net_PacketsPerSecond=7)
+    daemon.link("ij", Link_Queues=2)
+    daemon.link("kl")
+    daemon.link("soon", Net_PacketsPerSecond=7)
+    r = ctl(daemon, "reload")
+    head, *rest = r.stdout.splitlines()
+    assert head == "6 links changed, 0 VMs changed, 6 links in all" and r.stderr == ""
+    assert {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in rest} == {
+        "added": {"kl"}, "removed": {"cd", "ef"}, "made anew": {"ij"}, "changed as they ran": {"gh", "soon"}}
+    assert ctl(daemon, "reload").stdout == "0 links changed, 0 VMs changed, 6 links in all\n"
+
+
+def test_mode_of_a_runtime_link(make_daemon):
+    """It is named, too, when policy has another mode for it now."""
+    d = make_daemon()
+    d.start()
+    d.call("link.add", name="mine", config={"Driver": {"VM": "a"}, "Device": {"VM": "b", "Endpoint": "port", "Attachment": "local"}})
+    assert d.show("mine")["mode"] == "fast"
+    d.write("b.vm", "[VM]\nTrustGroup=elsewhere\n")
+    assert d.call("daemon.reload")["anew"] == ["mine"] and d.show("mine")["mode"] == "copy"
+
+
+STRAY = ["disk.lnk", "a.vm.txt", "cd.LINK", "extra.conf", "vhost-pci.config", "cd.lnk.d/x.conf", "cd.link.d/10-rate.cnf", "disk"]
+LEFT = [".ab.link.swp", "ab.link~", "#ab.link#", "ab.link.dpkg-old", "b.vm.dpkg-dist", "ab.link.ucf-dist", "ab.link.bak", "README", "README.md",
+        "agent/0.conf", "cd.link.d/README", "cd.link.d/x.conf~"]
+
+
+def test_misspelt_names(daemon):
+    """Each is named with what is expected, at the start, by a reload and by --check-config; what lies there by habit is not."""
+    for name in LEFT:
+        daemon.write(name, "")
+    check = lambda: subprocess.run(daemon.command("--check-config"), capture_output=True, text=True, timeout=conftest.PATIENCE)
+    assert daemon.call("daemon.reload")["warnings"] == [] and check().stderr == ""
+    for name in STRAY:
+        daemon.write(name, "[Link]\n")
+    expected = {f"{daemon.conf / (n.partition('/')[0] if '.lnk.d/' in n else n)} is not read: " +
+                ("a drop-in is called NAME.conf" if ".link.d/" in n else
+                 "a directory of drop-ins is called NAME.link.d, NAME.vm.d or vhost-pci.conf.d" if "/" in n else
+                 "a file here is called NAME.link, NAME.vm or vhost-pci.conf") + "; rename it, or move it away" for n in STRAY}
+    got = daemon.call("daemon.reload")
+    assert set(got["warnings"]) == expected and len(got["warnings"]) == len(expected) and got["changed"] == 0
+    r = ctl(daemon, "reload")
+    assert r.returncode == 0 and set(r.stderr.splitlines()) == {f"vhost-pcictl: reload: warning: {x}" for x in expected}
+    r = check()
+    assert r.returncode == 0 and set(r.stderr.splitlines()) == {f"warning: {x}" for x in expected}
+    daemon.stop()
+    before = daemon.log().count("is not read")
+    daemon.start()
+    assert daemon.log().count("is not read") == before + len(expected)
+    # Also beside an error, which it may be the reason of.
+    daemon.write("cd.link", "[Driver]\nVM=a\n[Device]\nVM=disk\n")
+    r = check()
+    assert r.returncode == 1 and "write a file disk.vm" in r.stderr and f"{daemon.conf}/disk is not read" in r.stderr
+
+
+def test_many_misspelt_names(daemon):
+    for i in range(50):
+        daemon.write(f"{i}.lnk", "")
+    warnings = daemon.call("daemon.reload")["warnings"]
+    assert len(warnings) == 21 and warnings[-1] == f"{daemon.conf} has 30 more files that are not read"
+
+
 def test_limits_of_a_vm_are_reported(daemon):
     """A reload that only put other limits of VMs in force says that it did something."""
     daemon.write("a.vm", "[VM]\nTrustGroup=test\nPacketsPerSecond=5000\nMaxMemory=1G\n")
@@ -164,7 +240,8 @@ def test_limits_of_a_vm_are_reported(daemon):
 def test_keys_of_the_daemon_stay(daemon):
     daemon.write("vhost-pci.conf", "[Daemon]\nThreads=3\nMaxLinks=100\n[Control]\nGroup=root\n")
     for _ in range(2):
-        daemon.call("daemon.reload")
+        warning, = daemon.call("daemon.reload")["warnings"]
+        assert warning.startswith("[Daemon] Threads=, [Control] Group=: no reload changes that")
     assert daemon.log().count("reload: [Daemon] Threads=, [Control] Group=: no reload changes that") == 2
 
 
@@ -206,7 +283,8 @@ def test_device_that_must_be_plugged_anew(make_daemon, attachment):
         d.wait_log("link ab: it goes on as it was: [Device] PoolSize= changed")
         assert d.log().count("it goes on as it was") == 1 and "vhost-pcictl reload --yes" in d.log()
         runs(2)
-        assert ctl(d, "reload", "--keep").returncode == 0
+        r = ctl(d, "reload", "--keep")
+        assert r.returncode == 0 and r.stdout.endswith("\nleft as they were: ab\n")
         assert d.log().count("it goes on as it was") == 2
         runs(3)
         # What may change in place does.
