@@ -42,17 +42,22 @@ struct vp_watch;
 
 struct fwd_port {
 	const char      *where;
-	struct vhp_port *p;
+	struct vhp_port *p; /* NULL = gone, and waited for (--reconnect) */
 	bool             up;
 	struct pcap     *pcap;
 	struct vp_watch *watch;               /* of vhp_fd() */
 	struct vp_watch *kick[FWD_MAX_PAIRS]; /* of vhp_recv_fd(), when we last slept */
 	unsigned         fds_serial;          /* of kick[] */
 	uint64_t         lost; /* sent to this port, but it offered no buffer */
+	struct vhp_counters before; /* of attachments that have ended */
+	uint64_t         tried; /* when it was last to be opened, while it is gone */
+	struct vhp_error said;  /* why it could not be */
 };
 
 struct fwd {
 	enum fwd_mode    mode;
+	bool             reconnect, protect;
+	int              ep;
 	unsigned         n;
 	struct fwd_port  port[FWD_MAX_PORTS];
 	struct fdb      *fdb;

@@ -37,6 +37,7 @@ static void usage(FILE *to)
 	      "  -p, --poll          never sleep: lowest latency, one busy CPU\n"
 	      "  -P, --protect       only libvhostpci reaches the driver VMs' memory (protection keys); the rest of\n"
 	      "                      this program is sealed off from it. Ports of a device VM only\n"
+	      "  -r, --reconnect     wait for a port that is not there, or is gone, and attach again\n"
 	      "  -C, --cpu N         run on this CPU\n"
 	      "  -s, --stats SECS    print counters every SECS seconds\n"
 	      "  -j, --json          print counters as JSON, one object a line\n"
@@ -57,7 +58,10 @@ static void sum_counters(const struct fwd_port *port, struct vhp_port_info *info
 	struct vhp_counters c;
 	unsigned i;
 
-	memset(sum, 0, sizeof(*sum));
+	*sum = port->before;
+	*info = (struct vhp_port_info){ .reason = "gone" };
+	if (!port->p)
+		return;
 	vhp_port_info(port->p, info);
 	for (i = 0; i < info->max_pairs && !vhp_pair_info(port->p, i, &c); i++) {
 		sum->recv_packets += c.recv_packets;
@@ -107,6 +111,70 @@ static void print_stats(const struct fwd *f, bool json)
 	fflush(stdout);
 }
 
+/* The port's kick fds are others now. */
+static void forget_kicks(struct fwd_port *port)
+{
+	for (unsigned pair = 0; pair < FWD_MAX_PAIRS; pair++)
+		vp_watch_end(&port->kick[pair]);
+}
+
+static void close_port(struct fwd_port *port)
+{
+	forget_kicks(port);
+	vp_watch_end(&port->watch);
+	vhp_close(port->p);
+	port->p = NULL;
+}
+
+/* It went for good: free what it had, the driver VM's memory first of all. */
+static void lose_port(struct fwd_port *port)
+{
+	struct vhp_port_info info;
+	struct vhp_counters sum;
+
+	sum_counters(port, &info, &sum);
+	port->before = sum;
+	port->said.msg[0] = 0;
+	close_port(port);
+}
+
+static int open_port(struct fwd *f, unsigned i)
+{
+	struct vhp_params params = { .size = sizeof(params), .protect = f->protect };
+	struct fwd_port *port = &f->port[i];
+	struct vhp_error err = { 0 };
+	int ret = vhp_open(&port->p, port->where, &params, &err);
+
+	if (!ret) {
+		ret = vp_watch_add(&port->watch, f->ep, vhp_fd(port->p), EPOLLIN, 0);
+		if (!ret)
+			return 0;
+		snprintf(err.msg, sizeof(err.msg), "%s", strerror(-ret));
+		close_port(port);
+	}
+	port->p = NULL;
+	/* Once, not every second. */
+	if (strcmp(err.msg, port->said.msg))
+		fprintf(stderr, "vhost-pci-fwd: %s: %s%s\n", port->where, err.msg,
+			f->reconnect ? " (waiting for it)" : "");
+	port->said = err;
+	return ret;
+}
+
+/* Is it there again? Asked once a second. */
+static bool reopen(struct fwd *f, unsigned i)
+{
+	struct fwd_port *port = &f->port[i];
+
+	if (port->tried == f->now)
+		return false;
+	port->tried = f->now;
+	if (open_port(f, i))
+		return false;
+	fprintf(stderr, "port %u (%s): attached\n", i, port->where);
+	return true;
+}
+
 /* Bring all ports in line with their state pages, saying what changed. */
 static void update_ports(struct fwd *f, bool all)
 {
@@ -118,18 +186,27 @@ static void update_ports(struct fwd *f, bool all)
 		bool was = port->up;
 		int ret;
 
-		if (!all && !vhp_changed(port->p))
+		if (!port->p) {
+			if (!reopen(f, i))
+				continue;
+		} else if (!all && !vhp_changed(port->p)) {
 			continue;
+		}
 		ret = vhp_update(port->p, &err);
 		port->up = ret == 1;
 		if (ret < 0)
 			fprintf(stderr, "port %u (%s): %s\n", i, port->where, err.msg);
-		if (ret == -ENODEV)
-			stop = 1;
+		if (ret == -ENODEV) {
+			stop |= !f->reconnect;
+			if (f->reconnect)
+				lose_port(port);
+		}
 		if (port->up != was) {
 			struct vhp_port_info info;
 
-			vhp_port_info(port->p, &info);
+			struct vhp_counters c;
+
+			sum_counters(port, &info, &c);
 			fprintf(stderr, "port %u (%s): link %s%s%s\n", i, port->where, port->up ? "up" : "down",
 				port->up ? "" : ": ", info.reason);
 		}
@@ -140,14 +217,8 @@ static void update_ports(struct fwd *f, bool all)
 static void report_ports(const struct fwd *f)
 {
 	for (unsigned i = 0; i < f->n; i++)
-		vhp_report(f->port[i].p, NULL);
-}
-
-/* The port's kick fds are others now. */
-static void forget_kicks(struct fwd_port *port)
-{
-	for (unsigned pair = 0; pair < FWD_MAX_PAIRS; pair++)
-		vp_watch_end(&port->kick[pair]);
+		if (f->port[i].p)
+			vhp_report(f->port[i].p, NULL);
 }
 
 /* Will a kick of this pair end the sleep? */
@@ -161,7 +232,7 @@ static bool wait_kick(struct fwd_port *port, unsigned pair, int ep)
 }
 
 /* Ask for kicks and sleep until one comes, a state page changes, or a second has passed. */
-static void nap(struct fwd *f, int ep)
+static void nap(struct fwd *f)
 {
 	struct epoll_event ev[FWD_MAX_PORTS];
 	unsigned i, pair;
@@ -171,52 +242,49 @@ static void nap(struct fwd *f, int ep)
 		struct fwd_port *port = &f->port[i];
 		struct vhp_port_info info;
 
+		if (!port->p)
+			continue;
 		if (port->fds_serial != vhp_fds_serial(port->p))
 			forget_kicks(port);
 		port->fds_serial = vhp_fds_serial(port->p);
 		vhp_port_info(port->p, &info);
 		for (pair = 0; port->up && pair < info.pairs; pair++)
 			/* Whom nobody wakes has to poll. */
-			work |= !wait_kick(port, pair, ep) || vhp_recv_arm(port->p, pair);
+			work |= !wait_kick(port, pair, f->ep) || vhp_recv_arm(port->p, pair);
 	}
 	if (!work)
-		epoll_wait(ep, ev, FWD_MAX_PORTS, 1000);
+		epoll_wait(f->ep, ev, FWD_MAX_PORTS, 1000);
 	for (i = 0; i < f->n; i++) {
 		struct vhp_port_info info;
 
+		if (!f->port[i].p)
+			continue;
 		vhp_port_info(f->port[i].p, &info);
 		for (pair = 0; f->port[i].up && pair < info.pairs; pair++)
 			vhp_recv_disarm(f->port[i].p, pair);
 	}
 }
 
-static int open_ports(struct fwd *f, char **where, unsigned n, int ep, bool protect)
+static int open_ports(struct fwd *f, char **where, unsigned n)
 {
-	struct vhp_params params = { .size = sizeof(params), .protect = protect };
 	struct vhp_error err;
-	unsigned i;
 
 	if (!n || n > FWD_MAX_PORTS) {
 		fprintf(stderr, "vhost-pci-fwd: give 1 to %u ports (see --help)\n", FWD_MAX_PORTS);
 		return -EINVAL;
 	}
-	for (i = 0; i < n; i++) {
+	f->now = now_s();
+	for (unsigned i = 0; i < n; i++) {
 		int ret;
 
 		f->port[i].where = where[i];
-		ret = vhp_open(&f->port[i].p, where[i], &params, &err);
-		if (ret) {
-			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], err.msg);
-			return ret;
-		}
+		f->port[i].tried = f->now;
 		f->n = i + 1;
-		ret = vp_watch_add(&f->port[i].watch, ep, vhp_fd(f->port[i].p), EPOLLIN, 0);
-		if (ret) {
-			fprintf(stderr, "vhost-pci-fwd: %s: %s\n", where[i], strerror(-ret));
+		ret = open_port(f, i);
+		if (ret && !f->reconnect)
 			return ret;
-		}
 	}
-	if (protect && vhp_protect_seal(&err)) {
+	if (f->protect && vhp_protect_seal(&err)) {
 		fprintf(stderr, "vhost-pci-fwd: --protect: %s\n", err.msg);
 		return err.code;
 	}
@@ -282,7 +350,7 @@ static int alloc_buffers(struct fwd *f)
 	return 0;
 }
 
-static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
+static void run(struct fwd *f, bool poll, unsigned stats, bool json)
 {
 	unsigned idle = 0, rounds = 0;
 	uint64_t next = now_s() + stats, told = 0;
@@ -291,7 +359,7 @@ static void run(struct fwd *f, int ep, bool poll, unsigned stats, bool json)
 	while (!stop) {
 		idle = fwd_round(f) ? 0 : idle + 1;
 		if (idle > IDLE_ROUNDS && !poll) {
-			nap(f, ep);
+			nap(f);
 			update_ports(f, true);
 			idle = 0;
 		} else if (rounds % 256 == 0) {
@@ -319,23 +387,25 @@ int main(int argc, char **argv)
 	static const struct option opts[] = {
 		{ "mode", 1, 0, 'm' },	  { "capture", 1, 0, 'c' },
 		{ "poll", 0, 0, 'p' },	  { "cpu", 1, 0, 'C' },
-		{ "protect", 0, 0, 'P' }, { "stats", 1, 0, 's' },
-		{ "json", 0, 0, 'j' },	  { "help", 0, 0, 'h' },
-		{ "version", 0, 0, 'V' }, { 0 },
+		{ "protect", 0, 0, 'P' }, { "reconnect", 0, 0, 'r' },
+		{ "stats", 1, 0, 's' },	  { "json", 0, 0, 'j' },
+		{ "help", 0, 0, 'h' },	  { "version", 0, 0, 'V' },
+		{ 0 },
 	};
 	struct sigaction sa = { .sa_handler = on_signal };
 	struct pcap *cap[FWD_MAX_PORTS] = { 0 };
-	bool poll = false, json = false, protect = false;
+	bool poll = false, json = false;
 	unsigned i, stats = 0;
 	struct fwd f = { 0 };
-	int c, ep, ret = 0;
+	int c, ret = 0;
 
-	while ((c = getopt_long(argc, argv, "m:c:pPC:s:jhV", opts, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "m:c:pPrC:s:jhV", opts, NULL)) != -1) {
 		switch (c) {
 		case 'm': ret = parse_mode(optarg, &f.mode); break;
 		case 'c': ret = open_capture(&f, optarg, cap); break;
 		case 'p': poll = true; break;
-		case 'P': protect = true; break;
+		case 'P': f.protect = true; break;
+		case 'r': f.reconnect = true; break;
 		case 'C': ret = pin(optarg); break;
 		case 's': stats = (unsigned)atoi(optarg); break;
 		case 'j': json = true; break;
@@ -348,26 +418,28 @@ int main(int argc, char **argv)
 	}
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
-	ep = epoll_create1(EPOLL_CLOEXEC);
-	if (ep < 0 || alloc_buffers(&f)) {
+	if (f.protect && f.reconnect) {
+		fprintf(stderr, "vhost-pci-fwd: --reconnect: a program that is sealed (--protect) cannot attach again\n");
+		return 2;
+	}
+	f.ep = epoll_create1(EPOLL_CLOEXEC);
+	if (f.ep < 0 || alloc_buffers(&f)) {
 		fprintf(stderr, "vhost-pci-fwd: out of memory\n");
 		return 1;
 	}
-	ret = open_ports(&f, argv + optind, (unsigned)(argc - optind), ep, protect);
+	ret = open_ports(&f, argv + optind, (unsigned)(argc - optind));
 	for (i = 0; i < FWD_MAX_PORTS; i++)
 		f.port[i].pcap = cap[i];
 	if (!ret)
-		run(&f, ep, poll, stats, json);
+		run(&f, poll, stats, json);
 	for (i = 0; i < FWD_MAX_PORTS; i++) {
-		forget_kicks(&f.port[i]);
-		vp_watch_end(&f.port[i].watch);
-		vhp_close(f.port[i].p);
+		close_port(&f.port[i]);
 		c = pcap_close(f.port[i].pcap);
 		if (c)
 			fprintf(stderr, "vhost-pci-fwd: capture of port %u is incomplete: %s\n", i, strerror(-c));
 	}
 	vhp_mover_free(f.mover);
 	fdb_free(f.fdb);
-	close(ep);
+	close(f.ep);
 	return ret ? 1 : 0;
 }

@@ -42,7 +42,7 @@ static unsigned cross(struct fwd *f, unsigned from, unsigned pair)
 	if (to >= f->n)
 		return 0;
 	b = &f->port[to];
-	if (!a->pcap && !b->pcap) {
+	if (!a->pcap && !b->pcap && b->p) {
 		n = vhp_forward(a->p, pair, b->p, pair_of(b, pair), f->mover);
 		return n > 0 ? (unsigned)n : 0;
 	}
