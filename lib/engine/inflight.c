@@ -303,3 +303,62 @@ int vp_inflight_open(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr
 	}
 	return r;
 }
+
+/* ---- after a crash ---------------------------------------------------------------------------- */
+
+static int recover_split(struct vp_inflight *f, const struct vp_virtq *vq, const struct vp_inflight_request *open,
+			 unsigned n, bool *taken)
+{
+	for (unsigned k = 0; k < n; k++) {
+		if (open[k].entry >= f->size || taken[open[k].entry])
+			return -EPROTO;
+		taken[open[k].entry] = true;
+	}
+	for (unsigned i = 0; i < f->size; i++)
+		if (!taken[i])
+			vp_st8(f->mem, S_ENTRY(i), 0);
+	vp_st16(f->mem, 14, vq->used_idx);
+	return 0;
+}
+
+static int recover_packed(struct vp_inflight *f, struct vp_inflight_saved *s, const struct vp_virtq *vq,
+			  const struct vp_inflight_request *open, unsigned n, bool *taken)
+{
+	struct place p = { 0, vq->used_idx, vq->used_wrap };
+	unsigned slots = 0;
+
+	f->next = s->next = calloc(f->size, sizeof(*s->next));
+	s->desc = calloc(f->size, sizeof(*s->desc));
+	if (!s->next || !s->desc)
+		return -ENOMEM;
+	for (unsigned k = 0; k < n; slots += open[k++].slots)
+		if (!open[k].slots || open[k].slots > f->size - slots ||
+		    read_chain(f, open[k].entry, open[k].slots, s->desc, taken))
+			return -EPROTO;
+	make_free_list(f, taken);
+	p.free_head = f->free_head;
+	put_place(f, &p, false);
+	put_place(f, &p, true);
+	return 0;
+}
+
+int vp_inflight_recover(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, const struct vp_virtq *vq,
+			const struct vp_inflight_request *open, unsigned n)
+{
+	bool *taken = calloc(vq->size, sizeof(*taken));
+	int r;
+
+	if (!taken)
+		return -ENOMEM;
+	vp_inflight_saved_free(s);
+	*f = (struct vp_inflight){ .mem = mem, .size = vq->size, .packed = vq->packed, .counter = 1, .on = true };
+	r = f->packed ? recover_packed(f, s, vq, open, n, taken) : recover_split(f, vq, open, n, taken);
+	free(taken);
+	/* Whoever reads it after us finds them in this order. */
+	for (unsigned k = 0; !r && k < n; k++) {
+		vp_st64(mem, (f->packed ? P_ENTRY(open[k].entry) : S_ENTRY(open[k].entry)) + 8, f->counter++);
+		vp_st8(mem, f->packed ? P_ENTRY(open[k].entry) : S_ENTRY(open[k].entry), 1);
+	}
+	f->on = !r;
+	return r;
+}

@@ -58,6 +58,17 @@ int  vp_inflight_restore(struct vp_inflight *f, struct vp_inflight_saved *s, vp_
 			 const struct vp_rec_in *in);
 
 /*
+ * For a process that comes when this one has been killed anywhere: the account is made anew from what is open, oldest
+ * first, in whose entries its descriptors still are. vq: set up, and where it was. s has nothing then but what the
+ * account itself needs. -EPROTO: an entry is none of the account, or another one's; -ENOMEM.
+ */
+struct vp_inflight_request {
+	uint16_t entry, slots;
+};
+int vp_inflight_recover(struct vp_inflight *f, struct vp_inflight_saved *s, vp_gptr mem, const struct vp_virtq *vq,
+			const struct vp_inflight_request *open, unsigned n);
+
+/*
  * Packed: descriptors [slot, slot + n) of vq were taken as one request, n <= n_free. Its entry, for `giving` and
  * `gave`.
  */

@@ -166,6 +166,7 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 	if (!n) {
 		/* A chain of nothing: no need to ask anybody. */
 		r->len = 0;
+		r->back_at = q->returned++;
 		vp_req_pend(q, i);
 		q->again = true;
 		return true;
@@ -175,6 +176,9 @@ static bool submit(struct vp_reqq *q, uint16_t i)
 	if (id < 0)
 		return false;
 	vp_drvq_set_tag(&q->shadow, (uint16_t)id, i);
+	vp_drvq_chain(&q->shadow, (uint16_t)id, r->desc);
+	r->give_at = q->given++;
+	VP_PLACE_ORDER();
 	r->state = VP_REQ_AWAY;
 	return true;
 }
@@ -298,10 +302,12 @@ static enum taken take(struct vp_reqq *q, const struct vp_seg *sg, const struct 
 		trace_taken(r, sg, c);
 	if (!q->c.trust_len && !r->raw)
 		vp_req_scrub(q, r);
+	r->seq = q->seq;
+	r->back_at = 0;
 	if (!submit(q, i))
 		goto undo;
 	q->free = r->next;
-	r->seq = q->seq++;
+	q->seq++;
 	vp_req_list_add(q, i);
 	return TAKEN;
 undo:
@@ -462,8 +468,13 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	q->moved = back || handed;
 	if (!back && !handed && !tell)
 		return 0;
-	if (handed)
+	if (handed) {
+		vp_place_point(VP_POINT_TAKEN);
+		vp_req_commit(q);
+		vp_place_point(VP_POINT_KEPT);
 		vp_drvq_publish(&q->shadow);
+		vp_place_point(VP_POINT_GIVEN);
+	}
 	if (tell)
 		paid(q);
 	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, tell, start, s);
@@ -546,6 +557,7 @@ int vp_reqq_begin(struct vp_reqq *q, uint64_t features, int kick_fd, uint64_t ki
 	q->full = 0;
 	vp_req_find_waiting(q);
 	vp_drvq_disable_calls(&q->shadow);
+	vp_req_commit(q);
 	return 0;
 }
 
@@ -593,6 +605,7 @@ bool vp_reqq_end(struct vp_reqq *q, bool reachable, const uint32_t *base)
 		vp_req_fail(q, i);
 		total++;
 	}
+	vp_req_commit(q);
 	total += q->n_owed;
 	paid(q);
 	return total && !vq->broken && vp_vq_need_call(vq);

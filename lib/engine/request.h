@@ -62,6 +62,11 @@ struct vp_reqq_conf {
 	uint32_t fill_op;
 	struct vp_inflight inflight;
 	struct vp_inflight_saved *saved; /* what an earlier daemon had taken; outlives this, NULL: nothing */
+	/*
+	 * vp_reqq_keep_bytes() of memory that outlives the process, 64-byte aligned, for vp_reqq_recover(); not owned,
+	 * nobody else's. NULL: none.
+	 */
+	void *keep;
 };
 
 enum vp_req_state {
@@ -77,6 +82,8 @@ struct vp_req {
 	uint16_t nout, nin;	       /* segments, merged */
 	uint16_t id, slots;	       /* the driver's chain */
 	uint16_t pos;		       /* place in the shadow ring (split) */
+	uint64_t give_at, back_at;     /* how many had been given to the device side, and returned, before this one */
+	uint16_t desc[2 * VP_REQ_RUNS]; /* its descriptors in the shadow ring (split), or its id there (packed) */
 	uint16_t entry;		       /* of the account: id, or its own number there (packed) */
 	uint16_t prev, next;	       /* order of arrival; next: free list, too */
 	uint8_t state;		       /* enum vp_req_state */
@@ -105,6 +112,8 @@ struct vp_reqq {
 	uint16_t free, first, last; /* requests: free list; oldest and newest that are out. n = none */
 	uint16_t regive;	    /* next that waits, n = none */
 	unsigned out;		    /* requests taken and not completed */
+	uint64_t given, returned;   /* so far */
+	struct vp_req_keep *keep;   /* engine/request_keep.c; NULL: none */
 	uint64_t seq;
 	uint64_t kicks;
 	uint64_t regiven, failed;
@@ -137,6 +146,18 @@ void vp_reqq_free(struct vp_reqq *q);
  */
 void vp_reqq_save(const struct vp_reqq *q, struct vp_rec *r);
 int  vp_reqq_restore(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick_fd, uint64_t kick_who,
+		     const struct vp_rec_in *in, struct vp_err *e);
+
+/*
+ * For a process that comes when this one has been killed anywhere. vp_reqq_save_kept() is what does not change while
+ * data threads run; all else is in c->keep, which is the same memory there. The engine goes on, and what was seen in
+ * part is finished: of the shadow ring, and of the driver's, which is set up, and is put where it was. Both ends want
+ * to be notified, which is the caller's to do. -EPROTO: c->keep contradicts itself, or the rings; -ENODATA: it was at
+ * what is not written down; -ENOMEM.
+ */
+uint64_t vp_reqq_keep_bytes(void);
+void vp_reqq_save_kept(const struct vp_reqq *q, struct vp_rec *r);
+int  vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick_fd, uint64_t kick_who,
 		     const struct vp_rec_in *in, struct vp_err *e);
 
 /*

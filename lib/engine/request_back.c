@@ -23,6 +23,7 @@ static bool full_enough(struct vp_reqq *q, uint16_t i)
 	q->full = 0;
 	if (!r->raw)
 		return true;
+	VP_PLACE_ORDER();
 	r->state = VP_REQ_WAITS;
 	if (q->regive == q->n || r->seq < q->req[q->regive].seq)
 		q->regive = i;
@@ -37,8 +38,14 @@ static unsigned note(struct vp_reqq *q, unsigned max)
 
 	for (unsigned i = 0; i < n; i++) {
 		q->req[u[i].tag].len = u[i].len;
+		q->req[u[i].tag].back_at = q->returned++;
 		if (vp_likely(full_enough(q, u[i].tag)))
 			vp_req_pend(q, u[i].tag);
+	}
+	if (n) {
+		vp_place_point(VP_POINT_RETURNED);
+		vp_req_commit(q);
+		vp_place_point(VP_POINT_NOTED_BACK);
 	}
 	return n;
 }
@@ -129,15 +136,30 @@ static void give(struct vp_reqq *q, uint16_t i, uint32_t len, bool failed)
 {
 	struct vp_req *r = &q->req[i];
 	struct vp_virtq *vq = &q->c.rq->vq;
+	const uint16_t to = vp_vq_pos_behind(vq, vq->packed ? r->slots : 1);
 
+	if (q->keep) {
+		VP_PLACE_ORDER();
+		q->keep->intent = vp_req_intent(i, vp_vq_pos(vq), to);
+		VP_PLACE_ORDER();
+		vp_place_point(VP_POINT_ANSWER);
+	}
 	vp_inflight_giving(&q->c.inflight, r->entry, r->slots, vq);
 	vp_vq_complete(vq, &(struct vp_used){ .len = len, .id = r->id, .slots = r->slots }, 1);
 	vp_inflight_gave(&q->c.inflight, r->entry, vq);
+	vp_place_point(VP_POINT_ANSWERED);
 	vp_copyq_stat(&q->c.rq->stats.packets, 1);
 	vp_copyq_stat(&q->c.rq->stats.bytes, (uint64_t)r->out_len + (q->c.trust_len ? len : r->in_len));
 	if (vp_unlikely(vp_queue_tapped(q->c.rq)))
 		trace(q, r, len, failed, q->c.fail_status);
 	vp_req_drop(q, i);
+	if (!q->keep)
+		return;
+	q->keep->used = to;
+	VP_PLACE_ORDER();
+	vp_place_point(VP_POINT_FREED);
+	q->keep->intent = 0;
+	VP_PLACE_ORDER();
 }
 
 unsigned vp_req_collect(struct vp_reqq *q, unsigned max, unsigned *gave)

@@ -5,9 +5,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Pieces of requests that the device side has, beyond four for each. */
-#define SEGS 4096u
-
 static bool area_ok(const struct vp_copyq_area *a)
 {
 	return !((a->off | a->size) & 63) && a->size < UINT32_MAX;
@@ -23,7 +20,7 @@ static uint16_t shadow_size(uint16_t size)
 	return n;
 }
 
-int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
+int vp_req_make(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
 {
 	uint64_t driver, device;
 	struct vp_reqq *q;
@@ -47,21 +44,37 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 		return vp_err_set(e, -EINVAL, "pool areas do not fit a ring of %u", c->rq->vq.size);
 	}
 	/* Room for several chains of the longest kind, and four pieces of each of the rest. */
-	nsegs = SEGS + VP_CHAIN_DESCS + 4 * q->n;
+	nsegs = VP_REQ_SEGS + VP_CHAIN_DESCS + 4 * q->n;
 	ret = vp_runs_init(&q->blocks, (uint32_t)(c->data.size / VP_REQ_BLOCK));
 	if (!ret)
 		ret = vp_runs_init(&q->segs, nsegs);
-	q->req = calloc(q->n + 1, sizeof(*q->req));
-	q->seg = calloc(nsegs, sizeof(*q->seg));
+	if (c->keep) {
+		vp_req_tables(q);
+	} else {
+		q->req = calloc(q->n + 1, sizeof(*q->req));
+		q->seg = calloc(nsegs, sizeof(*q->seg));
+	}
 	q->pend = calloc(q->n, sizeof(*q->pend));
 	if (ret || !q->req || !q->seg || !q->pend) {
 		vp_reqq_free(q);
 		return vp_err_set(e, -ENOMEM, "out of memory");
 	}
 	q->first = q->last = q->regive = (uint16_t)q->n;
+	*out = q;
+	return 0;
+}
+
+int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
+{
+	struct vp_reqq *q;
+	int ret = vp_req_make(&q, c, e);
+
+	if (ret)
+		return ret;
 	for (unsigned i = 0; i < q->n; i++)
 		q->req[i].next = (uint16_t)(i + 1);
 	q->n_heads = c->saved ? c->saved->n : 0;
+	vp_req_keep_begin(q);
 	*out = q;
 	return 0;
 }
@@ -74,8 +87,10 @@ void vp_reqq_free(struct vp_reqq *q)
 		vp_drvq_fini(&q->shadow);
 	vp_runs_fini(&q->blocks);
 	vp_runs_fini(&q->segs);
-	free(q->req);
-	free(q->seg);
+	if (!q->keep) {
+		free(q->req);
+		free(q->seg);
+	}
 	free(q->pend);
 	free(q);
 }

@@ -114,6 +114,40 @@ int vp_drvq_recover(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr
 void vp_drvq_go_on(struct vp_drvq *q);
 
 /*
+ * For a process that comes when the one that worked with q was killed anywhere, and that has written down which chains
+ * were out. The ring's memory is as it was left. begin: where the ring was, behind all that counts as added and taken
+ * back (split: indices; packed: slots with the wrap counter in bit 15). claim, for each chain that is out: its
+ * descriptors (split), or its id alone (packed). end: what is added is shown, if it was not, and what is not added
+ * cannot be seen. head_word: of the first chain of the last burst (packed), which begins at slot head_slot; pending
+ * false: none. Without IN_ORDER. -EPROTO: they contradict each other; -ENOMEM. vp_drvq_fini() after any of them.
+ */
+int  vp_drvq_recover_begin(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr mem, uint16_t avail,
+			   uint16_t used);
+int  vp_drvq_recover_claim(struct vp_drvq *q, const uint16_t *desc, unsigned n, uint32_t in_len, uint16_t tag);
+int  vp_drvq_recover_end(struct vp_drvq *q, bool pending, uint16_t head_slot, uint64_t head_word);
+
+/* The place of the next chain that is added, and of the next one that comes back, as above. */
+static inline uint16_t vp_drvq_avail_pos(const struct vp_drvq *q)
+{
+	return q->packed && q->avail_wrap ? q->avail | 0x8000u : q->avail;
+}
+static inline uint16_t vp_drvq_used_pos(const struct vp_drvq *q)
+{
+	return q->packed && q->used_wrap ? q->used | 0x8000u : q->used;
+}
+
+/* The descriptors of a chain that is out (split: n of them; packed: its id), into desc. */
+static inline void vp_drvq_chain(const struct vp_drvq *q, uint16_t id, uint16_t *desc)
+{
+	unsigned n = q->packed ? 1 : q->id[id].ndesc;
+
+	for (unsigned i = 0; i < n; i++) {
+		desc[i] = id;
+		id = q->id[id].next_desc;
+	}
+}
+
+/*
  * Add one chain of n (1 to VP_DRVQ_MAX_BUFS) buffers. Returns its id, or -ENOSPC. The device does not
  * see it until vp_drvq_publish().
  */

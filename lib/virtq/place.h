@@ -87,6 +87,15 @@ enum vp_place_point {
 	VP_POINT_COPY_COUNTS,/* it counts */
 	VP_POINT_COPY_SHOWN, /* the device side has what is its */
 	VP_POINT_COPY_GIVEN, /* the driver has, too */
+	/* of requests (engine/request_keep.h) */
+	VP_POINT_TAKEN,      /* requests are written down, and in the shadow ring, which does not show them */
+	VP_POINT_KEPT,       /* they count as given to the device side */
+	VP_POINT_GIVEN,      /* the shadow ring shows them */
+	VP_POINT_RETURNED,   /* what the device side returned is written down */
+	VP_POINT_NOTED_BACK, /* it counts as returned */
+	VP_POINT_ANSWER,     /* the intent to give one back to the driver is stored */
+	VP_POINT_ANSWERED,   /* the driver sees it */
+	VP_POINT_FREED,      /* the request is over, the intent is not */
 	VP_POINTS
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;

@@ -254,7 +254,7 @@ static void device_returns(unsigned k, uint32_t write, uint32_t told)
 	vp_vq_complete(&t.dev, &h.u, 1);
 }
 
-static unsigned run(void)
+static inline unsigned run(void)
 {
 	unsigned n, total = 0;
 
