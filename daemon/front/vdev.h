@@ -160,6 +160,8 @@ struct vp_vdev_inflight {
 };
 /* 0, or -errno: the device side cannot be given it. */
 int vp_vdev_inflight(struct vp_vdev *v, struct vp_vdev_inflight *out, struct vp_err *e);
+/* Where ring q's account is, which is set up; VP_GPTR_NULL: it can have none. */
+vp_gptr vp_vdev_inflight_at(const struct vp_vdev *v, unsigned q);
 /*
  * Completes ops->stop(). An error ends the session: the caller sees to that (vp_peer_kick_out()). Never from a callback
  * of the session.

@@ -123,8 +123,6 @@ int vp_vdev_inflight_take(struct vp_vdev *v, int fd, uint64_t offset, uint64_t b
 /* Ring q has just been set up: find what is open, and go on behind it. */
 int vp_vdev_inflight_start(struct vp_vdev *v, unsigned q, struct vp_err *e);
 void vp_vdev_inflight_free(struct vp_vdev *v);
-/* Where ring q's account is, which is set up; VP_GPTR_NULL: it can have none. */
-vp_gptr vp_vdev_inflight_at(const struct vp_vdev *v, unsigned q);
 
 /* viommu.c: no ring runs. */
 int vp_vdev_iommu_set(struct vp_vdev *v, bool on);

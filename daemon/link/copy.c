@@ -370,6 +370,7 @@ static struct vp_reqq_conf request_conf(struct vp_plink *pl, unsigned i)
 		.out_head = pl->att->ops->pages ? pl->dev->out_head : 0,
 		.inflight = r->inflight,
 		.saved = &r->saved,
+		.keep = vp_keep_engine(pl->l, i),
 	};
 }
 
@@ -453,6 +454,7 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	if (q->stale)
 		queue_scrub(cl, i);
 	work_set(pl, i);
+	vp_keep_touch(pl->l);
 	if (pl->dev->waits) {
 		ret = request_begin(pl, i, pr, &e);
 		if (ret)
@@ -461,7 +463,6 @@ static int copy_begin(struct vp_plink *pl, unsigned i, struct vp_port_ring *pr)
 	}
 	packet_rates(pl, i);
 	bc = packet_conf(pl, i);
-	vp_keep_touch(pl->l);
 	ret = vp_copyq_new(&q->b, &bc, &e);
 	if (ret) {
 		vp_log(VP_LOG_WARNING, "%s: queue %u: %s", pl->name, i, e.msg);
@@ -613,11 +614,13 @@ static void copy_save_queue(struct vp_plink *pl, unsigned i, struct vp_rec *r)
 
 	vp_rec_u64(r, TAG_STALE, q->stale);
 	/* A data thread is at work there, and writes down what it does. */
-	if (pl->keeps || (!q->b && !q->r))
+	if ((!q->b && !q->r) || (pl->keeps && q->b))
 		return;
 	vp_rec_begin(r, q->b ? TAG_PACKETS : TAG_REQUESTS);
 	if (q->b)
 		vp_copyq_save(q->b, r);
+	else if (pl->keeps)
+		vp_reqq_save_kept(q->r, r);
 	else
 		vp_reqq_save(q->r, r);
 	vp_rec_end(r);
@@ -648,18 +651,43 @@ static int packets_recover(struct vp_plink *pl, unsigned i, struct vp_err *e)
 	return r;
 }
 
+/* They are the engine's. */
+static void requests_taken_over(struct vp_plink *pl, unsigned i)
+{
+	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
+
+	r->inflight = copy_of(pl)->q[i].r->c.inflight;
+	r->saved.n = 0;
+}
+
 static int requests_restore(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct copy_queue *q = &copy_of(pl)->q[i];
-	struct vp_vdev_ring *r = vp_vdev_ring(pl->slot.v, i);
 	struct vp_reqq_conf rc = request_conf(pl, i);
 	int ret = vp_reqq_restore(&q->r, &rc, q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), in, e);
 
-	if (ret)
-		return ret;
-	/* They are the engine's. */
-	r->inflight = q->r->c.inflight;
-	r->saved.n = 0;
+	if (!ret)
+		requests_taken_over(pl, i);
+	return ret;
+}
+
+/* As packets_recover(). */
+static int requests_recover(struct vp_plink *pl, unsigned i, const struct vp_rec_in *in, struct vp_err *e)
+{
+	struct copy_queue *q = &copy_of(pl)->q[i];
+	struct vp_vdev_ring *ring = vp_vdev_ring(pl->slot.v, i);
+	struct vp_reqq_conf rc = request_conf(pl, i);
+	int r = vp_keep_engine_load(pl->l, i);
+
+	if (r)
+		return vp_err_set(e, r, "queue %u: nothing is known of where it was", i);
+	rc.inflight.mem = vp_vdev_inflight_at(pl->slot.v, i);
+	r = vp_reqq_recover(&q->r, &rc, q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), in, e);
+	if (r)
+		return r;
+	requests_taken_over(pl, i);
+	vu_backend_note_base(vp_peer_session(pl->peer), i, vp_vq_base(&ring->rq.vq));
+	worker_call(pl->l->d->workers, &ring->rq);
 	return 0;
 }
 
@@ -672,7 +700,7 @@ static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 	int r;
 
 	q->stale = vp_rec_num(in, TAG_STALE, 0);
-	if (pl->recovers && handed) {
+	if (pl->recovers && handed && !pl->dev->waits) {
 		work_set(pl, i);
 		return packets_recover(pl, i, e);
 	}
@@ -682,7 +710,10 @@ static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 	work_set(pl, i);
 	if (!there)
 		return vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
-	r = pl->dev->waits ? requests_restore(pl, i, &body, e) : packets_restore(pl, i, &body, e);
+	if (pl->recovers)
+		r = requests_recover(pl, i, &body, e);
+	else
+		r = pl->dev->waits ? requests_restore(pl, i, &body, e) : packets_restore(pl, i, &body, e);
 	if (!r && handed && pl->dev->waits && !q->r->served)
 		r = vp_err_set(e, -EPROTO, "the record of queue %u is malformed", i);
 	/* What it raised may be on its way still. */
@@ -693,13 +724,11 @@ static int copy_restore_queue(struct vp_plink *pl, unsigned i, const struct vp_r
 
 static size_t copy_engine(const struct vp_plink *pl)
 {
-	return pl->dev->waits ? 0 : vp_copyq_kept_bytes();
+	return vp_align_up(pl->dev->waits ? vp_reqq_keep_bytes() : vp_copyq_kept_bytes(), 4096);
 }
 
 static int copy_can_keep(const struct vp_plink *pl, struct vp_err *e)
 {
-	if (pl->dev->waits)
-		return vp_err_set(e, -EOPNOTSUPP, "requests of its driver are copied");
 	if (pl->slot.v && vp_vdev_features(pl->slot.v) & VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 		return vp_err_set(e, -EOPNOTSUPP, "its driver VM has a vIOMMU");
 	return 0;

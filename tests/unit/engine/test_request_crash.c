@@ -78,7 +78,7 @@ static bool step(bool more)
 	uint64_t order[64];
 	unsigned n, moved = 0;
 
-	/* The device side has room for what it holds; what it has twice it does not find among the jobs that are out. */
+	/* What the device side has, it has once. */
 	n = device_takes(order, 8);
 	for (unsigned i = 0; i < n; i++) {
 		unsigned same = 0;
