@@ -19,17 +19,18 @@
 struct snapshot {
 	uint32_t head, tail, pend_head, pend_tail, order;
 	uint32_t data_head, data_used, segs_head, segs_used;
-	uint32_t given; /* entries of given[], which the driver gets from `used` on */
-	uint16_t avail, used; /* of the driver's ring: positions */
+	/* entries of given[] that the driver gets; when it has them, the next step may be writing others there */
+	uint32_t given;
+	uint16_t avail, from, used; /* of the driver's ring: positions; `from`: without these entries */
 	struct vp_drvq_at shadow;
 } __attribute__((aligned(128)));
 _Static_assert(sizeof(struct snapshot) == 128, "two lines");
 
 struct vp_copyq_kept {
 	uint32_t magic, in_force; /* of snap[] */
-	uint32_t size, slots;     /* of the shadow ring, and of slot[] */
+	uint32_t size, slots;	  /* of the shadow ring, and of slot[] */
 	uint64_t features;
-	uint8_t  early, packed;   /* packed: the driver's ring */
+	uint8_t early, packed; /* packed: the driver's ring */
 	struct snapshot snap[2];
 	struct vp_copyq_slot slot[VP_COPYQ_RING_MAX];
 	struct vp_drvq_id id[VP_COPYQ_RING_MAX];
@@ -63,11 +64,22 @@ static void put_in_force(struct vp_copyq *b, unsigned n)
 {
 	struct vp_copyq_kept *k = b->kept;
 	const struct vp_virtq *vq = &b->c.rq->vq;
+	const unsigned slots = vq->packed ? vp_used_slots(b->given, n) : n;
 
 	k->snap[!k->in_force] = (struct snapshot){
-		.head = b->head, .tail = b->tail, .pend_head = b->pend_head, .pend_tail = b->pend_tail,
-		.order = b->order, .data_head = b->data.head, .data_used = b->data.used, .segs_head = b->segs.head,
-		.segs_used = b->segs.used, .given = n, .avail = avail_pos(vq), .used = vp_vq_pos(vq),
+		.head = b->head,
+		.tail = b->tail,
+		.pend_head = b->pend_head,
+		.pend_tail = b->pend_tail,
+		.order = b->order,
+		.data_head = b->data.head,
+		.data_used = b->data.used,
+		.segs_head = b->segs.head,
+		.segs_used = b->segs.used,
+		.given = n,
+		.avail = avail_pos(vq),
+		.from = vp_vq_pos(vq),
+		.used = vp_vq_pos_behind(vq, slots),
 		.shadow = vp_drvq_where(&b->shadow),
 	};
 	vp_place_point(VP_POINT_COPY_NOTED);
@@ -164,7 +176,7 @@ static int driver_ring(struct vp_copyq *b, const struct snapshot *s)
 
 	if (s->given > b->mask + 1 + VP_BURST || (vq->packed && (s->avail & 0x7fff) >= vq->size))
 		return -EPROTO;
-	r = vp_place_finish(vq, s->used, b->given, s->given);
+	r = vp_place_finish(vq, s->from, s->used, b->given, s->given);
 	if (r)
 		return r;
 	vq->last_avail = vq->avail_seen = vq->packed ? s->avail & 0x7fff : s->avail;

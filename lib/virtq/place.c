@@ -180,60 +180,61 @@ int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const stru
 
 /* ---- what is written down elsewhere ---------------------------------------------------------- */
 
-static void log_again(struct vp_virtq *vq, const struct vp_used *u, unsigned n)
+static void log_again(struct vp_virtq *vq, uint16_t to)
 {
 	uint16_t slot = vq->used_idx;
 	bool wrap = vq->used_wrap;
 
-	for (unsigned i = 0; vq->log && i < n; i++) {
+	for (unsigned n = 0; vq->log && n < vq->size && (slot | wrap << 15) != to; n++) {
 		vp_packed_log_used(vq, slot);
-		vp_packed_step(vq->size, &slot, &wrap, u[i].slots);
+		vp_packed_step(vq->size, &slot, &wrap, 1);
 	}
 }
 
-static int packed_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+static int packed_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const struct vp_used *u, unsigned n)
 {
 	unsigned slots = 0;
-	uint16_t to;
 	int r = packed_goto(vq, from);
 
+	if (r || !n)
+		return r ? r : packed_goto(vq, to);
+	if (!unseen(vq)) {
+		log_again(vq, to);
+		return packed_goto(vq, to);
+	}
 	for (unsigned i = 0; i < n; i++) {
 		if (!u[i].slots || u[i].slots > vq->size - slots)
 			return -EPROTO;
 		slots += u[i].slots;
 	}
-	if (r || !n)
-		return r;
-	to = vp_vq_pos_behind(vq, slots);
-	if (unseen(vq))
-		vp_packed_show(vq, vp_packed_write(vq, u, n));
-	else
-		log_again(vq, u, n);
-	return packed_goto(vq, to);
+	if (vp_vq_pos_behind(vq, slots) != to)
+		return -EPROTO;
+	vp_packed_show(vq, vp_packed_write(vq, u, n));
+	return 0;
 }
 
-static int split_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+static int split_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const struct vp_used *u, unsigned n)
 {
 	struct vp_shown s = { .first = from, .n = (uint16_t)n };
 
-	if (n > vq->size)
+	if (n > vq->size || (uint16_t)(to - from) != n)
 		return -EPROTO;
 	vq->used_idx = from;
 	if (vp_ld16(vq->device, 2) == from)
 		s = vp_split_write(vq, u, n);
-	vq->used_idx = (uint16_t)(from + n);
+	vq->used_idx = to;
 	if (n)
 		vp_split_show(vq, s);
 	return 0;
 }
 
-int vp_place_finish(struct vp_virtq *vq, uint16_t from, const struct vp_used *u, unsigned n)
+int vp_place_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const struct vp_used *u, unsigned n)
 {
 	struct vp_place *line = vq->place;
 	int r;
 
 	vq->place = NULL;
-	r = vq->packed ? packed_finish(vq, from, u, n) : split_finish(vq, from, u, n);
+	r = vq->packed ? packed_finish(vq, from, to, u, n) : split_finish(vq, from, to, u, n);
 	vq->place = line;
 	if (!r && line)
 		vp_place_reset(line, vq);
