@@ -161,11 +161,12 @@ static void driver_offers(void)
 	int id;
 
 	for (unsigned n = up_to(30); n; n--) {
-		unsigned kind = up_to(12), parts = kind < 9 ? 1 : kind - 8;
+		unsigned kind = up_to(12), parts = kind < 9 ? 1 : VP_MIN(kind - 8, 3u);
 
 		for (unsigned k = 0; k < parts; k++)
 			b[k] = (struct drv_buf){ buf(), parts == 1 ? BUF - 16 : k ? 400 : 64, true };
-		if (kind == 11) { /* one with nothing in it */
+		/* One with nothing in it; among those of a packet, in order, it would cost the packet. */
+		if (kind == 11 && (r.rq.features & (F_MRG | F_IN_ORDER)) != (F_MRG | F_IN_ORDER)) {
 			b[0].len = 0;
 			parts = 1;
 		}
@@ -327,7 +328,7 @@ static void each_rx(uint64_t drv, uint64_t dev)
 	for (unsigned i = 0; i < 2; i++) {
 		killed = 0;
 		rx(drv | (i ? F_MRG : 0), dev);
-		assert_true(killed > 20);
+		assert_true(killed > 10);
 	}
 }
 
