@@ -285,8 +285,9 @@ static void rx(uint64_t drv, uint64_t dev)
 			rig_run(&r);
 		device_takes(up_to(40));
 		for (unsigned k = up_to(n_held + 1); k && n_held; k--) {
-			unsigned bufs = mrg ? VP_MIN(1 + up_to(3), n_held) : 1;
+			unsigned bufs = mrg ? 1 + up_to(3) : 1;
 
+			bufs = VP_MIN(bufs, n_held);
 			device_sends(bufs, order);
 		}
 		run_and_die(points[i % VP_ARRAY_SIZE(points)], 1 + up_to(3));
