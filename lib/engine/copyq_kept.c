@@ -60,7 +60,8 @@ static uint16_t avail_pos(const struct vp_virtq *vq)
 	return vq->packed && vq->avail_wrap ? vq->last_avail | 0x8000u : vq->last_avail;
 }
 
-static void put_in_force(struct vp_copyq *b, unsigned n)
+/* n entries of given[] go back with it. */
+static void note(struct vp_copyq *b, unsigned n)
 {
 	struct vp_copyq_kept *k = b->kept;
 	const struct vp_virtq *vq = &b->c.rq->vq;
@@ -82,7 +83,10 @@ static void put_in_force(struct vp_copyq *b, unsigned n)
 		.used = vp_vq_pos_behind(vq, slots),
 		.shadow = vp_drvq_where(&b->shadow),
 	};
-	vp_place_point(VP_POINT_COPY_NOTED);
+}
+
+static void put_in_force(struct vp_copyq_kept *k)
+{
 	VP_PLACE_ORDER();
 	k->in_force = !k->in_force;
 	VP_PLACE_ORDER();
@@ -102,7 +106,8 @@ void vp_copyq_kept_begin(struct vp_copyq *b)
 	k->early = b->c.early;
 	k->packed = b->c.rq->vq.packed;
 	k->in_force &= 1;
-	put_in_force(b, 0);
+	note(b, 0);
+	put_in_force(k);
 	k->magic = MAGIC;
 }
 
@@ -111,7 +116,9 @@ void vp_copyq_settle(struct vp_copyq *b, unsigned n)
 	struct vp_virtq *vq = &b->c.rq->vq;
 
 	vp_place_point(VP_POINT_COPY_ALL);
-	put_in_force(b, n);
+	note(b, n);
+	vp_place_point(VP_POINT_COPY_NOTED);
+	put_in_force(b->kept);
 	vp_place_point(VP_POINT_COPY_COUNTS);
 	vp_drvq_publish(&b->shadow);
 	vp_place_point(VP_POINT_COPY_SHOWN);
