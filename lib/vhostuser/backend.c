@@ -380,6 +380,7 @@ static int next_iotlb(struct vu_backend *b, struct vp_err *e)
 	rate_exceeded(b);
 	b->fatal = b->soft = false;
 	b->answer = true;
+	e->msg[0] = '\0';
 	rc = vu_handle_plain(b, &m, &rfd, e);
 	b->stat.msgs++;
 	b->stat.count[VU_IOTLB_MSG]++;
