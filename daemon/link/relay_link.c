@@ -586,7 +586,7 @@ static int relay_recover(struct vp_link *l, const struct vp_place *old, unsigned
 	struct relay *r = l->impl;
 	int ret = 0;
 
-	/* As they were, until all rings are recovered: who is killed before that is followed by one who does it again. */
+	/* As they were, until all rings are recovered: who is killed before is followed by one who does it again. */
 	for (unsigned s = 0; s < VP_SIDES; s++)
 		memcpy(vp_keep_places(l, s), old + s * n, n * sizeof(*old));
 	for (unsigned s = 0; !ret && s < VP_SIDES; s++) {
