@@ -33,7 +33,8 @@ class Manager:
     def serve(self):
         while True:
             try:
-                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4) + socket.CMSG_SPACE(12))
+                # A service has those that spawn() places, and no others.
+                data, ctl, _, _ = self.sock.recvmsg(4096, socket.CMSG_SPACE(64 * 4) + socket.CMSG_SPACE(12), socket.MSG_CMSG_CLOEXEC)
             except OSError:
                 return
             fds, pid = array.array("i"), 0
