@@ -224,15 +224,8 @@ static int drv_restore(void *ctx, const struct vp_rec_in *in, struct vp_err *e)
 	return vp_vdev_restore(pl->slot.v, in, e);
 }
 
-static void drv_touch(void *ctx)
-{
-	struct vp_plink *pl = ctx;
-
-	vp_keep_touch(pl->l);
-}
-
 static const struct vp_peer_ops peer_ops = {
-	.touch = drv_touch,
+	.touch = vp_plink_touch,
 	.open = drv_open, .opened = drv_opened, .closing = drv_closing, .hold = drv_hold, .closed = drv_closed,
 	.save = drv_save, .restore = drv_restore,
 };

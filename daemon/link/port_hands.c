@@ -230,7 +230,7 @@ static void port_unmap(void *ctx, uint64_t addr, uint64_t size)
 	vp_grants_unmap(pl->m->grants(pl), addr, size);
 }
 
-static void port_touch(void *ctx)
+void vp_plink_touch(void *ctx)
 {
 	struct vp_plink *pl = ctx;
 
@@ -238,7 +238,7 @@ static void port_touch(void *ctx)
 }
 
 const struct vp_port_ops vp_plink_port_ops = {
-	.touch = port_touch,
+	.touch = vp_plink_touch,
 	.map = port_map,
 	.unmap = port_unmap,
 	.up = port_up,

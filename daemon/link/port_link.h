@@ -274,6 +274,8 @@ void vp_plink_changed(void *ctx);
 
 /* port_hands.c */
 extern const struct vp_port_ops vp_plink_port_ops;
+/* Something of what is saved of either side is about to change. ctx: the link. */
+void vp_plink_touch(void *ctx);
 /* Bring port, lanes and wires in line with the rings there are. */
 void vp_plink_update(struct vp_plink *pl);
 /* The device VM's fds are other ones. ctx: the link. */
