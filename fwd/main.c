@@ -419,7 +419,8 @@ int main(int argc, char **argv)
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
 	if (f.protect && f.reconnect) {
-		fprintf(stderr, "vhost-pci-fwd: --reconnect: a program that is sealed (--protect) cannot attach again\n");
+		fputs("vhost-pci-fwd: --reconnect: a program that is sealed (--protect) cannot attach again\n",
+		      stderr);
 		return 2;
 	}
 	f.ep = epoll_create1(EPOLL_CLOEXEC);

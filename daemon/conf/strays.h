@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Files in the configuration's directories that nobody reads, such as disk.lnk: their names are misspelt, or they lie in
- * the wrong place. What editors, packages and people leave there by habit is none of them.
+ * Files in the configuration's directories that nobody reads, such as disk.lnk: their names are misspelt, or they lie
+ * in the wrong place. What editors, packages and people leave there by habit is none of them.
  */
 #ifndef VP_CONF_STRAYS_H
 #define VP_CONF_STRAYS_H

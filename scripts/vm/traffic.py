@@ -4,7 +4,7 @@
 import re
 import time
 
-from machine import VMError, limit
+from machine import VMError, limit, patience
 
 
 def kv(text):
@@ -66,6 +66,19 @@ def tcp(src, dst, addr, amount='secs=3', timeout=120):
     r = kv(rx.result())
     if r.get('bad') or r.get('err'):
         raise VMError('TCP stream %s to %s: %r' % (src.name, dst.name, r))
+    return r
+
+
+def big_segments(src, dst, addr, dev, enough):
+    """The frames that @dev of @dst takes in of a TCP stream from @src, its GRO off: {'in_max', 'in_big', 'in'}. A slow guest's congestion
+    window takes its time to grow: the stream is a longer one until a frame has more than @enough bytes, or for 30 s."""
+    dst.sh('vmtool gro %s 0' % dev)
+    for secs in (2, 8, 30):
+        sniff = dst.spawn('vmtool sniff %s %g' % (dev, secs + 2 * patience()), 300)
+        tcp(src, dst, addr, 'secs=%d' % secs, 300)
+        r = kv(sniff.result())
+        if r['in_max'] > enough:
+            break
     return r
 
 

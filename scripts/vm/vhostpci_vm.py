@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from deb import Lock, Unavailable, cache_dir, progress                                          # noqa: E402
 from host import Daemon, Testpmd, ini                                                           # noqa: E402
 from machine import GrantPort, Job, Net, Port, Qemu, TAKEN, TOP, UserDevice, VM, VMError, accel, limit, listened, patience, qemu        # noqa: E402
-from traffic import bound, kv, next_port, ping, silent, tcp, transfer, udp, wait_ping           # noqa: E402
+from traffic import big_segments, bound, kv, next_port, ping, silent, tcp, transfer, udp, wait_ping           # noqa: E402
 
-__all__ = ['Daemon', 'GrantPort', 'Job', 'Lock', 'Net', 'Port', 'Qemu', 'TAKEN', 'TOP', 'Testpmd', 'UserDevice', 'Unavailable', 'VM', 'VMError', 'accel', 'bound', 'cache_dir', 'ini', 'kv',
+__all__ = ['Daemon', 'GrantPort', 'Job', 'Lock', 'Net', 'Port', 'Qemu', 'TAKEN', 'TOP', 'Testpmd', 'UserDevice', 'Unavailable', 'VM', 'VMError', 'accel', 'big_segments', 'bound', 'cache_dir', 'ini', 'kv',
            'limit', 'listened', 'next_port', 'patience', 'ping', 'progress', 'qemu', 'silent', 'tcp', 'transfer', 'udp', 'wait_ping']
