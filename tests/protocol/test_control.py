@@ -160,7 +160,7 @@ def test_reload(daemon):
         both_ways(a, b)
         daemon.link("new", driver="a", device="c")
         (daemon.conf / "cd.link").unlink()
-        assert daemon.call("daemon.reload") == {"changed": 2, "vms": 0, "links": 2}
+        assert daemon.call("daemon.reload").items() >= {"changed": 2, "vms": 0, "links": 2}.items()
         both_ways(a, b)  # the same sessions
         assert not os.path.exists(daemon.sock("cd", "driver")) and os.path.exists(daemon.sock("new", "driver"))
         daemon.write("bad.link", "[Link]\nMode=warp\n")
@@ -183,13 +183,13 @@ def test_runtime_link_survives_reload(daemon):
         daemon.link("new", driver="a", device="c")
         daemon.write("a.vm", "[VM]\nTrustGroup=another\nMaxLinks=3\n")
         (daemon.conf / "cd.link").unlink()
-        assert daemon.call("daemon.reload") == {"changed": 2, "vms": 1, "links": 3}
+        assert daemon.call("daemon.reload").items() >= {"changed": 2, "vms": 1, "links": 3}.items()
         both_ways(a, b)  # the same sessions
         s = daemon.show("x")
         assert s["origin"] == "runtime" and s["sides"]["driver"]["sessions"] == 1
         # A file that says the same takes it over as it is.
         daemon.link("x")
-        assert daemon.call("daemon.reload") == {"changed": 0, "vms": 0, "links": 3}
+        assert daemon.call("daemon.reload").items() >= {"changed": 0, "vms": 0, "links": 3}.items()
         both_ways(a, b)
         assert daemon.show("x")["origin"] == "file"
 

@@ -393,7 +393,7 @@ def test_reload_decides_a_runtime_link_anew(make_daemon, why):
             move(d, "b", "elsewhere")
         else:
             d.write("a.vm", "[VM]\nTrustGroup=test\nPacketsPerSecond=1000\n")
-        assert d.call("daemon.reload") == {"changed": 1, "vms": 1, "links": 1}
+        assert d.call("daemon.reload").items() >= {"changed": 1, "vms": 1, "links": 1}.items()
         assert not nic.alive() and cut_off(p)
     s = d.show("p")
     assert s["mode"] == s["policy"]["mode"] == "copy" and s["policy"]["asked"] == "auto" and s["policy"]["allowed"]
@@ -407,7 +407,7 @@ def test_reload_decides_a_runtime_link_anew(make_daemon, why):
         d.call("link.down", name="p")
         for vm in "ab":
             move(d, vm, "test")
-        assert d.call("daemon.reload") == {"changed": 1, "vms": 1, "links": 1}
+        assert d.call("daemon.reload").items() >= {"changed": 1, "vms": 1, "links": 1}.items()
         assert not nic.alive()
     s = d.show("p")
     assert s["mode"] == "fast" and s["origin"] == "runtime" and not s["up"] and s["status"] == "down"
@@ -420,7 +420,7 @@ def test_reload_decides_a_runtime_link_anew(make_daemon, why):
             move(d, vm, "renamed")
         d.link("cd", driver="c", device="d")
         got = d.call("daemon.reload")
-        assert got == {"changed": 1, "vms": 2, "links": 2}
+        assert got.items() >= {"changed": 1, "vms": 2, "links": 2}.items()
         assert nic.alive() and lasting(p).epoch == before.epoch
         s = d.show("p")
         assert s["sides"]["driver"]["sessions"] == 1 and "trust group renamed" in s["policy"]["why"]
