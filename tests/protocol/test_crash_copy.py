@@ -21,7 +21,7 @@ from test_logged import answer_stops
 from test_relay import FORMATS
 
 BASE = vu.BASIC | vu.bit(vu.NET_MRG_RXBUF)
-KEPT = ["local", "shmem"]
+KEPT = ["local", "ivshmem", "shmem"]
 # Of enum vp_place_point.
 POINTS = {"half": 2, "placed": 9, "took": 10, "all": 11, "noted": 12, "counts": 13, "shown": 14, "given": 15}
 PACKED_ONLY = (2, 9)

@@ -31,11 +31,11 @@ def held(make_daemon):
 
 
 @contextlib.contextmanager
-def copied(d, fmt=0, account=True, packed_disk=False):
+def copied(d, fmt=0, account=True):
     protocol = blk.PF if account else blk.PF & ~vu.bit(blk.PF_INFLIGHT)
     with driver(d, fmt, protocol=protocol) as f, dev(d) as p:
         disk = Disk(p)
-        disk.features |= fmt if packed_disk else fmt & ~vu.bit(vu.PACKED)
+        disk.features |= fmt & ~vu.bit(vu.PACKED)
         disk.attach().up()
         rest(d)
         try:
@@ -75,7 +75,7 @@ def test_killed(held, fmt, account):
 def test_at_each_point(held, fmt):
     """Killed between any two stores of a step, in either direction."""
     d = held()
-    with copied(d, fmt, packed_disk=True) as (f, disk), Both(f, disk) as load:
+    with copied(d, fmt) as (f, disk), Both(f, disk) as load:
         for point in POINTS.values():
             for n in (1, 2, 7):
                 rest(d)
@@ -111,7 +111,7 @@ def test_nobody_serves(held):
         rest(d)
         d.kill()
         next_one(d)
-        assert d.show("ab")["sides"]["device"]["requests_open"] == 5
+        assert d.show("ab")["sides"]["device"]["requests_open"] == 5, (d.log(), d.show("ab"))
         with dev(d) as p:
             disk = Disk(p).attach().up()
             for _ in tokens:
