@@ -227,7 +227,8 @@ void vp_drvq_go_on(struct vp_drvq *q)
 	if (q->packed)
 		clear_free(q);
 	/* The device may have had it, and have returned it. */
-	if (q->packed && q->head_pending && !((vp_ld64(q->desc, 16 * (size_t)q->head_slot + 8) ^ q->head_word) & VP_DRVQ_WORD_AVAIL))
+	if (q->packed && q->head_pending &&
+	    !((vp_ld64(q->desc, 16 * (size_t)q->head_slot + 8) ^ q->head_word) & VP_DRVQ_WORD_AVAIL))
 		q->head_pending = false;
 	vp_drvq_publish(q);
 }
