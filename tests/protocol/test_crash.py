@@ -630,6 +630,7 @@ def test_rings_that_are_other_ones(held, fmt):
             with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt]) as a:
                 both_ways(a, b, (64,))
                 rest(d)
+                rest(d, "cd")
                 a.send_packet(vu.frame(1))
                 if i & 1:
                     d.kill()
@@ -670,6 +671,7 @@ def test_memory_that_has_become_shorter(held, fmt, size):
         with vu.Nic(d.sock("ab", "driver"), BASE | FORMATS[fmt], mem=mem) as a:
             both_ways(a, b, (64,))
             rest(d)
+            rest(d, "cd")
             d.kill()
             os.ftruncate(mem.fd, size)
             next_one(d)
