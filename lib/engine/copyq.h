@@ -99,7 +99,7 @@ struct vp_copyq {
 	bool            held;          /* what is back, or (early) what the driver sends, waits for the rate limit */
 	bool            open;          /* takes new chains; set by other threads */
 	bool            mergeable;
-	bool            anew;          /* both ends are notified, whatever there is to do: another process may not have */
+	bool            anew;          /* both ends are notified, whatever there is to do */
 	/* Slots that are back, in the order in which the driver gets them: pend[pend_tail..pend_head) */
 	uint32_t        pend_head, pend_tail;
 	uint32_t        order;         /* in_order: the first slot that was not added to them */

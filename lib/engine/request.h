@@ -112,7 +112,7 @@ struct vp_reqq {
 	uint16_t free, first, last; /* requests: free list; oldest and newest that are out. n = none */
 	uint16_t regive;	    /* next that waits, n = none */
 	unsigned out;		    /* requests taken and not completed */
-	uint64_t given, returned;   /* so far */
+	uint64_t given, returned;   /* so far, + 1 */
 	struct vp_req_keep *keep;   /* engine/request_keep.c; NULL: none */
 	uint64_t seq;
 	uint64_t kicks;

@@ -36,6 +36,7 @@ int vp_req_make(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 	q->size = shadow_size(c->rq->vq.size);
 	q->n = q->size;
 	q->mask = q->size - 1;
+	q->given = q->returned = 1; /* 0 is before all of them */
 	q->open = true;
 	if (!area_ok(&c->ring) || !area_ok(&c->data) || c->data.size < VP_REQ_BLOCK ||
 	    c->ring.size < vp_drvq_layout(q->size, false, &driver, &device) || c->out_head > VP_REQ_BLOCK ||
