@@ -124,7 +124,8 @@ def parted(d, nic, p, by_itself=1):
     s = p.wait(lambda s: s.reason == pc.DAEMON)
     assert s.attached and not s.up and not s.regions
     d.stays(lambda: not hung_up(nic), 0.2)
-    p.sync()
+    # Over ivshmem the next daemon takes the port over then, at once, and the answer is overwritten.
+    p.command_raw(max(struct.unpack_from("<I", p.mem, pc.COMMAND)[0], s.answer[0]) + 1, pc.SYNC, s.regions_generation)
     d.wait(lambda: serves(p) or hung_up(nic), why="the driver VM is still held")
     d.wait_log("the device VM has let go after")
     assert d.log().count("asked to let go") == by_itself and "has not let go" not in d.log()
@@ -211,7 +212,7 @@ def test_killed_while_something_changes(held, attachment):
                 assert d.show("ab")["sides"]["driver"]["sessions"] == 1
                 assert "asked to let go" not in d.log()
             else:
-                assert d.log().count("asked to let go") == 1 and "has not let go" not in d.log()
+                assert "the device VM has let go after" in d.log() and "has not let go" not in d.log()
     print(seen)
 
 
@@ -266,7 +267,7 @@ def test_next_one_is_killed_while_it_restores(held, attachment):
                 with ends(nic, p):
                     pass
             else:
-                assert d.log().count("asked to let go") == 1 and "has not let go" not in d.log(), d.log()
+                assert "the device VM has let go after" in d.log() and "has not let go" not in d.log(), d.log()
     print(seen)
 
 
@@ -302,7 +303,7 @@ def test_guard_that_answers_late(held):
             d.wait_log("ready:")
             d.stop()
             if late:
-                assert d.log().count("asked to let go") == 1 and "has not let go" not in d.log()
+                assert "the device VM has let go after" in d.log() and "has not let go" not in d.log()
                 return
     raise AssertionError("no guard was stopped in time")
 

@@ -111,7 +111,7 @@ def test_nobody_serves(held):
         rest(d)
         d.kill()
         next_one(d)
-        assert d.show("ab")["sides"]["device"]["requests_open"] == 5, (d.log(), d.show("ab"))
+        assert d.show("ab")["sides"]["device"]["requests_open"] == 5
         with dev(d) as p:
             disk = Disk(p).attach().up()
             for _ in tokens:

@@ -16,7 +16,8 @@ from test_viommu import open_log
 from viommu import INVALIDATE, IOVA, PAGE, RW, UPDATE
 
 # Behind the points of virtq/place.h, those of vhostuser/journal.h.
-JOURNAL = {"done": 10, "read": 11, "answered": 12, "asked": 13, "heard": 14}
+# Behind those of enum vp_place_point: of enum vu_journal_point.
+JOURNAL = {"done": 24, "read": 25, "answered": 26, "asked": 27, "heard": 28}
 
 
 class Strict(viommu.Nic):
