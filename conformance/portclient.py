@@ -172,7 +172,7 @@ class Port:
 class Local(Port):
     def __init__(self, path, expect_error=False):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(limit(5))
+        self.sock.settimeout(limit(20))
         self.sock.connect(path)
         self.signals, self.doorbells, self.windows, self.maps = [], [], {}, {}
         self.gone = []
@@ -279,7 +279,7 @@ class Shmem(Port):
         self.nsignals = struct.unpack_from("<I", cfg, 12)[0]
         self.nq = nqueues or self.nsignals
         self.back, other = socket.socketpair()
-        self.back.settimeout(limit(5))
+        self.back.settimeout(limit(20))
         self.fe.tell(vu.SET_BACKEND_REQ_FD, b"", [other.fileno()])
         other.close()
         self.fe.set_memory(vu.Memory())
@@ -374,7 +374,7 @@ class Ivshmem(Port):
 
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(limit(5))
+        self.sock.settimeout(limit(20))
         self.sock.connect(path)
         assert self.message() == (0, None), "protocol version"
         self.id, fd = self.message()

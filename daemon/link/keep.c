@@ -372,7 +372,7 @@ void vp_keeps_disown(struct vp_daemon *d, bool disown)
 
 static void at_journal(enum vu_journal_point p)
 {
-	vp_place_point((enum vp_place_point)(VP_POINTS + p));
+	vp_place_point((enum vp_place_point)(VP_POINT_JOURNAL + p));
 }
 
 void vp_keeps_hook(void)
@@ -381,7 +381,7 @@ void vp_keeps_hook(void)
 
 	if (at && sscanf(at, "%u,%u", &vp_place_crash_at, &vp_place_crash_n) != 2)
 		vp_place_crash_at = 0;
-	if (vp_place_crash_at >= VP_POINTS)
+	if (vp_place_crash_at >= VP_POINT_JOURNAL)
 		vu_journal_at = at_journal;
 }
 

@@ -97,7 +97,8 @@ enum vp_place_point {
 	VP_POINT_ANSWER,     /* the intent to give one back to the driver is stored */
 	VP_POINT_ANSWERED,   /* the driver sees it */
 	VP_POINT_FREED,      /* the request is over, the intent is not */
-	VP_POINTS
+	VP_POINTS,
+	VP_POINT_JOURNAL = 100, /* and on: those of vhostuser/journal.h */
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;
 /* It is that time: the caller calls vp_place_crash(). */

@@ -188,7 +188,7 @@ class Rogue:
         head, chain = got
         rnd = self.rnd
         for off, n, write in chain:
-            if (write or rnd.random() < 0.5) and rnd.random() < 0.7 and off + n <= len(self.pool):
+            if (write or rnd.random() < 0.5) and rnd.random() < 0.7 and 0 <= off <= len(self.pool) - n:
                 k = rnd.randrange(n + 1)
                 self.pool[off:off + k] = DATA[0].encode() * k
         self.give(head if rnd.random() < 0.95 else rnd.randrange(self.size), rnd.choice([0, 1, 513, 4097, 70000, 0xffffffff]))

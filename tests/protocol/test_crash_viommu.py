@@ -16,8 +16,8 @@ from test_viommu import open_log
 from viommu import INVALIDATE, IOVA, PAGE, RW, UPDATE
 
 # Behind the points of virtq/place.h, those of vhostuser/journal.h.
-# Behind those of enum vp_place_point: of enum vu_journal_point.
-JOURNAL = {"done": 24, "read": 25, "answered": 26, "asked": 27, "heard": 28}
+# Of enum vu_journal_point.
+JOURNAL = {"done": 100, "read": 101, "answered": 102, "asked": 103, "heard": 104}
 
 
 class Strict(viommu.Nic):

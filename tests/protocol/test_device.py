@@ -613,7 +613,7 @@ class IoDriver(Driver):
         import viommu
         self.back = None
         self.io = viommu
-        self.misses, self.fails, self.perm, self.silent, self.grain = [], [], {}, False, 1
+        self.misses, self.fails, self.perm, self.silent, self.grain, self.told = [], [], {}, False, 1, 0
         super().__init__(path, vu.bit(vu.VERSION_1, vu.INDIRECT, viommu.ACCESS_PLATFORM) | blk.FEATURES | features,
                          mem=viommu.Memory(4 << 20), **kw)
         assert self.features >> viommu.ACCESS_PLATFORM & 1

@@ -113,7 +113,7 @@ class Held:
 
 
 # Of an IOTLB message, a miss and its answer (vhostuser/journal.h).
-DONE, READ, ANSWERED, ASKED, HEARD = 10, 11, 12, 13, 14
+DONE, READ, ANSWERED, ASKED, HEARD = 100, 101, 102, 103, 104
 VIOMMU_KILLS = [None, READ, None, ANSWERED, ASKED, None, HEARD, SENT, DONE, None, None, WRITTEN]
 
 RINGS = [('packed', 'split'), ('split', 'split'), ('packed', 'packed')]
