@@ -530,7 +530,7 @@ def test_killed_while_links_are_made(held):
                 d.kill()
             with open(d.log_path, "ab") as log:
                 d.proc = d.spawn(log)
-            d.wait(lambda: d.log().count("went on with 2 links") == n + 1)
+            d.wait(lambda: d.log().count("went on with ") == n + 1)
             more()
             d.proc.kill()
             d.proc.wait()
