@@ -362,8 +362,7 @@ def test_occupied_root_port(lab):
     lab.qmp.occupied["rp0"] = "qemu-xhci,id=usb"
     with vu.Nic(lab.drv()), pc.Ivshmem(lab.dev()) as p:
         assert p.attach() == pc.OK
-        lab.d.wait(lab.error)
-        assert "root port rp0 is occupied (in use by qemu-xhci,id=usb)" in lab.error()
+        lab.d.wait(lambda: "root port rp0 is occupied (in use by qemu-xhci,id=usb)" in (lab.error() or ""))
         assert "HotplugBus= names ports that nobody else uses" in lab.error()
 
 
