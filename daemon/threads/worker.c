@@ -110,10 +110,13 @@ static void stay_paused(struct worker *w)
 	while (vp_unlikely(__atomic_load_n(&p->paused, __ATOMIC_ACQUIRE))) {
 		urcu_qsbr_thread_offline();
 		pthread_mutex_lock(&p->lock);
+		p->resting++;
 		while (p->paused)
 			pthread_cond_wait(&p->resumed, &p->lock);
-		pthread_mutex_unlock(&p->lock);
 		urcu_qsbr_thread_online();
+		if (!--p->resting)
+			pthread_cond_broadcast(&p->resumed);
+		pthread_mutex_unlock(&p->lock);
 	}
 }
 
@@ -459,6 +462,9 @@ void worker_pool_resume(struct worker_pool *p)
 	pthread_mutex_lock(&p->lock);
 	__atomic_store_n(&p->paused, false, __ATOMIC_RELEASE);
 	pthread_cond_broadcast(&p->resumed);
+	/* They have jobs at hand, for which no grace period waits before they are online. */
+	while (p->resting)
+		pthread_cond_wait(&p->resumed, &p->lock);
 	pthread_mutex_unlock(&p->lock);
 }
 

@@ -43,6 +43,7 @@ struct worker_pool {
 	pthread_cond_t  cond;
 	bool     stop;
 	bool     paused;         /* written under lock */
+	unsigned resting;        /* threads that are offline for it; under lock */
 	pthread_cond_t  resumed;
 	pthread_t main;          /* may be in worker_call() */
 	struct worker_job *retired; /* main thread */
