@@ -55,11 +55,6 @@ void vp_copyq_kept_tables(struct vp_copyq *b)
 
 /* ---- writing --------------------------------------------------------------------------- */
 
-static uint16_t avail_pos(const struct vp_virtq *vq)
-{
-	return vq->packed && vq->avail_wrap ? vq->last_avail | 0x8000u : vq->last_avail;
-}
-
 /* n entries of given[] go back with it. */
 static void note(struct vp_copyq *b, unsigned n)
 {
@@ -78,7 +73,7 @@ static void note(struct vp_copyq *b, unsigned n)
 		.segs_head = b->segs.head,
 		.segs_used = b->segs.used,
 		.given = n,
-		.avail = avail_pos(vq),
+		.avail = vp_vq_avail_pos(vq),
 		.from = vp_vq_pos(vq),
 		.used = vp_vq_pos_behind(vq, slots),
 		.shadow = vp_drvq_where(&b->shadow),
@@ -178,18 +173,9 @@ static void where_it_was(struct vp_copyq *b, const struct snapshot *s)
 /* The driver's ring, when all else is in order. */
 static int driver_ring(struct vp_copyq *b, const struct snapshot *s)
 {
-	struct vp_virtq *vq = &b->c.rq->vq;
-	int r;
-
-	if (s->given > b->mask + 1 + VP_BURST || (vq->packed && (s->avail & 0x7fff) >= vq->size))
+	if (s->given > b->mask + 1 + VP_BURST)
 		return -EPROTO;
-	r = vp_place_finish(vq, s->from, s->used, b->given, s->given);
-	if (r)
-		return r;
-	vq->last_avail = vq->avail_seen = vq->packed ? s->avail & 0x7fff : s->avail;
-	vq->avail_wrap = s->avail & 0x8000;
-	vq->signalled_valid = false; /* whether its driver was notified is not known */
-	return 0;
+	return vp_place_finish(&b->c.rq->vq, s->from, s->used, s->avail, b->given, s->given);
 }
 
 int vp_copyq_kept_recover(struct vp_copyq *b, uint16_t size, vp_gptr mem)

@@ -20,6 +20,11 @@
 #define S_ENTRY(i) (16 + 16 * (size_t)(i))
 #define P_ENTRY(i) (32 + 32 * (size_t)(i))
 
+static size_t entry_at(const struct vp_inflight *f, unsigned i)
+{
+	return f->packed ? P_ENTRY(i) : S_ENTRY(i);
+}
+
 uint64_t vp_inflight_bytes(uint16_t size, bool packed)
 {
 	return vp_align_up(packed ? P_ENTRY(size) : S_ENTRY(size), 64);
@@ -58,7 +63,7 @@ static int find_open(struct vp_inflight *f, struct vp_inflight_saved *s)
 		return -ENOMEM;
 	}
 	for (unsigned i = 0; i < f->size; i++) {
-		size_t at = f->packed ? P_ENTRY(i) : S_ENTRY(i);
+		size_t at = entry_at(f, i);
 
 		if (vp_ld8(f->mem, at) == 1)
 			o[n++] = (struct open_head){ vp_ld64(f->mem, at + 8), (uint16_t)i };
@@ -356,8 +361,8 @@ int vp_inflight_recover(struct vp_inflight *f, struct vp_inflight_saved *s, vp_g
 	free(taken);
 	/* Whoever reads it after us finds them in this order. */
 	for (unsigned k = 0; !r && k < n; k++) {
-		vp_st64(mem, (f->packed ? P_ENTRY(open[k].entry) : S_ENTRY(open[k].entry)) + 8, f->counter++);
-		vp_st8(mem, f->packed ? P_ENTRY(open[k].entry) : S_ENTRY(open[k].entry), 1);
+		vp_st64(mem, entry_at(f, open[k].entry) + 8, f->counter++);
+		vp_st8(mem, entry_at(f, open[k].entry), 1);
 	}
 	f->on = !r;
 	return r;

@@ -52,7 +52,7 @@ void vp_req_commit(struct vp_reqq *q)
 		.pending = q->served && q->shadow.head_pending,
 		.avail = q->served ? vp_drvq_avail_pos(&q->shadow) : 0,
 		.used = q->served ? vp_drvq_used_pos(&q->shadow) : 0,
-		.last_avail = vq->last_avail | (vq->packed && vq->avail_wrap ? 0x8000u : 0),
+		.last_avail = vp_vq_avail_pos(vq),
 		.saved = q->next_head < q->n_heads,
 	};
 	VP_PLACE_ORDER();
@@ -94,36 +94,29 @@ void vp_reqq_save_kept(const struct vp_reqq *q, struct vp_rec *r)
 
 /* ---- reading ------------------------------------------------------------------------------- */
 
-/* The driver has seen it when its used index is behind it (split), or the descriptor is not available any more. */
-static int driver_saw(const struct vp_virtq *vq, uint16_t from, uint16_t to)
-{
-	uint16_t at;
-
-	if (vq->packed)
-		return !vp_packed_is_avail(vp_packed_load(vq->desc, from & 0x7fff), from & 0x8000);
-	at = vp_ld16(vq->device, 2);
-	return at == to ? 1 : at == from ? 0 : -EPROTO;
-}
-
-/* Finish what was being given to the driver. The place of its ring is then `used`. */
-static int finish_answer(struct vp_reqq *q)
+/* The driver's ring is where it was. What was being given back is, and that request is over. */
+static int driver_ring(struct vp_reqq *q, const struct vp_req_snap *s)
 {
 	struct vp_req_keep *k = q->keep;
 	const uint64_t i = k->intent >> 32;
-	const uint16_t from = (uint16_t)(k->intent >> 16), to = (uint16_t)k->intent;
-	int saw;
+	uint16_t from = k->used, to = k->used;
+	struct vp_used u = { 0 };
+	int r;
 
-	if (!k->intent)
-		return 0;
-	if (i > q->n ||
-	    (q->c.rq->vq.packed && ((from & 0x7fff) >= q->c.rq->vq.size || (to & 0x7fff) >= q->c.rq->vq.size)))
+	if (i > q->n)
 		return -EPROTO;
-	saw = q->req[i - 1].state == VP_REQ_FREE ? 1 : driver_saw(&q->c.rq->vq, from, to);
-	if (saw < 0)
-		return saw;
-	if (saw)
-		q->req[i - 1].state = VP_REQ_FREE;
-	k->used = saw ? to : from;
+	if (i) {
+		const struct vp_req *req = &q->req[i - 1];
+
+		from = (uint16_t)(k->intent >> 16);
+		to = (uint16_t)k->intent;
+		u = (struct vp_used){ .len = req->len, .id = req->id, .slots = req->slots };
+	}
+	r = vp_place_finish(&q->c.rq->vq, from, to, s->last_avail, &u, i ? 1 : 0);
+	if (r || !i)
+		return r;
+	q->req[i - 1].state = VP_REQ_FREE;
+	k->used = to;
 	VP_PLACE_ORDER();
 	k->intent = 0;
 	return 0;
@@ -145,31 +138,11 @@ static void roll_back(struct vp_req *r, const struct vp_req_snap *s)
 static bool segs_ok(struct vp_reqq *q, const struct vp_req *r)
 {
 	const unsigned n = (unsigned)r->nout + r->nin;
-	const struct vp_copyq_seg *sg;
-	uint64_t out = 0, in = 0;
 
 	/* As long as it was before it was merged. */
 	if (r->segs.n ? n > r->segs.n || !vp_runs_claim(&q->segs, &r->segs) : n > VP_ARRAY_SIZE(r->seg))
 		return false;
-	sg = vp_req_segs(q, r);
-	for (unsigned k = 0; k < n; k++)
-		*(k < r->nout ? &out : &in) += sg[k].len;
-	return out == r->out_len && in == r->in_len;
-}
-
-static bool runs_ok(struct vp_reqq *q, const struct vp_req *r)
-{
-	const uint64_t bytes = vp_req_in_at(q, r->out_len) + r->in_len;
-	uint64_t blocks = 0;
-
-	if (r->nruns > VP_REQ_RUNS)
-		return false;
-	for (unsigned k = 0; k < r->nruns; k++) {
-		if (!vp_runs_claim(&q->blocks, &r->run[k]))
-			return false;
-		blocks += r->run[k].n;
-	}
-	return blocks == (bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK;
+	return vp_req_segs_fit(q, r);
 }
 
 /* Its descriptors: submit() made one of each contiguous piece. */
@@ -192,7 +165,7 @@ static bool request_ok(struct vp_reqq *q, const struct vp_req *r)
 {
 	return r->state <= VP_REQ_BACK && (r->state != VP_REQ_AWAY || q->served) &&
 	       (r->state != VP_REQ_BACK || r->len <= r->in_len) && r->slots <= q->c.rq->vq.size &&
-	       (!r->raw || r->in_len > VP_REQ_BLOCK) && r->head_len <= sizeof(r->head) && runs_ok(q, r) &&
+	       (!r->raw || r->in_len > VP_REQ_BLOCK) && r->head_len <= sizeof(r->head) && vp_req_runs_claim(q, r) &&
 	       segs_ok(q, r);
 }
 
@@ -222,12 +195,7 @@ static int load_lists(struct vp_reqq *q, struct order *o)
 			return -EPROTO;
 		vp_req_list_add(q, o[k].i);
 	}
-	q->free = (uint16_t)q->n;
-	for (unsigned i = q->n; i--;)
-		if (q->req[i].state == VP_REQ_FREE) {
-			q->req[i].next = q->free;
-			q->free = (uint16_t)i;
-		}
+	vp_req_list_free(q);
 	for (uint16_t i = q->first; i != q->n; i = q->req[i].next)
 		if (q->req[i].state == VP_REQ_BACK)
 			o[back++] = (struct order){ q->req[i].back_at, i };
@@ -251,27 +219,15 @@ static int load_shadow(struct vp_reqq *q, uint64_t features, const struct vp_req
 	return r ? r : vp_drvq_recover_end(&q->shadow, s->pending, s->head_slot, s->head_word);
 }
 
-/* The driver's ring: what is taken and not given back lies between its two places. */
-static int load_driver(struct vp_reqq *q, const struct vp_req_snap *s)
+/* What is taken and not given back lies between the two places of the driver's ring. */
+static bool driver_ok(const struct vp_reqq *q, const struct vp_req_snap *s)
 {
-	struct vp_virtq *vq = &q->c.rq->vq;
-	const uint16_t used = q->keep->used;
+	const struct vp_virtq *vq = &q->c.rq->vq;
 	unsigned slots = 0;
 
-	if (vq->packed && ((used & 0x7fff) >= vq->size || (s->last_avail & 0x7fff) >= vq->size))
-		return -EPROTO;
-	vq->used_idx = vq->packed ? used & 0x7fff : used;
-	vq->used_wrap = !vq->packed || used & 0x8000;
 	for (uint16_t i = q->first; i != q->n; i = q->req[i].next)
 		slots += vq->packed ? q->req[i].slots : 1;
-	if (slots > vq->size || vp_vq_pos_behind(vq, slots) != s->last_avail)
-		return -EPROTO;
-	vq->last_avail = vq->avail_seen = vq->packed ? s->last_avail & 0x7fff : s->last_avail;
-	vq->avail_wrap = !vq->packed || s->last_avail & 0x8000;
-	vq->signalled_valid = false; /* whether its driver was notified is not known */
-	if (vq->place)
-		vp_place_reset(vq->place, vq);
-	return 0;
+	return slots <= vq->size && vp_vq_pos_behind(vq, slots) == s->last_avail;
 }
 
 static int load_account(struct vp_reqq *q)
@@ -301,7 +257,7 @@ static int load(struct vp_reqq *q, const struct kept_rec *s)
 	snap = q->keep->snap[q->keep->which];
 	if (snap.saved)
 		return -ENODATA;
-	r = finish_answer(q);
+	r = driver_ring(q, &snap);
 	if (r)
 		return r;
 	q->served = s->flags & F_SERVED;
@@ -318,8 +274,8 @@ static int load(struct vp_reqq *q, const struct kept_rec *s)
 	q->given = snap.given;
 	q->returned = snap.returned;
 	q->full = snap.full;
-	if (!r)
-		r = load_driver(q, &snap);
+	if (!r && !driver_ok(q, &snap))
+		r = -EPROTO;
 	if (!r && s->flags & F_ACCOUNT)
 		r = q->c.saved && !vp_gptr_is_null(q->c.inflight.mem) ? load_account(q) : -EPROTO;
 	if (!r && q->served)

@@ -92,7 +92,6 @@ void vp_reqq_save(const struct vp_reqq *q, struct vp_rec *r)
 /* As merge() of request.c left them: they are as long as the request. */
 static bool load_segs(struct vp_reqq *q, struct vp_req *r, const struct vp_rec_in *in)
 {
-	uint64_t out = 0, ins = 0;
 	unsigned n = (unsigned)r->nout + r->nin;
 	struct vp_copyq_seg *to = r->seg;
 
@@ -105,28 +104,19 @@ static bool load_segs(struct vp_reqq *q, struct vp_req *r, const struct vp_rec_i
 	}
 	if (n)
 		memcpy(to, in->p, in->n);
-	for (unsigned k = 0; k < n; k++)
-		*(k < r->nout ? &out : &ins) += to[k].len;
-	return out == r->out_len && ins == r->in_len;
+	return vp_req_segs_fit(q, r);
 }
 
 static bool load_runs(struct vp_reqq *q, struct vp_req *r, const struct vp_rec_in *in)
 {
-	const uint64_t bytes = vp_req_in_at(q, r->out_len) + r->in_len;
-	uint64_t blocks = 0;
 	unsigned n = (unsigned)(in->n / sizeof(r->run[0]));
 
 	if (in->n % sizeof(r->run[0]) || n > VP_REQ_RUNS)
 		return false;
 	if (n)
 		memcpy(r->run, in->p, in->n);
-	for (unsigned k = 0; k < n; k++) {
-		if (!vp_runs_claim(&q->blocks, &r->run[k]))
-			return false;
-		blocks += r->run[k].n;
-	}
 	r->nruns = (uint8_t)n;
-	return blocks == (bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK;
+	return vp_req_runs_claim(q, r);
 }
 
 static bool load_request(struct vp_reqq *q, const struct vp_rec_in *in)
@@ -165,12 +155,7 @@ static bool load_requests(struct vp_reqq *q, const struct vp_rec_in *in)
 	while (vp_rec_next(&rest, &tag, &body))
 		if (tag == TAG_REQUEST && !load_request(q, &body))
 			return false;
-	q->free = (uint16_t)q->n;
-	for (unsigned i = q->n; i--;)
-		if (q->req[i].state == VP_REQ_FREE) {
-			q->req[i].next = q->free;
-			q->free = (uint16_t)i;
-		}
+	vp_req_list_free(q);
 	return true;
 }
 

@@ -65,6 +65,41 @@ int vp_req_make(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 	return 0;
 }
 
+void vp_req_list_free(struct vp_reqq *q)
+{
+	q->free = (uint16_t)q->n;
+	for (unsigned i = q->n; i--;)
+		if (q->req[i].state == VP_REQ_FREE) {
+			q->req[i].next = q->free;
+			q->free = (uint16_t)i;
+		}
+}
+
+bool vp_req_runs_claim(struct vp_reqq *q, const struct vp_req *r)
+{
+	const uint64_t bytes = vp_req_in_at(q, r->out_len) + r->in_len;
+	uint64_t blocks = 0;
+
+	if (r->nruns > VP_REQ_RUNS)
+		return false;
+	for (unsigned k = 0; k < r->nruns; k++) {
+		if (!vp_runs_claim(&q->blocks, &r->run[k]))
+			return false;
+		blocks += r->run[k].n;
+	}
+	return blocks == (bytes + VP_REQ_BLOCK - 1) / VP_REQ_BLOCK;
+}
+
+bool vp_req_segs_fit(const struct vp_reqq *q, const struct vp_req *r)
+{
+	const struct vp_copyq_seg *sg = vp_req_segs(q, r);
+	uint64_t out = 0, in = 0;
+
+	for (unsigned k = 0; k < (unsigned)r->nout + r->nin; k++)
+		*(k < r->nout ? &out : &in) += sg[k].len;
+	return out == r->out_len && in == r->in_len;
+}
+
 int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_err *e)
 {
 	struct vp_reqq *q;
@@ -72,10 +107,9 @@ int vp_reqq_new(struct vp_reqq **out, const struct vp_reqq_conf *c, struct vp_er
 
 	if (ret)
 		return ret;
-	for (unsigned i = 0; i < q->n; i++)
-		q->req[i].next = (uint16_t)(i + 1);
 	q->n_heads = c->saved ? c->saved->n : 0;
 	vp_req_keep_begin(q);
+	vp_req_list_free(q);
 	*out = q;
 	return 0;
 }

@@ -228,15 +228,23 @@ static int split_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const s
 	return 0;
 }
 
-int vp_place_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const struct vp_used *u, unsigned n)
+int vp_place_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, uint16_t avail, const struct vp_used *u,
+		    unsigned n)
 {
 	struct vp_place *line = vq->place;
 	int r;
 
+	if (vq->packed && (avail & 0x7fff) >= vq->size)
+		return -EPROTO;
 	vq->place = NULL;
 	r = vq->packed ? packed_finish(vq, from, to, u, n) : split_finish(vq, from, to, u, n);
 	vq->place = line;
-	if (!r && line)
+	if (r)
+		return r;
+	if (line)
 		vp_place_reset(line, vq);
-	return r;
+	vq->last_avail = vq->avail_seen = vq->packed ? avail & 0x7fff : avail;
+	vq->avail_wrap = avail & 0x8000;
+	vq->signalled_valid = false;
+	return 0;
 }

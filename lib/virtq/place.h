@@ -64,11 +64,13 @@ int vp_place_recover(struct vp_virtq *vq, const struct vp_place *own, const stru
 		     uint32_t runt);
 
 /*
- * The same where it is not the line that says what was to be given back: the ring stood at `from`, it stands at `to`,
- * and these n chains, which take it there, are given back unless its driver has them already: then u may be anything.
- * Nothing was written before that was decided.
+ * The same where it is not the line that says what was to be given back: the ring stood at `from`, and these n chains
+ * are given back from there on, up to `to`, unless its driver has them already: then u may be anything. Nothing was
+ * written before that was decided. The next chain that is taken stands at `avail`. Whether the driver was notified is
+ * not known. -EPROTO.
  */
-int vp_place_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, const struct vp_used *u, unsigned n);
+int vp_place_finish(struct vp_virtq *vq, uint16_t from, uint16_t to, uint16_t avail, const struct vp_used *u,
+		    unsigned n);
 
 /* For tests: the process is killed when it passes that point for the nth time (VHOST_PCI_CRASH_AT). */
 enum vp_place_point {

@@ -242,6 +242,11 @@ static inline uint16_t vp_vq_pos(const struct vp_virtq *vq)
 	return vq->packed && vq->used_wrap ? vq->used_idx | 0x8000u : vq->used_idx;
 }
 static inline uint16_t vp_vq_pos_behind(const struct vp_virtq *vq, unsigned slots);
+/* The position of the next chain that is taken. */
+static inline uint16_t vp_vq_avail_pos(const struct vp_virtq *vq)
+{
+	return vq->packed && vq->avail_wrap ? vq->last_avail | 0x8000u : vq->last_avail;
+}
 
 /* Does the driver want to be notified of what was completed since the last time this said yes? */
 bool vp_vq_need_call(struct vp_virtq *vq);
