@@ -90,7 +90,7 @@ void vp_req_scrub(const struct vp_reqq *q, const struct vp_req *r);
 void vp_req_list_add(struct vp_reqq *q, uint16_t i);
 /* The free list, anew: all that are in that state. */
 void vp_req_list_free(struct vp_reqq *q);
-/* For who finds a request written down: its blocks are nobody else's, and as many as it needs. They are its own then. */
+/* Of a request that was found written down: its blocks are nobody else's, and as many as it needs. Now it has them. */
 bool vp_req_runs_claim(struct vp_reqq *q, const struct vp_req *r);
 /* Its pieces are as long as it is. */
 bool vp_req_segs_fit(const struct vp_reqq *q, const struct vp_req *r);

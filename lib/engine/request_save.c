@@ -187,8 +187,11 @@ static bool load_back(struct vp_reqq *q, const struct vp_rec_in *in, uint8_t *se
 	return true;
 }
 
-/* What the device side has is in its ring, each once, with as much room to write as the driver gave. */
-static bool away_ok(const struct vp_reqq *q, uint8_t *seen)
+/*
+ * What the device side has is in its ring, each once, with as much room to write as the driver gave. Where in the ring
+ * is written down for who comes after us.
+ */
+static bool load_away(struct vp_reqq *q, uint8_t *seen)
 {
 	unsigned n = 0;
 
@@ -198,8 +201,9 @@ static bool away_ok(const struct vp_reqq *q, uint8_t *seen)
 		if (!id->ndesc)
 			continue;
 		if (id->tag >= q->n || q->req[id->tag].state != VP_REQ_AWAY || seen[id->tag]++ ||
-		    id->in_len != q->req[id->tag].in_len)
+		    id->in_len != q->req[id->tag].in_len || id->ndesc > VP_ARRAY_SIZE(q->req[0].desc))
 			return false;
+		vp_drvq_chain(&q->shadow, (uint16_t)i, q->req[id->tag].desc);
 		n++;
 	}
 	return n == in_state(q, VP_REQ_AWAY);
@@ -219,7 +223,7 @@ static int load_shadow(struct vp_reqq *q, bool packed, const struct vp_rec_in *i
 		return r;
 	}
 	vp_req_ring_at(q);
-	return q->shadow.broken || away_ok(q, seen) ? 0 : -EPROTO;
+	return q->shadow.broken || load_away(q, seen) ? 0 : -EPROTO;
 }
 
 static void load_engine(struct vp_reqq *q, const struct engine_rec *s)
@@ -261,6 +265,8 @@ static int load(struct vp_reqq *q, const struct engine_rec *s, const struct vp_r
 		q->served = false;
 	if (!r && q->served)
 		vp_req_find_waiting(q);
+	if (!r)
+		vp_req_commit(q);
 	free(seen);
 	return r;
 }

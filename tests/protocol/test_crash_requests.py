@@ -9,6 +9,7 @@ import signal
 import time
 
 import blk
+import conftest
 import pytest
 import vu
 from blk import Disk
@@ -119,3 +120,17 @@ def test_nobody_serves(held):
             d.wait(lambda: f.reap() or all(t in f.done for t in tokens))
         assert d.log().count("went on with 1 links of the daemon before, 0 start anew") == 1
     d.proc = None if d.proc and not d.alive() else d.proc
+
+
+def test_upgraded_before(held):
+    """What a daemon was handed over with open requests it leaves to the next one, too."""
+    d = held()
+    with copied(d) as (f, disk), Both(f, disk) as load:
+        for _ in range(5):
+            d.upgrade()
+            d.control = conftest.Control(d.run / "control.sock")
+            rest(d)
+            d.kill()
+            next_one(d)
+            load.more(20)
+    assert d.log().count("went on with 1 links of the daemon before, 0 start anew") == 5, d.log()[-3000:]
