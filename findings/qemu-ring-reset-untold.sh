@@ -17,8 +17,8 @@
 # After queue_reset a driver may free the ring's memory and use it for something else, into which the back-end then writes. QEMU has the code
 # for vhost-net in the kernel only (hw/net/virtio-net.c asks for a tap), and for other devices none. Linux's virtio_net resets rings so for
 # `ethtool -G`. QEMU 11.1.3 (Debian), tried by hand, does the same.
-# Why it matters to vhost-pci: that one ring of a driver VM is reset never reaches the daemon, however well its data path could stop and start
-# it (guest/agent/vfeatures.h has the feature among those that a data path need not know of).
+# Why it matters to vhost-pci: that one ring of a driver VM is reset would never reach the daemon, however well its data path could stop and
+# start it. So the daemon does not offer the feature.
 #
 # Needs apt with Debian 12's lists, 1 GB of space in TMPDIR and about a minute. Installs nothing on this machine.
 set -eu

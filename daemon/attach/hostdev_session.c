@@ -26,8 +26,7 @@
 	 VP_BIT(VU_PF_CONFIG) | VP_BIT(VU_PF_DEVICE_STATE))
 
 /* What a back-end need not know of: the driver VM's VMM and this daemon provide it. As for the agent's data paths. */
-#define F_RING_RESET 40
-#define ANY_NEUTRAL (VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(F_RING_RESET))
+#define ANY_NEUTRAL VP_BIT(VIRTIO_F_ACCESS_PLATFORM)
 #define NET_NEUTRAL                                                                                        \
 	(ANY_NEUTRAL | VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
 	 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | VP_BIT(VIRTIO_NET_F_CTRL_VLAN) |    \

@@ -17,23 +17,22 @@
 #define VP_NET_F_GUEST_USO4	54
 #define VP_NET_F_GUEST_USO6	55
 #define VP_NET_F_HOST_USO	56
-#define VP_F_RING_RESET		40
 
 /*
  * Bits that a data path for net devices need not know of, because the driver VM's VMM and the
  * daemon provide them: configuration space, control queue, status. ACCESS_PLATFORM is among
- * them: link addresses are opaque here, whoever translated them. So is RING_RESET: the
- * data path sees a stop and a new run.
+ * them: link addresses are opaque here, whoever translated them. RING_RESET is not: no data
+ * path hears of it, since QEMU tells no vhost-user back-end (findings/qemu-ring-reset-untold.sh).
  */
 #define VP_NET_NEUTRAL	(VP_BIT(VIRTIO_NET_F_MTU) | VP_BIT(VIRTIO_NET_F_MAC) | VP_BIT(VIRTIO_NET_F_STATUS) | \
 			 VP_BIT(VIRTIO_NET_F_CTRL_VQ) | VP_BIT(VIRTIO_NET_F_CTRL_RX) | \
 			 VP_BIT(VIRTIO_NET_F_CTRL_VLAN) | VP_BIT(VIRTIO_NET_F_CTRL_RX_EXTRA) | \
 			 VP_BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | VP_BIT(VIRTIO_NET_F_CTRL_MAC_ADDR) | \
 			 VP_BIT(VIRTIO_NET_F_STANDBY) | VP_BIT(VIRTIO_NET_F_SPEED_DUPLEX) | \
-			 VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VP_F_RING_RESET))
+			 VP_BIT(VIRTIO_F_ACCESS_PLATFORM))
 
 /* The same for any device. */
-#define VP_ANY_NEUTRAL	(VP_BIT(VIRTIO_F_ACCESS_PLATFORM) | VP_BIT(VP_F_RING_RESET))
+#define VP_ANY_NEUTRAL	VP_BIT(VIRTIO_F_ACCESS_PLATFORM)
 
 VP_INLINE bool vp_has(const uint64_t f[2], unsigned int bit)
 {

@@ -12,6 +12,7 @@ import vu
 from blk import Disk, Driver, pattern
 
 MODES = ["copy", "fast"]
+RING_RESET = 40
 FORMATS = [0, vu.bit(vu.EVENT_IDX), vu.bit(vu.PACKED), vu.bit(vu.PACKED, vu.EVENT_IDX)]
 
 
@@ -114,6 +115,21 @@ def test_lengths_of_zero_are_not_believed(make):
         head, bufs, _, _ = disk.take()
         disk.back(head, 4097)
         assert f.wait(t) == (0, bytes(4096))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_ring_reset(make, mode):
+    """No message of a front-end says that one ring was reset (findings/qemu-ring-reset-untold.sh), whatever the device side could do."""
+    d = make(mode)
+    with dev(d) as p:
+        disk = Disk(p, features=blk.FEATURES | vu.bit(RING_RESET))
+        disk.attach()
+        with vu.Frontend(drv(d)) as f:
+            offered = f.ask_u64(vu.GET_FEATURES)
+            assert offered & vu.bit(vu.VERSION_1) and not offered & vu.bit(RING_RESET)
+            with pytest.raises((vu.Refused, vu.Gone)):
+                f.negotiate(vu.bit(vu.VERSION_1))
+                f.tell_u64(vu.SET_FEATURES, f.features | vu.bit(RING_RESET))
 
 
 @pytest.mark.parametrize("mode", MODES)
