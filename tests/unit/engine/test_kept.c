@@ -41,7 +41,7 @@ static struct { struct vp_chain c; struct vp_seg sg; } held[HELD]; /* of the dev
 static unsigned n_held;
 static uint64_t id_addr[64]; /* of the driver's chains: where their first buffer lies */
 static uint64_t want_part; /* mergeable: the buffer of its packet that comes next */
-static unsigned part, parts_sent; /* of the packet that the device side is in the midst of: its buffers, 0 = there is none */
+static unsigned part, parts_sent; /* of the packet that the device side is in the midst of; 0 buffers: there is none */
 
 static unsigned up_to(unsigned n)
 {
@@ -245,8 +245,8 @@ static void driver_offers(void)
 }
 
 /*
- * A packet of so many buffers, each the next one that the device side has, or any. It may stop in the midst of a packet,
- * and goes on with that one the next time.
+ * A packet of so many buffers, each the next one that the device side has, or any. It may stop in the midst of a
+ * packet, and goes on with that one the next time.
  */
 static void device_sends(unsigned bufs, bool in_order)
 {
@@ -320,7 +320,7 @@ static void up(enum rig_kind kind, uint16_t size, uint64_t drv, uint64_t dev, ui
 static void tx(uint64_t drv, uint64_t dev)
 {
 	const bool order = dev & F_IN_ORDER;
-	/* More than a step takes back (VP_BURST), so that one may end within a batch; else too small an area for all. */
+	/* A step takes back VP_BURST at most: one may end within a batch. Without batches the area is too small for all. */
 	const unsigned times = order ? 4 : 1;
 
 	up(RIG_TX, (drv & dev & F_PACKED ? 24 : 32) * times, drv, dev, order ? 128 << 10 : 24 << 10);
@@ -357,7 +357,7 @@ static void rx(uint64_t drv, uint64_t dev)
 	const bool order = (drv | dev) & F_IN_ORDER;
 	const bool mrg = drv & F_MRG;
 
-	/* Too small for all buffers, but where a packet may wait for the room that its own first buffer keeps. */
+	/* Too small an area for all, but where a packet may wait for the room that its own first buffer keeps. */
 	up(RIG_RX, drv & dev & F_PACKED ? 24 : 32, drv, dev, mrg ? 48 << 10 : 24 << 10);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		driver_offers();
