@@ -466,7 +466,7 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	q->n_owed += gave;
 	tell = call_due(q, start, s->hz);
 	q->moved = back || handed;
-	if (!back && !handed && !tell)
+	if (!back && !handed && !tell && !q->anew)
 		return 0;
 	if (handed) {
 		vp_place_point(VP_POINT_TAKEN);
@@ -477,7 +477,9 @@ unsigned vp_reqq_run(struct vp_reqq *q, struct vp_scratch *s)
 	}
 	if (tell)
 		paid(q);
-	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed, tell, start, s);
+	vp_copyq_notify(rq, &q->shadow, q->kick_fd, q->kick_who, &q->kicks, handed || q->anew, tell || q->anew,
+			start, s);
+	q->anew = false;
 	return back + handed + tell;
 }
 
@@ -487,6 +489,8 @@ bool vp_reqq_arm(struct vp_reqq *q)
 
 	if (!q->served || q->c.rq->vq.broken || q->shadow.broken)
 		return false;
+	if (q->anew)
+		return true;
 	if (q->n_owed) {
 		q->flush = true;
 		return true;

@@ -120,6 +120,7 @@ struct vp_reqq {
 	uint64_t too_big; /* bytes that a request wanted and can never have */
 	bool served;	  /* a device side is there */
 	bool blocked, again, stalled, open;
+	bool anew; /* both ends are notified, whatever there is to do */
 	bool moved; /* by the last run; else that has at most called the driver */
 	bool told; /* drained: attention was asked for */
 	unsigned full;	    /* fills: full lengths told in a row */

@@ -307,6 +307,8 @@ int vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick
 	q->kick_fd = kick_fd;
 	q->kick_who = kick_who;
 	q->open = s.flags & F_OPEN;
+	/* What the one before owed, and whether it still notified the device side, is not known. */
+	q->anew = true;
 	r = s.size == q->size ? load(q, &s) : -EPROTO;
 	if (r) {
 		vp_reqq_free(q);

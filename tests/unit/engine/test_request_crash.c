@@ -72,6 +72,31 @@ static pid_t start(bool recover, unsigned at, unsigned nth)
 	work(recover);
 }
 
+/* Neither end looks into its ring while it sleeps: whatever killed the engine, the next one wakes it. */
+static bool driver_sleeps, device_sleeps;
+
+static unsigned device_wakes(uint64_t *order)
+{
+	unsigned n = 0;
+
+	if (device_sleeps && !rig_raised(t.kick))
+		return 0;
+	n = device_takes(order, 8);
+	device_sleeps = !n && !vp_vq_enable_kicks(&t.dev);
+	return n;
+}
+
+static unsigned driver_wakes(void)
+{
+	unsigned n;
+
+	if (driver_sleeps && !rig_raised(t.call))
+		return 0;
+	n = answers();
+	driver_sleeps = !n;
+	return n;
+}
+
 /* A step of the driver, and of the device side, which answers out of order. */
 static bool step(bool more)
 {
@@ -79,7 +104,7 @@ static bool step(bool more)
 	unsigned n, moved = 0;
 
 	/* What the device side has, it has once. */
-	n = device_takes(order, 8);
+	n = device_wakes(order);
 	for (unsigned i = 0; i < n; i++) {
 		unsigned same = 0;
 
@@ -95,7 +120,7 @@ static bool step(bool more)
 		device_returns(k, in_len, in_len);
 		moved++;
 	}
-	n = answers();
+	n = driver_wakes();
 	done += n;
 	moved += n;
 	for (unsigned k = 0; more && k < 3; k++) {
@@ -179,6 +204,7 @@ static void another_device(void)
 	vp_reqq_end(t.q, true, NULL);
 	done += answers();
 	n_holds = 0;
+	device_sleeps = false;
 	serve();
 	until_killed(start(false, VP_POINT_TAKEN, 1 + (unsigned)rand() % 3), 0);
 	vp_inflight_saved_free(&saved);
@@ -198,6 +224,7 @@ static void kills(uint64_t drv, uint64_t dev, bool accounts)
 	serve();
 	n_holds = 0;
 	cookie = done = 0;
+	driver_sleeps = device_sleeps = false;
 	vp_reqq_save_kept(t.q, &kept);
 	assert_false(kept.failed);
 	until_killed(start(false, 0, 0), 0.01);
