@@ -600,7 +600,7 @@ static struct vp_grants *grant_grants(struct vp_plink *pl)
 
 static const struct vp_plink_mode grant_mode = {
 	.mode = VHP_MODE_GRANT, .size = sizeof(struct fast), .direct = true,
-	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM),
+	.not_the_paths = VP_BIT(VIRTIO_F_ACCESS_PLATFORM), .keeps = true,
 	.gone = fast_gone, .fresh = fast_fresh,
 	.init = grant_init, .fini = fast_fini, .profile = grant_profile, .memory = grant_memory, .rings = grant_rings,
 	.begin = grant_begin, .end = fast_end, .finish = fast_finish, .leave = grant_leave, .tidy = grant_tidy,

@@ -244,6 +244,7 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 	struct vp_err e = { 0 };
 	unsigned n;
 
+	vp_port_begin(pl->port);
 	if (g->size && (!run || whole(t, g->addr, g->size) < 0))
 		forget(g, run ? "it is no piece of the driver VM's memory any more"
 			      : "the driver VM's rings have stopped");
@@ -258,7 +259,6 @@ void vp_grants_update(struct vp_grants *g, const struct vp_port_region *extra)
 		g->asked = true;
 		vp_grant_channel_ask(g->channel);
 	}
-	vp_port_begin(pl->port);
 	if (g->viommu)
 		vp_gv_update(g->viommu);
 	hold(g);
@@ -470,6 +470,7 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 				  g->addr, g->size);
 	if (g->size)
 		return 0;
+	vp_plink_touch(pl);
 	g->addr = addr;
 	g->size = size;
 	g->since_us = now_us(g);
@@ -484,6 +485,7 @@ int vp_grants_give(struct vp_grants *g, uint64_t addr, uint64_t size, const char
 
 void vp_grants_drop(struct vp_grants *g, const char *by)
 {
+	vp_plink_touch(g->pl);
 	if (g->viommu)
 		vp_gv_drop(g->viommu, "it was dropped by hand");
 	if (!g->size)
@@ -508,6 +510,13 @@ static void refused(void *ctx, const char *why)
 		return;
 	snprintf(g->message, sizeof(g->message), "the driver VM says: %.170s", why);
 	vp_log(VP_LOG_NOTICE, "%s: it grants nothing; %s", g->pl->name, g->message);
+}
+
+static void touched(void *ctx)
+{
+	struct vp_grants *g = ctx;
+
+	vp_plink_touch(g->pl);
 }
 
 static bool wants(void *ctx)
@@ -536,6 +545,14 @@ void vp_grants_save(const struct vp_grants *g, struct vp_rec *r)
 	vp_rec_begin(r, TAG_SOCKET);
 	vp_grant_channel_save(g->channel, r);
 	vp_rec_end(r);
+}
+
+int vp_grants_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e)
+{
+	struct vp_rec_in channel;
+
+	*fd = -1;
+	return vp_rec_find(in, TAG_SOCKET, &channel) ? vp_grant_channel_record_socket(&channel, fd, ours, e) : 0;
 }
 
 /* The socket of the daemon before, to where the channel looks for it. */
@@ -607,7 +624,9 @@ static void show(struct vp_plink *pl)
 
 int vp_grants_new(struct vp_grants **out, struct vp_plink *pl, struct vp_err *e)
 {
-	static const struct vp_grant_channel_ops ops = { .grant = said, .refuse = refused, .wants = wants };
+	static const struct vp_grant_channel_ops ops = {
+		.grant = said, .refuse = refused, .wants = wants, .touch = touched,
+	};
 	struct vp_grants *g = calloc(1, sizeof(*g));
 	int r = 0;
 
@@ -638,6 +657,8 @@ void vp_grants_free(struct vp_grants *g)
 {
 	if (!g)
 		return;
+	if (g->pl->l->leaving)
+		vp_grant_channel_leave(g->channel);
 	vp_grant_channel_free(g->channel);
 	vp_gv_free(g->viommu);
 	sd_event_source_disable_unref(g->timer);

@@ -67,6 +67,8 @@ void vp_grants_drop(struct vp_grants *g, const char *by);
 void vp_grants_save(const struct vp_grants *g, struct vp_rec *r);
 void vp_grants_save_hot(const struct vp_grants *g, struct vp_rec *r);
 int  vp_grants_restore_hot(struct vp_grants *g, const struct vp_rec_in *in, struct vp_err *e);
+/* The channel's listening socket in what vp_grants_save() wrote: as vp_grant_channel_record_socket(). */
+int  vp_grants_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e);
 
 /* New reference. */
 json_t *vp_grants_json(const struct vp_grants *g);

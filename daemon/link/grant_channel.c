@@ -28,7 +28,7 @@ struct vp_grant_channel {
 	void                              *ctx;
 	char                               name[VP_CONF_NAME_MAX + 32];
 	int                                lfd, fd;
-	bool                               unlink_path;
+	bool                               unlink_path, leaving;
 	struct vp_source                  *listen_io, *io;
 	struct ucred                       cred;
 	char                               line[LINE_MAX_BYTES];
@@ -42,7 +42,10 @@ static void hang_up(struct vp_grant_channel *c, const char *why)
 {
 	if (c->fd < 0)
 		return;
-	vp_log(VP_LOG_INFO, "%s: the connection has ended: %s", c->name, why);
+	if (!c->leaving) {
+		c->ops->touch(c->ctx);
+		vp_log(VP_LOG_INFO, "%s: the connection has ended: %s", c->name, why);
+	}
 	vp_source_end(&c->io);
 	vp_close(&c->fd);
 	c->n = 0;
@@ -61,6 +64,7 @@ static void say(struct vp_grant_channel *c, const char *word, const char *text)
 
 void vp_grant_channel_ask(struct vp_grant_channel *c)
 {
+	c->ops->touch(c->ctx);
 	say(c, "grant?", "");
 }
 
@@ -116,10 +120,13 @@ static bool floods(struct vp_grant_channel *c)
 static int on_input(sd_event_source *s, int fd, uint32_t revents, void *arg)
 {
 	struct vp_grant_channel *c = arg;
-	/* seccomp control: recvfrom */
-	ssize_t got = recv(c->fd, c->line + c->n, sizeof(c->line) - c->n, MSG_DONTWAIT);
+	ssize_t got;
 	char *end;
 
+	/* Until what it says is done, and answered, and in a new record. */
+	c->ops->touch(c->ctx);
+	/* seccomp control: recvfrom */
+	got = recv(c->fd, c->line + c->n, sizeof(c->line) - c->n, MSG_DONTWAIT);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (got <= 0) {
@@ -174,6 +181,7 @@ static int on_accept(sd_event_source *s, int lfd, uint32_t revents, void *arg)
 		close(fd);
 		return 0;
 	}
+	c->ops->touch(c->ctx);
 	/* A VMM connects anew when it was restarted: the last one counts. */
 	hang_up(c, "the VMM connected anew");
 	c->fd = fd;
@@ -232,6 +240,14 @@ int vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, con
 	return 0;
 }
 
+void vp_grant_channel_leave(struct vp_grant_channel *c)
+{
+	if (!c)
+		return;
+	c->leaving = true;
+	c->unlink_path = false;
+}
+
 void vp_grant_channel_free(struct vp_grant_channel *c)
 {
 	if (!c)
@@ -262,20 +278,27 @@ void vp_grant_channel_save(const struct vp_grant_channel *c, struct vp_rec *r)
 	vp_rec_fd(r, TAG_LISTENS, VP_REC_FD_SOCKET, c->lfd);
 }
 
+int vp_grant_channel_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e)
+{
+	struct channel_rec s;
+
+	if (vp_rec_get(in, TAG_CHANNEL, &s, sizeof(s)))
+		return vp_err_set(e, -EPROTO, "the record of its channel for grants is malformed");
+	*ours = s.ours;
+	return vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, fd, e);
+}
+
 int vp_grant_channel_adopt(struct vp_daemon *d, const struct vp_conf_link *link, const struct vp_rec_in *in,
 			   struct vp_err *e)
 {
 	char act[ACT_MAX];
-	struct channel_rec s;
-	int fd, r;
+	bool ours;
+	int fd, r = vp_grant_channel_record_socket(in, &fd, &ours, e);
 
-	if (vp_rec_get(in, TAG_CHANNEL, &s, sizeof(s)))
-		return vp_err_set(e, -EPROTO, "the record of its channel for grants is malformed");
-	r = vp_rec_take(in, TAG_LISTENS, VP_REC_FD_SOCKET, &fd, e);
 	if (r || fd < 0)
 		return r;
 	activation_name(link, act);
-	return vp_activation_add(&d->activation, act, fd, s.ours);
+	return vp_activation_add(&d->activation, act, fd, ours);
 }
 
 void vp_grant_channel_save_hot(const struct vp_grant_channel *c, struct vp_rec *r)

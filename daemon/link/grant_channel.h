@@ -30,18 +30,24 @@ struct vp_grant_channel_ops {
 	void (*refuse)(void *ctx, const char *why);
 	/* Is a grant wanted now? A driver VM that connects is asked then. */
 	bool (*wants)(void *ctx);
+	/* Something of what is saved is about to change, or is about to be said. */
+	void (*touch)(void *ctx);
 };
 
 /* Listens at link->grant_socket. link outlives it. */
 int  vp_grant_channel_new(struct vp_grant_channel **out, struct vp_daemon *d, const struct vp_conf_link *link,
 			  const struct vp_grant_channel_ops *ops, void *ctx, struct vp_err *e);
 void vp_grant_channel_free(struct vp_grant_channel *c);  /* NULL is allowed */
+/* Before that: another daemon has it, or will have it. The socket's file stays. NULL is allowed. */
+void vp_grant_channel_leave(struct vp_grant_channel *c);
 /*
  * For another daemon: the listening socket, which vp_grant_channel_new() takes there when it was adopted; and all else.
  */
 void vp_grant_channel_save(const struct vp_grant_channel *c, struct vp_rec *r);
 int  vp_grant_channel_adopt(struct vp_daemon *d, const struct vp_conf_link *link, const struct vp_rec_in *in,
 			    struct vp_err *e);
+/* The listening socket of that record, -1 = none; ours: its file is the link's. 0 or -EPROTO. */
+int  vp_grant_channel_record_socket(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e);
 void vp_grant_channel_save_hot(const struct vp_grant_channel *c, struct vp_rec *r);
 int  vp_grant_channel_restore_hot(struct vp_grant_channel *c, const struct vp_rec_in *in, struct vp_err *e);
 /* Ask the driver VM, if it is there. */

@@ -225,6 +225,8 @@ void vp_keep_touch(struct vp_link *l)
 		return;
 	__atomic_store_n(&k->head->dirty, 1, __ATOMIC_RELEASE);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (!k->dirty)
+		vp_place_point(VP_POINT_MARKED);
 	if (!k->dirty && !l->d->keep_waits) {
 		l->d->keep_waits = true;
 		vp_timer_in(l->d->event, &l->d->keep_timer, SOON_US, on_time, l->d, "keep");
@@ -292,6 +294,7 @@ static int commit(struct vp_link *l)
 		return k->dirty ? -EBUSY : 0;
 	}
 	k->silent = false;
+	vp_place_point(VP_POINT_BOXED);
 	forget(l);
 	k->box = fd;
 	k->which = !k->which;
@@ -299,6 +302,7 @@ static int commit(struct vp_link *l)
 	k->serial++;
 	k->head->serial = k->serial;
 	__atomic_store_n(&k->head->dirty, 0, __ATOMIC_RELEASE);
+	vp_place_point(VP_POINT_UNMARKED);
 	return 0;
 }
 

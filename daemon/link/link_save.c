@@ -13,6 +13,7 @@
 #include "front/peer.h"
 #include "handover/takeover.h"
 #include "link/link.h"
+#include "link/port_link.h"
 #include "sys/sock.h"
 
 enum tag { TAG_LINK = 1, TAG_NAME, TAG_STATE, TAG_CONF, TAG_SHAPE, TAG_GIVEN, TAG_IMPL, TAG_WAKES };
@@ -279,6 +280,17 @@ bool vp_links_record_next(struct vp_rec_in *rest, struct vp_conf_link *was)
 	return false;
 }
 
+/* A listening socket of a link that is not gone on with: its path is free at once. */
+static void end_listening(int fd, bool ours, const char *path)
+{
+	/* seccomp control: shutdown */
+	if (ours)
+		shutdown(fd, SHUT_RDWR);
+	vp_close(&fd);
+	if (ours && *path)
+		vp_sock_forget(path);
+}
+
 void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
 {
 	struct vp_rec_in rest = *in, body, impl, side, peer, conf;
@@ -304,13 +316,11 @@ void vp_links_end_rest(struct vp_links *ls, const struct vp_rec_in *in)
 			    !vp_rec_find(&side, VP_LINK_REC_PEER, &peer) ||
 			    vp_peer_record_socket(&peer, &fd, &ours, &e) || fd < 0)
 				continue;
-			/* seccomp control: shutdown */
-			if (ours)
-				shutdown(fd, SHUT_RDWR);
-			vp_close(&fd);
-			if (ours && *path)
-				vp_sock_forget(path);
+			end_listening(fd, ours, path);
 		}
+		was.grant_socket[sizeof(was.grant_socket) - 1] = 0;
+		if (was.mode == VP_MODE_GRANT && !vp_plink_record_channel(&impl, &fd, &ours, &e) && fd >= 0)
+			end_listening(fd, ours, was.grant_socket);
 	}
 }
 

@@ -94,6 +94,7 @@ static int vdev_logged(void *ctx)
 }
 
 static const struct vp_vdev_ops vdev_ops = {
+	.touch = vp_plink_touch,
 	.translated = vdev_translated,
 	.logged = vdev_logged,
 	.withdraw = vdev_withdraw,

@@ -232,6 +232,8 @@ int  vp_plink_can_keep(const struct vp_link *l, struct vp_err *e);
 void vp_plink_save_kept(struct vp_link *l, struct vp_rec *r);
 int  vp_plink_recover(struct vp_link *l, const struct vp_place *old, unsigned n, const struct vp_rec_in *kept,
 		      struct vp_err *e);
+/* Of a record of a grant link, the listening socket of its channel, -1 = none; ours: its file is the link's. */
+int  vp_plink_record_channel(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e);
 /* While the link starts with l->heir: what it is to begin with. */
 int  vp_plink_heir_port(const struct vp_plink *pl, struct vp_port_conf *pc, struct vp_err *e);
 int  vp_plink_heir_profile(struct vp_plink *pl, struct vp_err *e);

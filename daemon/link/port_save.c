@@ -179,6 +179,14 @@ bool vp_plink_heir_mode(const struct vp_plink *pl, struct vp_rec_in *mode)
 	return pl->l->heir && vp_rec_find(pl->l->heir, TAG_MODE, mode);
 }
 
+int vp_plink_record_channel(const struct vp_rec_in *in, int *fd, bool *ours, struct vp_err *e)
+{
+	struct vp_rec_in mode;
+
+	*fd = -1;
+	return vp_rec_find(in, TAG_MODE, &mode) ? vp_grants_record_socket(&mode, fd, ours, e) : 0;
+}
+
 int vp_plink_restore(struct vp_link *l, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_plink *pl = l->impl;

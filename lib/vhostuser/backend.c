@@ -312,7 +312,7 @@ out:
 
 void vu_touch(struct vu_backend *b)
 {
-	if (b->cfg.journal && b->ops->touch)
+	if (b->ops->touch)
 		b->ops->touch(b->ctx);
 }
 

@@ -145,8 +145,8 @@ struct vu_backend_ops {
 	int (*get_shmem_config)(void *ctx, unsigned int *n, uint64_t *sizes, struct vp_err *e);
 
 	/*
-	 * Optional, with cfg.journal: what vu_backend_save() writes is about to change, by anything but an IOTLB
-	 * message that is done, a miss, and what comes back for it.
+	 * Optional: what vu_backend_save() writes is about to change. With cfg.journal not for an IOTLB message that is
+	 * done, a miss, and what comes back for it.
 	 */
 	void (*touch)(void *ctx);
 

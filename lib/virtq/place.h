@@ -101,6 +101,10 @@ enum vp_place_point {
 	VP_POINT_FREED,      /* the request is over, the intent is not */
 	VP_POINTS,
 	VP_POINT_JOURNAL = 100, /* and on: those of vhostuser/journal.h */
+	/* of a link's box (daemon/link/keep.c) */
+	VP_POINT_MARKED = 200,  /* the mark is set, what it announces has not happened */
+	VP_POINT_BOXED,      /* the keeper has a new one, and the mark is still set */
+	VP_POINT_UNMARKED,
 };
 extern unsigned vp_place_crash_at, vp_place_crash_n;
 /* It is that time: the caller calls vp_place_crash(). */

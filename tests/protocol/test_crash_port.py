@@ -437,13 +437,15 @@ def test_beside_others(held):
     d.link("cd", driver="c", device="d")
     d.link("ef", driver="a", device="c", Device_Endpoint="port", Device_Attachment="local", Link_Mode="grant")
     with fast(lambda: d) as (d, nic, p), vu.Nic(d.sock("cd", "driver")) as c, vu.Nic(d.sock("cd", "device")) as e, vu.Nic(d.sock("ef", "driver")) as g:
-        for link in "ab", "cd":
+        for link in "ab", "cd", "ef":
             rest(d, link)
-        assert not d.show("ef")["kept"]
+        conf = d.conf / "ef.link"
         with ends(nic, p) as flow:
-            for _ in range(3):
+            for n in range(3):
                 rest(d)
                 d.kill()
+                if not n:
+                    conf.write_text(conf.read_text() + "\n[Net]\nMTU=1300\n")
                 next_one(d)
                 flow.more()
         assert not hung_up(c) and not hung_up(e) and hung_up(g)
