@@ -682,7 +682,8 @@ static int requests_recover(struct vp_plink *pl, unsigned i, const struct vp_rec
 	if (r)
 		return vp_err_set(e, r, "queue %u: nothing is known of where it was", i);
 	rc.inflight.mem = vp_vdev_inflight_at(pl->slot.v, i);
-	r = vp_reqq_recover(&q->r, &rc, q->kick_fd, vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), in, e);
+	r = vp_reqq_recover(&q->r, &rc, vp_plink_features(pl), q->kick_fd,
+			    vp_blame_id(pl->l->conf.side[VP_SIDE_DEVICE].vm), in, e);
 	if (r)
 		return r;
 	requests_taken_over(pl, i);

@@ -152,13 +152,13 @@ int  vp_reqq_restore(struct vp_reqq **out, const struct vp_reqq_conf *c, int kic
 /*
  * For a process that comes when this one has been killed anywhere. vp_reqq_save_kept() is what does not change while
  * data threads run; all else is in c->keep, which is the same memory there. The engine goes on, and what was seen in
- * part is finished: of the shadow ring, and of the driver's, which is set up, and is put where it was. Both ends want
- * to be notified, which is the caller's to do. -EPROTO: c->keep contradicts itself, or the rings; -ENODATA: it was at
- * what is not written down; -ENOMEM.
+ * part is finished: of the shadow ring, and of the driver's, which is set up, and is put where it was. Its first run
+ * notifies both ends. features as for vp_reqq_begin(). -EPROTO: c->keep contradicts itself, the rings or the features;
+ * -ENODATA: it was at what is not written down; -ENOMEM.
  */
 uint64_t vp_reqq_keep_bytes(void);
 void vp_reqq_save_kept(const struct vp_reqq *q, struct vp_rec *r);
-int  vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick_fd, uint64_t kick_who,
+int  vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, uint64_t features, int kick_fd, uint64_t kick_who,
 		     const struct vp_rec_in *in, struct vp_err *e);
 
 /*

@@ -245,14 +245,18 @@ static int load_account(struct vp_reqq *q)
 	return r;
 }
 
-static int load(struct vp_reqq *q, const struct kept_rec *s)
+static bool packed_as_ever(const struct kept_rec *s, uint64_t features)
 {
-	const uint64_t features = s->flags & F_PACKED ? VP_BIT(VIRTIO_F_RING_PACKED) : 0;
+	return !(s->flags & F_SERVED) || !(s->flags & F_PACKED) == !(features & VP_BIT(VIRTIO_F_RING_PACKED));
+}
+
+static int load(struct vp_reqq *q, const struct kept_rec *s, uint64_t features)
+{
 	struct vp_req_snap snap;
 	struct order *o;
 	int r;
 
-	if (q->keep->which > 1)
+	if (q->keep->which > 1 || !packed_as_ever(s, features))
 		return -EPROTO;
 	snap = q->keep->snap[q->keep->which];
 	if (snap.saved)
@@ -288,8 +292,8 @@ static int load(struct vp_reqq *q, const struct kept_rec *s)
 	return 0;
 }
 
-int vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick_fd, uint64_t kick_who,
-		    const struct vp_rec_in *in, struct vp_err *e)
+int vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, uint64_t features, int kick_fd,
+		    uint64_t kick_who, const struct vp_rec_in *in, struct vp_err *e)
 {
 	struct vp_reqq_conf was = *c;
 	struct kept_rec s;
@@ -309,7 +313,7 @@ int vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, int kick
 	q->open = s.flags & F_OPEN;
 	/* What the one before owed, and whether it still notified the device side, is not known. */
 	q->anew = true;
-	r = s.size == q->size ? load(q, &s) : -EPROTO;
+	r = s.size == q->size ? load(q, &s, features) : -EPROTO;
 	if (r) {
 		vp_reqq_free(q);
 		return vp_err_set(e, r, "where its requests were: %s",

@@ -95,7 +95,8 @@ int vp_drvq_recover_end(struct vp_drvq *q, bool pending, uint16_t head_slot, uin
 	q->head_pending = pending;
 	q->head_slot = head_slot;
 	q->head_word = head_word;
-	q->added = q->outstanding; /* whether the device was notified of what it last got is not known */
+	/* Whether the device was notified of what it last got is not known. */
+	q->added = q->packed ? q->size - q->num_free : q->outstanding;
 	vp_drvq_go_on(q);
 	return 0;
 }

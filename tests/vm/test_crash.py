@@ -25,10 +25,10 @@ NIC = dict(props='iommu_platform=on,ats=on,disable-legacy=on')
 KILLS = [None, WRITTEN, None, HALF, None, INTENT, None, WRITTEN, SENT, None]
 
 
-def rest(daemon):
+def rest(daemon, name='link'):
     """Until all that was said is kept."""
     end = time.time() + v.limit(10)
-    while not daemon.ctl('show', 'link')['kept']:
+    while not daemon.ctl('show', name)['kept']:
         assert time.time() < end, daemon.tail()
         time.sleep(0.02)
 

@@ -41,7 +41,7 @@ static _Noreturn void work(bool recover)
 	if (recover) {
 		c.saved = &saved;
 		c.inflight = (struct vp_inflight){ .mem = account ? vp_gptr_from_map(account) : VP_GPTR_NULL };
-		r = vp_reqq_recover(&t.q, &c, t.kick, 0, &in, &e);
+		r = vp_reqq_recover(&t.q, &c, t.dev_features, t.kick, 0, &in, &e);
 	}
 	if (r) {
 		fprintf(stderr, "%s\n", e.msg);
@@ -198,7 +198,7 @@ static void another_device(void)
 	c.saved = &saved;
 	c.inflight.mem = account ? vp_gptr_from_map(account) : VP_GPTR_NULL;
 	vp_reqq_free(t.q);
-	RIG_MUST(!vp_reqq_recover(&t.q, &c, t.kick, 0, &in, &e));
+	RIG_MUST(!vp_reqq_recover(&t.q, &c, t.dev_features, t.kick, 0, &in, &e));
 	if (account)
 		assert_int_equal(marked(), vp_reqq_outstanding(t.q));
 	vp_reqq_end(t.q, true, NULL);
@@ -261,8 +261,8 @@ static void test_kills(void **state)
 {
 	(void)state;
 	srand(1);
-	for (unsigned i = 0; i < 8; i++)
-		kills(i & 1 ? F_PACKED : 0, i & 2 ? F_PACKED : 0, i & 4);
+	for (unsigned i = 0; i < 16; i++)
+		kills(i & 1 ? F_PACKED : 0, (i & 2 ? F_PACKED : 0) | (i & 8 ? F_EVENT_IDX : 0), i & 4);
 	print_message("%u crashes\n", crashes);
 }
 
