@@ -158,8 +158,8 @@ int  vp_reqq_restore(struct vp_reqq **out, const struct vp_reqq_conf *c, int kic
  */
 uint64_t vp_reqq_keep_bytes(void);
 void vp_reqq_save_kept(const struct vp_reqq *q, struct vp_rec *r);
-int  vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, uint64_t features, int kick_fd, uint64_t kick_who,
-		     const struct vp_rec_in *in, struct vp_err *e);
+int  vp_reqq_recover(struct vp_reqq **out, const struct vp_reqq_conf *c, uint64_t features, int kick_fd,
+		     uint64_t kick_who, const struct vp_rec_in *in, struct vp_err *e);
 
 /*
  * A device side has come: an empty shadow ring at desc_addr and so on, of q->size entries. It first

@@ -320,7 +320,7 @@ static void up(enum rig_kind kind, uint16_t size, uint64_t drv, uint64_t dev, ui
 static void tx(uint64_t drv, uint64_t dev)
 {
 	const bool order = dev & F_IN_ORDER;
-	/* A step takes back VP_BURST at most: one may end within a batch. Without batches the area is too small for all. */
+	/* A step takes back VP_BURST at most: it may end in a batch. Without batches the area is too small for all. */
 	const unsigned times = order ? 4 : 1;
 
 	up(RIG_TX, (drv & dev & F_PACKED ? 24 : 32) * times, drv, dev, order ? 128 << 10 : 24 << 10);
