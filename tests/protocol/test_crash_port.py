@@ -114,7 +114,7 @@ def guards(d):
 def serves(p):
     """Its VMM answers."""
     if isinstance(p, pc.Shmem) and select.select([p.back], [], [], 0)[0]:
-        with contextlib.suppress(pc.Gone, BrokenPipeError):
+        with contextlib.suppress(pc.Gone, ConnectionError):
             p.serve()
 
 
