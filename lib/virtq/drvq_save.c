@@ -198,7 +198,7 @@ int vp_drvq_recover(struct vp_drvq *q, uint16_t size, uint64_t features, vp_gptr
 		.batch_id = at->batch_id, .batch_len = at->batch_len, .head_slot = at->head_slot,
 		.head_word = at->head_word, .head_pending = at->head_pending, .id = ids, .lent = true,
 		/* Whether the device was notified of what it last got is not known. */
-		.added = packed ? size - at->num_free : at->outstanding,
+		.added = at->outstanding,
 	};
 	if (q->outstanding + q->num_free != size || (packed && (q->avail >= size || q->head_slot >= size)) ||
 	    !who_is_out(q) || !place_ok(q) || !put_in_order(q, first, mask))
